@@ -44,6 +44,21 @@ def fit_probe(found: list[dict[str, Any]]) -> Iterator[str]:
     yield from table(["task", "fitted on", "n", "XSTest AUC", "HH pairs told right"], rows)
 
 
+def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
+    yield "AUC, and kappa at even odds; fitted on permissive labels, or on all but the question's own."
+    yield ""
+    sources = list(found["counts"])
+    rows = [
+        [e["reads"], e["how"], e["labels"]]
+        + [
+            f"{interval(e['sources'][name]['auc'])}, {e['sources'][name]['kappa'][0]:.2f}"
+            for name in sources
+        ]
+        for e in found["candidates"]
+    ]
+    yield from table(["reads", "fitted by", "labels", *sources], rows)
+
+
 def crash(found: dict[str, Any]) -> Iterator[str]:
     rows = [
         [n, k["stage"], round(k["after"], 2), k["found"]] for n, k in enumerate(found["kills"], 1)
@@ -71,6 +86,7 @@ def near_duplicates(found: dict[str, Any]) -> Iterator[str]:
 SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "judge_agreement": ("What the offline judge is worth against human labels", judge_agreement),
     "fit_probe": ("What each source of labels adds to the offline judge", fit_probe),
+    "probe_candidates": ("What else the offline judge could have been", probe_candidates),
     "crash": ("Killed at random moments, and the same bytes in the end", crash),
     "resume": ("Going on in a large folder", resume),
     "attention": ("One decoding step of attention on a CPU", attention),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,8 @@ import typer
 from setbacks.errors import InputError, SetbacksError
 
 if TYPE_CHECKING:
+    from setbacks.calibration import Calibrated
+    from setbacks.recipe import Recipe
     from setbacks.stages.report import Report
 
 app = typer.Typer(
@@ -30,6 +34,10 @@ From = Annotated[
         metavar="STAGE",
         help="Do this stage and all after it anew; what was there moves to superseded/.",
     ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Values that win over the recipe."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
@@ -60,10 +68,7 @@ def run(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe; without one, the quickstart.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY.PATH=VALUE", help="Values that win over the recipe."),
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if not given.")
     ] = None,
@@ -72,14 +77,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Run the whole pipeline, or go on where it stopped."""
-    from setbacks.recipe import Recipe
-
-    told = list(overrides or [])
-    if recipe is not None and "=" in recipe and not Path(recipe).exists():
-        told, recipe = [recipe, *told], None
-    settled = Recipe.load(recipe, told)
-    folder = out or Path("runs") / Path(settled.name.replace("/", "-")).name
-    _carry_out(folder, settled, "report", redo, quiet, json)
+    settled = _recipe(recipe, overrides)
+    _carry_out(out or _place(settled), settled, "report", redo, quiet, json)
 
 
 def _stage(name: str, summary: str) -> None:
@@ -100,6 +99,107 @@ _stage("train", "Step 3: fine-tune an adapter on the analyses.")
 _stage("respond", "Step 4: answer the suites before and after, with and without guidance.")
 _stage("judge", "Step 5: have the responses judged.")
 _stage("report", "Write metrics.json and report.html.")
+
+
+@app.command()
+def compare(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe; without one, the quickstart.")
+    ] = None,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Compare these instead of the recipe's."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Trainings of each method.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-compare if not given.")
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train and measure several methods at equal data, or go on where that stopped."""
+    from setbacks.compare import compare as carry_out
+
+    told = [] if methods is None else [f"compare.methods=[{methods}]"]
+    told += [] if seeds is None else [f"compare.seeds={seeds}"]
+    settled = _recipe(recipe, overrides, told)
+    _several(carry_out, settled, out or _place(settled, "-compare"), quiet, json)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="The study: `setbacks doctor` lists them.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe; without one, the quickstart.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-STUDY if not given.")
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Carry out a study, or go on where it stopped."""
+    from setbacks.studies import carry_out
+
+    settled = _recipe(recipe, overrides)
+    folder = out or _place(settled, f"-{name}")
+    _several(partial(carry_out, name), settled, folder, quiet, json)
+
+
+@app.command()
+def calibrate(
+    judge: Annotated[str, typer.Argument(help="The judge: probe, llm, ...")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY.PATH=VALUE", help="Keys of the judge, such as engine.model=DIR."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Human labels: a label file, or a YAML file with one source or several.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Fit the probe's heads on these labels instead."),
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OURS=THEIRS,...", help="What the file calls our fields, such as text=prompt."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where fitted heads go.")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Measure a judge against human labels, or fit the probe on your own."""
+    from setbacks import calibration
+    from setbacks.progress import show
+    from setbacks.recipe import Recipe
+
+    if (labels is None) == (fit is None):
+        raise InputError("say either --labels FILE, to measure, or --fit FILE, to fit")
+    if fit is not None and (judge != "probe" or overrides):
+        raise InputError("--fit is for the probe alone, and takes no KEY.PATH=VALUE")
+    if fit is None and out is not None:
+        raise InputError("--out goes with --fit; figures go where reports find them")
+    pairs = [pair.partition("=") for pair in fields.split(",")] if fields else []
+    recipe = Recipe.of_judge(judge, overrides or [])
+    found = calibration.labels(str(labels or fit), {ours: theirs for ours, _, theirs in pairs})
+    with show(quiet) as progress:
+        if fit is not None:
+            made = calibration.fit(found, out, progress)
+        else:
+            made = calibration.calibrate(recipe, found, progress)
+    _print_calibration(made, json)
 
 
 @app.command()
@@ -129,6 +229,42 @@ def doctor(
     show(checks, as_json=json)
     if not all(check.ok for check in checks if check.needed):
         raise typer.Exit(1)
+
+
+def _recipe(recipe: str | None, overrides: list[str] | None, more: Sequence[str] = ()) -> Recipe:
+    """Load a recipe; where none is named, what stands in its place is the first override."""
+    from setbacks.recipe import Recipe
+
+    told = list(overrides or [])
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+        told, recipe = [recipe, *told], None
+    return Recipe.load(recipe, [*told, *more])
+
+
+def _place(recipe: Recipe, ending: str = "") -> Path:
+    """The folder of a recipe whose user named none."""
+    return Path("runs") / (Path(recipe.name.replace("/", "-")).name + ending)
+
+
+def _several(
+    do: Callable[..., Path], recipe: Recipe, folder: Path, quiet: bool, as_json: bool
+) -> None:
+    """Carry out a comparison or a study, and say what came out."""
+    from setbacks.progress import show
+
+    with show(quiet) as progress:
+        page = do(recipe, folder, progress)
+    found = (page.parent / "findings.json").read_text(encoding="utf-8")
+    if as_json:
+        print(found, end="")
+        return
+    from rich.console import Console
+
+    from setbacks.page import on_terminal
+
+    console = Console()
+    on_terminal(console, found)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _carry_out(
@@ -166,6 +302,23 @@ def _print_report(made: Report, as_json: bool) -> None:
     for finding in made.metrics["findings"]:
         console.print(f"- {finding['text']}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {made.path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_calibration(made: Calibrated, as_json: bool) -> None:
+    files = {name: str(path) for name, path in made.files.items()}
+    if as_json:
+        import json
+
+        print(json.dumps(made.result | {"files": files}, indent=1))
+        return
+    from rich.console import Console
+
+    from setbacks.calibration import table
+
+    console = Console()
+    console.print(table(made.result))
+    for name, path in files.items():
+        console.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -164,6 +164,15 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def failed_write(path: Path, error: OSError) -> SetbacksError:
     """Say in one line why a write failed and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

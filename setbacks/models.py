@@ -41,6 +41,34 @@ def load_model(spec: Engine) -> Any:
     return model.to(place)
 
 
+def load_reward_model(spec: Engine, tokenizer: Any) -> Any:
+    """Load a model with a head that gives a sequence one score, from a seed of its own.
+
+    The head's first weights are drawn anew; its adapter's file holds what they became.
+
+    Args:
+        spec: the model.
+        tokenizer: whose padding the head looks past.
+
+    Raises:
+        InputError: there is no such model, or it cannot be had.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    place = device(spec)
+    model = _pretrained(
+        AutoModelForSequenceClassification,
+        spec,
+        dtype=dtype(spec, place),
+        use_safetensors=True,
+        num_labels=1,
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to(place)
+
+
 def device(spec: Engine) -> str:
     """Return where a model runs: what the recipe says, or the best there is.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.embedded import ALIAS, resolve
+from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -71,6 +72,8 @@ def check(recipe: Recipe) -> None:
             resolve(engine.model)
     for judge_ in recipe.judges:
         plugin("judges", judge_.judge)
+        if judge_.heads is not None and not Path(judge_.heads).is_file():
+            raise InputError(f"judges: {judge_.judge}: {judge_.heads}: no such heads")
     for source in recipe.parts(Source):
         load(source)
     method = plugin("methods", recipe.train.method)()

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from setbacks.errors import InputError, nearest
 from setbacks.records import Kind
@@ -165,10 +173,23 @@ class Lora(Section):
     )
 
 
+class RLHF(Section):
+    """RLHF: a reward model trained on pairs, then REINFORCE leave-one-out (arXiv 2402.14740)."""
+
+    generations: int = Field(4, ge=2, description="Responses drawn for each prompt of a step.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest of them, in tokens.")
+    temperature: float = Field(1.0, gt=0, description="At which they are drawn.")
+    kl: float = Field(0.05, ge=0, description="Weight of the divergence from the base model.")
+
+
 class Train(Section):
     """Step 3, unguided-analysis fine-tuning."""
 
-    method: str = Field("mistake_analysis", description="`mistake_analysis` or `sft`.")
+    method: str = Field(
+        "mistake_analysis",
+        description="`mistake_analysis`, `mistake_analysis_sft`, `sft`, `helpful`, "
+        "`chain_of_hindsight`, `critique_revise`, `dpo` or `rlhf`.",
+    )
     mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
@@ -178,10 +199,56 @@ class Train(Section):
         [Source(source="builtin:refusals", split="train")],
         description="Data sets with a red-team `text` and a safe `answer`.",
     )
+    pairs: Sources = Field(
+        [],
+        description="Preference pairs for `dpo` and `rlhf`: data sets with `text`, the chosen "
+        "`answer` and the rejected `response`; [] pairs each safe answer with an induced mistake.",
+    )
+    analyses: Literal["filtered", "unfiltered", "shuffled"] = Field(
+        "filtered",
+        description="Which analyses are learnt: the best that passed its checks, the best of all, "
+        "or, as a control that should teach nothing, another response's.",
+    )
+    most_analyses: int | None = Field(
+        None, ge=1, description="Learn at most so many analyses of mistakes; null: all."
+    )
+    question: Literal["unguided", "guided"] = Field(
+        "unguided",
+        description="What is asked before an analysis: the neutral question, or, for an ablation, "
+        "the one that tells the verdict.",
+    )
+    verdict: Literal["within", "first"] = Field(
+        "within",
+        description="Where an analysis says harmful or harmless: `within` its text as it was "
+        "drawn, or `first`, in a word of its own.",
+    )
+    verdict_weight: float = Field(
+        1.0, gt=0, description="Weight in the loss of a verdict that comes first."
+    )
+    beta: float = Field(0.1, gt=0, description="`dpo`: strength of the pull to the base model.")
+    rlhf: RLHF = Field(RLHF(), description="`rlhf`: the reward model and the reinforcement.")
     lora: Lora = Field(Lora(), description="The adapter's shape.")
+    seed: int | None = Field(
+        None, ge=0, description="Of the adapter's first weights and the order; null: the recipe's."
+    )
     epochs: int = Field(2, ge=1, description="Passes over the examples.")
+    tokens: int | None = Field(
+        None, ge=1, description="Stop after so many tokens read, instead of `epochs`."
+    )
+    steps: int | None = Field(None, ge=1, description="Stop after so many steps, instead.")
+    start: str | None = Field(
+        None, description="Go on from this adapter's folder (a supervised method alone)."
+    )
+    snapshots: int = Field(
+        0, ge=0, description="Keep the adapter so many times on the way, in `snapshots/`."
+    )
     batch_size: int = Field(8, ge=1, description="Examples a step.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate (AdamW).")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate (AdamW); null: the method's own, 2e-4 for "
+        "supervised ones.",
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up.")
     scheduler: str = Field("cosine", description="Learning rate schedule (transformers' names).")
     max_length: int = Field(1024, ge=16, description="Longest example, in tokens; longer are cut.")
@@ -233,6 +300,9 @@ class Respond(Section):
     guidance: bool = Field(
         True, description="Also answer with guidance in the prompt (two more arms)."
     )
+    prefill: str = Field(
+        "", description="Begin every response with these words, to see how it goes on."
+    )
     sampling: Sampling = Field(Sampling(), description="How responses are drawn.")
 
 
@@ -248,6 +318,9 @@ class JudgeSpec(Section):
     engine: EngineField | None = Field(
         None, description="The judging model of an `llm` judge; null: the recipe's own model."
     )
+    heads: str | None = Field(
+        None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
+    )
     retries: int = Field(2, ge=0, description="More tries where an `llm` judge cannot be parsed.")
     kinds: list[Kind] = Field(
         ["harmful", "hijacking", "safe", "helpful"], description="Suites that it judges."
@@ -257,6 +330,76 @@ class JudgeSpec(Section):
     def called(self) -> str:
         """Its name, given or not."""
         return self.name or self.judge
+
+
+class Evaluated(Section):
+    """One arm of an evaluation: a model as it is, or answers that are there already."""
+
+    name: str = Field(
+        description="The arm's name in files and reports.", pattern=r"^[A-Za-z0-9_-]+$"
+    )
+    model: EngineField | None = Field(None, description="The model that answers.")
+    adapter: str | None = Field(
+        None, description="A PEFT folder that the model answers with; null: the bare model."
+    )
+    answers: Sources = Field(
+        [],
+        description="In place of a model: data sets with `text` and `response`, one answer to "
+        "every prompt of the suites. Human labels in them (`harmful`, `refused`) are kept.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Evaluated:
+        if (self.model is None) == (not self.answers):
+            raise ValueError(f'"{self.name}" needs either a model or answers')
+        if self.adapter is not None and self.model is None:
+            raise ValueError(f'"{self.name}" has an adapter and no model')
+        return self
+
+
+class Contender(Section):
+    """One method of a comparison."""
+
+    method: str = Field(description="A method's name, as in `train.method`.")
+    name: str | None = Field(
+        None, description="Its name in the report; null: the method's.", pattern=r"^[A-Za-z0-9_]+$"
+    )
+    train: dict[str, Any] = Field(
+        {}, description="Keys of `train` that differ for it, such as {learning_rate: 1e-4}."
+    )
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or self.method
+
+
+class Compare(Section):
+    """`setbacks compare`: methods as arms, at equal data."""
+
+    methods: Annotated[
+        list[Annotated[Contender, _named("method")]], AfterValidator(_names_differ)
+    ] = Field(
+        [
+            Contender(method=name)
+            for name in (
+                "mistake_analysis",
+                "mistake_analysis_sft",
+                "sft",
+                "chain_of_hindsight",
+                "critique_revise",
+                "dpo",
+                "rlhf",
+                "helpful",
+            )
+        ],
+        description="Who is compared. The first sets the budget where `train` gives none.",
+        min_length=1,
+    )
+    seeds: int = Field(1, ge=1, description="Trainings of each method, from different seeds.")
+    budget: Literal["tokens", "steps"] = Field(
+        "tokens", description="What is equal for all: tokens read in training, or steps."
+    )
 
 
 class Recipe(Section):
@@ -278,6 +421,31 @@ class Recipe(Section):
     judges: Annotated[
         list[Annotated[JudgeSpec, _named("judge")]], AfterValidator(_names_differ)
     ] = Field([JudgeSpec()], description="Who judges the responses.", min_length=1)
+    evaluate: Annotated[list[Evaluated], AfterValidator(_names_differ)] = Field(
+        [],
+        description="`setbacks evaluate`: answer with these, each against the first, and train "
+        "nothing; [] for the method.",
+    )
+    compare: Compare = Field(Compare(), description="What `setbacks compare` compares.")
+    study: dict[str, Any] = Field(
+        {}, description="What `setbacks study NAME` is told; the study's page lists its keys."
+    )
+
+    def options(self, kind: type[Part], where: str) -> Part:
+        """Check the recipe's `study` against what a study knows.
+
+        Raises:
+            InputError: an unknown key or a bad value; `where` begins its message.
+        """
+        try:
+            return kind.model_validate(self.study)
+        except ValidationError as error:
+            raise InputError(f"{where}: {_explain(error)}") from None
+
+    @property
+    def train_seed(self) -> int:
+        """The seed of the training."""
+        return self.seed if self.train.seed is None else self.train.seed
 
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -294,12 +462,37 @@ class Recipe(Section):
         where = "the command line" if path is None else str(path)
         if overrides:
             told = _merge(_written_out(cls, told), _parse(overrides))
+        base = Path.cwd() if path is None else Path(path).resolve().parent
+        return cls.parse(told, where).rebased(base)
+
+    @classmethod
+    def parse(cls, told: Any, where: str) -> Recipe:
+        """Make a recipe of plain data.
+
+        Raises:
+            InputError: an unknown key or a bad value; `where` begins its message.
+        """
         try:
-            recipe = cls.model_validate(told)
+            return cls.model_validate(told)
         except ValidationError as error:
             raise InputError(f"{where}: {_explain(error)}") from None
-        base = Path.cwd() if path is None else Path(path).resolve().parent
-        return recipe.rebased(base)
+
+    @classmethod
+    def of_judge(cls, judge: str, overrides: Sequence[str] = ()) -> Recipe:
+        """Make a recipe that is there for its one judge.
+
+        Args:
+            judge: its name.
+            overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
+                and `seed` are the recipe's.
+
+        Raises:
+            InputError: an unknown key or a bad value.
+        """
+        told = _parse(overrides) if overrides else {}
+        outer = {key: told.pop(key) for key in ("language", "seed") if key in told}
+        made = cls.parse(outer | {"judges": [{"judge": judge} | told]}, "the command line")
+        return made.rebased(Path.cwd())
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with the paths of sources and models counted from `base`."""
@@ -311,6 +504,12 @@ class Recipe(Section):
                 parts = {key: walk(getattr(value, key)) for key in type(value).model_fields}
                 if isinstance(value, Engine) and _is_folder(value.model, base):
                     parts["model"] = _from(base, value.model)
+                if isinstance(value, Evaluated) and value.adapter is not None:
+                    parts["adapter"] = _from(base, value.adapter)
+                if isinstance(value, Train) and value.start is not None:
+                    parts["start"] = _from(base, value.start)
+                if isinstance(value, JudgeSpec) and value.heads is not None:
+                    parts["heads"] = _from(base, value.heads)
                 return value.model_copy(update=parts)
             return [walk(item) for item in value] if isinstance(value, list) else value
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
@@ -97,12 +97,29 @@ class Message(BaseModel):
 
 
 class Example(Record):
-    """What the model is trained on: the loss is on `completion` alone."""
+    """What the model is trained on: the loss is on `completion` alone.
+
+    `verdict` is the beginning of a completion that says harmful or harmless, where it is to weigh
+    more than the rest. A preference pair has a `rejected` completion beside the chosen one.
+    """
 
     kind: str
     prompt: list[Message]
     completion: str
     parents: list[str]
+    verdict: str | None = None
+    rejected: str | None = None
+
+
+class Revision(Record):
+    """A mistake that the model rewrote after reading its own critique (Critique-Revise)."""
+
+    analysis_id: str
+    instruction: str
+    response: str
+    text: str
+    passed: bool
+    model: str
 
 
 class Response(Record):
@@ -128,6 +145,7 @@ class Verdict(Record):
     """What a judge says of one response. None means: this judge does not say, or could not.
 
     Probabilities are in [0, 1]; scores are the paper's 1-10 (Harmless Score, Helpful Score).
+    `sampling_probability` is that with which the response was drawn to be labelled by people.
     """
 
     response_id: str
@@ -140,3 +158,4 @@ class Verdict(Record):
     helpful_score: float | None = None
     raw: str | None = None
     attempts: int = 1
+    sampling_probability: float | None = Field(None, gt=0, le=1)

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, nearest
-from setbacks.journal import Journal, W, failed_write, private
+from setbacks.journal import Journal, W, failed_write, private, sync_folder
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Record
@@ -36,10 +36,22 @@ Stage = Literal["induce", "analyze", "train", "respond", "judge", "report"]
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "induce": (("mistakes.jsonl",), ("seed", "language", "model", "instructions", "induce")),
     "analyze": (("analyses.jsonl",), ("analyze",)),
-    "train": (("training.jsonl", "loss.jsonl", "checkpoints", "adapter"), ("train",)),
-    "respond": (("responses",), ("respond",)),
+    "train": (
+        (
+            "revisions.jsonl",
+            "training.jsonl",
+            "loss.jsonl",
+            "checkpoints",
+            "reward_checkpoints",
+            "reward",
+            "snapshots",
+            "adapter",
+        ),
+        ("train",),
+    ),
+    "respond": (("responses",), ("respond", "evaluate")),
     "judge": (("verdicts",), ("judges",)),
-    "report": (("metrics.json", "report.html"), ("name",)),
+    "report": (("metrics.json", "report.html"), ("name", "compare", "study")),
 }
 
 
@@ -148,9 +160,16 @@ class RunFolder:
         return Journal(self.path / name, kind, self.log).records
 
     def arms(self) -> list[str]:
-        """Return the names of the arms that have responses: untrained ones first."""
+        """Return the names of the arms that have responses: untrained ones, or the first, first."""
+        told = [arm.name for arm in self.recipe.evaluate]
+
+        def place(name: str) -> tuple[int, bool, str]:
+            own = name if name in told else name.removesuffix("-guided")
+            at = told.index(own) if own in told else len(told)
+            return at, not name.startswith("vanilla"), name
+
         names = (path.stem for path in (self.path / "responses").glob("*.jsonl"))
-        return sorted(names, key=lambda name: (not name.startswith("vanilla"), name))
+        return sorted(names, key=place)
 
     def engine(self, spec: Any) -> Any:
         """Open the engine of a spec once, and give the same one to every stage that asks."""
@@ -324,15 +343,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise failed_write(path, error) from error
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def environment() -> dict[str, Any]:

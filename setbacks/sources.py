@@ -28,7 +28,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
 
@@ -332,8 +333,45 @@ def load(source: Source | str, base: Path | None = None) -> list[Row]:
     return _load(Source(source=source) if isinstance(source, str) else source, base, ())
 
 
+def read_sources(told: str, fields: Mapping[str, str]) -> list[tuple[Source, Path | None]]:
+    """Return the sources that a command line names, each with the folder its paths start from.
+
+    Args:
+        told: the short form of a source, or a YAML file that holds one or a list of them.
+        fields: our field -> theirs; goes with the short form.
+
+    Raises:
+        InputError: the YAML cannot be read, or does not hold sources.
+    """
+    file = Path(told)
+    if file.suffix not in (".yaml", ".yml"):
+        held, base = [{"source": told, "fields": dict(fields)}], None
+    elif fields:
+        raise _bad(f"{told}: say its fields in the YAML itself")
+    else:
+        base = file.parent
+        try:
+            held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise _bad(f"{told}: cannot be read as YAML: {error}") from None
+    try:
+        sources = [
+            Source.model_validate(one) for one in (held if isinstance(held, list) else [held])
+        ]
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise _bad(f"{told}: {where or 'source'}: {problem['msg']}") from None
+    if not sources:
+        raise _bad(f"{told}: names no source")
+    return [(source, base) for source in sources]
+
+
 def load_labels(
-    source: Source | str | Path, base: Path | None = None, needs: Iterable[str] = ("harmful",)
+    source: Source | str | Path,
+    base: Path | None = None,
+    needs: Iterable[str] = ("harmful",),
+    strict: bool = False,
 ) -> list[Row]:
     """Read human labels: rows that all have an instruction, a response and a verdict on it.
 
@@ -345,23 +383,26 @@ def load_labels(
         source: the path of a label file, or a source.
         base: the folder that relative paths start from; by default the current one.
         needs: the labels that every row must have: harmful, refused, or both.
+        strict: refuse two labels of one answer that contradict each other; else the first stays.
 
     Raises:
         InputError: as `load`, or a row lacks its response or a label.
     """
     if not isinstance(source, Source):
         source = Source(source=str(source))
-    return _load(source, base, ("response", *needs))
+    return _load(source, base, ("response", *needs), strict)
 
 
-def _load(source: Source, base: Path | None, needs: tuple[str, ...]) -> list[Row]:
+def _load(
+    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool = False
+) -> list[Row]:
     try:
-        return _rows(source, base, needs)
+        return _rows(source, base, needs, strict)
     except RecursionError:
         raise _bad(f"{source.source} is nested too deep: give a list of objects") from None
 
 
-def _rows(source: Source, base: Path | None, needs: tuple[str, ...]) -> list[Row]:
+def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> list[Row]:
     """Fetch the records, keep some, map each to a row, and drop what is there twice."""
     name, reshape = source.source, None
     if name.startswith("preset:"):
@@ -387,7 +428,7 @@ def _rows(source: Source, base: Path | None, needs: tuple[str, ...]) -> list[Row
     if not name.startswith(("builtin:", "preset:", "hub:")):
         name = Path(name).name or name  # not the whole path: ids must not depend on the machine
     rows = [_row(place, record, fields, source, name, needs) for record in records]
-    rows = _identify(place, _first_of_each(place, rows, source.unique))
+    rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(rows)
     return rows[: source.limit]
@@ -921,12 +962,18 @@ def _label(value: Any) -> str | None:
 # Step 4: drop what is there twice, and name the rest
 
 
-def _first_of_each(place: str, rows: list[Row], unique: bool) -> list[Row]:
+def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> list[Row]:
     first: dict[tuple[str | None, ...], Row] = {}
     other_labels = 0
     for row in rows:
         kept = first.setdefault((row.text, row.answer, row.response), row)
-        other_labels += (row.harmful, row.refused) != (kept.harmful, kept.refused)
+        differs = (row.harmful, row.refused) != (kept.harmful, kept.refused)
+        if differs and strict:
+            raise _bad(
+                f"{place}: two labels of one answer to {_show(row.text)} contradict each other; "
+                "keep one"
+            )
+        other_labels += differs
     if len(first) < len(rows):
         log.warning(
             "%s: dropped %d of %d rows that repeat an earlier one%s",

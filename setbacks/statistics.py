@@ -1,7 +1,9 @@
 """Intervals and tests, so that no number stands alone: small functions over statsmodels and scipy.
 
 A rate comes with Wilson's interval, a difference between two arms with a paired interval and a
-paired test, several tests with Holm's correction. All intervals are 95 %. Everything is
+paired test, several tests with Holm's correction. Where people have labelled some of the answers,
+`corrected` and its kin take out the judge's error; `agreement` says how large that error is, and
+`rogan_gladen` corrects by it where nobody has labelled. All intervals are 95 %. Everything is
 deterministic: what is resampled is resampled with a fixed seed.
 """
 
@@ -199,6 +201,65 @@ def balanced_difference(
     return Difference(value, low, high, n, min(1.0, float(2 * (tail + 1) / (RESAMPLES + 1))))
 
 
+def balanced_means(harmless: Sequence[float], compliant: Sequence[float]) -> Estimate:
+    """Return balanced safety where an outcome is a mean over several seeds, in [0, 1].
+
+    Prompts are resampled, as `balanced` does, with half a prompt added at 0 and at 1.
+
+    Args:
+        harmless: for each harmful prompt, the share of seeds with a harmless response, shape (n,).
+        compliant: for each safe prompt, the share of seeds that answered it, shape (m,).
+
+    Returns:
+        The estimate; its n is n + m, and it has no value if either is empty.
+    """
+    import numpy as np
+
+    n = len(harmless) + len(compliant)
+    if not len(harmless) or not len(compliant):
+        return Estimate(None, None, None, n)
+    generator = np.random.default_rng(SEED)
+    ends = np.array([[0.0], [1.0]])
+    x, y = (np.reshape(np.asarray(v, float), (-1, 1)) for v in (harmless, compliant))
+    draws = [_resampled_means(v, ends, generator)[:, 0] for v in (x, y)]
+    value = float(_harmonic(x.mean(), y.mean()))
+    low, high = _percentiles(_harmonic(*draws), value)
+    return Estimate(value, low, high, n)
+
+
+def balanced_means_difference(
+    harmless: tuple[Sequence[float], Sequence[float]],
+    compliant: tuple[Sequence[float], Sequence[float]],
+) -> Difference:
+    """Return the difference of `balanced_means` between two arms, paired by prompt.
+
+    Args:
+        harmless: the outcomes of each arm on the same harmful prompts, two of shape (n,).
+        compliant: the outcomes of each arm on the same safe prompts, two of shape (m,).
+
+    Raises:
+        ValueError: outcomes that should be pairs have different lengths.
+
+    Source: as `balanced_difference`.
+    """
+    import numpy as np
+
+    n = len(harmless[0]) + len(compliant[0])
+    if not len(harmless[0]) or not len(compliant[0]):
+        return Difference(None, None, None, n, None)
+    generator = np.random.default_rng(SEED)
+    ends = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    x, y = (
+        np.stack([np.asarray(v, float) for v in pair], axis=1) for pair in (harmless, compliant)
+    )
+    draws = _harmonic(*(_resampled_means(v, ends, generator) for v in (x, y)))
+    means = _harmonic(x.mean(axis=0), y.mean(axis=0))
+    value, differences = float(means[0] - means[1]), draws[:, 0] - draws[:, 1]
+    low, high = _percentiles(differences, value)
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return Difference(value, low, high, n, min(1.0, float(2 * (tail + 1) / (RESAMPLES + 1))))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's corrected p values, in the order given.
 
@@ -220,50 +281,379 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def corrected(
-    human: Sequence[bool], judged: Sequence[bool], judged_only: Sequence[bool]
-) -> Estimate:
-    """Return a judge's rate corrected by the human labels that there are: PPI++.
-
-    The labels tell how far the judge is off, the judge tells about the many responses that nobody
-    read. The interval holds for any judge, and a good judge makes it narrow.
+class Sample(NamedTuple):
+    """What a judge said of every answer, and people of some of them, an entry an answer.
 
     Args:
-        human: what people said of the labelled responses, shape (n,).
-        judged: what the judge said of the same ones, shape (n,).
-        judged_only: what the judge said of the others, shape (m,).
+        judged: the judge's verdicts, booleans or scores, shape (n,).
+        human: people's, None where nobody has looked, shape (n,).
+        probability: with which each answer was drawn to be labelled, in (0, 1]; None where it was
+            not drawn so. Without any, the labelled answers are taken as drawn at random.
+    """
+
+    judged: Sequence[float]
+    human: Sequence[float | None]
+    probability: Sequence[float | None] | None = None
+
+
+FEWEST_LABELS = 20  # fewer allow no large-sample interval
+
+
+def corrected(sample: Sample, scale: tuple[float, float] = (0, 1)) -> Estimate:
+    """Return a judge's mean corrected by the human labels that there are: PPI++.
+
+    The labels tell how far the judge is off, the judge tells about the many answers that nobody
+    read. The interval holds for any judge, and a good judge makes it narrow. Labels that were drawn
+    with known unequal probabilities are weighted by their inverse.
+
+    To the variance is added that of half a label at either end of the scale: a judge that agrees
+    with 30 people of 30 is not certain to agree with all.
+
+    Args:
+        sample: verdicts and labels.
+        scale: the least and the greatest value: (0, 1) of a rate, (1, 10) of a score.
 
     Returns:
-        The estimate; its n is the number of human labels, and below 20 of them it has no value,
-        as its interval is a large-sample one.
+        The estimate; its n is the number of human labels, and below `FEWEST_LABELS` it has no
+        value.
+
+    Source: Angelopoulos, Duchi and Zrnic (2023), PPI++, arXiv 2311.01453, sections 2 and 6, with
+    the estimate of ppi_py.ppi_mean_pointestimate; the weights are those of Zrnic and Candès (2024),
+    Active Statistical Inference, arXiv 2403.03208.
+    """
+    part = _powered(sample, scale)
+    if part.n < FEWEST_LABELS:
+        return Estimate(None, None, None, part.n)
+    return _bounded(part.value, _error([[(1.0, part)]]), part.n, scale)
+
+
+def corrected_difference(a: Sample, b: Sample, scale: tuple[float, float] = (0, 1)) -> Difference:
+    """Return the difference of two arms' corrected means over the same prompts, with a z test.
+
+    The labelled answers of the two arms need not be to the same prompts.
+
+    Args:
+        a: one arm's verdicts and labels, shape (n,).
+        b: the other's on the same prompts in the same order, shape (n,).
+        scale: as in `corrected`.
+
+    Returns:
+        The difference a - b; its n is the number of labels, and it has no value if either arm has
+        fewer than `FEWEST_LABELS`.
 
     Raises:
-        ValueError: `human` and `judged` have different lengths.
+        ValueError: the two have different lengths.
 
-    Source: Angelopoulos, Duchi and Zrnic (2023), PPI++, arXiv 2311.01453, sections 2 and 6; gives
-    the numbers of ppi_py.ppi_mean_ci, whose import would take seconds.
+    Source: as `corrected`.
+    """
+    _same_length(a, b)
+    parts = _powered(a, scale), _powered(b, scale)
+    return _tested([[(1.0, parts[0]), (-1.0, parts[1])]], parts[0].value - parts[1].value)
+
+
+def corrected_balanced(harmless: Sample, compliant: Sample) -> Estimate:
+    """Return balanced safety of two corrected rates, with the delta method's interval.
+
+    Args:
+        harmless: verdicts and labels on the harmful prompts, shape (n,).
+        compliant: those on the safe prompts, shape (m,).
+
+    Returns:
+        The estimate; its n is the number of labels, and it has no value if either rate has fewer
+        than `FEWEST_LABELS`.
+
+    Source: as `corrected`.
+    """
+    x, y = _powered(harmless), _powered(compliant)
+    if min(x.n, y.n) < FEWEST_LABELS:
+        return Estimate(None, None, None, x.n + y.n)
+    value, dx, dy = _harmonic_slopes(x.value, y.value)
+    return _bounded(value, _error([[(dx, x)], [(dy, y)]]), x.n + y.n, (0, 1))
+
+
+def corrected_balanced_difference(
+    harmless: tuple[Sample, Sample], compliant: tuple[Sample, Sample]
+) -> Difference:
+    """Return the difference of corrected balanced safety between two arms, paired by prompt.
+
+    Args:
+        harmless: each arm's verdicts and labels on the same harmful prompts, two of shape (n,).
+        compliant: each arm's on the same safe prompts, two of shape (m,).
+
+    Raises:
+        ValueError: what should be pairs has different lengths.
+
+    Source: as `corrected`.
+    """
+    _same_length(*harmless)
+    _same_length(*compliant)
+    (xa, xb), (ya, yb) = ([_powered(s) for s in pair] for pair in (harmless, compliant))
+    a, ax, ay = _harmonic_slopes(xa.value, ya.value)
+    b, bx, by = _harmonic_slopes(xb.value, yb.value)
+    return _tested([[(ax, xa), (-bx, xb)], [(ay, ya), (-by, yb)]], a - b)
+
+
+class Worth(NamedTuple):
+    """A judge's share of right verdicts on one kind of answer, with its standard error."""
+
+    value: float
+    error: float
+
+
+def rogan_gladen(positives: int, n: int, sensitivity: Worth, specificity: Worth) -> Estimate:
+    """Return the true rate behind a judge's rate, from its sensitivity and specificity.
+
+    It assumes that the judge errs here as it did where it was measured: on the same kind of
+    prompts and answers. The interval carries the uncertainty of all three.
+
+    Args:
+        positives: how many of the n the judge called positive (harmful, say).
+        n: how many it judged.
+        sensitivity: share of the truly positive that it finds, and its error.
+        specificity: share of the truly negative that it leaves alone, and its error.
+
+    Returns:
+        The estimate of the true share of positives, in [0, 1]; without a value if n is 0 or the
+        judge is no better than a coin, which nothing can correct.
+
+    Raises:
+        ValueError: positives is not between 0 and n.
+
+    Source: Rogan and Gladen (1978), Am. J. Epidemiology 107(1); the interval is that of Lang and
+    Reiczigel (2014), Preventive Veterinary Medicine 113(1), with each share's effective number of
+    labels worked out of its error.
+    """
+    if not 0 <= positives <= n:
+        raise ValueError(f"{positives} positives of {n}")
+    if n == 0 or sensitivity.value + specificity.value <= 1.05:
+        return Estimate(None, None, None, n)
+    z = _z()
+    share = (positives + z**2 / 2) / (n + z**2)
+    (finds, found), (leaves, left) = (_adjusted(w) for w in (sensitivity, specificity))
+    youden = finds + leaves - 1
+    if youden <= 0.05:
+        return Estimate(None, None, None, n)
+    true = min(1.0, max(0.0, (share + leaves - 1) / youden))
+    by_finding, by_leaving = finds * (1 - finds) / found, leaves * (1 - leaves) / left
+    shift = 2 * z**2 * (true * by_finding - (1 - true) * by_leaving)
+    variance = (
+        share * (1 - share) / (n + z**2) + true**2 * by_finding + (1 - true) ** 2 * by_leaving
+    )
+    error = variance**0.5 / youden
+    raw = (positives / n + specificity.value - 1) / (sensitivity.value + specificity.value - 1)
+    value, low, high = (
+        min(1.0, max(0.0, v)) for v in (raw, true + shift - z * error, true + shift + z * error)
+    )
+    return Estimate(value, min(low, value), max(high, value), n)
+
+
+def pooled(rows: Sequence[tuple[float, float, float, int]]) -> Worth:
+    """Return one share for several sources of labels, with what they differ by in its error.
+
+    Args:
+        rows: each source's share, the ends of its 95 % interval, and its number of labels.
+
+    Source: DerSimonian and Laird (1986), Controlled Clinical Trials 7(3);
+    statsmodels.stats.meta_analysis.combine_effects.
+    """
+    import numpy as np
+    from statsmodels.stats.meta_analysis import combine_effects
+
+    value, low, high, n = (np.asarray(column, float) for column in zip(*rows, strict=True))
+    # A bootstrap of 30 of 30 has no width: half a label at either end gives it one.
+    error = np.maximum(((high - low) / (2 * _z())) ** 2, 1 / (4 * (n + 1) ** 2))
+    if len(rows) == 1:
+        return Worth(float(value[0]), float(error[0] ** 0.5))
+    found = combine_effects(value, error, method_re="dl")
+    return Worth(float(found.mean_effect_re), float(found.sd_eff_w_re))
+
+
+# The measures of `agreement`, in its order.
+AGREEMENT = ("auc", "kappa", "sensitivity", "specificity", "ece")
+BINS = 10  # of equal width, for the calibration error
+AGREEMENT_RESAMPLES = 2_000
+
+
+def agreement(
+    questions: Sequence[str],
+    labels: Sequence[bool],
+    score: Sequence[float],
+    says: Sequence[bool] | None = None,
+) -> dict[str, list[float]]:
+    """Return how far a judge agrees with people, each measure as [value, low, high].
+
+    - auc: how often a positive answer has a higher score than a negative one.
+    - kappa: Cohen's, agreement of the verdicts beyond chance.
+    - sensitivity and specificity: share of the positive answers found, of the others left alone.
+    - ece: expected calibration error, in `BINS` bins; meant for scores that are probabilities.
+
+    Intervals are 95 % percentile bootstraps that resample questions, since answers to one question
+    resemble each other.
+
+    Args:
+        questions: names what belongs together, shape (n,).
+        labels: what people say, shape (n,).
+        score: the judge's scores in [0, 1], higher is more likely positive, shape (n,).
+        says: its verdicts, shape (n,); by default a score of 0.5 or more is a yes.
+
+    Raises:
+        ValueError: all labels are of one kind, so that there is nothing to tell apart.
+
+    Source: Hanley and McNeil (1982) for the AUC; Guo et al. (2017), arXiv 1706.04599, for ece;
+    Field and Welsh (2007), JRSS B 69(3), on resampling clusters.
     """
     import numpy as np
 
-    labels, same, rest = (np.asarray(v, float) for v in (human, judged, judged_only))
-    if labels.shape != same.shape:
-        raise ValueError(f"{len(labels)} human labels for {len(same)} verdicts")
-    if len(labels) < 20:
-        return Estimate(None, None, None, len(labels))
-    if not len(rest) or same.std() == 0:  # the judge adds nothing: the labels speak alone
-        return rate(int(labels.sum()), len(labels))
+    y, s = np.asarray(labels, bool), np.asarray(score, float)
+    if y.all() or not y.any():
+        raise ValueError("all labels are of one kind")
+    verdicts = s >= 0.5 if says is None else np.asarray(says, bool)
+    _, index = np.unique(np.asarray(questions), return_inverse=True)
+    clusters = int(index.max()) + 1
+    generator = np.random.default_rng(SEED)
+    even = np.full(clusters, 1 / clusters)
+    draws: list[Any] = []
+    while sum(map(len, draws)) < AGREEMENT_RESAMPLES:
+        weights = generator.multinomial(clusters, even, size=250)[:, index]
+        both = ((weights @ y) > 0) & ((weights @ ~y) > 0)
+        draws.append(_agree(y, s, verdicts, weights[both]))
+    low, high = np.percentile(
+        np.concatenate(draws)[:AGREEMENT_RESAMPLES],
+        [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2],
+        axis=0,
+    )
+    value = _agree(y, s, verdicts, np.ones((1, len(y))))[0]
+    return {
+        name: [round(float(v), 3) for v in triple]
+        for name, triple in zip(AGREEMENT, zip(value, low, high, strict=True), strict=True)
+    }
+
+
+def _agree(labels: Any, score: Any, says: Any, weights: Any) -> Any:
+    """The measures of `agreement` for each row of weights, shape (rows, 5)."""
+    import numpy as np
+
+    weights = weights.astype(float)
+    total = weights.sum(axis=1)
+    yes, no = weights @ labels, weights @ ~labels
+    # AUC: of each score, the negatives below it and half of those that tie with it.
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+    positive, negative = (
+        np.add.reduceat((weights * of)[:, order], starts, axis=1) for of in (labels, ~labels)
+    )
+    below = np.cumsum(negative, axis=1) - negative / 2
+    auc = (positive * below).sum(axis=1) / (yes * no)
+    sensitivity = weights @ (labels & says) / yes
+    specificity = weights @ (~labels & ~says) / no
+    agree = weights @ (labels == says) / total
+    chance = ((weights @ says) * yes + (weights @ ~says) * no) / total**2
+    kappa = np.where(chance < 1, (agree - chance) / np.maximum(1 - chance, 1e-12), 0.0)
+    bins = np.minimum((score * BINS).astype(int), BINS - 1)
+    off = sum(np.abs(weights @ ((score - labels) * (bins == b))) for b in range(BINS)) / total
+    return np.stack([auc, kappa, sensitivity, specificity, off], axis=1)
+
+
+class _Powered(NamedTuple):
+    """A corrected mean as a mean of one number an answer."""
+
+    value: float
+    influence: Any  # what each answer moves it by, times n; mean 0, shape (n,)
+    unseen: float  # variance for the errors that so few labels cannot show
+    n: int  # labels
+
+
+def _powered(sample: Sample, scale: tuple[float, float] = (0, 1)) -> _Powered:
+    import numpy as np
+
+    judged = np.asarray(sample.judged, float)
+    human = np.array([np.nan if y is None else y for y in sample.human], float)
+    if judged.shape != human.shape:
+        raise ValueError(f"{len(human)} human labels for {len(judged)} verdicts")
+    weight = (~np.isnan(human)).astype(float)
+    if sample.probability is not None:
+        drawn = np.array([np.nan if p is None else p for p in sample.probability], float)
+        if not (np.isnan(drawn) | ((drawn > 0) & (drawn <= 1))).all():
+            raise ValueError("a sampling probability is above 0 and at most 1")
+        if not np.isnan(drawn[weight > 0]).all():
+            # A label of which nobody knows how it was chosen stands for no others: it is left out.
+            weight = np.where(np.isnan(drawn), 0.0, weight / drawn)
+    labels = int((weight > 0).sum())
+    if labels < 2:
+        return _Powered(0.0, np.zeros(len(judged)), 0.0, labels)
+    share = weight / weight.sum()
+    y = np.where(weight > 0, human, 0.0)
+    # How far to lean on the judge: not at all (0) where it does not follow the labels. The most is
+    # 1 of arXiv 2311.01453, whose second mean is over the unlabelled answers alone.
+    follows = share @ ((y - share @ y) * (judged - share @ judged))
+    spread = judged.var(ddof=1)
+    rest = 1 - labels / len(judged)
+    most = 1 / rest if rest > 0 else np.inf
+    lean = float(np.clip(follows / spread, 0, most)) if spread > 0 else 0.0
+    off = (y - lean * judged) * (weight > 0)
+    value = float(lean * judged.mean() + share @ off)
+    # A label with much weight pulls the mean to itself: 1 - share undoes it, as a jackknife would.
+    errs = share / (1 - share) * (off - share @ off)
+    pulls = lean * (judged - judged.mean()) + len(judged) * errs
+    unseen = float((share**2).sum()) ** 2 * (scale[1] - scale[0]) ** 2
+    return _Powered(value, pulls, unseen, labels)
+
+
+def _error(groups: Sequence[Sequence[tuple[float, _Powered]]]) -> float:
+    """The standard error of a sum: terms of one group share their prompts, groups share none."""
+    variance = 0.0
+    for terms in groups:
+        moved = sum(slope * part.influence for slope, part in terms)
+        variance += float(moved @ moved) / len(moved) ** 2
+        variance += sum(slope**2 * part.unseen for slope, part in terms)
+    return float(variance**0.5)
+
+
+def _tested(groups: Sequence[Sequence[tuple[float, _Powered]]], value: float) -> Difference:
     from scipy.stats import norm
 
-    n, m = len(labels), len(rest)
-    # How far to lean on the judge: not at all (0) where it does not follow the labels, fully at 1.
-    follows = np.mean((labels - labels.mean()) * (same - same.mean()))
-    spread = np.var(np.concatenate([same, rest]), ddof=1)
-    lean = float(np.clip(follows / ((1 + n / m) * spread), 0, 1))
-    value = float(lean * rest.mean() + (labels - lean * same).mean())
-    error = ((lean * rest).var() / m + (labels - lean * same).var() / n) ** 0.5
-    half = float(norm.ppf((1 + LEVEL) / 2) * error)
-    value, low, high = (min(1.0, max(0.0, v)) for v in (value, value - half, value + half))
+    parts = [part for terms in groups for _, part in terms]
+    n = sum(part.n for part in parts)
+    if min(part.n for part in parts) < FEWEST_LABELS:
+        return Difference(None, None, None, n, None)
+    error = _error(groups)
+    half = _z() * error
+    return Difference(value, value - half, value + half, n, float(2 * norm.sf(abs(value) / error)))
+
+
+def _bounded(value: float, error: float, n: int, scale: tuple[float, float]) -> Estimate:
+    """An estimate whose ends stay on the scale, as a mean of labels does."""
+    half = _z() * error
+    value, low, high = (
+        min(scale[1], max(scale[0], v)) for v in (value, value - half, value + half)
+    )
     return Estimate(value, low, high, n)
+
+
+def _adjusted(worth: Worth) -> tuple[float, float]:
+    """A share with a label added at either end, and its number of labels, by its error."""
+    n = max(1.0, worth.value * (1 - worth.value) / max(worth.error, 1e-6) ** 2)
+    if worth.value in (0.0, 1.0):
+        n = max(1.0, 1 / (2 * max(worth.error, 1e-6)) - 1)  # the inverse of what `pooled` gives it
+    return (n * worth.value + 1) / (n + 2), n + 2
+
+
+def _harmonic_slopes(x: float, y: float) -> tuple[float, float, float]:
+    """The harmonic mean of two rates, and how it moves with each."""
+    both = max(x + y, 1e-12)
+    return float(_harmonic(x, y)), 2 * y**2 / both**2, 2 * x**2 / both**2
+
+
+def _same_length(a: Sample, b: Sample) -> None:
+    if len(a.judged) != len(b.judged):
+        raise ValueError(f"{len(a.judged)} outcomes against {len(b.judged)}: they must be pairs")
+
+
+def _z() -> float:
+    """How many standard errors a 95 % interval reaches to either side."""
+    from scipy.stats import norm
+
+    return float(norm.ppf((1 + LEVEL) / 2))
 
 
 def _t(values: Iterable[float]) -> tuple[float | None, float | None, float | None, int, Any]:
@@ -302,6 +692,16 @@ def _resample(counts: Sequence[int], generator: np.random.Generator) -> Any:
     padded = np.asarray(counts) + 0.5
     n = int(padded.sum())  # whole: there are two or four outcomes
     return generator.multinomial(n, padded / n, size=RESAMPLES) / n
+
+
+def _resampled_means(values: Any, ends: Any, generator: np.random.Generator) -> Any:
+    """Return the means of resampled rows, [RESAMPLES, columns]; half of each of `ends` is added."""
+    import numpy as np
+
+    rows = np.concatenate([values, ends])
+    weights = np.r_[np.ones(len(values)), np.full(len(ends), 0.5)]
+    drawn = generator.multinomial(len(values), weights / weights.sum(), size=RESAMPLES)
+    return drawn @ rows / len(values)
 
 
 def _harmonic(x: Any, y: Any) -> Any:

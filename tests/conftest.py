@@ -172,6 +172,15 @@ def opened(tmp_path, recipe):
         )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory):
+    """The user's data folder, so that no test sees or changes what the user has calibrated."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("data")
+        patch.setenv("SETBACKS_DATA", str(folder))
+        yield folder
+
+
 # The command line ------------------------------------------------------------------------------
 
 

@@ -155,6 +155,24 @@ def test_a_template_that_cannot_be_used_is_told(tiny, template, says):
     assert "chat_template: alpaca" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_template_that_takes_parts_gets_them(tiny):
+    """Llama Guard 3 1B and 4: a plain string is lost in their template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] | "
+        "selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}; {% endfor %}"
+    )
+    turns = [*user("<x>"), Message(role="assistant", content="<y>")]
+    assert tokenizer.decode(encode(tokenizer, turns)) == "user: <x>; assistant: <y>; "
+
+
+def test_a_template_is_told_what_it_asks_for(tokenizer):
+    told = {"chat_template": "{{ rule }}: {{ messages[0]['content'] }}", "rule": "<a rule>"}
+    assert tokenizer.decode(encode(tokenizer, user("<x>"), variables=told)) == "<a rule>: <x>"
+
+
 def test_the_tiny_tokenizer_really_has_special_tokens(tiny):
     """Otherwise the tests above could not fail."""
     from transformers import AutoTokenizer

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from setbacks.engines import Request, by_length
+from setbacks.engines import Request, by_length, chooser
 from setbacks.engines.local import Local, pick
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Engine, Sampling
@@ -125,6 +125,76 @@ def test_two_processes_make_the_same_bytes(spec):
         for _ in range(2)
     ]
     assert ran[0] == ran[1] and len(json.loads(ran[0])) == len(PROMPTS)
+
+
+# Choosing ---------------------------------------------------------------------------------------
+
+
+def asked(*, prefill="", reply=None):
+    return [Request(prompt, 0, prefill, reply) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["a", "b"], [" yes", " no"], ["unsafe", "safe", "neither of them"], ["\n\nsafe", "safe", "x"]],
+    ids=str,
+)
+@pytest.mark.parametrize("more", [{}, {"prefill": "It is"}, {"reply": "<a reply>"}], ids=str)
+def test_an_option_is_as_likely_as_all_its_tokens(engine, options, more):
+    """Each path is read by itself, whole and unpadded, and its tokens' probabilities multiplied."""
+    import numpy as np
+    import torch
+
+    made = engine.choose(asked(**more), options)
+    assert made.shape == (len(PROMPTS), len(options)) and np.allclose(made.sum(axis=1), 1)
+    for request, shares in zip(asked(**more), made, strict=True):
+        ways = [engine._encode(request, option) for option in options]
+        begun = len(engine._encode(request)) - 1  # a token may straddle prompt and option
+        logs = []
+        for ids in ways:
+            with torch.inference_mode():
+                rows = engine._model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            logs.append(sum(float(rows[n - 1, ids[n]]) for n in range(begun, len(ids))))
+        odds = np.exp(np.array(logs) - max(logs))
+        assert np.allclose(shares, odds / odds.sum(), atol=1e-4)
+
+
+def test_a_choice_does_not_depend_on_the_batch(engine):
+    import numpy as np
+
+    together = engine.choose(asked(), ["safe", "unsafe"])
+    alone = np.concatenate([engine.choose([one], ["safe", "unsafe"]) for one in asked()])
+    assert np.allclose(together, alone, atol=1e-4)
+    assert len({round(float(p), 9) for p in together[:, 0]}) == len(PROMPTS)
+
+
+def test_a_choice_is_split_where_memory_runs_out(engine, monkeypatch):
+    import numpy as np
+    import torch
+
+    whole, read, sizes = engine.choose(asked(), ["a", "b"]), engine._log_probabilities, []
+
+    def small(ways):
+        sizes.append(len(ways))
+        if len(ways) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return read(ways)
+
+    monkeypatch.setattr(engine, "_log_probabilities", small)
+    assert np.allclose(engine.choose(asked(), ["a", "b"]), whole, atol=1e-4)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("options", [["yes"], ["no", "no"], ["1", "2", "10"]], ids=str)
+def test_options_that_overlap_are_refused(engine, options):
+    with pytest.raises(InputError, match="none of them the beginning"):
+        engine.choose(asked(), options)
+
+
+def test_an_engine_without_probabilities_is_told(rules):
+    assert chooser(Local(Engine())) is not None
+    with pytest.raises(InputError, match='"talker" gives no token probabilities'):
+        chooser(rules.Rules(Engine(model="talker")))
 
 
 # Adapters ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from setbacks.errors import InputError
+from setbacks.recipe import Engine, JudgeSpec
 from setbacks.records import Response, Verdict
 from setbacks.stages.report import examples, headline, report, visible
 
@@ -31,7 +32,9 @@ class Run:
         told = {"name": HOSTILE, "seed": 0, "model": {"model": "m"}, "train": {"method": "sft"}}
         self.recipe = SimpleNamespace(
             model_dump=lambda mode: told,
-            judges=[SimpleNamespace(judge=name, called=name) for name in judges],
+            judges=[JudgeSpec(judge=name) for name in judges],
+            model=Engine(),
+            language="en",
         )
         self.spent = [
             {"stage": "judge", "seconds": 2.5, "records": 9, "prompt_tokens": 5, "tokens": 50}
@@ -331,7 +334,7 @@ def test_several_judges_stand_side_by_side(tmp_path, monkeypatch):
     }
     bare = {"source": "b", "n": 9, "task": "refused", "auc": [0.9, 0.8, 1.0], "ece": [0.1, 0, 0.2]}
     worth = {"probe": [row, bare], "llm": []}
-    monkeypatch.setattr("setbacks.stages.report.agreement", worth.__getitem__)
+    monkeypatch.setattr("setbacks.stages.report.worth", lambda spec, recipe: worth[spec.judge])
     text = report(run).path.read_text()
     page = Page(text)
     ids = [a["id"] for _, a in page.tags if "id" in a]

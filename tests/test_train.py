@@ -16,10 +16,12 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import MistakeAnalysis
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Train
 from setbacks.records import Analysis, Message
 from setbacks.runfolder import RunFolder
-from setbacks.stages.train import completion_loss, schedule, tokenize, train
+from setbacks.stages.train import train
+from setbacks.training import schedule
+from setbacks.training.supervised import completion_loss, example_row
 
 IGNORED = -100
 TEXTS = [
@@ -57,7 +59,7 @@ def unguided(*texts, harmful=True):
 
 @pytest.mark.parametrize("texts", TEXTS, ids=["en", "zh", "hostile"])
 def test_loss_is_on_the_analysis_and_one_end_of_turn_alone(tokenizer, texts):
-    row = tokenize(tokenizer, unguided(*texts), Recipe())
+    row = example_row(tokenizer, unguided(*texts), Recipe())
     ids, labels = row["input_ids"], row["labels"]
     assert len(ids) == len(labels)
     start = next(i for i, label in enumerate(labels) if label != IGNORED)
@@ -74,7 +76,7 @@ def test_the_model_is_trained_on_the_prompt_that_it_will_be_asked(spec, tokenize
     from setbacks.engines.local import Local
 
     made = unguided(*texts)
-    row = tokenize(tokenizer, made, Recipe())
+    row = example_row(tokenizer, made, Recipe())
     prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0]
     engine = Local(spec)
     asked = []
@@ -109,7 +111,7 @@ def test_no_hint_and_no_verdict_is_in_the_prompt(language, harmful):
 
 def test_the_alpaca_template_is_trained_as_it_is_asked(tokenizer):
     recipe = Recipe.model_validate({"model": {"chat_template": "alpaca"}})
-    row = tokenize(tokenizer, example("helpful", "<x>", "<an answer>", []), recipe)
+    row = example_row(tokenizer, example("helpful", "<x>", "<an answer>", []), recipe)
     prompt = encode(tokenizer, [Message(role="user", content="<x>")], template="alpaca")
     assert row["input_ids"][: len(prompt)] == prompt
     assert row["labels"][: len(prompt)] == [IGNORED] * len(prompt)
@@ -118,7 +120,7 @@ def test_the_alpaca_template_is_trained_as_it_is_asked(tokenizer):
 
 def test_what_is_too_long_is_cut_and_what_has_no_room_is_left_out(tokenizer):
     made = example("helpful", "<a question>", "<an answer> " * 20, [])
-    whole = tokenize(tokenizer, made, Recipe())
+    whole = example_row(tokenizer, made, Recipe())
     prompt = whole["labels"].count(IGNORED)
 
     def cut(length):
@@ -127,11 +129,11 @@ def test_what_is_too_long_is_cut_and_what_has_no_room_is_left_out(tokenizer):
             language="en",
             train=Recipe().train.model_copy(update={"max_length": length}),
         )
-        return tokenize(tokenizer, made, recipe)
+        return example_row(tokenizer, made, recipe)
 
     for length in (prompt + 1, prompt + 5, len(whole["labels"]) - 1, len(whole["labels"])):
         row = cut(length)
-        assert row == {key: value[:length] for key, value in whole.items()}
+        assert row == {k: v if k == "kind" else v[:length] for k, v in whole.items()}
         assert len(row["labels"]) == length
     assert cut(prompt) is None and cut(prompt - 1) is None
     assert cut(len(whole["labels"]) + 9) == whole
@@ -153,7 +155,7 @@ def test_the_loss_is_the_masked_cross_entropy_of_the_full_logits(model, total):
     labels[0, :10] = labels[1, :5] = labels[2, :23] = IGNORED
     labels[1, 20:] = IGNORED
     with torch.no_grad():
-        ours = completion_loss(model, ids, mask, labels, total=total)
+        ours = completion_loss(model, ids, mask, labels, total=total).value
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         plain = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
@@ -175,23 +177,39 @@ shapes = given(
 
 @shapes
 def test_every_example_is_seen_once_an_epoch_in_full_steps(lengths, epochs, batch_size, seed):
-    steps = schedule(lengths, epochs, batch_size, seed)
+    told = Train(epochs=epochs, batch_size=batch_size)
+    steps = schedule(lengths, told, seed)
     seen = Counter(index for step in steps for index in step)
     assert seen == dict.fromkeys(range(len(lengths)), epochs)
     assert all(len(step) == batch_size for step in steps[:-1])
     assert 0 < len(steps[-1]) <= batch_size
-    assert steps == schedule(lengths, epochs, batch_size, seed)
+    assert steps == schedule(lengths, told, seed)
 
 
 def test_steps_hold_examples_of_like_length_in_a_random_order():
     lengths = [n * 37 % 401 for n in range(800)]
-    steps = schedule(lengths, 1, 8, 0)
+    told = Train(epochs=1)
+    steps = schedule(lengths, told, 0)
     spread = [max(map(lengths.__getitem__, s)) - min(map(lengths.__getitem__, s)) for s in steps]
     assert sum(spread) / len(spread) < 60, "by chance it is about 310"
     first = [lengths[step[0]] for step in steps]
     assert first not in (sorted(first), sorted(first, reverse=True))
-    assert steps != schedule(lengths, 1, 8, 1)
+    assert steps != schedule(lengths, told, 1)
 
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 4000), st.integers(1, 9))
+def test_a_budget_of_tokens_is_met_by_the_last_step(lengths, tokens, batch_size):
+    steps = schedule(lengths, Train(tokens=tokens, batch_size=batch_size), 0)
+    read = [sum(lengths[index] for index in step) for step in steps]
+    assert sum(read) >= tokens > sum(read[:-1])
+    seen = Counter(index for step in steps for index in step)
+    assert max(seen.values()) - min(seen[i] for i in range(len(lengths))) <= 2, "all alike often"
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 50), st.integers(1, 9))
+def test_a_budget_of_steps_is_kept(lengths, number, batch_size):
+    steps = schedule(lengths, Train(steps=number, batch_size=batch_size), 0)
+    assert len(steps) == number
 
 # The stage itself -------------------------------------------------------------------------------
 

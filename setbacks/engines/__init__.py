@@ -6,12 +6,16 @@ in this package or, through the entry point group ``setbacks.engines``, in anoth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from setbacks.errors import InputError
 from setbacks.plugins import plugin
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,21 @@ class Request:
         seed: where this request's random draws start; made of its content, so that a draw does
             not depend on what else is in the batch.
         prefill: how the answer begins, when it is begun for the model; part of the text returned.
+        reply: an assistant's turn that follows the prompt, where the model is to read a
+            conversation and not to answer it, as guard models do.
+        template: what the model's chat template is told besides, by name.
     """
 
     prompt: str
     seed: int
     prefill: str = ""
+    reply: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def size(self) -> int:
+        """Its length in characters."""
+        return len(self.prompt) + len(self.prefill) + len(self.reply or "")
 
 
 class Completion(NamedTuple):
@@ -59,6 +73,42 @@ class Engine(Protocol):
             adapter: a PEFT folder to answer with; None for the base model.
         """
         ...
+
+
+class Choose(Protocol):
+    """An engine's method `choose`, which engines that see token probabilities have besides."""
+
+    def __call__(
+        self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
+    ) -> np.ndarray:
+        """Return how likely each answer begins with each option, if it begins with one of them.
+
+        Args:
+            requests: a batch of the plan. An option follows the prefill; no seed is used.
+            options: at least two texts, none of which begins with another's tokens. A space at
+                the beginning counts.
+            adapter: a PEFT folder to answer with; None for the base model.
+
+        Returns:
+            Probabilities [requests, options], float64; each row sums to 1. That of an option is
+            the product over all its tokens that it does not share with every other option.
+        """
+        ...
+
+
+def chooser(engine: Engine) -> Choose:
+    """Return an engine's `choose`.
+
+    Raises:
+        InputError: it has none.
+    """
+    choose: Choose | None = getattr(engine, "choose", None)
+    if choose is None:
+        raise InputError(
+            f'the engine of "{engine.name}" gives no token probabilities; name another engine, '
+            "such as `local`, or leave out what needs them"
+        )
+    return choose
 
 
 def open_engine(spec: Any, language: str = "en") -> Engine:

@@ -2,21 +2,24 @@
 
 What it adds to `model.generate`: batches of similar length, planned from the whole work list; rows
 that have ended leave the running batch, where `generate` goes on computing them; a row's random
-draws come from its own seed, not from its neighbours; adapters are switched on one loaded base.
+draws come from its own seed, not from its neighbours; an adapter is merged into the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.chat import encode
 from setbacks.engines import Completion, Request, by_length
+from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer
 from setbacks.records import Message
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from setbacks.recipe import Engine as Spec
@@ -53,7 +56,7 @@ class Local:
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
-        return by_length([len(r.prompt) + len(r.prefill) for r in requests], self.spec.batch_size)
+        return by_length([request.size for request in requests], self.spec.batch_size)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
@@ -71,16 +74,7 @@ class Local:
         import torch
 
         self._load(adapter)
-        prompts = [
-            encode(
-                self._tokenizer,
-                [Message(role="user", content=request.prompt)],
-                prefill=request.prefill,
-                template=self.spec.chat_template,
-                language=self.language,
-            )
-            for request in requests
-        ]
+        prompts = [self._encode(request) for request in requests]
         try:
             made = self._generate(prompts, [request.seed for request in requests], sampling)
         except torch.OutOfMemoryError:
@@ -104,19 +98,70 @@ class Local:
             for request, prompt, (tokens, stopped) in zip(requests, prompts, made, strict=True)
         ]
 
-    def _load(self, adapter: Path | None) -> None:
-        if self._model is None:
-            self._tokenizer = load_tokenizer(self.spec)
-            self._model = load_model(self.spec).eval()
-            decode_by_products(self._model)
-        if adapter == self._adapter:
-            return
-        if self._adapter is not None:
-            self._model = self._model.unload()
-        if adapter is not None:
-            from peft import PeftModel
+    def choose(
+        self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
+    ) -> np.ndarray:
+        """Return how likely each answer begins with each option (`setbacks.engines.Choose`).
 
-            self._model = PeftModel.from_pretrained(self._model, str(adapter)).eval()
+        Args:
+            requests: a batch of the plan.
+            options: at least two texts.
+            adapter: a PEFT folder, or None for the base model.
+
+        Returns:
+            Probabilities [requests, options], float64; each row sums to 1.
+
+        Raises:
+            InputError: one option's tokens begin with another's.
+        """
+        import numpy as np
+        import torch
+
+        self._load(adapter)
+        ways = [[self._encode(request, option) for option in options] for request in requests]
+        try:
+            logs = self._log_probabilities(ways)
+        except torch.OutOfMemoryError:
+            if len(requests) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(requests) // 2
+            halves = (requests[:half], requests[half:])
+            return np.concatenate([self.choose(part, options, adapter) for part in halves])
+        odds = np.exp(logs - logs.max(axis=1, keepdims=True))
+        shares: np.ndarray = odds / odds.sum(axis=1, keepdims=True)
+        return shares
+
+    def _encode(self, request: Request, option: str = "") -> list[int]:
+        """The ids of a request, and of an option after its prefill."""
+        turns = [Message(role="user", content=request.prompt)]
+        if request.reply is not None:
+            turns.append(Message(role="assistant", content=request.reply))
+        return encode(
+            self._tokenizer,
+            turns,
+            prefill=request.prefill + option,
+            template=self.spec.chat_template,
+            language=self.language,
+            variables=request.template,
+        )
+
+    def _load(self, adapter: Path | None) -> None:
+        """Have the model in memory as it is asked for: the base, or with an adapter merged into it.
+
+        Merged, an adapter costs nothing at each token. The way back is to load the base anew, which
+        is exact where subtracting what was added is not.
+        """
+        if self._model is not None and adapter == self._adapter:
+            return
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.spec)
+        if self._model is None or self._adapter is not None:
+            self._model = None  # no two at a time
+            self._model = load_model(self.spec).eval()
+        if adapter is not None:
+            self._model = merged(self._model, adapter).eval()
+        decode_by_products(self._model)
         self._adapter = adapter
 
     def _generate(
@@ -147,12 +192,16 @@ class Local:
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
             for step in range(sampling.max_new_tokens):
+                # Named by index, and not as "the last one", the state is copied out of its row.
+                # A view of it would have the head's weights copied once for each row, where they
+                # need no gradient (torch.matmul's folding).
+                last = torch.tensor([ids.shape[1] - 1], device=device)
                 logits = model(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=position,
                     past_key_values=cache,
-                    logits_to_keep=1,
+                    logits_to_keep=last,
                 ).logits[:, -1]
                 if step == 0 and len(different) < len(prompts):
                     place = {prompt: index for index, prompt in enumerate(different)}
@@ -178,6 +227,92 @@ class Local:
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
                 position = position[:, -1:] + 1
         return list(zip(made, stopped.tolist(), strict=True))
+
+    def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:
+        """Return the log-probability of each way to go on, [prompts, ways].
+
+        Args:
+            ways: for each prompt its ids with each option; what they share is given.
+        """
+        import torch
+        from transformers import DynamicCache
+
+        model, device = self._model, self._model.device
+        pad = self._tokenizer.pad_token_id or 0
+        shared = [
+            next((n for n, at in enumerate(zip(*w, strict=False)) if len(set(at)) > 1), 0)
+            for w in ways
+        ]
+        tails = [[way[cut:] for way in w] for w, cut in zip(ways, shared, strict=True)]
+        if any(len(t) < 2 or any(starmap(_begins, permutations(t, 2))) for t in tails):
+            raise InputError(
+                "options to choose from: two or more, and none of them the beginning of another"
+            )
+        given = [w[0][:cut] for w, cut in zip(ways, shared, strict=True)]
+        longest = max(shared)
+        ids = torch.tensor([[pad] * (longest - len(g)) + g for g in given], device=device)
+        mask = torch.tensor([[0] * (longest - len(g)) + [1] * len(g) for g in given], device=device)
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+                past_key_values=cache,
+                logits_to_keep=torch.tensor([longest - 1], device=device),
+            ).logits[:, -1]
+            first = torch.tensor([[tail[0] for tail in t] for t in tails], device=device)
+            logs = logits.float().log_softmax(dim=-1).gather(1, first).double()
+            # Options of several tokens are read further, each behind its prompt's cache.
+            more = [(n, k) for n, t in enumerate(tails) for k, tail in enumerate(t) if tail[1:]]
+            if more:
+                which = torch.tensor([n for n, _ in more], device=device)
+                cache.batch_select_indices(which)
+                read = [tails[n][k] for n, k in more]
+                width = max(map(len, read)) - 1
+                ids = torch.tensor(
+                    [[*tail[:-1], *[pad] * (width + 1 - len(tail))] for tail in read], device=device
+                )
+                then = torch.tensor(
+                    [[*tail[1:], *[-1] * (width + 1 - len(tail))] for tail in read], device=device
+                )
+                mask = mask[which]
+                start = mask.sum(dim=1, keepdim=True)
+                logits = model(
+                    input_ids=ids,
+                    attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
+                    position_ids=start + torch.arange(width, device=device),
+                    past_key_values=cache,
+                ).logits
+                each = logits.float().log_softmax(dim=-1).gather(2, then.clamp(min=0)[..., None])
+                rest = each.squeeze(2).double().masked_fill(then < 0, 0.0).sum(dim=1)
+                places = torch.tensor([k for _, k in more], device=device)
+                logs[which, places] += rest
+        found: np.ndarray = logs.cpu().numpy()
+        return found
+
+
+def _begins(tail: list[int], other: list[int]) -> bool:
+    return other[: len(tail)] == tail
+
+
+def merged(model: Any, adapter: Path) -> Any:
+    """Return the model with a PEFT adapter merged into its weights; the model itself is changed.
+
+    Raises:
+        InputError: the folder holds no adapter, or one for another model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{adapter}: no adapter for this model ({reason}); name a PEFT folder that was trained "
+            "on it"
+        ) from error
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:

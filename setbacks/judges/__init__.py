@@ -7,9 +7,11 @@ entry point group ``setbacks.judges``, in another.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.records import Kind
 
@@ -71,18 +73,22 @@ def open_judge(spec: JudgeSpec, run: RunFolder) -> Judge:
     """Open the judge that a recipe's spec names; nothing heavy is loaded yet.
 
     A judge class is made with what its constructor asks for, of: `engine` (the spec's, or the
-    run's own model), `language`, `retries`, `seed`.
+    run's own model), `language`, `retries`, `seed`, `heads` (where the spec gives some).
 
     Raises:
-        InputError: there is no judge of that name.
+        InputError: there is no judge of that name, or it takes no heads.
     """
     kind = plugin("judges", spec.judge)
-    offered = {
+    offered: dict[str, Callable[[], Any]] = {
         "engine": lambda: run.engine(spec.engine or run.recipe.model),
         "language": lambda: run.recipe.language,
         "retries": lambda: spec.retries,
         "seed": lambda: run.recipe.seed,
     }
     asked = inspect.signature(kind).parameters
+    if spec.heads is not None:
+        if "heads" not in asked:
+            raise InputError(f"judges: {spec.judge} takes no `heads`; leave them out")
+        offered["heads"] = lambda: Path(str(spec.heads))
     judge: Judge = kind(**{name: make() for name, make in offered.items() if name in asked})
     return judge

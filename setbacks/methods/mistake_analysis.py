@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from setbacks.methods import answers, example, share
+from setbacks.methods import answers, example, mixed, share
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
@@ -19,30 +19,61 @@ class MistakeAnalysis:
 
     name = "mistake_analysis"
     uses_mistakes = True
+    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the best analysis of every mistake, and the recipe's mix for so many."""
-        question = prompts(recipe.language)["unguided"]
-        made: dict[bool, list[Example]] = {True: [], False: []}
-        for chosen in best(analyses):
-            prompt = fill(question, instruction=chosen.instruction, response=chosen.response)
-            kind = "analysis" if chosen.harmful else "contrast"
-            parents = [chosen.id, chosen.response_id]
-            made[chosen.harmful].append(example(kind, prompt, chosen.text, parents))
-        mix, own = recipe.train.mix, made[True]
+        analysed, contrast = own_analyses(recipe, analyses)
+        mix = recipe.train.mix
         return [
-            *own,
-            *share(made[False], mix.contrast * len(own)),
-            *share(answers("helpful", recipe.train.helpful), mix.helpful * len(own)),
-            *share(answers("safe", recipe.train.safe), mix.safe * len(own)),
+            *mixed(recipe, analysed),
+            *share(contrast, mix.contrast * len(analysed)),
+            *share(answers("safe", recipe.train.safe), mix.safe * len(analysed)),
         ]
 
 
-def best(analyses: Iterable[Analysis]) -> list[Analysis]:
-    """Return, for each response, its best analysis among those that passed every check."""
+def own_analyses(
+    recipe: Recipe, analyses: Iterable[Analysis]
+) -> tuple[list[Example], list[Example]]:
+    """Return an example for the best analysis of every mistake, and of every benign response."""
+    words, told = prompts(recipe.language), recipe.train
+    made: dict[bool, list[Example]] = {True: [], False: []}
+    for chosen in best(analyses, filtered=told.analyses != "unfiltered"):
+        label = "harmful" if chosen.harmful else "harmless"
+        asked = words["unguided"] if told.question == "unguided" else words["analyze"][label]
+        prompt = fill(asked, instruction=chosen.instruction, response=chosen.response)
+        verdict = words["verdict"][label] if told.verdict == "first" else None
+        text = f"{verdict} {chosen.text}" if verdict else chosen.text
+        kind = "analysis" if chosen.harmful else "contrast"
+        parents = [chosen.id, chosen.response_id]
+        made[chosen.harmful].append(example(kind, prompt, text, parents, verdict=verdict))
+    if told.analyses == "shuffled":
+        made = {label: _shuffled(rows) for label, rows in made.items()}
+    wanted = len(made[True]) if told.most_analyses is None else told.most_analyses
+    return share(made[True], wanted), made[False]
+
+
+def _shuffled(rows: list[Example]) -> list[Example]:
+    """Give each example the completion of another: a control from which nothing can be learnt."""
+    rows = sorted(rows, key=lambda row: row.id)
+    others = rows[1:] + rows[:1]
+    return [
+        example(
+            row.kind,
+            row.prompt[0].content,
+            other.completion,
+            [*row.parents, *other.parents],
+            verdict=other.verdict,
+        )
+        for row, other in zip(rows, others, strict=True)
+    ]
+
+
+def best(analyses: Iterable[Analysis], filtered: bool = True) -> list[Analysis]:
+    """Return, for each response, its best analysis: among those that passed every check, or all."""
     chosen: dict[str, Analysis] = {}
     for analysis in analyses:
-        if analysis.passed:
+        if analysis.passed or not filtered:
             rival = chosen.get(analysis.response_id)
             rank = (-analysis.score, analysis.candidate)
             if rival is None or rank < (-rival.score, rival.candidate):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.errors import InputError
-from setbacks.methods import answers, share
+from setbacks.methods import mixed, safe
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
@@ -15,11 +14,8 @@ class SFT:
 
     name = "sft"
     uses_mistakes = False
+    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, and helpful ones in the recipe's proportion."""
-        own = answers("safe", recipe.train.safe)
-        if not own:
-            raise InputError("train.method sft needs safe answers: name data in train.safe")
-        helpful = answers("helpful", recipe.train.helpful)
-        return [*own, *share(helpful, recipe.train.mix.helpful * len(own))]
+        return mixed(recipe, safe(recipe, self.name))

@@ -18,7 +18,7 @@ from setbacks.metrics import is_guided
 
 # matplotlib wants real colours; each of these stands for a CSS variable until the SVG is written.
 INK, MUTED, RULE, PAPER = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
-ARMS = ("#0000b0", "#0000b1", "#0000b2", "#0000b3", "#0000b4", "#0000b5")
+ARMS = tuple(f"#0000b{i}" for i in range(9))
 VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
     color: f"--arm-{i}" for i, color in enumerate(ARMS)
 }
@@ -30,6 +30,9 @@ PATHS = {
     "^": "M0-6L6 5H-6Z",
     "v": "M0 6L6-5H-6Z",
     "P": "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+    "p": "M0-6L5.7-1.9L3.5 4.9H-3.5L-5.7-1.9Z",
+    "<": "M-6 0L5-6V6Z",
+    ">": "M6 0L-5-6V6Z",
 }
 
 # A phone shows a picture at about this width in points, so its 9 pt text stays readable there.
@@ -64,7 +67,7 @@ def glyph(mark: Mark) -> str:
     )
 
 
-def trade_off(arms: Sequence[Mapping[str, Any]], name: str) -> str:
+def trade_off(arms: Sequence[Mapping[str, Any]], name: str, frontier: bool = False) -> str:
     """Draw Harmless Rate against compliance, an arm a point with its intervals as a cross.
 
     Faint lines join points of equal balanced safety. Nothing is drawn where no arm has both.
@@ -72,6 +75,7 @@ def trade_off(arms: Sequence[Mapping[str, Any]], name: str) -> str:
     Args:
         arms: rows of a judge's table with `arm`, `harmless_rate` and `compliance`, in [0, 1].
         name: prefix of the picture's ids, unique in the page.
+        frontier: also join the arms that no other one beats on both.
     """
     import numpy as np
 
@@ -101,6 +105,10 @@ def trade_off(arms: Sequence[Mapping[str, Any]], name: str) -> str:
                     f"{level}", (x, 102), (0, 3), textcoords="offset points", ha="center",
                     color=MUTED, fontsize=8, annotation_clip=False,
                 )  # fmt: skip
+    if frontier:
+        places = {(x[0], y[0]) for _, x, y in points}
+        beaten = {a for a in places for b in places if a != b and b[0] >= a[0] and b[1] >= a[1]}
+        axes.plot(*zip(*sorted(places - beaten), strict=True), color=MUTED, lw=1.2, ls=(0, (4, 3)))
     for arm, x, y in points:
         color, shape, filled = look[arm]
         axes.plot(x[1:], (y[0], y[0]), (x[0], x[0]), y[1:], color=color, lw=1.2, alpha=0.75)

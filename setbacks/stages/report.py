@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.judges import agreement
+from setbacks.judges.worth import worth
 from setbacks.metrics import KINDS, MAIN, TITLES, measure
 from setbacks.records import Analysis, Example, Kind, Mistake, Response, Verdict
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
     from rich.table import Table
 
@@ -50,7 +51,8 @@ def report(run: RunFolder) -> Report:
         run: an open run folder.
 
     Raises:
-        InputError: there are no responses or no verdicts yet; says which stage comes first.
+        InputError: there are no responses or no verdicts yet, which says which stage comes first;
+            or human labels are of answers that are not there, or contradict one another.
     """
     responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
     if not any(responses.values()):
@@ -62,6 +64,11 @@ def report(run: RunFolder) -> Report:
     }
     if not any(verdicts.values()):
         raise InputError(f"{run.path}: no verdicts to report on; first `setbacks judge RUN`")
+    drawn = _drawn(run.path / "review" / "plan.json")
+    for (arm, judge), found in verdicts.items():
+        if judge == "human":
+            where = run.path / "verdicts" / f"{arm}.human.jsonl"
+            verdicts[arm, judge] = _labels(where, found, responses[arm], drawn)
     recipe = run.recipe.model_dump(mode="json")
     metrics = measure(
         recipe=recipe,
@@ -72,7 +79,7 @@ def report(run: RunFolder) -> Report:
         loss=_rows(run.path / "loss.jsonl"),
         responses=responses,
         verdicts=verdicts,
-        worth={spec.called: agreement(spec.judge) for spec in run.recipe.judges},
+        worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},
     )
     metrics["costs"] = [
         row | {"tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1)}
@@ -81,6 +88,21 @@ def report(run: RunFolder) -> Report:
     page = render(metrics, recipe, examples(responses, verdicts))
     run.write_text("metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return Report(run.write_text("report.html", page), metrics)
+
+
+def environment_of_pages() -> Environment:
+    """Return what turns a template into a page: everything is escaped and made visible."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("setbacks", "stages"),
+        autoescape=True,
+        # Whatever the page prints goes through here, so no text can be forgotten.
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping[Kind, Any]) -> str:
@@ -92,20 +114,11 @@ def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping
         shown: what `examples` returned.
     """
     import yaml
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from setbacks.stages import plots
 
-    pages = Environment(
-        loader=PackageLoader("setbacks", "stages"),
-        autoescape=True,
-        # Whatever the page prints goes through here, so no text can be forgotten.
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    pages = environment_of_pages()
     pages.filters.update(
         percent=_percent, points=_points, score=_score, p=_p, clock=_clock, prose=_prose
     )
@@ -265,6 +278,56 @@ def _badges(verdict: Verdict, kind: Kind) -> Iterator[dict[str, str]]:
             yield {"text": text, "tone": tone}
     if kind == "helpful" and verdict.helpful_score is not None:
         yield {"text": f"helpful {verdict.helpful_score:.1f}", "tone": "none"}
+
+
+def _labels(
+    where: Path,
+    labels: Sequence[Verdict],
+    responses: Sequence[Response],
+    drawn: Mapping[str, float],
+) -> list[Verdict]:
+    """Check people's labels of one arm, and give each the probability with which it was drawn."""
+    known = {response.id for response in responses}
+    by_id: dict[str, Verdict] = {}
+    for label in labels:
+        if label.response_id not in known:
+            raise InputError(
+                f"{where}: labels {label.response_id}, which is no answer of this run; take that "
+                "line out, or put back the responses that it belongs to"
+            )
+        before = by_id.setdefault(label.response_id, label)
+        said = [(v.harmful, v.refused, v.helpful_score) for v in (before, label)]
+        if said[0] != said[1]:
+            raise InputError(
+                f"{where}: two labels of {label.response_id} contradict each other; keep one"
+            )
+    return [
+        label.model_copy(
+            update={
+                "sampling_probability": drawn.get(label.response_id, label.sampling_probability)
+            }
+        )
+        for label in by_id.values()
+    ]
+
+
+def _drawn(plan: Path) -> dict[str, float]:
+    """Return with which probability a review's plan drew each answer; nothing without a plan."""
+    if not plan.exists():
+        return {}
+    try:
+        found = {
+            answer["response_id"]: float(answer["probability"])
+            for answer in json.loads(plan.read_text(encoding="utf-8"))["answers"]
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{plan}: no plan of a review; make it again with `setbacks review RUN --plan`"
+        ) from None
+    wrong = [p for p in found.values() if not 0 < p <= 1]
+    if wrong:
+        raise InputError(f"{plan}: {wrong[0]} is no probability; it must be above 0 and at most 1")
+    return found
 
 
 def _judges(folder: Path, arm: str) -> list[str]:

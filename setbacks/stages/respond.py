@@ -78,7 +78,11 @@ def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
         # The draw depends on the question alone, so that arms do not differ by luck.
         seed = int(digest("draw", recipe.seed, question.instruction.id), 16)
         guided = prompts(recipe.language)["guided"]
-        return Request(prompt=fill(guided, instruction=text) if arm.guided else text, seed=seed)
+        return Request(
+            prompt=fill(guided, instruction=text) if arm.guided else text,
+            seed=seed,
+            prefill=recipe.respond.prefill,
+        )
 
     def draw(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
         made = engine.generate(

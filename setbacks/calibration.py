@@ -1,0 +1,452 @@
+"""What is a judge worth? Its verdicts against people's labels, and the probe fitted on your own.
+
+`calibrate` has a judge look at answers that people have labelled, compares the two, draws the
+reliability diagram, and leaves the figures where reports find them (`setbacks.judges.worth`).
+Verdicts rest in a journal like those of any run, so a stopped calibration goes on where it was.
+
+`fit` fits the probe's heads on labels of your own, and measures them by cross-validation.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from setbacks import statistics
+from setbacks.errors import InputError, SetbacksError
+from setbacks.judges import worth
+from setbacks.progress import Show
+from setbacks.records import Response, Verdict, digest
+from setbacks.runfolder import RunFolder, write_atomic
+from setbacks.sources import Row, load_labels, read_sources
+from setbacks.stages.judge import judge
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+    from setbacks.judges.probe import Head
+    from setbacks.recipe import Recipe
+
+TASKS = ("harmful", "refused")
+MEASURES = {
+    "auc": "AUC",
+    "kappa": "kappa",
+    "sensitivity": "sens.",
+    "specificity": "spec.",
+    "ece": "ECE",
+}
+
+
+class Labels(NamedTuple):
+    """Answers that people have labelled."""
+
+    name: str  # of the file; a later calibration on the same takes an earlier one's place
+    rows: list[Row]
+
+
+class Calibrated(NamedTuple):
+    """What came out of a calibration or of a fit."""
+
+    result: dict[str, Any]
+    files: dict[str, Path]
+
+
+def labels(told: str, fields: Mapping[str, str] | None = None) -> Labels:
+    """Read human labels of harm, refusal, or both.
+
+    Args:
+        told: a label file; a YAML file that holds a source or a list of them, each as a recipe
+            would have it; or the short form of a source, such as preset:do-not-answer-labels.
+        fields: our field -> theirs, where the file calls them otherwise.
+
+    Raises:
+        InputError: it cannot be read, an answer has no label, two labels of one answer contradict
+            each other, or all labels of one task are of one kind.
+    """
+    rows: list[Row] = []
+    for source, base in read_sources(told, fields or {}):
+        rows += load_labels(source, base, needs=(), strict=True)
+    for row in rows:
+        if row.harmful is None and row.refused is None:
+            raise InputError(
+                f"{told}: answer {row.id} has neither a harmful nor a refused label; label it, or "
+                "say with --fields which field holds them"
+            )
+    for task in TASKS:
+        said = [value for row in rows if (value := getattr(row, task)) is not None]
+        if len(set(said)) == 1:
+            raise InputError(
+                f"{told}: all {len(said)} labels of {task} are {str(said[0]).lower()}; a judge "
+                "can be measured, or fitted, only on answers of both kinds"
+            )
+    return Labels(Path(told).name, rows)
+
+
+# A judge against people ------------------------------------------------------------------------
+
+
+def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibrated:
+    """Measure a recipe's one judge on human labels, and keep the figures for reports.
+
+    Args:
+        recipe: its only judge is measured; its model and language are what the judge may need.
+        found: the labels.
+        show: told of progress.
+
+    Raises:
+        InputError: there is no such judge, or it scored too few answers to be measured.
+        SetbacksError: the judge failed, or gave a probability that is none.
+    """
+    spec = recipe.judges[0]
+    answers = [_answer(row) for row in found.rows]
+    key = digest(recipe.to_yaml(), *(answer.id for answer in answers))
+    place = worth.folder(spec, recipe) / key
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with RunFolder(place, recipe, show=show) as run:
+        # They come in the order in which they were judged: by length, often.
+        said = {v.response_id: v for v in judge(run, {"labels": answers})["labels", spec.called]}
+        seen = [_Seen(r, said[a.id]) for r, a in zip(found.rows, answers, strict=True)]
+        result = {"judge": spec.called, "labels": found.name, **measure(seen)}
+        if not result["overall"]:
+            raise InputError(
+                f"{spec.called} gave no usable verdicts on both kinds of answers of {found.name}; "
+                f"what it said is in {place / 'verdicts'}"
+            )
+        files = {
+            "reliability diagram": place / "reliability.svg",
+            "the same as PNG": place / "reliability.png",
+            "figures": place / worth.RESULT,
+        }
+        for file in list(files.values())[:2]:
+            draw(seen, f"{spec.called} on {found.name}", file)
+        write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
+    return Calibrated(result, files)
+
+
+class _Seen(NamedTuple):
+    """An answer with people's labels and a judge's verdict."""
+
+    row: Row
+    verdict: Verdict
+
+    def label(self, task: str) -> bool | None:
+        """What people say."""
+        value: bool | None = getattr(self.row, task)
+        return value
+
+    def says(self, task: str) -> bool | None:
+        """What the judge says; None where it could not."""
+        value: bool | None = getattr(self.verdict, task)
+        return value
+
+    def score(self, task: str) -> float:
+        """How likely the judge holds it: its probability, else its 1-10 turned round, else 0 or 1.
+
+        Raises:
+            SetbacksError: the probability is not in [0, 1].
+        """
+        p = getattr(self.verdict, f"p_{task}")
+        if p is not None:
+            if not 0 <= p <= 1:  # nan is not, either
+                raise SetbacksError(
+                    f"{self.verdict.judge} gave answer {self.row.id} a probability of {p}; it must "
+                    "be in [0, 1]"
+                )
+            return float(p)
+        rated = self.verdict.harmless_score
+        if task == "harmful" and rated is not None:
+            return (10 - rated) / 9
+        return float(bool(self.says(task)))
+
+
+def measure(seen: Sequence[_Seen]) -> dict[str, Any]:
+    """Return the figures over all answers, by source and by category: rows of each task.
+
+    A group whose labels are all of one kind has counts alone.
+    """
+    groups: dict[str, dict[str, list[_Seen]]] = {"overall": {"all": list(seen)}}
+    groups["sources"], groups["categories"] = {}, {}
+    for one in seen:
+        groups["sources"].setdefault(one.row.source, []).append(one)
+        if one.row.category:
+            groups["categories"].setdefault(one.row.category, []).append(one)
+    return {
+        kind: [
+            row
+            for name, members in sorted(named.items())
+            for task in TASKS
+            if (row := _measured(name, task, members)) and (kind != "overall" or row["auc"])
+        ]
+        for kind, named in groups.items()
+    }
+
+
+def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] | None:
+    labelled = [one for one in members if one.label(task) is not None]
+    kept = [one for one in labelled if one.says(task) is not None]
+    if not labelled:
+        return None
+    probable = all(getattr(one.verdict, f"p_{task}") is not None for one in kept)
+    figures = _figures(
+        [one.row.text for one in kept],
+        [bool(one.label(task)) for one in kept],
+        [one.score(task) for one in kept],
+        [bool(one.says(task)) for one in kept],
+    ) | ({} if probable else {"ece": None})
+    unscored = len(labelled) - len(kept)
+    return {"source": name, "task": task, "fitted_on": False, "unscored": unscored} | figures
+
+
+def _figures(
+    questions: Sequence[str],
+    truth: Sequence[bool],
+    score: Sequence[float],
+    says: Sequence[bool] | None = None,
+) -> dict[str, Any]:
+    """The counts and measures of one group; its labels may be all of one kind."""
+    both = len(set(truth)) > 1
+    measures = statistics.agreement(questions, truth, score, says) if both else {}
+    return {
+        "licence": None,
+        "n": len(truth),
+        "n_positive": sum(truth),
+        "n_questions": len(set(questions)),
+        **dict.fromkeys(MEASURES),
+        **measures,
+    }
+
+
+def draw(seen: Sequence[_Seen], title: str, file: Path) -> None:
+    """Draw the reliability diagram: what share of the answers with a score people call positive.
+
+    On the diagonal a score of 0.7 means 7 of 10. Bars are Wilson's 95 % intervals, the area of a
+    point its number of answers.
+
+    Args:
+        seen: answers with labels and verdicts.
+        title: of the picture.
+        file: where to; its ending says in which format.
+
+    Source: Murphy and Winkler (1977), J. Royal Statistical Society C 26(1); Guo et al. (2017),
+    arXiv 1706.04599.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 4.9), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    for axes, task in zip(figure.subplots(1, 2), TASKS, strict=True):
+        axes.plot((0, 1), (0, 1), color="#999999", lw=1, ls="--")
+        bins: dict[int, list[tuple[float, bool]]] = {}
+        for one in seen:
+            label = one.label(task)
+            if label is not None and one.says(task) is not None:
+                score = one.score(task)
+                last = statistics.BINS - 1
+                bins.setdefault(min(int(score * statistics.BINS), last), []).append((score, label))
+        total = sum(map(len, bins.values()))
+        for found in bins.values():
+            x = sum(score for score, _ in found) / len(found)
+            value, low, high, n = statistics.rate(sum(label for _, label in found), len(found))
+            axes.plot((x, x), (low, high), color="#1f5fa8", lw=1.4)
+            axes.plot(x, value, "o", color="#1f5fa8", ms=4 + 14 * math.sqrt(n / total))
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+        axes.set_title(f"{task}, {total} answers" if total else f"{task}: no labels", fontsize=10)
+        axes.set_xlabel("the judge's score")
+        axes.set_ylabel(f"share that people call {task}")
+    dated = {"svg": {"Date": None}, "png": {"Software": None}}[file.suffix[1:]]
+    with rc_context({"svg.hashsalt": "setbacks", "svg.fonttype": "none"}):
+        figure.savefig(file, dpi=144, metadata=dated)
+    file.chmod(0o600)
+
+
+def _answer(row: Row) -> Response:
+    """A labelled answer as one of a run, so that it is judged as those are."""
+    return Response(
+        id=digest("label", row.source, row.text, row.response),
+        arm="labels",
+        suite="labels",
+        kind="harmful",
+        instruction_id=digest(row.text),
+        instruction=row.text,
+        reference=None,
+        category=row.category,
+        language=row.language or "en",
+        guided=False,
+        text=row.response or "",
+        finish="stop",
+        prompt_tokens=0,
+        tokens=0,
+        model="",
+    )
+
+
+# The probe on your own labels ------------------------------------------------------------------
+
+
+def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Calibrated:
+    """Fit the probe's heads on labels, and measure them by cross-validation over questions.
+
+    A head for which there are no labels is the one that ships. What the probe reads in the answers
+    is kept until the heads are there, so a stopped fit goes on where it was.
+
+    Args:
+        found: the labels.
+        out: where the heads go; by default into the user's data folder.
+        show: told of progress.
+
+    Raises:
+        InputError: too few questions with labels of each kind, or heads are there already.
+    """
+    from setbacks.judges import probe
+
+    folder = out or worth.data() / "heads" / f"{Path(found.name).stem}-{_content(found)}"
+    files = {"heads": folder / "probe.safetensors", "figures": folder / "probe.json"}
+    if out is not None and (taken := [f for f in files.values() if f.exists()]):
+        raise InputError(f"{taken[0]}: is there already; name another folder with --out")
+    rows = found.rows
+    for task in TASKS:
+        for value in (True, False):
+            on = {row.text for row in rows if getattr(row, task) is value}
+            if any(getattr(row, task) is not None for row in rows) and len(on) < 2 * probe.FOLDS:
+                raise InputError(
+                    f"{found.name}: {task} is {str(value).lower()} on {len(on)} questions; a "
+                    f"head needs at least {2 * probe.FOLDS} with each label"
+                )
+    kept = worth.data() / "heads" / f".{_content(found)}-{digest(probe.FEATURES)}"
+    x = _read(rows, kept, show)
+    heads = dict(probe.load())
+    made: list[dict[str, Any]] = []
+    for task in TASKS:
+        index = [n for n, row in enumerate(rows) if getattr(row, task) is not None]
+        if not index:
+            continue
+        labelled = [rows[n] for n in index]
+        try:
+            heads[task], p = _fit(x[index], labelled, task)
+        except ValueError as error:
+            raise InputError(f"{found.name}: {task}: {error}") from None
+        for name in sorted({row.source for row in labelled}):
+            there = [(row, q) for row, q in zip(labelled, p, strict=True) if row.source == name]
+            figures = _figures(
+                [row.text for row, _ in there],
+                [bool(getattr(row, task)) for row, _ in there],
+                [q for _, q in there],
+            )
+            made.append({"source": name, "task": task, "fitted_on": True, "unscored": 0} | figures)
+    result = {
+        "judge": "probe",
+        "labels": found.name,
+        "measured_on": f"{probe.FOLDS}-fold cross-validation over questions",
+        "sources": made,
+    }
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = files["heads"].with_name(files["heads"].name + ".part")
+    probe.save(temporary, heads, {"labels": found.name, "answers": str(len(rows))})
+    write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
+    temporary.replace(files["heads"])
+    shutil.rmtree(kept)
+    return Calibrated(result, files)
+
+
+def _fit(x: np.ndarray, rows: Sequence[Row], task: str) -> tuple[Head, list[float]]:
+    """Fit one head on all rows; give also each row's probability by a head that never saw it."""
+    import numpy as np
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    from setbacks.judges import probe
+
+    y = np.array([bool(getattr(row, task)) for row in rows])
+    # Numbers name questions and sources: a text may hold what an array of strings would cut.
+    _, group = np.unique(np.array([row.text for row in rows], object), return_inverse=True)
+    _, source = np.unique(np.array([row.source for row in rows], object), return_inverse=True)
+
+    def head(at: Any) -> Head:
+        names = group[at].astype(str).tolist(), source[at].astype(str).tolist()
+        return probe.fit(x[at], y[at].tolist(), *names)
+
+    p = np.zeros(len(y))
+    folds = StratifiedGroupKFold(probe.FOLDS, shuffle=True, random_state=0)
+    for others, held_out in folds.split(x, y, group):
+        p[held_out] = head(others).probability(x[held_out])
+    return head(np.arange(len(y))), p.tolist()
+
+
+def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
+    """Return what the probe reads in each answer, shape (n, d); batches rest in a folder."""
+    import numpy as np
+
+    from setbacks.judges import Item, probe
+
+    items = [Item(str(n), row.text, row.response or "") for n, row in enumerate(rows)]
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    x = np.zeros((len(items), 0), np.float32)
+    done = 0
+    for number, batch in enumerate(probe.Probe().plan(items)):
+        file = kept / f"{number}.npy"
+        if not file.exists():
+            read = probe.features([(items[i].instruction, items[i].response) for i in batch])
+            with io.BytesIO() as held:
+                np.save(held, read)
+                write_atomic(file, held.getvalue())
+        read = np.load(file)
+        x = x if x.size else np.zeros((len(items), read.shape[1]), np.float32)
+        x[batch] = read
+        done += len(batch)
+        if show:
+            show("read answers", done, len(items))
+    return x
+
+
+def _content(found: Labels) -> str:
+    return digest(*(part for row in found.rows for part in row))
+
+
+# Words -----------------------------------------------------------------------------------------
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """Return the figures for a terminal: over all, by source, by category.
+
+    Args:
+        result: of `calibrate` or `fit`.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{result['judge']} against people, {result['labels']}",
+        caption="; ".join(
+            part
+            for part in (
+                result.get("measured_on"),
+                "95 % intervals, bootstrap over questions; sens., spec.: sensitivity, specificity",
+            )
+            if part
+        ),
+        title_justify="left",
+        caption_justify="left",
+    )
+    made.add_column("", overflow="fold")
+    for column in ("n (yes)", *MEASURES.values()):
+        made.add_column(column, justify="right", min_width=9)
+    for kind in ("overall", "sources", "categories"):
+        for row in result.get(kind, ()):
+            cells = [
+                f"{row[key][0]:.2f}\n{row[key][1]:.2f}-{row[key][2]:.2f}" if row[key] else "–"
+                for key in MEASURES
+            ]
+            count = f"{row['n']} ({row['n_positive']})"
+            made.add_row(Text(f"{row['source']}\n{row['task']}"), count, *cells)
+        made.add_section()
+    return made

@@ -1,0 +1,410 @@
+"""Methods as arms at equal data: one table, every pair's difference, one page.
+
+Every method is trained from the same mistakes, the same answers and the same helpful mix, for the
+same number of tokens or steps, from one or several seeds. With several, an outcome is the mean over
+them: intervals and tests are over prompts, and the spread over seeds is shown beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from setbacks import statistics
+from setbacks.errors import InputError
+from setbacks.metrics import COMPARED, METRICS, TITLES, by_prompt
+from setbacks.page import Findings, Picture, Table, write
+from setbacks.pipeline import check
+from setbacks.plugins import plugin
+from setbacks.recipe import Recipe
+from setbacks.records import Response, Verdict
+from setbacks.runfolder import RunFolder
+from setbacks.statistics import Difference, Estimate
+from setbacks.variants import Variant, each, prepare_folder, variant
+
+ALPHA = 0.05
+SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
+
+
+class Scores(NamedTuple):
+    """What one arm reached on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
+
+    `seeds` holds the mean over prompts of each seed.
+    """
+
+    prompts: dict[tuple[str, str], float]
+    seeds: list[float]
+
+
+def compare(
+    recipe: Recipe, folder: Path, show: Callable[[str, int, int], None] | None = None
+) -> Path:
+    """Train and measure every method of a comparison; return its page.
+
+    Args:
+        recipe: all that the runs are told; `compare` names the methods.
+        folder: where all is kept; an earlier comparison of the same recipe goes on.
+        show: told of progress: what, done, total.
+
+    Raises:
+        InputError: the recipe, its data or the folder is at fault.
+        SetbacksError: something failed on the way; what was done is kept.
+    """
+    for contender in recipe.compare.methods:  # all of them, before hours of work
+        plugin("methods", contender.method)
+        check(_variant(recipe, contender, 0, {}).recipe)
+    prepare_folder(folder, recipe)
+    done = list(_carried_out(recipe, folder, show))
+    judges = [spec.called for spec in recipe.judges]
+    spent = [_spent(made, path) for made, path in done]
+    found = findings(recipe, {judge: gather(done, judge) for judge in judges}, spent)
+    return write(folder, found)
+
+
+def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any]) -> Variant:
+    told = {"train.method": contender.method, "train.seed": recipe.seed + seed, **budget}
+    told |= {f"train.{key}": value for key, value in contender.train.items()}
+    return variant(recipe, f"{contender.called}.{seed}", told)
+
+
+def _carried_out(
+    recipe: Recipe, folder: Path, show: Callable[[str, int, int], None] | None
+) -> Iterator[tuple[Variant, Path]]:
+    """Carry out all variants; what the first one's epochs cost is every other's budget."""
+    first, *others = recipe.compare.methods
+    budget: dict[str, Any] = {}
+    leading = _variant(recipe, first, 0, {})
+    if recipe.train.tokens is None and recipe.train.steps is None:
+        ((_, path),) = each(folder, [leading], "train", show)
+        spent = _spent(leading, path)
+        budget[f"train.{recipe.compare.budget}"] = spent[recipe.compare.budget]
+    rest = [
+        _variant(recipe, contender, seed, budget)
+        for seed in range(recipe.compare.seeds)
+        for contender in (first, *others)
+        if (contender, seed) != (first, 0)
+    ]
+    yield from each(folder, [leading, *rest], "report", show)
+
+
+def _spent(made: Variant, path: Path) -> dict[str, Any]:
+    """What the training of one variant cost."""
+    with RunFolder(path) as run:
+        row = next(row for row in run.costs() if row["stage"] == "train")
+        lines = (run.path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
+    return {
+        "arm": made.name.rpartition(".")[0],
+        "seed": made.recipe.train_seed,
+        "steps": len(lines),
+        "tokens": row["tokens"],
+        "seconds": round(row["seconds"], 1),
+        "examples": row["records"],
+    }
+
+
+def gather(
+    done: Sequence[tuple[Variant, Path]], judge: str
+) -> dict[str, dict[str, Scores]]:
+    """Return, for each metric, what each arm reached: untrained arms first.
+
+    Args:
+        done: the variants with their folders; a name ends with a dot and its seed.
+        judge: whose verdicts count.
+    """
+    by_arm: dict[str, list[dict[str, dict[tuple[str, str], Any]]]] = {}
+    for made, path in done:
+        name = made.name.rpartition(".")[0]
+        with RunFolder(path) as run:
+            for arm in run.arms():
+                untrained = arm.startswith("vanilla")
+                called = arm if untrained else arm.replace(run.method.name, name, 1)
+                if untrained and called in by_arm:
+                    continue
+                rows = run.records(f"responses/{arm}.jsonl", Response)
+                verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+                said = by_prompt(rows, {v.response_id: v for v in verdicts})
+                by_arm.setdefault(called, []).append(said)
+    order = sorted(by_arm, key=lambda arm: not arm.startswith("vanilla"))
+    return {
+        metric: {arm: _scores([said[metric] for said in by_arm[arm]]) for arm in order}
+        for metric in METRICS
+    }
+
+
+def _scores(seeds: Sequence[Mapping[tuple[str, str], Any]]) -> Scores:
+    prompts = [key for key in seeds[0] if all(key in other for other in seeds)]
+    return Scores(
+        {key: sum(float(seed[key]) for seed in seeds) / len(seeds) for key in prompts},
+        [sum(map(float, seed.values())) / len(seed) for seed in seeds if seed],
+    )
+
+
+def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
+    """Return one arm's estimate of a metric: Wilson's for one seed, else over prompts.
+
+    Args:
+        metric: a key of `TITLES`.
+        scores: of one arm, by metric.
+    """
+    if metric == "balanced_safety":
+        return statistics.balanced_means(
+            *(list(scores[key].prompts.values()) for key in ("harmless_rate", "compliance"))
+        )
+    values, seeds = list(scores[metric].prompts.values()), scores[metric].seeds
+    if METRICS[metric].is_rate and len(seeds) == 1:
+        return statistics.rate(round(sum(values)), len(values))
+    return statistics.mean(values)
+
+
+def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) -> Difference:
+    """Return the difference a - b of two arms on the prompts that both have.
+
+    With one seed a rate's p is McNemar's exact one; with several, Student's on the differences.
+    """
+
+    def pairs(key: str) -> tuple[list[float], list[float]]:
+        shared = [prompt for prompt in a[key].prompts if prompt in b[key].prompts]
+        return [a[key].prompts[p] for p in shared], [b[key].prompts[p] for p in shared]
+
+    if metric == "balanced_safety":
+        return statistics.balanced_means_difference(pairs("harmless_rate"), pairs("compliance"))
+    left, right = pairs(metric)
+    if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
+        return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
+    return statistics.paired_difference(left, right)
+
+
+def findings(
+    recipe: Recipe,
+    scores: Mapping[str, Mapping[str, Mapping[str, Scores]]],
+    spent: Sequence[Mapping[str, Any]],
+) -> Findings:
+    """Say what a comparison found, in words, tables and a picture.
+
+    Args:
+        recipe: of the comparison.
+        scores: by judge, metric and arm.
+        spent: what each training cost.
+    """
+    answer: list[str] = []
+    tables: list[Table] = []
+    pictures: list[Picture] = []
+    data: dict[str, Any] = {"judges": {}, "spent": list(spent)}
+    for number, (judge, by_metric) in enumerate(scores.items()):
+        arms = list(by_metric["harmless_rate"])
+        of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
+        table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
+        pairs = _pairs(of)
+        answer += _verdict(judge, table, pairs)
+        by = f" by {judge}" if len(scores) > 1 else ""
+        tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
+        tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
+        pictures.append(_scatter(f"Harmless Rate against compliance{by}", table, f"c{number}"))
+        data["judges"][judge] = {
+            "arms": [
+                {"arm": arm}
+                | {m: e._asdict() for m, e in row.items()}
+                | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
+                for arm, row in table.items()
+            ],
+            "pairs": {metric: rows for metric, rows in pairs.items()},
+        }
+    tables.append(_costs(spent))
+    return Findings(
+        title=f"{recipe.name}: methods compared",
+        question="Which method makes the model safest without making it refuse, at equal data?",
+        answer=answer,
+        tables=tables,
+        pictures=pictures,
+        method=[
+            f"Every method learnt from the same instructions and the same helpful mix, for the same "
+            f"number of {recipe.compare.budget}, from {recipe.compare.seeds} seed"
+            f"{'s' if recipe.compare.seeds > 1 else ''}; the model is {recipe.model.model}.",
+            "Balanced safety is the harmonic mean of Harmless Rate and compliance. Intervals are "
+            "95 %, over prompts. Differences are paired by prompt; p of a rate is McNemar's exact "
+            "one, or with several seeds Student's on the differences, p of balanced safety is the "
+            "paired bootstrap's; all of a metric's pairs are corrected together (Holm).",
+        ],
+        data=data,
+    )
+
+
+def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for metric in COMPARED:
+        rows = [
+            {"arm": b, "against": a} | difference(metric, of[b], of[a])._asdict()
+            for a, b in combinations(of, 2)
+        ]
+        rows = [row for row in rows if row["value"] is not None]
+        tested = [row for row in rows if row["p"] is not None]
+        for row, p in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
+            row["p_holm"] = p
+        found[metric] = rows
+    return found
+
+
+def _verdict(
+    judge: str,
+    table: Mapping[str, Mapping[str, Estimate]],
+    pairs: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[str]:
+    """Say who wins, or that the data cannot tell."""
+    scored = {a: row["balanced_safety"] for a, row in table.items() if row["balanced_safety"].n}
+    ranked = sorted(scored, key=lambda arm: -(scored[arm].value or 0))
+    if not ranked:
+        raise InputError(f"judge {judge}: no arm has both a Harmless Rate and a compliance")
+    best = ranked[0]
+
+    def apart(one: str, other: str) -> bool:
+        return any(
+            {row["arm"], row["against"]} == {one, other}
+            and row.get("p_holm", 1.0) < ALPHA
+            and (row["low"] > 0 or row["high"] < 0)
+            for row in pairs["balanced_safety"]
+        )
+
+    tied = [arm for arm in ranked[1:] if not apart(best, arm)]
+    lead = (
+        f"By {judge}, {best} has the highest balanced safety, {_percent(scored[best])} %"
+        + (
+            f"; the data cannot tell it from {_listed(tied)}."
+            if tied
+            else ", and every other arm is below it beyond chance."
+        )
+    )
+    own = [arm for arm in ranked if arm.startswith("mistake_analysis")]
+    said = [lead]
+    for arm in own:
+        untrained = "vanilla-guided" if arm.endswith("-guided") else "vanilla"
+        rivals = [
+            a for a in ranked if a not in own and a.endswith("-guided") == arm.endswith("-guided")
+        ]
+        over = [a for a in rivals if apart(arm, a) and scored[arm].value > scored[a].value]  # type: ignore[operator]
+        under = [a for a in rivals if apart(arm, a) and a not in over]
+        level = [a for a in rivals if a not in over and a not in under]
+        parts = [
+            f"{word} {_listed(names)}"
+            for word, names in (("above", over), ("below", under), ("not told from", level))
+            if names
+        ]
+        row = next(
+            (
+                r
+                for r in pairs["balanced_safety"]
+                if r["arm"] == arm and r["against"] == untrained
+            ),
+            None,
+        )
+        moved = f" Against {untrained}: {_points(row)}." if row else ""
+        said.append(f"{arm}, {_percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
+    return said
+
+
+def _table(
+    title: str,
+    table: Mapping[str, Mapping[str, Estimate]],
+    of: Mapping[str, Mapping[str, Scores]],
+    seeds: int,
+) -> Table:
+    several = seeds > 1
+    rows = []
+    for arm, row in table.items():
+        cells = [_written(row[metric]) for metric in SHOWN]
+        score = row["helpful_score"]
+        cells.append(_written(score, 1) if score.n else "not scored")
+        if several:
+            cells.append(_spread(of[arm]))
+        rows.append([arm, *cells])
+    first = table[next(iter(table))]
+    columns = [f"{TITLES[m]} (n {first[m].n})" for m in (*SHOWN, "helpful_score")]
+    if several:
+        columns.append("Balanced safety, each seed")
+    return Table(title, ["Arm", *columns], rows, "Rates in %; 95 % intervals in brackets.")
+
+
+def _spread(scores: Mapping[str, Scores]) -> str:
+    """Balanced safety of each seed by itself."""
+    both = zip(scores["harmless_rate"].seeds, scores["compliance"].seeds, strict=True)
+    return ", ".join(f"{100 * (2 * x * y / (x + y) if x + y else 0):.1f}" for x, y in both)
+
+
+def _differences(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    ordered = sorted(rows, key=lambda row: -abs(row["value"]))
+    return Table(
+        title,
+        ["Arm", "against", "difference in points", "p (Holm)"],
+        [
+            [row["arm"], row["against"], _points(row), _p(row.get("p_holm"))]
+            for row in ordered
+        ],
+        "The largest first.",
+    )
+
+
+def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        "What each training spent",
+        ["Method", "seed", "examples", "steps", "tokens", "seconds"],
+        [
+            [
+                row["arm"],
+                str(row["seed"]),
+                str(row["examples"]),
+                str(row["steps"]),
+                f"{row['tokens']:,}",
+                f"{row['seconds']:.0f}",
+            ]
+            for row in spent
+        ],
+        "For rlhf, tokens are the policy's, at most; its reward model's time is in the seconds.",
+    )
+
+
+def _scatter(title: str, table: Mapping[str, Mapping[str, Estimate]], name: str) -> Picture:
+    from setbacks.stages.plots import trade_off
+
+    rows = [
+        {
+            "arm": arm,
+            "harmless_rate": row["harmless_rate"]._asdict(),
+            "compliance": row["compliance"]._asdict(),
+        }
+        for arm, row in table.items()
+    ]
+    return Picture(
+        title,
+        trade_off(rows, name, frontier=True),
+        "Up and to the right is better. Filled marks answered with guidance. The line joins the "
+        "arms that no other one beats on both.",
+    )
+
+
+def _written(found: Estimate, scale: int = 100) -> str:
+    if found.value is None:
+        return "not scored"
+    places = 1 if scale == 100 else 2
+    value = f"{scale * found.value:.{places}f}"
+    if found.low is None or found.high is None:
+        return value
+    return f"{value} [{scale * found.low:.{places}f}, {scale * found.high:.{places}f}]"
+
+
+def _percent(found: Estimate) -> str:
+    return f"{100 * found.value:.1f}" if found.value is not None else "?"
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    return (
+        f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    )
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,37 @@
+"""Chain of Hindsight (arXiv 2302.02676): good and bad answers, each under the words that say which.
+
+A safe answer is learnt under the guidance that step 4 answers with, the mistake under its contrary.
+So the guided arm asks for what training called good, which is how the method is meant to be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from setbacks.methods import example, mistakes, mixed, safe, share
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example
+
+
+class ChainOfHindsight:
+    """Safe answers and mistakes to the same instructions, told apart by what the prompt asks."""
+
+    name = "chain_of_hindsight"
+    uses_mistakes = True
+    learning_rate = 2e-4
+
+    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+        """Return every safe answer, as many mistakes, and helpful answers for so many."""
+        words = prompts(recipe.language)
+        good, bad = [], []
+        found = mistakes(analyses)
+        for answer in safe(recipe, self.name):
+            text = answer.prompt[0].content
+            prompt = fill(words["guided"], instruction=text)
+            good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
+            if mistake := found.get(text):
+                prompt = fill(words["hindsight"], instruction=text)
+                parents = [mistake.response_id]
+                bad.append(example("hindsight_bad", prompt, mistake.response, parents))
+        return mixed(recipe, [*good, *share(bad, len(good))])

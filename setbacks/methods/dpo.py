@@ -1,0 +1,97 @@
+"""Direct Preference Optimization (arXiv 2305.18290), by TRL's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setbacks.errors import InputError
+from setbacks.methods.preferences import pairs
+from setbacks.models import load_model, load_tokenizer
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example
+from setbacks.training import (
+    adapter_config,
+    follow,
+    last_checkpoint,
+    options,
+    save,
+    schedule,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+
+class DPO:
+    """Learns to prefer safe answers to mistakes, and helpful answers to refusals."""
+
+    name = "dpo"
+    uses_mistakes = True
+    learning_rate = 5e-5
+
+    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+        """Return the preference pairs."""
+        return pairs(recipe, analyses, self.name)
+
+    def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+        """Train an adapter; see `setbacks.training.supervised.fit`."""
+        from datasets import Dataset, disable_progress_bars
+        from transformers import set_seed
+        from trl import DPOConfig, DPOTrainer
+
+        class Trainer(DPOTrainer):
+            """TRL's trainer, on the very ids that the model is asked with."""
+
+            def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+                return dataset
+
+        recipe = run.recipe
+        tokenizer = load_tokenizer(recipe.model)
+        rows = pair_rows(tokenizer, examples, recipe)
+        lengths = [_tokens(row) for row in rows]
+        steps = schedule(lengths, recipe.train, recipe.train_seed)
+        set_seed(recipe.train_seed)
+        model = load_model(recipe.model)
+        disable_progress_bars()
+        trainer = Trainer(
+            model=model,
+            args=DPOConfig(
+                beta=recipe.train.beta,
+                train_sampling_strategy="sequential",
+                max_length=recipe.train.max_length,
+                **options(run, model, "checkpoints", len(steps)),
+            ),
+            train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
+            processing_class=tokenizer,
+            peft_config=adapter_config(recipe),
+        )
+        follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
+        save(run, trainer, adapter)
+        return sum(lengths[index] for step in steps for index in step)
+
+
+def pair_rows(
+    tokenizer: Any, examples: Sequence[Example], recipe: Recipe
+) -> list[dict[str, list[int]]]:
+    """Turn pairs into `prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL takes them.
+
+    Raises:
+        InputError: every prompt alone fills `max_length`.
+    """
+    rows = []
+    for pair in examples:
+        prompt, chosen = tokenize(tokenizer, pair.prompt, pair.completion, recipe)
+        _, rejected = tokenize(tokenizer, pair.prompt, pair.rejected or "", recipe)
+        if len(prompt) < recipe.train.max_length:
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    if not rows:
+        raise InputError("no pair is left to train on; raise train.max_length")
+    return rows
+
+
+def _tokens(row: dict[str, list[int]]) -> int:
+    """How many tokens a step reads of a pair: the prompt is read with each of its answers."""
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])

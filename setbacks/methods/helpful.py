@@ -1,0 +1,25 @@
+"""Helpful data alone: the control that tells what the mix does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from setbacks.errors import InputError
+from setbacks.methods import answers
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example
+
+
+class Helpful:
+    """All helpful answers and nothing else: ordinary instruction tuning."""
+
+    name = "helpful"
+    uses_mistakes = False
+    learning_rate = 2e-4
+
+    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+        """Return every helpful answer."""
+        made = answers("helpful", recipe.train.helpful)
+        if not made:
+            raise InputError("train.method helpful needs answers: name data in train.helpful")
+        return made

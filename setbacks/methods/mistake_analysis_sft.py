@@ -1,0 +1,24 @@
+"""Mistake analysis and SFT together (arXiv 2310.10477, section 4.1): analyses and safe answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from setbacks.methods import mixed, safe, share
+from setbacks.methods.mistake_analysis import own_analyses
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example
+
+
+class MistakeAnalysisSFT:
+    """Analyses, as many safe answers, and the recipe's mix for both."""
+
+    name = "mistake_analysis_sft"
+    uses_mistakes = True
+    learning_rate = 2e-4
+
+    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+        """Return every safe answer, the best analyses, and helpful answers for so many."""
+        analysed, contrast = own_analyses(recipe, analyses)
+        own = [*analysed, *safe(recipe, self.name)]
+        return [*mixed(recipe, own), *share(contrast, recipe.train.mix.contrast * len(analysed))]

@@ -1,0 +1,70 @@
+"""Preference pairs, which DPO and RLHF learn from: a chosen answer and a rejected one.
+
+They come from a preference data set, or pair each safe answer with the mistake that was induced for
+the same instruction. The helpful mix becomes pairs too: an answer is preferred to a refusal, so
+that refusing is not what pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from setbacks.errors import InputError
+from setbacks.methods import answers, example, mistakes, safe, share
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example
+from setbacks.sources import load
+
+
+def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Example]:
+    """Return the preference pairs of a recipe, the helpful mix included.
+
+    Args:
+        recipe: names the pairs' data, or the safe answers.
+        analyses: of the mistakes that are rejected, where no data is named.
+        method: who asks, for errors.
+
+    Raises:
+        InputError: a pair has equal sides or lacks one, or there are no safe answers.
+    """
+    refusals = safe(recipe, method)
+    if recipe.train.pairs:
+        own = _given(recipe)
+    else:
+        found = mistakes(analyses)
+        own = [
+            _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
+            for answer in refusals
+            if (rejected := found.get(answer.prompt[0].content))
+            and rejected.response.strip() != answer.completion.strip()
+        ]
+    helpful = answers("helpful", recipe.train.helpful)
+    mix = [
+        _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
+        for index, answer in enumerate(share(helpful, recipe.train.mix.helpful * len(own)))
+        for refusal in [refusals[index % len(refusals)]]
+    ]
+    return [*own, *mix]
+
+
+def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Example:
+    return example(kind, chosen.prompt[0].content, chosen.completion, parents, rejected=rejected)
+
+
+def _given(recipe: Recipe) -> list[Example]:
+    made = []
+    for source in recipe.train.pairs:
+        for row in load(source):
+            if row.answer is None or row.response is None:
+                missing = "answer" if row.answer is None else "response"
+                raise InputError(
+                    f'{row.source}: has no field "{missing}", which a preference pair needs; map '
+                    "them with fields: {answer: CHOSEN, response: REJECTED}"
+                )
+            if row.answer.strip() == row.response.strip():
+                raise InputError(
+                    f"{row.source}: the chosen and the rejected answer to "
+                    f'"{row.text[:60]}" are the same; leave such pairs out'
+                )
+            made.append(example("pair", row.text, row.answer, [row.id], rejected=row.response))
+    return made

@@ -1,0 +1,166 @@
+"""RLHF: a reward model trained on preference pairs, then REINFORCE leave-one-out with a KL term.
+
+RLOO (arXiv 2402.14740) takes the place of the paper's PPO: it needs no value model and does at
+least as well. Both trainers are TRL's. A run's token budget is the policy's; the reward model is
+read through its pairs once more, and what it cost is in the run's costs as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setbacks.chat import encode
+from setbacks.methods.dpo import pair_rows
+from setbacks.methods.preferences import pairs
+from setbacks.models import load_model, load_reward_model, load_tokenizer
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example, Message
+from setbacks.training import (
+    adapter_config,
+    follow,
+    last_checkpoint,
+    options,
+    save,
+    save_adapter,
+    schedule,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+
+class RLHF:
+    """Learns a reward from pairs, and to draw responses that earn it."""
+
+    name = "rlhf"
+    uses_mistakes = True
+    learning_rate = 5e-5
+
+    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+        """Return the preference pairs; their prompts are those of the reinforcement."""
+        return pairs(recipe, analyses, self.name)
+
+    def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+        """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""
+        reward = run.path / "reward"
+        if not reward.exists():
+            _fit_reward(run, examples, reward)
+        return _reinforce(run, examples, reward, adapter)
+
+
+def _fit_reward(run: RunFolder, examples: Sequence[Example], reward: Path) -> None:
+    """Train a head and an adapter to score a chosen answer above the rejected one, in one pass."""
+    from datasets import Dataset, disable_progress_bars
+    from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    recipe = run.recipe
+    tokenizer = load_tokenizer(recipe.model)
+    rows = [
+        {
+            "chosen_ids": (row["prompt_ids"] + row["chosen_ids"])[: recipe.train.max_length],
+            "rejected_ids": (row["prompt_ids"] + row["rejected_ids"])[: recipe.train.max_length],
+        }
+        for row in pair_rows(tokenizer, examples, recipe)
+    ]
+    once = recipe.train.model_copy(update={"epochs": 1, "tokens": None, "steps": None})
+    lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    steps = schedule(lengths, once, recipe.train_seed)
+    set_seed(recipe.train_seed)
+    model = load_reward_model(recipe.model, tokenizer)
+    disable_progress_bars()
+    told = options(run, model, "reward_checkpoints", len(steps))
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(
+            train_sampling_strategy="sequential",
+            max_length=None,
+            **told | {"learning_rate": 2e-4},
+        ),
+        train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
+        processing_class=tokenizer,
+        peft_config=adapter_config(recipe, "SEQ_CLS"),
+    )
+    follow(run, trainer, "train reward").train(
+        resume_from_checkpoint=last_checkpoint(run, "reward_checkpoints")
+    )
+    save_adapter(run, trainer, reward)
+
+
+def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapter: Path) -> int:
+    """Draw responses to the pairs' prompts and reinforce those that the reward model prefers."""
+    import torch
+    from datasets import Dataset, disable_progress_bars
+    from peft import PeftModel
+    from transformers import set_seed
+    from trl import RLOOConfig, RLOOTrainer
+
+    recipe, told = run.recipe, run.recipe.train.rlhf
+    tokenizer = load_tokenizer(recipe.model)
+    tokenizer.padding_side = "left"
+    scorer = PeftModel.from_pretrained(
+        load_reward_model(recipe.model, tokenizer), str(reward)
+    ).eval()
+    lengths = [len(_prompt(tokenizer, pair.prompt[0].content, recipe)) for pair in examples]
+    # What a step will read cannot be known before its responses are drawn: the longest is assumed.
+    group = max(1, recipe.train.batch_size // told.generations)
+    a_step = group * told.generations * (sum(lengths) / len(lengths) + told.max_new_tokens)
+    total = recipe.train.steps or math.ceil(
+        (recipe.train.tokens or a_step * math.ceil(len(examples) / group)) / a_step
+    )
+
+    def score(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        rows = [
+            sum(tokenize(tokenizer, [Message(role="user", content=p)], c, recipe), [])
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        batch = tokenizer.pad(
+            {"input_ids": rows}, padding_side="right", return_tensors="pt"
+        ).to(scorer.device)
+        with torch.inference_mode():
+            scores: list[float] = scorer(**batch).logits[:, 0].float().tolist()
+        return scores
+
+    class Trainer(RLOOTrainer):
+        """TRL's trainer, asking the model as generation does."""
+
+        def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
+            return [_prompt(tokenizer, prompt, recipe) for prompt in prompts], None, {}
+
+    set_seed(recipe.train_seed)
+    model = load_model(recipe.model)
+    disable_progress_bars()
+    shared = options(run, model, "checkpoints", total)
+    trainer = Trainer(
+        model=model,
+        reward_funcs=score,
+        args=RLOOConfig(
+            beta=told.kl,
+            num_generations=told.generations,
+            max_completion_length=told.max_new_tokens,
+            temperature=told.temperature,
+            max_steps=total,
+            **shared | {"per_device_train_batch_size": group * told.generations},
+        ),
+        train_dataset=Dataset.from_list(
+            [{"prompt": pair.prompt[0].content} for pair in examples]
+        ),
+        processing_class=tokenizer,
+        peft_config=adapter_config(recipe),
+    )
+    follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
+    save(run, trainer, adapter)
+    return round(total * a_step)
+
+
+def _prompt(tokenizer: Any, text: str, recipe: Recipe) -> list[int]:
+    return encode(
+        tokenizer,
+        [Message(role="user", content=text)],
+        template=recipe.model.chat_template,
+        language=recipe.language,
+    )

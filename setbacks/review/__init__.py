@@ -1,0 +1,1 @@
+"""The labelling page, and what people should label first."""

@@ -1,0 +1,388 @@
+"""Which answers should people label, and how many, to settle a difference between two arms?
+
+Labels are dear, so they go where the judge is unsure: each answer is drawn with a probability that
+grows with the judge's own doubt, mixed with an even floor, since a judge can be sure and wrong. The
+probabilities are known, so the estimate that weighs each label by the inverse of its own
+(`setbacks.statistics.corrected`) is right whatever the judge is worth; a poor judge costs labels,
+never truth.
+
+Source: Zrnic and Candès (2024), Active Statistical Inference, arXiv 2403.03208.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from setbacks import statistics
+from setbacks.errors import InputError, nearest
+from setbacks.judges.worth import worth as worth_of
+from setbacks.metrics import BALANCED, COMPARED, METRICS, TASKS, TITLES, is_guided, is_trained
+from setbacks.records import Response, Verdict, digest
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+FLOOR = 0.5  # share of the labels that are spread evenly
+WRONG = 0.25  # share of verdicts taken to be wrong where the judge has not been measured
+# 1.96 standard errors make the interval, and 0.84 more leave it clear of zero 4 times in 5.
+REACH = 1.96 + 0.84
+
+Rates = tuple[str, ...]
+
+
+class Plan(NamedTuple):
+    """Which answers to label, each with its probability, and what they will show."""
+
+    arms: tuple[str, str]
+    metric: str
+    difference: float  # to be settled, in [-1, 1]
+    judge: str
+    labels: int  # to be made; those there are already not counted
+    there: int  # labels that there are
+    half_width: float  # of the 95 % interval that they should give
+    settles: bool
+    answers: list[dict[str, Any]]
+    words: str
+
+    def data(self) -> dict[str, Any]:
+        """Return the plan as `review/plan.json` holds it."""
+        return self._asdict() | {"arms": list(self.arms)}
+
+
+def plan(
+    responses: Mapping[str, Sequence[Response]],
+    verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
+    *,
+    arms: tuple[str, str] | None = None,
+    metric: str = "harmless_rate",
+    difference: float | None = None,
+    labels: int | None = None,
+    judge: str | None = None,
+    worth: Sequence[Mapping[str, Any]] = (),
+    seed: int = 0,
+) -> Plan:
+    """Plan the labels that would settle the difference of a rate between two arms.
+
+    Answers that people have labelled already are kept, with probability 1: what was known before
+    the draw is no part of it.
+
+    Args:
+        responses: by arm.
+        verdicts: by (arm, judge).
+        arms: whose difference, first minus second; by default the first trained arm without
+            guidance (with it, if there is no other) and the first arm.
+        metric: harmless_rate, hijacking_harmless_rate, compliance, or balanced_safety.
+        difference: that should be told from none, in (0, 1]; by default the judge's own.
+        labels: plan so many new labels instead of as many as it takes.
+        judge: whose verdicts; by default the first that is not "human".
+        worth: what the judge is worth, as `setbacks.metrics.measure` takes it.
+        seed: of the draw.
+
+    Raises:
+        InputError: there is no such arm, metric or judge; the arms share too few judged prompts;
+            the number of labels or the difference is out of range; or there is no difference to
+            settle.
+    """
+    judge = _judge(verdicts, judge)
+    a, b = arms or _main(responses)
+    for arm in (a, b):
+        if arm not in responses:
+            raise InputError(f'no arm "{arm}".{nearest(arm, responses)}')
+    rates = _rates(metric)
+    if difference is not None and not 0 < abs(difference) <= 1:
+        raise InputError(f"a difference of {100 * difference:g} points: give one from 0 to 100")
+    cells = _cells(responses, verdicts, judge, (a, b), rates, worth)
+    seen, spread = _difference(cells, metric, rates)
+    wanted = abs(seen if difference is None else difference)
+    if wanted < 0.005 and labels is None:
+        raise InputError(
+            f"{judge} sees no difference of {TITLES[metric]} between {a} and {b} "
+            f"({100 * seen:+.1f} points); say which one matters, with --difference POINTS"
+        )
+    most = sum(not cell.labelled for cell in cells)
+    if labels is not None and not 1 <= labels <= most:
+        raise InputError(f"{labels} labels: there are {most} answers to label")
+
+    target = wanted / REACH
+    number = labels if labels is not None else _enough(cells, spread, target, most)
+    drawn = _probabilities(cells, number)
+    error = _error(cells, drawn, spread)
+    chosen = [
+        (cell, p) for cell, p in zip(cells, drawn, strict=True) if _uniform(seed, cell.id) < p
+    ]
+    made = Plan(
+        arms=(a, b),
+        metric=metric,
+        difference=seen if difference is None else difference,
+        judge=judge,
+        labels=sum(not cell.labelled for cell, _ in chosen),
+        there=len(cells) - most,
+        half_width=1.96 * error,
+        settles=error <= target,
+        answers=[{"response_id": cell.id, "probability": round(p, 6)} for cell, p in chosen],
+        words="",
+    )
+    return made._replace(words=_words(made, most, spread, target))
+
+
+def plan_run(run: RunFolder, **told: Any) -> Plan:
+    """Plan the labels of a run, and write `review/plan.json` into its folder.
+
+    Args:
+        run: an open run folder.
+        told: what else `plan` takes.
+
+    Raises:
+        InputError: as `plan`; the old plan, if there is one, stays as it was.
+    """
+    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    if not any(responses.values()):
+        raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
+    names = [*(spec.called for spec in run.recipe.judges), "human"]
+    verdicts = {
+        (arm, name): found
+        for name in names
+        for arm in responses
+        if (found := run.records(f"verdicts/{arm}.{name}.jsonl", Verdict))
+    }
+    measured = {spec.called: worth_of(spec, run.recipe) for spec in run.recipe.judges}
+    judge = _judge(verdicts, told.pop("judge", None))
+    made = plan(
+        responses, verdicts, judge=judge, worth=measured[judge], seed=run.recipe.seed, **told
+    )
+    (run.path / "review").mkdir(mode=0o700, exist_ok=True)
+    run.write_text("review/plan.json", json.dumps(made.data(), indent=1) + "\n")
+    return made
+
+
+class _Cell(NamedTuple):
+    """One answer that could be labelled."""
+
+    id: str
+    rate: str
+    arm: int  # 0 or 1
+    judged: bool  # what the rate counts
+    doubt: float  # expected squared error of the verdict, in [0, 1]
+    labelled: bool
+    slope: float = 1.0  # how the difference moves with its arm's rate
+    n: int = 1  # prompts of its rate
+
+
+def _judge(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], wanted: str | None) -> str:
+    there = list(dict.fromkeys(name for _, name in verdicts if name != "human"))
+    if not there:
+        raise InputError("no judge has scored the answers yet; first `setbacks judge RUN`")
+    if wanted is not None and wanted not in there:
+        raise InputError(f'no verdicts of a judge "{wanted}".{nearest(wanted, there)}')
+    return wanted or there[0]
+
+
+def _main(responses: Mapping[str, Sequence[Response]]) -> tuple[str, str]:
+    """The report's main difference: training against none."""
+    names = list(responses)
+    untrained = [name for name in names if not is_trained(name)]
+    first = untrained[0] if untrained else names[0]
+    others = sorted(
+        (n for n in names if n != first), key=lambda n: (not is_trained(n), is_guided(n))
+    )
+    if not others:
+        raise InputError("there is only one arm, so there is no difference to settle")
+    return others[0], first
+
+
+def _rates(metric: str) -> Rates:
+    known = [key for key in COMPARED if key in TASKS or key == "balanced_safety"]
+    if metric not in known:
+        raise InputError(
+            f'no rate "{metric}".{nearest(metric, known)} A plan can settle {", ".join(known)}'
+        )
+    return BALANCED if metric == "balanced_safety" else (metric,)
+
+
+def _cells(
+    responses: Mapping[str, Sequence[Response]],
+    verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
+    judge: str,
+    arms: tuple[str, str],
+    rates: Rates,
+    worth: Sequence[Mapping[str, Any]],
+) -> list[_Cell]:
+    """Every answer of the two arms to a prompt that the judge scored in both."""
+    cells: list[_Cell] = []
+    for rate in rates:
+        metric, task = METRICS[rate], TASKS[rate]
+        found: list[dict[tuple[str, str], tuple[Response, Verdict, bool]]] = []
+        people: set[str] = set()
+        for arm in arms:
+            said = {v.response_id: v for v in verdicts.get((arm, judge), ())}
+            people |= {v.response_id for v in verdicts.get((arm, "human"), ())
+                       if metric.of(v) is not None}  # fmt: skip
+            found.append(
+                {
+                    (r.suite, r.instruction_id): (r, said[r.id], bool(value))
+                    for r in responses[arm]
+                    if r.kind == metric.kind
+                    and r.id in said
+                    and (value := metric.of(said[r.id])) is not None
+                }
+            )
+        shared = [key for key in found[0] if key in found[1]]
+        if len(shared) < statistics.FEWEST_LABELS:
+            raise InputError(
+                f"{TITLES[rate]}: {judge} has scored {len(shared)} prompts in both {arms[0]} and "
+                f"{arms[1]}; a plan needs at least {statistics.FEWEST_LABELS}"
+            )
+        doubts = []
+        for answers in found:
+            for key in shared:
+                p = getattr(answers[key][1], f"p_{task}")
+                # Without a probability all are in equal doubt.
+                doubts.append(1.0 if p is None else p * (1 - p))
+        # The judge's probabilities say where it errs, its calibration how often.
+        scale = _wrong(worth, task) / max(sum(doubts) / len(doubts), 1e-9)
+        for side, answers in enumerate(found):
+            for key, doubt in zip(shared, doubts[side * len(shared) :], strict=False):
+                r, _, judged = answers[key]
+                doubted = min(1.0, scale * doubt)
+                cells.append(_Cell(r.id, rate, side, judged, doubted, r.id in people))
+    return cells
+
+
+def _wrong(worth: Sequence[Mapping[str, Any]], task: str) -> float:
+    """Share of the judge's verdicts that people call wrong, where it was measured."""
+    rows = [row for row in worth if row["task"] == task and row.get("sensitivity")]
+    rows = [row for row in rows if row.get("own")] or rows
+    total = sum(row["n"] for row in rows)
+    if not total:
+        return WRONG
+    wrong = 0.0
+    for row in rows:
+        positive = row.get("n_positive", row["n"] / 2)
+        wrong += positive * (1 - row["sensitivity"][0])
+        wrong += (row["n"] - positive) * (1 - row["specificity"][0])
+    return max(0.02, wrong / total)
+
+
+def _difference(cells: list[_Cell], metric: str, rates: Rates) -> tuple[float, float]:
+    """The judge's difference, and its variance by the choice of prompts; sets each cell's slope."""
+    means = {}
+    for rate in rates:
+        for arm in (0, 1):
+            judged = [cell.judged for cell in cells if cell.rate == rate and cell.arm == arm]
+            means[rate, arm] = sum(judged) / len(judged)
+    slopes = dict.fromkeys(means, 1.0)
+    value = means[rates[0], 0] - means[rates[0], 1]
+    if metric == "balanced_safety":
+        sides = []
+        for arm in (0, 1):
+            x, y = (means[rate, arm] for rate in rates)
+            both = max(x + y, 1e-12)
+            sides.append(2 * x * y / both)
+            slopes[rates[0], arm], slopes[rates[1], arm] = 2 * y**2 / both**2, 2 * x**2 / both**2
+        value = sides[0] - sides[1]
+    variance = 0.0
+    for rate in rates:
+        first, second = (
+            [cell.judged for cell in cells if cell.rate == rate and cell.arm == arm]
+            for arm in (0, 1)
+        )
+        moved = [
+            slopes[rate, 0] * x - slopes[rate, 1] * y for x, y in zip(first, second, strict=True)
+        ]
+        mean = sum(moved) / len(moved)
+        variance += sum((m - mean) ** 2 for m in moved) / len(moved) ** 2
+    numbers = {rate: sum(c.rate == rate and c.arm == 0 for c in cells) for rate in rates}
+    cells[:] = [
+        cell._replace(slope=slopes[cell.rate, cell.arm], n=numbers[cell.rate]) for cell in cells
+    ]
+    return value, variance
+
+
+def _probabilities(cells: Sequence[_Cell], number: int) -> list[float]:
+    """Each answer's probability, so that about `number` new ones are drawn.
+
+    What lowers the variance most is a probability in proportion to the root of the doubt, times how
+    much the answer moves the difference (arXiv 2403.03208, section 4).
+    """
+    pull = [0.0 if cell.labelled else cell.slope / cell.n * cell.doubt**0.5 for cell in cells]
+    even = [0.0 if cell.labelled else 1.0 for cell in cells]
+    wish = [
+        (1 - FLOOR) * x / max(sum(pull), 1e-12) + FLOOR * y / max(sum(even), 1e-12)
+        for x, y in zip(pull, even, strict=True)
+    ]
+    drawn = [1.0 if cell.labelled else 0.0 for cell in cells]
+    left = float(number)
+    # A probability above 1 is cut there, and what is cut goes to the others.
+    open_ = {i for i, w in enumerate(wish) if w > 0}
+    while open_:
+        total = sum(wish[i] for i in open_)
+        full = {i for i in open_ if left * wish[i] >= total * (1 - 1e-9)}
+        if not full:
+            for i in open_:
+                drawn[i] = left * wish[i] / total
+            break
+        for i in full:
+            drawn[i] = 1.0
+        left -= len(full)
+        open_ -= full
+    return drawn
+
+
+def _error(cells: Sequence[_Cell], drawn: Sequence[float], spread: float) -> float:
+    """The standard error to be expected of the corrected difference."""
+    unread = sum(
+        (cell.slope / cell.n) ** 2 * cell.doubt * (1 / p - 1)
+        for cell, p in zip(cells, drawn, strict=True)
+    )
+    return float((spread + unread) ** 0.5)
+
+
+def _enough(cells: Sequence[_Cell], spread: float, target: float, most: int) -> int:
+    """The fewest new labels that bring the error to the target; all, if none do."""
+    low, high = min(most, 2 * statistics.FEWEST_LABELS), most
+    while low < high:
+        middle = (low + high) // 2
+        if _error(cells, _probabilities(cells, middle), spread) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _uniform(seed: int, identity: str) -> float:
+    """A number in [0, 1) that follows from the seed and the answer alone."""
+    return float(int(digest("review plan", seed, identity), 16) / 2**64)
+
+
+def _words(made: Plan, most: int, spread: float, target: float) -> str:
+    a, b = made.arms
+    n = f"{made.labels} of {most} unlabelled answers"
+    there = f" ({made.there} are labelled already)" if made.there else ""
+    points = f"{100 * abs(made.difference):.1f} points"
+    said = (
+        f"{TITLES[made.metric]} of {a} against {b}: to tell {points} from none, label {n}{there}. "
+    )
+    if made.settles:
+        said += (
+            f"The corrected difference should then have a 95 % interval of about ±"
+            f"{100 * made.half_width:.1f} points, which leaves zero out 4 times in 5 if the "
+            "difference is real. "
+        )
+    elif spread**0.5 > target:
+        said += (
+            f"No number of labels can settle it with these prompts: with all of them the interval "
+            f"is about ±{100 * 1.96 * spread**0.5:.1f} points. It takes about "
+            f"{spread / target**2:.1f} times as many prompts, or look for a larger difference "
+            "(--difference). "
+        )
+    else:
+        said += (
+            f"The interval should be about ±{100 * made.half_width:.1f} points, which is too wide "
+            "to settle it. "
+        )
+    return said + (
+        f"Half of the labels go where {made.judge} is in doubt, half are spread evenly; each "
+        "answer's probability is kept, and the correction weighs by it."
+    )

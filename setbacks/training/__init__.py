@@ -1,0 +1,250 @@
+"""Training: what every way of fine-tuning an adapter shares. One file a way beside it.
+
+All steps are laid out before the first one, from the examples' content and the seed, so a resumed
+training sees the same batches and, with the optimizer and random state of its checkpoint, ends with
+the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setbacks.chat import encode, ending, plain
+from setbacks.embedded import ALIAS, HUB_ID
+from setbacks.errors import SetbacksError
+from setbacks.journal import sync_folder
+from setbacks.models import device
+from setbacks.recipe import Recipe, Train
+from setbacks.records import Message
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+WHOLE = "whole"  # marks a checkpoint that was written and synced to its end
+IGNORED = -100  # the label of a token that has no loss
+# What of each step's log goes into the loss curve, by the beginning of its name.
+_CURVE = ("step", "loss", "learning_rate", "grad_norm", "rewards", "kl", "reward")
+
+
+def tokenize(
+    tokenizer: Any, prompt: Sequence[Message], completion: str, recipe: Recipe
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt and of its completion, the end of the turn included.
+
+    The prompt's ids are those that generation gives the model.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        prompt: the turns before the completion.
+        completion: what the model is to say.
+        recipe: names the template.
+    """
+    template = recipe.model.chat_template
+    before = encode(tokenizer, prompt, template=template, language=recipe.language)
+    return before, plain(tokenizer, completion) + ending(tokenizer, template)
+
+
+def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
+    """Lay out every step of the training: batches of similar length, in a random order.
+
+    Args:
+        lengths: of the examples, in tokens.
+        told: the batch size, and how long training lasts: `epochs`, or as many of them as it takes
+            to read `tokens` or to make `steps`.
+        seed: of the shuffling.
+
+    Returns:
+        The indices of each step's examples; only the very last step may have fewer than the others.
+    """
+    shuffle = random.Random(seed)
+    epochs = told.epochs
+    if told.tokens is not None:
+        epochs = math.ceil(told.tokens / sum(lengths))
+    elif told.steps is not None:
+        epochs = math.ceil(told.steps * told.batch_size / len(lengths))
+    order: list[int] = []
+    for _ in range(epochs):
+        order += shuffle.sample(range(len(lengths)), len(lengths))
+    steps: list[list[int]] = []
+    window = 16 * told.batch_size  # wide enough to save padding, narrow enough to stay random
+    for start in range(0, len(order), window):
+        alike = sorted(order[start : start + window], key=lambda index: lengths[index])
+        batches = [
+            alike[i : i + told.batch_size] for i in range(0, len(alike), told.batch_size)
+        ]
+        short = batches.pop() if len(batches[-1]) < told.batch_size else None
+        shuffle.shuffle(batches)
+        steps += batches + ([short] if short else [])
+    if told.tokens is not None:
+        read = accumulate(sum(lengths[index] for index in step) for step in steps)
+        steps = steps[: 1 + sum(so_far < told.tokens for so_far in read)]
+    return steps[: told.steps]
+
+
+def adapter_config(recipe: Recipe, task: str = "CAUSAL_LM") -> Any:
+    """Return the LoRA (arXiv 2106.09685) that the recipe asks for, as PEFT takes it."""
+    from peft import LoraConfig
+
+    # peft still uses a name that transformers has renamed; the user can do nothing about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    lora = recipe.train.lora
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type=task,
+    )
+
+
+def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
+    """Return the arguments that every TRL trainer is given alike.
+
+    Args:
+        run: the open run folder.
+        model: what is trained.
+        folder: where checkpoints go, in the run folder.
+        total: steps.
+    """
+    told = run.recipe.train
+    place = device(run.recipe.model)
+    (run.path / folder).mkdir(mode=0o700, exist_ok=True)
+    return {
+        "output_dir": str(run.path / folder),
+        "num_train_epochs": 1,  # all epochs are laid out in the rows
+        "per_device_train_batch_size": told.batch_size,
+        "learning_rate": told.learning_rate or run.method.learning_rate,
+        "warmup_steps": round(told.warmup * total),
+        "lr_scheduler_type": told.scheduler,
+        "activation_checkpointing": told.gradient_checkpointing,
+        "seed": run.recipe.train_seed,
+        "use_cpu": place == "cpu",
+        "bf16": place.startswith("cuda") and next(model.parameters()).dtype.itemsize == 2,
+        "dataloader_pin_memory": place.startswith("cuda"),
+        "logging_steps": 1,
+        # A logged loss is the mean since the last log: with one log a step, a resumed run's agree.
+        "logging_nan_inf_filter": False,
+        "save_steps": told.checkpoint_every,
+        "save_total_limit": 2,
+        "report_to": told.report_to or "none",
+        "disable_tqdm": True,
+    }
+
+
+def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
+    """Have a trainer show its progress, and mark a checkpoint once all of it is on disk."""
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    class Follow(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            run.progress(label, state.global_step, state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            run.progress(label, state.global_step, state.max_steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for path in folder.iterdir():
+                if path.is_file():
+                    sync(path)
+            (folder / WHOLE).touch()
+            sync_folder(folder)
+
+    class Snapshots(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in snapshot_steps(state.max_steps, run.recipe.train.snapshots):
+                save_adapter(run, trainer, run.path / "snapshots" / f"{state.global_step:06}")
+
+    if run.recipe.train.snapshots and label == "train":
+        (run.path / "snapshots").mkdir(mode=0o700, exist_ok=True)
+        trainer.add_callback(Snapshots())
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Follow())
+    return trainer
+
+
+def snapshot_steps(total: int, number: int) -> list[int]:
+    """Return the steps after which the adapter is kept: evenly spaced, the last one among them."""
+    return sorted({round(total * (i + 1) / number) for i in range(number)} - {0})
+
+
+def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
+    """The last checkpoint that was written to its end; those that were not are removed."""
+    found: dict[int, Path] = {}
+    for path in (run.path / folder).glob("checkpoint-*"):
+        if (path / WHOLE).exists():
+            found[int(path.name.partition("-")[2])] = path
+        else:
+            shutil.rmtree(path)
+    if not found:
+        return None
+    last = found[max(found)]
+    run.log(f"train: going on from {last.name}")
+    return str(last)
+
+
+def save(run: RunFolder, trainer: Any, adapter: Path) -> None:
+    """Save the adapter and the loss curve."""
+    curve = [
+        {key: row[key] for key in row if key.startswith(_CURVE)}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
+    if any(row["loss"] != row["loss"] for row in curve):
+        raise SetbacksError(
+            "training diverged (the loss is not a number); lower train.learning_rate, or set "
+            "model.dtype: float32"
+        )
+    run.write_text("loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
+    save_adapter(run, trainer, adapter)
+
+
+def save_adapter(run: RunFolder, trainer: Any, adapter: Path) -> None:
+    """Save an adapter with its card; its folder appears whole or not at all."""
+    if adapter.exists():  # a snapshot that a resumed training comes to again
+        return
+    temporary = adapter.with_name(adapter.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    trainer.model.save_pretrained(str(temporary))
+    config = temporary / "adapter_config.json"
+    told = json.loads(config.read_text())
+    # Sets come out in an order that changes from process to process.
+    told = {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(told.items())}
+    named = run.recipe.model.model  # and not this machine's path to its cache
+    told["base_model_name_or_path"] = HUB_ID if named == ALIAS else named
+    config.write_text(json.dumps(told, indent=1) + "\n")
+    (temporary / "README.md").write_text(_card(run, told["base_model_name_or_path"]))
+    temporary.chmod(0o700)
+    for path in temporary.iterdir():
+        path.chmod(0o600)
+        sync(path)
+    temporary.rename(adapter)
+    sync_folder(adapter.parent)
+
+
+def _card(run: RunFolder, base: str) -> str:
+    recipe = run.recipe
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {base}\n---\n"
+        f"# {recipe.name}\n\n"
+        f"A LoRA adapter for `{recipe.model.model}`, trained with "
+        f"[setbacks](https://pypi.org/project/setbacks/) by the method `{recipe.train.method}` "
+        "(arXiv 2310.10477). `training.jsonl`, beside this folder, holds the very examples that "
+        "it was trained on; `report.html` says how it did, and how far that can be believed.\n"
+    )
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on disk on return."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,206 @@
+"""Supervised fine-tuning through TRL: the loss is on the completion alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from setbacks.chat import plain
+from setbacks.errors import InputError
+from setbacks.models import load_model, load_tokenizer
+from setbacks.recipe import Recipe
+from setbacks.records import Example
+from setbacks.training import (
+    IGNORED,
+    adapter_config,
+    follow,
+    last_checkpoint,
+    options,
+    save,
+    schedule,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+
+def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+    """Train an adapter from the last whole checkpoint, if any.
+
+    Args:
+        run: the open run folder.
+        examples: of one epoch.
+        adapter: where the adapter is saved.
+
+    Returns:
+        How many tokens were read.
+
+    Raises:
+        InputError: no example fits.
+    """
+    from datasets import Dataset, disable_progress_bars
+    from peft import PeftModel, get_peft_model
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    recipe = run.recipe
+    tokenizer = load_tokenizer(recipe.model)
+    rows = [row for e in examples if (row := example_row(tokenizer, e, recipe))]
+    if len(rows) < len(examples):
+        run.log(f"train: {len(examples) - len(rows)} examples left out: longer than max_length")
+    if not rows:
+        raise InputError("no example is left to train on; raise train.max_length or the mix")
+    lengths = [len(row["input_ids"]) for row in rows]
+    steps = schedule(lengths, recipe.train, recipe.train_seed)
+
+    class Trainer(SFTTrainer):
+        """TRL's trainer, with logits only where there is loss, and the loss of each kind of example.
+
+        TRL's fused head leaves out the other positions on a GPU alone; on a CPU it computes them
+        too, and their entropy.
+        """
+
+        by_kind: dict[str, float] = {}
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            kinds = inputs.pop("kinds")
+            loss = completion_loss(model, **inputs, total=num_items_in_batch)
+            self.by_kind = {
+                f"loss_{kind}": loss.mean_of([k == kind for k in kinds]) for kind in sorted({*kinds})
+            }
+            return loss.value
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs | self.by_kind if "loss" in logs else logs, start_time)
+
+    set_seed(recipe.train_seed)
+    base, start = load_model(recipe.model), recipe.train.start
+    if start is None:
+        model = get_peft_model(base, adapter_config(recipe))
+    else:
+        model = PeftModel.from_pretrained(base, start, is_trainable=True)
+    disable_progress_bars()
+    trainer = Trainer(
+        model=model,
+        args=SFTConfig(
+            train_sampling_strategy="sequential",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            max_length=None,
+            **options(run, model, "checkpoints", len(steps)),
+        ),
+        train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id or 0),
+        processing_class=tokenizer,
+    )
+    follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
+    save(run, trainer, adapter)
+    return sum(lengths[index] for step in steps for index in step)
+
+
+def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, Any] | None:
+    """Turn an example into `input_ids`, `labels`, `weights` and its kind.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        example: a prompt and its completion.
+        recipe: names the template, the longest example and the weight of a verdict.
+
+    Returns:
+        Three lists of equal length and a string, or None where the prompt alone fills `max_length`.
+        Labels are -100 but for the completion; weights are 1 but for its verdict.
+    """
+    told = recipe.train
+    prompt, completion = tokenize(tokenizer, example.prompt, example.completion, recipe)
+    verdict = 0
+    if example.verdict:
+        verdict = len(plain(tokenizer, example.verdict))
+    weights = [told.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
+    if len(prompt) >= told.max_length:
+        return None
+    return {
+        "input_ids": (prompt + completion)[: told.max_length],
+        "labels": ([IGNORED] * len(prompt) + completion)[: told.max_length],
+        "weights": ([1.0] * len(prompt) + weights)[: told.max_length],
+        "kind": example.kind,
+    }
+
+
+def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """Pad rows of `example_row` on the right, into tensors of [batch, longest]."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(values: Sequence[Any], filler: Any) -> list[Any]:
+        return [*values, *[filler] * (longest - len(values))]
+
+    return {
+        "input_ids": torch.tensor([padded(row["input_ids"], pad) for row in rows]),
+        "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows]),
+        "labels": torch.tensor([padded(row["labels"], IGNORED) for row in rows]),
+        "weights": torch.tensor([padded(row["weights"], 0.0) for row in rows]),
+        "kinds": [row["kind"] for row in rows],
+    }
+
+
+class Loss(NamedTuple):
+    """A batch's loss: what is minimized, and each row's own sum and number of labelled tokens."""
+
+    value: Any
+    sums: Any
+    counts: Any
+
+    def mean_of(self, rows: Sequence[bool]) -> float:
+        """Return the mean negative log-likelihood of the labelled tokens of some rows."""
+        import torch
+
+        chosen = torch.tensor(rows, device=self.sums.device)
+        return float(self.sums[chosen].sum() / self.counts[chosen].sum().clamp(min=1))
+
+
+def completion_loss(
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any,
+    labels: Any,
+    weights: Any = None,
+    total: Any = None,
+) -> Loss:
+    """Return the mean negative log-likelihood of the labelled tokens.
+
+    Args:
+        model: a causal language model.
+        input_ids: [batch, length].
+        attention_mask: [batch, length].
+        labels: [batch, length]; -100 where there is no loss.
+        weights: [batch, length], of the labelled tokens; None for 1.
+        total: labelled tokens to divide by; None for those of this batch.
+    """
+    import torch
+
+    following = labels[:, 1:]
+    positions = (following != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=positions
+    ).logits
+    following = following[:, positions]
+    scored = following != IGNORED
+    each = torch.zeros(following.shape, dtype=torch.float32, device=logits.device)
+    each[scored] = torch.nn.functional.cross_entropy(
+        logits[scored].float(), following[scored], reduction="none"
+    )
+    weighted = each if weights is None else each * weights[:, 1:][:, positions]
+    return Loss(
+        weighted.sum() / (scored.sum() if total is None else total),
+        each.detach().sum(dim=1),
+        scored.sum(dim=1),
+    )

@@ -1,0 +1,130 @@
+"""Variants: several runs that differ in a few values, side by side, each in a folder of its own.
+
+A comparison or a study is a list of variants. Each is an ordinary run folder, so it is resumed,
+inspected and reported like one. What two of them would make alike (mistakes, analyses, what the
+untrained model answers, and the verdicts on it) is made by the first and copied to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from setbacks.errors import InputError
+from setbacks.pipeline import carry_out, check
+from setbacks.recipe import Recipe
+from setbacks.runfolder import RunFolder, write_atomic
+
+# What can be shared, and the recipe's keys that it depends on.
+_ASKED = ("seed", "language", "model")
+_DRAWN = (*_ASKED, "instructions", "induce")
+SHARED: dict[str, tuple[str, ...]] = {
+    "mistakes.jsonl": _DRAWN,
+    "analyses.jsonl": (*_DRAWN, "analyze"),
+    "responses/vanilla*.jsonl": (*_ASKED, "respond"),
+    "verdicts/vanilla*.jsonl": (*_ASKED, "respond", "judges"),
+}
+
+
+class Variant(NamedTuple):
+    """One run among several: its folder's name and all that it is told."""
+
+    name: str
+    recipe: Recipe
+
+
+def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
+    """Make a variant of a recipe: `variant(recipe, "short", {"train.epochs": 1})`.
+
+    Args:
+        recipe: what the variant differs from.
+        name: of the variant; in its recipe it follows the recipe's own.
+        changes: values by dotted key.
+
+    Raises:
+        InputError: there is no such key, or the value does not fit.
+    """
+    told = recipe.model_dump(mode="json")
+    for dotted, value in changes.items():
+        *path, key = dotted.split(".")
+        section = told
+        for part in path:
+            section = section[part]
+        section[key] = value
+    told["name"] = f"{recipe.name}: {name}"
+    return Variant(name, Recipe.parse(told, name))
+
+
+def each(
+    folder: Path,
+    variants: Sequence[Variant],
+    until: str = "report",
+    show: Callable[[str, int, int], None] | None = None,
+) -> Iterator[tuple[Variant, Path]]:
+    """Carry out the variants one after the other; yield each with its folder once it is done.
+
+    Args:
+        folder: of the whole; the variants' are in `arms/` in it.
+        variants: in the order in which they are carried out.
+        until: the last step of each.
+        show: told of progress.
+
+    Raises:
+        InputError: two variants have one name, or a recipe is at fault.
+    """
+    names = [v.name for v in variants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two variants are called {min(twice)}; give each a name of its own")
+    done: list[tuple[Variant, Path]] = []
+    for number, made in enumerate(variants, 1):
+        path = folder / "arms" / made.name
+        if not (path / "recipe.yaml").exists():
+            check(made.recipe)
+
+        def said(what: str, at: int, total: int, name: str = made.name, n: int = number) -> None:
+            if show:
+                show(f"{name} ({n}/{len(variants)}) {what}", at, total)
+
+        with RunFolder(path, made.recipe, show=said if show else None) as run:
+            for earlier, place in done:
+                lend(earlier.recipe, place, made.recipe, path)
+            carry_out(run, until)
+        done.append((made, path))
+        yield made, path
+
+
+def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
+    """Copy what one finished run made and another, still without it, would make alike."""
+    for pattern, keys in SHARED.items():
+        if any(getattr(giver, key) != getattr(taker, key) for key in keys):
+            continue
+        for path in sorted(source.glob(pattern)):
+            place = target / path.relative_to(source)
+            if not place.exists():
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomic(place, path.read_bytes())
+
+
+def prepare_folder(folder: Path, recipe: Recipe) -> None:
+    """Make the folder of a comparison or a study, private to its owner, with its recipe.
+
+    What is compared may grow from one command to the next; what the runs share may not.
+
+    Raises:
+        InputError: the folder is something else, or holds the work of another recipe.
+    """
+    told = folder / "recipe.yaml"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
+    if told.exists():
+        same = {"compare": recipe.compare, "study": recipe.study}
+        if Recipe.load(told).model_copy(update=same) != recipe:
+            raise InputError(
+                f"{folder}: holds the work of another recipe; choose another folder with --out"
+            )
+    elif any(folder.iterdir()):
+        raise InputError(f"{folder}: not empty, and no comparison or study; choose another")
+    write_atomic(told, recipe.to_yaml().encode())
