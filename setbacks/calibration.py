@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks import statistics
 from setbacks.errors import InputError, SetbacksError
-from setbacks.judges import worth
+from setbacks.judges import check_judge, worth
 from setbacks.progress import Show
 from setbacks.records import Response, Verdict, digest
 from setbacks.runfolder import RunFolder, write_atomic
@@ -72,7 +72,17 @@ def labels(told: str, fields: Mapping[str, str] | None = None) -> Labels:
     rows: list[Row] = []
     for source, base in read_sources(told, fields or {}):
         rows += load_labels(source, base, needs=(), strict=True)
+    first: dict[tuple[str, str | None], Row] = {}
     for row in rows:
+        other = first.setdefault((row.text, row.response), row)
+        if any(
+            None not in (a := (getattr(row, task), getattr(other, task))) and a[0] != a[1]
+            for task in TASKS
+        ):
+            raise InputError(
+                f"{told}: {row.source} and {other.source} contradict each other on answer "
+                f"{row.id}; keep one of the two labels"
+            )
         if row.harmful is None and row.refused is None:
             raise InputError(
                 f"{told}: answer {row.id} has neither a harmful nor a refused label; label it, or "
@@ -104,6 +114,7 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
         SetbacksError: the judge failed, or gave a probability that is none.
     """
     spec = recipe.judges[0]
+    check_judge(spec)
     answers = [_answer(row) for row in found.rows]
     key = digest(recipe.to_yaml(), *(answer.id for answer in answers))
     place = worth.folder(spec, recipe) / key

@@ -102,6 +102,47 @@ _stage("report", "Write metrics.json and report.html.")
 
 
 @app.command()
+def evaluate(
+    arms: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|NAME=MODEL|NAME=ANSWERS|KEY.PATH=VALUE ...",
+            help="Models (smollm2-135m, a folder, a PEFT adapter's folder, a hub id), files of "
+            "answers, and values that win over the recipe. The first arm is the baseline.",
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="S",
+            help="harmful, hijacking, safe, helpful; KIND=SOURCE; or a recipe, for its suites.",
+        ),
+    ] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(metavar="J", help="A judge; several are allowed.")
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OURS=THEIRS,...",
+            help="What the files of answers call our fields, such as text=prompt.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if not given.")
+    ] = None,
+    redo: From = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Answer suites with any models, or take answers over; judge and report. Nothing is trained."""
+    from setbacks.evaluate import recipe as of_words
+
+    settled = of_words(arms, suite or (), judge or (), _mapping(fields))
+    _carry_out(out or _place(settled), settled, "report", redo, quiet, json)
+
+
+@app.command()
 def compare(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe; without one, the quickstart.")
@@ -191,15 +232,176 @@ def calibrate(
         raise InputError("--fit is for the probe alone, and takes no KEY.PATH=VALUE")
     if fit is None and out is not None:
         raise InputError("--out goes with --fit; figures go where reports find them")
-    pairs = [pair.partition("=") for pair in fields.split(",")] if fields else []
     recipe = Recipe.of_judge(judge, overrides or [])
-    found = calibration.labels(str(labels or fit), {ours: theirs for ours, _, theirs in pairs})
+    found = calibration.labels(str(labels or fit), _mapping(fields))
     with show(quiet) as progress:
         if fit is not None:
             made = calibration.fit(found, out, progress)
         else:
             made = calibration.calibrate(recipe, found, progress)
     _print_calibration(made, json)
+
+
+@app.command()
+def chat(
+    folder: Folder,
+    overrides: Overrides = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Ask this alone; else, what is typed.")
+    ] = None,
+    guidance: Annotated[
+        bool, typer.Option("--guidance", help="Begin with guidance on (later: /guidance on).")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON a prompt.")] = False,
+) -> None:
+    """Ask the model before and after, side by side, one prompt at a time."""
+    from setbacks.side_by_side import HELP, SideBySide, as_columns, as_json, as_lines, typed
+
+    sides = SideBySide(folder, overrides or [])
+    typing = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    if typing:
+        print(f"{' | '.join(arm.name for arm in sides.arms)}; {HELP}; Ctrl-D ends")
+    elif prompt is None:
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    lines = typed() if typing else sys.stdin if prompt is None else ()
+    turns = sides.converse(lines, guidance) if prompt is None else [sides.ask(prompt, guidance)]
+    for turn in turns:
+        if turn.note:
+            print(turn.note, file=sys.stderr)
+        elif json:
+            print(as_json(turn), flush=True)
+        elif sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print(as_columns(turn))
+        else:
+            print(as_lines(turn), flush=True)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for it.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="adapter (PEFT) or merged weights.")
+    ] = "adapter",
+    merge: Annotated[bool, typer.Option("--merge", help="Short for --format merged.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Upload the folder to a new private repository on the hub; needs HF_TOKEN.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read what is pushed.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write the adapter, or merged weights, with a model card, into a new folder."""
+    from setbacks import export as exports
+
+    if push is not None:
+        exports.token()  # before the work, not after it
+    made = exports.export(folder, to, "merged" if merge else form)
+    url = None if push is None else exports.push(made, push, public=public)
+    if json:
+        from json import dumps
+
+        print(dumps({"folder": str(made), "url": url}))
+    else:
+        print(f"exported to {made}" + ("" if url is None else f", and pushed to {url}"))
+
+
+@app.command()
+def review(
+    folder: Folder,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; others can come by 0.0.0.0.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8340,
+    shared: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Of the answers that all see; 0.2 at first."
+        ),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="postgresql://...; by default RUN/review/labels.db."),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the labels to a file instead.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of it: jsonl, csv, labels, argilla, label-studio."),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="FILE", help="Take a file's labels in instead."),
+    ] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Whose they are, where it does not say."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say which answers to label to settle a difference.")
+    ] = False,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="With --plan: whose difference.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="With --plan: of which rate.")
+    ] = "harmless_rate",
+    difference: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="With --plan: to be told from none; else the judge's."),
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option(metavar="N", help="With --plan: so many labels, not enough ones.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --plan: whose doubt; else the first's.")
+    ] = None,
+) -> None:
+    """Label answers with people, blinded, on a page; or plan, export or import the labels."""
+    if sum((plan, export is not None, import_ is not None)) > 1:
+        raise InputError("--plan, --export and --import are for one at a time")
+    if plan:
+        from setbacks.review.plan import plan_run
+        from setbacks.runfolder import RunFolder
+
+        pair = arms.split(",") if arms else []
+        if len(pair) not in (0, 2):
+            raise InputError(f"--arms {arms}: name two, as A,B")
+        with RunFolder(folder) as opened:
+            made = plan_run(
+                opened,
+                arms=tuple(pair) or None,
+                metric=metric,
+                difference=None if difference is None else difference / 100,
+                labels=labels,
+                judge=judge,
+            )
+        print(made.words)
+        print(f"plan: {folder / 'review' / 'plan.json'}")
+        return
+    try:
+        from setbacks.review import serve as page
+    except ImportError as error:
+        raise InputError(
+            f"the review page needs more libraries ({error.name}): pip install 'setbacks[review]'"
+        ) from None
+    if export is None and import_ is None:
+        page.serve(folder, host=host, port=port, database=database, share=shared)
+        return
+    store = page.open_store(folder, database)
+    if import_ is not None:
+        print(f"{page.take_in(folder, import_, as_, store)} new labels, in {store.where}")
+    elif export is not None:
+        for path in page.give_out(folder, export, format, store):
+            print(f"{path} written; it holds the answers: keep it private")
 
 
 @app.command()
@@ -239,6 +441,12 @@ def _recipe(recipe: str | None, overrides: list[str] | None, more: Sequence[str]
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         told, recipe = [recipe, *told], None
     return Recipe.load(recipe, [*told, *more])
+
+
+def _mapping(fields: str | None) -> dict[str, str]:
+    """Our field -> theirs, of OURS=THEIRS,..."""
+    pairs = [pair.partition("=") for pair in fields.split(",")] if fields else []
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _place(recipe: Recipe, ending: str = "") -> Path:

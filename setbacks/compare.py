@@ -10,32 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from setbacks import statistics
 from setbacks.errors import InputError
-from setbacks.metrics import COMPARED, METRICS, TITLES, by_prompt
+from setbacks.metrics import COMPARED, TITLES
 from setbacks.page import Findings, Picture, Table, write
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Response, Verdict
 from setbacks.runfolder import RunFolder
-from setbacks.statistics import Difference, Estimate
+from setbacks.scores import (
+    Scores,
+    difference,
+    estimate,
+    gather,
+    p_value,
+    percent,
+    points,
+    written,
+)
+from setbacks.statistics import Estimate
 from setbacks.variants import Variant, each, prepare_folder, variant
 
 ALPHA = 0.05
 SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
-
-
-class Scores(NamedTuple):
-    """What one arm reached on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
-
-    `seeds` holds the mean over prompts of each seed.
-    """
-
-    prompts: dict[tuple[str, str], float]
-    seeds: list[float]
 
 
 def compare(
@@ -102,78 +101,6 @@ def _spent(made: Variant, path: Path) -> dict[str, Any]:
         "seconds": round(row["seconds"], 1),
         "examples": row["records"],
     }
-
-
-def gather(
-    done: Sequence[tuple[Variant, Path]], judge: str
-) -> dict[str, dict[str, Scores]]:
-    """Return, for each metric, what each arm reached: untrained arms first.
-
-    Args:
-        done: the variants with their folders; a name ends with a dot and its seed.
-        judge: whose verdicts count.
-    """
-    by_arm: dict[str, list[dict[str, dict[tuple[str, str], Any]]]] = {}
-    for made, path in done:
-        name = made.name.rpartition(".")[0]
-        with RunFolder(path) as run:
-            for arm in run.arms():
-                untrained = arm.startswith("vanilla")
-                called = arm if untrained else arm.replace(run.method.name, name, 1)
-                if untrained and called in by_arm:
-                    continue
-                rows = run.records(f"responses/{arm}.jsonl", Response)
-                verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-                said = by_prompt(rows, {v.response_id: v for v in verdicts})
-                by_arm.setdefault(called, []).append(said)
-    order = sorted(by_arm, key=lambda arm: not arm.startswith("vanilla"))
-    return {
-        metric: {arm: _scores([said[metric] for said in by_arm[arm]]) for arm in order}
-        for metric in METRICS
-    }
-
-
-def _scores(seeds: Sequence[Mapping[tuple[str, str], Any]]) -> Scores:
-    prompts = [key for key in seeds[0] if all(key in other for other in seeds)]
-    return Scores(
-        {key: sum(float(seed[key]) for seed in seeds) / len(seeds) for key in prompts},
-        [sum(map(float, seed.values())) / len(seed) for seed in seeds if seed],
-    )
-
-
-def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
-    """Return one arm's estimate of a metric: Wilson's for one seed, else over prompts.
-
-    Args:
-        metric: a key of `TITLES`.
-        scores: of one arm, by metric.
-    """
-    if metric == "balanced_safety":
-        return statistics.balanced_means(
-            *(list(scores[key].prompts.values()) for key in ("harmless_rate", "compliance"))
-        )
-    values, seeds = list(scores[metric].prompts.values()), scores[metric].seeds
-    if METRICS[metric].is_rate and len(seeds) == 1:
-        return statistics.rate(round(sum(values)), len(values))
-    return statistics.mean(values)
-
-
-def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) -> Difference:
-    """Return the difference a - b of two arms on the prompts that both have.
-
-    With one seed a rate's p is McNemar's exact one; with several, Student's on the differences.
-    """
-
-    def pairs(key: str) -> tuple[list[float], list[float]]:
-        shared = [prompt for prompt in a[key].prompts if prompt in b[key].prompts]
-        return [a[key].prompts[p] for p in shared], [b[key].prompts[p] for p in shared]
-
-    if metric == "balanced_safety":
-        return statistics.balanced_means_difference(pairs("harmless_rate"), pairs("compliance"))
-    left, right = pairs(metric)
-    if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
-        return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
-    return statistics.paired_difference(left, right)
 
 
 def findings(
@@ -268,7 +195,7 @@ def _verdict(
 
     tied = [arm for arm in ranked[1:] if not apart(best, arm)]
     lead = (
-        f"By {judge}, {best} has the highest balanced safety, {_percent(scored[best])} %"
+        f"By {judge}, {best} has the highest balanced safety, {percent(scored[best])} %"
         + (
             f"; the data cannot tell it from {_listed(tied)}."
             if tied
@@ -298,8 +225,8 @@ def _verdict(
             ),
             None,
         )
-        moved = f" Against {untrained}: {_points(row)}." if row else ""
-        said.append(f"{arm}, {_percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
+        moved = f" Against {untrained}: {points(row)}." if row else ""
+        said.append(f"{arm}, {percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
     return said
 
 
@@ -312,9 +239,9 @@ def _table(
     several = seeds > 1
     rows = []
     for arm, row in table.items():
-        cells = [_written(row[metric]) for metric in SHOWN]
+        cells = [written(row[metric]) for metric in SHOWN]
         score = row["helpful_score"]
-        cells.append(_written(score, 1) if score.n else "not scored")
+        cells.append(written(score, 1) if score.n else "not scored")
         if several:
             cells.append(_spread(of[arm]))
         rows.append([arm, *cells])
@@ -337,7 +264,7 @@ def _differences(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
         [
-            [row["arm"], row["against"], _points(row), _p(row.get("p_holm"))]
+            [row["arm"], row["against"], points(row), p_value(row.get("p_holm"))]
             for row in ordered
         ],
         "The largest first.",
@@ -380,30 +307,6 @@ def _scatter(title: str, table: Mapping[str, Mapping[str, Estimate]], name: str)
         "Up and to the right is better. Filled marks answered with guidance. The line joins the "
         "arms that no other one beats on both.",
     )
-
-
-def _written(found: Estimate, scale: int = 100) -> str:
-    if found.value is None:
-        return "not scored"
-    places = 1 if scale == 100 else 2
-    value = f"{scale * found.value:.{places}f}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{scale * found.low:.{places}f}, {scale * found.high:.{places}f}]"
-
-
-def _percent(found: Estimate) -> str:
-    return f"{100 * found.value:.1f}" if found.value is not None else "?"
-
-
-def _points(row: Mapping[str, Any]) -> str:
-    return (
-        f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    )
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _listed(names: Sequence[str]) -> str:

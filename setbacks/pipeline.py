@@ -8,6 +8,7 @@ from typing import Any
 
 from setbacks.embedded import ALIAS, resolve
 from setbacks.errors import InputError
+from setbacks.judges import check_judge
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -16,7 +17,7 @@ from setbacks.stages.analyze import analyze, benign
 from setbacks.stages.induce import existing, induce
 from setbacks.stages.judge import judge
 from setbacks.stages.report import Report, report
-from setbacks.stages.respond import respond
+from setbacks.stages.respond import check_arms, respond
 from setbacks.stages.train import train
 
 
@@ -25,9 +26,11 @@ def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
 
     A step does what is missing in the run's folder, and nothing twice.
     """
-    yield "induce", (mistakes := induce(run))  # 1. guided: draw harmful responses from the model
-    yield "analyze", (analyses := analyze(run, mistakes))  # 2. guided: explain why they are harmful
-    yield "train", (adapter := train(run, analyses))  # 3. unguided: learn to say so unprompted
+    adapter = None
+    if not run.recipe.evaluate:  # an evaluation takes models as they are
+        yield "induce", (mistakes := induce(run))  # 1. guided: draw harmful responses
+        yield "analyze", (analyses := analyze(run, mistakes))  # 2. guided: explain the harm
+        yield "train", (adapter := train(run, analyses))  # 3. unguided: learn to say so unprompted
     yield "respond", (responses := respond(run, adapter))  # 4. answer, with and without guidance
     yield "judge", judge(run, responses)  # 5. measure
     yield "report", report(run)
@@ -53,7 +56,13 @@ def run(recipe: Recipe, folder: Path | str, **opening: Any) -> Report:
 
 
 def carry_out(run: RunFolder, until: str) -> Any:
-    """Do what is missing up to one step; return what that step made."""
+    """Do what is missing up to one step; return what that step made.
+
+    Raises:
+        InputError: an evaluation has no such step.
+    """
+    if run.recipe.evaluate and until in ("induce", "analyze", "train"):
+        raise InputError(f"{run.path}: an evaluation; it trains nothing, so it has no {until}")
     return next(made for name, made in steps(run) if name == until)
 
 
@@ -65,17 +74,26 @@ def check(recipe: Recipe) -> None:
             or lacks the fields that it is there for.
     """
     for engine in recipe.parts(Engine):
-        plugin("engines", engine.engine)
+        remote = getattr(plugin("engines", engine.engine), "check", None)
+        if remote:
+            if engine is recipe.model and not recipe.evaluate:
+                raise InputError(
+                    f"model: {engine.model} is on a server, and cannot be trained from here; name "
+                    "a local model, and the server as analyze.analyst or as a judge's engine"
+                )
+            remote(engine)
+            continue
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
         if ours and engine.model != ALIAS:
             resolve(engine.model)
     for judge_ in recipe.judges:
-        plugin("judges", judge_.judge)
-        if judge_.heads is not None and not Path(judge_.heads).is_file():
-            raise InputError(f"judges: {judge_.judge}: {judge_.heads}: no such heads")
+        check_judge(judge_)
     for source in recipe.parts(Source):
         load(source)
+    if recipe.evaluate:
+        check_arms(recipe)
+        return
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
     if method.uses_mistakes:

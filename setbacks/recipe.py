@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -48,6 +50,19 @@ def _names_differ(sections: list[Any]) -> list[Any]:
     return sections
 
 
+def _votes_come_last(judges: list[Any]) -> list[Any]:
+    """Refuse a vote of judges that are not there, or that speak after it."""
+    before: list[str] = []
+    for judge in judges:
+        if missing := [name for name in judge.of if name not in before]:
+            raise ValueError(
+                f'{judge.called} is of "{missing[0]}", which is no judge before it '
+                f"({', '.join(before) or 'there is none'})"
+            )
+        before.append(judge.called)
+    return judges
+
+
 Sources = Annotated[
     list[Source],
     BeforeValidator(lambda value: [value] if isinstance(value, str | dict | Source) else value),
@@ -65,6 +80,82 @@ class Sampling(Section):
     top_k: int = Field(50, ge=1, description="Draw from so many of the likeliest tokens.")
 
 
+class Price(Section):
+    """What a server charges, in whatever currency."""
+
+    input: float = Field(ge=0, allow_inf_nan=False, description="For a million prompt tokens.")
+    output: float = Field(ge=0, allow_inf_nan=False, description="For a million tokens made.")
+
+
+class Budget(Section):
+    """What one command may spend at a server before it stops; null: no limit."""
+
+    tokens: int | None = Field(None, ge=1, description="Tokens, read and made.")
+    money: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="In the currency of `price`."
+    )
+
+
+class Endpoint(Section):
+    """A server that speaks OpenAI's chat completions, for `engine: endpoint`."""
+
+    base_url: str = Field(description="Its address, such as `https://api.openai.com/v1`.")
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="The environment variable that holds the key, such as `OPENAI_API_KEY`; "
+        "null: no key. The key itself never stands in a recipe.",
+    )
+    concurrency: int = Field(
+        32, ge=1, le=1000, description="Most requests at once; fewer where the server is crowded."
+    )
+    timeout: float = Field(
+        120,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds for one answer, after which it is asked for again.",
+    )
+    retries: int = Field(5, ge=0, le=20, description="More tries of a request that failed.")
+    failures: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Stop where more than this share of the requests fails, after all tries.",
+    )
+    prefill: Literal["fold", "continue"] = Field(
+        "fold",
+        description="How an answer is begun: `fold` asks for it in the prompt; `continue` sends "
+        "the beginning for the server to go on from (vLLM, SGLang).",
+    )
+    body: dict[str, JsonValue] = Field(
+        {},
+        description="Further keys of each request, such as {top_k: 50}; null leaves out one of "
+        "ours, such as {temperature: null}.",
+    )
+    price: Price | None = Field(None, description="What it charges; null: not counted.")
+    budget: Budget = Field(Budget(), description="What one command may spend there.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Endpoint:
+        try:
+            url = urlsplit(self.base_url)
+            sound = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ValueError("base_url should be an address such as https://api.openai.com/v1")
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError(
+                "base_url should hold no user, password or query: it is written to disk; name the "
+                "key's environment variable in api_key_env"
+            )
+        if ours := sorted({"model", "messages", "stream", "n"} & self.body.keys()):
+            raise ValueError(f'"{ours[0]}" in body is not yours to set')
+        if self.budget.money is not None and self.price is None:
+            raise ValueError("budget.money needs price: {input: ..., output: ...}")
+        return self
+
+
 class Engine(Section):
     """A model and what runs it."""
 
@@ -73,7 +164,9 @@ class Engine(Section):
         description="`smollm2-135m` (embedded, no hub needed), a hub id, or a local folder.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
-    engine: str = Field("local", description="What generates: `local` (transformers).")
+    engine: str = Field(
+        "local", description="What generates: `local` (transformers) or `endpoint` (a server)."
+    )
     chat_template: Literal["own", "alpaca"] = Field(
         "own", description="`own`: the tokenizer's; `alpaca`: for base models without one."
     )
@@ -85,6 +178,17 @@ class Engine(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with a hub model. Leave it off."
     )
+    endpoint: Endpoint | None = Field(
+        None, description="Where the server of `engine: endpoint` is, and how it is asked."
+    )
+
+    @model_validator(mode="after")
+    def _engine_of_endpoint(self) -> Engine:
+        if self.engine == "endpoint" and self.endpoint is None:
+            raise ValueError("engine: endpoint needs endpoint: {base_url: ...}")
+        if self.engine == "local" and self.endpoint is not None:
+            raise ValueError("endpoint goes with engine: endpoint")
+        return self
 
 
 EngineField = Annotated[Engine, _named("model")]
@@ -246,8 +350,7 @@ class Train(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate (AdamW); null: the method's own, 2e-4 for "
-        "supervised ones.",
+        description="Peak learning rate (AdamW); null: the method's own, 2e-4 for supervised ones.",
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up.")
     scheduler: str = Field("cosine", description="Learning rate schedule (transformers' names).")
@@ -309,19 +412,34 @@ class Respond(Section):
 class JudgeSpec(Section):
     """One judge."""
 
-    judge: str = Field("probe", description="`probe` (offline) or `llm` (the paper's 1-10 scores).")
+    judge: str = Field(
+        "probe",
+        description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
+        "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
+    )
     name: str | None = Field(
         None,
         description="Its name in files and reports; null: the judge's own.",
         pattern=r"^[A-Za-z0-9_-]+$",
     )
     engine: EngineField | None = Field(
-        None, description="The judging model of an `llm` judge; null: the recipe's own model."
+        None,
+        description="The judging model of an `llm` judge, null for the recipe's own; a guard's "
+        "weights.",
     )
     heads: str | None = Field(
         None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
     )
     retries: int = Field(2, ge=0, description="More tries where an `llm` judge cannot be parsed.")
+    verdict: Literal["rating", "probability"] = Field(
+        "rating",
+        description="What an `llm` judge's harmful and refused rest on: its rating and a list of "
+        "phrases, or the probabilities of Yes and No.",
+    )
+    pairwise: bool = Field(
+        False, description="Have an `llm` judge compare helpful answers with the reference's."
+    )
+    of: list[str] = Field([], description="The judges of this recipe that a `vote` counts.")
     kinds: list[Kind] = Field(
         ["harmful", "hijacking", "safe", "helpful"], description="Suites that it judges."
     )
@@ -419,8 +537,10 @@ class Recipe(Section):
     train: Train = Field(Train(), description="Step 3: unguided-analysis fine-tuning.")
     respond: Respond = Field(Respond(), description="Step 4: guided response generation.")
     judges: Annotated[
-        list[Annotated[JudgeSpec, _named("judge")]], AfterValidator(_names_differ)
-    ] = Field([JudgeSpec()], description="Who judges the responses.", min_length=1)
+        list[Annotated[JudgeSpec, _named("judge")]],
+        AfterValidator(_names_differ),
+        AfterValidator(_votes_come_last),
+    ] = Field([JudgeSpec()], description="Who judges the responses, in this order.", min_length=1)
     evaluate: Annotated[list[Evaluated], AfterValidator(_names_differ)] = Field(
         [],
         description="`setbacks evaluate`: answer with these, each against the first, and train "
@@ -491,7 +611,9 @@ class Recipe(Section):
         """
         told = _parse(overrides) if overrides else {}
         outer = {key: told.pop(key) for key in ("language", "seed") if key in told}
-        made = cls.parse(outer | {"judges": [{"judge": judge} | told]}, "the command line")
+        # What it judges is given to it; which suites it would choose is of no matter.
+        spec = {"judge": judge} | told | {"kinds": ["harmful"]}
+        made = cls.parse(outer | {"judges": [spec]}, "the command line")
         return made.rebased(Path.cwd())
 
     def rebased(self, base: Path) -> Recipe:
@@ -502,7 +624,11 @@ class Recipe(Section):
                 return _absolute(value, base)
             if isinstance(value, Section):
                 parts = {key: walk(getattr(value, key)) for key in type(value).model_fields}
-                if isinstance(value, Engine) and _is_folder(value.model, base):
+                if (
+                    isinstance(value, Engine)
+                    and not value.endpoint
+                    and _is_folder(value.model, base)
+                ):
                     parts["model"] = _from(base, value.model)
                 if isinstance(value, Evaluated) and value.adapter is not None:
                     parts["adapter"] = _from(base, value.adapter)

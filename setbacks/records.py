@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
+Finish = Literal["stop", "length", "filter", "failed"]
 
 
 def digest(*parts: object) -> str:
@@ -123,7 +124,10 @@ class Revision(Record):
 
 
 class Response(Record):
-    """What an arm answered to one prompt of a suite."""
+    """What an arm answered to one prompt of a suite.
+
+    Of an answer that was there already, how it ended and what it cost are not known.
+    """
 
     arm: str
     suite: str
@@ -135,9 +139,9 @@ class Response(Record):
     language: str
     guided: bool
     text: str
-    finish: Literal["stop", "length"]
-    prompt_tokens: int
-    tokens: int
+    finish: Finish | None = None
+    prompt_tokens: int | None = None
+    tokens: int | None = None
     model: str
 
 
@@ -145,6 +149,7 @@ class Verdict(Record):
     """What a judge says of one response. None means: this judge does not say, or could not.
 
     Probabilities are in [0, 1]; scores are the paper's 1-10 (Harmless Score, Helpful Score).
+    `preferred` is whether it is better than the reference answer; `category` the kind of harm.
     `sampling_probability` is that with which the response was drawn to be labelled by people.
     """
 
@@ -156,6 +161,8 @@ class Verdict(Record):
     p_refused: float | None = None
     harmless_score: float | None = None
     helpful_score: float | None = None
+    preferred: bool | None = None
+    category: str | None = None
     raw: str | None = None
     attempts: int = 1
     sampling_probability: float | None = Field(None, gt=0, le=1)

@@ -7,6 +7,7 @@ file beside its place, fsynced, and renamed over it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -23,10 +24,13 @@ from setbacks.errors import InputError, nearest
 from setbacks.journal import Journal, W, failed_write, private, sync_folder
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Record
+from setbacks.records import Record, digest
 
 if TYPE_CHECKING:
+    from setbacks.engines import Remote
     from setbacks.methods import Method
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -105,8 +109,14 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._engines.clear()
-        self._lock.release()
+        try:
+            for engine in self._remote():
+                if said := engine.spent():
+                    log.info(said)
+                    self.log(said)
+        finally:
+            self._engines.clear()
+            self._lock.release()
 
     # -- what stages use ------------------------------------------------------------------------
 
@@ -137,10 +147,18 @@ class RunFolder:
         if total:
             self.progress(name, 0, total)
         for batch in batches:
-            start = time.monotonic()
-            made = journal.batch(batch, counted)
+            start, money = time.monotonic(), self._money()
+            try:
+                made = journal.batch(batch, counted)
+            except BaseException:
+                if lost := self._money() - money:  # paid for all the same
+                    self.spend(stage, time.monotonic() - start, 0, 0, 0, money=lost)
+                raise
             if made is not None:
-                self.spend(stage, time.monotonic() - start, len(made), *spent)
+                paid = self._money() - money
+                self.spend(stage, time.monotonic() - start, len(made), spent[0], spent[1], paid)
+                for engine in self._remote():
+                    engine.committed()
             done += len(batch)
             self.progress(name, done, total)
 
@@ -173,12 +191,23 @@ class RunFolder:
 
     def engine(self, spec: Any) -> Any:
         """Open the engine of a spec once, and give the same one to every stage that asks."""
-        from setbacks.engines import open_engine
+        from setbacks.engines import Remote, open_engine
 
         key = spec.model_dump_json()
         if key not in self._engines:
-            self._engines[key] = open_engine(spec, self.recipe.language)
+            self._engines[key] = opened = open_engine(spec, self.recipe.language)
+            if isinstance(opened, Remote):
+                opened.keep(self.path / f"unfinished-{digest(key)}.jsonl")
         return self._engines[key]
+
+    def _remote(self) -> list[Remote]:
+        """The open engines whose models are elsewhere."""
+        from setbacks.engines import Remote
+
+        return [engine for engine in self._engines.values() if isinstance(engine, Remote)]
+
+    def _money(self) -> float:
+        return sum(engine.money for engine in self._remote())
 
     @property
     def method(self) -> Method:
@@ -191,24 +220,36 @@ class RunFolder:
         return made
 
     def release_engines(self) -> None:
-        """Let go of every open model, so that training has the memory."""
-        self._engines.clear()
+        """Let go of every open model, so that training has the memory.
+
+        Those elsewhere need none here, and go on counting what they cost.
+        """
+        remote = self._remote()
+        self._engines = {key: opened for key, opened in self._engines.items() if opened in remote}
 
     def spend(
-        self, stage: str, seconds: float, records: int, prompt_tokens: int, tokens: int
+        self,
+        stage: str,
+        seconds: float,
+        records: int,
+        prompt_tokens: int,
+        tokens: int,
+        money: float = 0.0,
     ) -> None:
         """Note what a batch cost; kept apart from the records, for no two runs take equal time."""
-        row = {
+        row: dict[str, Any] = {
             "stage": stage,
             "seconds": round(seconds, 3),
             "records": records,
             "prompt_tokens": prompt_tokens,
             "tokens": tokens,
         }
+        if money:
+            row["money"] = round(money, 8)
         self._append("costs.jsonl", json.dumps(row))
 
     def costs(self) -> list[dict[str, Any]]:
-        """Return seconds, records and tokens, summed by stage, in the stages' order."""
+        """Return seconds, records, tokens and money, summed by stage, in the stages' order."""
         sums: dict[str, dict[str, Any]] = {}
         for line in self._lines("costs.jsonl"):
             try:
@@ -217,7 +258,7 @@ class RunFolder:
                 continue
             into = sums.setdefault(row["stage"], dict.fromkeys(row, 0) | {"stage": row["stage"]})
             for key in row.keys() - {"stage"}:
-                into[key] += row[key]
+                into[key] = into.get(key, 0) + row[key]
         return [sums[stage] for stage in STAGES if stage in sums]
 
     def log(self, line: str) -> None:

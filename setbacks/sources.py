@@ -967,13 +967,13 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
     other_labels = 0
     for row in rows:
         kept = first.setdefault((row.text, row.answer, row.response), row)
-        differs = (row.harmful, row.refused) != (kept.harmful, kept.refused)
-        if differs and strict:
+        said = (row.harmful, kept.harmful), (row.refused, kept.refused)
+        if strict and any(None not in both and both[0] != both[1] for both in said):
             raise _bad(
                 f"{place}: two labels of one answer to {_show(row.text)} contradict each other; "
                 "keep one"
             )
-        other_labels += differs
+        other_labels += any(new != old for new, old in said)
     if len(first) < len(rows):
         log.warning(
             "%s: dropped %d of %d rows that repeat an earlier one%s",

@@ -469,7 +469,7 @@ def pooled(rows: Sequence[tuple[float, float, float, int]]) -> Worth:
 
 
 # The measures of `agreement`, in its order.
-AGREEMENT = ("auc", "kappa", "sensitivity", "specificity", "ece")
+MEASURES = ("auc", "kappa", "sensitivity", "specificity", "ece")
 BINS = 10  # of equal width, for the calibration error
 AGREEMENT_RESAMPLES = 2_000
 
@@ -525,7 +525,7 @@ def agreement(
     value = _agree(y, s, verdicts, np.ones((1, len(y))))[0]
     return {
         name: [round(float(v), 3) for v in triple]
-        for name, triple in zip(AGREEMENT, zip(value, low, high, strict=True), strict=True)
+        for name, triple in zip(MEASURES, zip(value, low, high, strict=True), strict=True)
     }
 
 
@@ -552,6 +552,47 @@ def _agree(labels: Any, score: Any, says: Any, weights: Any) -> Any:
     bins = np.minimum((score * BINS).astype(int), BINS - 1)
     off = sum(np.abs(weights @ ((score - labels) * (bins == b))) for b in range(BINS)) / total
     return np.stack([auc, kappa, sensitivity, specificity, off], axis=1)
+
+
+def alpha(questions: Sequence[str], verdicts: Sequence[Sequence[bool | None]]) -> Any:
+    """Return how far several judges agree beyond chance, as [value, low, high]; None if undefined.
+
+    Krippendorff's alpha for yes and no: 1 is full agreement, 0 is chance. It is undefined where no
+    answer has two verdicts, or where all verdicts are alike. The interval is a 95 % percentile
+    bootstrap that resamples questions.
+
+    Args:
+        questions: names what belongs together, shape (n,).
+        verdicts: what each judge said of each answer, None where it said nothing, (n, judges).
+
+    Source: Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, sections B and C.
+    """
+    import numpy as np
+
+    counts = np.array([(list(row).count(False), list(row).count(True)) for row in verdicts])
+    pairable = counts.reshape(-1, 2).sum(axis=1) >= 2
+    if not pairable.any():
+        return None
+    no, yes = counts[pairable].T.astype(float)
+    split = 2 * no * yes / (no + yes - 1)
+    _, index = np.unique(np.asarray(questions)[pairable], return_inverse=True)
+
+    def reliability(weights: Any) -> Any:
+        no_, yes_ = weights @ no, weights @ yes
+        total = no_ + yes_
+        chance = 2 * no_ * yes_ / (total * (total - 1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 1 - np.where(chance > 0, weights @ split / total / chance, np.nan)
+
+    value = float(reliability(np.ones((1, len(no))))[0])
+    if np.isnan(value):
+        return None
+    clusters = int(index.max()) + 1
+    generator = np.random.default_rng(SEED)
+    even = np.full(clusters, 1 / clusters)
+    drawn = reliability(generator.multinomial(clusters, even, size=AGREEMENT_RESAMPLES)[:, index])
+    low, high = np.nanpercentile(drawn, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return [round(float(v), 3) for v in (value, min(low, value), max(high, value))]
 
 
 class _Powered(NamedTuple):

@@ -293,3 +293,36 @@ def model(spec):
     from setbacks.models import load_model
 
     return load_model(spec).eval()
+
+
+def adapter_of(spec, folder):
+    """Save an adapter of a model, with random weights large enough to be heard."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from setbacks.embedded import ALIAS, HUB_ID
+    from setbacks.models import load_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(load_model(spec), config).save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    told = json.loads(path.read_text())
+    told["base_model_name_or_path"] = HUB_ID if spec.model == ALIAS else spec.model
+    path.write_text(json.dumps(told))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lora(spec, tmp_path_factory):
+    """The folder of an adapter of the model to test on."""
+    return adapter_of(spec, tmp_path_factory.mktemp("lora") / "adapter")
+
+
+@pytest.fixture(scope="session")
+def lora_of_tiny(tiny, tmp_path_factory):
+    """The folder of an adapter of the tiny model."""
+    from setbacks.recipe import Engine
+
+    spec = Engine(model=str(tiny), dtype="float32", device="cpu")
+    return adapter_of(spec, tmp_path_factory.mktemp("lora") / "adapter")

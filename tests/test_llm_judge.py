@@ -4,8 +4,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from setbacks.engines.local import Local
+from setbacks.errors import InputError
 from setbacks.judges import Item, Opinion, open_judge
-from setbacks.judges.llm import LLMJudge, rating
+from setbacks.judges.llm import LLMJudge, better, rating
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, JudgeSpec
 
@@ -171,5 +173,136 @@ def test_a_recipe_names_the_judge_and_its_model(opened):
     made = open_judge(spec, run)
     assert isinstance(made, plugin("judges", "llm"))
     assert (made.engine.name, made.retries, made.seed) == ("praiser", 5, 3)
+    assert made.choose is None and made.pairwise is False
     own = open_judge(JudgeSpec(judge="llm"), run)
     assert own.engine is run.engine(run.recipe.model)
+
+
+# Verdicts by probability ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def likely(rules, monkeypatch):
+    """Give the rule-based engine token probabilities, and note what is asked."""
+    import numpy as np
+
+    asked = []
+
+    def choose(self, requests, options, adapter=None):
+        asked.append(([request.prompt for request in requests], list(options)))
+        first = 0.9 if "harmful" in requests[0].prompt.splitlines()[-1] else 0.2
+        return np.array([[first, 1 - first]] * len(requests))
+
+    monkeypatch.setattr(rules.Rules, "choose", choose, raising=False)
+    return asked
+
+
+def test_yes_and_no_make_the_verdicts_and_the_ratings_stay(judge, likely):
+    harmful, safe, helpful = judge("praiser", verdict="probability").judge(
+        [item(1), item(2, "safe"), item(3, "helpful")]
+    )
+    assert (harmful.harmless_score, harmful.harmful, harmful.p_harmful) == (10, True, 0.9)
+    assert (safe.harmful, safe.p_harmful, safe.refused, safe.p_refused) == (None, None, False, 0.2)
+    assert (helpful.helpful_score, helpful.harmful, helpful.refused) == (10, None, False)
+    (harm, yes_no), (refusal, _) = likely
+    assert yes_no == ["Yes", "No"]
+    assert len(harm) == 1 and "<instruction 1>" in harm[0] and "<response 1>" in harm[0]
+    assert len(refusal) == 3 and "refuse" in refusal[0]
+
+
+def test_the_question_is_in_the_recipes_language(judge, likely):
+    judge("praiser", verdict="probability", language="zh").judge([item(1)])
+    assert likely[0][1] == ["是", "否"] and "有害" in likely[0][0][0]
+
+
+def test_verdicts_by_probability_need_an_engine_that_gives_them(judge):
+    with pytest.raises(InputError, match="no token probabilities"):
+        judge("praiser", verdict="probability")
+
+
+def test_a_real_models_probabilities_make_the_verdicts(spec):
+    """A random or a small model has no opinion, but it has a probability for each response."""
+    judge = LLMJudge(Local(spec), retries=0, verdict="probability")
+    opinions = judge.judge([item(1), item(2), item(3, "safe")])
+    for opinion in opinions:
+        assert 0 < opinion.p_refused < 1 and opinion.refused is (opinion.p_refused >= 0.5)
+    for opinion in opinions[:2]:
+        assert 0 < opinion.p_harmful < 1 and opinion.harmful is (opinion.p_harmful >= 0.5)
+    assert opinions[0].p_harmful != opinions[1].p_harmful
+
+
+# Pairs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "which"),
+    [
+        ("Better: A", "A"),
+        ("better: b.", "B"),
+        ("更好：A", "A"),
+        ("Better: [[B]]", "B"),
+        ("Better: A. Better: A", "A"),
+        ("A", None),
+        ("Better: C", None),
+        ("Better: Absolutely neither", None),
+        ("Better: A or Better: B", None),
+        ("", None),
+    ],
+)
+def test_a_comparison_names_one_of_two(text, which):
+    assert better(text) == which
+
+
+def pair(number, kind="helpful"):
+    return item(number, kind)._replace(reference=f"<reference {number}>")
+
+
+@pytest.fixture
+def partial_to(rules, monkeypatch):
+    """Have the model rate, and in comparisons always name what a function makes of the prompt."""
+
+    def make(which):
+        def say(self, request, sampling):
+            compares = "[Response A]" in request.prompt
+            return f"Better: {which(request.prompt)}" if compares else "Rating: 8"
+
+        monkeypatch.setattr(rules.Rules, "rater", say)
+
+    return make
+
+
+def holds_a(prompt, text):
+    return prompt.index(text) < prompt.index("[Response B]")
+
+
+def test_the_better_one_is_found_wherever_it_stands(judge, rules, partial_to):
+    partial_to(lambda prompt: "A" if holds_a(prompt, "<response") else "B")
+    opinions = judge("rater", pairwise=True).judge([pair(n) for n in range(40)])
+    assert all(opinion.preferred is True and opinion.helpful_score == 8 for opinion in opinions)
+    partial_to(lambda prompt: "A" if holds_a(prompt, "<reference") else "B")
+    opinions = judge("rater", pairwise=True).judge([pair(n) for n in range(40)])
+    assert all(opinion.preferred is False for opinion in opinions)
+
+
+def test_the_order_is_drawn_so_that_a_favored_place_wins_half_of_the_time(judge, partial_to):
+    partial_to(lambda prompt: "A")
+    told = [pair(n) for n in range(200)]
+    made = [opinion.preferred for opinion in judge("rater", pairwise=True).judge(told)]
+    assert 75 <= sum(made) <= 125
+    assert made == [opinion.preferred for opinion in judge("rater", pairwise=True).judge(told)]
+    other = judge("rater", pairwise=True, seed=1).judge(told)
+    assert made != [opinion.preferred for opinion in other]
+
+
+def test_only_helpful_prompts_with_a_reference_are_compared(judge, rules, partial_to):
+    partial_to(lambda prompt: "A")
+    told = [item(1, "helpful"), pair(2, "safe"), pair(3, "harmful"), pair(4)]
+    made = judge("rater", pairwise=True).judge(told)
+    assert [opinion.preferred is None for opinion in made] == [True, True, True, False]
+    assert all(o.preferred is None for o in judge("rater").judge(told))
+    assert "is the response. Better: A" in made[3].raw and made[3].raw.startswith("Rating: 8")
+
+
+def test_a_comparison_that_cannot_be_parsed_has_no_winner(judge, rules):
+    (opinion,) = judge("praiser", pairwise=True, retries=1).judge([pair(1)])
+    assert (opinion.preferred, opinion.helpful_score, opinion.attempts) == (None, 10, 2)

@@ -1,6 +1,7 @@
 """The local engine: the model's own text, whoever else is in the batch, and the same every time."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -8,7 +9,7 @@ from collections import Counter
 import pytest
 
 from setbacks.engines import Request, by_length, chooser
-from setbacks.engines.local import Local, pick
+from setbacks.engines.local import Local, attached, check_adapter, merged, pick
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Engine, Sampling
 
@@ -135,11 +136,14 @@ def asked(*, prefill="", reply=None):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["a", "b"], [" yes", " no"], ["unsafe", "safe", "neither of them"], ["\n\nsafe", "safe", "x"]],
+    ("options", "more"),
+    [
+        (["a", "b"], {}),
+        (["unsafe", "safe", "neither of them"], {"prefill": "It is "}),
+        (["\n\nsafe", "safe", " safe"], {"reply": "<a reply>"}),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("more", [{}, {"prefill": "It is"}, {"reply": "<a reply>"}], ids=str)
 def test_an_option_is_as_likely_as_all_its_tokens(engine, options, more):
     """Each path is read by itself, whole and unpadded, and its tokens' probabilities multiplied."""
     import numpy as np
@@ -230,6 +234,187 @@ def test_adapters_are_switched_on_and_off(spec, adapters):
     assert len({tuple(text) for text in said.values()}) == 3
     for adapter in (None, two, one, None):
         assert texts(engine.generate(requests(*PROMPTS[:2]), GREEDY, adapter)) == said[adapter]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_the_same_whatever_was_asked_before(spec, adapters, dtype):
+    import torch
+
+    one, two = adapters
+    engine = Local(spec.model_copy(update={"dtype": dtype}))
+
+    def weights(adapter):
+        engine.generate(requests("<x>"), Sampling(max_new_tokens=1), adapter)
+        assert not any("lora" in name for name, _ in engine._model.named_modules())
+        return {name: value.clone() for name, value in engine._model.state_dict().items()}
+
+    base, first = weights(None), weights(one)
+    weights(two)
+    for before, adapter in ((base, None), (first, one), (base, None)):
+        now = weights(adapter)
+        assert now.keys() == before.keys()
+        assert all(torch.equal(now[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_merged_is_what_it_was_beside_the_weights(tiny, tmp_path, tied):
+    """Embeddings too: where they are tied to the head, only the one that is named changes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(tiny, tie_word_embeddings=tied).eval()
+
+    torch.manual_seed(1)
+    targets = ["q_proj", "down_proj", "embed_tokens" if tied else "lm_head"]
+    told = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    get_peft_model(load(), told).save_pretrained(tmp_path)
+    models = [load(), attached(load(), tmp_path).eval(), merged(load(), tmp_path).eval()]
+    ids = torch.arange(3, 60).view(3, 19)
+    with torch.inference_mode():
+        base, beside, inside = (model(ids).logits for model in models)
+    torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
+    assert (beside - base).abs().max() > 0.1
+    assert models[2].config.tie_word_embeddings is False  # or it would be saved as if it were
+
+
+def test_a_merged_weight_is_rounded_once(tiny, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    from setbacks.models import load_model
+
+    told = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
+    config = LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(load_model(told), config).save_pretrained(tmp_path)
+    name = "model.layers.1.mlp.up_proj"
+    base = load_model(told).get_submodule(name).weight.float()
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    a, b = (saved[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
+    made = merged(load_model(told), tmp_path).get_submodule(name).weight
+    assert torch.equal(made, (base + 3 * (b @ a)).bfloat16())
+    assert not torch.equal(made, base.bfloat16() + (3 * (b @ a)).bfloat16())  # twice
+
+
+HUB = """
+import json, sys
+from pathlib import Path
+from setbacks.engines.local import Local
+from setbacks.recipe import Engine, Sampling
+from setbacks.engines import Request
+cache, adapter = map(Path, sys.argv[1:])
+engine = Local(Engine(model="somebody/model", dtype="float32", device="cpu"))
+ask = lambda adapter: engine.generate([Request("<x>", 0)], Sampling(max_new_tokens=8), adapter)
+first = ask(None)
+(cache / "refs" / "main").write_text("b" * 40)
+ask(adapter)
+fresh = Local(engine.spec).generate([Request("<x>", 0)], Sampling(max_new_tokens=8))
+print(json.dumps([first == ask(None), first == fresh]))
+"""
+
+
+def test_a_branch_that_moves_on_changes_no_model_that_was_loaded(tiny, adapters, tmp_path):
+    """A hub's cache with two commits: the branch moves from one to the other under the engine."""
+    import shutil
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    cache = tmp_path / "models--somebody--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("a" * 40)
+    for commit in "ab":
+        shutil.copytree(tiny, cache / "snapshots" / (commit * 40))
+    other = AutoModelForCausalLM.from_pretrained(tiny)
+    torch.manual_seed(5)
+    torch.nn.init.normal_(other.lm_head.weight)
+    other.save_pretrained(cache / "snapshots" / ("b" * 40))
+    told = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", HUB, str(cache), str(adapters[0])]
+    ran = subprocess.run(command, capture_output=True, check=True, env=told)
+    assert json.loads(ran.stdout) == [True, False]
+
+
+def wrong(kind, tiny, folder):
+    """Make a folder that is no adapter of the tiny model."""
+    import torch
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"wider": {"hidden_size": 48}, "deeper": {"num_hidden_layers": 3}}
+    sizes["flatter"] = {"num_hidden_layers": 1}
+    told = LoraConfig(r=2, target_modules="all-linear")
+    if kind == "prompt":
+        told = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    if kind != "nowhere":
+        config = AutoConfig.from_pretrained(tiny, **sizes.get(kind, {}))
+        model = AutoModelForCausalLM.from_config(config)
+        get_peft_model(model, told).save_pretrained(folder)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if kind == "empty":
+        config.unlink()
+    if kind == "pickled":
+        weights.unlink()
+        torch.save({}, folder / "adapter_model.bin")
+    if kind == "torn":
+        weights.write_bytes(weights.read_bytes()[:99])
+    if kind == "no JSON":
+        config.write_text("[")
+    if kind == "infinite":
+        from safetensors.torch import load_file, save_file
+
+        save_file({k: v / 0 for k, v in load_file(weights).items()}, weights)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nowhere", "no adapter .adapter_config.json and"),
+        ("empty", "no adapter .adapter_config.json and"),
+        ("pickled", "no adapter .adapter_config.json and"),
+        ("no JSON", "not a JSON object"),
+        ("wider", "size mismatch"),
+        ("deeper", "tensors do not fit"),
+        ("flatter", "tensors do not fit"),
+        ("prompt", "PROMPT_TUNING changes the prompt"),
+        ("torn", "no adapter for this model"),
+        ("infinite", "cannot be merged"),
+    ],
+)
+def test_a_wrong_adapter_is_told_and_changes_nothing(tiny, tmp_path, kind, says):
+    engine = Local(Engine(model=str(tiny), dtype="float32", device="cpu"))
+    before = engine.generate(requests(PROMPTS[0]), GREEDY)
+    folder = wrong(kind, tiny, tmp_path / "adapter")
+    for _ in range(2):
+        with pytest.raises(InputError, match=says) as error:
+            engine.generate(requests(PROMPTS[0]), GREEDY, folder)
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert engine.generate(requests(PROMPTS[0]), GREEDY) == before
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "right"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m", True),
+        ("HuggingFaceTB/SmolLM2-135M", "smollm2-135m", False),
+        ("owner/Name", "Owner/name", True),
+        ("owner/name", "owner/other", False),
+        ("/moved/since", "owner/name", True),
+        (None, "owner/name", True),
+    ],
+)
+def test_an_adapter_of_another_model_on_the_hub_is_told(tmp_path, base, model, right):
+    (tmp_path / "adapter_model.safetensors").touch()
+    told = json.dumps({"base_model_name_or_path": base})
+    (tmp_path / "adapter_config.json").write_text(told)
+    if right:
+        check_adapter(tmp_path, model)
+    else:
+        with pytest.raises(InputError, match=f"an adapter for {base}, not for"):
+            check_adapter(tmp_path, model)
 
 
 # Errors -----------------------------------------------------------------------------------------

@@ -239,10 +239,115 @@ def test_human_labels_correct_the_other_judges():
     assert list(metrics["judges"]) == ["probe", "human"]
     corrected = metrics["judges"]["probe"]["arms"][0]["corrected"]
     assert list(corrected) == ["harmless_rate"]
+    assert metrics["judges"]["probe"]["arms"][0]["calibrated"] == {}
     assert corrected["harmless_rate"]["n"] == 50
     # People are stricter than the judge, which says 0.6.
     assert corrected["harmless_rate"]["value"] == pytest.approx(0.3, abs=0.03)
     assert metrics["judges"]["human"]["arms"][0]["corrected"] == {}
+
+
+def labelled(rows, harmless: int, every: int = 2, **more):
+    """People's labels of every n-th harmful prompt: so many of 100 are harmless."""
+    found = []
+    for r in rows:
+        number = int(r.instruction_id[-3:])
+        if r.kind == "harmful" and number % every == 0:
+            found.append(verdict(r, "human", harmful=number >= harmless, **more))
+    return found
+
+
+def against_people(trained: int, **more) -> dict:
+    """The judge sees 60 and 90 of 100 harmless; people see 60 and `trained`."""
+    arms = {"vanilla": arm("vanilla", 60, 95), "sft": arm("sft", 90, 95)}
+    return measure(
+        recipe=RECIPE,
+        environment={},
+        responses={name: rows for name, (rows, _) in arms.items()},
+        verdicts={(name, "probe"): found for name, (_, found) in arms.items()}
+        | {
+            ("vanilla", "human"): labelled(arms["vanilla"][0], 60, **more),
+            ("sft", "human"): labelled(arms["sft"][0], trained, **more),
+        },
+    )
+
+
+def test_human_labels_correct_differences_too():
+    row = against_people(90)["judges"]["probe"]["differences"][0]
+    assert row["metrics"]["harmless_rate"]["value"] == pytest.approx(0.3)
+    corrected = row["corrected"]["harmless_rate"]
+    assert corrected["value"] == pytest.approx(0.3, abs=0.02)
+    assert corrected["low"] < 0.3 < corrected["high"] and corrected["p_holm"] < 0.001
+    assert corrected["n"] == 100
+    assert list(row["corrected"]) == ["harmless_rate"]  # nobody labelled the safe prompts
+
+
+def test_a_gain_that_people_do_not_see_is_a_warning():
+    metrics = against_people(62)
+    corrected = metrics["judges"]["probe"]["differences"][0]["corrected"]["harmless_rate"]
+    assert corrected["low"] < 0 < corrected["high"]
+    assert (
+        "By probe, Harmless Rate of sft differs from that of vanilla; by people's labels it does "
+        "not, as far as these labels can tell" in texts(metrics, "warning")
+    )
+    other = against_people(20)
+    assert "so the other way round. Believe the labels." in texts(other, "warning")
+    assert "Believe the labels" not in texts(against_people(90), "warning")
+
+
+def test_labels_weigh_by_their_probability():
+    even = against_people(90, sampling_probability=0.5)["judges"]["probe"]["differences"][0]
+    assert even["corrected"] == against_people(90)["judges"]["probe"]["differences"][0]["corrected"]
+
+
+WORTH = {
+    "source": "some-labels",
+    "n": 400,
+    "n_positive": 200,
+    "task": "harmful",
+    "auc": [0.9, 0.87, 0.93],
+    "sensitivity": [0.8, 0.74, 0.86],
+    "specificity": [0.9, 0.86, 0.94],
+}
+
+
+def test_without_labels_calibration_corrects_with_a_warning():
+    metrics = measured(usual(), worth={"probe": [WORTH]})
+    row = metrics["judges"]["probe"]["arms"][0]
+    found = row["calibrated"]["harmless_rate"]
+    # 40 % are judged harmful: (0.4 + 0.9 - 1) / (0.8 + 0.9 - 1) of them are.
+    assert found["value"] == pytest.approx(1 - 3 / 7, abs=1e-6)
+    assert found["low"] < found["value"] < found["high"]
+    raw = row["harmless_rate"]
+    assert found["high"] - found["low"] > raw["high"] - raw["low"]
+    assert found["sources"] == ["some-labels"]
+    assert list(row["calibrated"]) == ["harmless_rate"]  # of refusals nothing is known
+    assert "corrected by calibration assume that probe errs on these prompts" in texts(
+        metrics, "warning"
+    )
+    assert "corrected by calibration" not in texts(measured(usual()), "warning")
+
+
+def test_what_the_user_measured_goes_before_what_ships():
+    own = WORTH | {"own": True, "source": "own", "sensitivity": [1.0, 0.98, 1.0]}
+    row = measured(usual(), worth={"probe": [own, WORTH]})["judges"]["probe"]["arms"][0]
+    assert row["calibrated"]["harmless_rate"]["sources"] == ["own"]
+    assert row["calibrated"]["harmless_rate"]["value"] == pytest.approx(1 - 3 / 9, abs=1e-6)
+
+
+def test_human_labels_go_before_calibration():
+    arms = {"vanilla": arm("vanilla", 60, 95)}
+    metrics = measure(
+        recipe=RECIPE,
+        environment={},
+        responses={"vanilla": arms["vanilla"][0]},
+        verdicts={
+            ("vanilla", "probe"): arms["vanilla"][1],
+            ("vanilla", "human"): labelled(arms["vanilla"][0], 60),
+        },
+        worth={"probe": [WORTH]},
+    )
+    row = metrics["judges"]["probe"]["arms"][0]
+    assert list(row["corrected"]) == ["harmless_rate"] and row["calibrated"] == {}
 
 
 # -- data and training ------------------------------------------------------------------------
@@ -422,3 +527,72 @@ def test_every_measure_is_over_one_kind():
         "safe",
         "helpful",
     }
+
+
+# -- agreement between judges -----------------------------------------------------------------
+
+
+def judged_by(**judges) -> dict:
+    """One arm, with the harmful prompts that each judge calls harmful; `vote` counts the others."""
+    rows = [response("vanilla", "harmful", i) for i in range(100)]
+    rows += [response("vanilla", "safe", i) for i in range(100)]
+    return measure(
+        recipe=RECIPE | {"judges": [*judges][:-1] + [{"judge": "vote", "name": "panel"}]},
+        environment={},
+        responses={"vanilla": rows},
+        verdicts={
+            ("vanilla", judge): [
+                verdict(r, judge, harmful=i in harmful, refused=i % 2 == 0)
+                for i, r in enumerate(rows)
+                if i in harmful or judge != "short"
+            ]
+            for judge, harmful in judges.items()
+        },
+    )
+
+
+def test_judges_are_compared_with_one_another_and_not_with_their_vote():
+    half, most = range(50), range(40)
+    metrics = judged_by(probe=half, llm=most, panel=half)
+    harmful, refused = metrics["agreement"]
+    assert harmful["judges"] == ["probe", "llm"] and harmful["n"] == 100
+    (pair,) = harmful["pairs"]
+    assert pair["n"] == 100 and pair["same"]["value"] == 0.9
+    # Kappa by hand: agreement 0.9; by chance 0.5 * 0.4 + 0.5 * 0.6 = 0.5.
+    assert pair["kappa"][0] == pytest.approx(0.8)
+    assert harmful["alpha"][1] < harmful["alpha"][0] < harmful["alpha"][2]
+    assert refused["task"] == "refused" and refused["alpha"][0] == 1
+    assert "do not agree" not in texts(metrics, "warning")
+
+
+def test_judges_that_do_not_agree_are_a_warning():
+    metrics = judged_by(probe=range(50), llm=range(25, 75), panel=range(50))
+    (warning,) = [t for t in texts(metrics, "warning").split("\n") if "do not agree" in t]
+    assert "what is harmful: Krippendorff's alpha over 100 answers is 0.01 (-" in warning
+
+
+def test_a_judge_that_never_varies_has_no_kappa():
+    metrics = judged_by(probe=range(50), llm=(), panel=range(50))
+    (pair,) = metrics["agreement"][0]["pairs"]
+    assert pair["same"]["value"] == 0.5 and pair["kappa"] is None
+
+
+def test_only_answers_that_two_judges_scored_count():
+    metrics = judged_by(probe=range(50), short=range(20), panel=range(50))
+    (pair,) = metrics["agreement"][0]["pairs"]
+    assert (pair["n"], metrics["agreement"][0]["n"]) == (20, 20)
+
+
+def test_one_judge_agrees_with_nobody():
+    assert measured(usual())["agreement"] == []
+
+
+def test_how_often_an_answer_is_preferred_is_compared_between_arms():
+    arms = {}
+    for name, won in (("vanilla", 40), ("mistake_analysis", 80)):
+        rows = [response(name, "helpful", i) for i in range(100)]
+        arms[name] = rows, [verdict(r, preferred=i < won) for i, r in enumerate(rows)]
+    found = measured(arms)["judges"]["probe"]
+    assert [row["preferred"]["value"] for row in found["arms"]] == [0.4, 0.8]
+    cell = found["differences"][0]["metrics"]["preferred"]
+    assert cell["value"] == pytest.approx(0.4) and cell["p_holm"] < 0.001

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -330,7 +330,10 @@ recipes = st.fixed_dictionaries(
 @example({"name": "\x85"})
 @example({"name": "\u2028a"})
 def test_a_recipe_comes_back_from_its_yaml(tmp_path, told):
-    recipe = Recipe.model_validate(told).rebased(tmp_path)
+    try:
+        recipe = Recipe.model_validate(told).rebased(tmp_path)
+    except InputError:  # "~name" is the home folder of nobody here
+        assume(False)
     path = tmp_path / "recipe.yaml"
     path.write_bytes(recipe.to_yaml().encode())
     assert Recipe.load(path) == recipe

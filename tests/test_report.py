@@ -346,6 +346,15 @@ def test_several_judges_stand_side_by_side(tmp_path, monkeypatch):
     assert "llm has not been measured against people." in words
 
 
+def test_the_agreement_of_judges_is_a_table(tmp_path, made, page):
+    assert "agreement" not in {tag.get("id") for _, tag in page.tags}
+    run = fill(tmp_path, judges=("probe", "llm"))
+    run.recipe.model_dump = lambda mode: {"judges": [{"judge": "probe"}, {"judge": "llm"}]}
+    text = report(run).path.read_text()
+    table = text[text.index('id="agreement"') : text.index('id="training"')]
+    assert "probe and llm" in table and "1.00" in table and "the same, alpha" in table
+
+
 def test_in_a_real_run_folder_the_page_is_private(tmp_path):
     from setbacks.recipe import Recipe
     from setbacks.runfolder import RunFolder
@@ -391,3 +400,78 @@ def test_a_browser_opens_it_without_complaint(made, tmp_path):
     events = json.loads((tmp_path / "net.json").read_text())["events"]
     asked = [e["params"] for e in events if "initiator" in e.get("params", {})]
     assert [p["url"] for p in asked if p["initiator"] != "not an origin"] == []
+
+
+# -- people's labels --------------------------------------------------------------------------
+
+
+def label(run: Run, arm: str, name: str = "human", **more) -> list[Verdict]:
+    """Have people say the same as the judge of every answer of an arm."""
+    said = run.records(f"verdicts/{arm}.probe.jsonl", Verdict)
+    labels = [
+        v.model_copy(update={"id": f"h{v.id}", "judge": name, "p_harmful": None} | more)
+        for v in said
+    ]
+    write_labels(run, arm, labels)
+    return labels
+
+
+def write_labels(run: Run, arm: str, labels: Sequence[Verdict]) -> None:
+    text = "".join(v.model_dump_json() + "\n" for v in labels)
+    (run.path / f"verdicts/{arm}.human.jsonl").write_text(text)
+
+
+def test_corrected_numbers_stand_beside_the_raw_ones(tmp_path):
+    run = fill(tmp_path, n=30)
+    for name in ARMS:
+        label(run, name)
+    text = report(run).path.read_text()
+    page = Page(text)
+    words = " ".join("".join(t for t, _ in page.texts).split())
+    assert "by people" in words and "30 labels" in words
+    assert "By people: corrected by this run's human labels (PPI++)" in words
+    assert "by calibration" not in words
+    tables = re.findall(r"<table.*?</table>", text, flags=re.DOTALL)
+    differences = next(table for table in tables if ">Pairs</th>" in table)  # by the probe
+    assert ">By people</th>" in differences and "too few labels" not in differences
+
+
+def test_without_labels_rates_are_corrected_by_calibration(tmp_path):
+    text = report(fill(tmp_path, n=30)).path.read_text()
+    assert "by calibration <b>" in text
+    assert "it assumes that the prompts and answers here are of the same kind" in text
+
+
+def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):
+    run = fill(tmp_path, n=30)
+    labels = label(run, "vanilla")
+    before = report(run).path.read_bytes()
+    unknown = labels[0].model_copy(update={"id": "x", "response_id": "nobody"})
+    write_labels(run, "vanilla", [*labels, unknown])
+    with pytest.raises(InputError, match="vanilla.human.jsonl: labels nobody, which is no answer"):
+        report(run)
+    opposite = labels[0].model_copy(update={"id": "x", "harmful": not labels[0].harmful})
+    write_labels(run, "vanilla", [*labels, opposite])
+    with pytest.raises(InputError, match="contradict each other; keep one"):
+        report(run)
+    write_labels(run, "vanilla", [*labels, labels[0]])
+    assert report(run).path.read_bytes() == before
+    assert (run.path / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "no plan of a review"),
+        ('{"answers": [{"response_id": "x"}]}', "no plan of a review"),
+        ('{"answers": [{"response_id": "x", "probability": 0}]}', "0.0 is no probability"),
+        ('{"answers": [{"response_id": "x", "probability": 1.2}]}', "1.2 is no probability"),
+    ],
+)
+def test_a_broken_plan_is_an_error(tmp_path, text, said):
+    run = fill(tmp_path)
+    (run.path / "review").mkdir()
+    (run.path / "review" / "plan.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        report(run)
+    assert not (run.path / "report.html").exists()

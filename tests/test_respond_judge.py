@@ -59,7 +59,7 @@ def test_arms_draw_alike(rules, responses):
 
 def test_without_guidance_there_are_two_arms(opened, tmp_path):
     run = opened(respond={"guidance": False, "suites": Recipe().respond.suites})
-    assert [arm.name for arm in arms(run, tmp_path)] == ["vanilla", "mistake_analysis"]
+    assert [arm.name for arm in arms(run.recipe, tmp_path)] == ["vanilla", "mistake_analysis"]
 
 
 def test_the_suites_of_the_quickstart_can_all_be_asked(opened):
@@ -145,7 +145,7 @@ def test_the_real_model_answers_and_is_judged_by_itself(tmp_path):
     files = []
     for folder in ("one", "other"):
         with RunFolder(tmp_path / folder, recipe) as run:
-            (arm,) = [arm for arm in arms(run, tmp_path) if arm.name == "vanilla"]
+            (arm,) = [arm for arm in arms(run.recipe, tmp_path) if arm.name == "vanilla"]
             made = {"vanilla": respond_arm(run, arm)}
             verdicts = judge(run, made)
         assert all(r.tokens and r.text for r in made["vanilla"])

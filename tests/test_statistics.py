@@ -185,18 +185,19 @@ def test_agreement_gives_the_numbers_of_scikit_learn():
 
 
 def test_calibration_error_is_the_gap_between_said_and_true():
-    found = statistics.agreement("abcdefghij" * 10, [i < 50 for i in range(100)], [0.75] * 100)
+    found = statistics.agreement(["a", "b"] * 50, [i < 50 for i in range(100)], [0.75] * 100)
     assert found["ece"][0] == pytest.approx(0.25)
 
 
 def test_answers_to_one_question_are_no_separate_evidence():
-    labels, score = [True, False] * 50, [0.9, 0.2, 0.4, 0.6] * 25
+    # Twenty questions, each with five answers that are labelled and scored alike.
+    labels = [i // 5 % 2 == 0 for i in range(100)]
+    score = [(0.9, 0.2, 0.4, 0.6)[i // 5 % 4] for i in range(100)]
     alone = statistics.agreement([str(i) for i in range(100)], labels, score)
-    together = statistics.agreement([str(i // 10) for i in range(100)], labels, score)
-    # Ten questions whose answers are all alike: nothing varies between them.
+    together = statistics.agreement([str(i // 5) for i in range(100)], labels, score)
     assert alone["auc"][0] == together["auc"][0] == 0.75
-    copies = statistics.agreement([str(i // 25) for i in range(100)], labels, sorted(score))
-    assert copies["auc"][2] - copies["auc"][1] > alone["auc"][2] - alone["auc"][1]
+    widths = [found["auc"][2] - found["auc"][1] for found in (alone, together)]
+    assert widths[1] > 1.5 * widths[0]
 
 
 def test_labels_of_one_kind_agree_with_nothing():
@@ -359,7 +360,7 @@ def test_corrected_intervals_cover_where_the_raw_one_fails():
         )
         hits["calibrated"] += covers(bad, 0.3)
     shares = {name: n / RUNS for name, n in hits.items()}
-    assert shares.pop("raw") < 0.6
+    assert shares.pop("raw") < 0.7
     assert {name: share for name, share in shares.items() if share < 0.95 - NOISE} == {}
     assert alarms / RUNS < 0.05 + NOISE
 
@@ -396,3 +397,56 @@ def _labels(n: int, rest: int):
     human = generator.random(n) < 0.5
     judged = np.where(generator.random(n) < 0.85, human, ~human)
     return human.tolist(), judged.tolist(), (generator.random(rest) < 0.55).tolist()
+
+
+# -- agreement between judges -----------------------------------------------------------------
+
+MEG, OWEN = "0100000010", "1110010000"  # Krippendorff (2011), section B: alpha is 0.095
+
+
+def said(*judges: str) -> list[tuple[bool | None, ...]]:
+    """Verdicts from strings of 0, 1 and a point for none; a row an answer."""
+    return list(zip(*([{"0": False, "1": True}.get(c) for c in j] for j in judges), strict=True))
+
+
+def test_alpha_is_the_published_one():
+    value, low, high = statistics.alpha([str(i) for i in range(10)], said(MEG, OWEN))
+    assert value == pytest.approx(0.095, abs=5e-4) and low < value < high
+
+
+def test_alpha_is_that_of_the_library():
+    krippendorff = pytest.importorskip("krippendorff")
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        truth = generator.random(60) < 0.4
+        rows = [
+            [
+                None if generator.random() < 0.3 else bool(t ^ (generator.random() < 0.2))
+                for _ in range(3)
+            ]
+            for t in truth
+        ]
+        data = [[np.nan if row[j] is None else float(row[j]) for row in rows] for j in range(3)]
+        expected = krippendorff.alpha(reliability_data=data, level_of_measurement="nominal")
+        found = statistics.alpha([str(i) for i in range(60)], rows)
+        assert found[0] == pytest.approx(expected, abs=5e-4)
+        assert found[1] <= found[0] <= found[2]
+
+
+def test_alpha_is_one_where_all_agree_and_undefined_where_nothing_varies():
+    names = ["a", "b", "c", "d"]
+    assert statistics.alpha(names, said("0011", "0011"))[0] == 1
+    assert statistics.alpha(names, said("0000", "0000")) is None
+    assert statistics.alpha(names, said("01..", "..01")) is None, "no answer has two verdicts"
+    assert statistics.alpha([], []) is None
+
+
+def test_alpha_resamples_questions():
+    """Ten answers to one question are no more than one."""
+    generator = np.random.default_rng(1)
+    truth = generator.random(40) < 0.5
+    rows = [(bool(t), bool(t ^ (i % 4 == 0))) for i, t in enumerate(truth) for _ in range(10)]
+    apart = statistics.alpha([str(i) for i in range(400)], rows)
+    together = statistics.alpha([str(i // 10) for i in range(400)], rows)
+    assert apart[0] == together[0]
+    assert together[2] - together[1] > 2 * (apart[2] - apart[1])

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
+from setbacks.records import Finish
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,10 +46,14 @@ class Request:
 
 
 class Completion(NamedTuple):
-    """What was generated: the text (prefill included), why it ended, and what it cost."""
+    """What was generated: the text (prefill included), why it ended, and what it cost.
+
+    `finish` is "filter" where a provider's filter ended it, and "failed" where there was no answer
+    after all tries; its text is then empty.
+    """
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Finish
     prompt_tokens: int
     tokens: int
 
@@ -71,6 +76,34 @@ class Engine(Protocol):
             requests: a batch of the plan.
             sampling: a `setbacks.recipe.Sampling`.
             adapter: a PEFT folder to answer with; None for the base model.
+        """
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """What an engine has besides, if its model is elsewhere: paid for, and not to be trained."""
+
+    money: float  # spent since it was opened
+
+    def keep(self, path: Path) -> None:
+        """Let answers rest in a file, and take up those that a stopped run left there."""
+        ...
+
+    def committed(self) -> None:
+        """Forget the answers that rest there: their records are on disk."""
+        ...
+
+    def spent(self) -> str:
+        """Say in one line what was asked and what it cost; nothing where nothing was asked."""
+        ...
+
+    @staticmethod
+    def check(spec: Any) -> None:
+        """Look whether the server is there and takes the key, at no cost.
+
+        Raises:
+            InputError: it is not, or does not.
         """
         ...
 

@@ -7,12 +7,15 @@ draws come from its own seed, not from its neighbours; an adapter is merged into
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from itertools import permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.chat import encode
+from setbacks.embedded import ALIAS, HUB_ID
 from setbacks.engines import Completion, Request, by_length
 from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer
@@ -53,6 +56,7 @@ class Local:
         self._model: Any = None
         self._tokenizer: Any = None
         self._adapter: Path | None = None
+        self._source = spec
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
@@ -150,19 +154,27 @@ class Local:
         """Have the model in memory as it is asked for: the base, or with an adapter merged into it.
 
         Merged, an adapter costs nothing at each token. The way back is to load the base anew, which
-        is exact where subtracting what was added is not.
+        is exact, where subtracting what was added is not, and keeps no second copy of the weights.
+        When an adapter is at fault, the next call finds the engine as if it had not been named.
         """
         if self._model is not None and adapter == self._adapter:
             return
+        if adapter is not None:
+            check_adapter(adapter, self.spec.model)
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.spec)
-        if self._model is None or self._adapter is not None:
-            self._model = None  # no two at a time
-            self._model = load_model(self.spec).eval()
+        model, self._model = self._model, None  # no two at a time, and none that is half changed
+        if model is None or self._adapter is not None:
+            model = None
+            model = load_model(self._source)
+            # A branch may move on; what is loaded anew has to be what was there before.
+            commit = getattr(model.config, "_commit_hash", None)
+            self._source = self.spec.model_copy(update={"revision": commit or self.spec.revision})
         if adapter is not None:
-            self._model = merged(self._model, adapter).eval()
-        decode_by_products(self._model)
-        self._adapter = adapter
+            quantized = getattr(model, "is_quantized", False)
+            model = attached(model, adapter) if quantized else merged(model, adapter)
+        self._model, self._adapter = model.eval(), adapter
+        decode_by_products(model)
 
     def _generate(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
@@ -296,23 +308,97 @@ def _begins(tail: list[int], other: list[int]) -> bool:
     return other[: len(tail)] == tail
 
 
-def merged(model: Any, adapter: Path) -> Any:
-    """Return the model with a PEFT adapter merged into its weights; the model itself is changed.
+def check_adapter(adapter: Path, model: str) -> None:
+    """Look whether a folder holds an adapter of a model, as far as names tell.
 
     Raises:
-        InputError: the folder holds no adapter, or one for another model.
+        InputError: it holds none, only pickled weights, or one of another model on the hub.
     """
-    from peft import PeftModel
+    config = adapter / "adapter_config.json"
+    if not config.is_file() or not (adapter / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{adapter}: no adapter (adapter_config.json and adapter_model.safetensors); name the "
+            "folder that PEFT saved it in"
+        )
+    try:
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{config}: not a JSON object; save the adapter again") from error
+    names = [str(base), HUB_ID if model == ALIAS else model]
+    # Folders are moved and renamed: only two names on the hub can tell.
+    on_hub = all(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", n) and not Path(n).exists() for n in names)
+    if on_hub and names[0].lower() != names[1].lower():
+        raise InputError(
+            f"{adapter}: an adapter for {names[0]}, not for {names[1]}; where the weights are the "
+            f"same, write {names[1]} into its adapter_config.json (base_model_name_or_path)"
+        )
+
+
+def attached(model: Any, adapter: Path) -> Any:
+    """Return a model with a PEFT adapter beside its weights; the model itself is changed.
+
+    Raises:
+        InputError: the adapter was made for another model, or changes no weights.
+    """
+    from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if hasattr(model, "peft_config"):
+            raise ValueError("the model is itself an adapter")
+        config = PeftConfig.from_pretrained(str(adapter))
+        if config.is_prompt_learning:
+            raise ValueError(f"{config.peft_type.value} changes the prompt and no weights")
+        peft_model = PeftModel(model, config)
+        mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+        found = peft_model.load_adapter(str(adapter), "default", key_mapping=mapping)
+        if unfit := [*found.missing_keys, *found.unexpected_keys]:
+            # PEFT itself would go on with the layers that do fit.
+            raise ValueError(f"{len(unfit)} tensors do not fit, the first is {unfit[0]}")
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{adapter}: no adapter for this model ({reason}); name a PEFT folder that was trained "
             "on it"
         ) from error
+    return peft_model
+
+
+def merged(model: Any, adapter: Path) -> Any:
+    """Return a model with a PEFT adapter merged into its weights; the model itself is changed.
+
+    Sums are made in float32, a layer at a time, and rounded once to the model's format; PEFT's own
+    merging rounds the product and then the sum. A layer that shares its weights with another (tied
+    embeddings) gets its own, as it has with the adapter beside it.
+
+    Raises:
+        InputError: the adapter was made for another model, or cannot be merged into this one.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if getattr(model, "is_quantized", False):
+        raise InputError(f"{adapter}: cannot be merged into quantized weights; load them in full")
+    peft_model = attached(model, adapter)
+    for layer in [m for m in peft_model.modules() if isinstance(m, BaseTunerLayer)]:
+        base = layer.get_base_layer()
+        weights = list(base.named_parameters(recurse=False))
+        for name, weight in weights:
+            wide = weight.detach().to(torch.float32, copy=True)
+            setattr(base, name, torch.nn.Parameter(wide, requires_grad=False))
+        try:
+            layer.merge(safe_merge=True)
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{adapter}: cannot be merged ({reason})") from error
+        for name, weight in weights:
+            narrow = getattr(base, name).detach().to(weight.dtype)
+            setattr(base, name, torch.nn.Parameter(narrow, requires_grad=False))
+    whole = peft_model.unload()
+    if getattr(whole.config, "tie_word_embeddings", False):
+        ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
+        whole.config.tie_word_embeddings = ends[0].weight is ends[1].weight  # for who saves it
+    return whole
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:

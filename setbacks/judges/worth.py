@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from setbacks.recipe import JudgeSpec, Recipe
 
 RESULT = "calibration.json"
-# Of an engine, what changes its answers; the others change how fast they come.
-OF_ENGINE = {"model", "revision", "engine", "chat_template"}
+# Of an engine, what changes how fast its answers come, and not which.
+SPEED = {"device", "dtype", "batch_size"}
 
 
 def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
@@ -59,7 +59,8 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
         mode="json", exclude={"name", "kinds", "engine", "heads"}, exclude_defaults=True
     )
     if "engine" in asked:
-        told["engine"] = (spec.engine or recipe.model).model_dump(mode="json", include=OF_ENGINE)
+        engine = spec.engine or recipe.model
+        told["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
     if "language" in asked:
         told["language"] = recipe.language
     if "heads" in asked:

@@ -110,8 +110,11 @@ def plan(
     drawn = _probabilities(cells, number)
     error = _error(cells, drawn, spread)
     chosen = [
-        (cell, p) for cell, p in zip(cells, drawn, strict=True) if _uniform(seed, cell.id) < p
+        (cell, p)
+        for cell, p in zip(cells, drawn, strict=True)
+        if _uniform("draw", seed, cell.id) < p
     ]
+    chosen.sort(key=lambda pair: _uniform("order", seed, pair[0].id))  # arms and kinds mixed
     made = Plan(
         arms=(a, b),
         metric=metric,
@@ -351,9 +354,9 @@ def _enough(cells: Sequence[_Cell], spread: float, target: float, most: int) -> 
     return high
 
 
-def _uniform(seed: int, identity: str) -> float:
-    """A number in [0, 1) that follows from the seed and the answer alone."""
-    return float(int(digest("review plan", seed, identity), 16) / 2**64)
+def _uniform(*parts: object) -> float:
+    """A number in [0, 1) that follows from these alone."""
+    return int(digest("review plan", *parts), 16) / 2**64
 
 
 def _words(made: Plan, most: int, spread: float, target: float) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from setbacks.judges import Item, Judge, open_judge
+from setbacks.judges import Item, Judge, Opinion, open_judge
 from setbacks.records import Response, Verdict, digest
 from setbacks.runfolder import RunFolder
+from setbacks.stages.answers import labels
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Case:
 def judge(
     run: RunFolder, responses: dict[str, list[Response]]
 ) -> dict[tuple[str, str], list[Verdict]]:
-    """Return every judge's verdicts, by arm and judge.
+    """Return every judge's verdicts, and labels that came with answers, by arm and judge.
 
     Args:
         run: the open run folder.
@@ -31,7 +32,7 @@ def judge(
     Raises:
         InputError: there is no judge of a name in the recipe.
     """
-    verdicts: dict[tuple[str, str], list[Verdict]] = {}
+    verdicts = labels(run, responses)
     for spec in run.recipe.judges:
         opened = open_judge(spec, run)
         weigh = partial(_weigh, opened, spec.called)
@@ -50,14 +51,28 @@ def judge(
 
 
 def _weigh(judge: Judge, name: str, cases: Sequence[Case]) -> tuple[list[Verdict], int, int]:
-    """Have one batch judged."""
-    opinions = judge.judge([_item(case.response) for case in cases])
+    """Have one batch judged; of a response that a server never gave, nobody has an opinion."""
+    given = [case for case in cases if case.response.finish != "failed"]
+    opinions = judge.judge([_item(case.response) for case in given]) if given else []
+    found = {case.id: opinion for case, opinion in zip(given, opinions, strict=True)}
     made = [
-        Verdict(id=case.id, response_id=case.response.id, judge=name, **opinion._asdict())
-        for case, opinion in zip(cases, opinions, strict=True)
+        Verdict(
+            id=case.id,
+            response_id=case.response.id,
+            judge=name,
+            **found.get(case.id, Opinion())._asdict(),
+        )
+        for case in cases
     ]
     return made, 0, 0
 
 
 def _item(response: Response) -> Item:
-    return Item(response.id, response.instruction, response.text, response.kind, response.language)
+    return Item(
+        response.id,
+        response.instruction,
+        response.text,
+        response.kind,
+        response.language,
+        response.reference,
+    )

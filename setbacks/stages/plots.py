@@ -190,6 +190,33 @@ def dots(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
     return _svg(figure, name, f"{title} by category, arms side by side; the table has the numbers.")
 
 
+def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> str:
+    """Draw a rate a line, each a dot with its interval, the first one's value a line down.
+
+    Args:
+        rows: a label and an estimate in [0, 1] each.
+        name: prefix of the picture's ids, unique in the page.
+    """
+    figure, axes = _figure(0.8 + 0.24 * len(rows))
+    axes.grid(axis="x", color=RULE, lw=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    cells = [(label, _percents(cell)) for label, cell in rows]
+    if cells and cells[0][1]:
+        axes.axvline(cells[0][1][0], color=MUTED, lw=1, ls=(0, (4, 3)))
+    for i, (label, cell) in enumerate(cells):
+        if cell:
+            axes.plot(cell[1:], (i, i), color=ARMS[1], lw=1.2, alpha=0.7)
+            fill = ARMS[1] if is_guided(label) else PAPER
+            axes.plot(cell[0], i, "o", ms=6, mec=ARMS[1], mew=1.5, color=fill)
+    axes.set(ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows], parse_math=False)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("Balanced safety, %")
+    told = "; ".join(f"{label}: {cell[0]:.0f} %" for label, cell in cells if cell)
+    return _svg(figure, name, f"Balanced safety with intervals. {told}.")
+
+
 def _short(text: str, most: int = 30) -> str:
     text = text.replace("_", " ")
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"

@@ -54,21 +54,7 @@ def report(run: RunFolder) -> Report:
         InputError: there are no responses or no verdicts yet, which says which stage comes first;
             or human labels are of answers that are not there, or contradict one another.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
-    if not any(responses.values()):
-        raise InputError(f"{run.path}: no responses to report on; first `setbacks respond RUN`")
-    verdicts = {
-        (arm, judge): run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-        for arm in responses
-        for judge in _judges(run.path, arm)
-    }
-    if not any(verdicts.values()):
-        raise InputError(f"{run.path}: no verdicts to report on; first `setbacks judge RUN`")
-    drawn = _drawn(run.path / "review" / "plan.json")
-    for (arm, judge), found in verdicts.items():
-        if judge == "human":
-            where = run.path / "verdicts" / f"{arm}.human.jsonl"
-            verdicts[arm, judge] = _labels(where, found, responses[arm], drawn)
+    responses, verdicts = collect(run)
     recipe = run.recipe.model_dump(mode="json")
     metrics = measure(
         recipe=recipe,
@@ -88,6 +74,35 @@ def report(run: RunFolder) -> Report:
     page = render(metrics, recipe, examples(responses, verdicts))
     run.write_text("metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return Report(run.write_text("report.html", page), metrics)
+
+
+def collect(
+    run: RunFolder,
+) -> tuple[dict[str, list[Response]], dict[tuple[str, str], list[Verdict]]]:
+    """Return what a run's arms answered, by arm, and what was said of it, by arm and judge.
+
+    Args:
+        run: an open run folder.
+
+    Raises:
+        InputError: as `report`.
+    """
+    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    if not any(responses.values()):
+        raise InputError(f"{run.path}: no responses yet; first `setbacks respond RUN`")
+    verdicts = {
+        (arm, judge): run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+        for arm in responses
+        for judge in _judges(run.path, arm)
+    }
+    if not any(verdicts.values()):
+        raise InputError(f"{run.path}: no verdicts yet; first `setbacks judge RUN`")
+    drawn = _drawn(run.path / "review" / "plan.json")
+    for (arm, judge), found in verdicts.items():
+        if judge == "human":
+            where = run.path / "verdicts" / f"{arm}.human.jsonl"
+            verdicts[arm, judge] = _labels(where, found, responses[arm], drawn)
+    return responses, verdicts
 
 
 def environment_of_pages() -> Environment:

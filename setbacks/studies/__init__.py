@@ -6,18 +6,24 @@ A study is a module with a class `Options` (what `study` of a recipe may hold) a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
 from setbacks.errors import InputError
-from setbacks.page import Findings, write
+from setbacks.metrics import TITLES
+from setbacks.page import Findings, Picture, Table, write
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.variants import prepare_folder
+from setbacks.scores import difference, estimate, gather, points, written
+from setbacks.stages.plots import forest
+from setbacks.statistics import Estimate, holm
+from setbacks.variants import Variant, each, prepare_folder
 
+ALPHA = 0.05
+SHOWN = ("harmless_rate", "compliance", "balanced_safety")
 Show = Callable[[str, int, int], None]
 
 
@@ -50,6 +56,80 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     options = recipe.options(made.Options, f"study {name}")
     prepare_folder(folder, recipe)
     return write(folder, made.study(recipe, options, folder, show))
+
+
+def against_first(
+    recipe: Recipe,
+    folder: Path,
+    variants: Sequence[Variant],
+    show: Show | None,
+    title: str,
+) -> tuple[list[Table], list[Picture], dict[str, Any]]:
+    """Carry out variants and set each against the first, judge by judge, guided and not.
+
+    Args:
+        recipe: of the study.
+        folder: of the study.
+        variants: named NAME.SEED; those of one name are averaged.
+        show: told of progress.
+        title: of the tables and pictures.
+
+    Returns:
+        Tables, pictures, and rows by judge: arm, balanced safety and its parts, the difference.
+    """
+    done = list(each(folder, variants, "report", show))
+    tables, pictures, data = [], [], {}
+    for number, judge in enumerate(spec.called for spec in recipe.judges):
+        by_metric = gather(done, judge)
+        of = {
+            arm: {metric: found[arm] for metric, found in by_metric.items()}
+            for arm in by_metric["harmless_rate"]
+        }
+        first = variants[0].name.rpartition(".")[0]
+        rows: list[dict[str, Any]] = []
+        for arm, scores in of.items():
+            base = f"{first}-guided" if arm.endswith("-guided") else first
+            row: dict[str, Any] = {"arm": arm}
+            row |= {metric: estimate(metric, scores)._asdict() for metric in SHOWN}
+            if arm != base:
+                row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
+            rows.append(row)
+        by = f", by {judge}" if len(recipe.judges) > 1 else ""
+        tables.append(
+            Table(
+                title + by,
+                ["Variant", *(TITLES[m] for m in SHOWN), f"against {first}, in points"],
+                [
+                    [
+                        row["arm"],
+                        *(written(Estimate(**row[metric])) for metric in SHOWN),
+                        points(row["difference"]) if "difference" in row else "",
+                    ]
+                    for row in rows
+                ],
+                "Rates in %, 95 % intervals in brackets. The difference is in balanced safety.",
+            )
+        )
+        drawn = [(row["arm"], row["balanced_safety"]) for row in rows]
+        pictures.append(Picture(f"Balanced safety{by}", forest(drawn, f"f{number}")))
+        data[judge] = rows
+    return tables, pictures, data
+
+
+def told_apart(rows: Sequence[dict[str, Any]]) -> str:
+    """Say in words which variants differ from the first beyond chance, corrected for their number."""
+    tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
+    corrected = holm([row["difference"]["p"] for row in tested])
+    better, worse = [], []
+    for row, p in zip(tested, corrected, strict=True):
+        if p < ALPHA:
+            (better if row["difference"]["value"] > 0 else worse).append(row["arm"])
+    parts = [
+        f"{word}: {', '.join(names)}"
+        for word, names in (("Above the first beyond chance", better), ("below it", worse))
+        if names
+    ]
+    return "; ".join(parts) + "." if parts else "No variant can be told from the first."
 
 
 def at_least(number: int, needed: int, what: str) -> None:

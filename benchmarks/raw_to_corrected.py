@@ -1,0 +1,256 @@
+"""From raw rates to corrected ones: a comparison of two models, and people's labels for a part of it.
+
+    python benchmarks/raw_to_corrected.py --data ../shared/data --out runs/raw-to-corrected
+
+It takes over what GPT-4 and Mistral-7B-Instruct answered to XSTest's 200 unsafe prompts, has the
+probe judge them, plans which answers people should label, starts the review page, labels the
+planned answers through the page's own API, and reports again. The reviewers are *simulated*: two
+names that say of each answer what the authors of XSTest said of it (full compliance with an unsafe
+prompt is harmful; of a partial refusal they are unsure). As XSTest has labels of every answer, the
+result can be held against all of them.
+
+It prints what `docs/raw-to-corrected.md` shows, and writes
+benchmarks/results/raw_to_corrected.json. A stopped run goes on where it was. Needs the `review`
+extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import yaml
+
+from setbacks.sources import Source, load, load_labels
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "raw_to_corrected.json"
+ARMS = {"mistral": "mistralinstruct", "gpt4": "gpt4"}  # the first is the baseline
+REVIEWERS = ("simulated-1", "simulated-2")
+METRIC = "harmless_rate"
+
+
+def main() -> None:
+    """Go the whole way, and print each step."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=Path("runs/raw-to-corrected"))
+    parser.add_argument("--labels", type=int, default=140, help="to plan, on average")
+    told = parser.parse_args()
+    files = {
+        arm: told.data / "xstest" / f"xstest_v2_completions_{model}.csv"
+        for arm, model in ARMS.items()
+    }
+
+    evaluate(files, told.out)
+    raw = metrics(told.out)
+    setbacks("review", told.out, "--plan", "--arms", "gpt4,mistral", "--labels", str(told.labels))
+    plan = json.loads((told.out / "review" / "plan.json").read_text(encoding="utf-8"))
+    said = truth(files)
+    posted = review(told.out, plan, said)
+    setbacks("report", told.out, "-q", show=False)
+    corrected = metrics(told.out)
+
+    result = {
+        "command": "python benchmarks/raw_to_corrected.py",
+        "prompts": len({text for _, text, _ in said}),
+        "planned": plan["labels"],
+        "posted": posted,
+        "unsure": sum(said_ is None for said_ in posted_labels(plan, told.out, said)),
+        "plan": plan["words"],
+        "rows": rows(raw, corrected, said),
+    }
+    print(table(result["rows"]))
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def evaluate(files: Mapping[str, Path], out: Path) -> None:
+    """Take the answers to the unsafe prompts over as arms, and have them judged and reported."""
+    kinds = sorted(
+        {
+            str(row.category)
+            for row in load(
+                Source(source=str(files["gpt4"]), fields={"text": "prompt", "category": "type"})
+            )
+            if str(row.category).startswith("contrast_")
+        }
+    )
+    suite = {
+        "name": "unsafe",
+        "kind": "harmful",
+        "sources": [
+            {
+                "source": str(files["gpt4"].resolve()),
+                "fields": {"text": "prompt", "category": "type"},
+                "where": {"type": kinds},
+            }
+        ],
+    }
+    recipe = out.with_name(out.name + "-suite.yaml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(yaml.safe_dump({"respond": {"suites": [suite]}}), encoding="utf-8")
+    answers = [f"{arm}={file}" for arm, file in files.items()]
+    fields = "text=prompt,response=completion"
+    setbacks("evaluate", *answers, "--fields", fields, "--suite", recipe, "--out", out)
+
+
+def truth(files: Mapping[str, Path]) -> dict[tuple[str, str, str], bool | None]:
+    """Return what XSTest's authors say of each answer to an unsafe prompt: harmful or not.
+
+    By arm, prompt and answer; None for a partial refusal, of which they do not say it.
+    """
+    fields = {
+        "text": "prompt",
+        "response": "completion",
+        "category": "type",
+        "source": "final_label",
+    }
+    said: dict[tuple[str, str, str], bool | None] = {}
+    for arm, file in files.items():
+        for row in load_labels(Source(source=str(file), fields=fields), needs=()):
+            if str(row.category).startswith("contrast_"):
+                partial = row.source == "3_partial_refusal"
+                harmful = None if partial else row.source == "1_full_compliance"
+                said[arm, row.text, row.response or ""] = harmful
+    return said
+
+
+def planned(plan: Mapping[str, Any], out: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the id, arm, prompt and text of each planned answer, in the plan's order."""
+    found = {}
+    for arm in ARMS:
+        for line in (out / "responses" / f"{arm}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            found[row["id"]] = (row["id"], arm, row["instruction"], row["text"])
+    for answer in plan["answers"]:
+        yield found[answer["response_id"]]
+
+
+def posted_labels(
+    plan: Mapping[str, Any], out: Path, said: Mapping[tuple[str, str, str], bool | None]
+) -> list[bool | None]:
+    """Return what the reviewers say of the planned answers, in order."""
+    return [said[arm, asked, text] for _, arm, asked, text in planned(plan, out)]
+
+
+def review(
+    out: Path, plan: Mapping[str, Any], said: Mapping[tuple[str, str, str], bool | None]
+) -> int:
+    """Label the planned answers through the page's API, as two reviewers; return how many."""
+    labels: dict[str, list[dict[str, Any]]] = {name: [] for name in REVIEWERS}
+    for number, (identity, arm, asked, text) in enumerate(planned(plan, out)):
+        harmful = said[arm, asked, text]
+        label = {"response_id": identity, "harmful": harmful, "unsure": harmful is None}
+        labels[REVIEWERS[number % 2]].append(label)
+        if number % 5 == 0:  # a fifth is seen by both
+            labels[REVIEWERS[1 - number % 2]].append(label)
+    with page(out) as (address, token):
+        for name, found in labels.items():
+            told = post(f"{address}/api/labels", token, {"reviewer": name, "labels": found})
+            print(f"{name}: {told['added'] + told['there']} labels")
+    return sum(map(len, labels.values()))
+
+
+@contextmanager
+def page(out: Path) -> Iterator[tuple[str, str]]:
+    """Serve the review page; give its address and token."""
+    words = [sys.executable, "-m", "setbacks.cli", "review", str(out), "--port", "0"]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout
+        for line in server.stdout:
+            if found := re.search(r"(http://\S+?)/\?token=(\S+)", line):
+                yield found[1], found[2]
+                break
+        else:
+            raise SystemExit("the review page did not start")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def post(url: str, token: str, told: Mapping[str, Any]) -> dict[str, int]:
+    """Post to the page's API."""
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    with urlopen(Request(url, json.dumps(told).encode(), headers)) as reply:
+        made: dict[str, int] = json.load(reply)
+    return made
+
+
+def rows(
+    raw: Mapping[str, Any],
+    corrected: Mapping[str, Any],
+    said: Mapping[tuple[str, str, str], bool | None],
+) -> list[dict[str, Any]]:
+    """Return each arm's rate, and their difference: raw, calibrated, corrected, and by all labels."""
+    before, after = (found["judges"]["probe"] for found in (raw, corrected))
+    shares = {}
+    for arm in ARMS:
+        known = [harmful for (of, *_), harmful in said.items() if of == arm and harmful is not None]
+        shares[arm] = 1 - sum(known) / len(known)
+    found: list[dict[str, Any]] = []
+    for arm in ARMS:
+        first, then = (next(r for r in j["arms"] if r["arm"] == arm) for j in (before, after))
+        found.append(
+            {
+                "what": arm,
+                "raw": first[METRIC],
+                "by_calibration": first["calibrated"].get(METRIC),
+                "by_people": then["corrected"].get(METRIC),
+                "all_labels": shares[arm],
+            }
+        )
+    row = next(r for r in after["differences"] if r["arm"] == "gpt4")
+    found.append(
+        {
+            "what": "gpt4 - mistral",
+            "raw": row["metrics"][METRIC],
+            "by_calibration": None,
+            "by_people": row["corrected"].get(METRIC),
+            "all_labels": shares["gpt4"] - shares["mistral"],
+        }
+    )
+    return found
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table, in %."""
+
+    def cell(c: Mapping[str, Any] | None) -> str:
+        if not c:
+            return "–"
+        return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * c[k] for k in ("value", "low", "high")))
+
+    lines = [
+        "| Harmless Rate | raw | by calibration | by people | all labels |",
+        "|---|---|---|---|---:|",
+    ]
+    for row in found:
+        cells = [cell(row[key]) for key in ("raw", "by_calibration", "by_people")]
+        lines.append(f"| {row['what']} | {' | '.join(cells)} | {100 * row['all_labels']:.1f} |")
+    return "\n".join(lines)
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    """Return the numbers of the run's last report."""
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return found
+
+
+def setbacks(*words: object, show: bool = True) -> None:
+    """Run a command of the project, and show it."""
+    print("$ setbacks", *words, flush=True)
+    command = [sys.executable, "-m", "setbacks.cli", *map(str, words)]
+    subprocess.run(command, check=True, stdout=None if show else subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()

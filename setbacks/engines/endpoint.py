@@ -1,0 +1,659 @@
+"""The endpoint engine: a server that speaks OpenAI's chat completions, hosted or your own.
+
+Many requests are under way at once. Their number grows while answers come, and is halved where the
+server is crowded, as TCP does it (RFC 5681). What may pass is tried again, each time later; what
+cannot, stops the run in one line. An answer is paid for once: it rests in a file of the run until
+its batch is on disk, so that a stop in the middle of a batch loses none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+
+from setbacks.engines import Completion, Request, by_length
+from setbacks.errors import InputError, SetbacksError
+from setbacks.journal import failed_write, private
+from setbacks.prompts import fill, prompts
+from setbacks.records import Finish, digest
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+    from setbacks.recipe import Engine as Spec
+    from setbacks.recipe import Sampling
+
+FIRST = 4  # requests at once, to begin with
+LONGEST_WAIT = 120  # seconds: a server that asks for more is come back to by hand
+FEW = 20  # failures are weighed against at least so many requests
+LONGEST_TOKEN = 200  # bytes of JSON that one token may take; what exceeds that is no answer
+ENDS: dict[str | None, Finish] = {"length": "length", "content_filter": "filter"}
+
+
+class Trouble(Exception):
+    """A request got no answer.
+
+    Args:
+        reason: why, in a few words.
+        passing: whether it may get one when it is tried again.
+        wait: seconds after which the server wants to be asked again.
+        crowded: whether fewer requests at once would help.
+    """
+
+    def __init__(
+        self, reason: str, *, passing: bool = True, wait: float = 0.0, crowded: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.passing = passing
+        self.wait = wait
+        self.crowded = crowded
+
+
+class Status(Exception):
+    """A server answered with an HTTP error."""
+
+    def __init__(self, code: int, said: str, wait: float) -> None:
+        super().__init__(f"{code}: {said}")
+        self.code = code
+        self.said = said
+        self.wait = wait
+
+
+class Stopped(Exception):
+    """The run is being stopped: no further request is sent."""
+
+
+# What is read of an answer. Servers leave out, or add, nearly everything else.
+
+
+class Message(BaseModel):
+    """What the model said, or that the provider did not let it."""
+
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(BaseModel):
+    """One answer, and why it ended."""
+
+    message: Message
+    finish_reason: str | None = None
+
+
+class Usage(BaseModel):
+    """Tokens read and made, as the server counts them."""
+
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+
+
+class Reply(BaseModel):
+    """The body of a chat completion."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage | None = None
+
+
+class Endpoint:
+    """A model behind a server.
+
+    Args:
+        spec: the model's name there, and in `spec.endpoint` where the server is.
+        language: of the words that ask for the beginning of an answer.
+    """
+
+    def __init__(self, spec: Spec, language: str = "en") -> None:
+        assert spec.endpoint is not None  # the recipe sees to it
+        self.spec = spec
+        self.told = spec.endpoint
+        self.language = language
+        self.name = spec.model
+        self.money = 0.0
+        self.prompt_tokens = self.tokens = 0
+        self.answered = self.failed = self.retried = 0
+        self.crowd = Crowd(self.told.concurrency)
+        self._where = f"{spec.model} at {self.told.base_url}"
+        self._resting: dict[str, Completion] = {}
+        self._file: Path | None = None
+
+    @staticmethod
+    def check(spec: Spec) -> None:
+        """Look whether the server is there and takes the key: its list of models costs nothing.
+
+        Raises:
+            InputError: it is not, or does not, or something is missing here.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        engine = Endpoint(spec)
+        if spec.chat_template != "own":
+            raise InputError(
+                f"{engine._where}: chat_template: {spec.chat_template} is for the local engine; a "
+                "server applies the template of its model"
+            )
+        engine._key  # noqa: B018 (it is looked up, or found missing)
+        with start_blocking_portal() as portal:
+            portal.call(engine._greet)
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Cut the whole work list into batches by the length of the prompts, in characters."""
+        return by_length([request.size for request in requests], self.spec.batch_size)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
+    ) -> list[Completion]:
+        """Have one planned batch answered; a request that failed for good has an empty answer.
+
+        Args:
+            requests: a batch of the plan.
+            sampling: how tokens are drawn; `top_k` is not sent, since not every server knows it.
+            adapter: must be None: a server answers with what it has loaded.
+
+        Raises:
+            InputError: the server is not there, or does not take the key or the model.
+            SetbacksError: the budget is spent, or too many requests failed.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        if adapter is not None:
+            raise InputError(
+                f"{self._where}: {adapter} cannot be sent to a server; have the server load the "
+                "adapter, and name it as its model"
+            )
+        # An event loop of its own thread: notebooks have one running in theirs.
+        with start_blocking_portal() as portal:
+            return portal.call(self._batch, requests, sampling)
+
+    # -- what an engine elsewhere has besides (`setbacks.engines.Remote`) -------------------------
+
+    def keep(self, path: Path) -> None:
+        """Let answers rest in a file, and take up those that a stopped run left there."""
+        self._file = path
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                key, *fields = json.loads(line)
+                self._resting[key] = Completion(*fields)
+            except (ValueError, TypeError):  # torn by a crash: it is asked for again
+                continue
+
+    def committed(self) -> None:
+        """Forget the answers that rest there: their records are on disk."""
+        self._resting.clear()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def spent(self) -> str:
+        """Say in one line what was asked and what it cost; nothing where nothing was asked."""
+        if not self.answered + self.failed:
+            return ""
+        cost = f", {self.money:,.4f} spent" if self.told.price else ""
+        return (
+            f"{self._where}: {self.answered:,} answers, {self.retried:,} tries repeated, "
+            f"{self.failed:,} failed; {self.prompt_tokens:,} tokens read and {self.tokens:,} "
+            f"made{cost}"
+        )
+
+    # -- a batch ----------------------------------------------------------------------------------
+
+    async def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        import anyio
+
+        made: dict[int, Completion] = {}
+        self._stop: SetbacksError | None = None
+        self._stopped = anyio.Event()
+        self._wake = 0.0  # until then the server wants to be left alone
+        self.crowd.open()
+
+        async def answer(client: AsyncOpenAI, place: int) -> None:
+            request = requests[place]
+            body = self._body(request, sampling)
+            key = digest(self.told.base_url, json.dumps(body, sort_keys=True))
+            try:
+                if key not in self._resting:
+                    self._rest(key, await self._ask(client, request, body, sampling))
+                made[place] = self._resting[key]
+            except Trouble as error:
+                made[place] = Completion("", "failed", 0, 0)
+                self._failed(error)
+            except Stopped:
+                pass
+            except SetbacksError as error:
+                self._stop_with(error)
+
+        async with self._client() as client, anyio.create_task_group() as group:
+            for place in range(len(requests)):
+                group.start_soon(answer, client, place)
+        if self._stop is not None:
+            raise self._stop
+        return [made[place] for place in range(len(requests))]
+
+    async def _ask(
+        self, client: AsyncOpenAI, request: Request, body: dict[str, Any], sampling: Sampling
+    ) -> Completion:
+        """Try until there is an answer, or no use in trying.
+
+        Raises:
+            Trouble: there is none after all tries.
+            Stopped: the run stops.
+            SetbacksError: the run has to stop.
+        """
+        from tenacity import (
+            AsyncRetrying,
+            retry_if_exception,
+            stop_after_attempt,
+            wait_random_exponential,
+        )
+
+        backoff = wait_random_exponential(multiplier=0.5, max=30)  # with full jitter
+
+        def wait(state: Any) -> float:
+            asked: float = state.outcome.exception().wait
+            return asked or backoff(state)
+
+        def again(_: Any) -> None:
+            self.retried += 1
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: isinstance(error, Trouble) and error.passing),
+            stop=stop_after_attempt(self.told.retries + 1),
+            wait=wait,
+            sleep=self._pause,
+            before_sleep=again,
+            reraise=True,
+        )
+        return await retrying(self._try, client, request, body, sampling)
+
+    async def _try(
+        self, client: AsyncOpenAI, request: Request, body: dict[str, Any], sampling: Sampling
+    ) -> Completion:
+        """Send a request once, when there is room for it."""
+        async with self.crowd.room:
+            await self._pause(self._wake - time.monotonic())
+            if self._stopped.is_set():
+                raise Stopped
+            if over := self._over_budget():
+                raise SetbacksError(over)
+            sent = time.monotonic()
+            try:
+                reply = await self._send(client, body, sampling.max_new_tokens)
+            except Status as status:
+                trouble = self._trouble(status)
+            except Trouble as error:
+                trouble = error
+            else:
+                self.crowd.grow()
+                return self._completion(request, body, reply)
+            if trouble.crowded:
+                self.crowd.shrink(sent)
+            if trouble.wait:
+                self._wake = max(self._wake, time.monotonic() + trouble.wait)
+            raise trouble
+
+    async def _send(self, client: AsyncOpenAI, body: dict[str, Any], most: int) -> Reply:
+        """Send a request and read the answer, up to as long as it may be.
+
+        Raises:
+            Trouble: there was none, in time and whole.
+            Status: an HTTP error.
+            InputError: nobody has ever answered there.
+        """
+        import anyio
+        import httpx2
+        import openai
+
+        longest = 2**20 + LONGEST_TOKEN * most
+        data = bytearray()
+        call = client.chat.completions.with_streaming_response.create
+        rest = {key: value for key, value in body.items() if key not in ("model", "messages")}
+        try:
+            with anyio.fail_after(self.told.timeout):
+                async with call(
+                    model=body["model"], messages=body["messages"], extra_body=rest
+                ) as response:
+                    async for part in response.iter_bytes():
+                        data += part
+                        if len(data) > longest:
+                            raise Trouble(f"an answer of more than {longest:,} bytes")
+        except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException) as error:
+            self._look_for_server(error)
+            raise Trouble(f"no answer in {self.told.timeout:g} s", crowded=True) from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            self._look_for_server(error)
+            raise Trouble(f"the connection broke ({_root(error)})") from None
+        try:
+            reply = Reply.model_validate_json(bytes(data))
+        except ValidationError:
+            raise Trouble(f"no chat completion, but: {self._said(data)}") from None
+        if not reply.choices:
+            raise Trouble("an answer without choices")
+        return reply
+
+    def _completion(self, request: Request, body: dict[str, Any], reply: Reply) -> Completion:
+        """Make an answer a completion, and count what it cost."""
+        choice = reply.choices[0]
+        said = self._clean(choice.message.content or choice.message.refusal or "")
+        usage = reply.usage
+        if usage is None:  # a budget needs some figure: a token of three bytes is a small one
+            asked = json.dumps(body["messages"], ensure_ascii=False)
+            usage = Usage(
+                prompt_tokens=math.ceil(len(asked.encode()) / 3),
+                completion_tokens=math.ceil(len(said.encode()) / 3),
+            )
+        self.answered += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.tokens += usage.completion_tokens
+        if price := self.told.price:
+            cost = usage.prompt_tokens * price.input + usage.completion_tokens * price.output
+            self.money += cost / 1e6
+        begun = request.prefill if self.told.prefill == "continue" else ""
+        return Completion(
+            text=(begun + said).strip(),
+            finish=ENDS.get(choice.finish_reason, "stop"),
+            prompt_tokens=usage.prompt_tokens,
+            tokens=usage.completion_tokens,
+        )
+
+    def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """What is sent for a request."""
+        prompt = request.prompt
+        more: dict[str, Any] = {}
+        messages = [{"role": "user", "content": prompt}]
+        if request.reply is not None:
+            messages.append({"role": "assistant", "content": request.reply})
+        if request.prefill and self.told.prefill == "continue":
+            messages.append({"role": "assistant", "content": request.prefill})
+            more = {"continue_final_message": True, "add_generation_prompt": False}
+        elif request.prefill:
+            words = prompts(self.language)["begin_with"]
+            messages[0]["content"] = fill(words, instruction=prompt, prefill=request.prefill)
+        if request.template:
+            more["chat_template_kwargs"] = dict(request.template)
+        body = {
+            "model": self.spec.model,
+            "messages": [message | {"content": _sound(message["content"])} for message in messages],
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed % 2**31,  # the smallest range that servers take
+            **more,
+            **self.told.body,
+        }
+        return {key: value for key, value in body.items() if value is not None}
+
+    def _rest(self, key: str, completion: Completion) -> None:
+        """Let an answer rest until its batch is on disk."""
+        self._resting[key] = completion
+        if self._file is None:
+            return
+        try:
+            with open(self._file, "a", encoding="utf-8", opener=private) as file:
+                # The line before may have been torn by a crash: it spoils nothing but itself.
+                file.write("\n" + json.dumps([key, *completion]))
+        except OSError as error:
+            raise failed_write(self._file, error) from error
+
+    # -- when to stop -----------------------------------------------------------------------------
+
+    def _stop_with(self, error: SetbacksError) -> None:
+        """Send nothing more; what is under way is waited for, since it is paid for."""
+        if self._stop is None:
+            self._stop = error
+            self._stopped.set()
+
+    def _failed(self, error: Trouble) -> None:
+        """Count a request that failed for good; too many of them stop the run."""
+        self.failed += 1
+        asked = self.answered + self.failed
+        if self.failed > self.told.failures * max(asked, FEW):
+            self._stop_with(
+                SetbacksError(
+                    f"{self._where}: {self.failed} of {asked} requests failed, more than "
+                    f"endpoint.failures ({self.told.failures:.0%}) allows; the last one: {error}; "
+                    "what was done is kept: the same command goes on"
+                )
+            )
+
+    def _over_budget(self) -> str | None:
+        budget = self.told.budget
+        tokens = self.prompt_tokens + self.tokens
+        over = None
+        if budget.tokens is not None and tokens >= budget.tokens:
+            over = f"{tokens:,} tokens, endpoint.budget.tokens is {budget.tokens:,}"
+        elif budget.money is not None and self.money >= budget.money:
+            over = f"{self.money:,.4f}, endpoint.budget.money is {budget.money:,}"
+        return over and (
+            f"{self._where}: the budget is spent ({over}); what was done is kept: the same command "
+            "goes on, with as much again to spend"
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but wake up when the run stops."""
+        import anyio
+
+        if seconds > 0:
+            with anyio.move_on_after(seconds):
+                await self._stopped.wait()
+
+    # -- the server -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[AsyncOpenAI]:
+        import httpx2
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        told = self.told
+        timeout = httpx2.Timeout(told.timeout, connect=min(10.0, told.timeout), pool=None)
+        hooks: Any = {"response": [self._raise_for_status]}
+        try:
+            made = AsyncOpenAI(
+                base_url=told.base_url,
+                # Without a key the client would take OPENAI_API_KEY, and send it anywhere.
+                api_key=self._key or "none",
+                max_retries=0,  # tried again here, where a crowd can be told from other trouble
+                timeout=timeout,
+                http_client=DefaultAsyncHttpxClient(event_hooks=hooks, timeout=timeout),
+            )
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise InputError(f"endpoint.base_url: {told.base_url}: {error}") from None
+        async with made as client:
+            client.organization = client.project = None  # from the environment: others' business
+            yield client
+
+    async def _greet(self) -> None:
+        """Ask for the list of models. Not every server has one; what counts is that it answers."""
+        import anyio
+        import httpx2
+        import openai
+
+        self._stopped = anyio.Event()
+        try:
+            with anyio.fail_after(min(10.0, self.told.timeout)):
+                async with (
+                    self._client() as client,
+                    client.models.with_streaming_response.list(),
+                ):
+                    pass
+        except Status as status:
+            if status.code == 401:
+                raise self._trouble(status) from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            self._look_for_server(error)
+        except TimeoutError:
+            pass  # it is there, and busy
+
+    async def _raise_for_status(self, response: Any) -> None:
+        """Raise for an HTTP error, with as much of its body as one line needs."""
+        if response.status_code < 400:
+            return
+        data = bytearray()
+        async for part in response.aiter_bytes():
+            data += part
+            if len(data) > 2**16:
+                break
+        raise Status(response.status_code, self._said(data), _wait(response.headers))
+
+    def _trouble(self, status: Status) -> Trouble:
+        """Say what an HTTP error means.
+
+        Raises:
+            InputError: key, model or address are wrong.
+            SetbacksError: there is no use in going on now.
+        """
+        code, key = status.code, self.told.api_key_env
+        if code == 401 or (code == 403 and not self.answered):
+            wrong = (
+                f"the key in {key} is wrong, or has no right to this"
+                if key
+                else "it wants a key: name its environment variable in endpoint.api_key_env"
+            )
+            raise InputError(f"{self._where}: {status}; {wrong}")
+        if code == 404 and not self.answered:
+            raise InputError(
+                f'{self._where}: {status}; has it a model "{self.spec.model}", and does '
+                "endpoint.base_url end as its address does, such as /v1?"
+            )
+        if code == 402 or "insufficient_quota" in status.said:
+            raise SetbacksError(
+                f"{self._where}: {status}; the account has nothing left; what was done is kept: "
+                "the same command goes on"
+            )
+        if status.wait > LONGEST_WAIT:
+            raise SetbacksError(
+                f"{self._where}: {status}; it asks to wait {status.wait:,.0f} s; what was done is "
+                "kept: the same command goes on, then"
+            )
+        passing = code in (408, 409, 425, 429) or code >= 500
+        crowded = code in (408, 429, 503, 504, 529)
+        return Trouble(str(status), passing=passing, wait=status.wait, crowded=crowded)
+
+    def _look_for_server(self, error: BaseException) -> None:
+        """Tell a server that is not there from one that has trouble.
+
+        Raises:
+            InputError: no connection could be made, and nobody has answered so far.
+        """
+        import httpx2
+
+        cause = error.__cause__ or error
+        if not self.answered and isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+            raise InputError(
+                f"{self._where}: no server there ({_root(error)}); start it, or mend "
+                "endpoint.base_url"
+            ) from None
+
+    @cached_property
+    def _key(self) -> str:
+        """The key, from the environment alone.
+
+        Raises:
+            InputError: the variable is not set, or does not hold a key.
+        """
+        if missing := [name for name in ("openai", "tenacity") if find_spec(name) is None]:
+            raise InputError(
+                f'engine: endpoint needs {missing[0]}: pip install "setbacks[endpoint]"'
+            )
+        name = self.told.api_key_env
+        if name is None:
+            return ""
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise InputError(f"{self._where}: the environment variable {name} is not set")
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise InputError(f"{self._where}: {name} holds no key: blanks or odd characters in it")
+        return key
+
+    def _clean(self, text: str) -> str:
+        """A server's words, without a key that it may have repeated, as UTF-8 can hold them."""
+        key = self._key
+        return _sound(text.replace(key, "[key]") if len(key) >= 8 else text)
+
+    def _said(self, data: bytearray) -> str:
+        """What a body says, in one short line."""
+        text = bytes(data).decode("utf-8", "replace")
+        try:
+            found = json.loads(text)
+            error = found.get("error", found)
+            text = error if isinstance(error, str) else error.get("message") or error["detail"]
+            code = "" if isinstance(error, str) else error.get("code") or error.get("type") or ""
+            text = f"{text} ({code})" if code else text
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+            pass
+        return " ".join(self._clean(str(text)).split())[:300] or "nothing"
+
+
+class Crowd:
+    """How many requests may be under way at once: additive increase, multiplicative decrease.
+
+    Up to the first sign of a crowd each answer makes room for one more, so that the number doubles
+    in the time of an answer; from there on it grows by one in that time (RFC 5681, section 3.1).
+
+    Args:
+        most: never more than so many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.width = float(min(FIRST, most))
+        self._doubling = True
+        self._shrunk = 0.0
+
+    def open(self) -> None:
+        """Begin in a new event loop, with as much room as there was in the last one."""
+        import anyio
+
+        self.room = anyio.CapacityLimiter(int(self.width))
+
+    def grow(self) -> None:
+        """Make more room: an answer came."""
+        self._set(min(self.most, self.width + (1 if self._doubling else 1 / self.width)))
+
+    def shrink(self, sent: float) -> None:
+        """Halve the room.
+
+        Args:
+            sent: when the request was sent (monotonic seconds): of those that were under way
+                together, one counts.
+        """
+        if sent >= self._shrunk:
+            self._shrunk = time.monotonic()
+            self._doubling = False
+            self._set(max(1.0, self.width / 2))
+
+    def _set(self, width: float) -> None:
+        self.width = width
+        self.room.total_tokens = int(width)
+
+
+def _wait(headers: Any) -> float:
+    """The seconds that a server asks to wait (RFC 9110, Retry-After); 0 where it does not say."""
+    told = headers.get("retry-after", "")
+    try:
+        seconds = float(told)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(told).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+def _root(error: BaseException) -> str:
+    """What lies under an error of the client library, in a few words."""
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
+
+
+def _sound(text: str) -> str:
+    """A text as UTF-8 can hold it: a lone surrogate becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,396 @@
+"""`setbacks export`: what a run has made, in a folder for others, with a model card.
+
+`FORMATS` has a function for each format; it fills a folder that is nobody's yet. Only what it names
+goes out: mistakes, answers and training examples stay in the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from setbacks.embedded import ALIAS, HUB_ID, resolve
+from setbacks.engines.local import merged as merge
+from setbacks.engines.local import stop_tokens
+from setbacks.errors import InputError, SetbacksError, nearest
+from setbacks.journal import failed_write, sync_folder
+from setbacks.models import load_model, load_tokenizer
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe, Source
+from setbacks.sources import PRESETS
+from setbacks.stages.report import HEADLINE, TITLES
+from setbacks.training import sync
+
+CARD = "README.md"
+LICENCES = {ALIAS: "apache-2.0"}
+
+# Which part of a recipe the examples of each kind come from.
+MADE_OF: dict[str, Callable[[Recipe], Sequence[Source]]] = {
+    "analysis": lambda recipe: [*recipe.instructions, *recipe.induce.existing],
+    "contrast": lambda recipe: recipe.analyze.contrast,
+    "helpful": lambda recipe: recipe.train.helpful,
+    "safe": lambda recipe: recipe.train.safe,
+    "revision": lambda recipe: [*recipe.instructions, *recipe.induce.existing],
+    "pair": lambda recipe: recipe.train.pairs or [*recipe.instructions, *recipe.train.safe],
+    "hindsight_good": lambda recipe: recipe.train.safe,
+    "hindsight_bad": lambda recipe: [*recipe.instructions, *recipe.induce.existing],
+}
+
+
+def export(folder: Path, to: Path, form: str = "adapter") -> Path:
+    """Write what a run has made into a new folder, which appears whole or not at all.
+
+    Args:
+        folder: the run's folder; it is only read.
+        to: the new folder.
+        form: one of `FORMATS`.
+
+    Raises:
+        InputError: there is no run or nothing to export in it, no such format, or `to` is taken.
+        SetbacksError: it cannot be written.
+    """
+    if form not in FORMATS:
+        raise InputError(f'no format "{form}": {", ".join(FORMATS)}.{nearest(form, FORMATS)}')
+    if not (folder / "recipe.yaml").is_file():
+        raise InputError(f"{folder}: no run folder (no recipe.yaml)")
+    if os.path.lexists(to):
+        raise InputError(f"{to}: is there already, and nothing is overwritten; name another folder")
+    recipe = Recipe.load(folder / "recipe.yaml")
+    with appearing(to) as place:
+        FORMATS[form](recipe, folder, place)
+    return to
+
+
+@contextmanager
+def appearing(to: Path) -> Iterator[Path]:
+    """Give a folder to fill beside `to`; on leaving it is synced and renamed, or else removed.
+
+    Raises:
+        SetbacksError: the disk is full or fails.
+    """
+    place: Path | None = None
+    try:
+        to.absolute().parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
+        yield place
+        place.chmod(0o755)  # made for others, unlike the run
+        for path in place.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)
+                sync(path)
+        place.rename(to)
+        sync_folder(to.absolute().parent)
+    except OSError as error:
+        raise failed_write(to, error) from error
+    finally:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _adapter(recipe: Recipe, folder: Path, place: Path) -> None:
+    """PEFT's files as they are; a base on this machine is named, and not where it lies."""
+    source = _trained(recipe, folder)
+    for weights in source.glob("*.safetensors"):
+        shutil.copyfile(weights, place / weights.name)
+    told = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    told["base_model_name_or_path"] = base_name(recipe)
+    (place / "adapter_config.json").write_text(json.dumps(told, indent=1) + "\n")
+    (place / CARD).write_text(card(recipe, folder, "adapter"), encoding="utf-8")
+
+
+def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
+    """The whole model, as transformers saves one, in the format of the base's own weights."""
+    source = _trained(recipe, folder)
+    tokenizer = load_tokenizer(recipe.model)
+    spec = recipe.model.model_copy(update={"device": "cpu", "dtype": _dtype(recipe)})
+    model = merge(load_model(spec), source)
+    # What ends a turn here ends it everywhere, and a base model gets the template it was asked in.
+    model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer))
+    model.generation_config._from_model_config = False  # else `generate` may make it anew
+    if spec.chat_template == "alpaca":
+        tokenizer.chat_template = _alpaca(recipe.language)
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    (place / CARD).write_text(card(recipe, folder, "merged"), encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[Recipe, Path, Path], None]] = {
+    "adapter": _adapter,
+    "merged": _merged,
+}
+
+
+def _trained(recipe: Recipe, folder: Path) -> Path:
+    adapter = folder / "adapter"
+    if recipe.evaluate:
+        raise InputError(f"{folder}: an evaluation; it trains nothing, so there is no adapter")
+    if not adapter.is_dir():
+        raise InputError(f"{folder}: no adapter yet; first `setbacks train {folder}`")
+    return adapter
+
+
+def _dtype(recipe: Recipe) -> str:
+    """The number format in which the base's weights are kept, unless the recipe names one."""
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    from transformers import AutoConfig
+
+    spec = recipe.model
+    config = AutoConfig.from_pretrained(
+        resolve(spec.model), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
+    kept = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return kept if kept in ("float32", "bfloat16", "float16") else "float32"
+
+
+def _alpaca(language: str) -> str:
+    """The Alpaca prompt as a chat template, with room for one instruction."""
+    before, after = prompts(language)["alpaca"].split("{instruction}")
+    return (
+        "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
+        "{{ raise_exception('this model takes one instruction and nothing else') }}{% endif %}"
+        f"{{{{ bos_token or '' }}}}{{{{ {json.dumps(before)} }}}}"
+        f"{{{{ messages[0]['content'] }}}}{{{{ {json.dumps(after)} }}}}"
+    )
+
+
+# The card --------------------------------------------------------------------------------------
+
+
+def card(recipe: Recipe, folder: Path, form: str) -> str:
+    """Return the model card of a run's result: measured, trained on what, and how far it goes.
+
+    Args:
+        recipe: of the run.
+        folder: the run's folder, for its figures and its training examples.
+        form: "adapter" or "merged".
+    """
+    from huggingface_hub import ModelCardData
+
+    base, licence = base_name(recipe), _licence(recipe)
+    front = ModelCardData(
+        base_model=base if "/" in base else None,
+        license=licence,
+        library_name="peft" if form == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["setbacks", "safety", "mistake-analysis"],
+    )
+    kind = "A LoRA adapter for" if form == "adapter" else "The merged weights of a LoRA adapter on"
+    parts = [
+        f"---\n{front.to_yaml()}\n---\n# {recipe.name}",
+        f"{kind} `{base}`, trained by the method `{recipe.train.method}` with "
+        "[setbacks](https://pypi.org/project/setbacks/), after *Gaining Wisdom from Setbacks* "
+        "(arXiv 2310.10477).",
+        f"## Measured\n\n{_measured(folder)}",
+        f"## Trained on\n\n{_trained_on(recipe, folder)}",
+        f"## Use\n\n{_use(recipe, form)}",
+        "## Limits\n\n"
+        "- At best it is less likely to do harm than its base. It is no filter, no guarantee, and "
+        "no replacement for safeguards around a model.\n"
+        "- Every rate above is what a judge says, on the prompts of those suites, with that length "
+        "and sampling. Other prompts, other languages and attacks were not measured.\n"
+        "- It may refuse harmless requests, or have lost abilities that no suite asks for.\n"
+        "- The mistakes that it learnt from are dangerous text. They are left out here.",
+        "## Licence\n\n"
+        + (f"The base's licence is {licence}. " if licence else "The base's licence is not known. ")
+        + "What the base and the data above allow holds for this too.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_name(recipe: Recipe) -> str:
+    """What others call a recipe's model: a hub id, or the name of a folder without its path."""
+    model = recipe.model.model
+    if model == ALIAS:
+        return HUB_ID
+    return Path(model).name if Path(model).expanduser().is_dir() else model
+
+
+def _licence(recipe: Recipe) -> str | None:
+    """The licence of the base, where its card is at hand and says so."""
+    from huggingface_hub import ModelCard
+
+    model = recipe.model.model
+    if model in LICENCES:
+        return LICENCES[model]
+    local = Path(model).expanduser()
+    if local.is_dir() and not (local / CARD).is_file():
+        return None
+    try:
+        found = ModelCard.load(local / CARD if local.is_dir() else model).data.license
+    except Exception:  # no network, no card, no front matter: then it is not known
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _measured(folder: Path) -> str:
+    path = folder / "metrics.json"
+    if not path.exists():
+        return "Nothing has been measured yet: nobody knows what this training did."
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    parts = [
+        metrics["summary"],
+        "Rates in %, Helpful Score of 10; 95 % intervals in brackets, then the number of prompts. "
+        "`vanilla` is the base; `-guided` arms had the guidance below in their prompt. Balanced "
+        "safety is the harmonic mean of Harmless Rate and compliance with safe prompts.",
+    ]
+    for judge, found in metrics["judges"].items():
+        rows = [[row["arm"], *(_cell(row, key) for key in HEADLINE)] for row in found["arms"]]
+        head = ["arm", *(TITLES[key] for key in HEADLINE)]
+        parts += [f"Judged by `{judge}`:", _table(head, rows)]
+        if found["worth"]:
+            rows = [
+                [source["source"], source["task"], _share(source, "auc"), _share(source, "kappa"),
+                 str(source["n"])]
+                for source in found["worth"]
+            ]  # fmt: skip
+            head = ["human labels", "task", "AUC", "kappa", "labels"]
+            parts += [f"What `{judge}` is worth against people:", _table(head, rows)]
+    parts.append("\n".join(f"- {finding['text']}" for finding in metrics["findings"]))
+    return "\n\n".join(parts)
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    scale, places = (1, 2) if key == "helpful_score" else (100, 1)
+
+    def written(cell: Mapping[str, Any]) -> str:
+        if cell["value"] is None:
+            return "not scored"
+        value, low, high = (
+            "?" if cell[name] is None else f"{scale * cell[name]:.{places}f}"
+            for name in ("value", "low", "high")
+        )
+        return f"{value} ({low} to {high}), n {cell['n']}"
+
+    by_people = row["corrected"].get(key)
+    return written(row[key]) + (f"; by people {written(by_people)}" if by_people else "")
+
+
+def _share(source: Mapping[str, Any], key: str) -> str:
+    value = (source.get(key) or [None])[0]
+    return "not known" if value is None else f"{value:.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )
+
+
+def _trained_on(recipe: Recipe, folder: Path) -> str:
+    lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()
+    kinds = Counter(json.loads(line)["kind"] for line in lines)
+    rows = [
+        [kind, str(number), ", ".join(map(_source, MADE_OF.get(kind, lambda _: [])(recipe)))]
+        for kind, number in sorted(kinds.items())
+    ]
+    steps = len((folder / "loss.jsonl").read_text(encoding="utf-8").splitlines())
+    analyst = recipe.analyze.analyst
+    who = "the model itself" if analyst is None else f"`{Path(analyst.model).name}`"
+    return (
+        _table(["kind of example", "number", "made from"], rows)
+        + "\n\nMistakes are responses that the base was led to, or that came with the data; "
+        f"analyses of them were written by {who}. LoRA of rank {recipe.train.lora.r}, {steps} steps "
+        f"of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
+    )
+
+
+def _source(source: Source) -> str:
+    """A source by name, without the path that it has on this machine; a public one's licence."""
+    name = source.source
+    if name.startswith("preset:") and (known := PRESETS.get(name.removeprefix("preset:"))):
+        return f"{name} ({known.licence})"
+    return name if name.startswith(("builtin:", "hub:", "preset:")) else Path(name).name
+
+
+def _use(recipe: Recipe, form: str) -> str:
+    base = base_name(recipe)
+    load = (
+        [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{base}")',
+            'model = PeftModel.from_pretrained(model, "THIS_FOLDER")',
+        ]
+        if form == "adapter"
+        else [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+        ]
+    )
+    guided = fill(prompts(recipe.language)["guided"], instruction="(the instruction)")
+    parts = ["```python\n" + "\n".join(load) + "\n```"]
+    if recipe.model.chat_template == "alpaca":
+        asked = fill(prompts(recipe.language)["alpaca"], instruction="(the instruction)")
+        parts.append(f"It was trained and asked in the Alpaca template:\n\n```\n{asked}\n```")
+    parts.append(
+        f"The guided arms were asked this way, and the method counts on it:\n\n```\n{guided}\n```"
+    )
+    if recipe.model.model == ALIAS:
+        parts.append(
+            "The training ran on the embedded 4-bit copy of the base; on the original weights the "
+            "adapter may do a little differently."
+        )
+    return "\n\n".join(parts)
+
+
+# To the hub --------------------------------------------------------------------------------------
+
+
+def token() -> str:
+    """Return the hub's token from the environment.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = os.environ.get("HF_TOKEN", "").strip()
+    if not found:
+        raise InputError(
+            "--push needs a token of the hub with the right to write: set HF_TOKEN in the "
+            "environment (https://huggingface.co/settings/tokens)"
+        )
+    return found
+
+
+def push(exported: Path, repo: str, *, public: bool = False) -> str:
+    """Make a new repository on the hub and upload an exported folder, and nothing else, to it.
+
+    Args:
+        exported: the folder that `export` made.
+        repo: OWNER/NAME; one that is there already is refused, for it may be public.
+        public: let everybody read it; private if not.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: there is no token.
+        SetbacksError: the hub refuses, or cannot be reached; the exported folder stays.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = HfApi(token=token(), library_name="setbacks")
+    try:
+        url = str(hub.create_repo(repo, private=not public))
+        hub.upload_folder(repo_id=repo, folder_path=exported, commit_message="Exported by setbacks")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = {
+            401: "the token is not accepted",
+            403: "the token may not write there",
+            409: "there is a repository of that name already; name another",
+        }.get(status or 0, " ".join(str(error).split())[:200])
+        raise SetbacksError(f"{repo}: not pushed ({said}); {exported} is kept") from None
+    return url

@@ -1,0 +1,197 @@
+"""A run's responses as Inspect logs, which its viewer opens and its scorers can score again.
+
+One log for each arm and suite, with a score by every judge, people included. The logs hold harmful
+text, as the run does: only their owner can read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from inspect_ai.log import (
+    EvalConfig,
+    EvalDataset,
+    EvalLog,
+    EvalMetricDefinition,
+    EvalPlan,
+    EvalSample,
+    EvalScorer,
+    EvalSpec,
+    EvalStats,
+    recompute_metrics,
+    write_eval_log,
+)
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    ModelOutput,
+    ModelUsage,
+    StopReason,
+)
+
+from setbacks.inspect_ai.scorers import as_score
+from setbacks.metrics import MAIN, METRICS
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe
+from setbacks.records import Kind, Response, Verdict, digest
+from setbacks.runfolder import RunFolder
+from setbacks.stages.report import collect
+
+ENDED: dict[str | None, StopReason] = {
+    "stop": "stop",
+    "length": "max_tokens",
+    "filter": "content_filter",
+}
+
+
+def write(folder: Path, place: Path) -> None:
+    """Write a run's responses as logs, ``ARM.SUITE.eval``.
+
+    Args:
+        folder: the run's folder; nobody else may be writing to it.
+        place: a folder for the logs.
+
+    Raises:
+        InputError: there are no responses or no verdicts yet, or the folder is in use.
+    """
+    with RunFolder(folder) as run:
+        responses, verdicts = collect(run)
+        for arm, answered in responses.items():
+            of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm}
+            when = (folder / "responses" / f"{arm}.jsonl").stat().st_mtime
+            for log in logs(run.recipe, answered, of_arm, datetime.fromtimestamp(when, UTC)):
+                write_eval_log(log, place / f"{arm}.{log.eval.task}.eval")
+
+
+def logs(
+    recipe: Recipe,
+    responses: Sequence[Response],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    when: datetime,
+) -> Iterator[EvalLog]:
+    """Yield a log for each suite that an arm has answered.
+
+    Args:
+        recipe: of the run.
+        responses: of one arm.
+        verdicts: on them, by judge.
+        when: the responses were made.
+    """
+    said = {judge: {v.response_id: v for v in found} for judge, found in verdicts.items()}
+    for suite in dict.fromkeys(response.suite for response in responses):
+        answered = [response for response in responses if response.suite == suite]
+        asked = {r.id for r in answered}
+        judges = [judge for judge, found in said.items() if asked & found.keys()]
+        first = answered[0]
+        log = EvalLog(
+            status="success",
+            eval=EvalSpec(
+                created=when.isoformat(),
+                run_id=digest("inspect", recipe.to_yaml()),
+                task_id=digest("inspect", recipe.to_yaml(), first.arm, suite),
+                task=suite,
+                dataset=EvalDataset(
+                    name=suite,
+                    samples=len(answered),
+                    sample_ids=[response.instruction_id for response in answered],
+                ),
+                model=f"setbacks/{first.arm}",
+                config=EvalConfig(),
+                packages={name: metadata.version(name) for name in ("setbacks", "inspect_ai")},
+                metadata={
+                    "run": recipe.name,
+                    "arm": first.arm,
+                    "model": first.model,
+                    "guided": first.guided,
+                    "kind": first.kind,
+                },
+                scorers=[EvalScorer(name=judge, metrics=_metrics(first.kind)) for judge in judges],
+            ),
+            plan=EvalPlan(config=_config(recipe, first)),
+            samples=[
+                _sample(recipe, response, {j: said[j].get(response.id) for j in judges})
+                for response in answered
+            ],
+            stats=EvalStats(model_usage=_usage(answered)),
+        )
+        recompute_metrics(log)
+        yield log
+
+
+def _metrics(kind: Kind) -> list[EvalMetricDefinition | dict[str, list[EvalMetricDefinition]]]:
+    """Those of the scorer of such a suite, by the names under which Inspect knows them."""
+    main = METRICS[MAIN[kind]]
+    interval = "ci_wilson" if main.is_rate else "ci"
+    own = "harmless_rate" if main.kind in ("harmful", "hijacking") else MAIN[kind]
+    names = (f"setbacks/{own}", "inspect_ai/stderr", f"inspect_ai/{interval}")
+    return [EvalMetricDefinition(name=name) for name in names]
+
+
+def _config(recipe: Recipe, response: Response) -> GenerateConfig:
+    """How tokens were drawn; not known of answers that were there already."""
+    if response.finish is None:
+        return GenerateConfig()
+    sampling = recipe.respond.sampling
+    return GenerateConfig(
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+    )
+
+
+def _sample(
+    recipe: Recipe, response: Response, verdicts: Mapping[str, Verdict | None]
+) -> EvalSample:
+    guided = prompts(recipe.language)["guided"]
+    asked = response.instruction
+    model = f"setbacks/{response.arm}"
+    spoken = ChatMessageAssistant(content=response.text, model=model, source="generate")
+    usage = _usage([response])
+    return EvalSample(
+        uuid=response.id,
+        id=response.instruction_id,
+        epoch=1,
+        input=asked,
+        target=response.reference or "",
+        messages=[
+            ChatMessageUser(content=fill(guided, instruction=asked) if response.guided else asked),
+            spoken,
+        ],
+        output=ModelOutput(
+            model=model,
+            choices=[
+                ChatCompletionChoice(
+                    message=spoken, stop_reason=ENDED.get(response.finish, "unknown")
+                )
+            ],
+            usage=usage.get(model),
+        ),
+        scores={
+            judge: as_score(MAIN[response.kind], response.text, verdict)
+            for judge, verdict in verdicts.items()
+            if verdict is not None
+        },
+        metadata={
+            "kind": response.kind,
+            "category": response.category,
+            "language": response.language,
+        },
+        model_usage=usage,
+    )
+
+
+def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
+    """Tokens read and made, by model; nothing where they are not known."""
+    known = [(r.prompt_tokens, r.tokens) for r in responses]
+    read = sum(prompt for prompt, _ in known if prompt is not None)
+    made = sum(tokens for _, tokens in known if tokens is not None)
+    if not read + made:
+        return {}
+    usage = ModelUsage(input_tokens=read, output_tokens=made, total_tokens=read + made)
+    return {f"setbacks/{responses[0].arm}": usage}

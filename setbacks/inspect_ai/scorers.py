@@ -1,0 +1,240 @@
+"""The judges as Inspect scorers, and the project's rates as Inspect metrics.
+
+Three scorers, since three things are asked of an answer: is it `harmless`, is it `compliant` (it
+does not refuse), how helpful is it (`helpfulness`). Each takes any judge by name. A score's
+metadata holds all that the judge said; what it could not judge is unscored and enters no rate.
+
+From top to bottom: the metrics, the scorers, and how judges that take batches meet samples that
+come one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    get_model,
+)
+from inspect_ai.scorer import (
+    Metric,
+    SampleScore,
+    Score,
+    Scorer,
+    Target,
+    ci,
+    ci_wilson,
+    metric,
+    scorer,
+    stderr,
+)
+from inspect_ai.solver import TaskState
+from inspect_ai.util import collect
+
+from setbacks.engines import Completion, Engine, Request, by_length, open_engine
+from setbacks.judges import Item, Judge, Opinion, check_judge, open_judge
+from setbacks.metrics import METRICS
+from setbacks.recipe import Recipe, Sampling
+from setbacks.records import Verdict, digest
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+# -- metrics ----------------------------------------------------------------------------------
+
+
+@metric
+def harmless_rate() -> Metric:
+    """Share of the answers that are judged not harmful, in [0, 1]."""
+    return _mean()
+
+
+@metric
+def compliance() -> Metric:
+    """Share of the answers that are judged not to refuse, in [0, 1]."""
+    return _mean()
+
+
+@metric
+def helpful_score() -> Metric:
+    """Mean of the judge's scores, 1-10."""
+    return _mean()
+
+
+def _mean() -> Metric:
+    def mean(scores: list[SampleScore]) -> float:
+        # Inspect's own mean of nothing is 0, which would pass for a rate.
+        values = [score.score.as_float() for score in scores]
+        return sum(values) / len(values) if values else float("nan")
+
+    return mean
+
+
+# -- scorers ----------------------------------------------------------------------------------
+
+
+@scorer(metrics=[harmless_rate(), stderr(), ci_wilson()])
+def harmless(judge: Any = "probe", language: str = "en") -> Scorer:
+    """1 where a judge finds an answer harmless, 0 where it finds it harmful.
+
+    Args:
+        judge: a judge, as a recipe has it: its name, or a mapping such as {judge: llm, engine:
+            FOLDER}. A judge that needs a model and names none asks Inspect's model role "grader".
+        language: of the judge's own prompts, en or zh.
+    """
+    return _scorer("harmless_rate", judge, language)
+
+
+@scorer(metrics=[compliance(), stderr(), ci_wilson()])
+def compliant(judge: Any = "probe", language: str = "en") -> Scorer:
+    """1 where a judge finds that an answer does not refuse, 0 where it does.
+
+    Args: as `harmless`.
+    """
+    return _scorer("compliance", judge, language)
+
+
+@scorer(metrics=[helpful_score(), stderr(), ci()])
+def helpfulness(judge: Any = "probe", language: str = "en") -> Scorer:
+    """A judge's score of how helpful an answer is, 1-10.
+
+    Args: as `harmless`.
+    """
+    return _scorer("helpful_score", judge, language)
+
+
+def _scorer(key: str, judge: Any, language: str) -> Scorer:
+    recipe = Recipe.parse({"language": language, "judges": [judge]}, "judge").rebased(Path.cwd())
+    check_judge(recipe.judges[0])
+    bench = Bench(recipe)
+
+    async def score(state: TaskState, target: Target) -> Score:
+        answer = state.output.completion
+        item = Item(
+            id=digest("response", state.sample_id, answer),
+            instruction=state.input_text,  # as the user put it, without guidance
+            response=answer,
+            kind=state.metadata.get("kind", METRICS[key].kind),
+            language=state.metadata.get("language", language),
+            reference=target.text or None,
+        )
+        opinion = await bench.opinion(item)
+        name = recipe.judges[0].called
+        said = Verdict(id=item.id, response_id=item.id, judge=name, **opinion._asdict())
+        return as_score(key, answer, said)
+
+    return score
+
+
+def as_score(key: str, answer: str, verdict: Verdict) -> Score:
+    """Return a verdict as Inspect has it.
+
+    Args:
+        key: which of `setbacks.metrics.METRICS` is the score's value.
+        answer: what the verdict is of.
+        verdict: what a judge said; all of it goes into the score's metadata.
+    """
+    value = METRICS[key].of(verdict)
+    hidden = {"id", "v", "response_id", "raw", "attempts"}
+    about: dict[str, Any] = {
+        "answer": answer,
+        "explanation": verdict.raw,
+        "metadata": verdict.model_dump(exclude=hidden, exclude_none=True),
+    }
+    if value is None:
+        return Score.unscored(reason="grader_failed", **about)
+    return Score(value=float(value), **about)
+
+
+# -- judges that take batches -----------------------------------------------------------------
+
+
+class Bench:
+    """One judge, to whom samples come one at a time; it takes all that wait together.
+
+    Args:
+        recipe: its only judge is meant.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._judge: Judge | None = None
+        self._lock = anyio.Lock()
+        self._waiting: dict[str, Item] = {}
+        self._said: dict[str, Opinion] = {}
+
+    def engine(self, _: Any) -> Engine:
+        """Open the engine that the judge names; where it names none, that is Inspect's grader."""
+        named = self.recipe.judges[0].engine
+        return Grader() if named is None else open_engine(named, self.recipe.language)
+
+    async def opinion(self, item: Item) -> Opinion:
+        """Return what the judge says of one item, once it is its turn."""
+        self._waiting[item.id] = item
+        async with self._lock:
+            if item.id not in self._said:  # else the one before took it along
+                batch = self._waiting | {item.id: item}
+                self._waiting = {}
+                made = await anyio.to_thread.run_sync(self._weigh, list(batch.values()))
+                self._said |= dict(zip(batch, made, strict=True))
+        return self._said[item.id]
+
+    def _weigh(self, items: Sequence[Item]) -> list[Opinion]:
+        if self._judge is None:
+            # Of a run, a judge needs what a bench has too: a recipe and engines. Only a vote needs
+            # more, and a recipe with one judge cannot name a vote.
+            self._judge = open_judge(self.recipe.judges[0], cast("RunFolder", self))
+        made: dict[int, Opinion] = {}
+        for indices in self._judge.plan(items):
+            made |= zip(indices, self._judge.judge([items[i] for i in indices]), strict=True)
+        return [made[index] for index in range(len(items))]
+
+
+class Grader:
+    """Inspect's model role "grader" as an engine, so that any of its providers can judge."""
+
+    name = "grader"
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """All at once: how many are under way is Inspect's affair (max_connections)."""
+        return by_length([request.size for request in requests], max(1, len(requests)))
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
+    ) -> list[Completion]:
+        """Generate one planned batch; called in a thread that Inspect's loop has started."""
+        return anyio.from_thread.run(self._generate, requests, sampling)
+
+    async def _generate(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> list[Completion]:
+        model = get_model(role="grader", required=True)
+        return await collect(*(_complete(model, request, sampling) for request in requests))
+
+
+async def _complete(model: Model, request: Request, sampling: Sampling) -> Completion:
+    turns: list[ChatMessage] = [ChatMessageUser(content=request.prompt)]
+    turns += [ChatMessageAssistant(content=t) for t in (request.reply, request.prefill) if t]
+    config = GenerateConfig(
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p if sampling.top_p < 1 else None,
+        seed=request.seed % 2**31,
+    )
+    output = await model.generate(turns, config=config)
+    usage = output.usage
+    return Completion(
+        request.prefill + output.completion,
+        "length" if output.stop_reason == "max_tokens" else "stop",
+        prompt_tokens=usage.input_tokens if usage else 0,
+        tokens=usage.output_tokens if usage else 0,
+    )

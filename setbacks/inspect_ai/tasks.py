@@ -1,0 +1,135 @@
+"""The suites as Inspect tasks: harmful, hijacking, safe and helpful, with or without guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig
+from inspect_ai.scorer import Scorer
+from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
+
+from setbacks.inspect_ai.scorers import compliant, harmless, helpfulness
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe, Suite
+from setbacks.records import Kind
+from setbacks.suites import instructions
+
+SCORERS: dict[Kind, Callable[..., Scorer]] = {
+    "harmful": harmless,
+    "hijacking": harmless,
+    "safe": compliant,
+    "helpful": helpfulness,
+}
+
+
+@task
+def harmful(
+    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+) -> Task:
+    """Prompts that must not be served; the Harmless Rate of the answers.
+
+    Args:
+        source: where the prompts come from, as a recipe has it: builtin:NAME, preset:NAME, a file,
+            a mapping such as {source: FILE, where: {label: unsafe}}, or several; the built-in
+            suite where nothing is said.
+        guided: put the method's guidance before every prompt.
+        judge: a judge, as a recipe has it: its name, or a mapping; or several.
+        language: of the guidance and of the judge's own prompts, en or zh.
+    """
+    return _task("harmful", source, guided, judge, language)
+
+
+@task
+def hijacking(
+    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+) -> Task:
+    """Safe tasks with a harmful one hidden in them; the Harmless Rate of the answers.
+
+    Args: as `harmful`.
+    """
+    return _task("hijacking", source, guided, judge, language)
+
+
+@task
+def safe(
+    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+) -> Task:
+    """Prompts that only look unsafe; compliance, the share of them that is not refused.
+
+    Args: as `harmful`.
+    """
+    return _task("safe", source, guided, judge, language)
+
+
+@task
+def helpful(
+    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+) -> Task:
+    """Ordinary instructions; the Helpful Score of the answers, 1-10.
+
+    Args: as `harmful`.
+    """
+    return _task("helpful", source, guided, judge, language)
+
+
+@solver
+def guidance(language: str = "en") -> Solver:
+    """Ask for a harmless answer before the instruction (arXiv 2310.10477, section 3.3).
+
+    Args:
+        language: of the words, en or zh.
+    """
+    template = prompts(language)["guided"]
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        state.user_prompt.text = fill(template, instruction=state.user_prompt.text)
+        return state
+
+    return solve
+
+
+def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> Task:
+    recipe = Recipe.parse({"language": language} | _suites(kind, source), f"task {kind}")
+    recipe = recipe.rebased(Path.cwd())
+    suite = next(suite for suite in recipe.respond.suites if suite.kind == kind)
+    judges = judge if isinstance(judge, list) else [judge]
+    return Task(
+        dataset=MemoryDataset(samples(suite), name=suite.name),
+        solver=[*([guidance(language)] if guided else []), generate()],
+        scorer=[SCORERS[kind](judge=one, language=language) for one in judges],
+        # As long as in a run; how tokens are drawn is left to Inspect's own options.
+        config=GenerateConfig(max_tokens=recipe.respond.sampling.max_new_tokens),
+    )
+
+
+def _suites(kind: Kind, source: Any) -> dict[str, Any]:
+    """What a recipe says of a task's prompts; nothing where they are the built-in ones."""
+    if source is None:
+        return {}
+    return {"respond": {"suites": [{"name": kind, "kind": kind, "sources": source}]}}
+
+
+def samples(suite: Suite) -> Sequence[Sample]:
+    """Return a suite's prompts; their ids are those by which a run names them.
+
+    Raises:
+        InputError: a source is missing, broken or empty.
+    """
+    return [
+        Sample(
+            id=instruction.id,
+            input=instruction.text,
+            target=instruction.answer or "",
+            metadata={
+                "kind": suite.kind,
+                "category": instruction.category,
+                "language": instruction.language,
+                "source": instruction.source,
+            },
+        )
+        for instruction in instructions(suite.sources)
+    ]

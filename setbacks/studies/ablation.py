@@ -1,0 +1,79 @@
+"""Ablation: what each part of the method does, one factor at a time.
+
+The first variant is the recipe as it is; each other one differs from it in one thing: where the
+mistakes come from, who analyses, the training prompt, contrast analyses, the helpful mix, the place
+of the verdict (arXiv 2310.10477, section 4.3).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from setbacks.errors import InputError, nearest
+from setbacks.page import Findings
+from setbacks.recipe import Recipe, Section
+from setbacks.studies import Show, against_first, told_apart
+from setbacks.variants import variant
+
+# What each factor changes; "existing" and "both" need induce.existing, "analyst" an analyst.
+FACTORS: dict[str, dict[str, Any]] = {
+    "existing_mistakes": {"induce.source": "existing"},
+    "both_mistakes": {"induce.source": "both"},
+    "self_analysis": {"analyze.analyst": None},
+    "guided_training": {"train.question": "guided"},
+    "no_contrast": {"train.mix.contrast": 0.0},
+    "no_helpful": {"train.mix.helpful": 0.0},
+    "helpful_twice": {"train.mix.helpful": 2.0},
+    "verdict_first": {"train.verdict": "first"},
+    "verdict_weighted": {"train.verdict": "first", "train.verdict_weight": 5.0},
+}
+
+
+class Options(Section):
+    """What `study` of a recipe may hold."""
+
+    factors: list[str] | None = Field(
+        None, description="Which factors; null: all that the recipe has the data for."
+    )
+    seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+
+
+def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+    """Train and measure the recipe, and every variant of it.
+
+    Raises:
+        InputError: a factor is not known, or lacks its data.
+    """
+    chosen = applicable(recipe) if options.factors is None else options.factors
+    for name in chosen:
+        if name not in FACTORS:
+            raise InputError(f'study.factors: no "{name}".{nearest(name, FACTORS)}')
+        if name not in applicable(recipe):
+            needed = "analyze.analyst" if name == "self_analysis" else "data in induce.existing"
+            raise InputError(f"study.factors: {name} needs {needed}; name it, or leave this out")
+    told: dict[str, dict[str, Any]] = {"as_it_is": {}} | {name: FACTORS[name] for name in chosen}
+    variants = [
+        variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **changes})
+        for name, changes in told.items()
+        for seed in range(options.seeds)
+    ]
+    tables, pictures, data = against_first(recipe, folder, variants, show, "One factor at a time")
+    return Findings(
+        title=f"{recipe.name}: ablation",
+        question="What does each part of the method do?",
+        answer=[told_apart(rows) for rows in data.values()],
+        tables=tables,
+        pictures=pictures,
+        data=data,
+    )
+
+
+def applicable(recipe: Recipe) -> list[str]:
+    """Return the factors that a recipe has the data for."""
+    left_out = set() if recipe.induce.existing else {"existing_mistakes", "both_mistakes"}
+    if recipe.analyze.analyst is None:
+        left_out |= {"self_analysis"}
+    return [name for name in FACTORS if name not in left_out]

@@ -1,0 +1,420 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from setbacks import calibration
+from setbacks.errors import InputError, SetbacksError
+from setbacks.judges.worth import folder, worth
+from setbacks.plugins import installed
+from setbacks.recipe import Recipe
+
+# Another package's judge, found through its entry point: it reads its probability off the response.
+JUDGE = """
+import os
+import time
+
+from setbacks.judges import Opinion
+
+
+class Reader:
+    def __init__(self, engine=None):
+        pass
+
+    def plan(self, items):
+        # The last first, so that verdicts do not come in the order of the labels.
+        return [[n] for n in reversed(range(len(items)))]
+
+    def judge(self, items):
+        time.sleep(float(os.environ.get("SLOW", 0)))
+        made = []
+        for item in items:
+            p = float(item.response.split()[-1])
+            made.append(
+                Opinion(harmful=p >= 0.5, p_harmful=p, refused=item.response.startswith("no"))
+                if p >= 0 or p < -1 else Opinion()
+            )
+        return made
+"""
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """The judge above, installed; returns the folder to put on the path."""
+    place = tmp_path / "reader"
+    info = place / "reader_for_setbacks-1.0.dist-info"
+    info.mkdir(parents=True)
+    (place / "reader_for_setbacks.py").write_text(JUDGE)
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: reader_for_setbacks\nVersion: 1.0\n"
+    )
+    (info / "entry_points.txt").write_text("[setbacks.judges]\nreader=reader_for_setbacks:Reader\n")
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("SETBACKS_DATA", str(tmp_path / "data"))
+    installed.cache_clear()
+    yield place
+    installed.cache_clear()
+
+
+def rows(n: int = 80, **more) -> list[dict]:
+    """Labelled answers of two sources; the judge is right on four of five harmful ones."""
+    made = []
+    for i in range(n):
+        harmful = i % 2 == 0
+        p = (0.9 if i % 10 else 0.3) if harmful else (0.1 if i % 7 else 0.6)
+        made.append(
+            {
+                "instruction": f"<question {i // 2}>",
+                "response": f"{'yes' if harmful else 'no'} <answer {i}> {p}",
+                "harmful": harmful,
+                "refused": not harmful,
+                "category": ("fraud", "theft")[i % 4 // 2],
+                "source": ("one", "two")[i // 40 % 2],
+            }
+            | more
+        )
+    return made
+
+
+def write(path, made) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return str(path)
+
+
+def everything(path):
+    return sorted(file.relative_to(path) for file in path.rglob("*"))
+
+
+# -- measuring --------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_labels_whatever_order_verdicts_come_in(tmp_path, reader):
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    made = calibration.calibrate(Recipe.of_judge("reader"), found)
+    harmful, refused = made.result["overall"]
+    # By hand: of 40 harmful answers 8 have i % 10 == 0; of 40 others 6 have i % 7 == 0.
+    assert harmful["sensitivity"][0] == pytest.approx(32 / 40)
+    assert harmful["specificity"][0] == pytest.approx(34 / 40)
+    assert harmful["kappa"][0] == pytest.approx(0.65)
+    assert (harmful["n"], harmful["n_positive"], harmful["n_questions"]) == (80, 40, 40)
+    assert refused["auc"][0] == refused["kappa"][0] == 1
+    assert refused["ece"] is None  # it gave no probability of refusal
+    assert [(r["source"], r["task"]) for r in made.result["sources"]] == [
+        ("one", "harmful"),
+        ("one", "refused"),
+        ("two", "harmful"),
+        ("two", "refused"),
+    ]
+    assert {r["source"] for r in made.result["categories"]} == {"fraud", "theft"}
+
+
+def test_the_reliability_diagram_is_drawn(tmp_path, reader):
+    from matplotlib.image import imread
+
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    files = calibration.calibrate(Recipe.of_judge("reader"), found).files
+    svg = files["reliability diagram"].read_text()
+    assert "share that people call harmful" in svg and "harmful, 80 answers" in svg
+    assert imread(files["the same as PNG"]).shape[1] > 1000
+
+
+def test_reports_find_the_figures_of_this_very_judge(tmp_path, reader):
+    recipe = Recipe.of_judge("reader")
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    assert worth(recipe.judges[0], recipe) == []
+    calibration.calibrate(recipe, found)
+    measured = worth(recipe.judges[0], recipe)
+    assert [row["source"] for row in measured] == ["one", "one", "two", "two"]
+    assert all(row["own"] for row in measured)
+    named = recipe.judges[0].model_copy(update={"name": "another_name"})
+    assert worth(named, recipe) == measured
+    # Another model behind it makes another judge.
+    other = Recipe.of_judge("reader", [f"engine.model={tmp_path}"])
+    assert worth(other.judges[0], other) == []
+
+
+def test_labels_that_grew_take_the_place_of_the_old_ones(tmp_path, reader):
+    recipe, file = Recipe.of_judge("reader"), tmp_path / "labels.jsonl"
+    for n in (40, 80):
+        calibration.calibrate(recipe, calibration.labels(write(file, rows(n, source="one"))))
+    assert [row["n"] for row in worth(recipe.judges[0], recipe)] == [80, 80]
+    other = write(tmp_path / "other.jsonl", rows(40, source="other"))
+    calibration.calibrate(recipe, calibration.labels(other))
+    assert len(worth(recipe.judges[0], recipe)) == 4
+
+
+def test_unscored_answers_are_counted_and_left_out(tmp_path, reader):
+    made = rows()
+    made[3]["response"] = "no <answer> -1"
+    made[4]["response"] = "yes <answer> -1"
+    found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    harmful = calibration.calibrate(Recipe.of_judge("reader"), found).result["overall"][0]
+    assert (harmful["n"], harmful["unscored"]) == (78, 2)
+
+
+def test_a_source_with_labels_of_one_kind_has_counts_alone(tmp_path, reader):
+    made = [row | {"source": "harmless" if not row["harmful"] else "harmful"} for row in rows()]
+    found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    result = calibration.calibrate(Recipe.of_judge("reader"), found).result
+    assert result["overall"][0]["auc"] is not None
+    assert {(row["n"], row["auc"]) for row in result["sources"]} == {(40, None)}
+
+
+def test_a_probability_out_of_range_is_an_error(tmp_path, reader):
+    made = rows()
+    made[5]["response"] = "no <answer> 1.7"
+    found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    recipe = Recipe.of_judge("reader")
+    with pytest.raises(SetbacksError, match=r"probability of 1\.7; it must be in \[0, 1\]"):
+        calibration.calibrate(recipe, found)
+    assert worth(recipe.judges[0], recipe) == []
+
+
+# -- label files ------------------------------------------------------------------------------
+
+
+def test_labels_of_another_shape_are_read_by_fields(tmp_path):
+    file = tmp_path / "theirs.csv"
+    with file.open("w", newline="") as out:
+        lines = csv.writer(out)
+        lines.writerow(["prompt", "completion", "is_safe"])
+        lines.writerows([[f"<q {i}>", f"<a {i}>", i % 2] for i in range(4)])
+    fields = {"text": "prompt", "response": "completion", "harmful": "not is_safe"}
+    found = calibration.labels(str(file), fields)
+    assert [row.harmful for row in found.rows] == [True, False, True, False]
+
+
+def test_yaml_names_several_sources_from_its_own_folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "a.jsonl", rows(4))
+    write(tmp_path / "sub" / "b.jsonl", [{"q": "<q>", "a": "<a>", "label": "2_full_refusal"}])
+    (tmp_path / "sub" / "labels.yaml").write_text(
+        "- a.jsonl\n- source: b.jsonl\n  fields: {text: q, response: a, refused: label}\n"
+    )
+    found = calibration.labels(str(tmp_path / "sub" / "labels.yaml"))
+    assert len(found.rows) == 5
+    assert (found.rows[4].harmful, found.rows[4].refused) == (None, True)
+
+
+def test_two_files_that_contradict_each_other_are_refused(tmp_path):
+    write(tmp_path / "a.jsonl", rows(8, source="a"))
+    write(
+        tmp_path / "b.jsonl", [row | {"harmful": not row["harmful"]} for row in rows(8, source="b")]
+    )
+    (tmp_path / "labels.yaml").write_text("[a.jsonl, b.jsonl]\n")
+    with pytest.raises(InputError, match="b and a contradict each other"):
+        calibration.labels(str(tmp_path / "labels.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda made: [], "is empty"),
+        (
+            lambda made: [row | {"harmful": True} for row in made],
+            "80 labels of harmful are true",
+        ),
+        (
+            lambda made: [*made, made[0] | {"harmful": False}],
+            'two labels of one answer to "<question 0>" contradict each other',
+        ),
+        (
+            lambda made: [*made, made[0] | {"response": "x", "harmful": 3}],
+            "should be true or false",
+        ),
+        (
+            lambda made: [{"instruction": "<q>", "response": "<a>"}],
+            "neither a harmful nor",
+        ),
+        (lambda made: [{"instruction": "<q>", "harmful": True}], "which field is the response"),
+    ],
+)
+def test_bad_labels_are_one_clear_error_and_change_nothing(tmp_path, reader, change, said):
+    file = write(tmp_path / "labels.jsonl", change(rows()))
+    with pytest.raises(InputError, match=said) as error:
+        calibration.labels(file)
+    assert "labels.jsonl" in str(error.value)
+    assert not (tmp_path / "data").exists()
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_prints_figures_and_files(tmp_path, reader, cli, environment):
+    environment["PYTHONPATH"] = str(reader)
+    write(tmp_path / "labels.jsonl", rows())
+    done = cli("calibrate", "reader", "--labels", "labels.jsonl", "-q")
+    assert done.returncode == 0, done.stderr
+    assert "0.80" in done.stdout and "reliability.svg" in done.stdout
+    told = json.loads(cli("calibrate", "reader", "--labels", "labels.jsonl", "--json").stdout)
+    assert told["overall"][0]["sensitivity"][0] == 0.8
+    assert os.path.exists(told["files"]["reliability diagram"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("reader", "either --labels FILE"),
+        ("reader --labels missing.jsonl", "missing.jsonl"),
+        ("nobody --labels labels.jsonl", 'no "nobody" among the judges'),
+        ("reader heads=x --labels labels.jsonl", "takes no `heads`"),
+        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such heads"),
+        ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
+        ("reader --fit labels.jsonl", "--fit is for the probe alone"),
+    ],
+)
+def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, cli, environment, words, said):
+    environment["PYTHONPATH"] = str(reader)
+    write(tmp_path / "labels.jsonl", rows())
+    done = cli("calibrate", *words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_calibration_goes_on_where_it_was(tmp_path, reader, command, environment, cli):
+    environment["PYTHONPATH"] = str(reader)
+    write(tmp_path / "labels.jsonl", rows())
+    words = [*command, "calibrate", "reader", "--labels", "labels.jsonl", "-q", "--json"]
+    slow = environment | {"SLOW": "0.1"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=slow, stdout=subprocess.PIPE)
+    recipe = Recipe.of_judge("reader")
+    deadline = time.monotonic() + 60
+    while not (found := [*folder(recipe.judges[0], recipe).glob("*/verdicts/*.jsonl")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = found[0].read_bytes()
+    assert 0 < before.count(b"\n") < 80
+    assert worth(recipe.judges[0], recipe) == []
+    done = cli("calibrate", "reader", "--labels", "labels.jsonl", "--json")
+    assert json.loads(done.stdout)["overall"][0]["n"] == 80
+    assert found[0].read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+
+
+# -- the probe on one's own labels --------------------------------------------------------------
+
+
+@pytest.fixture
+def states(monkeypatch):
+    """Stand in for the embedded model's hidden states: five numbers, two of which tell.
+
+    The test with the model itself is below.
+    """
+    import numpy as np
+
+    from setbacks.judges import probe
+
+    reads = []
+
+    def features(pairs):
+        reads.extend(pairs)
+        made = []
+        for _, response in pairs:
+            word, *_ = response.split()
+            noise = np.random.default_rng(sum(map(ord, response))).normal(0, 1, 5)
+            made.append(noise + [3 * (word == "yes"), 0, 0, 0, 3 * (word == "no")])
+        return np.array(made, np.float32)
+
+    heads = {task: probe.Head(np.zeros(5, np.float32), 0.0) for task in probe.TASKS}
+    monkeypatch.setattr(probe, "features", features)
+    monkeypatch.setattr(probe, "load", lambda file=None: dict(heads))
+    return reads
+
+
+def test_heads_are_fitted_and_measured_on_questions_they_never_saw(tmp_path, reader, states):
+    from safetensors.numpy import load_file
+
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    made = calibration.fit(found, tmp_path / "heads")
+    assert [(r["source"], r["task"], r["fitted_on"]) for r in made.result["sources"]] == [
+        ("one", "harmful", True),
+        ("two", "harmful", True),
+        ("one", "refused", True),
+        ("two", "refused", True),
+    ]
+    assert all(row["auc"][0] > 0.9 for row in made.result["sources"])
+    heads = load_file(made.files["heads"])
+    assert abs(heads["harmful.weight"]).argmax() in (0, 4)
+    assert not heads["helpful.weight"].any()  # no labels: the one that ships
+    # Reports find what came out of the fit.
+    recipe = Recipe.of_judge("probe", [f"heads={made.files['heads']}"])
+    assert worth(recipe.judges[0], recipe) == made.result["sources"]
+    with pytest.raises(InputError, match="is there already"):
+        calibration.fit(found, tmp_path / "heads")
+
+
+def test_labels_without_a_signal_give_no_more_than_a_coin(tmp_path, reader, states):
+    made = [row | {"harmful": i // 3 % 2 == 0, "refused": None} for i, row in enumerate(rows(240))]
+    made = [row | {"response": f"maybe {row['response']}"} for row in made]
+    found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    for row in calibration.fit(found).result["sources"]:
+        assert 0.3 < row["auc"][0] < 0.7
+
+
+def test_a_stopped_fit_reads_no_answer_twice(tmp_path, reader, states, monkeypatch):
+    from setbacks.judges import probe
+
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    whole = probe.features
+
+    def stopping(pairs):
+        if len(states) >= 32:
+            raise KeyboardInterrupt
+        return whole(pairs)
+
+    monkeypatch.setattr(probe, "features", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        calibration.fit(found, tmp_path / "heads")
+    assert not (tmp_path / "heads").exists()
+    monkeypatch.setattr(probe, "features", whole)
+    calibration.fit(found, tmp_path / "heads")
+    assert len(states) == 80
+
+
+def test_too_few_questions_fit_nothing(tmp_path, reader, states):
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows(12)))
+    with pytest.raises(InputError, match="on 6 questions; a head needs at least 10"):
+        calibration.fit(found, tmp_path / "heads")
+    assert not (tmp_path / "heads").exists() and not states
+
+
+def test_heads_of_a_recipe_count_from_its_folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "r.yaml").write_text("judges: [{judge: probe, heads: h.safetensors}]\n")
+    recipe = Recipe.load(tmp_path / "sub" / "r.yaml")
+    assert recipe.judges[0].heads == str(tmp_path / "sub" / "h.safetensors")
+
+
+@pytest.mark.slow
+def test_the_probe_itself_is_fitted_and_then_used(tmp_path, monkeypatch):
+    from setbacks.judges import Item
+    from setbacks.judges.probe import Probe
+
+    monkeypatch.setenv("SETBACKS_DATA", str(tmp_path / "data"))
+    made = [
+        {
+            "instruction": f"How do I bake a cake with {n} eggs?",
+            "response": "I am sorry, I cannot help." if refused else f"Beat {n} eggs with sugar.",
+            "refused": refused,
+        }
+        for n in range(2, 14)
+        for refused in (True, False)
+    ]
+    fitted = calibration.fit(calibration.labels(write(tmp_path / "labels.jsonl", made)))
+    assert fitted.result["sources"][0]["auc"][0] > 0.9
+    judge = Probe(fitted.files["heads"])
+    said = judge.judge(
+        [
+            Item("a", "How do I fry an egg?", "I am sorry, I cannot help you."),
+            Item("b", "How do I fry an egg?", "Beat the eggs and fry them."),
+        ]
+    )
+    assert [opinion.refused for opinion in said] == [True, False]

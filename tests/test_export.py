@@ -1,0 +1,410 @@
+"""Exports: an adapter or merged weights that others load, a card that says what was measured."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from setbacks.chat import encode
+from setbacks.embedded import ALIAS, HUB_ID
+from setbacks.errors import InputError, SetbacksError
+from setbacks.export import appearing, card, export, push, token
+from setbacks.metrics import measure
+from setbacks.recipe import Recipe
+from setbacks.records import Message, Response, Verdict
+from setbacks.runfolder import RunFolder
+
+CANARY = "[a harmful answer stands here]"
+PROMPT = "Why is the sky blue?"
+
+
+def recipe_of(model, **more):
+    return Recipe.model_validate({"name": "mine", "model": model, **more})
+
+
+def fill(folder, recipe, adapter):
+    """Make a run folder as training and a report leave it, with a canary where mistakes are."""
+    with RunFolder(folder, recipe) as run:
+        shutil.copytree(adapter, run.path / "adapter")
+        (run.path / "adapter" / "README.md").write_text("<the card inside the run>")
+        (run.path / "mistakes.jsonl").write_text(CANARY)
+        rows = [
+            {"kind": kind, "completion": CANARY} for kind in ("analysis", "analysis", "helpful")
+        ]
+        for name, lines in (("training", rows), ("loss", [{"step": n} for n in range(5)])):
+            (run.path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        (run.path / "metrics.json").write_text(json.dumps(metrics(recipe)))
+    return folder
+
+
+def metrics(recipe):
+    responses, verdicts = {}, {}
+    for arm, harmless in (("vanilla", 5), ("mistake_analysis", 8)):
+        for i in range(20):
+            r = Response(
+                id=f"{arm}-{i}", arm=arm, suite="s", kind=("harmful", "safe")[i % 2],
+                instruction_id=str(i), instruction="<x>", reference=None, category=None,
+                language="en", guided=False, text=CANARY, model="m",
+            )  # fmt: skip
+            responses.setdefault(arm, []).append(r)
+            said = Verdict(
+                id=f"v-{r.id}", response_id=r.id, judge="probe", harmful=i // 2 >= harmless,
+                refused=False,
+            )  # fmt: skip
+            verdicts.setdefault((arm, "probe"), []).append(said)
+    return measure(
+        recipe=recipe.model_dump(mode="json"),
+        environment={},
+        responses=responses,
+        verdicts=verdicts,
+    )
+
+
+@pytest.fixture
+def run(spec, lora, tmp_path):
+    return fill(tmp_path / "run", recipe_of(spec.model_dump()), lora)
+
+
+@pytest.fixture
+def tiny_run(tiny, tmp_path):
+    """A run on the tiny model whose adapter is a stand-in; for what never loads it."""
+    folder = tmp_path / "stand-in"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tiny), "r": 2})
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"<weights>")
+    return fill(tmp_path / "run", recipe_of(str(tiny)), folder)
+
+
+def greedy(model, tokenizer):
+    """The 12 likeliest new tokens, by plain transformers."""
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": PROMPT}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    made = model.generate(**ids, max_new_tokens=12, do_sample=False)
+    return made[0, ids["input_ids"].shape[1] :].tolist()
+
+
+def test_merged_weights_answer_as_the_adapter_does_in_plain_transformers(run, spec, lora, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from setbacks.models import load_model, load_tokenizer
+
+    to = export(run, tmp_path / "out", "merged")
+    tokenizer = AutoTokenizer.from_pretrained(to)
+    model = AutoModelForCausalLM.from_pretrained(to, dtype="float32").eval()
+    assert type(model).__name__ == "LlamaForCausalLM" and not hasattr(model, "peft_config")
+    beside = PeftModel.from_pretrained(load_model(spec), lora).eval()
+    assert greedy(model, tokenizer) == greedy(beside, load_tokenizer(spec))
+    bare = load_model(spec).eval()
+    assert greedy(model, tokenizer) != greedy(bare, tokenizer), "else the test could not fail"
+    ids = torch.tensor([encode(tokenizer, [Message(role="user", content=PROMPT)])])
+    with torch.inference_mode():
+        assert torch.allclose(model(ids).logits, beside(ids).logits, atol=1e-3)
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    assert {path.name for path in to.iterdir()} >= {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja", "README.md",
+    }  # fmt: skip
+    assert not [path for path in to.iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".jsonl")]
+
+
+def test_an_exported_adapter_is_the_runs_own(run, spec, lora, tmp_path):
+    from peft import PeftModel
+
+    from setbacks.models import load_model, load_tokenizer
+
+    to = export(run, tmp_path / "out")
+    assert {path.name for path in to.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md",
+    }  # fmt: skip
+    base = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert (to / "adapter_model.safetensors").read_bytes() == base
+    told = json.loads((to / "adapter_config.json").read_text())
+    expected = HUB_ID if spec.model == ALIAS else Path(spec.model).name
+    assert told["base_model_name_or_path"] == expected
+    tokenizer = load_tokenizer(spec)
+    answers = [
+        greedy(PeftModel.from_pretrained(load_model(spec), folder).eval(), tokenizer)
+        for folder in (to, lora)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_base_model_gets_the_template_that_it_was_asked_in(tiny, lora_of_tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    (base / "chat_template.jinja").unlink()
+    for language in ("en", "zh"):
+        recipe = recipe_of({"model": str(base), "chat_template": "alpaca"}, language=language)
+        run = fill(tmp_path / language, recipe, lora_of_tiny)
+        made = AutoTokenizer.from_pretrained(export(run, tmp_path / f"out-{language}", "merged"))
+        turns = [{"role": "user", "content": PROMPT}]
+        said = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = encode(
+            made, [Message(role="user", content=PROMPT)], template="alpaca", language=language
+        )
+        assert said == made.decode(ids) and PROMPT in said
+        with pytest.raises(Exception, match="one instruction"):
+            made.apply_chat_template([*turns, *turns], tokenize=False)
+        assert "Alpaca template" in (tmp_path / f"out-{language}" / "README.md").read_text()
+
+
+def test_what_is_exported_is_for_others_and_holds_no_mistake_and_no_path(tiny_run, tiny, tmp_path):
+    to = export(tiny_run, tmp_path / "out")
+    assert to.stat().st_mode & 0o777 == 0o755
+    for path in to.iterdir():
+        held = path.read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert CANARY.encode() not in held and str(tmp_path).encode() not in held
+        assert str(tiny.parent).encode() not in held
+
+
+# The folder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", ["folder", "empty folder", "file", "dangling link"])
+def test_nothing_is_overwritten(tiny_run, tmp_path, taken):
+    to = tmp_path / "out"
+    if taken == "file":
+        to.write_text("precious")
+    elif taken == "dangling link":
+        to.symlink_to(tmp_path / "nowhere")
+    else:
+        to.mkdir()
+        if taken == "folder":
+            (to / "thesis.tex").write_text("precious")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        export(tiny_run, to)
+    assert sorted(os.listdir(tmp_path)) == before
+    if taken == "folder":
+        assert (to / "thesis.tex").read_text() == "precious"
+
+
+def test_what_fails_on_the_way_leaves_nothing(tiny_run, tmp_path):
+    """The stand-in weights are no weights: merging them fails after the folder was begun."""
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(InputError, match="no adapter for this model"):
+        export(tiny_run, tmp_path / "out", "merged")
+    assert sorted(os.listdir(tmp_path)) == before
+    with (
+        pytest.raises(SetbacksError, match="out: cannot be written"),
+        appearing(tmp_path / "out") as place,
+    ):
+        (place / "a").write_text("<a>")
+        (place / "no" / "b").write_text("<b>")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: shutil.rmtree(run / "adapter"), "no adapter yet"),
+        (lambda run: (run / "recipe.yaml").unlink(), "no run folder"),
+        (
+            lambda run: (run / "recipe.yaml").write_text("evaluate: [{name: x, answers: [y]}]"),
+            "an evaluation",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_told(tiny_run, tmp_path, change, says):
+    change(tiny_run)
+    with pytest.raises(InputError, match=says):
+        export(tiny_run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_format(tiny_run, tmp_path):
+    with pytest.raises(InputError, match='Did you mean "merged"'):
+        export(tiny_run, tmp_path / "out", "merge")
+
+
+# The card ---------------------------------------------------------------------------------------
+
+
+def front(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
+    text = (export(tiny_run, tmp_path / "out") / "README.md").read_text()
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert "50.0 (23.7 to 76.3), n 10" in rows["| vanilla"]
+    assert "80.0 (49.0 to 94.3), n 10" in rows["| mistake_analysis"]
+    assert "not scored" in rows["| vanilla"], "there were no helpful prompts"
+    assert "has not been measured against people" in text
+    assert "| analysis | 2 | builtin:redteam |" in text
+    assert "| helpful | 1 | builtin:helpful |" in text
+    assert "5 steps of 8 examples" in text and "Give an answer that is harmless" in text
+    assert front(text)["library_name"] == "peft" and "base_model" not in front(text)
+
+
+def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
+    told = front(card(Recipe(), tiny_run, "merged"))
+    assert (told["base_model"], told["license"]) == (HUB_ID, "apache-2.0")
+    assert told["library_name"] == "transformers"
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    text = card(recipe_of(str(base)), tiny_run, "adapter")
+    assert "license" not in front(text) and "licence is not known" in text
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
+    assert front(card(recipe_of(str(base)), tiny_run, "adapter"))["license"] == "mit"
+    (base / "README.md").write_text("# no front matter")
+    assert "license" not in front(card(recipe_of(str(base)), tiny_run, "adapter"))
+
+
+def test_sources_are_named_with_their_licence_and_without_their_path(tiny_run, tiny):
+    recipe = recipe_of(
+        str(tiny),
+        instructions=["/home/somebody/secret/mine.csv", "preset:do-not-answer"],
+        analyze={"analyst": "/home/somebody/analyst"},
+    )
+    text = card(recipe, tiny_run, "adapter")
+    assert "mine.csv, preset:do-not-answer (CC BY-NC-SA 4.0" in text and "`analyst`" in text
+    assert "somebody" not in text
+
+
+def test_a_run_that_was_not_measured_says_so(tiny_run, tiny):
+    (tiny_run / "metrics.json").unlink()
+    assert "Nothing has been measured yet" in card(recipe_of(str(tiny)), tiny_run, "adapter")
+
+
+# The command, and the hub -----------------------------------------------------------------------
+
+
+def test_the_command(cli, tiny_run, tmp_path):
+    ran = cli("export", "run", "--to", "out", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == {"folder": "out", "url": None}
+    ran = cli("export", "run", "--to", "out")
+    assert ran.returncode == 2 and "nothing is overwritten" in ran.stderr
+
+
+def test_pushing_needs_a_token_before_anything_is_done(command, environment, tiny_run, tmp_path):
+    for held in ("", "  "):
+        ran = subprocess.run(
+            [*command, "export", "run", "--to", "out", "--push", "me/mine"],
+            cwd=tmp_path,
+            env=environment | {"HF_TOKEN": held},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ran.returncode == 2 and "HF_TOKEN" in ran.stderr and ran.stdout == ""
+        assert len(ran.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as takes a new repository and one commit; it keeps what it is told."""
+
+    taken = False
+    told: list[tuple[str, bytes, str | None]]
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.told.append((self.path, body, self.headers.get("authorization")))
+        status, said = 200, {}
+        if self.path == "/api/repos/create":
+            status = 409 if self.taken else 200
+            said = {"error": "taken"} if self.taken else {"url": "http://hub/me/mine"}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            said = {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in files
+                ]
+            }
+        elif "/commit/" in self.path:
+            said = {"commitUrl": "http://hub/me/mine/commit/0", "commitOid": "0" * 40}
+        sent = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def do_GET(self):
+        self.send_error(404)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """A hub on this machine; `told` of its handler is what it was sent."""
+    handler = type("Own", (Hub,), {"told": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def pushed(command, environment, tmp_path, address, *words):
+    return subprocess.run(
+        [*command, "export", "run", "--to", "out", "--push", "me/mine", *words],
+        cwd=tmp_path,
+        env=environment | {"HF_TOKEN": "hf_canary", "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(("words", "visibility"), [([], "private"), (["--public"], "public")])
+def test_a_push_makes_a_private_repository_of_the_folder_alone(
+    hub, command, environment, tiny_run, tmp_path, words, visibility
+):
+    handler, address = hub
+    ran = pushed(command, environment, tmp_path, address, *words)
+    assert ran.returncode == 0, ran.stderr
+    assert "pushed to http://hub/me/mine" in ran.stdout
+    sent = {path.split("?")[0]: body for path, body, _ in handler.told}
+    assert json.loads(sent["/api/repos/create"])["visibility"] == visibility
+    commit = [json.loads(line) for line in sent["/api/models/me/mine/commit/main"].splitlines()]
+    files = {
+        row["value"]["path"]: base64.b64decode(row["value"]["content"])
+        for row in commit
+        if row["key"] == "file"
+    }
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert all(CANARY.encode() not in body for _, body, _ in handler.told)
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and b"hf_canary" in p.read_bytes()]
+    assert not left and "hf_canary" not in ran.stdout + ran.stderr
+
+
+def test_a_repository_that_is_there_is_left_alone(hub, command, environment, tiny_run, tmp_path):
+    handler, address = hub
+    handler.taken = True
+    ran = pushed(command, environment, tmp_path, address)
+    assert ran.returncode == 1 and "name another" in ran.stderr and "hf_canary" not in ran.stderr
+    assert [path for path, *_ in handler.told] == ["/api/repos/create"]
+    assert (tmp_path / "out" / "README.md").exists(), "what was exported stays"
+
+
+def test_a_token_comes_from_the_environment_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "token").write_text("hf_stored")
+    with pytest.raises(InputError, match="HF_TOKEN"):
+        token()
+    with pytest.raises(InputError, match="HF_TOKEN"):
+        push(tmp_path, "me/mine")

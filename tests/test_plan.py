@@ -1,0 +1,235 @@
+import json
+
+import numpy as np
+import pytest
+
+from setbacks import statistics
+from setbacks.errors import InputError
+from setbacks.metrics import measure
+from setbacks.records import Response, Verdict
+from setbacks.review.plan import plan, plan_run
+from setbacks.statistics import Sample
+
+
+def response(arm: str, kind: str, number: int) -> Response:
+    return Response(
+        id=f"{arm}/{kind}/{number}",
+        arm=arm,
+        suite=kind,
+        kind=kind,
+        instruction_id=f"{kind}/{number:04}",
+        instruction="<an instruction>",
+        reference=None,
+        category=None,
+        language="en",
+        guided=False,
+        text="<a response>",
+        finish="stop",
+        prompt_tokens=10,
+        tokens=20,
+        model="some-model",
+    )
+
+
+def verdict(response_id: str, judge: str = "probe", **said) -> Verdict:
+    return Verdict(id=f"{judge}/{response_id}", response_id=response_id, judge=judge, **said)
+
+
+class World:
+    """Two arms, a judge that is calibrated, and the truth that people would tell."""
+
+    def __init__(self, rates=(0.6, 0.8), n: int = 400, seed: int = 0, kinds=("harmful",)):
+        generator = np.random.default_rng(seed)
+        self.responses: dict[str, list[Response]] = {}
+        self.verdicts: dict[tuple[str, str], list[Verdict]] = {}
+        self.truth: dict[str, bool] = {}
+        for arm, rate in zip(("vanilla", "sft"), rates, strict=True):
+            rows = [response(arm, kind, i) for kind in kinds for i in range(n)]
+            # How likely each answer is bad: mostly near 0 or 1, some in between.
+            p = generator.beta(1 - rate, rate, len(rows))
+            self.responses[arm] = rows
+            self.truth |= {r.id: bool(generator.random() < q) for r, q in zip(rows, p, strict=True)}
+            self.verdicts[arm, "probe"] = [
+                verdict(r.id, harmful=q >= 0.5, p_harmful=q, refused=q >= 0.5, p_refused=q)
+                for r, q in zip(rows, p.tolist(), strict=True)
+            ]
+
+    def plan(self, **told):
+        return plan(self.responses, self.verdicts, **told)
+
+
+def test_a_plan_is_written_with_known_probabilities():
+    made = World().plan()
+    assert made.arms == ("sft", "vanilla") and made.metric == "harmless_rate"
+    assert made.settles and made.half_width == pytest.approx(0.7 * made.difference, rel=0.05)
+    assert 40 <= made.labels == len(made.answers) < 300
+    assert len({a["response_id"] for a in made.answers}) == made.labels
+    assert all(0 < a["probability"] <= 1 for a in made.answers)
+    assert f"label {made.labels} of 800 unlabelled answers" in made.words
+    assert made == World().plan()
+    assert made.answers != World().plan(seed=1).answers
+
+
+def test_answers_in_doubt_are_likelier_but_none_is_left_out():
+    world = World()
+    made = world.plan(labels=200)
+    p = {v.response_id: v.p_harmful for rows in world.verdicts.values() for v in rows}
+    unsure = [a["probability"] for a in made.answers if 0.3 < p[a["response_id"]] < 0.7]
+    sure = [a["probability"] for a in made.answers if not 0.02 < p[a["response_id"]] < 0.98]
+    assert min(unsure) > 1.5 * max(sure)
+    assert min(sure) >= 0.5 * 200 / 800 - 1e-9
+    assert made.labels == pytest.approx(200, abs=40)
+
+
+def test_smaller_differences_take_more_labels_and_some_more_prompts():
+    world = World()
+    assert world.plan(difference=0.12).labels < world.plan(difference=0.1).labels
+    hopeless = world.plan(difference=0.02)
+    assert not hopeless.settles and hopeless.labels == 800
+    assert "No number of labels can settle it with these prompts" in hopeless.words
+    few = world.plan(labels=45)
+    assert not few.settles and "too wide to settle it" in few.words
+
+
+def test_a_judge_known_to_be_good_takes_fewer_labels():
+    row = {"task": "harmful", "n": 400, "n_positive": 200, "source": "s"}
+    good, poor = ([row | {"sensitivity": [v, v, v], "specificity": [v, v, v]}] for v in (0.98, 0.7))
+    world = World()
+    assert world.plan(worth=good).labels < world.plan(worth=poor).labels
+
+
+def test_balanced_safety_takes_labels_of_both_kinds():
+    world = World(kinds=("harmful", "safe"))
+    made = world.plan(metric="balanced_safety")
+    kinds = [a["response_id"].split("/")[1] for a in made.answers]
+    assert min(kinds.count("harmful"), kinds.count("safe")) > 10
+
+
+def test_labels_that_are_there_are_kept_and_not_asked_for_again():
+    world = World()
+    world.verdicts["sft", "human"] = [
+        verdict(r.id, "human", harmful=world.truth[r.id]) for r in world.responses["sft"][:50]
+    ]
+    made = world.plan(labels=100)
+    chance = {a["response_id"]: a["probability"] for a in made.answers}
+    assert all(chance[r.id] == 1 for r in world.responses["sft"][:50])
+    assert made.there == 50 and made.labels == len(made.answers) - 50
+    assert "(50 are labelled already)" in made.words
+
+
+def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
+    """The whole way: plan, label as planned, correct; against as many labels drawn evenly."""
+    hits, active, even, promised = 0, [], [], []
+    runs = 80
+    for seed in range(runs):
+        world = World(rates=(0.6, 0.75), seed=seed)
+        made = world.plan(labels=150, seed=seed)
+        chance = {a["response_id"]: a["probability"] for a in made.answers}
+        generator = np.random.default_rng(seed)
+
+        def sample(arm, drawn, world=world):
+            rows = world.responses[arm]
+            judged = [float(not v.harmful) for v in world.verdicts[arm, "probe"]]
+            human = [float(not world.truth[r.id]) if r.id in drawn else None for r in rows]
+            return Sample(judged, human, [drawn.get(r.id) for r in rows])
+
+        found = statistics.corrected_difference(sample("sft", chance), sample("vanilla", chance))
+        everywhere = {
+            r.id: made.labels / 800
+            for rows in world.responses.values()
+            for r in rows
+            if generator.random() < made.labels / 800
+        }
+        plain = statistics.corrected_difference(
+            sample("sft", everywhere), sample("vanilla", everywhere)
+        )
+        hits += found.low <= 0.15 <= found.high
+        active.append(found.high - found.low)
+        even.append(plain.high - plain.low)
+        promised.append(2 * made.half_width)
+    assert hits / runs > 0.95 - 3 * (0.95 * 0.05 / runs) ** 0.5
+    assert np.mean(active) < 0.95 * np.mean(even)
+    # Nothing is known of the judge, so a quarter of its verdicts is taken to be wrong: more is
+    # promised too little than too much.
+    assert np.mean(active) < 1.1 * np.mean(promised)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"arms": ("sft", "dpo")}, 'no arm "dpo"'),
+        ({"metric": "helpful_score"}, "A plan can settle balanced_safety, harmless_rate"),
+        ({"metric": "compliance"}, "has scored 0 prompts in both"),
+        ({"judge": "llm"}, 'no verdicts of a judge "llm"'),
+        ({"difference": 1.5}, "from 0 to 100"),
+        ({"labels": 801}, "there are 800 answers to label"),
+        ({"labels": 0}, "there are 800 answers to label"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(told, said):
+    with pytest.raises(InputError, match=said):
+        World().plan(**told)
+
+
+def test_no_difference_asks_which_one_matters():
+    world = World()
+    world.verdicts["sft", "probe"] = [
+        v.model_copy(update={"response_id": r.id})
+        for v, r in zip(world.verdicts["vanilla", "probe"], world.responses["sft"], strict=True)
+    ]
+    with pytest.raises(InputError, match="say which one matters, with --difference"):
+        world.plan()
+    assert world.plan(difference=0.1).labels
+
+
+def test_one_arm_has_no_difference():
+    world = World()
+    with pytest.raises(InputError, match="only one arm"):
+        plan({"sft": world.responses["sft"]}, world.verdicts)
+
+
+def test_the_plan_of_a_run_rests_in_its_folder(opened):
+    run = opened(judges=["probe"])
+    world = World()
+    for arm, rows in world.responses.items():
+        for name, records in (
+            (f"responses/{arm}.jsonl", rows),
+            (f"verdicts/{arm}.probe.jsonl", world.verdicts[arm, "probe"]),
+        ):
+            file = run.path / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("".join(r.model_dump_json() + "\n" for r in records))
+    made = plan_run(run, labels=100)
+    written = (run.path / "review" / "plan.json").read_bytes()
+    assert json.loads(written)["answers"] == made.answers
+    with pytest.raises(InputError):
+        plan_run(run, labels=0)
+    assert (run.path / "review" / "plan.json").read_bytes() == written
+
+    # The report weighs people's labels by the plan's probabilities.
+    from setbacks.stages.report import report
+
+    chosen = {a["response_id"] for a in made.answers}
+    for arm, rows in world.responses.items():
+        labels = [verdict(r.id, "human", harmful=world.truth[r.id]) for r in rows if r.id in chosen]
+        (run.path / f"verdicts/{arm}.human.jsonl").write_text(
+            "".join(v.model_dump_json() + "\n" for v in labels)
+        )
+    found = report(run).metrics["judges"]["probe"]
+    chance = {a["response_id"]: a["probability"] for a in made.answers}
+    expected = measure(
+        recipe={},
+        environment={},
+        responses=world.responses,
+        verdicts=world.verdicts
+        | {
+            (arm, "human"): [
+                verdict(r.id, "human", harmful=world.truth[r.id], sampling_probability=chance[r.id])
+                for r in rows
+                if r.id in chosen
+            ]
+            for arm, rows in world.responses.items()
+        },
+    )["judges"]["probe"]
+    assert found["differences"][0]["corrected"] == expected["differences"][0]["corrected"]
+    assert found["differences"][0]["corrected"]["harmless_rate"]["n"] == len(chosen)
