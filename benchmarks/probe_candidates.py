@@ -382,7 +382,7 @@ def rotated(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 class Answers(NamedTuple):
     """What people say of a source's answers that are measured on, and how often each is drawn."""
 
-    index: np.ndarray  # into the source's rows
+    places: np.ndarray  # in the source's rows
     questions: list[str]
     harmful: np.ndarray
     draws: np.ndarray  # shape (draws, n), resampled by question: the same for all candidates
@@ -390,16 +390,18 @@ class Answers(NamedTuple):
 
 def answers(name: str, rows: Sequence[Labelled]) -> Answers:
     """Return the answers of a source to measure on, and draw the bootstrap for differences."""
-    index = np.array(
+    places = np.array(
         [i for i, row in enumerate(rows) if name not in FITTED or held_out(row.question)]
     )
-    questions = [rows[i].question for i in index]
-    harmful = np.array([bool(rows[i].harmful) for i in index])
+    questions = [rows[i].question for i in places]
+    harmful = np.array([bool(rows[i].harmful) for i in places])
     _, question = np.unique(questions, return_inverse=True)
     count = question.max() + 1
     times = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     draws = times[:, question]
-    return Answers(index, questions, harmful, draws[(draws @ harmful > 0) & (draws @ ~harmful > 0)])
+    return Answers(
+        places, questions, harmful, draws[(draws @ harmful > 0) & (draws @ ~harmful > 0)]
+    )
 
 
 def auc(found: Answers, score: np.ndarray) -> np.ndarray:
@@ -555,7 +557,7 @@ def main() -> None:
         reads: str, how: str, labels: str, notes: dict[str, Any], score: Callable[[str], np.ndarray]
     ) -> None:
         free = labels == "permissive"
-        scores = {name: score(name)[found[name].index] for name in MEASURED}
+        scores = {name: score(name)[found[name].places] for name in MEASURED}
         if not base:  # the first is the shipped head
             base.update(scores)
         entry = {"reads": reads, "how": how, "labels": labels, **notes}
@@ -588,7 +590,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/probe_candidates.py",
         "tokens": TOKENS,
-        "counts": {name: [len(one.index), int(one.harmful.sum())] for name, one in found.items()},
+        "counts": {name: [len(one.places), int(one.harmful.sum())] for name, one in found.items()},
         "candidates": entries,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

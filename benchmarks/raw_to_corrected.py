@@ -1,4 +1,4 @@
-"""From raw rates to corrected ones: a comparison of two models, and people's labels for a part of it.
+"""From raw rates to corrected ones: two models compared, and people's labels for a part of it.
 
     python benchmarks/raw_to_corrected.py --data ../shared/data --out runs/raw-to-corrected
 
@@ -50,21 +50,28 @@ def main() -> None:
         for arm, model in ARMS.items()
     }
 
+    before = told.out.with_name(told.out.name + "-raw.json")
     evaluate(files, told.out)
-    raw = metrics(told.out)
-    setbacks("review", told.out, "--plan", "--arms", "gpt4,mistral", "--labels", str(told.labels))
-    plan = json.loads((told.out / "review" / "plan.json").read_text(encoding="utf-8"))
+    if not before.exists():  # on going on, the report may know labels already
+        before.write_bytes((told.out / "metrics.json").read_bytes())
+    raw = json.loads(before.read_text(encoding="utf-8"))
+    file = told.out / "review" / "plan.json"
+    if not file.exists():  # another plan would ask for more
+        words = ("--arms", "gpt4,mistral", "--labels", str(told.labels))
+        setbacks("review", told.out, "--plan", *words)
+    plan = json.loads(file.read_text(encoding="utf-8"))
     said = truth(files)
-    posted = review(told.out, plan, said)
+    answers = list(planned(plan, told.out))
+    posted = review(told.out, answers, said)
     setbacks("report", told.out, "-q", show=False)
-    corrected = metrics(told.out)
+    corrected = json.loads((told.out / "metrics.json").read_text(encoding="utf-8"))
 
     result = {
         "command": "python benchmarks/raw_to_corrected.py",
         "prompts": len({text for _, text, _ in said}),
         "planned": plan["labels"],
         "posted": posted,
-        "unsure": sum(said_ is None for said_ in posted_labels(plan, told.out, said)),
+        "unsure": sum(said[arm, asked, text] is None for _, arm, asked, text in answers),
         "plan": plan["words"],
         "rows": rows(raw, corrected, said),
     }
@@ -134,19 +141,14 @@ def planned(plan: Mapping[str, Any], out: Path) -> Iterator[tuple[str, str, str,
         yield found[answer["response_id"]]
 
 
-def posted_labels(
-    plan: Mapping[str, Any], out: Path, said: Mapping[tuple[str, str, str], bool | None]
-) -> list[bool | None]:
-    """Return what the reviewers say of the planned answers, in order."""
-    return [said[arm, asked, text] for _, arm, asked, text in planned(plan, out)]
-
-
 def review(
-    out: Path, plan: Mapping[str, Any], said: Mapping[tuple[str, str, str], bool | None]
+    out: Path,
+    answers: Sequence[tuple[str, str, str, str]],
+    said: Mapping[tuple[str, str, str], bool | None],
 ) -> int:
     """Label the planned answers through the page's API, as two reviewers; return how many."""
     labels: dict[str, list[dict[str, Any]]] = {name: [] for name in REVIEWERS}
-    for number, (identity, arm, asked, text) in enumerate(planned(plan, out)):
+    for number, (identity, arm, asked, text) in enumerate(answers):
         harmful = said[arm, asked, text]
         label = {"response_id": identity, "harmful": harmful, "unsure": harmful is None}
         labels[REVIEWERS[number % 2]].append(label)
@@ -190,7 +192,7 @@ def rows(
     corrected: Mapping[str, Any],
     said: Mapping[tuple[str, str, str], bool | None],
 ) -> list[dict[str, Any]]:
-    """Return each arm's rate, and their difference: raw, calibrated, corrected, and by all labels."""
+    """Return each arm's rate and their difference: raw, calibrated, corrected, by all labels."""
     before, after = (found["judges"]["probe"] for found in (raw, corrected))
     shares = {}
     for arm in ARMS:
@@ -237,12 +239,6 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         cells = [cell(row[key]) for key in ("raw", "by_calibration", "by_people")]
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {100 * row['all_labels']:.1f} |")
     return "\n".join(lines)
-
-
-def metrics(out: Path) -> dict[str, Any]:
-    """Return the numbers of the run's last report."""
-    found: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return found
 
 
 def setbacks(*words: object, show: bool = True) -> None:

@@ -441,7 +441,8 @@ def table(result: Mapping[str, Any]) -> Table:
             part
             for part in (
                 result.get("measured_on"),
-                "95 % intervals, bootstrap over questions; sens., spec.: sensitivity, specificity",
+                "95 % intervals, bootstrap over questions; sens., spec.: sensitivity, specificity; "
+                "+n none: answers that the judge left unscored",
             )
             if part
         ),
@@ -458,6 +459,8 @@ def table(result: Mapping[str, Any]) -> Table:
                 for key in MEASURES
             ]
             count = f"{row['n']} ({row['n_positive']})"
+            if row["unscored"]:
+                count += f"\n+{row['unscored']} none"
             made.add_row(Text(f"{row['source']}\n{row['task']}"), count, *cells)
         made.add_section()
     return made

@@ -41,7 +41,7 @@ def encode(
         SetbacksError: the tokenizer has no chat template, or one that changes its contents.
     """
     contents = [message.content for message in messages]
-    roles = [message.role for message in messages]
+    roles: list[str] = [message.role for message in messages]
     frame = _frame(tokenizer, roles, template, language, variables or {})
     ids: list[int] = []
     for index, piece in enumerate(frame):

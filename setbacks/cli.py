@@ -283,7 +283,13 @@ def export(
     folder: Folder,
     to: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for it.")],
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="adapter (PEFT) or merged weights.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="adapter (PEFT), merged weights, or inspect: logs of all answers and verdicts for "
+            "Inspect AI, harmful text among them, that only you can read.",
+        ),
     ] = "adapter",
     merge: Annotated[bool, typer.Option("--merge", help="Short for --format merged.")] = False,
     push: Annotated[
@@ -298,9 +304,11 @@ def export(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write the adapter, or merged weights, with a model card, into a new folder."""
+    """Write the adapter or merged weights with a model card, or logs, into a new folder."""
     from setbacks import export as exports
 
+    if push is not None and form in exports.PRIVATE:
+        raise InputError(f"--format {form} holds harmful text and stays here; leave out --push")
     if push is not None:
         exports.token()  # before the work, not after it
     made = exports.export(folder, to, "merged" if merge else form)

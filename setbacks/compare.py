@@ -146,7 +146,7 @@ def findings(
         tables=tables,
         pictures=pictures,
         method=[
-            f"Every method learnt from the same instructions and the same helpful mix, for the same "
+            "Every method learnt from the same instructions and the same helpful mix, for the same "
             f"number of {recipe.compare.budget}, from {recipe.compare.seeds} seed"
             f"{'s' if recipe.compare.seeds > 1 else ''}; the model is {recipe.model.model}.",
             "Balanced safety is the harmonic mean of Harmless Rate and compliance. Intervals are "
@@ -161,8 +161,8 @@ def findings(
 def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for metric in COMPARED:
-        rows = [
-            {"arm": b, "against": a} | difference(metric, of[b], of[a])._asdict()
+        rows: list[dict[str, Any]] = [
+            {"arm": b, "against": a, **difference(metric, of[b], of[a])._asdict()}
             for a, b in combinations(of, 2)
         ]
         rows = [row for row in rows if row["value"] is not None]
@@ -194,13 +194,10 @@ def _verdict(
         )
 
     tied = [arm for arm in ranked[1:] if not apart(best, arm)]
-    lead = (
-        f"By {judge}, {best} has the highest balanced safety, {percent(scored[best])} %"
-        + (
-            f"; the data cannot tell it from {_listed(tied)}."
-            if tied
-            else ", and every other arm is below it beyond chance."
-        )
+    lead = f"By {judge}, {best} has the highest balanced safety, {percent(scored[best])} %" + (
+        f"; the data cannot tell it from {_listed(tied)}."
+        if tied
+        else ", and every other arm is below it beyond chance."
     )
     own = [arm for arm in ranked if arm.startswith("mistake_analysis")]
     said = [lead]
@@ -218,11 +215,7 @@ def _verdict(
             if names
         ]
         row = next(
-            (
-                r
-                for r in pairs["balanced_safety"]
-                if r["arm"] == arm and r["against"] == untrained
-            ),
+            (r for r in pairs["balanced_safety"] if r["arm"] == arm and r["against"] == untrained),
             None,
         )
         moved = f" Against {untrained}: {points(row)}." if row else ""
@@ -263,10 +256,7 @@ def _differences(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
-        [
-            [row["arm"], row["against"], points(row), p_value(row.get("p_holm"))]
-            for row in ordered
-        ],
+        [[row["arm"], row["against"], points(row), p_value(row.get("p_holm"))] for row in ordered],
         "The largest first.",
     )
 

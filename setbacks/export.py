@@ -1,7 +1,8 @@
 """`setbacks export`: what a run has made, in a folder for others, with a model card.
 
-`FORMATS` has a function for each format; it fills a folder that is nobody's yet. Only what it names
-goes out: mistakes, answers and training examples stay in the run.
+`FORMATS` has a function for each format; it fills a folder that is nobody's yet. Of a format for
+others, only what the function names goes out: mistakes, answers and training examples stay in the
+run. A format of `PRIVATE` holds answers, so its folder is the owner's alone.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
         form: one of `FORMATS`.
 
     Raises:
-        InputError: there is no run or nothing to export in it, no such format, or `to` is taken.
+        InputError: there is no run or nothing to export in it, no such format, or `to` is taken;
+            or a library that the format needs is not installed.
         SetbacksError: it cannot be written.
     """
     if form not in FORMATS:
@@ -63,14 +65,18 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
     if os.path.lexists(to):
         raise InputError(f"{to}: is there already, and nothing is overwritten; name another folder")
     recipe = Recipe.load(folder / "recipe.yaml")
-    with appearing(to) as place:
+    with appearing(to, private=form in PRIVATE) as place:
         FORMATS[form](recipe, folder, place)
     return to
 
 
 @contextmanager
-def appearing(to: Path) -> Iterator[Path]:
+def appearing(to: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a folder to fill beside `to`; on leaving it is synced and renamed, or else removed.
+
+    Args:
+        to: where it appears.
+        private: only its owner can read what is in it.
 
     Raises:
         SetbacksError: the disk is full or fails.
@@ -80,10 +86,10 @@ def appearing(to: Path) -> Iterator[Path]:
         to.absolute().parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
         yield place
-        place.chmod(0o755)  # made for others, unlike the run
+        place.chmod(0o700 if private else 0o755)
         for path in place.rglob("*"):
             if path.is_file():
-                path.chmod(0o644)
+                path.chmod(0o600 if private else 0o644)
                 sync(path)
         place.rename(to)
         sync_folder(to.absolute().parent)
@@ -121,10 +127,25 @@ def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
     (place / CARD).write_text(card(recipe, folder, "merged"), encoding="utf-8")
 
 
+def _inspect(recipe: Recipe, folder: Path, place: Path) -> None:
+    """Inspect's logs of all that the arms answered, with what every judge said of it."""
+    try:
+        import inspect_ai  # noqa: F401  ours of that name would say less plainly what is missing
+    except ImportError as error:
+        raise InputError(
+            f"--format inspect needs {error.name}: pip install 'setbacks[inspect]'"
+        ) from None
+    from setbacks.inspect_ai.logs import write
+
+    write(folder, place)
+
+
 FORMATS: dict[str, Callable[[Recipe, Path, Path], None]] = {
     "adapter": _adapter,
     "merged": _merged,
+    "inspect": _inspect,
 }
+PRIVATE = {"inspect"}
 
 
 def _trained(recipe: Recipe, folder: Path) -> Path:
@@ -298,8 +319,8 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
     return (
         _table(["kind of example", "number", "made from"], rows)
         + "\n\nMistakes are responses that the base was led to, or that came with the data; "
-        f"analyses of them were written by {who}. LoRA of rank {recipe.train.lora.r}, {steps} steps "
-        f"of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
+        f"analyses of them were written by {who}. LoRA of rank {recipe.train.lora.r}, "
+        f"{steps} steps of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
     )
 
 

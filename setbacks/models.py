@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from setbacks.embedded import resolve
@@ -112,6 +113,8 @@ def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
 
     name = resolve(spec.model)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    # peft still uses a name that transformers has renamed; the user can do nothing about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return auto.from_pretrained(

@@ -63,8 +63,10 @@ def write(folder: Path, found: Findings) -> Path:
     told.pop("pictures")
     text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "findings.json", text.encode("utf-8", "replace"))
-    page = environment_of_pages().get_template("page.html.jinja").render(
-        found=found, pictures=[visible(picture.svg) for picture in found.pictures]
+    page = (
+        environment_of_pages()
+        .get_template("page.html.jinja")
+        .render(found=found, pictures=[visible(picture.svg) for picture in found.pictures])
     )
     path = folder / "report.html"
     write_atomic(path, page.encode("utf-8", "replace"))

@@ -28,9 +28,7 @@ class Scores(NamedTuple):
     seeds: list[float]
 
 
-def gather(
-    done: Sequence[tuple[Variant, Path]], judge: str
-) -> dict[str, dict[str, Scores]]:
+def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[str, Scores]]:
     """Return, for each metric, what each arm reached: untrained arms first.
 
     Args:
@@ -118,9 +116,7 @@ def percent(found: Estimate) -> str:
 
 def points(row: Mapping[str, Any]) -> str:
     """Write the difference of two rates with its interval, in points."""
-    return (
-        f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    )
+    return f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
 def p_value(value: float | None) -> str:

@@ -172,6 +172,42 @@ def opened(tmp_path, recipe):
         )
 
 
+@pytest.fixture
+def answered(tmp_path):
+    """Make a run folder whose arms have answered: arm -> [(kind, instruction, text)]."""
+    from setbacks.recipe import Recipe
+    from setbacks.records import Response, digest
+    from setbacks.runfolder import RunFolder
+
+    def make(arms, folder="run"):
+        with RunFolder(tmp_path / folder, Recipe(name=folder)) as run:
+            for arm, rows in arms.items():
+                records = [
+                    Response(
+                        id=digest(arm, kind, instruction),
+                        arm=arm,
+                        suite=f"suite-of-{kind}",
+                        kind=kind,
+                        instruction_id=digest(instruction),
+                        instruction=instruction,
+                        reference=None,
+                        category=f"category-of-{kind}",
+                        language="en",
+                        guided=False,
+                        text=text,
+                        finish="stop",
+                        prompt_tokens=1,
+                        tokens=1,
+                        model="m",
+                    )
+                    for kind, instruction, text in rows
+                ]
+                run.journal(f"responses/{arm}.jsonl", Response).batch(records, list)
+        return tmp_path / folder
+
+    return make
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory):
     """The user's data folder, so that no test sees or changes what the user has calibrated."""

@@ -17,6 +17,7 @@ LAYERS = [
     {"scores"},
     {"variants", "page"},
     {"pipeline", "review", "calibration", "evaluate", "export", "side_by_side"},
+    {"inspect_ai"},
     {"stages"},
     {"runfolder"},
     {"methods", "judges"},

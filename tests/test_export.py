@@ -272,12 +272,12 @@ def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
 def test_sources_are_named_with_their_licence_and_without_their_path(tiny_run, tiny):
     recipe = recipe_of(
         str(tiny),
-        instructions=["/home/somebody/secret/mine.csv", "preset:do-not-answer"],
-        analyze={"analyst": "/home/somebody/analyst"},
+        instructions=["/home/jane/secret/mine.csv", "preset:do-not-answer"],
+        analyze={"analyst": "/home/jane/analyst"},
     )
     text = card(recipe, tiny_run, "adapter")
     assert "mine.csv, preset:do-not-answer (CC BY-NC-SA 4.0" in text and "`analyst`" in text
-    assert "somebody" not in text
+    assert "jane" not in text
 
 
 def test_a_run_that_was_not_measured_says_so(tiny_run, tiny):
@@ -322,7 +322,11 @@ class Hub(BaseHTTPRequestHandler):
         status, said = 200, {}
         if self.path == "/api/repos/create":
             status = 409 if self.taken else 200
-            said = {"error": "taken"} if self.taken else {"url": "http://hub/me/mine"}
+            said = (
+                {"error": "taken"}
+                if self.taken
+                else {"url": f"http://{self.headers['host']}/me/mine"}
+            )
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
             said = {
@@ -332,7 +336,10 @@ class Hub(BaseHTTPRequestHandler):
                 ]
             }
         elif "/commit/" in self.path:
-            said = {"commitUrl": "http://hub/me/mine/commit/0", "commitOid": "0" * 40}
+            said = {
+                "commitUrl": f"http://{self.headers['host']}/me/mine/commit/0",
+                "commitOid": "0" * 40,
+            }
         sent = json.dumps(said).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -376,7 +383,7 @@ def test_a_push_makes_a_private_repository_of_the_folder_alone(
     handler, address = hub
     ran = pushed(command, environment, tmp_path, address, *words)
     assert ran.returncode == 0, ran.stderr
-    assert "pushed to http://hub/me/mine" in ran.stdout
+    assert f"pushed to {address}/me/mine" in ran.stdout
     sent = {path.split("?")[0]: body for path, body, _ in handler.told}
     assert json.loads(sent["/api/repos/create"])["visibility"] == visibility
     commit = [json.loads(line) for line in sent["/api/models/me/mine/commit/main"].splitlines()]

@@ -7,6 +7,7 @@ published, and its answers as the model cards print them.
 import pytest
 
 from setbacks.chat import encode
+from setbacks.engines import Completion, Request
 from setbacks.engines.local import Local
 from setbacks.errors import InputError
 from setbacks.judges import Item, check_judge, open_judge
@@ -189,8 +190,6 @@ class Scripted:
         return [list(range(len(requests)))]
 
     def generate(self, requests, sampling, adapter=None):
-        from setbacks.engines import Completion
-
         self.asked.append((list(requests), sampling))
         return [Completion(self.answers.pop(0), "stop", 9, 1) for _ in requests]
 
@@ -301,10 +300,15 @@ def test_a_recipe_names_a_guard_and_its_model(opened, name, family):
     assert isinstance(made, family) and made.engine.name == "x"
 
 
+@pytest.fixture(scope="module")
+def engine(spec):
+    return Local(spec)
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_a_real_model_goes_the_very_same_way(spec, family):
+def test_a_real_model_goes_the_very_same_way(engine, family):
     """It is no guard: what it writes is read, and most often out of format."""
-    judge = family(Local(spec))
+    judge = family(engine)
     (batch,) = judge.plan(ITEMS)
     opinions = judge.judge([ITEMS[i] for i in batch])
     for opinion in opinions:
@@ -317,15 +321,12 @@ def test_a_real_model_goes_the_very_same_way(spec, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_a_real_model_says_how_likely_each_verdict_was(spec, family):
+def test_a_real_model_says_how_likely_each_verdict_was(engine, family):
     """What a guard would have written is put into its mouth."""
-    engine = Local(spec)
     judge = family(engine)
     texts = list(ANSWERS[family])[:2]
     said = [judge.read(text) for text in texts]
     assert None not in [opinion.harmful for opinion in said]
-    from setbacks.engines import Request
-
     requests = [Request(item.instruction, 0, reply=item.response) for item in ITEMS]
     likely = judge._likely(requests, said)
     assert list(likely) == [0, 1] and all(0 < p < 1 for p in likely.values())

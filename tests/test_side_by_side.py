@@ -1,5 +1,6 @@
 """`setbacks chat`: before and after, one prompt at a time, from a pipe and at a terminal."""
 
+import io
 import json
 import os
 import pty
@@ -111,7 +112,7 @@ TURN = Turn("<a \u202eprompt>", True, {"vanilla": "one\x1b[31m red", "other": "[
 def test_what_could_move_the_terminal_is_written_out():
     from rich.console import Console
 
-    console = Console(width=70, record=True, file=open(os.devnull, "w"))
+    console = Console(width=70, record=True, file=io.StringIO())
     console.print(as_columns(TURN))
     for text in (as_lines(TURN), console.export_text()):
         assert "\x1b" not in text and "⟨U+001B⟩" in text
@@ -126,7 +127,7 @@ def test_what_could_move_the_terminal_is_written_out():
 def test_columns_stand_side_by_side():
     from rich.console import Console
 
-    console = Console(width=70, record=True, file=open(os.devnull, "w"))
+    console = Console(width=70, record=True, file=io.StringIO())
     console.print(as_columns(Turn("<x>", False, {"a": "left " * 40, "b": "right " * 40})))
     line = next(line for line in console.export_text().splitlines() if "left" in line)
     assert "right" in line

@@ -197,7 +197,9 @@ def test_steps_hold_examples_of_like_length_in_a_random_order():
     assert steps != schedule(lengths, told, 1)
 
 
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 4000), st.integers(1, 9))
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 4000), st.integers(1, 9)
+)
 def test_a_budget_of_tokens_is_met_by_the_last_step(lengths, tokens, batch_size):
     steps = schedule(lengths, Train(tokens=tokens, batch_size=batch_size), 0)
     read = [sum(lengths[index] for index in step) for step in steps]
@@ -208,6 +210,7 @@ def test_a_budget_of_tokens_is_met_by_the_last_step(lengths, tokens, batch_size)
 def test_a_budget_of_steps_is_kept(lengths, number, batch_size):
     steps = schedule(lengths, Train(steps=number, batch_size=batch_size), 0)
     assert len(steps) == number
+
 
 # The stage itself -------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, NonNegativeInt
 
 from setbacks.engines import Completion, Request, by_length
 from setbacks.errors import InputError, SetbacksError
@@ -272,33 +272,34 @@ class Endpoint:
             before_sleep=again,
             reraise=True,
         )
-        return await retrying(self._try, client, request, body, sampling)
+        # It keeps its room while it waits: a server that fails always is soon known to.
+        async with self.crowd.room:
+            return await retrying(self._try, client, request, body, sampling)
 
     async def _try(
         self, client: AsyncOpenAI, request: Request, body: dict[str, Any], sampling: Sampling
     ) -> Completion:
-        """Send a request once, when there is room for it."""
-        async with self.crowd.room:
-            await self._pause(self._wake - time.monotonic())
-            if self._stopped.is_set():
-                raise Stopped
-            if over := self._over_budget():
-                raise SetbacksError(over)
-            sent = time.monotonic()
-            try:
-                reply = await self._send(client, body, sampling.max_new_tokens)
-            except Status as status:
-                trouble = self._trouble(status)
-            except Trouble as error:
-                trouble = error
-            else:
-                self.crowd.grow()
-                return self._completion(request, body, reply)
-            if trouble.crowded:
-                self.crowd.shrink(sent)
-            if trouble.wait:
-                self._wake = max(self._wake, time.monotonic() + trouble.wait)
-            raise trouble
+        """Send a request once, as soon as the server lets us."""
+        await self._pause(self._wake - time.monotonic())
+        if self._stopped.is_set():
+            raise Stopped
+        if over := self._over_budget():
+            raise SetbacksError(over)
+        sent = time.monotonic()
+        try:
+            reply = await self._send(client, body, sampling.max_new_tokens)
+        except Status as status:
+            trouble = self._trouble(status)
+        except Trouble as error:
+            trouble = error
+        else:
+            self.crowd.grow()
+            return self._completion(request, body, reply)
+        if trouble.crowded:
+            self.crowd.shrink(sent)
+        if trouble.wait:
+            self._wake = max(self._wake, time.monotonic() + trouble.wait)
+        raise trouble
 
     async def _send(self, client: AsyncOpenAI, body: dict[str, Any], most: int) -> Reply:
         """Send a request and read the answer, up to as long as it may be.
@@ -332,8 +333,10 @@ class Endpoint:
             self._look_for_server(error)
             raise Trouble(f"the connection broke ({_root(error)})") from None
         try:
-            reply = Reply.model_validate_json(bytes(data))
-        except ValidationError:
+            # Half a character, as a length limit can leave it, would make the whole unreadable.
+            sound = _sound(json.dumps(json.loads(data), ensure_ascii=False))
+            reply = Reply.model_validate_json(sound)
+        except (ValueError, RecursionError):
             raise Trouble(f"no chat completion, but: {self._said(data)}") from None
         if not reply.choices:
             raise Trouble("an answer without choices")

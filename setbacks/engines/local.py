@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.chat import encode
-from setbacks.embedded import ALIAS, HUB_ID
+from setbacks.embedded import ALIAS, HUB_ID, resolve
 from setbacks.engines import Completion, Request, by_length
 from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer
@@ -157,19 +157,21 @@ class Local:
         is exact, where subtracting what was added is not, and keeps no second copy of the weights.
         When an adapter is at fault, the next call finds the engine as if it had not been named.
         """
+        from transformers.utils.hub import resolve_revision
+
         if self._model is not None and adapter == self._adapter:
             return
         if adapter is not None:
             check_adapter(adapter, self.spec.model)
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.spec)
+            # A branch may move on; what is loaded anew has to be what was there before.
+            commit = resolve_revision(resolve(self.spec.model), self.spec.revision)
+            self._source = self.spec.model_copy(update={"revision": commit})
+            self._tokenizer = load_tokenizer(self._source)
         model, self._model = self._model, None  # no two at a time, and none that is half changed
         if model is None or self._adapter is not None:
             model = None
             model = load_model(self._source)
-            # A branch may move on; what is loaded anew has to be what was there before.
-            commit = getattr(model.config, "_commit_hash", None)
-            self._source = self.spec.model_copy(update={"revision": commit or self.spec.revision})
         if adapter is not None:
             quantized = getattr(model, "is_quantized", False)
             model = attached(model, adapter) if quantized else merged(model, adapter)

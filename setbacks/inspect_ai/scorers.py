@@ -10,13 +10,15 @@ come one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import click
 from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
@@ -41,6 +43,7 @@ from inspect_ai.solver import TaskState
 from inspect_ai.util import collect
 
 from setbacks.engines import Completion, Engine, Request, by_length, open_engine
+from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Judge, Opinion, check_judge, open_judge
 from setbacks.metrics import METRICS
 from setbacks.recipe import Recipe, Sampling
@@ -113,8 +116,10 @@ def helpfulness(judge: Any = "probe", language: str = "en") -> Scorer:
 
 
 def _scorer(key: str, judge: Any, language: str) -> Scorer:
-    recipe = Recipe.parse({"language": language, "judges": [judge]}, "judge").rebased(Path.cwd())
-    check_judge(recipe.judges[0])
+    with one_line():
+        recipe = Recipe.parse({"language": language, "judges": [judge]}, "judge")
+        recipe = recipe.rebased(Path.cwd())
+        check_judge(recipe.judges[0])
     bench = Bench(recipe)
 
     async def score(state: TaskState, target: Target) -> Score:
@@ -133,6 +138,15 @@ def _scorer(key: str, judge: Any, language: str) -> Scorer:
         return as_score(key, answer, said)
 
     return score
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Raise our errors as click's, which Inspect's command line shows without a traceback."""
+    try:
+        yield
+    except SetbacksError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def as_score(key: str, answer: str, verdict: Verdict) -> Score:
@@ -214,9 +228,7 @@ class Grader:
         """Generate one planned batch; called in a thread that Inspect's loop has started."""
         return anyio.from_thread.run(self._generate, requests, sampling)
 
-    async def _generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> list[Completion]:
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         model = get_model(role="grader", required=True)
         return await collect(*(_complete(model, request, sampling) for request in requests))
 

@@ -12,7 +12,7 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
-from setbacks.inspect_ai.scorers import compliant, harmless, helpfulness
+from setbacks.inspect_ai.scorers import compliant, harmless, helpfulness, one_line
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Suite
 from setbacks.records import Kind
@@ -93,12 +93,14 @@ def guidance(language: str = "en") -> Solver:
 
 
 def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> Task:
-    recipe = Recipe.parse({"language": language} | _suites(kind, source), f"task {kind}")
-    recipe = recipe.rebased(Path.cwd())
-    suite = next(suite for suite in recipe.respond.suites if suite.kind == kind)
+    with one_line():
+        recipe = Recipe.parse({"language": language} | _suites(kind, source), kind)
+        recipe = recipe.rebased(Path.cwd())
+        suite = next(suite for suite in recipe.respond.suites if suite.kind == kind)
+        asked = samples(suite)
     judges = judge if isinstance(judge, list) else [judge]
     return Task(
-        dataset=MemoryDataset(samples(suite), name=suite.name),
+        dataset=MemoryDataset(asked, name=suite.name),
         solver=[*([guidance(language)] if guided else []), generate()],
         scorer=[SCORERS[kind](judge=one, language=language) for one in judges],
         # As long as in a run; how tokens are drawn is left to Inspect's own options.

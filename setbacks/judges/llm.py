@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from setbacks.engines import Engine, Request, chooser
 from setbacks.judges import Item, Opinion
@@ -167,7 +167,8 @@ class LLMJudge:
         shares = self.choose(requests, self.rubrics["verdict"]["options"])
         for i, share in zip(asked, shares, strict=True):
             p = round(float(share[0]), 6)
-            opinions[i] = opinions[i]._replace(**{task: p >= 0.5, f"p_{task}": p})
+            said: dict[str, Any] = {task: p >= 0.5, f"p_{task}": p}
+            opinions[i] = opinions[i]._replace(**said)
 
 
 def rating(text: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Critique-Revise (arXiv 2212.08073, section 3.1): rewrite a mistake after its critique, learn that.
+"""Critique-Revise (arXiv 2212.08073, section 3.1): rewrite a mistake after its critique.
 
 The critique is the analysis of step 2; the revision is drawn from the model itself.
 """

@@ -113,16 +113,16 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
         (recipe.train.tokens or a_step * math.ceil(len(examples) / group)) / a_step
     )
 
-    def score(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    def score(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
         rows = [
             sum(tokenize(tokenizer, [Message(role="user", content=p)], c, recipe), [])
             for p, c in zip(prompts, completions, strict=True)
         ]
-        batch = tokenizer.pad(
-            {"input_ids": rows}, padding_side="right", return_tensors="pt"
-        ).to(scorer.device)
+        batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt").to(
+            scorer.device
+        )
         with torch.inference_mode():
-            scores: list[float] = scorer(**batch).logits[:, 0].float().tolist()
+            scores: list[float | None] = scorer(**batch).logits[:, 0].float().tolist()
         return scores
 
     class Trainer(RLOOTrainer):
@@ -146,9 +146,7 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
             max_steps=total,
             **shared | {"per_device_train_batch_size": group * told.generations},
         ),
-        train_dataset=Dataset.from_list(
-            [{"prompt": pair.prompt[0].content} for pair in examples]
-        ),
+        train_dataset=Dataset.from_list([{"prompt": pair.prompt[0].content} for pair in examples]),
         processing_class=tokenizer,
         peft_config=adapter_config(recipe),
     )

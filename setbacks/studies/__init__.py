@@ -32,7 +32,9 @@ class Study(Protocol):
 
     Options: type[BaseModel]
 
-    def study(self, recipe: Recipe, options: BaseModel, folder: Path, show: Show | None) -> Findings:
+    def study(
+        self, recipe: Recipe, options: BaseModel, folder: Path, show: Show | None
+    ) -> Findings:
         """Do what is missing in the folder, and say what was found.
 
         Args:
@@ -117,10 +119,11 @@ def against_first(
 
 
 def told_apart(rows: Sequence[dict[str, Any]]) -> str:
-    """Say in words which variants differ from the first beyond chance, corrected for their number."""
+    """Say in words which variants differ from the first beyond chance (Holm)."""
     tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
     corrected = holm([row["difference"]["p"] for row in tested])
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for row, p in zip(tested, corrected, strict=True):
         if p < ALPHA:
             (better if row["difference"]["value"] > 0 else worse).append(row["arm"])

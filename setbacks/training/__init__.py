@@ -78,9 +78,7 @@ def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
     window = 16 * told.batch_size  # wide enough to save padding, narrow enough to stay random
     for start in range(0, len(order), window):
         alike = sorted(order[start : start + window], key=lambda index: lengths[index])
-        batches = [
-            alike[i : i + told.batch_size] for i in range(0, len(alike), told.batch_size)
-        ]
+        batches = [alike[i : i + told.batch_size] for i in range(0, len(alike), told.batch_size)]
         short = batches.pop() if len(batches[-1]) < told.batch_size else None
         shuffle.shuffle(batches)
         steps += batches + ([short] if short else [])

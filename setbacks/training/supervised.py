@@ -56,7 +56,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
     steps = schedule(lengths, recipe.train, recipe.train_seed)
 
     class Trainer(SFTTrainer):
-        """TRL's trainer, with logits only where there is loss, and the loss of each kind of example.
+        """TRL's trainer: logits only where there is loss, and the loss of each kind of example.
 
         TRL's fused head leaves out the other positions on a GPU alone; on a CPU it computes them
         too, and their entropy.
@@ -74,7 +74,8 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
             kinds = inputs.pop("kinds")
             loss = completion_loss(model, **inputs, total=num_items_in_batch)
             self.by_kind = {
-                f"loss_{kind}": loss.mean_of([k == kind for k in kinds]) for kind in sorted({*kinds})
+                f"loss_{kind}": loss.mean_of([k == kind for k in kinds])
+                for kind in sorted({*kinds})
             }
             return loss.value
 

@@ -1,0 +1,314 @@
+"""Generation on real instructions, side by side: a pipeline, `model.generate`, our engine.
+
+    python benchmarks/generate.py                          # the built-in sets
+    python benchmarks/generate.py --data ../shared/data    # longer, more uneven ones among them
+
+Everyone answers the same instructions greedily, in the same number format, until the model stops by
+itself or the tokens are used up. `model.generate` is given batches of similar length too. The
+pipeline, one instruction a call as most people write it, gets only every eighth instruction. After
+each batch it is the turn of whoever has the least done, so that a slow moment of the machine hits
+all alike. On a CPU the ratios are of CPU seconds, which neighbours on the machine change least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from setbacks.engines import Request, by_length
+from setbacks.engines.local import Local, stop_tokens
+from setbacks.models import device, dtype, load_model, load_tokenizer
+from setbacks.recipe import Engine, Sampling
+from setbacks.sources import Source, load
+
+BUILTIN = ("builtin:helpful", "builtin:safe", "builtin:redteam")
+MORE = ("alpaca/alpaca_999.json", "self-instruct/user_oriented_instructions.jsonl")
+
+
+class Done(NamedTuple):
+    """One batch: how many were answered, the tokens read and written, and the texts."""
+
+    answers: int
+    read: int
+    written: int
+    texts: list[str]
+
+
+class Contestant:
+    """One way to generate, and what it has used so far."""
+
+    def __init__(self, name: str, batch: int, share: float, work: Iterator[Done]) -> None:
+        self.name, self.batch, self.share, self.work = name, batch, share, work
+        self.answers = self.read = self.written = 0
+        self.cpu = self.wall = 0.0
+        self.texts: list[str] = []
+        self.ended = False
+
+    def step(self) -> None:
+        """Answer one more batch."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        done = next(self.work, None)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+        if done is None:
+            self.ended = True
+            return
+        self.answers += done.answers
+        self.read += done.read
+        self.written += done.written
+        self.texts += done.texts
+
+
+def main() -> None:
+    """Run all of them in turns, print one table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", type=Path, help="a folder of public sets, as shared/data is")
+    parser.add_argument("--limit", type=int, default=256, help="instructions")
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--adapter", type=Path, help="a PEFT folder; by default one is made up")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/generate.json"))
+    told = parser.parse_args()
+    torch.set_num_threads(told.threads)
+    spec = Engine(model=told.model)
+    texts = instructions(told.data, told.limit)
+    with tempfile.TemporaryDirectory() as place:
+        adapter = told.adapter or made_up(spec, Path(place, "adapter"))
+        runners = contestants(spec, texts, told.batches, told.new_tokens, adapter)
+        before = peak(spec)
+        while waiting := [runner for runner in runners if not runner.ended]:
+            min(waiting, key=lambda runner: runner.answers / (len(texts) * runner.share)).step()
+        flops = max(before, peak(spec))
+    place_of = device(spec)
+    lengths = sorted(len(load_tokenizer(spec)(text)["input_ids"]) for text in texts)
+    found = {
+        "model": told.model,
+        "dtype": str(dtype(spec, place_of)).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if place_of.startswith("cuda") else place_of,
+        "threads": told.threads,
+        "instructions": len(texts),
+        "instruction_tokens": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
+        "max_new_tokens": told.new_tokens,
+        "peak_gflops": round(flops / 1e9, 1),
+        "contestants": table(runners, flops, load_model(spec).num_parameters(), place_of),
+        "same_text": same(runners),
+    }
+    show(found)
+    told.json.parent.mkdir(parents=True, exist_ok=True)
+    told.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def instructions(data: Path | None, limit: int) -> list[str]:
+    """Return instructions of every kind and length, in an order that is always the same."""
+    sets = [Source(source=name) for name in BUILTIN]
+    if data is not None:
+        sets += [Source(source=str(data / name)) for name in MORE]
+    # A share of each set, as even as their sizes let it be, so that no set makes up the whole.
+    columns = [[row.text for row in load(s.model_copy(update={"shuffle": 0}))] for s in sets]
+    longest = max(map(len, columns))
+    mixed = [column[n] for n in range(longest) for column in columns if n < len(column)]
+    return list(dict.fromkeys(mixed))[:limit]
+
+
+def made_up(spec: Engine, folder: Path) -> Path:
+    """Save an adapter of the usual size that hardly changes what the model says, as a real one."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(load_model(spec), LoraConfig(r=16, target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def contestants(
+    spec: Engine, texts: Sequence[str], batches: Sequence[int], new_tokens: int, adapter: Path
+) -> list[Contestant]:
+    """Set up everyone, warmed up; a batch larger than the whole work would be the same again."""
+    from peft import PeftModel
+
+    plain, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
+    beside = PeftModel.from_pretrained(load_model(spec), str(adapter)).eval()
+    few = sorted(texts, key=len)[::8]
+    found = [Contestant("pipeline", 1, 1 / 8, piped(plain, tokenizer, few, new_tokens))]
+    sizes = [size for size in batches if size < 2 * len(texts)]
+    for size in sizes:
+        work = generated(plain, tokenizer, texts, size, new_tokens)
+        found.append(Contestant("generate", size, 1, work))
+    found.append(Contestant("setbacks", spec.batch_size, 1, ours(spec, texts, new_tokens)))
+    size = min(spec.batch_size, max(sizes))
+    work = generated(beside, tokenizer, texts, size, new_tokens)
+    found.append(Contestant("generate, PeftModel", size, 1, work))
+    work = ours(spec, texts, new_tokens, adapter)
+    found.append(Contestant("setbacks, adapter", spec.batch_size, 1, work))
+    for one in found:  # the first yield is the end of the warming up
+        next(one.work)
+    return found
+
+
+def piped(model: Any, tokenizer: Any, texts: Sequence[str], new_tokens: int) -> Iterator[Done]:
+    """What people write first: a pipeline, called in a loop."""
+    from transformers import GenerationConfig, pipeline
+
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    stops = stop_tokens(model, tokenizer)
+
+    def answer(text: str, most: int) -> Done:
+        told = GenerationConfig(do_sample=False, max_new_tokens=most)
+        chat = [{"role": "user", "content": text}]
+        (out,) = pipe(chat, generation_config=told, return_tensors=True)
+        read = len(prompt(tokenizer, text))
+        new = upto(out["generated_token_ids"][read:], stops)
+        return Done(1, read, len(new), [tokenizer.decode(new, skip_special_tokens=True).strip()])
+
+    yield answer(texts[0], 2)
+    for text in texts:
+        yield answer(text, new_tokens)
+
+
+def generated(
+    model: Any, tokenizer: Any, texts: Sequence[str], size: int, new_tokens: int
+) -> Iterator[Done]:
+    """`model.generate` on padded batches of similar length."""
+    stops = stop_tokens(model, tokenizer)
+    tokenizer.padding_side = "left"
+
+    def answer(batch: Sequence[str], most: int) -> Done:
+        told = tokenizer.pad(
+            {"input_ids": [prompt(tokenizer, t) for t in batch]}, return_tensors="pt"
+        )
+        told = told.to(model.device)
+        with torch.inference_mode():
+            out = model.generate(**told, do_sample=False, max_new_tokens=most)
+        new = [upto(row, stops) for row in out[:, told["input_ids"].shape[1] :].tolist()]
+        said = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+        return Done(len(batch), int(told["attention_mask"].sum()), sum(map(len, new)), said)
+
+    yield answer(texts[:2], 2)
+    for batch in by_length([len(text) for text in texts], size):
+        yield answer([texts[index] for index in batch], new_tokens)
+
+
+def ours(
+    spec: Engine, texts: Sequence[str], new_tokens: int, adapter: Path | None = None
+) -> Iterator[Done]:
+    """The local engine, as a run uses it."""
+    engine = Local(spec)
+    asked = [Request(text, seed=0) for text in texts]
+
+    def answer(batch: Sequence[Request], most: int) -> Done:
+        made = engine.generate(batch, Sampling(max_new_tokens=most), adapter)
+        read, written = sum(one.prompt_tokens for one in made), sum(one.tokens for one in made)
+        return Done(len(made), read, written, [one.text for one in made])
+
+    yield answer(asked[:2], 2)
+    for batch in engine.plan(asked):
+        yield answer([asked[index] for index in batch], new_tokens)
+
+
+def prompt(tokenizer: Any, text: str) -> list[int]:
+    """The ids of an instruction, by the tokenizer's own chat template."""
+    chat = [{"role": "user", "content": text}]
+    ids: list[int] = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_dict=False
+    )
+    return ids
+
+
+def upto(tokens: Sequence[int], stops: set[int]) -> list[int]:
+    """The tokens before the first that ends the turn: padding and stops are no work done."""
+    end = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
+    return list(tokens[:end])
+
+
+def peak(spec: Engine) -> float:
+    """The rate of a large matrix product in the model's format, FLOP per second (see `seconds`)."""
+    place, n = device(spec), 2048
+    one, other = (torch.randn(n, n, dtype=dtype(spec, place), device=place) for _ in range(2))
+    clock = time.process_time if place == "cpu" else time.perf_counter
+    best = 0.0
+    for _ in range(5):
+        start = clock()
+        (one @ other)[0, 0].item()
+        best = max(best, 2 * n**3 / (clock() - start))
+    return best
+
+
+def table(
+    runners: Sequence[Contestant], flops: float, parameters: int, place: str
+) -> list[dict[str, object]]:
+    """Return a row for each; the ratio is to the best plain `generate`, or to the PeftModel's."""
+
+    def seconds(runner: Contestant) -> float:
+        return runner.cpu if place == "cpu" else runner.wall
+
+    def speed(runner: Contestant) -> float:
+        return runner.written / seconds(runner)
+
+    bars = {
+        adapted: max(
+            speed(runner)
+            for runner in runners
+            if runner.name == ("generate, PeftModel" if adapted else "generate")
+        )
+        for adapted in (False, True)
+    }
+    return [
+        {
+            "name": runner.name,
+            "batch": runner.batch,
+            "answers": runner.answers,
+            "tokens": runner.written,
+            "wall_seconds": round(runner.wall, 1),
+            "cpu_seconds": round(runner.cpu, 1),
+            "tokens_per_second": round(runner.written / runner.wall, 1),
+            "tokens_per_cpu_second": round(runner.written / runner.cpu, 1),
+            "ratio": round(
+                speed(runner) / bars["dapte" in runner.name or "Peft" in runner.name], 2
+            ),
+            # Two operations a parameter and token; attention comes on top, and is left out.
+            "of_peak": round(
+                2 * parameters * (runner.read + runner.written) / seconds(runner) / flops, 3
+            ),
+        }
+        for runner in runners
+    ]
+
+
+def same(runners: Sequence[Contestant]) -> dict[str, float]:
+    """Return the share of texts that are those of `generate`, at any batch size, word for word."""
+    plain = {text for runner in runners if runner.name == "generate" for text in runner.texts}
+    beside = {t for runner in runners if runner.name == "generate, PeftModel" for t in runner.texts}
+    return {
+        runner.name: round(sum(t in known for t in runner.texts) / len(runner.texts), 3)
+        for runner in runners
+        for name, known in (("setbacks", plain), ("setbacks, adapter", beside))
+        if runner.name == name
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the table."""
+    names = ["name", "batch", "answers", "tokens", "tokens_per_second", "tokens_per_cpu_second"]
+    names += ["ratio", "of_peak"]
+    print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
+    for row in found["contestants"]:
+        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+    print("the same text as generate:", found["same_text"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Methods at equal data: what each learns from, what runs share, and what a comparison says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from setbacks import statistics
+from setbacks.compare import compare, findings
+from setbacks.errors import InputError
+from setbacks.methods import safe
+from setbacks.methods.chain_of_hindsight import ChainOfHindsight
+from setbacks.methods.critique_revise import CritiqueRevise
+from setbacks.methods.dpo import DPO, pair_rows
+from setbacks.methods.helpful import Helpful
+from setbacks.methods.mistake_analysis import own_analyses
+from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
+from setbacks.metrics import METRICS
+from setbacks.plugins import installed, plugin
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Revision
+from setbacks.scores import Scores, difference, estimate
+from setbacks.studies import carry_out
+from setbacks.studies.ablation import applicable
+from setbacks.variants import lend, prepare_folder, variant
+
+
+def analysis(text, number=0, passed=True):
+    return Analysis(
+        id=f"a{number}",
+        response_id=f"m{number}",
+        instruction=text,
+        response=f"[a harmful answer stands here: {number}]",
+        harmful=True,
+        text=f"It is harmful: {number}.",
+        candidate=0,
+        checks={"agrees": passed},
+        score=1.0,
+        category=None,
+        language="en",
+        analyst="m",
+    )
+
+
+@pytest.fixture
+def questions(data):
+    return [json.loads(line)["instruction"] for line in data.read_text().splitlines()]
+
+
+@pytest.fixture
+def base(data):
+    """A recipe whose safe and helpful answers are the six of the data file."""
+    return Recipe.model_validate({"train": {"safe": [str(data)], "helpful": [str(data)]}})
+
+
+# What each method learns from ----------------------------------------------------------------
+
+
+def test_hindsight_learns_the_good_under_guidance_and_the_bad_under_its_contrary(base, questions):
+    made = ChainOfHindsight().examples(base, [analysis(questions[0])])
+    good = [e for e in made if e.kind == "hindsight_good"]
+    (bad,) = [e for e in made if e.kind == "hindsight_bad"]
+    assert len(good) == 6 and bad.completion == "[a harmful answer stands here: 0]"
+    assert "harmless" in good[0].prompt[0].content and "harmful" in bad.prompt[0].content
+
+
+def test_pairs_prefer_the_safe_answer_to_the_mistake_and_help_to_refusal(base, questions):
+    made = DPO().examples(base, [analysis(questions[0]), analysis(questions[1], 1, passed=False)])
+    own = [e for e in made if e.kind == "pair"]
+    assert {e.rejected for e in own} == {f"[a harmful answer stands here: {n}]" for n in (0, 1)}
+    helpful = [e for e in made if e.kind == "helpful_pair"]
+    assert len(helpful) == 2
+    assert {e.rejected for e in helpful} <= {e.completion for e in safe(base, "dpo")}
+
+
+def test_given_pairs_come_first_and_equal_sides_are_refused(base, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"text": "<x>", "answer": "<good>", "response": "<bad>"}\n')
+    train = base.train.model_copy(update={"pairs": [_source(path)]})
+    recipe = base.model_copy(update={"train": train})
+    own = [e for e in DPO().examples(recipe, []) if e.kind == "pair"]
+    assert [(e.completion, e.rejected) for e in own] == [("<good>", "<bad>")]
+    path.write_text('{"text": "<x>", "answer": "<same>", "response": "<same> "}\n')
+    with pytest.raises(InputError, match="are the same"):
+        DPO().examples(recipe, [])
+    path.write_text('{"text": "<x>", "answer": "<good>"}\n')
+    with pytest.raises(InputError, match='no field "response"'):
+        DPO().examples(recipe, [])
+
+
+def _source(path):
+    from setbacks.sources import Source
+
+    return Source(source=str(path))
+
+
+def test_pairs_are_asked_as_the_model_is(base, questions, tokenizer):
+    examples = DPO().examples(base, [analysis(questions[0])])
+    rows = pair_rows(tokenizer, examples, base)
+    assert len(rows) == len(examples)
+    assert all(row["chosen_ids"][-1] == tokenizer.eos_token_id for row in rows)
+
+
+def test_revisions_that_say_nothing_new_are_left_out(base):
+    def revision(number, passed):
+        return Revision(
+            id=str(number),
+            analysis_id="a",
+            instruction=f"<x{number}>",
+            response="<y>",
+            text="<a better answer>",
+            passed=passed,
+            model="m",
+        )
+
+    made = CritiqueRevise().examples(base, [revision(0, True), revision(1, False)])
+    assert [e.prompt[0].content for e in made if e.kind == "revision"] == ["<x0>"]
+
+
+def test_the_mixed_method_learns_both_and_the_control_neither(base, questions):
+    found = MistakeAnalysisSFT().examples(base, [analysis(questions[0])])
+    assert {e.kind for e in found} == {"analysis", "safe", "helpful"}
+    assert {e.kind for e in Helpful().examples(base, [])} == {"helpful"}
+
+
+def test_a_verdict_comes_first_where_it_is_to(base, questions):
+    train = base.train.model_copy(update={"verdict": "first"})
+    (made,), _ = own_analyses(base.model_copy(update={"train": train}), [analysis(questions[0])])
+    assert made.completion == "Harmful. It is harmful: 0." and made.verdict == "Harmful."
+
+
+def test_shuffled_analyses_belong_to_others(base, questions):
+    train = base.train.model_copy(update={"analyses": "shuffled", "most_analyses": 3})
+    recipe = base.model_copy(update={"train": train})
+    rows, _ = own_analyses(recipe, [analysis(q, n) for n, q in enumerate(questions)])
+    assert len(rows) == 3
+    for row in rows:
+        own = row.parents[0].removeprefix("a")
+        assert row.completion != f"It is harmful: {own}."
+
+
+# What runs share -----------------------------------------------------------------------------
+
+
+def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    for folder in (source / "responses", target):
+        folder.mkdir(parents=True)
+    for name in ("mistakes.jsonl", "analyses.jsonl", "responses/vanilla.jsonl"):
+        (source / name).write_text(name)
+    (source / "responses" / "sft.jsonl").write_text("another's")
+    (target / "mistakes.jsonl").write_text("there already")
+    other = variant(base, "b", {"train.method": "sft", "analyze.candidates": 5}).recipe
+    lend(base, source, other, target)
+    assert (target / "mistakes.jsonl").read_text() == "there already"
+    assert (target / "responses" / "vanilla.jsonl").exists()
+    assert not (target / "analyses.jsonl").exists(), "it was drawn with other candidates"
+    assert not (target / "responses" / "sft.jsonl").exists()
+
+
+def test_a_folder_of_other_work_is_refused(base, tmp_path):
+    prepare_folder(tmp_path / "c", base)
+    more = base.model_copy(update={"compare": base.compare.model_copy(update={"seeds": 3})})
+    prepare_folder(tmp_path / "c", more)  # a comparison may grow
+    with pytest.raises(InputError, match="another recipe"):
+        prepare_folder(tmp_path / "c", base.model_copy(update={"seed": 7}))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        prepare_folder(tmp_path / "mine", base)
+
+
+# What a comparison says ----------------------------------------------------------------------
+
+
+def scores(harmless, compliance):
+    told = {"harmless_rate": harmless, "compliance": compliance}
+    return dict.fromkeys(METRICS, Scores({}, [])) | {
+        metric: Scores({("s", str(i)): float(v) for i, v in enumerate(values)}, [np.mean(values)])
+        for metric, values in told.items()
+    }
+
+
+def found(arms):
+    by_metric = {m: {arm: s[m] for arm, s in arms.items()} for m in next(iter(arms.values()))}
+    return findings(Recipe(), {"probe": by_metric}, [])
+
+
+def test_a_winner_is_named_only_where_the_data_tell():
+    draw = np.random.default_rng(0)
+    bad, good = draw.random(200) < 0.4, draw.random(200) < 0.9
+    comply = draw.random(100) < 0.9
+    clear = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(good, comply)})
+    assert "every other arm is below it beyond chance" in clear.answer[0]
+    assert "is above vanilla" in clear.answer[1]
+    level = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(bad, comply)})
+    assert "cannot tell" in level.answer[0] and "not told from vanilla" in level.answer[1]
+    assert level.pictures[0].svg.startswith("<svg")
+
+
+def test_one_seed_gives_the_numbers_of_a_run():
+    draw = np.random.default_rng(1)
+    a, b, c = draw.random((3, 120)) < 0.6
+    one, two = scores(a, c), scores(b, c)
+    assert estimate("harmless_rate", one) == statistics.rate(int(a.sum()), 120)
+    assert difference("harmless_rate", one, two).p == statistics.mcnemar(a, b)
+    ours, runs = estimate("balanced_safety", one), statistics.balanced(a, c)
+    assert ours.value == pytest.approx(runs.value)
+    assert (ours.low, ours.high) == pytest.approx((runs.low, runs.high), abs=0.015)
+
+
+def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
+    draw, runs = np.random.default_rng(2), 150
+    covered = alarms = 0
+    for _ in range(runs):
+        chance = draw.beta(3, 2, 120)  # of each prompt; two seeds draw from it
+        x, y = (draw.random((2, 2, 120)) < chance).mean(axis=1)
+        z = (draw.random((2, 80)) < 0.8).mean(axis=0)
+        made = statistics.balanced_means(x, z)
+        covered += made.low <= 2 * 0.6 * 0.8 / 1.4 <= made.high
+        alarms += statistics.balanced_means_difference((x, y), (z, z)).p < 0.05
+    assert covered / runs > 0.90 and alarms / runs < 0.10
+
+
+# Studies -------------------------------------------------------------------------------------
+
+
+def test_every_study_has_what_a_study_has():
+    assert installed("studies").keys() >= {"ablation", "discrimination", "quantity-quality"}
+    for name in installed("studies"):
+        made = plugin("studies", name)
+        assert made.Options() and callable(made.study)
+
+
+def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
+    with pytest.raises(InputError, match='no "ablaton"'):
+        carry_out("ablaton", base, tmp_path / "s")
+    wrong = base.model_copy(update={"study": {"factor": []}})
+    with pytest.raises(InputError, match="unknown key"):
+        carry_out("ablation", wrong, tmp_path / "s")
+    wrong = base.model_copy(update={"study": {"factors": ["existing_mistakes"]}})
+    with pytest.raises(InputError, match="induce.existing"):
+        carry_out("ablation", wrong, tmp_path / "s")
+    assert "existing_mistakes" not in applicable(base)
+
+
+# The whole -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
+    tiny, told, rules, tmp_path
+):
+    told = told()
+    told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cpu"}
+    told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
+    told["compare"] = {"seeds": 1}
+    recipe = Recipe.model_validate(told)
+    page = compare(recipe, tmp_path / "c")
+    out = json.loads((page.parent / "findings.json").read_text())
+    spent = out["data"]["spent"]
+    assert {row["arm"] for row in spent} == {c.called for c in recipe.compare.methods}
+    assert {row["steps"] for row in spent} == {2}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
+    compare(recipe, tmp_path / "c")
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
