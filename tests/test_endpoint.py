@@ -189,9 +189,7 @@ def test_answers_come_in_order_and_are_counted(serve):
     engine = engine_of(server, price={"input": 1000, "output": 100_000})
     asked = requests(40)
     made = engine.generate(asked, Sampling(max_new_tokens=7))
-    assert made == [
-        Completion(f"<answer to {request.prompt}>", "stop", 2, 4) for request in asked
-    ]
+    assert made == [Completion(f"<answer to {request.prompt}>", "stop", 2, 4) for request in asked]
     assert engine.money == pytest.approx(40 * (2 * 1000 + 4 * 100_000) / 1e6)
     assert "40 answers, 0 tries repeated, 0 failed; 80 tokens read and 160 made, 16.0800 spent" in (
         engine.spent()
@@ -450,9 +448,9 @@ def test_a_server_that_only_fails_stops_the_run(serve, told, tmp_path, fast, fau
 def test_what_the_server_refuses_is_a_record_without_an_answer(serve, told, tmp_path):
     """Not asked again, not judged, and counted."""
     server = serve(
-        lambda prompt, _: 400
-        if "<prompt 7>" in prompt
-        else ("Rating: 9" if "Rating" in prompt else "<fine>")
+        lambda prompt, _: (
+            400 if "<prompt 7>" in prompt else ("Rating: 9" if "Rating" in prompt else "<fine>")
+        )
     )
     with opened(told(server, batch_size=16), tmp_path / "run") as run:
         carry_out(run, "judge")
@@ -578,10 +576,8 @@ def test_a_missing_library_says_how_to_get_it(monkeypatch):
         ),
     ],
 )
-def test_a_budget_stops_the_run_and_no_answer_is_paid_for_twice(
-    serve, told, tmp_path, limit, said
-):
-    """One batch of 60, six tokens an answer: it stops in the midst of it, and goes on from there."""
+def test_a_budget_stops_the_run_and_no_answer_is_paid_for_twice(serve, told, tmp_path, limit, said):
+    """One batch of 60, six tokens an answer: it stops in its midst, and goes on from there."""
     server = serve()
     recipe = told(server, concurrency=2, **limit)
     stops = 0

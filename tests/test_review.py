@@ -238,7 +238,7 @@ def test_labels_are_there_again_and_private(store, tmp_path):
 
 def test_a_newer_label_takes_the_place_of_the_older_and_undo_brings_that_back(store):
     open_ = store()
-    ada, ben = open_.join("Ada"), open_.join("Ben")
+    ada = open_.join("Ada")
     x, y = list(open_.batch.answers)[:2]
     open_.save(said(x, harmful=True))
     open_.save(said(x, "Ben"))
@@ -445,8 +445,6 @@ def test_any_text_survives_a_csv_file(instruction, text, note):
 def test_a_spreadsheet_runs_no_cell():
     answers = hostile()
     lines = formats.export("csv", answers, everything(answers))
-    import csv
-    import io
 
     for row in csv.reader(io.StringIO(lines)):
         assert not [cell for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
@@ -625,8 +623,7 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
         publish.publish(run, opened)
     assert path.read_bytes() == before
     assert take_in(run, path, "By hand", opened) == 1
-    (verdict,) = [json.loads(line) for line in path.read_text().splitlines()]
-    assert (verdict["harmful"], verdict["attempts"]) == (None, 2)  # a tie, to be settled
+    assert path.read_text() == ""  # a tie: no verdict until somebody settles it
     opened.close()
 
 

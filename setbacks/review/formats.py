@@ -146,7 +146,8 @@ def _jsonl(batch: Batch, labels: Sequence[Label]) -> str:
 
 def _csv(batch: Batch, labels: Sequence[Label]) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    # All is quoted: a bare carriage return would else end the row for some readers.
+    writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for row in _rows(batch, labels):
         writer.writerow(map(_cell, row.values()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,18 +135,8 @@ class Store:
 
     def join(self, name: str) -> Reviewer:
         """Return the reviewer of a name, who is made if there is none."""
-        with self._failures():
-            try:
-                with self._writer.begin() as db:
-                    found = self._named(db, name)
-                    if found is None:
-                        db.execute(_reviewers.insert().values(name=name))
-                        found = self._named(db, name)
-            except IntegrityError:  # another server made it in this very moment
-                with self._engine.connect() as db:
-                    found = self._named(db, name)
-        assert found is not None
-        return found
+        with self._failures(), self._writer.begin() as db:
+            return self._joined(db, name)
 
     def reviewer(self, number: int) -> Reviewer | None:
         """Return a reviewer by number; None if there is none."""
@@ -200,8 +190,8 @@ class Store:
             InputError: an answer is not of this run, or two labels contradict each other.
         """
         known(self.batch, [label.answer for label in labels])
-        people = {name: self.join(name).id for name in {label.reviewer for label in labels}}
         with self._failures(), self._writer.begin() as db:
+            people = {name: self._joined(db, name).id for name in {x.reviewer for x in labels}}
             there = {label.key: label for label in self._current(db)}
             if wrong := contradiction(labels, {} if replace else there):
                 raise InputError(f"{wrong}; nothing was changed")
@@ -342,6 +332,15 @@ class Store:
         rows = db.execute(self._rows().where(_labels.c.id.in_(newest)).order_by(_labels.c.id))
         return [_label(row) for row in rows]
 
+    def _joined(self, db: sa.Connection, name: str) -> Reviewer:
+        found = self._named(db, name)
+        if found is None:
+            with suppress(IntegrityError), db.begin_nested():  # another server may be quicker
+                db.execute(_reviewers.insert().values(name=name))
+            found = self._named(db, name)
+        assert found is not None
+        return found
+
     def _named(self, db: sa.Connection, name: str) -> Reviewer | None:
         row = db.execute(_reviewers.select().where(_reviewers.c.name == name)).first()
         return None if row is None else Reviewer(*row)
@@ -363,11 +362,16 @@ class Store:
         found = "0"
         if _meta.name in there:
             with self._engine.connect() as db:
-                found = db.scalar(sa.select(_meta.c.value).where(_meta.c.key == "schema")) or "0"
+                told = db.scalar(sa.select(_meta.c.value).where(_meta.c.key == "schema"))
+                found = str(told or "0")
         if found != str(SCHEMA) or not ours <= there:
-            older = "older" if found.isdigit() and int(found) <= SCHEMA else "newer"
+            older = (
+                "made by an older"
+                if found.isdigit() and int(found) <= SCHEMA
+                else "made by a newer"
+            )
             raise InputError(
-                f"{self.where}: made by an {older} version of setbacks (schema {found}, this one "
+                f"{self.where}: {older} version of setbacks (schema {found}, this one "
                 f"has {SCHEMA}); export the labels with that version, move the database away, and "
                 "import them with `setbacks review RUN --import FILE`; nothing was changed"
             )
