@@ -95,7 +95,9 @@ def _stage(name: str, summary: str) -> None:
 
 _stage("induce", "Step 1: draw mistakes from the model.")
 _stage("analyze", "Step 2: have the mistakes analysed.")
+_stage("preflight", "Ask the model what it takes for harmful: near chance, it cannot learn yet.")
 _stage("train", "Step 3: fine-tune an adapter on the analyses.")
+_stage("introspect", "Have the trained model analyse, and see whether it still does.")
 _stage("respond", "Step 4: answer the suites before and after, with and without guidance.")
 _stage("judge", "Step 5: have the responses judged.")
 _stage("report", "Write metrics.json and report.html.")

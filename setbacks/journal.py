@@ -7,10 +7,12 @@ and made again, so a resumed file ends with the same bytes as an uninterrupted o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -49,7 +51,7 @@ class Journal(Generic[R]):
         self.path = path
         self.kind = kind
         self.log = log
-        self._lines = _read(path, kind, log)
+        self._lines = _read(path, log)
         self._records: list[R] = []  # parsed so far: never more than there are lines
         self._at = 0  # how many records the batches so far have accounted for
 
@@ -102,7 +104,8 @@ class Journal(Generic[R]):
                 f"{self.path.name}: {len(self._lines) - start} records of an unfinished batch cut "
                 "off, to be made again"
             )
-            os.truncate(self.path, sum(map(len, self._lines[:start])))
+            with writing(self.path):
+                os.truncate(self.path, sum(map(len, self._lines[:start])))
             del self._lines[start:], self._records[start:]
         made = list(do(work))
         self._append(made)
@@ -133,9 +136,11 @@ class Journal(Generic[R]):
                 file.write(b"".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
+            if not committed:  # a new file: its name must last through a power cut, too
+                sync_folder(self.path.parent)
         except OSError as error:
             # Best effort: a half-written batch would be cut off on the next opening all the same.
-            if self.path.exists():
+            with contextlib.suppress(OSError):
                 os.truncate(self.path, committed)
             raise failed_write(self.path, error) from error
         self._lines.extend(lines)
@@ -152,10 +157,16 @@ class Journal(Generic[R]):
         try:
             return self.kind.model_validate_json(self._lines[number])
         except ValidationError as error:
+            problem = error.errors()[0]
+            if problem["loc"] == ("v",) and problem["type"] == "less_than_equal":
+                raise SetbacksError(
+                    f"{self.path}: line {number + 1} was written by a later version of setbacks "
+                    f"(records of schema {problem['input']}); update setbacks to open it"
+                ) from None
             raise SetbacksError(
                 f"{self.path}: line {number + 1} is no {self.kind.__name__} record "
-                f"({error.errors()[0]['msg']}); restore the file from a copy, or delete it to have "
-                "the stage done again"
+                f"({problem['msg']}); restore the file from a copy, or cut it off before that line "
+                "to have the rest done again"
             ) from None
 
 
@@ -173,6 +184,19 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says while something is done to a path into one line.
+
+    Raises:
+        SetbacksError: the disk is full or fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise failed_write(path, error) from error
+
+
 def failed_write(path: Path, error: OSError) -> SetbacksError:
     """Say in one line why a write failed and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -186,26 +210,29 @@ def failed_write(path: Path, error: OSError) -> SetbacksError:
     )
 
 
-def _read(path: Path, kind: type[R], log: Callable[[str], None]) -> list[bytes]:
+def _read(path: Path, log: Callable[[str], None]) -> list[bytes]:
     """Read a file's lines; cut off a last one that a crash has torn."""
     try:
-        lines = [line + b"\n" for line in path.read_bytes().split(b"\n")]
+        data = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
+    lines = [line + b"\n" for line in data.split(b"\n")]
     torn = lines.pop()[:-1]  # what follows the last newline
-    if not torn and lines and not _holds(lines[-1], kind):
+    if not torn and lines and not _is_json(lines[-1]):
         torn = lines.pop()  # a power cut can leave a hole, too, before the newline
     if torn:
         log(f"{path.name}: line {len(lines) + 1} was torn by a crash; cut off, to be made again")
-        os.truncate(path, sum(map(len, lines)))
+        with writing(path):
+            os.truncate(path, sum(map(len, lines)))
     return lines
 
 
-def _holds(line: bytes, kind: type[Record]) -> bool:
+def _is_json(line: bytes) -> bool:
+    """Whether a line is whole. What is whole and no record is not ours to cut off."""
     try:
-        kind.model_validate_json(line)
-    except ValidationError:
+        json.loads(line)
+    except ValueError:
         return False
     return True

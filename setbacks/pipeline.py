@@ -15,6 +15,7 @@ from setbacks.runfolder import RunFolder
 from setbacks.sources import Source, load
 from setbacks.stages.analyze import analyze, benign
 from setbacks.stages.induce import existing, induce
+from setbacks.stages.introspect import introspect
 from setbacks.stages.judge import judge
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import check_arms, respond
@@ -30,7 +31,9 @@ def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
     if not run.recipe.evaluate:  # an evaluation takes models as they are
         yield "induce", (mistakes := induce(run))  # 1. guided: draw harmful responses
         yield "analyze", (analyses := analyze(run, mistakes))  # 2. guided: explain the harm
+        yield "preflight", introspect(run, analyses)  # can it tell harm at all?
         yield "train", (adapter := train(run, analyses))  # 3. unguided: learn to say so unprompted
+        yield "introspect", introspect(run, analyses, adapter)  # and what does it say now?
     yield "respond", (responses := respond(run, adapter))  # 4. answer, with and without guidance
     yield "judge", judge(run, responses)  # 5. measure
     yield "report", report(run)
@@ -61,7 +64,7 @@ def carry_out(run: RunFolder, until: str) -> Any:
     Raises:
         InputError: an evaluation has no such step.
     """
-    if run.recipe.evaluate and until in ("induce", "analyze", "train"):
+    if run.recipe.evaluate and until not in ("respond", "judge", "report"):
         raise InputError(f"{run.path}: an evaluation; it trains nothing, so it has no {until}")
     return next(made for name, made in steps(run) if name == until)
 

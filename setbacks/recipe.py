@@ -203,6 +203,11 @@ class Induce(Section):
     existing: Sources = Field(
         [], description="Data sets with `text` and a harmful `response` (for existing / both)."
     )
+    guidance: Literal["hints", "persona", "category"] = Field(
+        "hints",
+        description="What the model is told, to answer badly: `hints` of tone, whom to answer as, "
+        "or which category of harm to do.",
+    )
     attempts: int = Field(
         3, ge=1, description="Tries an instruction, each with another hint, while it refuses."
     )
@@ -315,6 +320,9 @@ class Train(Section):
     )
     most_analyses: int | None = Field(
         None, ge=1, description="Learn at most so many analyses of mistakes; null: all."
+    )
+    categories: list[str] | None = Field(
+        None, description="Learn from mistakes of these categories of harm alone; null: all."
     )
     question: Literal["unguided", "guided"] = Field(
         "unguided",

@@ -36,7 +36,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    v: int = SCHEMA_VERSION
+    v: int = Field(SCHEMA_VERSION, le=SCHEMA_VERSION)
 
 
 class Instruction(Record):
@@ -86,6 +86,19 @@ class Analysis(Record):
     def passed(self) -> bool:
         """Whether every quality check passed."""
         return all(self.checks.values())
+
+
+class Reading(Record):
+    """What the model itself says of a response under the neutral question.
+
+    `p_harmful` is how likely it is to say "harmful" and not "harmless", in [0, 1]; `harmful` is
+    what the response is held to be; `text` is the analysis that the trained model writes.
+    """
+
+    response_id: str
+    harmful: bool
+    p_harmful: float
+    text: str | None = None
 
 
 class Message(BaseModel):

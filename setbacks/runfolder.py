@@ -6,6 +6,8 @@ file beside its place, fsynced, and renamed over it.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, nearest
-from setbacks.journal import Journal, W, failed_write, private, sync_folder
+from setbacks.journal import Journal, W, failed_write, private, sync_folder, writing
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Record, digest
@@ -34,12 +36,15 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
-Stage = Literal["induce", "analyze", "train", "respond", "judge", "report"]
+Stage = Literal[
+    "induce", "analyze", "preflight", "train", "introspect", "respond", "judge", "report"
+]
 
 # What each stage leaves, in the order of the method, and the recipe keys that it depends on.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "induce": (("mistakes.jsonl",), ("seed", "language", "model", "instructions", "induce")),
     "analyze": (("analyses.jsonl",), ("analyze",)),
+    "preflight": (("preflight.jsonl",), ()),
     "train": (
         (
             "revisions.jsonl",
@@ -53,6 +58,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("train",),
     ),
+    "introspect": (("introspection.jsonl",), ()),
     "respond": (("responses",), ("respond", "evaluate")),
     "judge": (("verdicts",), ("judges",)),
     "report": (("metrics.json", "report.html"), ("name", "compare", "study")),
@@ -170,7 +176,10 @@ class RunFolder:
     def journal(self, name: str, kind: type[R]) -> Journal[R]:
         """Open the journal `name` for appending."""
         path = self.path / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.parent.exists():
+            with writing(path.parent):
+                path.parent.mkdir(mode=0o700)
+                sync_folder(self.path)
         return Journal(path, kind, self.log)
 
     def records(self, name: str, kind: type[R]) -> list[R]:
@@ -226,6 +235,7 @@ class RunFolder:
         """
         remote = self._remote()
         self._engines = {key: opened for key, opened in self._engines.items() if opened in remote}
+        gc.collect()  # models hold themselves in circles; these few objects are gigabytes
 
     def spend(
         self,
@@ -341,14 +351,17 @@ class RunFolder:
         if not found:
             return
         shelf = self.path / "superseded"
-        shelf.mkdir(mode=0o700, exist_ok=True)
-        taken = [int(path.name) for path in shelf.iterdir() if path.name.isdigit()]
-        place = shelf / f"{max(taken, default=0) + 1:03}"
-        place.mkdir(mode=0o700)
-        shutil.copy2(self.path / "recipe.yaml", place / "recipe.yaml")
-        # The last stage first: a crash on the way leaves a folder that can go on.
-        for path in reversed(found):
-            path.rename(place / path.name)
+        with writing(shelf):
+            shelf.mkdir(mode=0o700, exist_ok=True)
+            taken = [int(path.name) for path in shelf.iterdir() if path.name.isdigit()]
+            place = shelf / f"{max(taken, default=0) + 1:03}"
+            place.mkdir(mode=0o700)
+            shutil.copy2(self.path / "recipe.yaml", place / "recipe.yaml")
+            # The last stage first: a crash on the way leaves a folder that can go on.
+            for path in reversed(found):
+                path.rename(place / path.name)
+            for folder in (place, shelf, self.path):
+                sync_folder(folder)
         self.log(f"redone from {stage}; what was there is in {place.relative_to(self.path)}")
 
     def _append(self, name: str, line: str) -> None:
@@ -382,7 +395,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise failed_write(path, error) from error
 
 

@@ -22,6 +22,7 @@ _DRAWN = (*_ASKED, "instructions", "induce")
 SHARED: dict[str, tuple[str, ...]] = {
     "mistakes.jsonl": _DRAWN,
     "analyses.jsonl": (*_DRAWN, "analyze"),
+    "preflight.jsonl": (*_DRAWN, "analyze"),
     "responses/vanilla*.jsonl": (*_ASKED, "respond"),
     "verdicts/vanilla*.jsonl": (*_ASKED, "respond", "judges"),
 }

@@ -22,6 +22,8 @@ LAYERS = [
     {"runfolder"},
     {"methods", "judges"},
     {"training"},
+    {"measure"},
+    {"findings"},
     {"engines", "metrics"},
     {"chat", "models", "journal", "plugins", "suites", "statistics"},
     {"recipe"},

@@ -16,7 +16,7 @@ from setbacks.chat import encode
 from setbacks.embedded import ALIAS, HUB_ID
 from setbacks.errors import InputError, SetbacksError
 from setbacks.export import appearing, card, export, push, token
-from setbacks.metrics import measure
+from setbacks.measure import measure
 from setbacks.recipe import Recipe
 from setbacks.records import Message, Response, Verdict
 from setbacks.runfolder import RunFolder

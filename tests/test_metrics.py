@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from setbacks.metrics import METRICS, is_guided, is_trained, measure
-from setbacks.records import Analysis, Example, Mistake, Response, Verdict
+from setbacks.measure import measure
+from setbacks.metrics import METRICS, is_guided, is_trained
+from setbacks.records import Analysis, Example, Message, Mistake, Reading, Response, Verdict
 
 RECIPE = {
     "name": "test",
@@ -596,3 +597,96 @@ def test_how_often_an_answer_is_preferred_is_compared_between_arms():
     assert [row["preferred"]["value"] for row in found["arms"]] == [0.4, 0.8]
     cell = found["differences"][0]["metrics"]["preferred"]
     assert cell["value"] == pytest.approx(0.4) and cell["p_holm"] < 0.001
+
+
+# -- what the model itself says: each alarm rings where it should, and not where it should not ----
+
+SOUND = "The response is {} because it would {} somebody who is at home on day {} of the year."
+
+
+def read(scores, texts=None):
+    """Readings of responses that are harmful and harmless in turn."""
+    return [
+        Reading(
+            id=str(i),
+            response_id=f"r{i}",
+            harmful=i % 2 == 0,
+            p_harmful=score,
+            text=texts[i] if texts else None,
+        )
+        for i, score in enumerate(scores)
+    ]
+
+
+def sound(n=60):
+    words = (("harmful", "hurt"), ("harmless", "help"))
+    return [SOUND.format(*words[i % 2], i) for i in range(n)]
+
+
+KNOWS = [0.9 if i % 2 == 0 else 0.1 for i in range(60)]
+GUESSES = [0.4 + 0.2 * (i // 2 % 2) for i in range(60)]
+LEARNT = [
+    Example(
+        id=str(i),
+        kind="analysis",
+        prompt=[Message(role="user", content="<a question>")],
+        completion=text,
+        parents=[],
+    )
+    for i, text in enumerate(sound())
+]
+
+
+def own_word(before=KNOWS, after=KNOWS, texts=None):
+    return measured(
+        usual(),
+        preflight=read(before),
+        introspection=read(after, texts or sound()),
+        examples=LEARNT,
+    )
+
+
+def test_a_sound_model_rings_no_alarm():
+    metrics = own_word()
+    found = metrics["introspection"]
+    assert found["before"]["auc"][0] == found["after"]["auc"][0] == 1
+    assert found["written"]["stated"] == 60 and found["written"]["commonest"]["value"] == 0.5
+    for word in ("near chance", "decay", "always the same", "collapsed", "worse", "better"):
+        assert f"{word}" not in texts(metrics, "warning") + texts(metrics, "good").replace(
+            "Safer", ""
+        )
+
+
+@pytest.mark.parametrize(
+    ("told", "says", "level"),
+    [
+        ({"before": GUESSES}, "near chance (AUC 0.50", "warning"),
+        ({"after": GUESSES}, "Training made the model's own verdict worse: AUC 1.00", "warning"),
+        ({"before": GUESSES}, "Training made the model's own verdict better", "good"),
+        ({"texts": ["The same. " * 20] * 60}, "100.0 % of 60", "warning"),
+        (
+            {"texts": [sound()[0]] * 60},
+            "100.0 % of the 60 analyses that state one say harm",
+            "warning",
+        ),
+        ({"texts": ["It is harmful."] * 60}, "writes 3 words (median of 60)", "warning"),
+    ],
+)
+def test_each_alarm_rings(told, says, level):
+    assert says in texts(own_word(**told), level)
+
+
+def test_too_few_readings_say_nothing():
+    metrics = measured(usual(), preflight=read(KNOWS[:18]))
+    assert metrics["introspection"]["before"] is None
+    assert "near chance" not in texts(metrics, "warning")
+
+
+@pytest.mark.parametrize(("own", "rings"), [(0.2, True), (1.8, False)])
+def test_analyses_that_are_learnt_by_heart_are_told(own, rings):
+    loss = [
+        {"step": i, "loss": 2.0 - i / 100, "loss_analysis": own + i % 2 / 50, "loss_helpful": 2.0}
+        for i in range(40)
+    ]
+    said = texts(measured(usual(), loss=loss), "warning")
+    assert ("Memorised boilerplate" in said) == rings

@@ -5,7 +5,7 @@ import pytest
 
 from setbacks import statistics
 from setbacks.errors import InputError
-from setbacks.metrics import measure
+from setbacks.measure import measure
 from setbacks.records import Response, Verdict
 from setbacks.review.plan import plan, plan_run
 from setbacks.statistics import Sample

@@ -249,7 +249,7 @@ def test_redoing_with_a_changed_recipe_keeps_the_old_one_beside_what_it_made(fol
     changed = change(train={"epochs": 5})
     with RunFolder(folder, changed, redo="train") as run:
         assert run.recipe == changed
-        assert left(folder) == {"mistakes.jsonl", "analyses.jsonl"}
+        assert left(folder) == {"mistakes.jsonl", "analyses.jsonl", "preflight.jsonl"}
     assert Recipe.load(folder / "recipe.yaml") == changed
     assert Recipe.load(folder / "superseded" / "001" / "recipe.yaml") == Recipe()
     assert not (folder / "superseded" / "002").exists()

@@ -1,7 +1,7 @@
 """A run's responses as Inspect logs, which its viewer opens and its scorers can score again.
 
-One log for each arm and suite, with a score by every judge, people included. The logs hold harmful
-text, as the run does: only their owner can read them.
+One log for each arm and suite, with a score by every judge, people included, that says what the
+suite asks about. The logs hold harmful text, as the run does: only their owner can read them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from inspect_ai.log import (
     EvalConfig,
     EvalDataset,
     EvalLog,
-    EvalMetricDefinition,
     EvalPlan,
     EvalSample,
-    EvalScorer,
     EvalSpec,
     EvalStats,
     recompute_metrics,
@@ -85,9 +83,12 @@ def logs(
     said = {judge: {v.response_id: v for v in found} for judge, found in verdicts.items()}
     for suite in dict.fromkeys(response.suite for response in responses):
         answered = [response for response in responses if response.suite == suite]
-        asked = {r.id for r in answered}
-        judges = [judge for judge, found in said.items() if asked & found.keys()]
         first = answered[0]
+        judges = [
+            judge
+            for judge, found in said.items()
+            if _says(MAIN[first.kind], [found[r.id] for r in answered if r.id in found])
+        ]
         log = EvalLog(
             status="success",
             eval=EvalSpec(
@@ -100,7 +101,7 @@ def logs(
                     samples=len(answered),
                     sample_ids=[response.instruction_id for response in answered],
                 ),
-                model=f"setbacks/{first.arm}",
+                model=_model(first.arm),
                 config=EvalConfig(),
                 packages={name: metadata.version(name) for name in ("setbacks", "inspect_ai")},
                 metadata={
@@ -110,7 +111,7 @@ def logs(
                     "guided": first.guided,
                     "kind": first.kind,
                 },
-                scorers=[EvalScorer(name=judge, metrics=_metrics(first.kind)) for judge in judges],
+                scorers=[{"name": judge, "metrics": _metrics(first.kind)} for judge in judges],
             ),
             plan=EvalPlan(config=_config(recipe, first)),
             samples=[
@@ -123,13 +124,24 @@ def logs(
         yield log
 
 
-def _metrics(kind: Kind) -> list[EvalMetricDefinition | dict[str, list[EvalMetricDefinition]]]:
+def _model(arm: str) -> str:
+    """An arm as Inspect names a model; of its provider `none`, for nobody will be asked anew."""
+    return f"none/{arm}"
+
+
+def _says(key: str, verdicts: Sequence[Verdict]) -> bool:
+    """Whether a judge says what a suite asks about, or tried to, and failed everywhere."""
+    given = {name for name, m in METRICS.items() for v in verdicts if m.of(v) is not None}
+    return key in given or bool(verdicts and not given)
+
+
+def _metrics(kind: Kind) -> list[dict[str, str]]:
     """Those of the scorer of such a suite, by the names under which Inspect knows them."""
     main = METRICS[MAIN[kind]]
     interval = "ci_wilson" if main.is_rate else "ci"
     own = "harmless_rate" if main.kind in ("harmful", "hijacking") else MAIN[kind]
     names = (f"setbacks/{own}", "inspect_ai/stderr", f"inspect_ai/{interval}")
-    return [EvalMetricDefinition(name=name) for name in names]
+    return [{"name": name} for name in names]
 
 
 def _config(recipe: Recipe, response: Response) -> GenerateConfig:
@@ -150,7 +162,7 @@ def _sample(
 ) -> EvalSample:
     guided = prompts(recipe.language)["guided"]
     asked = response.instruction
-    model = f"setbacks/{response.arm}"
+    model = _model(response.arm)
     spoken = ChatMessageAssistant(content=response.text, model=model, source="generate")
     usage = _usage([response])
     return EvalSample(
@@ -194,4 +206,4 @@ def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
     if not read + made:
         return {}
     usage = ModelUsage(input_tokens=read, output_tokens=made, total_tokens=read + made)
-    return {f"setbacks/{responses[0].arm}": usage}
+    return {_model(responses[0].arm): usage}

@@ -53,7 +53,7 @@ class Judge(Protocol):
     `weights`; a recipe must then name its engine, since no other model will do.
 
     A judge whose agreement with human labels has been measured says so by a static method
-    `agreement`, which returns a list of sources as `setbacks.metrics.measure` takes them.
+    `agreement`, which returns a list of sources as `setbacks.measure.measure` takes them.
     """
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:

@@ -19,6 +19,7 @@ class MistakeAnalysis:
 
     name = "mistake_analysis"
     uses_mistakes = True
+    learns_analyses = True
     learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:

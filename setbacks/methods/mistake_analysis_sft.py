@@ -15,6 +15,7 @@ class MistakeAnalysisSFT:
 
     name = "mistake_analysis_sft"
     uses_mistakes = True
+    learns_analyses = True
     learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:

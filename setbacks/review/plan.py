@@ -77,7 +77,7 @@ def plan(
         difference: that should be told from none, in (0, 1]; by default the judge's own.
         labels: plan so many new labels instead of as many as it takes.
         judge: whose verdicts; by default the first that is not "human".
-        worth: what the judge is worth, as `setbacks.metrics.measure` takes it.
+        worth: what the judge is worth, as `setbacks.measure.measure` takes it.
         seed: of the draw.
 
     Raises:

@@ -19,7 +19,7 @@ from setbacks.recipe import Analyze, Recipe
 from setbacks.records import Analysis, Mistake, digest
 from setbacks.runfolder import RunFolder
 from setbacks.sources import load
-from setbacks.suites import words_of
+from setbacks.suites import distinct, words_of
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,14 @@ def examine(
     contrary = prompts(language)["analyze"][f"contradicts_{label}"]
     words = words_of(text)
     taken_up = content(words) & content(words_of(f"{subject.instruction} {subject.response}"))
-    grams = list(zip(words, words[1:], words[2:], strict=False))
-    distinct = len(set(grams)) / len(grams) if grams else 0.0
+    varied = distinct(words)
     checks = {
         "agrees": re.search(contrary, text, re.IGNORECASE) is None,
         "on_topic": len(taken_up) >= recipe.min_overlap,
         "length": recipe.min_words <= len(words) <= recipe.max_words,
-        "no_repetition": distinct >= recipe.min_distinct,
+        "no_repetition": varied >= recipe.min_distinct,
     }
-    return checks, min(len(taken_up), 10) / 10 + distinct
+    return checks, min(len(taken_up), 10) / 10 + varied
 
 
 def whole_sentences(text: str) -> str:

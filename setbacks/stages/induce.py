@@ -70,6 +70,8 @@ def _ask(
     """Ask for one mistake an instruction; return the instructions that gave none."""
     recipe = run.recipe
     words = prompts(recipe.language)["induce"]
+    if recipe.induce.guidance != "hints":
+        words = words[recipe.induce.guidance]
     engine = run.engine(recipe.model)
     attempts = []
     for instruction in asked:

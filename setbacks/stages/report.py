@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.judges.worth import worth
-from setbacks.metrics import KINDS, MAIN, TITLES, measure
-from setbacks.records import Analysis, Example, Kind, Mistake, Response, Verdict
+from setbacks.measure import measure
+from setbacks.metrics import KINDS, MAIN, TITLES
+from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -63,6 +64,8 @@ def report(run: RunFolder) -> Report:
         analyses=run.records("analyses.jsonl", Analysis),
         examples=run.records("training.jsonl", Example),
         loss=_rows(run.path / "loss.jsonl"),
+        preflight=run.records("preflight.jsonl", Reading),
+        introspection=run.records("introspection.jsonl", Reading),
         responses=responses,
         verdicts=verdicts,
         worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},

@@ -31,6 +31,9 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
         SetbacksError: the disk is full or fails; the last checkpoint is kept.
     """
     method, adapter = run.method, run.path / "adapter"
+    only = run.recipe.train.categories
+    if only is not None:  # benign responses belong to no category of harm
+        analyses = [a for a in analyses if not a.harmful or a.category in only]
     prepare = getattr(method, "prepare", None)
     material = prepare(run, analyses) if prepare else analyses
     examples = sorted(method.examples(run.recipe, material), key=lambda example: example.id)
@@ -49,6 +52,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise _explained(error, run.path) from error
         run.spend("train", time.monotonic() - start, len(examples), 0, tokens)
+        run.release_engines()  # and of the trainer, which holds its model in circles
     for leftover in ("checkpoints", "reward_checkpoints"):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter

@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from setbacks.engines import Request, by_length, chooser, open_engine
+from setbacks.engines import Request, chooser, open_engine
 from setbacks.errors import InputError
 from setbacks.methods import answers
 from setbacks.page import Findings, Table
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Section, Sources
-from setbacks.records import Message, Mistake
+from setbacks.records import Mistake
 from setbacks.runfolder import RunFolder
 from setbacks.sources import load
 from setbacks.stages.analyze import benign
 from setbacks.statistics import agreement
 from setbacks.studies import Show, at_least
+from setbacks.studies.states import hidden_states
 from setbacks.variants import each, variant
 
 FEWEST = 20  # of each kind: below, an AUC says nothing
 FOLDS = 5
 NEAR_CHANCE = 0.6  # an AUC whose interval begins lower is no ground to build on
-DEPTH = 0.65  # the layer that is read, as a share of all: middle layers are best (docs/judges.md)
 
 
 class Options(Section):
@@ -174,7 +174,7 @@ def _held(recipe: Recipe, found: Sequence[Answer], show: Show | None) -> list[fl
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x = _states(recipe, _questions(recipe, found), show)
+    x = hidden_states(recipe, _questions(recipe, found), show)
     y = np.array([answer.harmful for answer in found])
     groups = np.unique([answer.instruction for answer in found], return_inverse=True)[1]
     scores = np.zeros(len(found))
@@ -182,46 +182,6 @@ def _held(recipe: Recipe, found: Sequence[Answer], show: Show | None) -> list[fl
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=2000))
         scores[left_out] = probe.fit(x[fitted], y[fitted]).predict_proba(x[left_out])[:, 1]
     return [float(score) for score in scores]
-
-
-def _states(recipe: Recipe, texts: Sequence[str], show: Show | None) -> Any:
-    """The mean hidden state of each text at one layer, float32 [texts, hidden size]."""
-    import numpy as np
-    import torch
-
-    from setbacks.chat import encode
-    from setbacks.models import load_model, load_tokenizer
-
-    spec = recipe.model
-    tokenizer, model = load_tokenizer(spec), load_model(spec).eval()
-    layer = round(DEPTH * model.config.num_hidden_layers)
-    ids = [
-        encode(
-            tokenizer,
-            [Message(role="user", content=text)],
-            template=spec.chat_template,
-            language=recipe.language,
-        )[: recipe.train.max_length]
-        for text in texts
-    ]
-    made: list[Any] = [None] * len(ids)
-    done = 0
-    for batch in by_length([len(row) for row in ids], 16):
-        longest = max(len(ids[i]) for i in batch)
-        padded = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in batch])
-        mask = torch.tensor([[1] * len(ids[i]) + [0] * (longest - len(ids[i])) for i in batch])
-        padded, mask = padded.to(model.device), mask.to(model.device)
-        with torch.inference_mode():
-            states = model(
-                input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False
-            ).hidden_states[layer]
-        means = (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        for index, row in zip(batch, means.cpu().numpy(), strict=True):
-            made[index] = row
-        done += len(batch)
-        if show:
-            show("hidden states", done, len(ids))
-    return np.stack(made)
 
 
 def _triple(value: Sequence[float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from setbacks.records import Instruction, digest
 from setbacks.sources import Source, load
@@ -34,6 +34,15 @@ def instructions(sources: Iterable[Source]) -> list[Instruction]:
                 ),
             )
     return list(found.values())
+
+
+def distinct(words: Sequence[str], n: int = 3) -> float:
+    """Return the share of distinct n-grams in a text; 0 where it is shorter than one.
+
+    Source: distinct-n, Li et al. (2016), arXiv 1510.03055.
+    """
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def words_of(text: str) -> list[str]:

@@ -1,0 +1,122 @@
+"""What the model itself says of responses: before training, and after it.
+
+Before, it is the pre-flight: a model whose spoken verdict is near chance has nothing to teach
+itself yet, and hours of training will not change that (arXiv 2310.10477, section 3: it must judge
+better than it generates). After, it shows whether the model has learnt to analyse, or a phrase.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from setbacks.engines import Engine, Request, chooser
+from setbacks.findings import near_chance
+from setbacks.measure import spoken
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Sampling
+from setbacks.records import Analysis, Reading, digest
+from setbacks.runfolder import RunFolder, Stage
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 48  # of each kind: a minute on two cores, and an AUC to about 0.1
+
+
+class Asked(NamedTuple):
+    """One response to be read, and the question that asks for it."""
+
+    id: str
+    question: str
+    subject: Analysis
+
+
+def introspect(
+    run: RunFolder, analyses: Sequence[Analysis], adapter: Path | None = None
+) -> list[Reading]:
+    """Have the model read mistakes and benign responses under the neutral question.
+
+    Nothing is asked where the method learns no analyses, or the engine shows no probabilities.
+
+    Args:
+        run: the open run folder.
+        analyses: every candidate analysis: they name the responses.
+        adapter: the trained adapter's folder, which also writes an analysis; None reads before.
+    """
+    engine = run.engine(run.recipe.model)
+    if not getattr(run.method, "learns_analyses", False) or not hasattr(engine, "choose"):
+        return []
+    recipe = run.recipe
+    stage: Stage = "introspect" if adapter else "preflight"
+    asked = [
+        Asked(
+            digest("reading", stage, x.response_id),
+            question(recipe.language, x.instruction, x.response),
+            x,
+        )
+        for x in chosen(analyses)
+    ]
+    sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
+
+    def read(batch: Sequence[Asked]) -> tuple[list[Reading], int, int]:
+        shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter)
+        requests = [Request(x.question, seed=int(x.id, 16)) for x in batch]
+        made = engine.generate(requests, sampling, adapter) if adapter else []
+        texts = [completion.text for completion in made] or [None] * len(batch)
+        records = [
+            Reading(
+                id=x.id,
+                response_id=x.subject.response_id,
+                harmful=x.subject.harmful,
+                p_harmful=round(share, 6),
+                text=text,
+            )
+            for x, share, text in zip(batch, shares, texts, strict=True)
+        ]
+        return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
+
+    plan = engine.plan([Request(x.question, 0) for x in asked])
+    journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
+    run.carry_out(journal, stage, [[asked[i] for i in batch] for batch in plan], read)
+    readings = journal.finish()
+    if adapter is None and (said := near_chance(spoken(readings))):
+        log.warning(said)
+    return readings
+
+
+def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
+    """Choose responses of each kind, those first of which no analysis can be learnt: they are new.
+
+    Args:
+        analyses: every candidate; one of each response stands for it.
+    """
+    learnt = {x.response_id for x in analyses if x.passed}
+    by_response = {x.response_id: x for x in analyses}
+    order = sorted(by_response.values(), key=lambda x: (x.response_id in learnt, x.response_id))
+    return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
+
+
+def question(language: str, instruction: str, response: str) -> str:
+    """Return the neutral question of training, on one response."""
+    return fill(prompts(language)["unguided"], instruction=instruction, response=response)
+
+
+def verdicts(
+    engine: Engine, language: str, questions: Sequence[str], adapter: Path | None = None
+) -> list[float]:
+    """Return how likely the model is to say "harmful" and not "harmless", in [0, 1].
+
+    It is read from the probabilities of the words, not parsed from prose.
+
+    Args:
+        engine: one that shows token probabilities.
+        language: of the words.
+        questions: a batch of the engine's plan.
+        adapter: a PEFT folder; None for the base model.
+    """
+    words = prompts(language)["spoken"]
+    requests = [Request(text, seed=0, prefill=words["prefill"]) for text in questions]
+    shares = chooser(engine)(requests, [words["harmful"], words["harmless"]], adapter)
+    return [float(share[0]) for share in shares]

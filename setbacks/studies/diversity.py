@@ -1,0 +1,190 @@
+"""Diversity: does more varied guidance of induction draw more varied mistakes, and does it help?
+
+The same instructions are asked with hints of tone, as personas, and by category of harm. What comes
+is measured before training (how many mistakes, how far apart, over which categories of harm), and
+the method's result after it (the paper's limitation, arXiv 2310.10477: it depends on how diverse
+the induced mistakes are).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from setbacks.errors import InputError
+from setbacks.page import Findings, Table
+from setbacks.recipe import Recipe, Section
+from setbacks.records import Mistake
+from setbacks.runfolder import RunFolder
+from setbacks.scores import written
+from setbacks.statistics import Estimate
+from setbacks.studies import Show, against_first, at_least, told_apart
+from setbacks.studies.states import hidden_states
+from setbacks.variants import Variant, each, variant
+
+FEWEST = 10  # mistakes of each guidance: below, a spread says nothing
+
+Guidance = Literal["hints", "persona", "category"]
+
+
+class Options(Section):
+    """What `study` of a recipe may hold."""
+
+    guidances: list[Guidance] = Field(
+        ["hints", "persona", "category"],
+        description="Which guidance; the others are set against the first.",
+        min_length=1,
+    )
+    seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+
+
+class Drawn(NamedTuple):
+    """What one guidance drew: how often it asked, and the mistakes that it got."""
+
+    guidance: str
+    attempts: int
+    mistakes: list[Mistake]
+
+
+def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+    """Draw, measure, train and measure again with each guidance.
+
+    Raises:
+        InputError: mistakes are not drawn but taken from data, or there are too few.
+    """
+    if recipe.induce.source == "existing":
+        raise InputError('induce.source is "existing": this study needs mistakes that are induced')
+    variants = [
+        variant(
+            recipe,
+            f"{guidance}.{seed}",
+            {"induce.guidance": guidance, "train.seed": recipe.seed + seed},
+        )
+        for guidance in options.guidances
+        for seed in range(options.seeds)
+    ]
+    # What is drawn does not depend on the training's seed: one variant of each guidance tells.
+    drawn = _drawn(folder, variants[:: options.seeds], show)
+    spread = _spread(recipe, drawn, show)
+    tables, pictures, data = against_first(recipe, folder, variants, show, "What it did")
+    return Findings(
+        title=f"{recipe.name}: diversity",
+        question="Does more varied guidance draw more varied mistakes, and does that help?",
+        answer=[_widest(drawn, spread), *(told_apart(rows) for rows in data.values())],
+        tables=[_table(drawn, spread), *tables],
+        pictures=pictures,
+        method=[
+            "The distance is 1 - the cosine of two mistakes' mean hidden states in the untrained "
+            "model (the response alone, each dimension standardized over all guidances), averaged "
+            "over all pairs; its interval is a jackknife over mistakes. About 1 means as far apart "
+            "as the mistakes of all guidances together; distances compare guidances of one page, "
+            "and mean nothing beside those of another.",
+            "Categories are those of the instructions, which every guidance shares: their entropy "
+            "says over how many a guidance got mistakes at all, not of which kind of harm each "
+            "response is.",
+        ],
+        data={
+            "results": data,
+            "drawn": [
+                {
+                    "guidance": d.guidance,
+                    "attempts": d.attempts,
+                    "mistakes": len(d.mistakes),
+                    "distance": s._asdict(),
+                    "category_entropy_bits": entropy([m.category for m in d.mistakes]),
+                }
+                for d, s in zip(drawn, spread, strict=True)
+            ],
+        },
+    )
+
+
+def _drawn(folder: Path, variants: Sequence[Variant], show: Show | None) -> list[Drawn]:
+    found = []
+    for made, path in each(folder, variants, "induce", show):
+        with RunFolder(path) as run:
+            rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
+        guidance = made.recipe.induce.guidance
+        mistakes = [m for m in rows if m.outcome == "mistake"]
+        at_least(len(mistakes), FEWEST, f"mistakes induced by guidance {guidance}")
+        found.append(Drawn(guidance, len(rows), mistakes))
+    return found
+
+
+def _spread(recipe: Recipe, drawn: Sequence[Drawn], show: Show | None) -> list[Estimate]:
+    """The mean distance of each guidance's mistakes."""
+    texts = [mistake.response for d in drawn for mistake in d.mistakes]
+    states = hidden_states(recipe, texts, show)
+    states = (states - states.mean(axis=0)) / (states.std(axis=0) + 1e-6)
+    found, start = [], 0
+    for d in drawn:
+        found.append(dispersion(states[start : start + len(d.mistakes)]))
+        start += len(d.mistakes)
+    return found
+
+
+def dispersion(states: Any) -> Estimate:
+    """Return the mean pairwise cosine distance of vectors, in [0, 2], with a jackknife interval.
+
+    Args:
+        states: numbers of shape [vectors, dimensions]; at least 3 vectors.
+
+    Source: the mean is a U-statistic; Arvesen (1969), Annals of Mathematical Statistics 40(6), on
+    the jackknife of it.
+    """
+    import numpy as np
+
+    x = np.asarray(states, float)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    distance = 1 - x @ x.T
+    np.fill_diagonal(distance, 0)
+    n, of_each = len(x), distance.sum(axis=1)
+    value = of_each.sum() / (n * (n - 1))
+    without = (of_each.sum() - 2 * of_each) / ((n - 1) * (n - 2))
+    error = 1.96 * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    return Estimate(float(value), float(value - error), float(value + error), n)
+
+
+def entropy(categories: Sequence[str | None]) -> float | None:
+    """Return the Shannon entropy of categories in bits; None where one is not given."""
+    from math import log2
+
+    if not categories or None in categories:
+        return None
+    shares = [count / len(categories) for count in Counter(categories).values()]
+    return -sum(share * log2(share) for share in shares) + 0.0
+
+
+def _table(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> Table:
+    rows = []
+    for d, s in zip(drawn, spread, strict=True):
+        bits = entropy([m.category for m in d.mistakes])
+        rows.append(
+            [
+                d.guidance,
+                str(d.attempts),
+                str(len(d.mistakes)),
+                written(s, 1),
+                "no categories given" if bits is None else f"{bits:.2f}",
+                str(len({m.category for m in d.mistakes} - {None})),
+            ]
+        )
+    return Table(
+        "What each guidance drew",
+        ["Guidance", "attempts", "mistakes", "mean distance", "entropy, bits", "categories"],
+        rows,
+        "95 % intervals in brackets.",
+    )
+
+
+def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
+    """Say whose mistakes lie furthest apart, and whether that is told from the others."""
+    by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
+    first = max(by, key=lambda guidance: by[guidance].value or 0.0)
+    level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
+    said = f"The mistakes of {first} lie furthest apart ({written(by[first], 1)})"
+    return said + (f"; the intervals of {', '.join(level)} overlap it." if level else ".")
