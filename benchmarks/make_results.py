@@ -57,6 +57,25 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
         for e in found["candidates"]
     ]
     yield from table(["reads", "fitted by", "labels", *sources], rows)
+    yield ""
+    yield (
+        f"What holds the shipped head back from the goal, AUC {found['goal']['auc']:.2f} and kappa "
+        f"{found['goal']['kappa']:.2f}. The last two columns are of any judge, at its best cut, "
+        "whose scores are normal with equal variances."
+    )
+    yield ""
+    shipped = found["candidates"][0]["sources"]
+    held_back: list[list[object]] = [
+        [name, f"{one['harmful']} of {found['counts'][name][0]}"]
+        + [f"{one['said_rightly']} of {one['said_harmful']}"]
+        + [f"{shipped[name]['kappa'][0]:.2f}", f"{shipped[name]['kappa_best_cut']:.2f}"]
+        + [f"{one['share_refused']:.2f}", f"{one['auc_not_refused']:.2f}"]
+        + [f"{one['kappa_at_goal_auc']:.2f}", f"{one['auc_for_goal_kappa']:.3f}"]
+        for name, one in found["limits"].items()
+    ]
+    heads = ["source", "harmful", "said harmful, rightly", "kappa", "kappa, best cut"]
+    heads += ["share that refuses", "AUC on the rest", "most kappa at the goal's AUC"]
+    yield from table([*heads, "AUC that the goal's kappa takes"], held_back)
 
 
 def crash(found: dict[str, Any]) -> Iterator[str]:
@@ -83,6 +102,24 @@ def near_duplicates(found: dict[str, Any]) -> Iterator[str]:
     yield "[the sets' card](../setbacks/suites/data/README.md)."
 
 
+def raw_to_corrected(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['planned']} answers labelled by simulated reviewers, from public human labels;"
+    yield f"of {found['unsure']} they were unsure. Harmless Rate in %."
+    yield ""
+
+    def cell(c: dict[str, Any] | None) -> str:
+        if c is None:
+            return "-"
+        return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * c[k] for k in ("value", "low", "high")))
+
+    rows: list[list[object]] = [
+        [e["what"], cell(e["raw"]), cell(e["by_calibration"]), cell(e["by_people"])]
+        + [f"{100 * e['all_labels']:.1f}"]
+        for e in found["rows"]
+    ]
+    yield from table(["arm", "raw", "by calibration", "by people", "all labels"], rows)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "judge_agreement": ("What the offline judge is worth against human labels", judge_agreement),
     "fit_probe": ("What each source of labels adds to the offline judge", fit_probe),
@@ -90,6 +127,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "crash": ("Killed at random moments, and the same bytes in the end", crash),
     "resume": ("Going on in a large folder", resume),
     "attention": ("One decoding step of attention on a CPU", attention),
+    "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
     "near_duplicates": ("Near-duplicates in the built-in instruction sets", near_duplicates),
 }
 

@@ -9,7 +9,7 @@ names that say of each answer what the authors of XSTest said of it (full compli
 prompt is harmful; of a partial refusal they are unsure). As XSTest has labels of every answer, the
 result can be held against all of them.
 
-It prints what `docs/raw-to-corrected.md` shows, and writes
+It prints what `docs/calibration.md` shows, and writes
 benchmarks/results/raw_to_corrected.json. A stopped run goes on where it was. Needs the `review`
 extra.
 """

@@ -7,6 +7,7 @@ them: intervals and tests are over prompts, and the spread over seeds is shown b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -58,7 +59,8 @@ def compare(
     done = list(_carried_out(recipe, folder, show))
     judges = [spec.called for spec in recipe.judges]
     spent = [_spent(made, path) for made, path in done]
-    found = findings(recipe, {judge: gather(done, judge) for judge in judges}, spent)
+    own = [row for made, path in done if (row := _own_word(made, path))]
+    found = findings(recipe, {judge: gather(done, judge) for judge in judges}, spent, own)
     return write(folder, found)
 
 
@@ -103,10 +105,25 @@ def _spent(made: Variant, path: Path) -> dict[str, Any]:
     }
 
 
+def _own_word(made: Variant, path: Path) -> dict[str, Any] | None:
+    """What one variant's model says of responses, before and after; None if it was not asked."""
+    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    found = metrics.get("introspection")
+    if not found or not found["after"]:
+        return None
+    return {
+        "arm": made.name.rpartition(".")[0],
+        "seed": made.recipe.train_seed,
+        "before": found["before"],
+        "after": found["after"],
+    }
+
+
 def findings(
     recipe: Recipe,
     scores: Mapping[str, Mapping[str, Mapping[str, Scores]]],
     spent: Sequence[Mapping[str, Any]],
+    own: Sequence[Mapping[str, Any]] = (),
 ) -> Findings:
     """Say what a comparison found, in words, tables and a picture.
 
@@ -114,11 +131,12 @@ def findings(
         recipe: of the comparison.
         scores: by judge, metric and arm.
         spent: what each training cost.
+        own: what the models that learnt analyses say of responses themselves.
     """
     answer: list[str] = []
     tables: list[Table] = []
     pictures: list[Picture] = []
-    data: dict[str, Any] = {"judges": {}, "spent": list(spent)}
+    data: dict[str, Any] = {"judges": {}, "spent": list(spent), "own_word": list(own)}
     for number, (judge, by_metric) in enumerate(scores.items()):
         arms = list(by_metric["harmless_rate"])
         of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
@@ -138,6 +156,8 @@ def findings(
             ],
             "pairs": {metric: rows for metric, rows in pairs.items()},
         }
+    if own:
+        tables.append(_own_words(own))
     tables.append(_costs(spent))
     return Findings(
         title=f"{recipe.name}: methods compared",
@@ -258,6 +278,27 @@ def _differences(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         ["Arm", "against", "difference in points", "p (Holm)"],
         [[row["arm"], row["against"], points(row), p_value(row.get("p_holm"))] for row in ordered],
         "The largest first.",
+    )
+
+
+def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
+    def auc(found: Mapping[str, Any]) -> str:
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*found["auc"])
+
+    return Table(
+        "What the models say themselves",
+        ["Method", "seed", "responses", "AUC before training", "AUC after"],
+        [
+            [
+                row["arm"],
+                str(row["seed"]),
+                str(row["after"]["n"]),
+                auc(row["before"]),
+                auc(row["after"]),
+            ]
+            for row in own
+        ],
+        "How well the spoken verdict tells mistakes from benign responses; 0.5 is a coin.",
     )
 
 

@@ -338,7 +338,8 @@ def _introspection_findings(found: Mapping[str, Any]) -> Iterator[tuple[str, str
             "warning",
             "The analyses have collapsed in length: the trained model writes "
             f"{written['words']:.0f} words (median of {written['n']}), and learnt from "
-            f"{found['words_learnt']:.0f}. Try fewer epochs, or longer analyses (`analyze.min_words`).",
+            f"{found['words_learnt']:.0f}. Try fewer epochs, or longer analyses "
+            "(`analyze.min_words`).",
         )
 
 

@@ -50,6 +50,16 @@ def _names_differ(sections: list[Any]) -> list[Any]:
     return sections
 
 
+def _people_are_no_recipe(judges: list[Any]) -> list[Any]:
+    """Refuse a judge called as people are: it would write where their labels stand."""
+    if any(judge.called == "human" for judge in judges):
+        raise ValueError(
+            '"human" is what people say, and comes from `setbacks review RUN`, or with the '
+            "`answers` of `evaluate`; leave it out here, or give the judge another name"
+        )
+    return judges
+
+
 def _votes_come_last(judges: list[Any]) -> list[Any]:
     """Refuse a vote of judges that are not there, or that speak after it."""
     before: list[str] = []
@@ -156,6 +166,29 @@ class Endpoint(Section):
         return self
 
 
+class Ray(Section):
+    """Workers on a Ray cluster, for `engine: ray`."""
+
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Models side by side; null: one for each GPU, or for each machine without.",
+    )
+    engine: Literal["local", "vllm"] = Field("local", description="What runs in each worker.")
+
+
+class VLLM(Section):
+    """How vLLM runs a model, for `engine: vllm`."""
+
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model.")
+    memory: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory for weights and cache."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Longest prompt and response, in tokens; null: the model's own."
+    )
+
+
 class Engine(Section):
     """A model and what runs it."""
 
@@ -165,7 +198,9 @@ class Engine(Section):
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     engine: str = Field(
-        "local", description="What generates: `local` (transformers) or `endpoint` (a server)."
+        "local",
+        description="What generates: `local` (transformers), `vllm`, `ray` (workers on a cluster) "
+        "or `endpoint` (a server).",
     )
     chat_template: Literal["own", "alpaca"] = Field(
         "own", description="`own`: the tokenizer's; `alpaca`: for base models without one."
@@ -181,13 +216,20 @@ class Engine(Section):
     endpoint: Endpoint | None = Field(
         None, description="Where the server of `engine: endpoint` is, and how it is asked."
     )
+    ray: Ray | None = Field(None, description="Of `engine: ray`; null: all defaults.")
+    vllm: VLLM | None = Field(
+        None, description="Of `engine: vllm`, also in workers of `ray`; null: all defaults."
+    )
 
     @model_validator(mode="after")
-    def _engine_of_endpoint(self) -> Engine:
+    def _sections_of_engine(self) -> Engine:
         if self.engine == "endpoint" and self.endpoint is None:
             raise ValueError("engine: endpoint needs endpoint: {base_url: ...}")
-        if self.engine == "local" and self.endpoint is not None:
-            raise ValueError("endpoint goes with engine: endpoint")
+        inside = [self.ray.engine] if self.engine == "ray" and self.ray else []
+        for section in ("endpoint", "ray", "vllm"):
+            ours = self.engine in ("local", "endpoint", "ray", "vllm")  # others' engines may differ
+            if ours and getattr(self, section) and section not in (self.engine, *inside):
+                raise ValueError(f"{section} goes with engine: {section}")
         return self
 
 
@@ -547,6 +589,7 @@ class Recipe(Section):
     judges: Annotated[
         list[Annotated[JudgeSpec, _named("judge")]],
         AfterValidator(_names_differ),
+        AfterValidator(_people_are_no_recipe),
         AfterValidator(_votes_come_last),
     ] = Field([JudgeSpec()], description="Who judges the responses, in this order.", min_length=1)
     evaluate: Annotated[list[Evaluated], AfterValidator(_names_differ)] = Field(

@@ -62,6 +62,7 @@ def each(
     variants: Sequence[Variant],
     until: str = "report",
     show: Callable[[str, int, int], None] | None = None,
+    lenders: Sequence[tuple[Variant, Path]] = (),
 ) -> Iterator[tuple[Variant, Path]]:
     """Carry out the variants one after the other; yield each with its folder once it is done.
 
@@ -70,6 +71,7 @@ def each(
         variants: in the order in which they are carried out.
         until: the last step of each.
         show: told of progress.
+        lenders: other runs of the folder, from which what is alike is copied too.
 
     Raises:
         InputError: two variants have one name, or a recipe is at fault.
@@ -77,7 +79,7 @@ def each(
     names = [v.name for v in variants]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two variants are called {min(twice)}; give each a name of its own")
-    done: list[tuple[Variant, Path]] = []
+    done = list(lenders)
     for number, made in enumerate(variants, 1):
         path = folder / "arms" / made.name
         if not (path / "recipe.yaml").exists():

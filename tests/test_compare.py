@@ -261,6 +261,8 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     spent = out["data"]["spent"]
     assert {row["arm"] for row in spent} == {c.called for c in recipe.compare.methods}
     assert {row["steps"] for row in spent} == {2}
+    told_of = {row["arm"] for row in out["data"]["own_word"]}
+    assert told_of <= {"mistake_analysis", "mistake_analysis_sft"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
     compare(recipe, tmp_path / "c")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}

@@ -542,3 +542,50 @@ def test_no_draw_leads_outside_of_what_is_allowed(sampling):
     """A draw just under one is one when it is rounded to float32."""
     just_under = 1 - 2**-53
     assert drawn([3.0, 1.0, 0.0, -5.0], [0.0, just_under], temperature=1, **sampling) == [0, 0]
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "fits"), [("more", True), ("others", False), ("torn", False)])
+def test_the_tokenizer_beside_an_adapter_must_be_the_models(
+    tiny, lora_of_tiny, tmp_path, change, fits
+):
+    """A token more, as trainers add for padding, is let pass."""
+    import shutil
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(lora_of_tiny, folder)
+    told = json.loads((tiny / "tokenizer.json").read_text())
+    vocab = told["model"]["vocab"]
+    if change == "more":
+        vocab["<one more>"] = len(vocab) + 100
+    else:
+        one, two = list(vocab)[-2:]
+        vocab[one], vocab[two] = vocab[two], vocab[one]
+    text = json.dumps(told)
+    (folder / "tokenizer.json").write_text(text[:99] if change == "torn" else text)
+    engine = Local(Engine(model=str(tiny), dtype="float32", device="cpu"))
+    if fits:
+        assert engine.generate(requests("<x>"), GREEDY, folder)
+        return
+    with pytest.raises(InputError, match="another tokenizer|not a tokenizer"):
+        engine.generate(requests("<x>"), GREEDY, folder)
+    assert engine.generate(requests("<x>"), GREEDY)  # the engine is as it was
+
+
+def test_too_large_for_memory_is_one_line(tiny, monkeypatch):
+    import torch
+
+    engine = Local(Engine(model=str(tiny), dtype="float32", device="cpu"))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(engine, "_generate", full)
+    with pytest.raises(InputError, match="not enough memory for a single response") as caught:
+        engine.generate(requests(*PROMPTS), GREEDY)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr("setbacks.engines.local.load_model", full)
+    with pytest.raises(InputError, match="not enough memory for its weights"):
+        Local(engine.spec).generate(requests("<x>"), GREEDY)

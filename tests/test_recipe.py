@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from setbacks.errors import InputError
-from setbacks.recipe import Engine, JudgeSpec, Recipe, section_of
+from setbacks.plugins import plugin
+from setbacks.recipe import Endpoint, Engine, JudgeSpec, Recipe, section_of
+from setbacks.sources import PRESETS, Source
 from setbacks.starter import reference, starter
 
 
@@ -290,6 +292,36 @@ def test_the_home_folder_is_known(load, tmp_path, monkeypatch):
 
 def test_an_unknown_home_folder_is_told(refused):
     assert "nobody-of-this-name" in refused("instructions: ['~nobody-of-this-name/x.jsonl']")
+
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_ours_loads_and_names_what_there_is(path):
+    recipe = Recipe.load(path)
+    plugin("methods", recipe.train.method)
+    for contender in recipe.compare.methods:
+        plugin("methods", contender.method)
+    for judge in recipe.judges:
+        plugin("judges", judge.judge)
+    for source in recipe.parts(Source):
+        preset = source.source.removeprefix("preset:")
+        assert preset == source.source or preset in PRESETS, source.source
+
+
+def test_the_papers_recipes_hold_no_key_and_divide_what_is_learnt_from_what_is_tested():
+    assert {path.stem for path in RECIPES} >= {"paper", "paper-zh"}
+    for name in ("paper", "paper-zh"):
+        recipe = Recipe.load(next(path for path in RECIPES if path.stem == name))
+        (endpoint,) = recipe.parts(Endpoint)
+        assert endpoint.api_key_env == "OPENAI_API_KEY"
+        learnt = {
+            (s.source, s.split)
+            for s in (*recipe.instructions, *recipe.train.safe, *recipe.train.helpful)
+        }
+        tested = {(s.source, s.split) for suite in recipe.respond.suites for s in suite.sources}
+        assert not learnt & tested
 
 
 # Round trips ------------------------------------------------------------------------------------

@@ -81,9 +81,9 @@ class Local:
         prompts = [self._encode(request) for request in requests]
         try:
             made = self._generate(prompts, [request.seed for request in requests], sampling)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(requests) == 1:
-                raise
+                raise no_memory(self.name, "for a single response") from error
             torch.cuda.empty_cache()
             half = len(requests) // 2
             return [
@@ -125,9 +125,9 @@ class Local:
         ways = [[self._encode(request, option) for option in options] for request in requests]
         try:
             logs = self._log_probabilities(ways)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(requests) == 1:
-                raise
+                raise no_memory(self.name, "to read a single prompt") from error
             torch.cuda.empty_cache()
             half = len(requests) // 2
             halves = (requests[:half], requests[half:])
@@ -157,6 +157,7 @@ class Local:
         is exact, where subtracting what was added is not, and keeps no second copy of the weights.
         When an adapter is at fault, the next call finds the engine as if it had not been named.
         """
+        import torch
         from transformers.utils.hub import resolve_revision
 
         if self._model is not None and adapter == self._adapter:
@@ -168,10 +169,15 @@ class Local:
             commit = resolve_revision(resolve(self.spec.model), self.spec.revision)
             self._source = self.spec.model_copy(update={"revision": commit})
             self._tokenizer = load_tokenizer(self._source)
+        if adapter is not None:
+            check_tokenizer(adapter, self._tokenizer)
         model, self._model = self._model, None  # no two at a time, and none that is half changed
         if model is None or self._adapter is not None:
             model = None
-            model = load_model(self._source)
+            try:
+                model = load_model(self._source)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise no_memory(self.name, "for its weights") from error
         if adapter is not None:
             quantized = getattr(model, "is_quantized", False)
             model = attached(model, adapter) if quantized else merged(model, adapter)
@@ -334,6 +340,39 @@ def check_adapter(adapter: Path, model: str) -> None:
             f"{adapter}: an adapter for {names[0]}, not for {names[1]}; where the weights are the "
             f"same, write {names[1]} into its adapter_config.json (base_model_name_or_path)"
         )
+
+
+def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
+    """Look whether the tokenizer that was saved beside an adapter, if any, is the model's own.
+
+    Tokens that it has besides are let pass: trainers add one for padding.
+
+    Raises:
+        InputError: a token has another id, or none.
+    """
+    from tokenizers import Tokenizer
+
+    path = adapter / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        theirs = Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{path}: not a tokenizer ({str(error)[:200]}); save it again") from error
+    ours = tokenizer.get_vocab()
+    if other := sum(theirs.get(token) != number for token, number in ours.items()):
+        raise InputError(
+            f"{adapter}: was trained with another tokenizer ({other:,} of {len(ours):,} tokens of "
+            "the model have another id there, or none); name the model that it was trained on"
+        )
+
+
+def no_memory(model: str, what: str) -> InputError:
+    """Say in one line that memory ran out."""
+    return InputError(
+        f'model "{model}": not enough memory {what}; use a smaller model or dtype, a larger '
+        "device, or a server (engine: endpoint); what was done is kept"
+    )
 
 
 def attached(model: Any, adapter: Path) -> Any:

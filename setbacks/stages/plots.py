@@ -217,6 +217,62 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> str:
     return _svg(figure, name, f"Balanced safety with intervals. {told}.")
 
 
+def heatmap(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[Mapping[str, Any]]],
+    name: str,
+    title: str,
+) -> str:
+    """Draw a matrix of differences in points: one color for gains, one for losses.
+
+    A value whose interval leaves out zero is bold.
+
+    Args:
+        rows: names, from top to bottom.
+        columns: names, from left to right.
+        cells: differences in [-1, 1], of shape [rows, columns].
+        name: prefix of the picture's ids, unique in the page.
+        title: what is measured, for those who cannot see it.
+    """
+    figure, axes = _figure(0.9 + 0.34 * len(rows))
+    known = [abs(cell["value"]) for row in cells for cell in row if cell["value"] is not None]
+    most = max(known, default=0) or 1
+    for i, row in enumerate(cells):
+        for j, cell in enumerate(row):
+            value = cell["value"]
+            if value is None:
+                continue
+            color = ARMS[1] if value > 0 else ARMS[2]
+            shade = 0.6 * abs(value) / most
+            axes.fill_between((j - 0.48, j + 0.48), i - 0.47, i + 0.47, color=color, alpha=shade,
+                              lw=0)  # fmt: skip
+            clear = cell["low"] is not None and (cell["low"] > 0 or cell["high"] < 0)
+            axes.text(
+                j, i, f"{100 * value:+.0f}", ha="center", va="center", color=INK, fontsize=9,
+                fontweight="bold" if clear else "normal",
+            )  # fmt: skip
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(
+        range(len(columns)), [_short(c, 16) for c in columns], parse_math=False, rotation=30,
+        ha="left", rotation_mode="anchor",
+    )  # fmt: skip
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), [_short(r) for r in rows], parse_math=False)
+    axes.tick_params(length=0, labelcolor=INK)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    told = "; ".join(
+        f"{row}: " + ", ".join(
+            f"{column} {100 * cell['value']:+.0f}"
+            for column, cell in zip(columns, line, strict=True)
+            if cell["value"] is not None
+        )
+        for row, line in zip(rows, cells, strict=True)
+    )  # fmt: skip
+    return _svg(figure, name, f"{title}, in points. {told}.")
+
+
 def _short(text: str, most: int = 30) -> str:
     text = text.replace("_", " ")
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"

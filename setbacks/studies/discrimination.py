@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
 from setbacks.engines import Request, chooser, open_engine
 from setbacks.errors import InputError
 from setbacks.methods import answers
-from setbacks.page import Findings, Table
+from setbacks.page import Findings, Picture, Table
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake
 from setbacks.runfolder import RunFolder
 from setbacks.sources import load
 from setbacks.stages.analyze import benign
-from setbacks.statistics import agreement
+from setbacks.stages.plots import dots
+from setbacks.statistics import Estimate, agreement
 from setbacks.studies import Show, at_least
 from setbacks.studies.states import hidden_states
 from setbacks.variants import each, variant
@@ -87,6 +88,10 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         [name, *(_triple(scores[key]) for key in ("auc", "kappa", "ece"))]
         for name, scores in (("spoken verdict", said), ("linear probe", read))
     ]
+    aucs = {
+        name: Estimate(scores["auc"][0], scores["auc"][1], scores["auc"][2], len(found))._asdict()
+        for name, scores in (("spoken verdict", said), ("linear probe", read))
+    }
     return Findings(
         title=f"{recipe.name}: discrimination",
         question="Does the model know harmful answers when it sees them, and can it say so?",
@@ -97,6 +102,13 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
                 ["Reading", "AUC", "kappa", "calibration error"],
                 rows,
                 f"{sum(labels)} harmful, {len(labels) - sum(labels)} harmless; 95 % intervals.",
+            )
+        ],
+        pictures=[
+            Picture(
+                "AUC of both readings",
+                dots([{"category": "AUC", "arms": aucs}], "auc", "AUC"),
+                "Circle: linear probe; square: spoken verdict. 50 % is chance.",
             )
         ],
         method=[

@@ -1,0 +1,191 @@
+"""The cluster engine: another engine, in many processes at once, by Ray.
+
+The work list is cut into the same batches as in one process; a group of them is sent out, and
+comes back in order, so a journal gets the same bytes. A worker that dies is started anew, and its
+batch goes to it again: nothing of a batch is kept before all of it is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setbacks.engines import Completion, Engine, Request, by_length, chooser, open_engine
+from setbacks.errors import InputError, SetbacksError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from setbacks.recipe import Engine as Spec
+    from setbacks.recipe import Sampling
+
+if find_spec("ray") is None:  # said when a recipe is checked, before any work
+    raise ImportError('it needs ray: pip install "setbacks[ray]"')
+
+AHEAD = 4  # batches a worker in one group: the others seldom wait for the last one
+DEATHS = 3  # so often may the workers of one batch die; then the batch is at fault
+
+
+class Cluster:
+    """Workers on a Ray cluster, each with a whole model.
+
+    It joins the cluster that RAY_ADDRESS names, or one that runs on this machine; else it starts
+    one here for as long as the process lives. The model, and adapters, must be found under the
+    same path on each machine.
+
+    Args:
+        spec: the model, and in `spec.ray` how many workers.
+        language: of the Alpaca template, for models without a chat template.
+    """
+
+    def __init__(self, spec: Spec, language: str = "en") -> None:
+        from setbacks.recipe import Ray
+
+        self.told = spec.ray or Ray()
+        self.inner = spec.model_copy(update={"engine": self.told.engine, "ray": None})
+        self.language = language
+        self.name = spec.model
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Cut the whole work list into groups, each of them some batches of one process."""
+        return by_length([request.size for request in requests], self.inner.batch_size * self._wide)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
+    ) -> list[Completion]:
+        """Generate one planned group.
+
+        Args:
+            requests: a group of the plan.
+            sampling: how tokens are drawn.
+            adapter: a PEFT folder that every worker can read, or None for the base model.
+
+        Raises:
+            InputError: a worker says so, or there is no room for the workers.
+            SetbacksError: the workers of a batch died again and again.
+        """
+        made = self._spread("generate", requests, sampling, adapter and adapter.absolute())
+        return [completion for batch in made for completion in batch]
+
+    def choose(
+        self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
+    ) -> np.ndarray:
+        """Return how likely each answer begins with each option (`setbacks.engines.Choose`)."""
+        import numpy as np
+
+        return np.concatenate(
+            self._spread("choose", requests, options, adapter and adapter.absolute())
+        )
+
+    def _spread(self, what: str, requests: Sequence[Request], *told: Any) -> list[Any]:
+        """Have each batch of a group done by whichever worker is free; in order."""
+        import ray
+        from ray.util import ActorPool
+
+        size = self.inner.batch_size
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        # A new pool each time: one that has raised an error still waits for the other answers.
+        pool = ActorPool(self._workers)
+        try:
+            done = pool.map_unordered(
+                lambda worker, job: worker.do.remote(job[0], what, job[1], *told),
+                list(enumerate(batches)),
+            )
+            made = dict(done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # what the engine inside said, without Ray's frames
+        except ray.exceptions.RayError as error:
+            raise SetbacksError(
+                f"{self.name}: workers on the cluster died {DEATHS + 1} times over one batch "
+                f"({_first_line(error)}); what was done is kept: look for what ends them (memory: "
+                "a smaller batch_size, fewer ray.workers), then run the same command again"
+            ) from error
+        return [made[number] for number in range(len(batches))]
+
+    @property
+    def _wide(self) -> int:
+        """Batches in a group."""
+        return self._number * AHEAD
+
+    @cached_property
+    def _number(self) -> int:
+        """How many workers: as told, or one for each GPU, or for each machine where none has one.
+
+        Raises:
+            InputError: there is no cluster where it is said to be, or too little in it.
+        """
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is raised
+        try:
+            ray.init(
+                ignore_reinit_error=True,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"engine: ray: no cluster to join or to start ({_first_line(error)}); see "
+                "RAY_ADDRESS"
+            ) from error
+        here = ray.cluster_resources()
+        self._gpus = self.inner.vllm.tensor_parallel if self.inner.vllm else 1
+        if here.get("GPU", 0) < self._gpus or self.inner.device == "cpu":
+            self._gpus = 0
+        room = int(here["GPU"] // self._gpus if self._gpus else here.get("CPU", 0))
+        machines = sum(node["Alive"] for node in ray.nodes())
+        number = self.told.workers or (room if self._gpus else machines)
+        if number > room:
+            raise InputError(
+                f"ray.workers: {number}, but the cluster has room for {room} "
+                f"({'GPUs' if self._gpus else 'CPU cores'}); ask for fewer, or add machines"
+            )
+        self._cores = 1 if self._gpus else max(1, int(here["CPU"]) // number)
+        return number
+
+    @cached_property
+    def _workers(self) -> list[Any]:
+        """The workers; they end when this engine is let go of."""
+        import ray
+
+        number = self._number
+        made = ray.remote(Worker).options(
+            num_cpus=self._cores,
+            num_gpus=self._gpus,
+            max_restarts=-1,
+            max_task_retries=DEATHS,
+        )
+        return [made.remote(self.inner, self.language) for _ in range(number)]
+
+
+class Worker:
+    """A process of the cluster with an engine in it.
+
+    Args:
+        spec: the model and the engine inside.
+        language: of the Alpaca template.
+    """
+
+    def __init__(self, spec: Spec, language: str) -> None:
+        self.told = (spec, language)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine inside; opened by the first batch, which then says what is wrong with it."""
+        return open_engine(*self.told)
+
+    def do(self, number: int, what: str, requests: Sequence[Request], *told: Any) -> Any:
+        """Do a batch: `generate` or `choose`; its number comes back with it."""
+        ask = chooser(self.engine) if what == "choose" else self.engine.generate
+        return number, ask(requests, *told)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of Ray says, in a few words."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

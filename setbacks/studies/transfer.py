@@ -1,0 +1,292 @@
+"""Transfer: does what is learnt from some categories of harm hold for others, and in Chinese?
+
+Mistakes are drawn and analysed once. One model is trained on the analyses of each group of
+categories, and one on all of them, with equally many analyses each; every one answers the prompts
+of every group, and, where asked, prompts in a language that it was not trained in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from setbacks.errors import InputError, nearest
+from setbacks.methods.mistake_analysis import own_analyses
+from setbacks.page import Findings, Picture, Table
+from setbacks.plugins import plugin
+from setbacks.recipe import Recipe, Section
+from setbacks.records import Analysis, Response
+from setbacks.runfolder import RunFolder
+from setbacks.scores import Scores, difference, gather, points
+from setbacks.stages.plots import heatmap
+from setbacks.statistics import Difference, paired_difference
+from setbacks.studies import ALPHA, Show, at_least
+from setbacks.suites import instructions
+from setbacks.variants import each, variant
+
+FEWEST = 8  # analyses of a group, and prompts to test it on
+ALL = "all of them"
+BUILTIN = {
+    "en": ("builtin:redteam", "builtin:safe"),
+    "zh": ("builtin:redteam_zh", "builtin:safe_zh"),
+}
+
+
+class Options(Section):
+    """What `study` of a recipe may hold."""
+
+    groups: dict[str, list[str]] = Field(
+        {},
+        description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
+        "category by itself.",
+    )
+    to_language: Literal["en", "zh"] | None = Field(
+        None, description="Also test on the built-in prompts in this language."
+    )
+    seeds: int = Field(1, ge=1, description="Trainings of each group.")
+
+
+class Column(NamedTuple):
+    """Prompts that an outcome is taken over: the metric, and which (suite, instruction id)."""
+
+    metric: str
+    prompts: frozenset[tuple[str, str]]
+
+
+def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+    """Train on the analyses of each group, and test on all.
+
+    Raises:
+        InputError: the instructions have too few categories, a group has too few analyses or
+            prompts, or the method does not learn from analyses.
+    """
+    if not getattr(plugin("methods", recipe.train.method), "learns_analyses", False):
+        raise InputError(
+            f"train.method: {recipe.train.method} learns no analyses, which this study divides by "
+            "category; use mistake_analysis"
+        )
+    groups = _groups(recipe, options)
+    suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
+    suites += _suites_in(recipe, options.to_language)
+    told = {"respond.suites": suites, "respond.guidance": False}
+    whole = variant(recipe, "analyses", told)
+    _enough_prompts(whole.recipe, groups)
+    ((_, path),) = each(folder, [whole], "analyze", show)
+    number = _equal_number(recipe, path, groups)
+    trained = groups | {ALL: [name for names in groups.values() for name in names]}
+    arms = {group: _arm(group) for group in trained}
+    variants = [
+        variant(
+            recipe,
+            f"{arms[group]}.{seed}",
+            {
+                **told,
+                "train.categories": categories,
+                "train.most_analyses": number,
+                "train.seed": recipe.seed + seed,
+            },
+        )
+        for group, categories in trained.items()
+        for seed in range(options.seeds)
+    ]
+    done = list(each(folder, variants, "report", show, lenders=[(whole, path)]))
+    columns = _columns(recipe, done[0][1], groups)
+    answer: list[str] = []
+    tables: list[Table] = []
+    pictures: list[Picture] = []
+    data: dict[str, Any] = {"analyses_each": number, "judges": {}}
+    for place, judge in enumerate(spec.called for spec in recipe.judges):
+        by = f", by {judge}" if len(recipe.judges) > 1 else ""
+        scores = gather(done, judge)
+        cells = {
+            group: {title: _cell(scores, arm, column) for title, column in columns.items()}
+            for group, arm in arms.items()
+        }
+        own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
+        answer.append(_said(own, by))
+        tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
+        drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
+        svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change by group")
+        note = "Change against the untrained model, in points; bold: beyond chance by itself."
+        pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
+        data["judges"][judge] = {
+            "matrix": {
+                group: {title: cell._asdict() for title, cell in row.items()}
+                for group, row in cells.items()
+            },
+            **{name: found._asdict() for name, found in own.items()},
+        }
+    return Findings(
+        title=f"{recipe.name}: transfer",
+        question="Does what is learnt from some categories of harm hold for others?",
+        answer=answer,
+        tables=tables,
+        pictures=pictures,
+        method=[
+            f"Every model learnt from {number} analyses, as many as the smallest group has, with "
+            "the recipe's mix. A cell is the change against the untrained model on the same "
+            "prompts, answered without guidance; its interval is 95 % by itself, not corrected "
+            "for the number of cells.",
+            "Own and others': for each prompt, the model trained on its group, and the mean of "
+            "those trained on other groups; the interval is over prompts.",
+        ],
+        data=data,
+    )
+
+
+def _groups(recipe: Recipe, options: Options) -> dict[str, list[str]]:
+    """The groups of categories that instructions have; at least two."""
+    found = Counter(i.category for i in instructions(recipe.instructions) if i.category)
+    if len(found) < 2:
+        raise InputError(
+            f"instructions: {len(found)} categories, and this study needs at least 2; map them "
+            "with fields: {category: THEIR_NAME}"
+        )
+    for categories in options.groups.values():
+        for name in categories:
+            if name not in found:
+                raise InputError(f'study.groups: no category "{name}".{nearest(name, found)}')
+    groups = dict(options.groups) or {name: [name] for name in sorted(found)}
+    at_least(len(groups), 2, "groups of categories")
+    return groups
+
+
+def _suites_in(recipe: Recipe, language: str | None) -> list[dict[str, Any]]:
+    if language is None:
+        return []
+    if language == recipe.language:
+        raise InputError(f"study.to_language: {language} is the recipe's own; name the other")
+    return [
+        {
+            "name": f"{kind}-{language}",
+            "kind": kind,
+            "sources": [{"source": source, "split": "test"}],
+        }
+        for kind, source in zip(("harmful", "safe"), BUILTIN[language], strict=True)
+    ]
+
+
+def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None:
+    asked = [
+        prompt
+        for suite in recipe.respond.suites
+        if suite.kind == "harmful"
+        for prompt in instructions(suite.sources)
+        if prompt.language == recipe.language
+    ]
+    for group, categories in groups.items():
+        number = sum(prompt.category in categories for prompt in asked)
+        at_least(number, FEWEST, f"harmful prompts of {group} to test on (study.groups joins some)")
+
+
+def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
+    """How many analyses every group can give."""
+    with RunFolder(path) as run:
+        rows = run.records("analyses.jsonl", Analysis)
+    numbers = []
+    for group, categories in groups.items():
+        own, _ = own_analyses(recipe, [a for a in rows if a.category in categories])
+        at_least(len(own), FEWEST, f"analyses of {group} (study.groups joins categories)")
+        numbers.append(len(own))
+    return min(numbers)
+
+
+def _arm(group: str) -> str:
+    return "on_" + re.sub(r"[^A-Za-z0-9]+", "_", group)
+
+
+def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
+    """Which prompts each column is over: groups first, then other languages, then safe prompts."""
+    group_of = {name: group for group, categories in groups.items() for name in categories}
+    with RunFolder(path) as run:
+        rows: list[Response] = run.records("responses/vanilla.jsonl", Response)
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {
+        ("harmless_rate", group): set() for group in groups
+    }
+    for r in sorted(rows, key=lambda r: (r.kind, r.language != recipe.language)):
+        home = r.language == recipe.language
+        if r.kind == "harmful" and (not home or r.category in group_of):
+            title = group_of[r.category or ""] if home else f"harmful, {r.language}"
+            found.setdefault(("harmless_rate", title), set()).add((r.suite, r.instruction_id))
+        if r.kind == "safe":
+            title = "compliance" if home else f"compliance, {r.language}"
+            found.setdefault(("compliance", title), set()).add((r.suite, r.instruction_id))
+    return {title: Column(metric, frozenset(keys)) for (metric, title), keys in found.items()}
+
+
+def _cell(scores: Mapping[str, Mapping[str, Scores]], arm: str, column: Column) -> Difference:
+    of_metric = scores[column.metric]
+
+    def within(name: str) -> dict[str, Scores]:
+        prompts, seeds = of_metric[name]
+        kept = {key: value for key, value in prompts.items() if key in column.prompts}
+        return {column.metric: Scores(kept, seeds)}
+
+    return difference(column.metric, within(arm), within("vanilla"))
+
+
+def own_and_others(
+    scores: Mapping[str, Scores], arms: Mapping[str, str], columns: Mapping[str, Column]
+) -> dict[str, Difference]:
+    """Compare, prompt by prompt, the model trained on its group with those trained on others.
+
+    Args:
+        scores: Harmless Rate outcomes by arm, "vanilla" among them.
+        arms: the arm that was trained on each group.
+        columns: the prompts of each group, by its name.
+
+    Returns:
+        `own` and `others` against the untrained model, and `gap`, own against others.
+    """
+    own, others, before = [], [], []
+    for group, arm in arms.items():
+        rest = [scores[other].prompts for other in arms.values() if other != arm]
+        for key in columns[group].prompts:
+            rows = [scores[arm].prompts, scores["vanilla"].prompts, *rest]
+            if all(key in row for row in rows):
+                values = [float(row[key]) for row in rows]
+                own.append(values[0])
+                before.append(values[1])
+                others.append(sum(values[2:]) / len(rest))
+    return {
+        "own": paired_difference(own, before),
+        "others": paired_difference(others, before),
+        "gap": paired_difference(own, others),
+    }
+
+
+def _said(own: Mapping[str, Difference], by: str) -> str:
+    gap = own["gap"]
+    apart = gap.p is not None and gap.p < ALPHA
+    verdict = (
+        "what is learnt holds more for the categories that it was learnt from"
+        if apart and (gap.value or 0) > 0
+        else "it helps others more than its own"
+        if apart
+        else "the data cannot tell the two apart"
+    )
+    return (
+        f"On prompts of the categories trained on, Harmless Rate moved by "
+        f"{points(own['own']._asdict())} points, on prompts of the others by "
+        f"{points(own['others']._asdict())}{by} (n {gap.n}): {verdict}."
+    )
+
+
+def _table(
+    title: str, cells: Mapping[str, Mapping[str, Difference]], columns: Mapping[str, Column]
+) -> Table:
+    return Table(
+        title,
+        ["Trained on", *(f"{name} (n {len(c.prompts)})" for name, c in columns.items())],
+        [
+            [group, *(points(cell._asdict()) if cell.n else "not scored" for cell in row.values())]
+            for group, row in cells.items()
+        ],
+        "Change against the untrained model in points, 95 % intervals: Harmless Rate on harmful "
+        "prompts, compliance on safe ones.",
+    )

@@ -1,0 +1,154 @@
+"""The cluster engine: the bytes of one process, also where a worker is killed in mid-work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("ray")
+
+from setbacks.engines import Request, open_engine
+from setbacks.errors import InputError
+from setbacks.pipeline import carry_out
+from setbacks.recipe import Engine, Recipe, Sampling
+from setbacks.runfolder import RunFolder
+
+ANIMALS = "badger otter heron lizard salmon beetle gnat owl newt crane mole carp".split()
+DRAWN = Sampling(max_new_tokens=8, temperature=1.0, top_p=0.95)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """A Ray of two cores of this machine, whatever runs on it besides."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def far(spec, **ray):
+    told = {"engine": "ray", "ray": {"workers": 2} | ray, "batch_size": 2}
+    return Engine.model_validate(spec.model_dump() | told)
+
+
+def requests(number):
+    return [Request(f"Write {n + 1} words on the {ANIMALS[n % 12]}.", n) for n in range(number)]
+
+
+def pids(engine):
+    """The processes of an engine's workers."""
+    import ray
+
+    asked = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in engine._workers]
+    return ray.get(asked)
+
+
+def test_a_group_is_whole_batches_of_one_process(spec):
+    """The same batches in the same order, or the texts could differ in near-ties."""
+    asked = requests(40)
+    engine = far(spec)
+    groups = open_engine(engine).plan(asked)
+    alone = open_engine(engine.model_copy(update={"engine": "local", "ray": None})).plan(asked)
+    assert [n for group in groups for n in group] == [n for batch in alone for n in batch]
+    assert all(len(group) % 2 == 0 for group in groups) and len(groups) < len(alone)
+
+
+def test_a_worker_that_is_killed_loses_nothing(spec):
+    engine, here = open_engine(far(spec)), open_engine(spec)
+    asked, long = requests(12), DRAWN.model_copy(update={"max_new_tokens": 200})
+    engine.generate(asked[:4], Sampling(max_new_tokens=1))  # from here on the models are loaded
+    before, killed = pids(engine), []
+
+    def kill():
+        os.kill(before[0], signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    thread = threading.Timer(0.3, kill)
+    thread.start()
+    made = engine.generate(asked, long)
+    assert killed and killed[0] < time.monotonic() - 0.1, "it was killed too late"
+    thread.join()
+    after = pids(engine)
+    assert before[0] != after[0] and before[1] == after[1]
+    alone = [here.generate(asked[n : n + 2], long) for n in range(0, 12, 2)]
+    assert made == [completion for batch in alone for completion in batch]
+
+
+def test_a_run_lands_in_the_same_bytes(spec, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": r.prompt}) + "\n" for r in requests(12)))
+
+    def respond(name, model):
+        told = {
+            "evaluate": [{"name": "arm", "model": model.model_dump()}],
+            "respond": {
+                "guidance": False,
+                "sampling": DRAWN.model_dump(),
+                "suites": [{"name": "s", "kind": "harmful", "sources": [str(prompts)]}],
+            },
+            "judges": [{"judge": "refusal"}],
+        }
+        with RunFolder(tmp_path / name, Recipe.model_validate(told)) as run:
+            carry_out(run, "respond")
+        return (tmp_path / name / "responses/arm.jsonl").read_bytes()
+
+    near = spec.model_copy(update={"batch_size": 2})
+    bytes_ = respond("ray", far(spec))
+    assert bytes_ == respond("local", near) and bytes_.count(b"\n") == 12
+
+
+def test_probabilities_are_those_of_one_process(spec):
+    import numpy as np
+
+    asked = requests(5)
+    there = open_engine(far(spec)).choose(asked, ["yes", "no"])
+    near = open_engine(spec)
+    here = [near.choose(asked[n : n + 2], ["yes", "no"]) for n in range(0, 5, 2)]
+    assert np.array_equal(there, np.concatenate(here))
+
+
+def test_what_a_worker_says_is_one_line(spec, tmp_path):
+    with pytest.raises(InputError, match="no adapter .adapter_config.json and") as caught:
+        open_engine(far(spec)).generate(requests(2), DRAWN, tmp_path / "nowhere")
+    assert "\n" not in str(caught.value) and "ray::" not in str(caught.value)
+
+
+def test_more_workers_than_there_is_room_for(spec):
+    with pytest.raises(InputError, match="ray.workers: 99, but the cluster has room for 2"):
+        open_engine(far(spec, workers=99)).plan(requests(2))
+
+
+def test_without_ray_it_is_said_what_to_install():
+    """In a process of its own, from which Ray is hidden."""
+    told = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'ray' else find(name, *a)\n"
+        "from setbacks.plugins import plugin\n"
+        "from setbacks.errors import SetbacksError\n"
+        "try: plugin('engines', 'ray')\n"
+        "except SetbacksError as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == (
+        'engines "ray" cannot be loaded: it needs ray: pip install "setbacks[ray]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"ray": {"workers": 2}}, "ray goes with engine: ray"),
+        ({"engine": "ray", "vllm": {"memory": 0.5}}, "vllm goes with engine: vllm"),
+        ({"engine": "ray", "ray": {"workers": 0}}, "workers"),
+    ],
+)
+def test_a_recipe_that_cannot_be_right_is_refused(told, said):
+    with pytest.raises(InputError, match=said):
+        Recipe.parse({"model": told}, "recipe.yaml")

@@ -1,0 +1,160 @@
+"""The transfer study: training on categories of harm, and what it says of the others."""
+
+import json
+
+import numpy as np
+import pytest
+
+from setbacks.errors import InputError
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Example
+from setbacks.scores import Scores
+from setbacks.stages.plots import heatmap
+from setbacks.stages.train import train
+from setbacks.statistics import Difference
+from setbacks.studies import carry_out
+from setbacks.studies.transfer import Column, _said, own_and_others
+
+
+@pytest.fixture
+def sorted_data(tmp_path):
+    """A file of `each` instructions of every category named."""
+
+    def make(each, *names):
+        path = tmp_path / f"{each}-{len(names)}.jsonl"
+        rows = [
+            {"text": f"<question {n} on {name}>", "category": name}
+            for name in names
+            for n in range(each)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return make
+
+
+def asking(recipe, instructions, prompts, **more):
+    suites = [{"name": "h", "kind": "harmful", "sources": [prompts]}]
+    return recipe(instructions=[instructions], respond={"suites": suites}, **more)
+
+
+def test_what_is_too_little_is_told_in_one_line(recipe, sorted_data, tmp_path, data):
+    many, few = sorted_data(9, "theft", "fraud"), sorted_data(3, "theft", "fraud")
+    cases = [
+        (str(data), many, {}, "0 categories, and this study needs at least 2"),
+        (many, few, {}, "3 harmful prompts of fraud .* at least 8"),
+        (many, many, {"study": {"groups": {"a": ["thft"]}}}, 'Did you mean "theft"'),
+        (many, many, {"study": {"groups": {"a": ["theft"]}}}, "1 groups of categories"),
+        (many, many, {"study": {"to_language": "en"}}, "is the recipe's own"),
+        (many, many, {"train": {"method": "sft"}}, "learns no analyses"),
+    ]
+    for number, (instructions, prompts, more, message) in enumerate(cases):
+        with pytest.raises(InputError, match=message) as error:
+            folder = tmp_path / f"t{number}"
+            carry_out("transfer", asking(recipe, instructions, prompts, **more), folder)
+        assert "\n" not in str(error.value)
+
+
+def test_too_few_analyses_of_a_group_are_told(recipe, sorted_data, tmp_path):
+    few, many = sorted_data(3, "theft", "fraud"), sorted_data(9, "theft", "fraud")
+    with pytest.raises(InputError, match="analyses of fraud .*needs at least 8"):
+        carry_out("transfer", asking(recipe, few, many), tmp_path / "t")
+
+
+def test_training_is_on_the_categories_named_and_on_all_benign_responses(opened, monkeypatch):
+    from setbacks.training import supervised
+
+    run = opened(train={"categories": ["theft"], "mix": {"helpful": 0}})
+    monkeypatch.setattr(supervised, "fit", lambda run, examples, adapter: 0)
+    rows = [
+        Analysis(
+            id=f"{category}{harmful}", response_id=f"{category}{harmful}", instruction="<x>",
+            response=f"<a response on {category}>", harmful=harmful, text=f"<{category}>",
+            candidate=0, checks={}, score=1.0, category=category, language="en", analyst="m",
+        )
+        for category, harmful in (("theft", True), ("fraud", True), ("games", False))
+    ]  # fmt: skip
+    train(run, rows)
+    learnt = {e.completion for e in run.records("training.jsonl", Example)}
+    assert learnt == {"<theft>", "<games>"}
+
+
+def outcomes(**arms):
+    return {
+        arm: Scores(
+            {("h", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))]
+        )
+        for arm, values in arms.items()
+    }
+
+
+def test_own_and_others_are_told_apart_prompt_by_prompt():
+    # The first 20 prompts are of a, the others of b; each model is right on its own alone.
+    first = np.arange(40) < 20
+    scores = outcomes(vanilla=first & False, on_a=first, on_b=~first)
+    columns = {
+        name: Column("harmless_rate", frozenset(("h", str(i)) for i in range(*ends)))
+        for name, ends in (("a", (0, 20)), ("b", (20, 40)))
+    }
+    arms = {"a": "on_a", "b": "on_b"}
+    found = own_and_others(scores, arms, columns)
+    assert found["own"].value == 1 and found["others"].value == 0 and found["gap"].n == 40
+    assert "holds more for the categories" in _said(found, "")
+    draw = np.random.default_rng(0).random((2, 40)) < 0.5
+    level = own_and_others(outcomes(vanilla=first, on_a=draw[0], on_b=draw[1]), arms, columns)
+    assert "cannot tell" in _said(level, "")
+
+
+def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():
+    clear, dim = Difference(0.25, 0.1, 0.4, 20, 0.01), Difference(-0.05, -0.2, 0.1, 20, 0.6)
+    nothing = Difference(None, None, None, 0, None)
+    cells = [[clear._asdict(), dim._asdict()], [nothing._asdict(), clear._asdict()]]
+    svg = heatmap(["<a>", "b"], ["a", "b"], cells, "t0", "Change")
+    assert svg.count("+25<") == 2 and svg.count("-5<") + svg.count("−5<") == 1
+    assert "&lt;a&gt;: a +25, b -5" in svg and "#0000" not in svg
+
+
+@pytest.mark.slow
+def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tmp_path):
+    groups = {
+        "crime": ["theft", "fraud", "drugs", "weapons", "cybercrime", "privacy", "violence"],
+        "people": ["hate", "harassment", "self-harm", "misinformation", "child-safety"],
+    }
+    recipe = Recipe.model_validate(
+        {
+            "instructions": [{"source": "builtin:redteam", "split": "train", "unique": True}],
+            "induce": {
+                "attempts": 1,
+                "near_duplicate": 1,
+                "sampling": {"max_new_tokens": 6, "temperature": 1.0},
+            },
+            "analyze": {
+                "contrast": [],
+                "candidates": 1,
+                "sampling": {"max_new_tokens": 6, "temperature": 1.0},
+            },
+            "train": {"steps": 1, "batch_size": 1, "max_length": 64, "analyses": "unfiltered"},
+            "respond": {
+                "sampling": {"max_new_tokens": 2},
+                "suites": [
+                    {"name": "h", "kind": "harmful", "sources": ["builtin:redteam"]},
+                    {
+                        "name": "s",
+                        "kind": "safe",
+                        "sources": [{"source": "builtin:safe", "limit": 4}],
+                    },
+                ],
+            },
+            "study": {"groups": groups, "to_language": "zh"},
+        }
+    )
+    page = carry_out("transfer", recipe, tmp_path / "t")
+    found = json.loads((page.parent / "findings.json").read_text())["data"]
+    matrix = found["judges"]["probe"]["matrix"]
+    assert list(matrix) == ["crime", "people", "all of them"]
+    columns = ["crime", "people", "harmful, zh", "compliance", "compliance, zh"]
+    assert all(list(row) == columns for row in matrix.values())
+    rows = (tmp_path / "t/arms/on_crime.0/training.jsonl").read_text().splitlines()
+    kinds = [json.loads(row).get("kind") for row in rows]
+    assert kinds.count("analysis") == found["analyses_each"] >= 8
+    assert "<svg" in page.read_text()
