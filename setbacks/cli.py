@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -406,11 +407,10 @@ def review(
     if export is None and import_ is None:
         page.serve(folder, host=host, port=port, database=database, share=shared)
         return
-    store = page.open_store(folder, database)
     if import_ is not None:
-        print(f"{page.take_in(folder, import_, as_, store)} new labels, in {store.where}")
+        print(f"{page.take_in(folder, import_, as_, database)} new labels")
     elif export is not None:
-        for path in page.give_out(folder, export, format, store):
+        for path in page.give_out(folder, export, format, database):
             print(f"{path} written; it holds the answers: keep it private")
 
 
@@ -460,8 +460,10 @@ def _mapping(fields: str | None) -> dict[str, str]:
 
 
 def _place(recipe: Recipe, ending: str = "") -> Path:
-    """The folder of a recipe whose user named none."""
-    return Path("runs") / (Path(recipe.name.replace("/", "-")).name + ending)
+    """The folder of a recipe whose user named none: inside `runs`, whatever the recipe is called."""
+    shown = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in recipe.name)
+    name = shown.encode("utf-8", "replace")[:200].decode("utf-8", "ignore").lstrip(".")
+    return Path("runs") / ((name or "run") + ending)
 
 
 def _several(
@@ -550,6 +552,8 @@ def main() -> None:
         if code == 130:  # typer's own word for Ctrl-C
             raise KeyboardInterrupt
     except KeyboardInterrupt:
+        # A second Ctrl-C ends the process on the spot, and without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = _fail("stopped; what was done is kept: the same command goes on", 130)
     except SetbacksError as error:
         if debug:

@@ -171,8 +171,8 @@ class Journal(Generic[R]):
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file that only its owner may read: an `opener` for `open`."""
-    return os.open(path, flags, 0o600)
+    """Open a file that only its owner may read, and never through a link: an `opener` for `open`."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def sync_folder(path: Path) -> None:

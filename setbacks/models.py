@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from setbacks.embedded import resolve
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from setbacks.recipe import Engine
+
+log = logging.getLogger(__name__)
 
 
 def load_tokenizer(spec: Engine) -> Any:
@@ -108,10 +111,18 @@ def dtype(spec: Engine, place: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+@cache
+def _say_that_code_runs(model: str) -> None:
+    """Say once, where the user sees it, that a model's own code is run."""
+    log.warning("%s: Python code that comes with it is run (trust_remote_code: true)", model)
+
+
 def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     name = resolve(spec.model)
+    if spec.trust_remote_code:
+        _say_that_code_runs(spec.model)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     # peft still uses a name that transformers has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

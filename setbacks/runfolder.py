@@ -303,10 +303,11 @@ class RunFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made ({error.strerror})") from None
-        if not made.exists():
-            self.path.chmod(0o700)  # it may have been there, empty
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise InputError(f"{self.path}: no right to write here; choose another with --out")
+        if not made.exists():
+            with writing(self.path):
+                self.path.chmod(0o700)  # it may have been there, empty
 
     def _settle_recipe(self) -> Recipe:
         path = self.path / "recipe.yaml"

@@ -46,7 +46,8 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
     Raises:
         InputError: there is no such key, or the value does not fit.
     """
-    told = recipe.model_dump(mode="json")
+    # What else is compared is none of a run's affair: a comparison may grow without touching it.
+    told = recipe.model_dump(mode="json", exclude={"compare", "study"})
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
         section = told

@@ -18,6 +18,8 @@ from setbacks.pipeline import carry_out
 from setbacks.recipe import Engine, Recipe, Sampling
 from setbacks.runfolder import RunFolder
 
+pytestmark = pytest.mark.slow  # each worker is a process that loads torch
+
 ANIMALS = "badger otter heron lizard salmon beetle gnat owl newt crane mole carp".split()
 DRAWN = Sampling(max_new_tokens=8, temperature=1.0, top_p=0.95)
 

@@ -158,6 +158,11 @@ def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
     assert not (target / "responses" / "sft.jsonl").exists()
 
 
+def test_a_run_does_not_know_what_else_is_compared(base):
+    more = base.model_copy(update={"compare": base.compare.model_copy(update={"seeds": 3})})
+    assert variant(more, "a", {}).recipe == variant(base, "a", {}).recipe
+
+
 def test_a_folder_of_other_work_is_refused(base, tmp_path):
     prepare_folder(tmp_path / "c", base)
     more = base.model_copy(update={"compare": base.compare.model_copy(update={"seeds": 3})})

@@ -79,6 +79,9 @@ def test_guidances_are_measured_on_the_embedded_model_and_nothing_is_done_twice(
             "analyze": {
                 "contrast": [],
                 "candidates": 1,
+                "min_words": 1,
+                "min_overlap": 0,
+                "min_distinct": 0,
                 "sampling": {"max_new_tokens": 12, "temperature": 1.0},
             },
             "train": {"steps": 1, "batch_size": 1, "max_length": 64, "analyses": "unfiltered"},

@@ -621,30 +621,59 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
     opened.add([said(opened.batch.by_response[first], harmful=False)])
     with pytest.raises(InputError, match="--import FILE --as NAME"):
         publish.publish(run, opened)
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"response_id": first, "harmful": False}))
+    with pytest.raises(InputError, match="--as NAME`; nothing was changed"):
+        take_in(run, other, "Ben")
     assert path.read_bytes() == before
-    assert take_in(run, path, "By hand", opened) == 1
+    assert [label.reviewer for label in opened.labels()] == ["Ada"]
+    assert take_in(run, path, "By hand") == 1
     assert path.read_text() == ""  # a tie: no verdict until somebody settles it
     opened.close()
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
 def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path, name):
-    opened = open_store(run)
     with pytest.raises(InputError, match="no labels yet; nothing was written"):
-        give_out(run, tmp_path / name, None, opened)
+        give_out(run, tmp_path / name)
     with pytest.raises(InputError, match="--format jsonl"):
-        give_out(run, tmp_path / "x.txt", None, opened)
+        give_out(run, tmp_path / "x.txt")
     with pytest.raises(InputError, match='no format "argila". Did you mean "argilla"'):
-        give_out(run, tmp_path / "x.json", "argila", opened)
+        give_out(run, tmp_path / "x.json", "argila")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        give_out(run, tmp_path / "nowhere" / name)
+    opened = open_store(run)
     opened.add([said(a) for a in list(opened.batch.answers)[:5]])
-    (path,) = give_out(run, tmp_path / name, None, opened)
+    (path,) = give_out(run, tmp_path / name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     opened.close()
     (run / "review" / "labels.db").unlink()
-    again = open_store(run)
-    assert take_in(run, path, None, again) == 5
-    assert take_in(run, path, None, again) == 0
-    assert [p.suffix for p in give_out(run, tmp_path / "x.json", "label-studio", again)] == [
+    assert take_in(run, path) == 5
+    assert take_in(run, path) == 0
+    assert [p.suffix for p in give_out(run, tmp_path / "x.json", "label-studio")] == [
         ".json", ".xml",
     ]  # fmt: skip
-    again.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "bad.jsonl: has no labels"),
+        ([{"response_id": "nobody", "harmful": True}], "response 'nobody' is not in this run"),
+        ([{"harmful": True}, {"harmful": False}], "twice, and not alike; keep one"),
+        ([{"harmful": "perhaps"}], "line 1: harmful: 'perhaps' is neither true nor false"),
+    ],
+)
+def test_a_bad_import_leaves_the_folder_as_it_was(run, tmp_path, rows, says):
+    with RunFolder(run) as opened:
+        first = opened.records("responses/vanilla.jsonl", Response)[0].id
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps({"response_id": first} | row) + "\n" for row in rows))
+    before = files(run)
+    with pytest.raises(InputError, match=says):
+        take_in(run, path, "Ada")
+    assert files(run) == before
+
+
+def files(folder):
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}

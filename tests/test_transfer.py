@@ -126,12 +126,15 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
             "induce": {
                 "attempts": 1,
                 "near_duplicate": 1,
-                "sampling": {"max_new_tokens": 6, "temperature": 1.0},
+                "sampling": {"max_new_tokens": 12, "temperature": 1.0},
             },
             "analyze": {
                 "contrast": [],
                 "candidates": 1,
-                "sampling": {"max_new_tokens": 6, "temperature": 1.0},
+                "min_words": 1,
+                "min_overlap": 0,
+                "min_distinct": 0,
+                "sampling": {"max_new_tokens": 12, "temperature": 1.0},
             },
             "train": {"steps": 1, "batch_size": 1, "max_length": 64, "analyses": "unfiltered"},
             "respond": {

@@ -7,6 +7,7 @@ batch goes to it again: nothing of a batch is kept before all of it is there.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -127,7 +128,7 @@ class Cluster:
                 ignore_reinit_error=True,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(

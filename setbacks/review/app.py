@@ -1,6 +1,8 @@
 """The labelling page as an application: pages that work without scripts, and a JSON API."""
 
+import re
 import secrets
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,6 +29,7 @@ from setbacks.review.labels import (
     Name,
     Note,
     Pair,
+    Task,
     alpha,
     disagreements,
     kappas,
@@ -35,6 +38,7 @@ from setbacks.review.publish import Publisher
 from setbacks.review.store import Reviewer, Store
 from setbacks.stages.report import visible
 
+PAIRED: tuple[Task, ...] = ("harmful", "refused")  # compared two by two
 LONGEST_BODY = 16 * 2**20  # bytes
 MEDIA = {"jsonl": "application/x-ndjson", "csv": "text/csv", "labels": "application/x-ndjson"}
 ENDINGS = {"jsonl": ".jsonl", "csv": ".csv", "labels": "-labels.jsonl", "argilla": "-argilla.json",
@@ -73,7 +77,7 @@ class Agreement(NamedTuple):
 
     state: int
     alphas: dict[str, Measured]
-    kappas: dict[str, list[Pair]]
+    kappas: dict[tuple[str, str], dict[str, Measured]]  # by the two reviewers
     open: int  # disagreements
 
 
@@ -105,6 +109,7 @@ def make(
     keys = Keys(token)
     pages = _templates(title)
     measured: list[Agreement] = []
+    measuring = threading.Lock()
 
     @asynccontextmanager
     async def life(_: FastAPI):  # type: ignore[no-untyped-def]
@@ -150,7 +155,7 @@ def make(
     def who(request: Request) -> Reviewer:
         """The reviewer; a browser that has not said its name is asked for it first."""
         number = request.cookies.get(f"{keys.cookie_name}_who", "")
-        found = store.reviewer(int(number)) if number.isascii() and number.isdigit() else None
+        found = store.reviewer(int(number)) if re.fullmatch("[0-9]{1,9}", number) else None
         if found is None:
             raise HTTPException(303, "say who you are", {"Location": "/join"})
         return found
@@ -294,18 +299,19 @@ def make(
         return page("disagreements", reviewer, found=listed, hidden=len(found) - len(listed))
 
     def agreement() -> Agreement:
-        state = store.state()
-        if not measured or measured[0].state != state:
-            labels = store.labels()
-            measured[:] = [
-                Agreement(
-                    state,
-                    {task: alpha(labels, task) for task in TASKS},
-                    {task: kappas(labels, task) for task in ("harmful", "refused")},
-                    len(disagreements(labels)),
-                )
-            ]
-        return measured[0]
+        with measuring:  # many may look at once: one computes
+            state = store.state()
+            if not measured or measured[0].state != state:
+                labels = store.labels()
+                measured[:] = [
+                    Agreement(
+                        state,
+                        {task: alpha(labels, task) for task in TASKS},
+                        _by_pair({task: kappas(labels, task) for task in PAIRED}),
+                        len(disagreements(labels)),
+                    )
+                ]
+            return measured[0]
 
     @app.get("/agreement")
     def agreeing(reviewer: Who) -> Response:
@@ -318,6 +324,7 @@ def make(
             reviewer,
             found=agreement(),
             tasks=TASKS,
+            paired=PAIRED,
             counts=counts,
             progress=store.progress(reviewer),
             share=store.share,
@@ -380,10 +387,11 @@ def make(
             "alpha": {task: value._asdict() for task, value in found.alphas.items()},
             "kappa": {
                 task: [
-                    {"reviewers": [pair.first, pair.second]} | pair.kappa._asdict()
-                    for pair in pairs
+                    {"reviewers": list(people)} | by_task[task]._asdict()
+                    for people, by_task in found.kappas.items()
+                    if task in by_task
                 ]
-                for task, pairs in found.kappas.items()
+                for task in PAIRED
             },
             "disagreements": found.open,
         }
@@ -402,6 +410,14 @@ def make(
         }
 
     return app
+
+
+def _by_pair(found: Mapping[Task, list[Pair]]) -> dict[tuple[str, str], dict[str, Measured]]:
+    by_pair: dict[tuple[str, str], dict[str, Measured]] = {}
+    for task, pairs in found.items():
+        for pair in pairs:
+            by_pair.setdefault((pair.first, pair.second), {})[task] = pair.kappa
+    return dict(sorted(by_pair.items()))
 
 
 class _Named(BaseModel):
@@ -454,7 +470,7 @@ def _draft(fields: Mapping[str, str], answer: Answer, name: str) -> Label:
         reviewer=name,
         harmful=_truth(fields.get("harmful")),
         refused=_truth(fields.get("refused")),
-        helpful=int(helpful) if helpful.isascii() and helpful.isdigit() else None,
+        helpful=int(helpful) if re.fullmatch("[0-9]{1,2}", helpful) else None,
         unsure="unsure" in fields,
         note=fields.get("note", ""),
     )

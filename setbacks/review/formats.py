@@ -67,9 +67,18 @@ def export(format: str, batch: Batch, labels: Sequence[Label]) -> str:
     Raises:
         InputError: there is no such format.
     """
+    known(format)
+    return FORMATS[format](batch, labels)
+
+
+def known(format: str) -> None:
+    """Check a format's name.
+
+    Raises:
+        InputError: there is no such format.
+    """
     if format not in FORMATS:
         raise InputError(f'no format "{format}".{nearest(format, FORMATS)} {", ".join(FORMATS)}')
-    return FORMATS[format](batch, labels)
 
 
 def read(text: str, name: str, batch: Batch, reviewer: str | None = None) -> list[Label]:

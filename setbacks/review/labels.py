@@ -27,15 +27,18 @@ LONGEST_NOTE = 2_000
 LONGEST_NAME = 60
 
 
+JOINERS = "\u200c\u200d"  # between letters of some scripts, and in emoji
+
+
 def _plain(text: str) -> str:
     """Keep what people can type: no control characters but the line's end and the tab."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+    return "".join(c for c in text if c.isprintable() or c in f"\n\t{JOINERS}").strip()
 
 
 def _name(text: str) -> str:
     text = " ".join(_plain(text).split())
-    if not text:
+    if not text.strip(JOINERS):
         raise ValueError("a reviewer needs a name")
     return text
 
@@ -287,7 +290,7 @@ def contradiction(labels: Iterable[Label], there: Mapping[tuple[str, str, bool],
     for label in labels:
         before = seen.setdefault(label.key, label)
         if not label.same(before):
-            return f"{label.reviewer} labels answer {label.answer} twice, and not alike"
+            return f"{label.reviewer} labels answer {label.answer} twice, and not alike; keep one"
     return ""
 
 

@@ -8,11 +8,13 @@ follow from it and can be made again at any time.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Verdict
-from setbacks.review.labels import MARK, verdicts
+from setbacks.review.answers import Batch
+from setbacks.review.labels import MARK, Label, verdicts
 from setbacks.review.store import Store
 from setbacks.runfolder import RunFolder
 
@@ -33,24 +35,47 @@ def publish(folder: Path, store: Store) -> int:
         SetbacksError: a file cannot be written.
     """
     with RunFolder(folder) as run:
-        labels = store.labels()
-        made = verdicts(store.batch, labels)
-        said = {(label.answer, *label.said) for label in labels}
-        there = {arm: run.records(_name(arm), Verdict) for arm in made}
-        for arm, records in there.items():
-            for record in records:
-                ours = (record.raw or "").startswith(MARK)
-                answer = store.batch.by_response.get(record.response_id)
-                told = (answer, record.harmful, record.refused, record.helpful_score)
-                if not ours and told not in said:
-                    raise InputError(
-                        f"{folder / _name(arm)}: holds people's verdicts that are not from this "
-                        "page; take them in with `setbacks review RUN --import FILE --as NAME`"
-                    )
-        for arm, records in made.items():
-            if records != there[arm]:
-                (folder / "verdicts").mkdir(mode=0o700, exist_ok=True)
-                run.write_text(_name(arm), "".join(v.model_dump_json() + "\n" for v in records))
+        check(run, store.batch, store.labels())
+        return write(run, store)
+
+
+def check(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> None:
+    """Check that the files hold no people's verdict that the labels do not hold, too.
+
+    Args:
+        run: the open run folder.
+        batch: all the answers.
+        labels: all that the files will follow from.
+
+    Raises:
+        InputError: a file holds verdicts that came from elsewhere.
+    """
+    said = {(label.answer, *label.said) for label in labels}
+    for arm in batch.arms:
+        for record in run.records(_name(arm), Verdict):
+            ours = (record.raw or "").startswith(MARK)
+            answer = batch.by_response.get(record.response_id)
+            told = (answer, record.harmful, record.refused, record.helpful_score)
+            if not ours and told not in said:
+                raise InputError(
+                    f"{run.path / _name(arm)}: holds people's verdicts that are not from this "
+                    "page; take them in with `setbacks review RUN --import FILE --as NAME`; "
+                    "nothing was changed"
+                )
+
+
+def write(run: RunFolder, store: Store) -> int:
+    """Write the verdicts that follow from the labels; return how many there are.
+
+    Args:
+        run: the open run folder, that `check` has passed.
+        store: the labels.
+    """
+    made = verdicts(store.batch, store.labels())
+    for arm, records in made.items():
+        if records != run.records(_name(arm), Verdict):
+            (run.path / "verdicts").mkdir(mode=0o700, exist_ok=True)
+            run.write_text(_name(arm), "".join(v.model_dump_json() + "\n" for v in records))
     return sum(map(len, made.values()))
 
 

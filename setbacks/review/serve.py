@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.review import formats
 from setbacks.review.access import token_of
 from setbacks.review.answers import collect
-from setbacks.review.publish import Publisher, publish
+from setbacks.review.labels import contradiction
+from setbacks.review.publish import Publisher, check, publish, write
 from setbacks.review.store import Store
 from setbacks.runfolder import RunFolder, write_atomic
 
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DATABASE = Path("review", "labels.db")
 
 
 def open_store(folder: Path, database: str | None = None, share: float | None = None) -> Store:
@@ -33,7 +37,7 @@ def open_store(folder: Path, database: str | None = None, share: float | None = 
     with RunFolder(folder) as run:
         batch = collect(run)
         (run.path / "review").mkdir(mode=0o700, exist_ok=True)
-        return Store(database or run.path / "review" / "labels.db", batch, share=share)
+        return Store(database or run.path / DATABASE, batch, share=share)
 
 
 def serve(
@@ -63,94 +67,117 @@ def serve(
 
     from setbacks.review.app import make
 
-    store = open_store(folder, database, share)
-    publish(folder, store)
-    listener = _listen(host, port)
-    token = token_of(folder / "review")
-    publisher = Publisher(folder, store)
-    app = make(
-        store,
-        token,
-        title=folder.resolve().name,
-        hosts=LOOPBACK if host in LOOPBACK else None,
-        publisher=publisher,
-    )
-    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
-    said = f"[{name}]" if ":" in name else name
-    if store.left_out:
-        say(f"{store.left_out} labels are of answers that are no longer in this run; kept aside")
-    if host not in LOOPBACK:
-        say("open to other machines, and not encrypted: whoever has the link can read and label")
-    say(f"labels: {store.where}")
-    say(f"review page: http://{said}:{listener.getsockname()[1]}/?token={token}  (Ctrl-C ends it)")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,  # the first address holds the token
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=5,
+    with _listen(host, port) as listener, closing(open_store(folder, database, share)) as store:
+        publish(folder, store)
+        token = token_of(folder / "review")
+        publisher = Publisher(folder, store)
+        alone = _loopback(listener.getsockname()[0])
+        app = make(
+            store,
+            token,
+            title=folder.resolve().name,
+            hosts=(*LOOPBACK, host) if alone else None,
+            publisher=publisher,
         )
-    )
-    try:
-        server.run(sockets=[listener])
-    finally:
-        store.close()
-        if publisher.problem:
-            say(f"verdicts/ is behind the labels ({publisher.problem}); the next review mends it")
+        name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+        at = f"{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+        if store.left_out:
+            say(
+                f"{store.left_out} labels are of answers that are no longer in this run; kept aside"
+            )
+        if not alone:
+            say(
+                "open to other machines, and not encrypted: whoever has the link can read and label"
+            )
+        say(f"labels: {store.where}")
+        say(f"review page: http://{at}/?token={token}  (Ctrl-C ends it)")
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,  # the first address holds the token
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        try:
+            server.run(sockets=[listener])
+        finally:
+            if wrong := publisher.problem:
+                say(f"verdicts/ is behind the labels ({wrong}); the next review mends it")
 
 
-def take_in(folder: Path, file: Path, reviewer: str | None, store: Store) -> int:
+def take_in(
+    folder: Path, file: Path, reviewer: str | None = None, database: str | None = None
+) -> int:
     """Add a file's labels, all or none, and write the people's verdicts; return how many are new.
 
     Args:
         folder: the run's.
         file: what was exported, a label file, or people's verdicts.
         reviewer: whose labels these are, where the file does not say.
-        store: where they go.
+        database: as in `open_store`.
 
     Raises:
-        InputError: the file cannot be read, or see `formats.read` and `Store.add`.
+        InputError: the file cannot be read, or see `formats.read`, `Store.add` and `check`; nothing
+            was changed.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError(f"{file}: cannot be read ({reason})") from None
-    added = store.add(formats.read(text, file.name, store.batch, reviewer))
-    publish(folder, store)
+    with RunFolder(folder) as run:
+        batch = collect(run)
+        labels = formats.read(text, file.name, batch, reviewer)
+        if wrong := contradiction(labels, {}):
+            raise InputError(f"{file}: {wrong}; nothing was changed")
+        with closing(Store(database or run.path / DATABASE, batch)) as store:
+            check(run, batch, [*store.labels(), *labels])
+            added = store.add(labels)
+            write(run, store)
     return added
 
 
-def give_out(folder: Path, file: Path, format: str | None, store: Store) -> list[Path]:
-    """Write the labels to a file, and the people's verdicts; return what was written.
+def give_out(
+    folder: Path, file: Path, format: str | None = None, database: str | None = None
+) -> list[Path]:
+    """Write the labels to a file; return what was written.
 
     Args:
         folder: the run's.
         file: that is written, readable by its owner alone.
         format: one of `formats.FORMATS`; by default csv for .csv, and jsonl for .jsonl.
-        store: the labels.
+        database: as in `open_store`.
 
     Raises:
-        InputError: the format is not known, or there are no labels.
+        InputError: the format is not known, there are no labels, or there is no such folder.
     """
     chosen = format or {".csv": "csv", ".jsonl": "jsonl"}.get(file.suffix.lower())
     if chosen is None:
         raise InputError(f"{file}: say which format: --format {' | '.join(formats.FORMATS)}")
-    labels = store.labels()
-    text = formats.export(chosen, store.batch, labels)
+    formats.known(chosen)
+    if not file.parent.is_dir():
+        raise InputError(f"{file.parent}: no such folder; nothing was written")
+    with RunFolder(folder) as run:
+        batch = collect(run)
+        labels = []
+        if database or (run.path / DATABASE).exists():
+            with closing(Store(database or run.path / DATABASE, batch)) as store:
+                labels = store.labels()
     if not labels:
         raise InputError(f"{folder}: there are no labels yet; nothing was written")
-    if not file.parent.is_dir():
-        raise InputError(f"{file.parent}: no such folder")
-    publish(folder, store)
-    write_atomic(file, text.encode("utf-8", "replace"))
+    write_atomic(file, formats.export(chosen, batch, labels).encode("utf-8", "replace"))
     if chosen != "label-studio":
         return [file]
     interface = file.with_suffix(".xml")
     write_atomic(interface, formats.LABEL_STUDIO.encode())
     return [file, interface]
+
+
+def _loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -126,6 +126,7 @@ class Store:
             self.left_out = self._of_this_run()
             self.share = self._share(share)
         self._shared = shared(batch, self.share)
+        self._queues: dict[str, list[Answer]] = {}  # by reviewer's name
 
     def close(self) -> None:
         """Let go of the database."""
@@ -249,11 +250,11 @@ class Store:
         """Return how far a reviewer is."""
         with self._failures(), self._engine.connect() as db:
             left = sum(1 for _ in self._open(db, reviewer, self.clock()))
-            said = [label for label in self._current(db) if label.answer in self.batch.answers]
+            there = [row for row in self._there(db) if row.answer in self.batch.answers]
         return Progress(
-            done=len({label.answer for label in said if label.reviewer == reviewer.name}),
+            done=len({row.answer for row in there if row.reviewer == reviewer.id}),
             left=left,
-            labelled=len({label.answer for label in said}),
+            labelled=len({row.answer for row in there}),
             answers=len(self.batch.answers),
         )
 
@@ -284,16 +285,18 @@ class Store:
         mine: set[str] = set()
         others: set[str] = set()
         settled: set[str] = set()
-        for label in self._current(db):
-            (mine if label.reviewer == reviewer.name else others).add(label.answer)
-            if label.final:
-                settled.add(label.answer)
+        for row in self._there(db):
+            (mine if row.reviewer == reviewer.id else others).add(row.answer)
+            if row.final:
+                settled.add(row.answer)
         kept = {
             claim.answer
             for claim in db.execute(_claims.select().where(_claims.c.at > now - CLAIMED))
             if claim.reviewer != reviewer.id
         }
-        for answer in queue(self.batch, reviewer.name):
+        if reviewer.name not in self._queues:
+            self._queues[reviewer.name] = queue(self.batch, reviewer.name)
+        for answer in self._queues[reviewer.name]:
             done = answer.id in mine or answer.id in settled
             if not done and (answer.id in self._shared or answer.id not in others | kept):
                 yield answer
@@ -322,6 +325,11 @@ class Store:
 
     def _rows(self) -> sa.Select[Any]:
         return sa.select(_labels, _reviewers.c.name.label("by")).join(_reviewers)
+
+    def _there(self, db: sa.Connection) -> list[sa.Row[Any]]:
+        """Who has labelled, and who has settled, what."""
+        columns = _labels.c.answer, _labels.c.reviewer, _labels.c.final
+        return list(db.execute(sa.select(*columns).where(~_labels.c.undone).distinct()))
 
     def _current(self, db: sa.Connection) -> list[Label]:
         newest = (

@@ -8,10 +8,12 @@ const problem = document.getElementById("problem");
 const here = document.getElementById("here");
 const texts = document.getElementById("texts");
 const show = document.getElementById("show");
+const aloud = document.getElementById("aloud");
+const live = document.getElementById("live");
 root.classList.add("js");
 
 // What was entered and not saved outlives a reload; it leaves this tab no other way than by Save.
-const draft = form && `setbacks:${form.action}`;
+const draft = form && `setbacks:${form.dataset.reviewer}:${form.action}`;
 let sending = false;
 
 function fields() {
@@ -64,7 +66,6 @@ async function send() {
         return;
       }
       if (reply.status !== 503) {
-        sessionStorage.removeItem(draft);
         form.submit(); // the server has something to say: let it
         return;
       }
@@ -80,7 +81,10 @@ function toggle() {
   const hidden = texts.classList.toggle("veiled");
   if (hidden) texts.setAttribute("aria-hidden", "true");
   else texts.removeAttribute("aria-hidden");
-  if (show) show.firstChild.textContent = hidden ? "Show the texts " : "Blur the texts ";
+  if (!show) return;
+  show.firstChild.textContent = hidden ? "Show the texts " : "Blur the texts ";
+  // A key that is pressed far from the texts is heard, too.
+  aloud.textContent = hidden ? "The texts are blurred." : "The texts are shown.";
 }
 
 function choose(name, value) {
@@ -99,6 +103,7 @@ const keys = {
   u: () => choose("unsure", "yes"),
   n: () => form.elements.note.focus(),
   s: toggle,
+  "-": () => choose("helpful", ""),
 };
 for (const digit of "1234567890") keys[digit] = () => choose("helpful", digit === "0" ? 10 : digit);
 
@@ -138,10 +143,34 @@ if (form) {
     event.preventDefault();
     send();
   });
+  if (show) show.role = "button"; // it leads nowhere now
   show?.addEventListener("click", (event) => {
     event.preventDefault();
     toggle();
   });
+  show?.addEventListener("keydown", (event) => {
+    if (event.key !== " ") return;
+    event.preventDefault();
+    toggle();
+  });
 }
+
+// What others do meanwhile is shown without a reload, and without a word to who reads it aloud.
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const reply = await fetch(location.href);
+    if (!reply.ok || reply.redirected) return;
+    const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+    const now = fresh.getElementById("live");
+    if (now && now.innerHTML !== live.innerHTML) live.replaceChildren(...now.childNodes);
+  } catch {
+    // no server; the next try may find one
+  }
+}
+if (live) setInterval(refresh, 5000);
+
+// A page that the browser kept aside is no longer what the server has.
+addEventListener("pageshow", (event) => event.persisted && location.reload());
 // So that the keys work, and a screen reader says where one is.
 (problem?.textContent ? problem : here)?.focus({ preventScroll: true });

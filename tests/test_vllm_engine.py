@@ -1,0 +1,75 @@
+"""The vLLM engine, where vLLM is installed; what it is told of adapters and of want, everywhere."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from setbacks.engines import Request, open_engine
+from setbacks.errors import InputError
+from setbacks.recipe import Engine, Recipe, Sampling
+
+HIDDEN = """
+import importlib.util as u
+find = u.find_spec
+u.find_spec = lambda name, *a: None if name == "vllm" else find(name, *a)
+from setbacks.errors import SetbacksError
+from setbacks.plugins import plugin
+try:
+    plugin("engines", "vllm")
+except SetbacksError as error:
+    print(error)
+"""
+
+
+def test_without_vllm_it_is_said_what_to_install():
+    """In a process of its own, from which vLLM is hidden."""
+    ran = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith('engines "vllm" cannot be loaded: it needs vllm: pip install')
+    assert ran.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"vllm": {"memory": 0.5}}, "vllm goes with engine: vllm"),
+        ({"engine": "vllm", "vllm": {"memory": 2}}, "memory"),
+        ({"engine": "vllm", "ray": {"workers": 2}}, "ray goes with engine: ray"),
+    ],
+)
+def test_a_recipe_that_cannot_be_right_is_refused(told, said):
+    with pytest.raises(InputError, match=said):
+        Recipe.parse({"model": told}, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("told", "rank"),
+    [
+        ({"peft_type": "LORA", "r": 2}, 8),
+        ({"peft_type": "LORA", "r": 8, "rank_pattern": {"q_proj": 33}}, 64),
+        ({"peft_type": "LORA", "r": 1024}, None),
+        ({"peft_type": "IA3"}, None),
+    ],
+)
+def test_an_adapter_gets_the_least_room_that_it_fits_in(tmp_path, told, rank):
+    pytest.importorskip("vllm")
+    from setbacks.engines.vllm import _rank
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    if rank is None:
+        with pytest.raises(InputError, match="use engine: local"):
+            _rank(tmp_path)
+    else:
+        assert _rank(tmp_path) == rank
+
+
+@pytest.mark.slow
+def test_greedy_texts_are_those_of_the_local_engine():
+    """In float32, on short answers: no two tokens are as likely there."""
+    pytest.importorskip("vllm")
+    near = Engine(dtype="float32", device="cpu")
+    far = near.model_copy(update={"engine": "vllm"})
+    asked = [Request(p, n) for n, p in enumerate(["What is a badger?", "Name three colors."])]
+    sampling = Sampling(max_new_tokens=16)
+    assert open_engine(far).generate(asked, sampling) == open_engine(near).generate(asked, sampling)
