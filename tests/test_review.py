@@ -1,12 +1,22 @@
 """The review without its page: what is shown, what people's labels come to, where they rest."""
 
+import contextlib
 import csv
+import glob
 import io
+import itertools
 import json
+import os
+import pwd
 import random
+import shutil
 import sqlite3
 import stat
+import subprocess
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -54,18 +64,73 @@ def said(answer, reviewer="Ada", **more):
     return Label(answer=answer, reviewer=reviewer, **({"harmful": False} | more))
 
 
-@pytest.fixture
-def store(tmp_path):
-    """Make a store; the same file again is the same labels."""
+@pytest.fixture(scope="session")
+def postgres():
+    """Start a PostgreSQL server of the tests' own; make a fresh database and give its URL."""
+    import psycopg
+
+    found = [shutil.which("postgres"), *glob.glob("/usr/lib/postgresql/*/bin/postgres")]
+    if not (server := next(filter(None, found), None)):
+        pytest.skip("no PostgreSQL here")
+    programs, user = Path(os.path.realpath(server)).parent, {}
+    if os.geteuid() == 0:  # the server refuses to run as root
+        try:
+            user = {"user": "postgres", "group": pwd.getpwnam("postgres").pw_gid}
+        except KeyError:
+            pytest.skip("no user to run PostgreSQL as")
+    with tempfile.TemporaryDirectory() as folder:
+        if user:
+            os.chown(folder, pwd.getpwnam("postgres").pw_uid, user["group"])
+        more = user | {"cwd": folder, "stdout": subprocess.DEVNULL}
+        make = [programs / "initdb", "-D", "data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        subprocess.run(make, check=True, **more)
+        start = [programs / "postgres", "-D", "data", "-k", folder, "-c", "listen_addresses="]
+        running = subprocess.Popen([*start, "-c", "fsync=off"], stderr=subprocess.DEVNULL, **more)
+        names = itertools.count()
+
+        def fresh():
+            name = f"labels{next(names)}"
+            with psycopg.connect(f"host={folder} user=postgres", autocommit=True) as db:
+                db.execute(f"CREATE DATABASE {name}")
+            return f"postgresql://postgres@/{name}?host={folder}"
+
+        try:
+            for _ in range(600):
+                with contextlib.suppress(psycopg.OperationalError):
+                    psycopg.connect(f"host={folder} user=postgres").close()
+                    break
+                time.sleep(0.1)
+            yield fresh
+        finally:
+            running.terminate()
+            running.wait()
+
+
+def opener(url):
     made = []
 
-    def make(answers=None, name="labels.db", **more):
-        made.append(Store(tmp_path / name, answers or of(20), **more))
+    def make(answers=None, **more):
+        made.append(Store(url, answers or of(20), **more))
         return made[-1]
 
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Make a store in an SQLite file; the same again is the same labels."""
+    yield from opener(tmp_path / "labels.db")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def either(request, tmp_path):
+    """Make a store in an SQLite file or in PostgreSQL; the same again is the same labels."""
+    if request.param == "sqlite":
+        yield from opener(tmp_path / "labels.db")
+    else:
+        yield from opener(request.getfixturevalue("postgres")())
 
 
 # What is shown ----------------------------------------------------------------------------------
@@ -236,8 +301,8 @@ def test_labels_are_there_again_and_private(store, tmp_path):
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_newer_label_takes_the_place_of_the_older_and_undo_brings_that_back(store):
-    open_ = store()
+def test_a_newer_label_takes_the_place_of_the_older_and_undo_brings_that_back(either):
+    open_ = either()
     ada = open_.join("Ada")
     x, y = list(open_.batch.answers)[:2]
     open_.save(said(x, harmful=True))
@@ -256,8 +321,8 @@ def test_a_newer_label_takes_the_place_of_the_older_and_undo_brings_that_back(st
     assert open_.last(ada, y).answer == y  # undone, and still known
 
 
-def test_a_form_that_is_sent_twice_is_one_label(store):
-    open_ = store()
+def test_a_form_that_is_sent_twice_is_one_label(either):
+    open_ = either()
     x = next(iter(open_.batch.answers))
     open_.save(said(x), form="f")
     open_.save(said(x), form="f")
@@ -268,9 +333,9 @@ def test_a_form_that_is_sent_twice_is_one_label(store):
     assert open_.labels() == []
 
 
-def test_an_answer_is_kept_for_the_one_to_whom_it_was_shown(store):
+def test_an_answer_is_kept_for_the_one_to_whom_it_was_shown(either):
     now = [1_000_000.0]
-    open_ = store(of(1, {"b0": 1.0}), share=0, clock=lambda: now[0])
+    open_ = either(of(1, {"b0": 1.0}), share=0, clock=lambda: now[0])
     ada, ben = open_.join("Ada"), open_.join("Ben")
     first = open_.next(ada)
     assert open_.next(ada) == first  # a reload
@@ -287,8 +352,8 @@ def test_an_answer_is_kept_for_the_one_to_whom_it_was_shown(store):
     assert open_.progress(ada) == (1, 1, 1, 2)
 
 
-def test_a_shared_answer_comes_to_everybody_until_it_is_settled(store):
-    open_ = store(of(2), share=1)
+def test_a_shared_answer_comes_to_everybody_until_it_is_settled(either):
+    open_ = either(of(2), share=1)
     ada, ben = open_.join("Ada"), open_.join("Ben")
     for _ in range(4):
         open_.save(said(open_.next(ada).id))
@@ -298,14 +363,15 @@ def test_a_shared_answer_comes_to_everybody_until_it_is_settled(store):
     assert open_.progress(ben).left == 3
 
 
-def test_reviewers_at_once_lose_nothing_and_share_out_what_is_not_for_all(store):
-    open_ = store(of(60), share=0.25)
+def test_reviewers_at_once_lose_nothing_and_share_out_what_is_not_for_all(either):
+    servers = [either(of(60), share=0.25) for _ in range(2)]  # on the same labels
+    open_ = servers[0]
     people = [open_.join(f"P{i}") for i in range(4)]
 
     def work(person):
-        done = []
-        while (answer := open_.next(person)) is not None:
-            open_.save(said(answer.id, person.name), form=f"{person.id}/{answer.id}")
+        done, server = [], servers[person.id % 2]
+        while (answer := server.next(person)) is not None:
+            server.save(said(answer.id, person.name), form=f"{person.id}/{answer.id}")
             done.append(answer.id)
         return done
 
@@ -318,8 +384,8 @@ def test_reviewers_at_once_lose_nothing_and_share_out_what_is_not_for_all(store)
     assert len(open_.labels()) == len(alone) + 4 * len(for_all)
 
 
-def test_all_labels_of_a_batch_are_kept_or_none(store):
-    open_ = store()
+def test_all_labels_of_a_batch_are_kept_or_none(either):
+    open_ = either()
     x, y = list(open_.batch.answers)[:2]
     with pytest.raises(InputError, match="no answer 'zzz' in this run; nothing was changed"):
         open_.add([said(x), said("zzz")])
@@ -334,9 +400,9 @@ def test_all_labels_of_a_batch_are_kept_or_none(store):
     assert [label.harmful for label in open_.labels() if label.answer == x] == [True]
 
 
-def test_a_break_is_counted_from_the_last_rest(store):
+def test_a_break_is_counted_from_the_last_rest(either):
     now = [1_000_000.0]
-    open_ = store(clock=lambda: now[0])
+    open_ = either(clock=lambda: now[0])
     ada = open_.join("Ada")
     assert open_.at_work(ada) == 0
     for i, answer in enumerate(list(open_.batch.answers)[:20]):
@@ -379,14 +445,37 @@ def test_a_file_that_is_no_database_is_left_alone(store, tmp_path):
     assert (tmp_path / "labels.db").read_text() == "not a database, " * 100
 
 
-def test_labels_of_another_run_are_refused_and_of_answers_that_went_are_kept_aside(store):
-    first = store(of(3))
+def test_labels_of_another_run_are_refused_and_of_answers_that_went_are_kept_aside(either):
+    first = either(of(3))
     first.add([said(answer) for answer in first.batch.answers])
     with pytest.raises(InputError, match="its 6 labels are of another run"):
-        store(of(3, arms=("x", "y")))
-    fewer = store(of(2))
+        either(of(3, arms=("x", "y")))
+    fewer = either(of(2))
     assert (fewer.left_out, len(fewer.labels())) == (2, 4)
     assert fewer.progress(fewer.join("Ada")) == (4, 0, 4, 4)
+
+
+@pytest.mark.slow
+def test_postgresql_keeps_labels_and_refuses_what_is_not_ours(postgres):
+    import psycopg
+
+    url = postgres()
+    with psycopg.connect(url) as db:
+        db.execute("CREATE TABLE of_another_program (x int)")  # may live beside ours
+    first = Store(url, of(3))
+    name = next(iter(first.batch.answers))
+    first.add([said(name, "Ada", harmful=True, helpful=3, note=HOSTILE, made_at=1.5)])
+    first.close()
+    again = Store(url, of(3))
+    assert again.labels() == [said(name, "Ada", harmful=True, helpful=3, note=HOSTILE, made_at=1.5)]
+    again.close()
+    with psycopg.connect(url) as db:
+        db.execute("UPDATE review_meta SET value = '0' WHERE key = 'schema'")
+    with pytest.raises(InputError, match="older version of setbacks .schema 0, this one has 1"):
+        Store(url, of(3))
+    with pytest.raises(SetbacksError, match="postgres:\\*\\*\\*@127.0.0.1:1/x: ") as raised:
+        Store("postgresql://postgres:secret@127.0.0.1:1/x", of(1))
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -601,8 +690,6 @@ def test_the_files_follow_the_labels_even_if_another_process_is_in_the_way(run, 
 
 
 def wait(for_):
-    import time
-
     until = time.monotonic() + 20
     while not for_():
         assert time.monotonic() < until

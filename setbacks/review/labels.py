@@ -43,7 +43,14 @@ def _name(text: str) -> str:
     return text
 
 
-Note = Annotated[str, AfterValidator(_plain), Field(max_length=LONGEST_NOTE)]
+def _note(text: str) -> str:
+    text = _plain(text)
+    if len(text) > LONGEST_NOTE:
+        raise ValueError(f"longer than {LONGEST_NOTE} characters")
+    return text
+
+
+Note = Annotated[str, AfterValidator(_note)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_name)]
 
 

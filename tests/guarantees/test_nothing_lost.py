@@ -219,7 +219,7 @@ class Disk:
     [(errno.ENOSPC, False), (errno.EIO, True), (errno.EIO, False)],
     ids=["full", "fails once", "is gone"],
 )
-@pytest.mark.parametrize("share", [0.15, pytest.param(1.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("share", [0.06, pytest.param(1.0, marks=pytest.mark.long)])
 def test_a_disk_that_fails_loses_nothing(work, tmp_path, monkeypatch, code, once, share):
     """At writes, syncs, truncations and renames: one line, and the same command goes on."""
     with monkeypatch.context() as patch:
@@ -227,7 +227,7 @@ def test_a_disk_that_fails_loses_nothing(work, tmp_path, monkeypatch, code, once
         whole = work(tmp_path / "whole")
     every = range(1, count.asked + 1)
     chosen = sorted(random.Random(code).sample(every, round(share * len(every))))
-    assert len(chosen) > 3
+    assert len(chosen) > 2
     for at in chosen:
         folder = tmp_path / f"run-{at}"
         with monkeypatch.context() as patch:
