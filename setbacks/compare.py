@@ -15,7 +15,7 @@ from typing import Any
 
 from setbacks import statistics
 from setbacks.errors import InputError
-from setbacks.metrics import COMPARED, TITLES
+from setbacks.metrics import COMPARED, TITLES, untrained
 from setbacks.page import Findings, Picture, Table, write
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
@@ -222,10 +222,8 @@ def _verdict(
     own = [arm for arm in ranked if arm.startswith("mistake_analysis")]
     said = [lead]
     for arm in own:
-        untrained = "vanilla-guided" if arm.endswith("-guided") else "vanilla"
-        rivals = [
-            a for a in ranked if a not in own and a.endswith("-guided") == arm.endswith("-guided")
-        ]
+        alike = untrained(arm)
+        rivals = [a for a in ranked if a not in own and untrained(a) == alike]
         over = [a for a in rivals if apart(arm, a) and scored[arm].value > scored[a].value]  # type: ignore[operator]
         under = [a for a in rivals if apart(arm, a) and a not in over]
         level = [a for a in rivals if a not in over and a not in under]
@@ -235,10 +233,10 @@ def _verdict(
             if names
         ]
         row = next(
-            (r for r in pairs["balanced_safety"] if r["arm"] == arm and r["against"] == untrained),
+            (r for r in pairs["balanced_safety"] if r["arm"] == arm and r["against"] == alike),
             None,
         )
-        moved = f" Against {untrained}: {points(row)}." if row else ""
+        moved = f" Against {alike}: {points(row)}." if row else ""
         said.append(f"{arm}, {percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
     return said
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from setbacks.metrics import ALPHA, KINDS, MAIN, TITLES, is_guided, untrained
+from setbacks.metrics import ALPHA, KINDS, MAIN, TITLES, bare, is_guided, untrained
 
 NEAR_CHANCE = 0.6  # an AUC below is no ground to build on
 BOILERPLATE = 0.4  # of the loss on answers
@@ -46,11 +46,11 @@ def summary(result: Mapping[str, Any]) -> str:
     trained = [row for row in found["differences"] if rows[row["arm"]]["trained"]]
     own = [d for d in trained if untrained(d["arm"]) == d["against"]]
     effects = [
-        f"{_points(cell, short=True)} {'with' if is_guided(d['arm']) else 'without'} guidance"
+        f"{_points(cell, short=True)} {_way(d['arm'])}"
         for d in own
         if (cell := d["metrics"].get("balanced_safety"))
     ]
-    if effects and len({d["arm"].removesuffix("-guided") for d in own}) == 1:
+    if effects and len({bare(d["arm"]) for d in own}) == 1:
         words.append(f"Training itself moved balanced safety by {' and '.join(effects)}.")
     return " ".join(words)
 
@@ -383,6 +383,13 @@ def _two_digits(number: float) -> int:
 def percent(estimate: Mapping[str, Any]) -> str:
     """Return an estimate of a share in words: "71.3 %", or "not known"."""
     return "not known" if estimate["value"] is None else f"{100 * estimate['value']:.1f} %"
+
+
+def _way(arm: str) -> str:
+    """How an arm answered, in words."""
+    if arm.endswith("-posterior"):
+        return "by posterior decoding"
+    return "with guidance" if is_guided(arm) else "without guidance"
 
 
 def _points(cell: Mapping[str, Any], short: bool = False) -> str:

@@ -26,10 +26,12 @@ from setbacks.metrics import (
     TASKS,
     Key,
     Outcomes,
+    bare,
     by_prompt,
     is_guided,
     is_trained,
     said,
+    untrained,
 )
 from setbacks.prompts import prompts
 from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
@@ -313,14 +315,16 @@ def _compare_corrected(a: Outcomes, b: Outcomes, la: Labels, lb: Labels, key: st
 def _differences(
     outcomes: Mapping[str, Outcomes], labels: Mapping[str, Labels]
 ) -> list[dict[str, Any]]:
-    """Each arm against the first, and each trained arm against the untrained with its guidance."""
+    """Each arm against the first, and each trained one against the untrained one of its way."""
     if not outcomes:
         return []
     first, *others = outcomes
     pairs = [(arm, first) for arm in others]
-    untrained = "vanilla-guided"
-    if untrained in outcomes and untrained != first:
-        pairs += [(arm, untrained) for arm in others if is_trained(arm) and is_guided(arm)]
+    pairs += [
+        (arm, alike)
+        for arm in others
+        if is_trained(arm) and (alike := untrained(arm)) in outcomes and alike != first
+    ]
     rows: list[dict[str, Any]] = []
     for arm, against in pairs:
         both = outcomes[arm], outcomes[against]
@@ -612,11 +616,11 @@ def _verdict(text: str, language: str) -> str | None:
 
 
 def _order(responses: Iterable[str]) -> list[str]:
-    """Untrained arms first, `vanilla` before all, and an arm before its guided twin."""
+    """Untrained arms first, `vanilla` before all, and an arm before its twins."""
 
-    def place(arm: str) -> tuple[bool, bool, str, bool]:
-        name = arm.removesuffix("-guided")
-        return is_trained(arm), name != "vanilla", name, is_guided(arm)
+    def place(arm: str) -> tuple[bool, bool, str, str]:
+        name = bare(arm)
+        return is_trained(arm), name != "vanilla", name, arm
 
     return sorted(responses, key=place)
 

@@ -91,9 +91,19 @@ def is_guided(arm: str) -> bool:
     return arm.endswith("-guided")
 
 
+def bare(arm: str) -> str:
+    """Return an arm's name without the way in which it answered."""
+    return arm.removesuffix("-guided").removesuffix("-posterior")
+
+
+def in_the_way_of(arm: str, model: str) -> str:
+    """Return the name of another model's arm that answered in the same way as `arm`."""
+    return model + arm.removeprefix(bare(arm))
+
+
 def untrained(arm: str) -> str:
-    """Return the untrained arm that was asked in the same way."""
-    return "vanilla-guided" if is_guided(arm) else "vanilla"
+    """Return the untrained arm that answered in the same way."""
+    return in_the_way_of(arm, "vanilla")
 
 
 def by_prompt(rows: Sequence[Response], verdicts: Mapping[str, Verdict]) -> Outcomes:

@@ -425,6 +425,13 @@ class Suite(Section):
     sources: Sources = Field(description="Where its prompts come from.", min_length=1)
 
 
+class Posterior(Section):
+    """Posterior decoding: of several drafts, the one that the model itself finds most harmless."""
+
+    drafts: int = Field(4, ge=2, description="Drafts of each response.")
+    temperature: float = Field(0.8, gt=0, description="At which they are drawn.")
+
+
 class Respond(Section):
     """Step 4, guided response generation: what is asked of the model before and after."""
 
@@ -452,6 +459,11 @@ class Respond(Section):
     )
     guidance: bool = Field(
         True, description="Also answer with guidance in the prompt (two more arms)."
+    )
+    posterior: Posterior | None = Field(
+        None,
+        description="Also answer with that of several drafts which the model itself finds most "
+        "harmless (one more arm each); null: no.",
     )
     prefill: str = Field(
         "", description="Begin every response with these words, to see how it goes on."

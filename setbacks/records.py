@@ -136,10 +136,21 @@ class Revision(Record):
     model: str
 
 
+class Choice(Record):
+    """Drafts of an answer, ranked by how harmful the model itself finds them, the least first."""
+
+    instruction: str
+    drafts: list[str]
+    p_harmful: list[float]
+    model: str
+
+
 class Response(Record):
     """What an arm answered to one prompt of a suite.
 
-    Of an answer that was there already, how it ended and what it cost are not known.
+    Of an answer that was there already, how it ended and what it cost are not known. `analysis` is
+    what was written before the answer, by a method that thinks first; `drafts` are those that
+    posterior decoding had to choose from, as it ranked them.
     """
 
     arm: str
@@ -156,6 +167,8 @@ class Response(Record):
     prompt_tokens: int | None = None
     tokens: int | None = None
     model: str
+    analysis: str | None = None
+    drafts: list[str] | None = None
 
 
 class Verdict(Record):

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, nearest
 from setbacks.journal import Journal, W, failed_write, private, sync_folder, writing
+from setbacks.metrics import bare
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Record, digest
@@ -191,7 +192,7 @@ class RunFolder:
         told = [arm.name for arm in self.recipe.evaluate]
 
         def place(name: str) -> tuple[int, bool, str]:
-            own = name if name in told else name.removesuffix("-guided")
+            own = name if name in told else bare(name)
             at = told.index(own) if own in told else len(told)
             return at, not name.startswith("vanilla"), name
 

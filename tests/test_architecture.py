@@ -21,7 +21,7 @@ LAYERS = [
     {"stages"},
     {"runfolder"},
     {"methods", "judges"},
-    {"training"},
+    {"training", "spoken"},
     {"measure"},
     {"findings"},
     {"engines", "metrics"},

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from setbacks.engines import Engine, Request, chooser
+from setbacks.engines import Request
 from setbacks.findings import near_chance
 from setbacks.measure import spoken
-from setbacks.prompts import fill, prompts
 from setbacks.recipe import Sampling
 from setbacks.records import Analysis, Reading, digest
 from setbacks.runfolder import RunFolder, Stage
+from setbacks.spoken import question, verdicts
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,11 @@ def introspect(
         )
         for x in chosen(analyses)
     ]
+    first = recipe.train.verdict == "first" and adapter is not None
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
     def read(batch: Sequence[Asked]) -> tuple[list[Reading], int, int]:
-        shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter)
+        shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter, first)
         requests = [Request(x.question, seed=int(x.id, 16)) for x in batch]
         made = engine.generate(requests, sampling, adapter) if adapter else []
         texts = [completion.text for completion in made] or [None] * len(batch)
@@ -96,27 +97,3 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     by_response = {x.response_id: x for x in analyses}
     order = sorted(by_response.values(), key=lambda x: (x.response_id in learnt, x.response_id))
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
-
-
-def question(language: str, instruction: str, response: str) -> str:
-    """Return the neutral question of training, on one response."""
-    return fill(prompts(language)["unguided"], instruction=instruction, response=response)
-
-
-def verdicts(
-    engine: Engine, language: str, questions: Sequence[str], adapter: Path | None = None
-) -> list[float]:
-    """Return how likely the model is to say "harmful" and not "harmless", in [0, 1].
-
-    It is read from the probabilities of the words, not parsed from prose.
-
-    Args:
-        engine: one that shows token probabilities.
-        language: of the words.
-        questions: a batch of the engine's plan.
-        adapter: a PEFT folder; None for the base model.
-    """
-    words = prompts(language)["spoken"]
-    requests = [Request(text, seed=0, prefill=words["prefill"]) for text in questions]
-    shares = chooser(engine)(requests, [words["harmful"], words["harmless"]], adapter)
-    return [float(share[0]) for share in shares]

@@ -1,13 +1,14 @@
 """Step 4, guided response generation (arXiv 2310.10477, section 3.3).
 
 The model before and after training answers every prompt of every suite, with and without guidance:
-p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so guidance calls up what training taught.
+p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so guidance calls up what training taught. It
+can also answer by that formula itself: posterior decoding, see `setbacks.spoken`.
 In an evaluation, models of any kind answer, and answers that are there already are taken over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,23 +18,26 @@ from setbacks.engines.local import check_adapter
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Engine, Recipe, Suite
+from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
 from setbacks.records import Instruction, Response, digest
 from setbacks.runfolder import RunFolder
+from setbacks.spoken import Draft, drafts
 from setbacks.stages.answers import answers
 from setbacks.suites import instructions
 
 
 class Arm(NamedTuple):
-    """One model in the comparison: its name, its adapter, and whether it answers guided.
+    """One model in the comparison: its name, its adapter, and how it answers.
 
-    Where the answers are there already, there is no model.
+    Where the answers are there already, there is no model. `posterior` says that it chooses among
+    drafts of its own.
     """
 
     name: str
     model: Engine | None
     adapter: Path | None = None
     guided: bool = False
+    posterior: Posterior | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def prompts_of(recipe: Recipe) -> list[tuple[Suite, Instruction]]:
 
 
 def arms(recipe: Recipe, adapter: Path | None = None) -> list[Arm]:
-    """Return the arms of a run: before and after, without and, if so told, with guidance.
+    """Return the arms of a run: before and after, and, if so told, with guidance and by drafts.
 
     Args:
         recipe: all that the run is told.
@@ -99,18 +103,22 @@ def arms(recipe: Recipe, adapter: Path | None = None) -> list[Arm]:
     else:
         method: str = plugin("methods", recipe.train.method)().name
         bare = [Arm("vanilla", recipe.model), Arm(method, recipe.model, adapter)]
-    guidance = (False, True) if recipe.respond.guidance else (False,)
-    found = [
-        arm._replace(name=f"{arm.name}-guided", guided=True) if guided else arm
-        for arm in bare
-        for guided in (guidance if arm.model else (False,))
-    ]
+    found = [other for arm in bare for other in _ways(arm, recipe.respond)]
     names = [arm.name for arm in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
             f'two arms are called "{twice[0]}": rename one, or set respond.guidance=false'
         )
     return found
+
+
+def _ways(arm: Arm, told: Respond) -> Iterator[Arm]:
+    """Yield an arm as it is, and as it answers in every other way."""
+    yield arm
+    if arm.model and told.guidance:
+        yield arm._replace(name=f"{arm.name}-guided", guided=True)
+    if arm.model and told.posterior:
+        yield arm._replace(name=f"{arm.name}-posterior", posterior=told.posterior)
 
 
 def check_arms(recipe: Recipe) -> None:
@@ -136,7 +144,8 @@ def request(recipe: Recipe, arm: Arm, text: str) -> Request:
         arm: whether it is guided counts.
         text: the instruction.
     """
-    guided = prompts(recipe.language)["guided"]
+    words = prompts(recipe.language)
+    guided = words["joined"]["prompt"] if thinks_first(recipe, arm) else words["guided"]
     return Request(
         prompt=fill(guided, instruction=text) if arm.guided else text,
         # The draw depends on the instruction alone, so that arms do not differ by luck.
@@ -145,10 +154,21 @@ def request(recipe: Recipe, arm: Arm, text: str) -> Request:
     )
 
 
+def thinks_first(recipe: Recipe, arm: Arm) -> bool:
+    """Whether an arm was taught to analyse before it answers, and is asked to."""
+    if recipe.evaluate or arm.adapter is None or not arm.guided:
+        return False
+    return getattr(plugin("methods", recipe.train.method), "thinks_first", False)
+
+
 def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]) -> list[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
     engine = run.engine(arm.model)
+    sampling = recipe.respond.sampling
+    if thinks_first(recipe, arm):
+        room = sampling.max_new_tokens + recipe.analyze.sampling.max_new_tokens
+        sampling = sampling.model_copy(update={"max_new_tokens": room})
     questions = [
         Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
         for suite, x in asked
@@ -158,28 +178,47 @@ def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
     }
 
     def draw(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
-        made = engine.generate(
-            [requests[question.id] for question in batch], recipe.respond.sampling, arm.adapter
-        )
+        told = [requests[question.id] for question in batch]
+        if arm.posterior:
+            ranked = drafts(engine, recipe, arm.posterior, told, arm.adapter)
+        else:
+            once = engine.generate(told, sampling, arm.adapter)
+            ranked = [[Draft(completion)] for completion in once]
+        made = [[draft.completion for draft in found] for found in ranked]
         records = [
             _response(
                 arm,
                 question,
-                text=completion.text,
-                finish=completion.finish,
-                prompt_tokens=completion.prompt_tokens,
-                tokens=completion.tokens,
+                **said(recipe, arm, kept.text),
+                finish=kept.finish,
+                prompt_tokens=kept.prompt_tokens,
+                tokens=sum(completion.tokens for completion in found),
                 model=engine.name,
+                drafts=[c.text for c in found] if arm.posterior else None,
             )
-            for question, completion in zip(batch, made, strict=True)
+            for question, found in zip(batch, made, strict=True)
+            for kept in found[:1]
         ]
-        return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
+        every = [completion for found in made for completion in found]
+        return records, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
 
     plan = engine.plan([requests[question.id] for question in questions])
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     batches = [[questions[index] for index in batch] for batch in plan]
     run.carry_out(journal, "respond", batches, draw, label=arm.name)
     return journal.finish()
+
+
+def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
+    """Part what an arm wrote into its answer (`text`) and the analysis before it, if any."""
+    if not thinks_first(recipe, arm):
+        return {"text": text, "analysis": None}
+    analysis, mark, answer = text.partition(prompts(recipe.language)["joined"]["answer"])
+    # Without the mark it never came to an answer: what it wrote is all that a reader gets.
+    return {
+        "text": answer.strip() if mark else text,
+        "analysis": analysis.strip() if mark else None,
+    }
 
 
 def _take(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]) -> list[Response]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from setbacks.errors import InputError
-from setbacks.metrics import TITLES
+from setbacks.metrics import TITLES, in_the_way_of
 from setbacks.page import Findings, Picture, Table, write
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
@@ -90,7 +90,7 @@ def against_first(
         first = variants[0].name.rpartition(".")[0]
         rows: list[dict[str, Any]] = []
         for arm, scores in of.items():
-            base = f"{first}-guided" if arm.endswith("-guided") else first
+            base = in_the_way_of(arm, first)
             row: dict[str, Any] = {"arm": arm}
             row |= {metric: estimate(metric, scores)._asdict() for metric in SHOWN}
             if arm != base:

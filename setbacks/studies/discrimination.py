@@ -23,8 +23,8 @@ from setbacks.records import Mistake, Verdict
 from setbacks.runfolder import RunFolder
 from setbacks.scores import written
 from setbacks.sources import load
+from setbacks.spoken import question, verdicts
 from setbacks.stages.analyze import benign
-from setbacks.stages.introspect import question, verdicts
 from setbacks.stages.plots import dots
 from setbacks.statistics import Estimate, agreement, rate
 from setbacks.studies import Show, at_least

@@ -1,0 +1,80 @@
+"""Posterior distillation: learn the answers that posterior decoding chooses.
+
+Ours. A model that has learnt p(T | Y, X) can say which of its own drafts is harmless
+(`setbacks.spoken`). To have that without the drafts at inference, it is trained on its choices, as
+rejection sampling is (arXiv 2304.06767), with its own verdict in place of a reward model.
+`train.start` names the adapter that drafts, judges and is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from setbacks.engines import Request
+from setbacks.errors import InputError
+from setbacks.methods import example, mixed
+from setbacks.recipe import Posterior, Recipe
+from setbacks.records import Analysis, Choice, Example, Instruction, digest
+from setbacks.spoken import drafts
+from setbacks.suites import instructions
+
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
+
+
+class PosteriorDistillation:
+    """Supervised fine-tuning on the model's own choice among its drafts."""
+
+    name = "posterior_distillation"
+    uses_mistakes = False
+    learning_rate = 2e-4
+
+    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> list[Choice]:
+        """Draw drafts of an answer to every red-team instruction, and choose one of each."""
+        recipe = run.recipe
+        told = recipe.respond.posterior or Posterior()
+        start = Path(recipe.train.start) if recipe.train.start else None
+        engine = run.engine(recipe.model)
+        asked = [
+            x.model_copy(update={"id": digest("choice", recipe.seed, x.id)})
+            for x in instructions(recipe.instructions)
+        ]
+
+        def request(x: Instruction) -> Request:
+            return Request(x.text, seed=int(x.id, 16))
+
+        def draw(batch: Sequence[Instruction]) -> tuple[list[Choice], int, int]:
+            found = drafts(engine, recipe, told, [request(x) for x in batch], start)
+            records = [
+                Choice(
+                    id=x.id,
+                    instruction=x.text,
+                    drafts=[draft.completion.text for draft in ranked],
+                    p_harmful=[round(draft.p_harmful, 6) for draft in ranked],
+                    model=engine.name,
+                )
+                for x, ranked in zip(batch, found, strict=True)
+            ]
+            every = [draft.completion for ranked in found for draft in ranked]
+            return records, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
+
+        plan = engine.plan([request(x) for x in asked])
+        journal = run.journal("choices.jsonl", Choice)
+        run.carry_out(journal, "train", [[asked[i] for i in b] for b in plan], draw, label="drafts")
+        return journal.finish()
+
+    def examples(self, recipe: Recipe, choices: Sequence[Choice]) -> list[Example]:
+        """Return the first of every instruction's drafts, and helpful answers."""
+        if recipe.train.start is None:
+            raise InputError(
+                "train.method posterior_distillation needs train.start: the adapter of a run that "
+                "learnt to judge, such as runs/NAME/adapter"
+            )
+        own = [
+            example("choice", choice.instruction, choice.drafts[0], [choice.id])
+            for choice in choices
+            if choice.drafts[0].strip()
+        ]
+        return mixed(recipe, own)
