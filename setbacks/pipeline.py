@@ -90,6 +90,11 @@ def check(recipe: Recipe) -> None:
         ours = engine.engine == "local" or engine is recipe.model
         if ours and engine.model != ALIAS:
             resolve(engine.model)
+    if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
+        raise InputError(
+            f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
+            "choose a draft by; leave it out, or set model.engine=local"
+        )
     for judge_ in recipe.judges:
         check_judge(judge_)
     for source in recipe.parts(Source):

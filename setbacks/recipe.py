@@ -338,8 +338,9 @@ class Train(Section):
 
     method: str = Field(
         "mistake_analysis",
-        description="`mistake_analysis`, `mistake_analysis_sft`, `sft`, `helpful`, "
-        "`chain_of_hindsight`, `critique_revise`, `dpo` or `rlhf`.",
+        description="`mistake_analysis`, `mistake_analysis_sft`, `mistake_analysis_joined`, `sft`, "
+        "`helpful`, `chain_of_hindsight`, `critique_revise`, `dpo`, `rlhf` or "
+        "`posterior_distillation`.",
     )
     mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
     helpful: Sources = Field(

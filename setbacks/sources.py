@@ -24,6 +24,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -962,6 +963,12 @@ def _label(value: Any) -> str | None:
 # Step 4: drop what is there twice, and name the rest
 
 
+@cache
+def _warn(text: str) -> None:
+    """Warn, once: a recipe's sources are read anew by every step that needs them."""
+    log.warning("%s", text)
+
+
 def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> list[Row]:
     first: dict[tuple[str | None, ...], Row] = {}
     other_labels = 0
@@ -975,12 +982,10 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
             )
         other_labels += any(new != old for new, old in said)
     if len(first) < len(rows):
-        log.warning(
-            "%s: dropped %d of %d rows that repeat an earlier one%s",
-            place,
-            len(rows) - len(first),
-            len(rows),
-            f" ({other_labels} of them with another label)" if other_labels else "",
+        others = f" ({other_labels} of them with another label)" if other_labels else ""
+        _warn(
+            f"{place}: dropped {len(rows) - len(first)} of {len(rows)} rows that repeat an earlier "
+            f"one{others}"
         )
     if not unique:
         return list(first.values())

@@ -8,11 +8,16 @@ import pytest
 from setbacks.errors import InputError
 from setbacks.methods import answers, example, share
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
+from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
+from setbacks.methods.posterior_distillation import PosteriorDistillation
 from setbacks.methods.sft import SFT
+from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis
+from setbacks.records import Analysis, Choice, Example
+from setbacks.runfolder import RunFolder
 from setbacks.sources import Source
+from setbacks.stages.respond import Arm, request, said
 
 
 def analysis(number=0, harmful=True, passed=True, score=1.0, candidate=0):
@@ -125,6 +130,81 @@ def test_sft_without_safe_answers_is_told(recipe):
     bare = bare.model_copy(update={"train": bare.train.model_copy(update={"safe": []})})
     with pytest.raises(InputError, match=r"train\.safe"):
         SFT().examples(bare, [])
+
+
+# Analyses joined to answers --------------------------------------------------------------------
+
+
+def joinable(recipe):
+    """Analyses of mistakes on the badger and the otter, of a safe answer, and of a benign one."""
+    asked = [f"<a question on the {animal}>" for animal in ("badger", "otter", "heron")]
+    return [
+        analysis(0).model_copy(update={"instruction": asked[0]}),
+        analysis(1).model_copy(update={"instruction": asked[1]}),
+        analysis(2, harmful=False).model_copy(update={"instruction": asked[2]}),
+        analysis(3, harmful=False),
+    ]
+
+
+def test_a_joined_sample_is_an_analysis_and_then_the_safe_answer(recipe):
+    made = MistakeAnalysisJoined().examples(recipe(helpful=0, contrast=1), joinable(recipe))
+    assert kinds(made) == {"analysis": 2, "contrast": 2, "joined": 2, "joined_contrast": 1}
+    own = next(x for x in made if x.kind == "joined" and "badger" in x.completion)
+    assert own.completion == ("Harmful. <analysis 0-0>\n\nAnswer: <a good answer on the badger>")
+    assert own.verdict == "Harmful." and "<a response>" not in own.prompt[0].content
+    # The heron's answer is harmless, but what was asked is a red-team instruction: no benign one.
+    (benign,) = [x for x in made if x.kind == "joined_contrast"]
+    assert benign.completion == "Harmless. <analysis 3-0>\n\nAnswer: <a response>"
+    assert "<instruction 3>" in benign.prompt[0].content
+
+
+def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
+    told = recipe()
+    told = told.model_copy(
+        update={"train": told.train.model_copy(update={"method": "mistake_analysis_joined"})}
+    )
+    arm = Arm("mistake_analysis_joined-guided", told.model, tmp_path, guided=True)
+    assert "First say whether" in request(told, arm, "<x>").prompt
+    assert said(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
+        "text": "<a>",
+        "analysis": "Harmful. <t>",
+    }
+    assert said(told, arm, "Harmful. <cut off") == {"text": "Harmful. <cut off", "analysis": None}
+    plain = arm._replace(guided=False)
+    assert request(told, plain, "<x>").prompt == "<x>"
+    assert said(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
+
+
+# What posterior decoding chooses ----------------------------------------------------------------
+
+
+def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_tiny, data, tmp_path):
+    recipe = Recipe.model_validate(
+        {
+            "model": str(tiny),
+            "instructions": [str(data)],
+            "train": {
+                "method": "posterior_distillation",
+                "start": str(lora_of_tiny),
+                "helpful": [str(data)],
+                "steps": 1,
+            },
+            "respond": {"posterior": {"drafts": 2}, "sampling": {"max_new_tokens": 6}},
+        }
+    )
+    with RunFolder(tmp_path / "run", recipe) as run:
+        assert (carry_out(run, "train") / "adapter_model.safetensors").exists()
+        choices = run.records("choices.jsonl", Choice)
+        learnt = run.records("training.jsonl", Example)
+    assert len(choices) == 6 and all(len(c.drafts) == 2 for c in choices)
+    assert all(c.p_harmful == sorted(c.p_harmful) for c in choices)
+    kept = {c.drafts[0] for c in choices if c.drafts[0].strip()}
+    assert {x.completion for x in learnt if x.kind == "choice"} == kept
+
+
+def test_distillation_without_an_adapter_is_told(recipe):
+    with pytest.raises(InputError, match=r"needs train\.start"):
+        PosteriorDistillation().examples(recipe(), [])
 
 
 # What methods share -----------------------------------------------------------------------------
