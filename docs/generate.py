@@ -80,7 +80,9 @@ def _command(command: Any, context: Any) -> Iterator[str]:
     if options:
         yield from ("| option | what it does |", "| --- | --- |")
         for option in options:
-            names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+            # click keeps the names of --help in a set, whose order is another in each process
+            longest_first = sorted(option.opts, key=len, reverse=True)
+            names = ", ".join(f"`{name}`" for name in [*longest_first, *option.secondary_opts])
             takes = "" if option.is_flag else f" `{option.metavar or option.name.upper()}`"
             yield f"| {names}{takes} | {_cell(option.help)} |"
         yield ""

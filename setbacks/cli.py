@@ -460,7 +460,7 @@ def _mapping(fields: str | None) -> dict[str, str]:
 
 
 def _place(recipe: Recipe, ending: str = "") -> Path:
-    """The folder of a recipe whose user named none: inside `runs`, whatever the recipe is called."""
+    """The folder of a recipe whose user named none: inside `runs`, whatever the recipe's name."""
     shown = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in recipe.name)
     name = shown.encode("utf-8", "replace")[:200].decode("utf-8", "ignore").lstrip(".")
     return Path("runs") / ((name or "run") + ending)

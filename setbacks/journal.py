@@ -171,7 +171,7 @@ class Journal(Generic[R]):
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file that only its owner may read, and never through a link: an `opener` for `open`."""
+    """Open a file that only its owner may read, never through a link: an `opener` for `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 

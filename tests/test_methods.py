@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import answers, example, share
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
 from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
@@ -235,19 +236,28 @@ def test_a_share_is_chosen_by_content_and_not_by_order():
 
 # Plugins ----------------------------------------------------------------------------------------
 
+OPTIONAL = {("engines", "ray"), ("engines", "vllm")}  # named as the libraries that they need
+
 
 @pytest.mark.parametrize(
     ("group", "names"),
     [
         ("methods", {"mistake_analysis", "sft"}),
         ("judges", {"llm", "probe"}),
-        ("engines", {"local"}),
+        ("engines", {"local", "endpoint", "ray", "vllm"}),
     ],
 )
 def test_all_that_is_named_can_be_loaded(group, names):
+    """But for what needs a library that is optional and missing: that is said in one line."""
     assert names <= set(installed(group))
     for name in installed(group):
-        assert callable(plugin(group, name))
+        if (group, name) in OPTIONAL and find_spec(name) is None:
+            with pytest.raises(SetbacksError) as error:
+                plugin(group, name)
+            assert f"it needs {name}: pip install" in str(error.value)
+            assert "\n" not in str(error.value)
+        else:
+            assert callable(plugin(group, name))
 
 
 def test_every_method_has_the_name_by_which_it_is_found():

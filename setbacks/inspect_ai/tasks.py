@@ -100,7 +100,7 @@ def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> T
         asked = samples(suite)
     judges = judge if isinstance(judge, list) else [judge]
     return Task(
-        dataset=MemoryDataset(asked, name=suite.name),
+        dataset=MemoryDataset(list(asked), name=suite.name),
         solver=[*([guidance(language)] if guided else []), generate()],
         scorer=[SCORERS[kind](judge=one, language=language) for one in judges],
         # As long as in a run; how tokens are drawn is left to Inspect's own options.

@@ -1,4 +1,4 @@
-"""The package that is published: it builds, holds all that it needs, installs and runs by itself."""
+"""The published package: it builds, holds all that it needs, installs and runs by itself."""
 
 import os
 import subprocess

@@ -37,7 +37,7 @@ def test_what_a_run_leaves_is_its_owners_alone(recipe, rule, tmp_path):
 
 
 def test_secrets_of_the_environment_are_in_no_file_and_no_line(cli, environment, told, tmp_path):
-    """Not the keys that the run uses (`test_endpoint.py` has these): any that happen to be there."""
+    """Not the keys that the run uses (`test_endpoint.py` has these): any that are there."""
     import yaml
 
     names = ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "PGPASSWORD")
@@ -122,7 +122,9 @@ def test_of_several_that_start_at_once_one_has_the_folder(tmp_path):
     assert Recipe.load(folder / "recipe.yaml").seed == winner
 
 
-@pytest.mark.parametrize("words", [["chat", "run", "--prompt", "<x>"], ["export", "run", "--to", "o"]])
+@pytest.mark.parametrize(
+    "words", [["chat", "run", "--prompt", "<x>"], ["export", "run", "--to", "o"]]
+)
 def test_who_only_reads_beside_a_run_is_told_what_is_missing(cli, tmp_path, told, words):
     """No lock is needed to read; what is not there yet is said in one line."""
     with RunFolder(tmp_path / "run", Recipe.model_validate(told())):
