@@ -238,7 +238,7 @@ def test_an_engine_that_breaks_is_one_line_and_a_traceback_only_on_demand(cli, w
 
 @pytest.fixture
 def sleeper(command, environment, tmp_path, write):
-    """A run that has committed one batch and sleeps in the next; Ctrl-C is not ignored in it."""
+    """A run that has committed one batch and sleeps in the next."""
     child = subprocess.Popen(
         [*command, "run", str(write("sleeper")), "--out", "run", "-q"],
         cwd=tmp_path,
@@ -246,7 +246,6 @@ def sleeper(command, environment, tmp_path, write):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         path = tmp_path / "run" / "mistakes.jsonl"

@@ -99,7 +99,13 @@ def test_a_pickled_adapter_named_as_a_model_does_not_run(tiny, lora_of_tiny, tmp
 CODE = """
 import os
 os.mkdir({mark!r})
-from transformers import LlamaConfig as Config, LlamaForCausalLM as Model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Config(LlamaConfig):
+    model_type = "unheard-of"
+
+class Model(LlamaForCausalLM):  # one of its own: transformers marks the class that it loads
+    config_class = Config
 """
 
 

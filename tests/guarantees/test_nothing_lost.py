@@ -306,7 +306,6 @@ def test_ctrl_c_twice_leaves_whole_batches_and_no_traceback(
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         path = tmp_path / "run" / "mistakes.jsonl"
         while not path.exists():
