@@ -3,12 +3,15 @@
     python docs/generate.py            # docs/commands.md, docs/recipe.md, recipes/quickstart.yaml
     python docs/generate.py --check    # writes nothing; exits 1 and names what is not current
 
-So the help that people read on a page is the help that the program prints.
+So the help that people read on a page is the help that the program prints. A block of code under
+`<!-- FILE -->` in a page of `QUOTING` is that file, so the examples that people read are those that
+the tests run.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,9 @@ from setbacks import starter
 from setbacks.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
+# Pages that quote files.
+QUOTING = ("CONTRIBUTING.md", "docs/own-method.md", "docs/own-judge.md")
+QUOTED = re.compile(r"(<!-- (\S+) -->\n\n```\w*\n).*?(```\n)", re.DOTALL)
 
 
 def main(words: list[str]) -> int:
@@ -31,6 +37,7 @@ def main(words: list[str]) -> int:
         "docs/commands.md": commands(),
         "docs/recipe.md": starter.reference(),
         "recipes/quickstart.yaml": starter.starter(),
+        **{name: quoted((ROOT / name).read_text(encoding="utf-8")) for name in QUOTING},
     }
     stale = [name for name, text in pages.items() if _read(ROOT / name) != text]
     for name in stale:
@@ -41,6 +48,15 @@ def main(words: list[str]) -> int:
             (ROOT / name).write_text(pages[name], encoding="utf-8")
             print(f"{name} written")
     return 1 if words and stale else 0
+
+
+def quoted(page: str) -> str:
+    """Return a page with every quoted file as the file now is."""
+
+    def current(match: re.Match[str]) -> str:
+        return match[1] + (ROOT / match[2]).read_text(encoding="utf-8") + match[3]
+
+    return QUOTED.sub(current, page)
 
 
 def commands() -> str:

@@ -1,4 +1,4 @@
-"""Methods, judges and engines by name: ours and other packages', through entry points alike."""
+"""What is found by name: ours and other packages', through entry points alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from setbacks.errors import InputError, SetbacksError, nearest
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """Return what is installed of a group ("methods", "judges", "engines"), by name."""
+    """Return what is installed, by name: methods, judges, engines, studies or suites."""
     return {point.name: point for point in entry_points(group=f"setbacks.{group}")}
 
 
@@ -19,7 +19,7 @@ def plugin(group: str, name: str) -> Any:
     """Load the plugin `name` of a group.
 
     Args:
-        group: "methods", "judges" or "engines".
+        group: as of `installed`.
         name: the entry point's name.
 
     Raises:

@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
+from setbacks.plugins import installed, plugin
 
 log = logging.getLogger(__name__)
 
@@ -461,7 +463,9 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
     """Return where the data is, in words for messages, and its records."""
     name = source.source
     if name.startswith("builtin:"):
-        file = _named("builtin", _builtins(), name)
+        file = _named("builtin", builtin_sets(), name)
+        if isinstance(file, EntryPoint):
+            file = _of_package(file)
         return name, _of_split(name, _parse(name, ".jsonl", file.read_bytes(), source), source)
     if name.startswith("hub:"):
         repo = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:/(.+))?", name)
@@ -492,11 +496,23 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
     return place, _of_split(place, _parse(place, suffix, data, source), source)
 
 
-def _builtins() -> dict[str, Any]:
-    """The project's own sets: what is in the folder, by name."""
+def builtin_sets() -> dict[str, Any]:
+    """The project's own sets by name, and under them those of other packages."""
     folder = resources.files("setbacks").joinpath("suites", "data")
     files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
-    return {f.name.removesuffix(".jsonl"): f for f in files if f.name.endswith(".jsonl")}
+    ours = {f.name.removesuffix(".jsonl"): f for f in files if f.name.endswith(".jsonl")}
+    return installed("suites") | ours
+
+
+def _of_package(point: EntryPoint) -> Any:
+    """The set of another package: NAME.jsonl beside the module that its entry point names."""
+    try:
+        file = resources.files(plugin("suites", point.name)).joinpath(f"{point.name}.jsonl")
+    except TypeError:  # the entry point names no module
+        file = None
+    if file is None or not file.is_file():
+        raise _bad(f'suites "{point.name}": {point.module} has no {point.name}.jsonl beside it')
+    return file
 
 
 def _find(name: str, base: Path | None) -> Path:
@@ -511,10 +527,12 @@ def _find(name: str, base: Path | None) -> Path:
         raise _bad(f"{_show(name)} is not a path ({error})") from None
     if beside is None:
         raise _bad(f"no file {path}: there is no folder {folder}")
-    sets = [f"builtin:{one}" for one in _builtins()] + [f"preset:{one}" for one in PRESETS]
+    sets = [f"builtin:{one}" for one in builtin_sets()] + [f"preset:{one}" for one in PRESETS]
     meant = [one for one in sets if one.endswith(f":{name}")]  # "xstest" for "preset:xstest"
     hint = nearest((meant or [name])[0], meant or sets) or nearest(path.name, beside)
-    raise _bad(f"no file {path}.{hint or ' Paths start from the folder of the recipe.'}")
+    if not hint and path.is_absolute():  # a recipe has made it so
+        hint = " Paths start from the folder of the recipe."
+    raise _bad(f"no file {path}.{hint}")
 
 
 def _of_split(place: str, records: list[Record], source: Source) -> list[Record]:
