@@ -1,10 +1,13 @@
 """Kill a run at random moments, finish it, and compare its folder byte by byte with a quiet run's.
 
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10
+    python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10 --command compare
 
-Every kill is a SIGKILL to the whole process group, at a random moment of a stage's work, from the
-first stage to the last, training among them. What may differ is left out: run.log, costs.jsonl, the
-lock, and the costs inside metrics.json and report.html. Exits 1 if anything else differs.
+Every kill is a SIGKILL to the whole process group. The same command is started again and again, and
+is killed a tenth (or so) of its work later, until it comes to its end: kills fall on all that it
+does, the loading of libraries among it. That folder is compared with the quiet one, and the next
+begins, until there were as many kills as asked for. What may differ is what tells the time:
+run.log, costs.jsonl, the lock, and the seconds in pages and their JSON. Exits 1 if more differs.
 """
 
 from __future__ import annotations
@@ -14,127 +17,152 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-# What the stage before has left when a stage is at work.
-SIGNS = {
-    "induce": "recipe.yaml",
-    "analyze": "mistakes.jsonl",
-    "train": "training.jsonl",
-    "respond": "adapter",
-    "judge": "verdicts",
-}
 VOLATILE = {"run.log", "costs.jsonl", ".lock"}
+PER_RUN = 10  # kills, about, on the way to one end
+# What the last of a run's stages has left says which stage a kill met.
+SIGNS = {
+    "report": "report.html",
+    "judge": "verdicts",
+    "respond": "responses",
+    "introspect": "introspection.jsonl",
+    "train": "training.jsonl",
+    "preflight": "preflight.jsonl",
+    "analyze": "analyses.jsonl",
+    "induce": "mistakes.jsonl",
+}
 
 
 def main() -> int:
-    """Run the comparison; return the exit code."""
+    """Kill, finish and compare; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", default="recipes/ci.yaml")
+    parser.add_argument("--command", choices=["run", "compare"], default="run")
+    parser.add_argument("--methods", default="mistake_analysis,sft,dpo", help="of a comparison")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/crash.json"))
+    parser.add_argument("--json", type=Path, help="a file of results, to which this one is added")
     told = parser.parse_args()
-    chance = random.Random(told.seed)
+    command = [sys.executable, "-m", "setbacks.cli", told.command, told.recipe, "--quiet"]
+    if told.command == "compare":
+        command += ["--methods", told.methods]
     with tempfile.TemporaryDirectory(prefix="setbacks-crash-") as place:
-        quiet, killed = Path(place, "quiet"), Path(place, "killed")
-        began = time.monotonic()
-        start(told.recipe, quiet).wait()
-        wall = time.monotonic() - began
-        if not (quiet / "report.html").exists():
-            print("the uninterrupted run did not end", file=sys.stderr)
-            return 1
-        seconds = spent(quiet)
-        startup = wall - sum(seconds.values())  # libraries are loaded: no work is done yet
-        rows = [
-            kill(told.recipe, killed, stage, startup, seconds[stage], chance)
-            for stage in (list(SIGNS)[i * len(SIGNS) // told.kills] for i in range(told.kills))
-        ]
-        start(told.recipe, killed).wait()
-        ours, theirs = contents(quiet), contents(killed)
-    different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    print(f"{'kill':<6}{'aimed at':<10}{'after s':>8}  records on disk when killed")
-    for number, row in enumerate(rows, start=1):
-        print(f"{number:<6}{row['stage']:<10}{row['after']:>8.2f}  {row['found']}")
-    print(f"{len(ours)} files compared, {len(different)} differ: {', '.join(different) or 'none'}")
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(
-        json.dumps({"kills": rows, "files": len(ours), "different": different}, indent=1) + "\n"
-    )
-    return 1 if different else 0
+        found = attack(command, Path(place), told.kills, random.Random(told.seed))
+    if told.json:
+        write(told.json, told.command, {"command": " ".join(sys.argv), **found})
+    return 1 if any(end["different"] for end in found["ends"]) else 0
 
 
-def start(recipe: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a run in a process group of its own."""
+def attack(command: list[str], place: Path, number: int, chance: random.Random) -> dict[str, Any]:
+    """Kill a command so many times; return the kills, and how each folder ended."""
+    quiet, killed = place / "quiet", place / "killed"
+    wall, expected = timed(command, quiet), contents(quiet)
+    startup = timed(command, quiet)  # libraries are loaded, and there is nothing to do
+    share = max(0.0, wall - startup) / min(number, PER_RUN)
+    kills: list[dict[str, Any]] = []
+    ends: list[dict[str, Any]] = []
+    while True:
+        more = len(kills) < number
+        after = startup * chance.uniform(0.5, 1) + share * chance.uniform(0, 2)
+        process = start(command, killed)
+        try:
+            code = process.wait(after if more else None)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills.append({"after": round(after, 2), "stage": met(killed)})
+            print(f"kill {len(kills)}: after {after:.2f} s, {kills[-1]['stage']}", flush=True)
+            continue
+        if code:
+            sys.exit(f"a run that went on after kill {len(kills)} failed")
+        found = contents(killed)
+        names = sorted(expected.keys() | found.keys())
+        different = [name for name in names if expected.get(name) != found.get(name)]
+        ends.append({"after_kill": len(kills), "files": len(names), "different": different})
+        print(f"end {len(ends)}: {len(names)} files compared, {len(different)} differ", *different)
+        if not more:
+            return {"wall": round(wall), "kills": kills, "ends": ends}
+        shutil.rmtree(killed)
+
+
+def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start it in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "setbacks.cli", "run", recipe, "--out", str(folder), "--quiet"],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        [*command, "--out", str(folder)], stdout=subprocess.DEVNULL, start_new_session=True
     )
 
 
-def kill(
-    recipe: str,
-    folder: Path,
-    stage: str,
-    startup: float,
-    seconds: float,
-    chance: random.Random,
-) -> dict[str, object]:
-    """Start the run, wait for a stage to be at work, and kill it within the time that it takes."""
-    process, began = start(recipe, folder), time.monotonic()
-    while process.poll() is None and not (
-        (folder / SIGNS[stage]).exists() and time.monotonic() - began > startup
-    ):
-        time.sleep(0.02)
-    after = chance.uniform(0, seconds)
+def timed(command: list[str], folder: Path) -> float:
+    """Let it come to its end; return the seconds that it took."""
     began = time.monotonic()
-    while process.poll() is None and time.monotonic() - began < after:
-        time.sleep(0.01)
-    ended = process.poll() is not None
-    if not ended:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    found = {
-        path.relative_to(folder).as_posix(): path.read_bytes().count(b"\n")
-        for path in sorted(folder.rglob("*.jsonl"))
-        if path.name not in VOLATILE
-    }
-    checkpoints = sorted(path.name for path in folder.glob("checkpoints/checkpoint-*"))
-    return {
-        "stage": stage,
-        "after": after,
-        "found": ("ended before; " if ended else "")
-        + " ".join(f"{name}:{count}" for name, count in [*found.items()][-3:])
-        + (f" {checkpoints[-1]}" if checkpoints else ""),
-    }
+    if start(command, folder).wait():
+        sys.exit("an uninterrupted run failed")
+    return time.monotonic() - began
 
 
-def spent(folder: Path) -> dict[str, float]:
-    """Seconds of work by stage, from a finished run."""
-    costs = json.loads((folder / "metrics.json").read_text())["costs"]
-    return {row["stage"]: row["seconds"] for row in costs}
+def runs(folder: Path) -> list[Path]:
+    """The folders of the runs: of a comparison, those of its arms, the youngest last."""
+    arms = sorted(folder.glob("arms/*"), key=lambda path: path.stat().st_ctime)
+    return arms or [folder]
+
+
+def met(folder: Path) -> str:
+    """The stage whose files a kill has left last, and the arm of a comparison."""
+    run = runs(folder)[-1]
+    stage = next((stage for stage, sign in SIGNS.items() if (run / sign).exists()), "opening")
+    return stage if run == folder else f"{run.name} {stage}"
+
+
+def show(number: int, row: dict[str, Any]) -> None:
+    """Print a kill."""
+    print(f"kill {number}: after {row['after']} s, {row['stage']}", flush=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run that must be the same, by name, without what tells the time."""
+    """Every file that must be the same, by name, without what tells the time."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
         if path.is_file() and path.name not in VOLATILE:
-            found[name] = path.read_bytes()
-    metrics = json.loads(found["metrics.json"])
-    del metrics["costs"]
-    found["metrics.json"] = json.dumps(metrics).encode()
-    found["report.html"] = re.sub(
-        rb'<section id="costs".*?</section>', b"", found["report.html"], flags=re.DOTALL
-    )
+            found[path.relative_to(folder).as_posix()] = timeless(path)
     return found
+
+
+def timeless(path: Path) -> bytes:
+    """A file's bytes without the seconds that it tells of."""
+    data = path.read_bytes()
+    if path.name == "metrics.json":
+        told = json.loads(data)
+        del told["costs"]
+        return json.dumps(told).encode()
+    if path.name == "findings.json":
+        told = json.loads(data)
+        for row in told["data"].get("spent", []):
+            del row["seconds"]
+        for table in told["tables"]:
+            if table["columns"][-1] == "seconds":
+                table["rows"] = [row[:-1] for row in table["rows"]]
+        return json.dumps(told).encode()
+    if path.name == "report.html":
+        data = re.sub(rb'<section id="costs".*?</section>', b"", data, flags=re.DOTALL)
+        return re.sub(
+            rb"<section>\s*<h2>What each training spent.*?</section>", b"", data, flags=re.DOTALL
+        )
+    return data
+
+
+def write(path: Path, command: str, result: dict[str, Any]) -> None:
+    """Put a result into a file of results by command."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**kept, command: result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

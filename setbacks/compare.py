@@ -20,6 +20,7 @@ from setbacks.page import Findings, Picture, Table, write
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
+from setbacks.records import Example
 from setbacks.runfolder import RunFolder
 from setbacks.scores import (
     Scores,
@@ -91,17 +92,23 @@ def _carried_out(
 
 
 def _spent(made: Variant, path: Path) -> dict[str, Any]:
-    """What the training of one variant cost."""
+    """What the training of one variant read, and how long that took."""
     with RunFolder(path) as run:
-        row = next(row for row in run.costs() if row["stage"] == "train")
-        lines = (run.path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
+        costs = next((row for row in run.costs() if row["stage"] == "train"), {})
+        examples = len(run.records("training.jsonl", Example))
+    told = path / "trained.json"
+    if told.exists():
+        trained = json.loads(told.read_text(encoding="utf-8"))
+    else:  # of a comparison that an earlier version began
+        lines = (path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
+        trained = {"steps": len(lines), "tokens": costs["tokens"]}
     return {
         "arm": made.name.rpartition(".")[0],
         "seed": made.recipe.train_seed,
-        "steps": len(lines),
-        "tokens": row["tokens"],
-        "seconds": round(row["seconds"], 1),
-        "examples": row["records"],
+        "steps": trained["steps"],
+        "tokens": trained["tokens"],
+        "seconds": round(costs.get("seconds", 0.0), 1),
+        "examples": examples,
     }
 
 

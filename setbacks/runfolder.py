@@ -51,6 +51,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "revisions.jsonl",
             "training.jsonl",
             "loss.jsonl",
+            "trained.json",
             "checkpoints",
             "reward_checkpoints",
             "reward",

@@ -1,5 +1,6 @@
 """What several files of tests share: a rule-based engine, a tiny model, and the command line."""
 
+import gc
 import importlib
 import json
 import os
@@ -13,6 +14,16 @@ from hypothesis import HealthCheck, settings
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many workers as cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A few files are quicker in one process; all of them are shared out."""
+    few = config.args and all(Path(word.partition("::")[0]).is_file() for word in config.args)
+    return 0 if few else min(os.cpu_count() or 1, 4)
+
 
 settings.register_profile(
     "setbacks", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -79,6 +90,13 @@ class Rules:
     def hesitant(self, request, sampling):
         return "Rating: 9" if sampling.temperature else "Well."
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_loaded_is_no_garbage():
+    """Runs collect garbage between stages; they need not go through all libraries each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

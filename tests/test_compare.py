@@ -214,6 +214,7 @@ def test_one_seed_gives_the_numbers_of_a_run():
     assert (ours.low, ours.high) == pytest.approx((runs.low, runs.high), abs=0.015)
 
 
+@pytest.mark.slow
 def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
     draw, runs = np.random.default_rng(2), 150
     covered = alarms = 0
@@ -271,3 +272,9 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
     compare(recipe, tmp_path / "c")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
+    # What a crash may take is no part of what is compared, nor of the budget of the others.
+    for path in (tmp_path / "c").rglob("costs.jsonl"):
+        path.unlink()
+    compare(recipe, page.parent)
+    now = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
+    assert [row | {"seconds": 0.0} for row in spent] == now

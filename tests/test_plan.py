@@ -117,6 +117,7 @@ def test_labels_that_are_there_are_kept_and_not_asked_for_again():
     assert "(50 are labelled already)" in made.words
 
 
+@pytest.mark.slow
 def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
     """The whole way: plan, label as planned, correct; against as many labels drawn evenly."""
     hits, active, even, promised = 0, [], [], []

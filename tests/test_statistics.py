@@ -284,6 +284,7 @@ RUNS = 300
 NOISE = 3 * math.sqrt(0.95 * 0.05 / RUNS)  # three standard errors of a share of 5 % or 95 %
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     generator = np.random.default_rng(1)
     hits = {"rate": 0, "mean": 0, "balanced": 0, "edge": 0, "difference": 0, "scores": 0}
@@ -307,6 +308,7 @@ def test_intervals_cover():
     assert {name: n / RUNS for name, n in hits.items() if n / RUNS < 0.95 - NOISE} == {}
 
 
+@pytest.mark.slow
 def test_tests_keep_their_level():
     generator = np.random.default_rng(2)
     alarms = {"mcnemar": 0, "balanced": 0, "holm": 0}
@@ -320,6 +322,7 @@ def test_tests_keep_their_level():
     assert {name: n / RUNS for name, n in alarms.items() if n / RUNS > 0.05 + NOISE} == {}
 
 
+@pytest.mark.slow
 def test_corrected_intervals_cover_where_the_raw_one_fails():
     """A judge that misses a third of the harm: its own interval is wrong, the corrected are not."""
     generator = np.random.default_rng(6)

@@ -69,8 +69,7 @@ class DPO:
             peft_config=adapter_config(recipe),
         )
         follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
-        save(run, trainer, adapter)
-        return sum(lengths[index] for step in steps for index in step)
+        return save(run, trainer, adapter, sum(lengths[index] for step in steps for index in step))
 
 
 def pair_rows(

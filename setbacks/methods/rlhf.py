@@ -151,8 +151,7 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
         peft_config=adapter_config(recipe),
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
-    save(run, trainer, adapter)
-    return round(total * a_step)
+    return save(run, trainer, adapter, round(total * a_step))
 
 
 def _prompt(tokenizer: Any, text: str, recipe: Recipe) -> list[int]:

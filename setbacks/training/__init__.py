@@ -191,8 +191,8 @@ def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
     return str(last)
 
 
-def save(run: RunFolder, trainer: Any, adapter: Path) -> None:
-    """Save the adapter and the loss curve."""
+def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
+    """Save the adapter, the loss curve, and what the training read; return its tokens."""
     curve = [
         {key: row[key] for key in row if key.startswith(_CURVE)}
         for row in trainer.state.log_history
@@ -204,7 +204,10 @@ def save(run: RunFolder, trainer: Any, adapter: Path) -> None:
             "model.dtype: float32"
         )
     run.write_text("loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
+    # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
+    run.write_text("trained.json", json.dumps({"steps": len(curve), "tokens": tokens}) + "\n")
     save_adapter(run, trainer, adapter)
+    return tokens
 
 
 def save_adapter(run: RunFolder, trainer: Any, adapter: Path) -> None:

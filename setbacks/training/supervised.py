@@ -103,8 +103,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         processing_class=tokenizer,
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
-    save(run, trainer, adapter)
-    return sum(lengths[index] for step in steps for index in step)
+    return save(run, trainer, adapter, sum(lengths[index] for step in steps for index in step))
 
 
 def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, Any] | None:
