@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.chat import encode
 from setbacks.embedded import ALIAS, HUB_ID, resolve
 from setbacks.engines import Completion, Request, by_length
+from setbacks.engines.decoding import cache_for, decode_by_products, likeliest, pack
 from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer
 from setbacks.records import Message
@@ -27,18 +28,6 @@ if TYPE_CHECKING:
 
     from setbacks.recipe import Engine as Spec
     from setbacks.recipe import Sampling
-
-
-# What attention is told beside its tensors; a model that tells more keeps PyTorch's kernel.
-_UNDERSTOOD = {
-    "dropout",
-    "scaling",
-    "is_causal",
-    "sliding_window",
-    "position_ids",
-    "cache_position",
-}
-_UNDERSTOOD |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
 class Local:
@@ -183,6 +172,7 @@ class Local:
             model = attached(model, adapter) if quantized else merged(model, adapter)
         self._model, self._adapter = model.eval(), adapter
         decode_by_products(model)
+        pack(model)
 
     def _generate(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
@@ -190,7 +180,6 @@ class Local:
         """Return, for each prompt, the new tokens and whether the model ended by itself."""
         import numpy as np
         import torch
-        from transformers import DynamicCache
 
         model, device = self._model, self._model.device
         stops = torch.tensor(sorted(stop_tokens(model, self._tokenizer)), device=device)
@@ -209,7 +198,7 @@ class Local:
         made: list[list[int]] = [[] for _ in prompts]
         stopped = np.zeros(len(prompts), dtype=bool)
         rows = np.arange(len(prompts))  # the prompt that each row of the running batch answers
-        cache = DynamicCache(config=model.config)
+        cache = cache_for(model)
         with torch.inference_mode():
             for step in range(sampling.max_new_tokens):
                 # Named by index, and not as "the last one", the state is copied out of its row.
@@ -461,7 +450,7 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch
         Token ids, [rows].
     """
     if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
+        return likeliest(logits)
     top, tokens = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)  # sorted
     probability = (top / sampling.temperature).softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability
@@ -472,36 +461,3 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch
     last = (probability > 0).sum(dim=-1, keepdim=True) - 1
     chosen = (cumulative <= aim).sum(dim=-1, keepdim=True).minimum(last)
     return tokens.gather(1, chosen).squeeze(1)
-
-
-def decode_by_products(model: Any) -> None:
-    """Have a model on the CPU attend to its cache by plain matrix products, one token at a time.
-
-    For a single query in bfloat16, PyTorch's fused kernel takes up to twice the time of two batched
-    products on the CPU (`benchmarks/attention.py`). Prompts, and every other device, keep it.
-    """
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
-        return
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attend(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
-    ) -> Any:
-        rows, heads, length, width = query.shape
-        plain_query = length == 1 and not options.get("dropout") and set(options) <= _UNDERSTOOD
-        if not plain_query:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        groups = key.shape[1]  # grouped queries share a key: they take the place of the length
-        scale = options.get("scaling") or width**-0.5
-        scores = query.view(rows, groups, heads // groups, width) @ key.transpose(2, 3)
-        scores = scores.float() * scale
-        if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        mixed = scores.softmax(dim=-1).to(value.dtype) @ value
-        return mixed.reshape(rows, 1, heads, value.shape[-1]), None
-
-    AttentionInterface.register("setbacks_products", attend)
-    AttentionMaskInterface.register("setbacks_products", sdpa_mask)
-    model.set_attn_implementation("setbacks_products")

@@ -1,0 +1,156 @@
+"""What a model on the CPU needs to decode fast: many rows, one token a step, the same texts.
+
+Of a step of `model.generate` with 128 rows, a third goes into copying the cache (each step makes it
+anew, one token longer), into attention kernels made for prompts, and into finding the likeliest of
+many thousand tokens (`benchmarks/attention.py`, `benchmarks/generate.py`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PRODUCTS = "setbacks_products"  # our attention's name among transformers' own
+MOST_PACKED = 1_000_000_000  # parameters
+ROOM = 16  # steps for which a cache has room when it is copied
+
+# What attention is told beside its tensors; a model that tells more keeps PyTorch's kernel.
+_UNDERSTOOD = {
+    "dropout",
+    "scaling",
+    "is_causal",
+    "sliding_window",
+    "position_ids",
+    "cache_position",
+}
+_UNDERSTOOD |= {"use_cache", "output_attentions", "output_hidden_states"}
+
+
+def decode_by_products(model: Any) -> None:
+    """Have a model on the CPU attend to its cache by plain matrix products, one token at a time.
+
+    For a single query in bfloat16, PyTorch's fused kernel takes up to twice the time of two batched
+    products on the CPU (`benchmarks/attention.py`). Prompts, and every other device, keep it.
+    """
+    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
+    ) -> Any:
+        rows, heads, length, width = query.shape
+        plain_query = length == 1 and not options.get("dropout") and set(options) <= _UNDERSTOOD
+        if not plain_query:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        groups = key.shape[1]  # grouped queries share a key: they take the place of the length
+        scale = options.get("scaling") or width**-0.5
+        scores = query.view(rows, groups, heads // groups, width) @ key.transpose(2, 3)
+        scores = scores.float().mul_(scale)
+        if attention_mask is not None:
+            scores.masked_fill_(~attention_mask, float("-inf"))
+        mixed = scores.softmax(dim=-1).to(value.dtype) @ value
+        return mixed.reshape(rows, 1, heads, value.shape[-1]), None
+
+    AttentionInterface.register(PRODUCTS, attend)
+    AttentionMaskInterface.register(PRODUCTS, sdpa_mask)
+    model.set_attn_implementation(PRODUCTS)
+
+
+def pack(model: Any) -> None:
+    """Have the weights of a bfloat16 model on the CPU lie beside it as its matrix units read them.
+
+    Each product of a few rows would otherwise bring them into that order anew: a tenth of a step.
+    The results are the same. It takes the memory of the weights once more, so a large model, whose
+    steps wait for memory rather than for this, is left alone.
+    """
+    import torch
+
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or model.num_parameters() > MOST_PACKED:
+        return
+    linears = [one for one in model.modules() if type(one) is torch.nn.Linear]
+    for one in linears:
+        if one.weight.dtype == torch.bfloat16:
+            packed = torch.ops.mkldnn._reorder_linear_weight(one.weight.detach(), None)
+            one.forward = partial(_linear, packed=packed, bias=one.bias)  # type: ignore[method-assign]
+
+
+def _linear(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    import torch
+
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return made
+
+
+def cache_for(model: Any) -> Any:
+    """Return an empty cache for a model: one with room to grow in, where our attention reads it.
+
+    `DynamicCache` copies all keys and values at each token. Here a layer of full attention is
+    copied at every `ROOM`th; between, a token is written into its place. What is not written yet is
+    masked, as padding is. Layers of other kinds (sliding windows, states) stay transformers' own.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class Roomy(DynamicLayer):  # type: ignore[misc]
+        """Keys and values [rows, heads, room, width], of which `length` tokens are written."""
+
+        keys: Any
+        values: Any
+        length = 0
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            start, end = self.length, self.length + key_states.shape[-2]
+            if not self.is_initialized:  # a prompt: attention over it needs no room
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values, self.length = key_states, value_states, end
+                return self.keys, self.values
+            if end > self.keys.shape[-2]:
+                self.keys, self.values = (self._wider(x, end) for x in (self.keys, self.values))
+            self.keys[..., start:end, :] = key_states
+            self.values[..., start:end, :] = value_states
+            self.length = end
+            return self.keys, self.values
+
+        def _wider(self, held: torch.Tensor, needed: int) -> torch.Tensor:
+            """The same with more room; zeros in it, for what is masked must be a number."""
+            rows, heads, length, width = held.shape
+            wider = held.new_zeros(rows, heads, self._room(needed), width)
+            wider[..., :length, :] = held
+            return wider
+
+        def _room(self, needed: int) -> int:
+            """How many tokens there is room for, once so many are needed."""
+            held = self.keys.shape[-2]
+            return held if needed <= held else needed - 1 + ROOM
+
+        def get_seq_length(self) -> int:
+            return self.length
+
+        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+            needed = self.length + query_length
+            return (self._room(needed) if self.length else needed), 0
+
+    cache = DynamicCache(config=model.config)
+    if model.config._attn_implementation == PRODUCTS:
+        cache.layers = [Roomy() if type(one) is DynamicLayer else one for one in cache.layers]
+    return cache
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Return the index of the largest in each row, the first of equals; [rows, n] to [rows].
+
+    NumPy's is vectorized, where PyTorch's takes ten times as long on a CPU.
+    """
+    import torch
+
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    return torch.from_numpy(logits.numpy().argmax(axis=-1))
