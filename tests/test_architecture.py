@@ -25,9 +25,10 @@ LAYERS = [
     {"measure"},
     {"findings"},
     {"engines", "metrics"},
-    {"chat", "models", "journal", "plugins", "suites", "statistics"},
+    {"chat", "models", "journal", "suites", "statistics"},
     {"recipe"},
     {"records", "sources", "embedded", "prompts", "progress"},
+    {"plugins"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.

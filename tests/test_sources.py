@@ -283,7 +283,7 @@ def test_paths_start_from_base_and_home(tmp_path, monkeypatch):
 
 def test_builtin_sets(tmp_path, monkeypatch):
     path = Path(write(tmp_path, "x.jsonl", {"id": "x1", "text": "<a>", "split": "test"}))
-    monkeypatch.setattr(sources, "_builtins", lambda: {"redteam": path, "safe": path})
+    monkeypatch.setattr(sources, "builtin_sets", lambda: {"redteam": path, "safe": path})
     (row,) = load("builtin:redteam")
     assert (row.id, row.text, row.source) == ("x1", "<a>", "builtin:redteam")
     assert texts(load(Source(source="builtin:safe", split="test"))) == ["<a>"]
@@ -294,7 +294,7 @@ def test_builtin_sets(tmp_path, monkeypatch):
 
 
 def test_the_builtin_sets_that_come_with_the_project():
-    for name in sources._builtins():
+    for name in sources.builtin_sets():
         rows = load(f"builtin:{name}")
         assert rows and all(row.id and row.text and row.language for row in rows), name
 
