@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from setbacks.embedded import ALIAS, HUB_ID
+from setbacks.embedded import MODELS
 from setbacks.errors import InputError, nearest
 from setbacks.recipe import Recipe
 from setbacks.records import Kind
@@ -106,7 +106,7 @@ def _base(config: Path) -> str:
         raise InputError(
             f"{config}: does not say which model it is an adapter of; say so: model.model=BASE"
         )
-    return ALIAS if base == HUB_ID else base
+    return next((alias for alias, model in MODELS.items() if model.hub_id == base), base)
 
 
 def _suites(words: Sequence[str], answers: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from setbacks.embedded import ALIAS, HUB_ID, resolve
+from setbacks.embedded import MODELS, resolve
 from setbacks.engines.local import merged as merge
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
@@ -30,7 +30,6 @@ from setbacks.stages.report import HEADLINE, TITLES
 from setbacks.training import sync
 
 CARD = "README.md"
-LICENCES = {ALIAS: "apache-2.0"}
 
 # Which part of a recipe the examples of each kind come from.
 MADE_OF: dict[str, Callable[[Recipe], Sequence[Source]]] = {
@@ -229,8 +228,8 @@ def card(recipe: Recipe, folder: Path, form: str) -> str:
 def base_name(recipe: Recipe) -> str:
     """What others call a recipe's model: a hub id, or the name of a folder without its path."""
     model = recipe.model.model
-    if model == ALIAS:
-        return HUB_ID
+    if model in MODELS:
+        return MODELS[model].hub_id
     return Path(model).name if Path(model).expanduser().is_dir() else model
 
 
@@ -239,8 +238,8 @@ def _licence(recipe: Recipe) -> str | None:
     from huggingface_hub import ModelCard
 
     model = recipe.model.model
-    if model in LICENCES:
-        return LICENCES[model]
+    if model in MODELS:
+        return MODELS[model].licence
     local = Path(model).expanduser()
     if local.is_dir() and not (local / CARD).is_file():
         return None
@@ -358,7 +357,7 @@ def _use(recipe: Recipe, form: str) -> str:
     parts.append(
         f"The guided arms were asked this way, and the method counts on it:\n\n```\n{guided}\n```"
     )
-    if recipe.model.model == ALIAS:
+    if recipe.model.model in MODELS:
         parts.append(
             "The training ran on the embedded 4-bit copy of the base; on the original weights the "
             "adapter may do a little differently."

