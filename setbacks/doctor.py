@@ -72,9 +72,11 @@ def _hardware() -> Iterator[Check]:
 def _model() -> Iterator[Check]:
     from setbacks import embedded
 
-    ready = embedded.ready()
-    found = f"ready in {embedded.cache()}" if ready else "fetched (93 MB) by the first run"
-    yield Check("smollm2-135m", ready, found, needed=False)
+    for alias, model in embedded.MODELS.items():
+        ready = embedded.ready(alias)
+        fetched = f"fetched ({model.fetched_mb} MB) by the first run that names it"
+        found = f"ready in {embedded.cache()}" if ready else fetched
+        yield Check(alias, ready, found, needed=False)
 
 
 def _optional() -> Iterator[Check]:

@@ -194,7 +194,8 @@ class Engine(Section):
 
     model: str = Field(
         "smollm2-135m",
-        description="`smollm2-135m` (embedded, no hub needed), a hub id, or a local folder.",
+        description="`smollm2-135m` or the base model `gemma3-270m` (embedded, no hub needed), a "
+        "hub id, or a local folder.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     engine: str = Field(
