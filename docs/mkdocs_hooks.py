@@ -7,6 +7,7 @@ as they are. So nothing depends on an address of the repository, and `--strict` 
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -91,12 +92,21 @@ def _file(name: str, config: Any) -> File:
         told["content"] = f"# {name}\n\n" + "\n".join(listed)
     elif name.endswith((".md", ".png")):
         told["abs_src_path"] = str(path)
+    elif path.suffix == ".ipynb":
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        told["content"] = "\n\n".join(map(_cell, cells))
     else:
         code = path.read_text(encoding="utf-8").rstrip()
         language = LANGUAGE.get(path.suffix, "text")
         head = "---\nsearch: {exclude: true}\n---\n"
         told["content"] = f"{head}# {name}\n\n~~~~~~{language}\n{code}\n~~~~~~\n"
     return File.generated(config, _place(name), **told)
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    """A cell of a notebook as Markdown."""
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
 
 
 def _outside_fences(text: str, change: Any) -> str:

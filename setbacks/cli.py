@@ -40,7 +40,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY.PATH=VALUE", help="Values that win over the recipe."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+RecipeFile = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A recipe; without one, the quickstart.")
+]
+
+
+def _quieter(asked: bool) -> bool:
+    if asked:
+        logging.getLogger("setbacks").setLevel(logging.WARNING)
+    return asked
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_quieter, help="Show no progress, but warnings still."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
 
 
@@ -57,6 +71,10 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Show what libraries log too (anywhere in a line)."),
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere in a line).")
     ] = False,
@@ -66,9 +84,7 @@ def _options(
 
 @app.command()
 def run(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe; without one, the quickstart.")
-    ] = None,
+    recipe: RecipeFile = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if not given.")
@@ -147,9 +163,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe; without one, the quickstart.")
-    ] = None,
+    recipe: RecipeFile = None,
     overrides: Overrides = None,
     methods: Annotated[
         str | None,
@@ -175,10 +189,8 @@ def compare(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="The study: `setbacks doctor` lists them.")],
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe; without one, the quickstart.")
-    ] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One that `setbacks doctor` lists.")],
+    recipe: RecipeFile = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-STUDY if not given.")
@@ -196,7 +208,7 @@ def study(
 
 @app.command()
 def calibrate(
-    judge: Annotated[str, typer.Argument(help="The judge: probe, llm, ...")],
+    judge: Annotated[str, typer.Argument(metavar="JUDGE", help="The judge: probe, llm, ...")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -375,6 +387,7 @@ def review(
     judge: Annotated[
         str | None, typer.Option(metavar="NAME", help="With --plan: whose doubt; else the first's.")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
 ) -> None:
     """Label answers with people, blinded, on a page; or plan, export or import the labels."""
     if sum((plan, export is not None, import_ is not None)) > 1:
@@ -395,8 +408,12 @@ def review(
                 labels=labels,
                 judge=judge,
             )
-        print(made.words)
-        print(f"plan: {folder / 'review' / 'plan.json'}")
+        path = folder / "review" / "plan.json"
+        if json:
+            print(path.read_text(encoding="utf-8"), end="")
+        else:
+            print(made.words)
+            print(f"plan: {path}")
         return
     try:
         from setbacks.review import serve as page
@@ -416,7 +433,9 @@ def review(
 
 @app.command()
 def new(
-    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
+        "recipe.yaml"
+    ),
 ) -> None:
     """Write a commented starter recipe."""
     from setbacks.starter import starter
@@ -448,8 +467,11 @@ def _recipe(recipe: str | None, overrides: list[str] | None, more: Sequence[str]
     from setbacks.recipe import Recipe
 
     told = list(overrides or [])
-    if recipe is not None and "=" in recipe and not Path(recipe).exists():
-        told, recipe = [recipe, *told], None
+    if recipe is not None and not Path(recipe).exists():
+        if "=" in recipe:
+            told, recipe = [recipe, *told], None
+        elif recipe.partition(".")[0] in Recipe.model_fields:
+            raise InputError(f"{recipe}: to set this key, write {recipe}=VALUE")
     return Recipe.load(recipe, [*told, *more])
 
 
@@ -543,10 +565,13 @@ def _print_calibration(made: Calibrated, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; every error is one line, unless --debug asks for the traceback."""
-    debug = "--debug" in sys.argv
-    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    debug, verbose = "--debug" in sys.argv, "--verbose" in sys.argv
+    sys.argv = [word for word in sys.argv if word not in ("--debug", "--verbose")]
     logging.basicConfig(format="setbacks: %(message)s")
     logging.getLogger("setbacks").setLevel(logging.INFO)
+    if verbose:
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level="INFO", force=True)
+        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer's own word for Ctrl-C
@@ -565,7 +590,9 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # the command line itself was wrong
             message = error.format_message()
-            code = _fail(message, 2) if message else 2
+            context = getattr(error, "ctx", None)
+            more = f" (see {context.command_path} --help)" if context else ""
+            code = _fail(message + more, 2) if message else 2
         elif debug:
             raise
         else:

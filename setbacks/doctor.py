@@ -7,9 +7,23 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from typing import NamedTuple
+
+from setbacks.plugins import installed
+from setbacks.sources import builtin_sets
+
+# What each extra brings, by the names that are imported.
+EXTRAS = {
+    "endpoint": ("openai", "tenacity"),
+    "ray": ("ray",),
+    "vllm": ("vllm",),
+    "review": ("fastapi", "uvicorn", "sqlalchemy", "krippendorff", "multipart"),
+    "inspect": ("inspect_ai",),
+}
 
 
 class Check(NamedTuple):
@@ -33,7 +47,8 @@ def show(checks: list[Check], as_json: bool = False) -> None:
         return
     for check in checks:
         mark = "ok " if check.ok else ("MISSING" if check.needed else "-  ")
-        print(f"{mark:<8}{check.name:<22}{check.found}")
+        head = f"{mark:<8}{check.name:<22}"
+        print(textwrap.fill(check.found, 100, initial_indent=head, subsequent_indent=" " * 30))
 
 
 def _libraries() -> Iterator[Check]:
@@ -80,9 +95,13 @@ def _model() -> Iterator[Check]:
 
 
 def _optional() -> Iterator[Check]:
-    for group in ("methods", "judges", "engines"):
-        from setbacks.plugins import installed
-
+    for extra, libraries in EXTRAS.items():
+        lacking = [name for name in libraries if find_spec(name) is None]
+        package = "vllm" if extra == "vllm" else f"setbacks[{extra}]"  # no extra brings vllm
+        found = f"{', '.join(lacking)} not installed: pip install '{package}'"
+        yield Check(f"extra {extra}", not lacking, found if lacking else "ready", needed=False)
+    for group in ("methods", "judges", "engines", "studies"):
         yield Check(group, True, ", ".join(sorted(installed(group))))
+    yield Check("sets", True, ", ".join(sorted(builtin_sets())))
     token = "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN not set; gated models need it"
     yield Check("hub token", token == "set", token, needed=False)

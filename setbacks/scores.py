@@ -116,6 +116,8 @@ def percent(found: Estimate) -> str:
 
 def points(row: Mapping[str, Any]) -> str:
     """Write the difference of two rates with its interval, in points."""
+    if row["value"] is None:
+        return "not scored"
     return f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 

@@ -113,7 +113,8 @@ def against_first(
             )
         )
         drawn = [(row["arm"], row["balanced_safety"]) for row in rows]
-        pictures.append(Picture(f"Balanced safety{by}", forest(drawn, f"f{number}")))
+        if all(cell["value"] is not None for _, cell in drawn):  # else a suite is missing
+            pictures.append(Picture(f"Balanced safety{by}", forest(drawn, f"f{number}")))
         data[judge] = rows
     return tables, pictures, data
 

@@ -1,0 +1,100 @@
+"""The example package: pip installs it, and every part that it adds works from outside."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+PACKAGE = Path(__file__).parents[1] / "examples" / "plugin"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory):
+    """A folder into which pip has installed the example; `cli` finds it there, as it would any."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
+    subprocess.run([*pip, PACKAGE], check=True)
+    return folder
+
+
+@pytest.fixture
+def small(tiny, data, tmp_path):
+    """A recipe for the tiny model that takes seconds; keys win."""
+
+    def write(**more):
+        told = {
+            "model": {"model": str(tiny), "dtype": "float32", "device": "cpu"},
+            "instructions": [str(data)],
+            "induce": {"source": "existing", "existing": [str(data)]},
+            "analyze": {
+                "contrast": [],
+                "candidates": 1,
+                "sampling": {"max_new_tokens": 8},
+                **{"min_words": 1, "min_overlap": 0, "min_distinct": 0},
+            },
+            "train": {
+                "helpful": [str(data)],
+                "steps": 1,
+                "batch_size": 2,
+            },
+            "respond": {
+                "guidance": False,
+                "sampling": {"max_new_tokens": 8},
+                "suites": [{"name": "kitchen", "kind": "safe", "sources": ["builtin:kitchen"]}],
+            },
+            "judges": ["wordlist"],
+        }
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(told | more))
+        return path
+
+    return write
+
+
+def test_doctor_lists_every_part(cli):
+    found = {check["name"]: check["found"] for check in json.loads(cli("doctor", "--json").stdout)}
+    assert "first_sentence" in found["methods"]
+    assert "wordlist" in found["judges"]
+    assert "echo" in found["engines"]
+    assert "rank" in found["studies"]
+    assert "kitchen" in found["sets"]
+
+
+def test_its_method_trains_and_its_judge_judges_its_suite(cli, small, tmp_path):
+    ran = cli("run", small(), "train.method=first_sentence", "--out", "run", "-q", "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert [row["arm"] for row in found["judges"]["wordlist"]["arms"]] == [
+        "vanilla",
+        "first_sentence",
+    ]
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+    kept = [json.loads(line) for line in (tmp_path / "run/training.jsonl").open()]
+    written = [json.loads(line) for line in (tmp_path / "run/analyses.jsonl").open()]
+    learnt = [row["completion"] for row in kept if row["kind"] == "analysis"]
+    assert learnt and all(any(a["text"].startswith(t) for a in written) for t in learnt)
+
+
+def test_its_engine_answers(cli, small, tiny, tmp_path):
+    ran = cli("evaluate", f"echoes={tiny}", "model.engine=echo", "--suite", "safe=builtin:kitchen",
+              "--judge", "wordlist", "--out", "run", "-q")  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    for line in (tmp_path / "run/responses/echoes.jsonl").open():
+        row = json.loads(line)
+        assert row["text"] and row["instruction"].endswith(row["text"])
+
+
+def test_its_study_answers(cli, small, tmp_path):
+    path = small(study={"ranks": [1, 2]})
+    ran = cli("study", "rank", path, "--out", "study", "-q", timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "No variant can be told from the first." in ran.stdout
+    shapes = [
+        json.loads((tmp_path / f"study/arms/rank_{rank}.0/adapter/adapter_config.json").read_text())
+        for rank in (1, 2)
+    ]
+    assert [shape["r"] for shape in shapes] == [1, 2]
