@@ -625,7 +625,7 @@ class Recipe(Section):
         try:
             return kind.model_validate(self.study)
         except ValidationError as error:
-            raise InputError(f"{where}: {_explain(error)}") from None
+            raise InputError(f"{where}: {_explain(error, kind)}") from None
 
     @property
     def train_seed(self) -> int:
@@ -807,24 +807,23 @@ def _written_out(section: type[BaseModel], told: Any) -> Any:
     return {key: _written_out(s, v) if (s := inner.get(key)) else v for key, v in told.items()}
 
 
-def _explain(error: ValidationError) -> str:
-    """Say in one line what is wrong with a recipe, each problem with where it is."""
+def _explain(error: ValidationError, root: type[BaseModel] | None = None) -> str:
+    """Say in one line what is wrong with a recipe, or with a `root`, and where."""
     problems = []
     for problem in error.errors(include_url=False):
         # pydantic names union members and validators in the path; the user wrote neither.
         where = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
-            hint = nearest(key, _fields_at(problem["loc"][:-1]))
+            hint = nearest(key, _fields_at(root or Recipe, problem["loc"][:-1]))
             problems.append(f'unknown key "{where}".{hint}')
         else:
             problems.append(f"{where or 'recipe'}: {problem['msg']}")
     return "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
 
 
-def _fields_at(path: tuple[int | str, ...]) -> Iterator[str]:
-    """The field names of the section that a validation error's path leads to."""
-    section: type[BaseModel] = Recipe
+def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[str]:
+    """The field names of the section that a validation error's path leads to from another."""
     for part in path:
         field = section.model_fields.get(str(part))
         if field is not None:
