@@ -102,10 +102,11 @@ def labels(told: str, fields: Mapping[str, str] | None = None) -> Labels:
 
 
 def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibrated:
-    """Measure a recipe's one judge on human labels, and keep the figures for reports.
+    """Measure a recipe's last judge on human labels, and keep the figures for reports.
 
     Args:
-        recipe: its only judge is measured; its model and language are what the judge may need.
+        recipe: its last judge is measured; its model, its language and, for a vote, its other
+            judges are what that one may need.
         found: the labels.
         show: told of progress.
 
@@ -113,8 +114,8 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
         InputError: there is no such judge, or it scored too few answers to be measured.
         SetbacksError: the judge failed, or gave a probability that is none.
     """
-    spec = recipe.judges[0]
-    check_judge(spec)
+    for spec in recipe.judges:
+        check_judge(spec)
     answers = [_answer(row) for row in found.rows]
     key = digest(recipe.to_yaml(), *(answer.id for answer in answers))
     place = worth.folder(spec, recipe) / key

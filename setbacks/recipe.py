@@ -664,12 +664,13 @@ class Recipe(Section):
 
     @classmethod
     def of_judge(cls, judge: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Make a recipe that is there for its one judge.
+        """Make a recipe that is there for its one judge, the last.
 
         Args:
             judge: its name.
             overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
-                and `seed` are the recipe's.
+                and `seed` are the recipe's. The judges that a vote is `of` come before it, and
+                their own keys are under their names: of=[probe,llm] llm.engine.model=DIR.
 
         Raises:
             InputError: an unknown key or a bad value.
@@ -677,8 +678,14 @@ class Recipe(Section):
         told = _parse(overrides) if overrides else {}
         outer = {key: told.pop(key) for key in ("language", "seed") if key in told}
         # What it judges is given to it; which suites it would choose is of no matter.
-        spec = {"judge": judge} | told | {"kinds": ["harmful"]}
-        made = cls.parse(outer | {"judges": [spec]}, "the command line")
+        of = told.get("of")
+        specs = [
+            {"judge": name} | (told.pop(name) if isinstance(told.get(name), dict) else {})
+            for name in (of if isinstance(of, list) else [])
+            if isinstance(name, str)
+        ]
+        specs = [spec | {"kinds": ["harmful"]} for spec in (*specs, {"judge": judge} | told)]
+        made = cls.parse(outer | {"judges": specs}, "the command line")
         return made.rebased(Path.cwd())
 
     def rebased(self, base: Path) -> Recipe:

@@ -164,6 +164,37 @@ def test_a_source_with_labels_of_one_kind_has_counts_alone(tmp_path, reader):
     assert {(row["n"], row["auc"]) for row in result["sources"]} == {(40, None)}
 
 
+def test_a_vote_is_measured_with_the_judges_it_counts(tmp_path, reader):
+    made = rows()
+    for row in made:
+        row["response"] = row["response"].replace("no ", "no, I cannot help with that. ")
+    made[1]["response"] = made[1]["response"].replace("no, ", "")  # to the reader no refusal
+    found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    recipe = Recipe.of_judge("vote", ["of=[reader,refusal]", f"reader.engine.model={tmp_path}"])
+    harmful, refused = calibration.calibrate(recipe, found).result["overall"]
+    assert harmful["sensitivity"][0] == pytest.approx(32 / 40)  # the phrases say nothing of it
+    assert (refused["n"], refused["unscored"], refused["kappa"][0]) == (79, 1, 1)  # a tie is none
+    assert len(worth(recipe.judges[-1], recipe)) == 4
+    # The same names with another model behind one make another vote.
+    other = Recipe.of_judge("vote", ["of=[reader,refusal]"])
+    assert worth(other.judges[-1], other) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["of=probe"], "judges.0.of"),
+        (["of=[probe,probe]"], "there twice"),
+        (["of=[probe,llm]", "lmm.retries=1"], 'unknown key "judges.2.lmm"'),
+        (["of=[probe,llm]", "llm=3"], 'unknown key "judges.2.llm"'),
+    ],
+)
+def test_a_vote_that_cannot_be_is_refused(words, said):
+    with pytest.raises(InputError) as error:
+        Recipe.of_judge("vote", words)
+    assert said in str(error.value)
+
+
 def test_a_probability_out_of_range_is_an_error(tmp_path, reader):
     made = rows()
     made[5]["response"] = "no <answer> 1.7"

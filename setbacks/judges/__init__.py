@@ -142,6 +142,6 @@ def _said(run: RunFolder, name: str) -> dict[str, Verdict]:
     """What a judge said in this run, by the response's id."""
     return {
         verdict.response_id: verdict
-        for arm in run.arms()
-        for verdict in run.records(f"verdicts/{arm}.{name}.jsonl", Verdict)
+        for file in sorted((run.path / "verdicts").glob(f"*.{name}.jsonl"))
+        for verdict in run.records(f"verdicts/{file.name}", Verdict)
     }

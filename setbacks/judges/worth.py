@@ -52,7 +52,7 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
 
     Args:
         spec: the judge.
-        recipe: gives it what the spec leaves open: the model, the language.
+        recipe: gives it what the spec leaves open: the model, the language, a vote's judges.
     """
     asked = inspect.signature(plugin("judges", spec.judge)).parameters
     told: dict[str, Any] = spec.model_dump(
@@ -63,6 +63,9 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
         told["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
     if "language" in asked:
         told["language"] = recipe.language
+    if "of" in asked:
+        counted = {judge.called: judge for judge in recipe.judges}
+        told["of"] = [folder(counted[name], recipe).name for name in spec.of]
     if "heads" in asked:
         heads = Path(spec.heads or asked["heads"].default)
         told["heads"] = digest(heads.read_bytes()) if heads.exists() else None
