@@ -57,7 +57,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="setbacks-crash-") as place:
         found = attack(command, Path(place), told.kills, random.Random(told.seed))
     if told.json:
-        write(told.json, told.command, {"command": " ".join(sys.argv), **found})
+        said = f"python benchmarks/crash.py --recipe {told.recipe} --kills {told.kills}"
+        if told.command == "compare":
+            said += f" --command compare --methods {told.methods}"
+        write(told.json, told.command, {"command": said, **found})
     return 1 if any(end["different"] for end in found["ends"]) else 0
 
 

@@ -6,6 +6,7 @@ python benchmarks/make_results.py
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,16 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
 
 
 def crash(found: dict[str, Any]) -> Iterator[str]:
-    rows = [
-        [n, k["stage"], round(k["after"], 2), k["found"]] for n, k in enumerate(found["kills"], 1)
-    ]
-    yield from table(["kill", "aimed at", "after s", "records on disk when killed"], rows)
-    yield ""
-    yield f"{found['files']} files compared, {len(found['different'])} differ."
+    rows = []
+    for one in found.values():
+        met = Counter(kill["stage"].split()[-1] for kill in one["kills"])
+        stages = ", ".join(f"{stage} {number}" for stage, number in met.items())
+        files = sum(end["files"] for end in one["ends"])
+        differ = sum(len(end["different"]) for end in one["ends"])
+        ends = len(one["ends"])
+        rows.append([f"`{one['command']}`", len(one["kills"]), stages, ends, files, differ])
+    heads = ["command", "kills", "met at work", "whole ends", "files compared", "differ"]
+    yield from table(heads, rows)
 
 
 def resume(found: dict[str, Any]) -> Iterator[str]:

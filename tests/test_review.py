@@ -67,8 +67,7 @@ def said(answer, reviewer="Ada", **more):
 @pytest.fixture(scope="session")
 def postgres():
     """Start a PostgreSQL server of the tests' own; make a fresh database and give its URL."""
-    import psycopg
-
+    psycopg = pytest.importorskip("psycopg", reason="its driver comes with the extra `postgres`")
     found = [shutil.which("postgres"), *glob.glob("/usr/lib/postgresql/*/bin/postgres")]
     if not (server := next(filter(None, found), None)):
         pytest.skip("no PostgreSQL here")

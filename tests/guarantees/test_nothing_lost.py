@@ -21,6 +21,7 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.pipeline import carry_out
 from setbacks.runfolder import RunFolder
 
+ROOT = Path(__file__).parents[2]
 TELL_THE_TIME = {"costs.jsonl", "run.log", ".lock", "environment.json"}
 
 
@@ -326,12 +327,32 @@ def test_ctrl_c_twice_leaves_whole_batches_and_no_traceback(
 # Kills ------------------------------------------------------------------------------------------
 
 
+def crash(recipe, command, kills, place, env=None):
+    """Kill a command again and again (benchmarks/crash.py); return the kills and the ends."""
+    words = [sys.executable, "benchmarks/crash.py", "--recipe", recipe, "--command", command]
+    words += ["--methods", "mistake_analysis,dpo", "--kills", str(kills), "--json", place]
+    ran = subprocess.run([*map(str, words)], cwd=ROOT, env=env)
+    found = json.loads(place.read_text())[command]
+    assert ran.returncode == 0, found["ends"]
+    return found["kills"], found["ends"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_few_kills_end_in_the_same_bytes(command, tiny, told, environment, tmp_path):
+    """Of a whole run and of a whole comparison, on the tiny model."""
+    model = {"model": str(tiny), "dtype": "float32", "device": "cpu", "batch_size": 2}
+    training = {"steps": 4, "batch_size": 2, "checkpoint_every": 1, "lora": {"r": 2}}
+    recipe = told(model=model)
+    recipe["train"] |= training
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    kills, ends = crash(tmp_path / "recipe.yaml", command, 5, tmp_path / "c.json", environment)
+    assert len(kills) == 5 and not any(end["different"] for end in ends)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("command", ["run", "compare"])
 def test_a_hundred_kills_end_in_the_same_bytes(command, tmp_path):
-    root = Path(__file__).parents[2]
-    words = ["--command", command, "--kills", "100", "--json", str(tmp_path / "crash.json")]
-    ran = subprocess.run([sys.executable, "benchmarks/crash.py", *words], cwd=root)
-    assert ran.returncode == 0
-    found = json.loads((tmp_path / "crash.json").read_text())
-    assert len(found["kills"]) == 100 and found["different"] == []
+    """On the embedded model, by the smallest recipe that does everything."""
+    kills, ends = crash("recipes/ci.yaml", command, 100, tmp_path / "crash.json")
+    assert len(kills) == 100 and not any(end["different"] for end in ends)

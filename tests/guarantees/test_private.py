@@ -4,8 +4,10 @@ import os
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
+import yaml
 
 from setbacks.pipeline import carry_out
 from setbacks.recipe import Recipe
@@ -38,8 +40,6 @@ def test_what_a_run_leaves_is_its_owners_alone(recipe, rule, tmp_path):
 
 def test_secrets_of_the_environment_are_in_no_file_and_no_line(cli, environment, told, tmp_path):
     """Not the keys that the run uses (`test_endpoint.py` has these): any that are there."""
-    import yaml
-
     names = ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "PGPASSWORD")
     for name in names:
         environment[name] = f"{CANARY}-{name}"
@@ -120,6 +120,26 @@ def test_of_several_that_start_at_once_one_has_the_folder(tmp_path):
     others = [line for seed, line in said.items() if seed != winner]
     assert all("another setbacks process" in line for line in others), others
     assert Recipe.load(folder / "recipe.yaml").seed == winner
+
+
+def test_a_second_comparison_of_a_folder_is_refused(cli, command, environment, told, tmp_path):
+    """And so is a run in the folder of an arm at work; the first one goes on."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told("sleeper")))
+    words = ["compare", "recipe.yaml", "--methods", "sft,mistake_analysis", "--out", "both", "-q"]
+    first = subprocess.Popen([*command, *words], cwd=tmp_path, env=environment)
+    try:
+        arm = tmp_path / "both/arms/sft.0"
+        while not (arm / "recipe.yaml").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        for other in (words, ["report", arm]):
+            ran = cli(*other)
+            (line,) = ran.stderr.splitlines()
+            assert ran.returncode == 2 and "another setbacks process" in line, line
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
 
 
 @pytest.mark.parametrize(
