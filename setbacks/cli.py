@@ -58,6 +58,17 @@ Quiet = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
 
 
+def _installed(group: str) -> Callable[[str], list[str]]:
+    """Give the names that a shell may complete."""
+
+    def names(begun: str) -> list[str]:
+        from setbacks.plugins import installed
+
+        return sorted(name for name in installed(group) if name.startswith(begun))
+
+    return names
+
+
 def _version(asked: bool) -> None:
     if asked:
         from setbacks import __version__
@@ -138,7 +149,10 @@ def evaluate(
         ),
     ] = None,
     judge: Annotated[
-        list[str] | None, typer.Option(metavar="J", help="A judge; several are allowed.")
+        list[str] | None,
+        typer.Option(
+            metavar="J", help="A judge; several are allowed.", autocompletion=_installed("judges")
+        ),
     ] = None,
     fields: Annotated[
         str | None,
@@ -189,7 +203,14 @@ def compare(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="One that `setbacks doctor` lists.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="One that `setbacks doctor` lists.",
+            autocompletion=_installed("studies"),
+        ),
+    ],
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     out: Annotated[
@@ -208,7 +229,12 @@ def study(
 
 @app.command()
 def calibrate(
-    judge: Annotated[str, typer.Argument(metavar="JUDGE", help="The judge: probe, llm, ...")],
+    judge: Annotated[
+        str,
+        typer.Argument(
+            metavar="JUDGE", help="The judge: probe, llm, ...", autocompletion=_installed("judges")
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -516,7 +542,10 @@ def _carry_out(
     from setbacks.pipeline import carry_out, check
     from setbacks.progress import show
     from setbacks.runfolder import RunFolder
+    from setbacks.training import processes
 
+    if processes.rank():
+        return processes.follow(folder)
     if recipe is not None and (redo or not (folder / "recipe.yaml").exists()):
         check(recipe)
     with show(quiet) as progress, RunFolder(folder, recipe, redo=redo, show=progress) as opened:
