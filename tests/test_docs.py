@@ -27,8 +27,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmar
                 *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
 PARSED = {page: MarkdownIt("commonmark").enable("table").parse(page.read_text()) for page in PAGES}
 # What pages call files of the reader's own; everything else that a command names must be there.
-THEIRS = re.compile(r"mine\.yaml|.*(labels|answers|prompts)\.(jsonl|csv)|path/to/.*|recipe\.yaml|"
-                    r"[A-Z][A-Z_./]*|runs/.*|\.\./shared/data|(RUN|DIR)/.*|convert_hf_to_gguf\.py")  # fmt: skip
+THEIRS = re.compile(
+    r"mine\.yaml|recipe\.yaml|.*(labels|answers|prompts)\.(jsonl|csv)|path/to/.*|runs/.*"
+    r"|[A-Z][A-Z_./]*|(RUN|DIR)/.*|\.\./shared/data|convert_hf_to_gguf\.py"
+)
 
 
 class Block(NamedTuple):
@@ -219,3 +221,45 @@ def test_python_prints_what_it_says(block, tmp_path, monkeypatch):
     with redirect_stdout(printed):
         exec(compile(block.text, str(block), "exec"), {})
     assert printed.getvalue().splitlines() == re.findall(r"# prints: (.*)", block.text)
+
+
+# The tutorial ---------------------------------------------------------------------------------
+
+# What makes a whole run of the tutorial one of a minute; everything else is as the page says.
+SMALL = [
+    "instructions=[{source: 'builtin:redteam', split: train, limit: 6}]",
+    "induce.sampling.max_new_tokens=24",
+    "analyze={min_overlap: 1, contrast: [{source: 'builtin:safe', split: train, limit: 2}],"
+    " sampling: {max_new_tokens: 32}}",
+    "train.batch_size=4",
+    "train.steps=2",
+    "respond.sampling.max_new_tokens=16",
+    "respond.suites=[{name: harmful, kind: harmful, sources: [{source: 'builtin:redteam',"
+    " split: test, limit: 4}]}, {name: safe, kind: safe, sources: [{source: 'builtin:safe',"
+    " split: test, limit: 4}]}]",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tutorials_commands_run_one_after_the_other(tmp_path, environment):
+    """As on the page, in a clean folder; runs of more than a minute are made smaller."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    page = ROOT / "docs/tutorial.md"
+    lines = [c.text for c in commands() if c.page == page and c.language != "inline"]
+    ran = [line for line in lines if line.startswith("setbacks")]
+    assert len(ran) >= 12
+    for line in ran:
+        words = shlex.split(line)
+        if words[1] == "run" and "recipes/ci.yaml" not in words:
+            words += [word for word in SMALL if word.partition("=")[0] not in line]
+        done = subprocess.run(
+            [sys.executable, "-m", "setbacks.cli", *words[1:]],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+        assert "Traceback" not in done.stderr, line
+    for made in ("my-adapter/adapter_model.safetensors", "my-model/model.safetensors",
+                 "runs/quickstart/report.html", "runs/sft/report.html",
+                 "runs/mine/superseded/001/recipe.yaml"):  # fmt: skip
+        assert (tmp_path / made).is_file(), made
