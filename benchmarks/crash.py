@@ -5,8 +5,9 @@
 
 Every kill is a SIGKILL to the whole process group. The same command is started again and again, and
 is killed a tenth (or so) of its work later, until it comes to its end: kills fall on all that it
-does, the loading of libraries among it. That folder is compared with the quiet one, and the next
-begins, until there were as many kills as asked for. What may differ is what tells the time:
+does, the loading of libraries among it. Work is counted in CPU seconds, so that neighbours on the
+machine do not matter (Linux alone tells them). That folder is compared with the quiet one, and the
+next begins, until there were as many kills as asked for. What may differ is what tells the time:
 run.log, costs.jsonl, the lock, and the seconds in pages and their JSON. Exits 1 if more differs.
 """
 
@@ -48,41 +49,47 @@ def main() -> int:
     parser.add_argument("--command", choices=["run", "compare"], default="run")
     parser.add_argument("--methods", default="mistake_analysis,sft,dpo", help="of a comparison")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no more are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="a file of results, to which this one is added")
     told = parser.parse_args()
+    until = time.monotonic() + 60 * told.minutes
     command = [sys.executable, "-m", "setbacks.cli", told.command, told.recipe, "--quiet"]
     if told.command == "compare":
         command += ["--methods", told.methods]
     with tempfile.TemporaryDirectory(prefix="setbacks-crash-") as place:
-        found = attack(command, Path(place), told.kills, random.Random(told.seed))
+        found = attack(command, Path(place), told.kills, until, random.Random(told.seed))
     if told.json:
         said = f"python benchmarks/crash.py --recipe {told.recipe} --kills {told.kills}"
         if told.command == "compare":
             said += f" --command compare --methods {told.methods}"
+        if told.minutes < 1e9:
+            said += f" --minutes {told.minutes:g}"
         write(told.json, told.command, {"command": said, **found})
     return 1 if any(end["different"] for end in found["ends"]) else 0
 
 
-def attack(command: list[str], place: Path, number: int, chance: random.Random) -> dict[str, Any]:
-    """Kill a command so many times; return the kills, and how each folder ended."""
+def attack(
+    command: list[str], place: Path, number: int, until: float, chance: random.Random
+) -> dict[str, Any]:
+    """Kill a command so often, or until a time; return the kills, and how each folder ended."""
     quiet, killed = place / "quiet", place / "killed"
-    wall, expected = timed(command, quiet), contents(quiet)
+    whole, expected = timed(command, quiet), contents(quiet)
     startup = timed(command, quiet)  # libraries are loaded, and there is nothing to do
-    share = max(0.0, wall - startup) / min(number, PER_RUN)
+    share = max(0.0, whole - startup) / min(number, PER_RUN)
     kills: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
     while True:
-        more = len(kills) < number
+        more = len(kills) < number and time.monotonic() < until
         after = startup * chance.uniform(0.5, 1) + share * chance.uniform(0, 2)
         process = start(command, killed)
-        try:
-            code = process.wait(after if more else None)
-        except subprocess.TimeoutExpired:
+        while (code := process.poll()) is None and not (more and spent(process.pid) >= after):
+            time.sleep(0.02)
+        if code is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills.append({"after": round(after, 2), "stage": met(killed)})
-            print(f"kill {len(kills)}: after {after:.2f} s, {kills[-1]['stage']}", flush=True)
+            print(f"kill {len(kills)}: after {after:.2f} CPU s, {kills[-1]['stage']}", flush=True)
             continue
         if code:
             sys.exit(f"a run that went on after kill {len(kills)} failed")
@@ -92,7 +99,7 @@ def attack(command: list[str], place: Path, number: int, chance: random.Random) 
         ends.append({"after_kill": len(kills), "files": len(names), "different": different})
         print(f"end {len(ends)}: {len(names)} files compared, {len(different)} differ", *different)
         if not more:
-            return {"wall": round(wall), "kills": kills, "ends": ends}
+            return {"cpu_seconds": round(whole), "kills": kills, "ends": ends}
         shutil.rmtree(killed)
 
 
@@ -104,11 +111,21 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def timed(command: list[str], folder: Path) -> float:
-    """Let it come to its end; return the seconds that it took."""
-    began = time.monotonic()
-    if start(command, folder).wait():
+    """Let it come to its end; return the CPU seconds that it took."""
+    process = start(command, folder)
+    seconds = 0.0
+    while (code := process.poll()) is None:
+        seconds = spent(process.pid)
+        time.sleep(0.02)
+    if code:
         sys.exit("an uninterrupted run failed")
-    return time.monotonic() - began
+    return seconds
+
+
+def spent(pid: int) -> float:
+    """The CPU seconds of a process so far, by /proc/PID/stat (proc(5)): user and system time."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def runs(folder: Path) -> list[Path]:
