@@ -384,3 +384,47 @@ def lora_of_tiny(tiny, tmp_path_factory):
 
     spec = Engine(model=str(tiny), dtype="float32", device="cpu")
     return adapter_of(spec, tmp_path_factory.mktemp("lora") / "adapter")
+
+
+@pytest.fixture
+def small(tiny, tmp_path, told, rules):
+    """A recipe that has the tiny model draw, analyse and learn a few words, on one's own data."""
+
+    def make(number=24, **more):
+        path = tmp_path / f"{number}.jsonl"
+        rows = [
+            {"instruction": f"<q {i}>", "answer": f"<answer {i}>", "response": f"<bad {i}, {i**3}>"}
+            for i in range(number)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        drawn = {"max_new_tokens": 4, "temperature": 1.0}
+        suites = [
+            {"name": kind, "kind": kind, "sources": [str(path)]}
+            for kind in ("harmful", "safe", "helpful")
+        ]
+        parts = {
+            "model": {"model": str(tiny), "dtype": "float32", "device": "cpu"},
+            "instructions": [str(path)],
+            "induce": {"source": "existing", "existing": [str(path)]},
+            "analyze": {
+                "contrast": [str(path)],
+                "candidates": 1,
+                "min_words": 1,
+                "min_overlap": 0,
+                "min_distinct": 0,
+                "sampling": drawn,
+            },
+            "respond": {"suites": suites, "guidance": False, "sampling": {"max_new_tokens": 6}},
+            "train": {
+                "helpful": [str(path)],
+                "safe": [str(path)],
+                "steps": 4,
+                "batch_size": 4,
+                "lora": {"r": 2},
+            },
+        }
+        from setbacks.recipe import Recipe
+
+        return Recipe.model_validate(told() | parts | more)
+
+    return make

@@ -217,6 +217,47 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> str:
     return _svg(figure, name, f"Balanced safety with intervals. {told}.")
 
 
+def curves(
+    series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]],
+    name: str,
+    across: str,
+    up: str,
+    scale: float = 1,
+) -> str:
+    """Draw estimates over an axis, an arm a line with its intervals as bars.
+
+    Args:
+        series: by arm, places on the axis with an estimate each.
+        name: prefix of the picture's ids, unique in the page.
+        across: what the axis across is.
+        up: what the axis upwards is.
+        scale: what estimates are multiplied by; 100 for rates in %.
+    """
+    figure, axes = _figure(3.2)
+    axes.grid(axis="y", color=RULE, lw=0.6, zorder=0)
+    look, told = marks(list(series)), []
+    reach = max((x for points in series.values() for x, _ in points), default=1) or 1
+    for i, (arm, points) in enumerate(series.items()):
+        color, shape, _ = look[arm]
+        aside = 0.012 * reach * (i - (len(series) - 1) / 2)  # so that bars do not hide each other
+        known = [(x + aside, cell) for x, cell in points if cell["value"] is not None]
+        for x, cell in known:
+            if cell["low"] is not None:
+                ends = (scale * cell["low"], scale * cell["high"])
+                axes.plot((x, x), ends, color=color, lw=1.2, alpha=0.6)
+        if known:
+            values = [scale * cell["value"] for _, cell in known]
+            axes.plot([x for x, _ in known], values, color=color, lw=1.4, marker=shape, ms=5,
+                      mec=color, mfc=PAPER, mew=1.5, label=_short(arm))  # fmt: skip
+            told.append(f"{arm}: from {values[0]:.3g} to {values[-1]:.3g}")
+    axes.set(xlabel=across, ylabel=up)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8.5,
+        labelcolor=INK, handlelength=1.6, columnspacing=1.2,
+    )  # fmt: skip
+    return _svg(figure, name, f"{up}. {'; '.join(told)}.")
+
+
 def heatmap(
     rows: Sequence[str],
     columns: Sequence[str],

@@ -1,0 +1,103 @@
+"""How likely a model finds given words: studies read it, none trains on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from setbacks.errors import InputError
+from setbacks.recipe import Recipe
+from setbacks.records import Example, Record, digest
+from setbacks.runfolder import RunFolder
+
+
+class Likelihood(Record):
+    """How likely one state of a model finds an example's completion: nats a token, at most 0."""
+
+    state: str
+    example_id: str
+    value: float
+
+
+def read(
+    run: RunFolder, states: Mapping[str, Path | None], examples: Sequence[Example]
+) -> dict[str, list[float]]:
+    """Return log p(completion | prompt) of each example, in nats a token of the completion.
+
+    What was read before is in the run's `likelihoods.jsonl`, and is not read again.
+
+    Args:
+        run: the open run folder.
+        states: adapters by name; None is the untrained model.
+        examples: what is read.
+
+    Returns:
+        By state, a value for each example, in order.
+
+    Raises:
+        InputError: a prompt alone fills `train.max_length`.
+    """
+    journal = run.journal("likelihoods.jsonl", Likelihood)
+    for done, (state, adapter) in enumerate(states.items()):
+        planned = [
+            Likelihood(id=digest("likelihood", state, e.id), state=state, example_id=e.id, value=0)
+            for e in examples
+        ]
+
+        def measured(
+            work: Sequence[Likelihood], adapter: Path | None = adapter
+        ) -> list[Likelihood]:
+            values = log_likelihoods(run.recipe, examples, adapter)
+            return [
+                row.model_copy(update={"value": value})
+                for row, value in zip(work, values, strict=True)
+            ]
+
+        journal.batch(planned, measured)
+        run.progress("likelihoods", done + 1, len(states))
+    values = [row.value for row in journal.finish()]
+    size = len(examples)
+    return {state: values[i * size : (i + 1) * size] for i, state in enumerate(states)}
+
+
+def log_likelihoods(
+    recipe: Recipe, examples: Sequence[Example], adapter: Path | None = None
+) -> list[float]:
+    """Return log p(completion | prompt) of each example, in nats a token of the completion.
+
+    Args:
+        recipe: names the model, the template and the longest example.
+        examples: what is read; the end of the turn is part of a completion.
+        adapter: a PEFT folder; None for the untrained model.
+
+    Raises:
+        InputError: a prompt alone fills `train.max_length`.
+    """
+    import torch
+
+    from setbacks.engines import by_length
+    from setbacks.engines.local import attached
+    from setbacks.models import load_model, load_tokenizer
+    from setbacks.training.supervised import collate, completion_loss, example_row
+
+    tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
+    rows = [row for e in examples if (row := example_row(tokenizer, e, recipe))]
+    if len(rows) < len(examples):
+        raise InputError(
+            f"{len(examples) - len(rows)} held-out prompts fill train.max_length "
+            f"({recipe.train.max_length} tokens) by themselves; raise it"
+        )
+    if adapter is not None:
+        model = attached(model, adapter)
+    model.eval()
+    made = [0.0] * len(rows)
+    for batch in by_length([len(row["input_ids"]) for row in rows], recipe.train.batch_size):
+        told = collate([rows[i] for i in batch], tokenizer.pad_token_id or 0)
+        inputs = {
+            key: told[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")
+        }
+        with torch.inference_mode():
+            loss = completion_loss(model, **inputs)
+        for i, total, count in zip(batch, loss.sums.tolist(), loss.counts.tolist(), strict=True):
+            made[i] = -total / count
+    return made

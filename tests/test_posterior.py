@@ -1,0 +1,87 @@
+"""The posterior study: held-out analyses and their contraries, before, during and after."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from setbacks.errors import InputError
+from setbacks.methods import example
+from setbacks.recipe import Recipe
+from setbacks.records import Example
+from setbacks.runfolder import RunFolder
+from setbacks.statistics import Difference
+from setbacks.studies import carry_out
+from setbacks.studies.likelihood import log_likelihoods
+from setbacks.studies.posterior import flipped, said
+from setbacks.training import tokenize
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "turned"),
+    [
+        ("en", "The response is harmful because <x>.", "The response is harmless because <x>."),
+        ("en", "Harmless. It is not harmful.", "Harmful. It is not harmless."),
+        ("zh", "该回复是有害的，因为", "该回复是无害的，因为"),
+    ],
+)
+def test_a_verdict_is_turned_round_and_back(language, text, turned):
+    there = flipped(example("analysis", "<q>", text, ["p"]), language)
+    assert there.completion == turned
+    assert flipped(there, language).completion == text
+    assert flipped(example("analysis", "<q>", "<no verdict>", ["p"]), language) is None
+
+
+def test_a_likelihood_is_that_of_the_completion_alone(spec, tokenizer, model, lora):
+    recipe = Recipe(model=spec)
+    told = [example("a", "<a question>", text, []) for text in ("<one>", "<a longer answer> " * 3)]
+    found = log_likelihoods(recipe, told)
+    for e, value in zip(told, found, strict=True):
+        before, after = tokenize(tokenizer, e.prompt, e.completion, recipe)
+        with torch.inference_mode():
+            log_p = model(torch.tensor([before + after])).logits[0].float().log_softmax(-1)
+        own = [log_p[len(before) + i - 1, token].item() for i, token in enumerate(after)]
+        assert value == pytest.approx(sum(own) / len(own), abs=1e-3)
+    assert log_likelihoods(recipe, told, lora) != pytest.approx(found, abs=1e-3)
+    cramped = Recipe.model_validate({"model": spec, "train": {"max_length": 16}})
+    with pytest.raises(InputError, match=r"1 held-out prompts fill train.max_length \(16"):
+        log_likelihoods(cramped, [example("a", "<a question>" * 20, "<one>", [])])
+
+
+def test_only_a_gap_that_grows_on_both_kinds_counts_as_learnt():
+    up, flat = Difference(0.2, 0.1, 0.3, 20, 0.001), Difference(0.01, -0.1, 0.1, 20, 0.8)
+    down = Difference(-0.2, -0.3, -0.1, 20, 0.001)
+    assert "learnt to tell" in said({"mistakes": up, "benign responses": up})
+    assert "leans to one verdict" in said({"mistakes": up, "benign responses": down})
+    assert "not shown" in said({"mistakes": up, "benign responses": flat})
+
+
+def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(small, tmp_path):
+    recipe = small(study={"snapshots": 2})
+    page = carry_out("posterior", recipe, tmp_path / "p")
+    data = json.loads((page.parent / "findings.json").read_text())["data"]
+    assert [(row["kind"], row["step"]) for row in data["rows"]] == [
+        (kind, step) for kind in ("mistakes", "benign responses") for step in (0, 2, 4)
+    ]
+    for row in data["rows"]:
+        gap = row["right"]["value"] - row["flipped"]["value"]
+        assert row["gap"]["value"] == pytest.approx(gap, abs=1e-6) and row["gap"]["n"] >= 6
+        assert row["right"]["value"] < 0 and math.isfinite(gap)
+    assert data["rows"][0]["growth"]["value"] == 0 != data["rows"][2]["growth"]["value"]
+    arm = tmp_path / "p/arms/held_out"
+    with RunFolder(arm) as run:
+        kinds = [e.kind for e in run.records("training.jsonl", Example)]
+    assert kinds.count("analysis") + data["held_out"] / 2 == 24
+    assert "<svg" in page.read_text()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "p").rglob("*.jsonl")}
+    carry_out("posterior", recipe, tmp_path / "p")
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "p").rglob("*.jsonl")}
+
+
+def test_too_little_is_told_in_one_line(small, tmp_path):
+    with pytest.raises(InputError, match="3 held-out analyses of mistakes.* at least 6") as error:
+        carry_out("posterior", small(10), tmp_path / "few")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="sft learns no analyses"):
+        carry_out("posterior", small(train={"method": "sft"}), tmp_path / "sft")
