@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -14,7 +15,7 @@ from setbacks.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from setbacks.recipe import Engine
+    from setbacks.recipe import Engine, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,55 @@ def load_model(spec: Engine) -> Any:
     place = device(spec)
     model = _pretrained(AutoModelForCausalLM, spec, dtype=dtype(spec, place), use_safetensors=True)
     return model.to(place)
+
+
+def load_base(recipe: Recipe) -> Any:
+    """Load the model that an adapter is trained on, in 4 bits if the recipe says so.
+
+    QLoRA (arXiv 2305.14314): the base's weights rest as NormalFloat of 4 bits, and are computed in
+    the model's number format.
+
+    Raises:
+        InputError: there is no such model, or it cannot be had in 4 bits here.
+    """
+    if recipe.train.quantize is None:
+        return load_model(recipe.model)
+    check_quantize(recipe)
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    place = device(recipe.model)
+    numbers = dtype(recipe.model, place)
+    model = _pretrained(
+        AutoModelForCausalLM,
+        recipe.model,
+        dtype=numbers,
+        use_safetensors=True,
+        device_map={"": place},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=numbers,
+        ),
+    )
+    return prepare_model_for_kbit_training(
+        model, use_gradient_checkpointing=recipe.train.gradient_checkpointing
+    )
+
+
+def check_quantize(recipe: Recipe) -> None:
+    """Look whether this machine can train on weights of 4 bits, if the recipe asks for it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if recipe.train.quantize is None:
+        return
+    if not device(recipe.model).startswith("cuda"):
+        raise InputError("train.quantize: 4bit needs a CUDA GPU; leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("train.quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
 
 
 def load_reward_model(spec: Engine, tokenizer: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
+from setbacks.models import check_quantize
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -102,6 +103,7 @@ def check(recipe: Recipe) -> None:
     if recipe.evaluate:
         check_arms(recipe)
         return
+    check_quantize(recipe)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
     if method.uses_mistakes:

@@ -395,6 +395,10 @@ class Train(Section):
     start: str | None = Field(
         None, description="Go on from this adapter's folder (a supervised method alone)."
     )
+    quantize: Literal["4bit"] | None = Field(
+        None,
+        description="`4bit`: train on base weights of 4 bits (QLoRA; needs CUDA and bitsandbytes).",
+    )
     snapshots: int = Field(
         0, ge=0, description="Keep the adapter so many times on the way, in `snapshots/`."
     )

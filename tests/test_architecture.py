@@ -32,7 +32,7 @@ LAYERS = [
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.
-ANYTHING = {"__init__"}
+ANYTHING = {"__init__", "__main__"}
 
 HEAVY = {
     "accelerate",

@@ -11,12 +11,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from setbacks.errors import InputError
 from setbacks.journal import failed_write
+from setbacks.recipe import Train
 from setbacks.records import Analysis, Example
 from setbacks.runfolder import RunFolder
-from setbacks.training import supervised
+from setbacks.training import processes, supervised
 
 
 def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
@@ -27,10 +29,12 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
         analyses: every candidate analysis.
 
     Raises:
-        InputError: the method lacks the data that it needs, or no example fits.
+        InputError: the method lacks the data that it needs, no example fits, or several processes
+            cannot share the work.
         SetbacksError: the disk is full or fails; the last checkpoint is kept.
     """
     method, adapter = run.method, run.path / "adapter"
+    _check_processes(run.recipe.train, method)
     only = run.recipe.train.categories
     if only is not None:  # benign responses belong to no category of harm
         analyses = [a for a in analyses if not a.harmful or a.category in only]
@@ -42,6 +46,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     journal = run.journal("training.jsonl", Example)
     journal.batch(examples, lambda batch: batch)  # what is trained on is on disk before training
     journal.finish()
+    processes.meet()  # those that train along begin here
     if not adapter.exists():
         from safetensors import SafetensorError
 
@@ -56,6 +61,15 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     for leftover in ("checkpoints", "reward_checkpoints"):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter
+
+
+def _check_processes(told: Train, method: Any) -> None:
+    """Refuse several processes where a step or a method cannot be shared out among them."""
+    processes.share(told)
+    if processes.count() > 1 and hasattr(method, "fit"):
+        raise InputError(
+            f"train.method {method.name} trains in one process alone; call setbacks by itself"
+        )
 
 
 def _explained(error: Exception, folder: Path) -> Exception:

@@ -25,6 +25,7 @@ from setbacks.journal import sync_folder
 from setbacks.models import device
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Message
+from setbacks.training import processes
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -116,10 +117,11 @@ def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, An
     told = run.recipe.train
     place = device(run.recipe.model)
     (run.path / folder).mkdir(mode=0o700, exist_ok=True)
+    each = processes.share(told)
     return {
         "output_dir": str(run.path / folder),
         "num_train_epochs": 1,  # all epochs are laid out in the rows
-        "per_device_train_batch_size": told.batch_size,
+        "per_device_train_batch_size": each,
         "learning_rate": told.learning_rate or run.method.learning_rate,
         "warmup_steps": round(told.warmup * total),
         "lr_scheduler_type": told.scheduler,
@@ -127,6 +129,7 @@ def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, An
         "seed": run.recipe.train_seed,
         "use_cpu": place == "cpu",
         "bf16": place.startswith("cuda") and next(model.parameters()).dtype.itemsize == 2,
+        "ddp_find_unused_parameters": False if processes.count() > 1 else None,
         "dataloader_pin_memory": place.startswith("cuda"),
         "logging_steps": 1,
         # A logged loss is the mean since the last log: with one log a step, a resumed run's agree.
@@ -151,6 +154,8 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
             run.progress(label, state.global_step, state.max_steps)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not state.is_world_process_zero:
+                return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             for path in folder.iterdir():
                 if path.is_file():
@@ -160,7 +165,8 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
 
     class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step in snapshot_steps(state.max_steps, run.recipe.train.snapshots):
+            steps = snapshot_steps(state.max_steps, run.recipe.train.snapshots)
+            if state.global_step in steps and state.is_world_process_zero:
                 save_adapter(run, trainer, run.path / "snapshots" / f"{state.global_step:06}")
 
     if run.recipe.train.snapshots and label == "train":
@@ -178,12 +184,16 @@ def snapshot_steps(total: int, number: int) -> list[int]:
 
 def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
     """The last checkpoint that was written to its end; those that were not are removed."""
+    if processes.rank():
+        processes.meet()  # until the first process has removed them
     found: dict[int, Path] = {}
     for path in (run.path / folder).glob("checkpoint-*"):
         if (path / WHOLE).exists():
             found[int(path.name.partition("-")[2])] = path
         else:
             shutil.rmtree(path)
+    if not processes.rank():
+        processes.meet()
     if not found:
         return None
     last = found[max(found)]
@@ -193,6 +203,9 @@ def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
 
 def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
     """Save the adapter, the loss curve, and what the training read; return its tokens."""
+    weights = gathered(trainer)
+    if processes.rank():
+        return tokens
     curve = [
         {key: row[key] for key in row if key.startswith(_CURVE)}
         for row in trainer.state.log_history
@@ -206,17 +219,24 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
     run.write_text("loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
     # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
     run.write_text("trained.json", json.dumps({"steps": len(curve), "tokens": tokens}) + "\n")
-    save_adapter(run, trainer, adapter)
+    save_adapter(run, trainer, adapter, weights)
     return tokens
 
 
-def save_adapter(run: RunFolder, trainer: Any, adapter: Path) -> None:
+def gathered(trainer: Any) -> Any:
+    """Gather the weights where they are spread over processes: every process has to ask."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return None
+
+
+def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = None) -> None:
     """Save an adapter with its card; its folder appears whole or not at all."""
     if adapter.exists():  # a snapshot that a resumed training comes to again
         return
     temporary = adapter.with_name(adapter.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    trainer.model.save_pretrained(str(temporary))
+    trainer.model.save_pretrained(str(temporary), state_dict=weights)
     config = temporary / "adapter_config.json"
     told = json.loads(config.read_text())
     # Sets come out in an order that changes from process to process.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.chat import plain
 from setbacks.errors import InputError
-from setbacks.models import load_model, load_tokenizer
+from setbacks.models import load_base, load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
@@ -17,6 +17,7 @@ from setbacks.training import (
     follow,
     last_checkpoint,
     options,
+    processes,
     save,
     schedule,
     tokenize,
@@ -54,6 +55,10 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         raise InputError("no example is left to train on; raise train.max_length or the mix")
     lengths = [len(row["input_ids"]) for row in rows]
     steps = schedule(lengths, recipe.train, recipe.train_seed)
+    if processes.count() > 1 and len(steps[-1]) < recipe.train.batch_size:
+        steps.pop()  # too few examples for all processes
+        if not steps:
+            raise InputError("fewer examples than train.batch_size; train in one process")
 
     class Trainer(SFTTrainer):
         """TRL's trainer: logits only where there is loss, and the loss of each kind of example.
@@ -73,6 +78,8 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         ) -> Any:
             kinds = inputs.pop("kinds")
             loss = completion_loss(model, **inputs, total=num_items_in_batch)
+            if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
+                loss = loss._replace(value=loss.value * processes.count())
             self.by_kind = {
                 f"loss_{kind}": loss.mean_of([k == kind for k in kinds])
                 for kind in sorted({*kinds})
@@ -83,7 +90,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
             super().log(logs | self.by_kind if "loss" in logs else logs, start_time)
 
     set_seed(recipe.train_seed)
-    base, start = load_model(recipe.model), recipe.train.start
+    base, start = load_base(recipe), recipe.train.start
     if start is None:
         model = get_peft_model(base, adapter_config(recipe))
     else:

@@ -1,0 +1,245 @@
+"""How fast training is, beside TRL's own trainer: the same examples, model, adapter and optimizer.
+
+    python benchmarks/train.py --data ../shared/data --examples 48 --seeds 3
+
+Three contenders train one epoch on the same analyses-like examples (a question on an instruction
+and its answer, in a chat; loss on the completion alone), each in a process of its own, in turns, so
+that what else the machine does falls on all of them alike:
+
+- `TRL`: SFTTrainer as it comes, but for the batch size, the learning rate and the adapter;
+- `TRL, tuned`: without activation checkpointing, its own grouping by length, the weights in the
+  number format that we use;
+- `setbacks`: what `setbacks train` runs, checkpoints on disk included.
+
+Prints tokens a second, peak memory, and the loss on examples that none has seen, for each seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CONTENDERS = ("TRL", "TRL, tuned", "setbacks")
+HELD_OUT = 24
+BATCH = 8
+RATE = 2e-4
+LONGEST = 320
+
+
+def main() -> None:
+    """Run the contenders in turns, print one table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--examples", type=int, default=48)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/train.json"))
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.one:
+        print(json.dumps(one(told.one, told.data, told.examples, told.seed)))
+        return
+    rows = []
+    for seed in range(told.seeds):
+        for name in CONTENDERS:
+            again = [sys.executable, __file__, "--one", name, "--seed", str(seed)]
+            again += ["--data", str(told.data), "--examples", str(told.examples)]
+            said = subprocess.run(again, capture_output=True, text=True)
+            if said.returncode:
+                sys.exit(f"{name}: {said.stderr[-2000:]}")
+            rows.append(json.loads(said.stdout.splitlines()[-1]))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    found = summed_up(rows, told.examples)
+    print("| trainer | tokens/s | against TRL | peak memory | held-out loss |")
+    print("| --- | ---: | ---: | ---: | --- |")
+    for row in found["contenders"]:
+        losses = ", ".join(f"{loss:.3f}" for loss in row["losses"])
+        print(
+            f"| {row['name']} | {row['speed']:.0f} | {row['ratio']:.2f}x | "
+            f"{row['memory']:.1f} GB | {losses} |"
+        )
+    told.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def summed_up(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
+    """The median over seeds of each contender's speed, and of its ratio to TRL in the same turn."""
+    by_name = {name: [row for row in rows if row["name"] == name] for name in CONTENDERS}
+    base = [row["speed"] for row in by_name["TRL"]]
+    return {
+        "examples": examples,
+        "batch": BATCH,
+        "threads": rows[0]["threads"],
+        "dtype": rows[0]["dtype"],
+        "contenders": [
+            {
+                "name": name,
+                "speed": statistics.median(row["speed"] for row in found),
+                "ratio": statistics.median(
+                    row["speed"] / other for row, other in zip(found, base, strict=True)
+                ),
+                "memory": max(row["memory"] for row in found),
+                "losses": [row["loss"] for row in found],
+            }
+            for name, found in by_name.items()
+        ],
+    }
+
+
+def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
+    """Train one contender; return its speed, its peak memory and its loss on unseen examples."""
+    import torch
+
+    from setbacks.models import dtype, load_tokenizer
+    from setbacks.recipe import Recipe
+    from setbacks.training.supervised import example_row
+
+    recipe = Recipe.model_validate(
+        {
+            "seed": seed,
+            "train": {
+                "method": "helpful",
+                "helpful": [
+                    {
+                        "source": str(data / "alpaca/alpaca_999.json"),
+                        "fields": {"text": "instruction", "input": "input", "answer": "output"},
+                        "shuffle": 5,
+                        "limit": number + HELD_OUT,
+                    }
+                ],
+                "epochs": 1,
+                "batch_size": BATCH,
+                "learning_rate": RATE,
+                "warmup": 0.0,
+                "scheduler": "linear",
+                "max_length": LONGEST,
+            },
+        }
+    )
+    examples = as_analyses(recipe)
+    learnt, unseen = examples[:number], examples[number:]
+    tokenizer = load_tokenizer(recipe.model)
+    rows = [example_row(tokenizer, example, recipe) for example in learnt]
+    with tempfile.TemporaryDirectory() as place:
+        start = time.perf_counter()
+        if name == "setbacks":
+            model = ours(recipe, learnt, Path(place))
+        else:
+            model = theirs(recipe, learnt, Path(place), tuned=name != "TRL")
+        seconds = time.perf_counter() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "name": name,
+        "seed": seed,
+        "speed": sum(len(row["input_ids"]) for row in rows if row) / seconds,
+        "memory": memory,
+        "loss": held_out(model, [example_row(tokenizer, e, recipe) for e in unseen]),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype(recipe.model, "cpu")).removeprefix("torch."),
+    }
+
+
+def as_analyses(recipe: Any) -> list[Any]:
+    """Make examples of the shape that training has: a neutral question, and what follows it."""
+    from setbacks.methods import answers, example
+    from setbacks.spoken import question
+
+    return [
+        example(
+            "analysis",
+            question("en", made.prompt[0].content, made.completion),
+            f"The response is harmless because it answers what was asked. {made.completion}",
+            [],
+        )
+        for made in answers("helpful", recipe.train.helpful)
+    ]
+
+
+def ours(recipe: Any, examples: list[Any], place: Path) -> Any:
+    """Train as `setbacks train` does; return the model with its adapter."""
+    from peft import PeftModel
+
+    from setbacks.models import load_model
+    from setbacks.runfolder import RunFolder
+    from setbacks.training import supervised
+
+    with RunFolder(place / "run", recipe) as run:
+        supervised.fit(run, examples, run.path / "adapter")
+        return PeftModel.from_pretrained(load_model(recipe.model), str(run.path / "adapter"))
+
+
+def theirs(recipe: Any, examples: list[Any], place: Path, tuned: bool) -> Any:
+    """Train with TRL's SFTTrainer, as it comes or as one who knows it would set it."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from setbacks.embedded import resolve
+    from setbacks.models import dtype
+    from setbacks.training import adapter_config
+
+    settings: dict[str, Any] = {}
+    if tuned:
+        settings = {
+            "activation_checkpointing": False,
+            "train_sampling_strategy": "group_by_length",
+            "model_init_kwargs": {"dtype": dtype(recipe.model, "cpu")},
+        }
+    trainer = SFTTrainer(
+        model=resolve(recipe.model.model),
+        args=SFTConfig(
+            output_dir=str(place),
+            num_train_epochs=1,
+            per_device_train_batch_size=BATCH,
+            learning_rate=RATE,
+            max_length=LONGEST,
+            seed=recipe.seed,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(
+            [
+                {
+                    "prompt": [{"role": "user", "content": e.prompt[0].content}],
+                    "completion": [{"role": "assistant", "content": e.completion}],
+                }
+                for e in examples
+            ]
+        ),
+        peft_config=adapter_config(recipe),
+    )
+    trainer.train()
+    return trainer.model
+
+
+def held_out(model: Any, rows: list[Any]) -> float:
+    """The mean loss of a completion's token over examples that were not learnt."""
+    import torch
+
+    from setbacks.training.supervised import collate, completion_loss
+
+    model.eval()
+    total = counted = 0.0
+    with torch.no_grad():
+        for row in filter(None, rows):
+            batch = collate([row], 0)
+            batch.pop("kinds")
+            loss = completion_loss(model, **batch)
+            total += float(loss.sums.sum())
+            counted += float(loss.counts.sum())
+    return total / counted
+
+
+if __name__ == "__main__":
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    main()

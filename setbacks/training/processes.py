@@ -1,0 +1,91 @@
+"""Training in several processes: `accelerate launch`, or `torchrun`, `-m setbacks train RUN`.
+
+The first process is an ordinary run: it alone opens the folder, generates, logs and writes. The
+others wait until it has laid out what is learnt, and train along. What a step learns is the same as
+in one process: `train.batch_size` is that of all of them together.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from setbacks.errors import InputError
+from setbacks.plugins import plugin
+from setbacks.recipe import Recipe, Train
+from setbacks.records import Example
+
+# The others wait while the first one draws mistakes and analyses, which may take days.
+PATIENCE = timedelta(days=30)
+
+
+def rank() -> int:
+    """Return the number of this process; 0 is the first, or the only one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def count() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def share(told: Train) -> int:
+    """Return how many examples of a step are this process's.
+
+    Raises:
+        InputError: a step cannot be shared out evenly.
+    """
+    if told.batch_size % count():
+        raise InputError(
+            f"train.batch_size: {told.batch_size} examples cannot be shared out evenly among "
+            f"{count()} processes; make it a multiple of {count()}"
+        )
+    return told.batch_size // count()
+
+
+def meet() -> None:
+    """Wait until every process has come this far; nothing where there is only one."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        PartialState(cpu=on_cpu, timeout=PATIENCE).wait_for_everyone()
+
+
+@dataclass
+class Follower:
+    """What a process that trains along knows of the run: it reads, and writes nothing."""
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def method(self) -> Any:
+        """The method that the recipe names."""
+        return plugin("methods", self.recipe.train.method)()
+
+    def log(self, line: str) -> None:
+        """Leave it to the first process."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Leave it to the first process."""
+
+
+def follow(folder: Path) -> None:
+    """Train along with the first process, once it has laid out what is learnt.
+
+    Args:
+        folder: of the run.
+    """
+    from setbacks.journal import Journal
+    from setbacks.training import supervised
+
+    meet()
+    adapter = folder / "adapter"
+    if not adapter.exists():
+        run: Any = Follower(folder, Recipe.load(folder / "recipe.yaml"))
+        examples = Journal(folder / "training.jsonl", Example, run.log).records
+        supervised.fit(run, examples, adapter)
