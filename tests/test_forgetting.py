@@ -1,0 +1,145 @@
+"""The forgetting study: likelihood of held-out answers, and how varied a model's own are."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from setbacks.errors import InputError
+from setbacks.recipe import Recipe
+from setbacks.statistics import Difference, Estimate
+from setbacks.studies import carry_out
+from setbacks.studies.forgetting import Options, cut, harness, relative, said, variety
+
+
+def test_variety_is_1_where_nothing_is_said_twice_and_low_where_all_say_the_same():
+    apart = variety([["a", "b"], ["c", "d"], ["e", "f"]])
+    assert {name: found.value for name, found in apart.items()} == pytest.approx(
+        {"distinct_1": 1, "distinct_2": 1, "unlikeness": 1}
+    )
+    same = variety([["a", "b"]] * 4)
+    assert same["distinct_1"].value == 2 / 8 and same["distinct_2"].value == 1 / 4
+    assert same["unlikeness"].value == pytest.approx(0)
+    assert variety([[], [], []])["unlikeness"].value == 0
+
+
+def test_each_answer_left_out_in_turn_gives_what_the_others_give():
+    draw = np.random.default_rng(0)
+    answers = [[str(w) for w in draw.integers(0, 9, draw.integers(1, 8))] for _ in range(8)]
+    for name, found in variety(answers).items():
+        others = [variety(answers[:i] + answers[i + 1 :])[name].value for i in range(8)]
+        assert list(found.without) == pytest.approx(others)
+
+
+def test_the_interval_of_a_difference_covers_it():
+    draw, covered, runs = np.random.default_rng(0), 0, 200
+    zipf = 1 / np.arange(1, 41)  # some words come often, as they do in a language
+    for _ in range(runs):  # both arms draw alike, so the true difference is 0
+        one, two = draw.choice(40, (2, 20, 6), p=zipf / zipf.sum()).astype(str)
+        found = variety(one)["unlikeness"].minus(variety(two)["unlikeness"])
+        covered += found.low <= 0 <= found.high
+    assert 0.89 < covered / runs < 0.99
+
+
+def test_all_answers_to_a_prompt_are_cut_to_the_shortest():
+    assert cut([["abc", "de"], ["f", "ghi"]]) == [["a", "de"], ["f", "gh"]]
+
+
+def test_only_what_is_beyond_noise_is_named():
+    lost, flat = Difference(-0.2, -0.3, -0.1, 20, 0.001), Difference(0.1, -0.1, 0.3, 20, 0.3)
+    assert said({"m": {"likelihood": flat}}) == "No loss beyond noise."
+    line = said({"m": {"likelihood": lost, "distinct_1": flat}})
+    assert "Lost beyond noise: log-likelihood" in line and "distinct" not in line
+
+
+def test_a_change_is_a_share_of_the_value_before_and_of_logarithms_a_ratio():
+    half = relative(Estimate(4.0, 3.0, 5.0, 9), Difference(-2.0, -3.0, -1.0, 9, 0.01))
+    assert half == Difference(-0.5, -0.75, -0.25, 9, 0.01)
+    twice = relative(None, Difference(np.log(2), 0.0, np.log(3), 9, 0.04))
+    assert twice[:3] == pytest.approx((1, 0, 2))
+    nothing = relative(Estimate(0.0, 0.0, 0.0, 9), Difference(0.1, 0.0, 0.2, 9, 0.1))
+    assert nothing.value is None
+
+
+def test_arms_are_measured_against_the_untrained_model_and_nothing_is_done_twice(small, tmp_path):
+    other = tmp_path / "held.jsonl"
+    other.write_text(
+        "".join(json.dumps({"text": f"<h {i}>", "answer": f"<good {i}>"}) + "\n" for i in range(12))
+    )
+    recipe = small(study={"methods": ["mistake_analysis", "helpful"]})
+    suites = [{"name": "helpful", "kind": "helpful", "sources": [str(other)]}]
+    recipe = type(recipe).model_validate(
+        recipe.model_dump() | {"respond": {"suites": suites, "sampling": {"max_new_tokens": 6}}}
+    )
+    page = carry_out("forgetting", recipe, tmp_path / "f")
+    data = json.loads((page.parent / "findings.json").read_text())["data"]
+    assert data["held_out"] == 12 and list(data["changes"]) == ["mistake_analysis", "helpful"]
+    for arm, row in data["changes"].items():
+        before, after = (data["values"][a]["perplexity"]["value"] for a in ("vanilla", arm))
+        assert np.exp(-row["likelihood"]["value"]) == pytest.approx(after / before)
+        assert after != before and {"distinct_1", "distinct_2", "unlikeness"} <= row.keys()
+        assert any(name.startswith("helpful_score by") for name in row)
+    assert "<svg" in page.read_text()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.jsonl")}
+    carry_out("forgetting", recipe, tmp_path / "f")
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.jsonl")}
+
+
+def test_too_few_answers_and_what_was_trained_on_are_told(small, tmp_path):
+    with pytest.raises(InputError, match="6 helpful prompts with an answer: .* at least 10"):
+        carry_out("forgetting", small(6), tmp_path / "few")
+    alike = small(12, study={"methods": ["helpful"]})  # its suites ask what training answers
+    with pytest.raises(InputError, match="12 helpful prompts .* train.helpful too"):
+        carry_out("forgetting", alike, tmp_path / "alike")
+
+
+@pytest.fixture
+def capitals(tmp_path):
+    """Options that name a task of four questions in a folder of one's own."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [
+        {"of": country, "choices": [own, other], "right": number % 2}
+        for number, (country, own, other) in enumerate(
+            [("France", "Paris", "Rome"), ("Rome", "Italy", "Spain"), ("Spain", "Madrid", "Oslo")]
+            + [("Oslo", "Norway", "Egypt")]
+        )
+    ]
+    data = folder / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {
+        "task": "capitals",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(data)},
+        "test_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{of}} goes with",
+        "doc_to_choice": "choices",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    (folder / "capitals.yaml").write_text(json.dumps(told))  # JSON is YAML
+    return {"tasks": ["capitals"], "task_folder": str(folder)}
+
+
+def test_tasks_without_the_harness_are_told_before_anything_is_done(small, tmp_path, capitals):
+    if importlib.util.find_spec("lm_eval"):
+        pytest.skip("lm-evaluation-harness is installed")
+    with pytest.raises(InputError, match=r"not installed; pip install 'setbacks\[lm-eval\]'"):
+        carry_out("forgetting", small(study=capitals), tmp_path / "f")
+    assert not (tmp_path / "f/arms").exists()
+
+
+def test_the_harness_scores_each_question_with_and_without_an_adapter(tiny, lora_of_tiny, capitals):
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    recipe = Recipe.model_validate({"model": {"model": str(tiny), "device": "cpu"}})
+    before = harness(recipe, Options(**capitals))
+    assert before.keys() == {"capitals acc", "capitals acc_norm"}
+    assert all(len(scores) == 4 and {*scores} <= {0.0, 1.0} for scores in before.values())
+    assert harness(recipe, Options(**capitals)) == before
+    assert len(harness(recipe, Options(**capitals, task_limit=2))["capitals acc"]) == 2
+    seen = harness(recipe, Options(**capitals), lora_of_tiny)
+    assert seen.keys() == before.keys()
+    with pytest.raises(InputError, match='the harness knows no "capital"'):
+        harness(recipe, Options(**capitals | {"tasks": ["capital"]}))
