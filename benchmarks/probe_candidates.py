@@ -116,6 +116,17 @@ def in_batches(
 POOLS = ("response", "instruction", "last", "asked")
 
 
+def encode(tokenizer: Any, pair: tuple[str, str], end: list[int]) -> probe._Text:
+    """Return a pair as the judge reads it, but for the length: `TOKENS` of the response."""
+    text = probe._encode(tokenizer, *pair)
+    start = text.response.start
+    if text.response.stop - start <= TOKENS + len(end):
+        return text
+    return text._replace(
+        ids=text.ids[: start + TOKENS] + end, response=slice(start, start + TOKENS + len(end))
+    )
+
+
 def states(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return the embedded model's hidden states, shape (n, pool, layer, hidden size).
 
@@ -136,16 +147,7 @@ def states(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     question = tokenizer(QUESTION.removeprefix("<|im_end|>"), add_special_tokens=False)["input_ids"]
 
     def batch(some: list[tuple[str, str]]) -> np.ndarray:
-        texts = [probe._encode(tokenizer, *pair) for pair in some]
-        texts = [
-            text
-            if text.response.stop - text.response.start <= TOKENS + len(end)
-            else text._replace(
-                ids=text.ids[: text.response.start + TOKENS] + end,
-                response=slice(text.response.start, text.response.start + TOKENS + len(end)),
-            )
-            for text in texts
-        ]
+        texts = [encode(tokenizer, pair, end) for pair in some]
         width = max(len(text.ids) for text in texts) + len(question)
         ids = torch.full((len(some), width), tokenizer.pad_token_id)
         share = torch.zeros((len(some), len(POOLS), width))

@@ -238,7 +238,7 @@ async def _complete(model: Model, request: Request, sampling: Sampling) -> Compl
     turns += [ChatMessageAssistant(content=t) for t in (request.reply, request.prefill) if t]
     config = GenerateConfig(
         max_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
+        temperature=sampling.temperature or 1e-4,  # transformers refuses 0
         top_p=sampling.top_p if sampling.top_p < 1 else None,
         seed=request.seed % 2**31,
     )
