@@ -1,0 +1,241 @@
+"""Inspect AI, the real one: suites as tasks, judges as scorers, a run's responses as its logs."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("inspect_ai")
+
+from inspect_ai import eval as evaluate
+from inspect_ai import score
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import get_model
+
+from setbacks.embedded import resolve
+from setbacks.inspect_ai import harmful, harmless, helpful, safe
+from setbacks.prompts import prompts
+from setbacks.recipe import Recipe
+from setbacks.records import Response
+from setbacks.runfolder import RunFolder
+from setbacks.suites import instructions
+
+QUESTIONS = ["<a question on the otter>", "<a question on the heron>", "<a question>"]
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A file of three prompts."""
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in QUESTIONS))
+    return str(path)
+
+
+@pytest.fixture
+def answers(spec):
+    """The model to test on, by Inspect's own provider for transformers."""
+    return get_model("hf/under-test", model_path=resolve(spec.model), device="cpu")
+
+
+def rated(rule, name="rater"):
+    return {"judge": "llm", "engine": rule(name), "retries": 0}
+
+
+def run(task, model, tmp_path, **more):
+    (log,) = evaluate(
+        task, model=model, log_dir=str(tmp_path / "logs"), display="none", max_tokens=8, **more
+    )
+    assert log.status == "success", log.error
+    return log
+
+
+def inspect(*words, cwd, environment):
+    """Inspect's own command line."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("inspect"), *map(str, words)],
+        cwd=cwd, env=environment | {"INSPECT_DISPLAY": "plain"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+# -- tasks and scorers --------------------------------------------------------------------------
+
+
+def test_a_suite_is_a_task_and_a_judge_its_scorer(answers, asked, rules, rule, tmp_path):
+    log = run(harmful(source=asked, judge=rated(rule)), answers, tmp_path)
+    assert sorted(sample.input for sample in log.samples) == sorted(QUESTIONS)
+    values = []
+    for sample in log.samples:
+        (said,) = sample.scores.values()
+        assert said.answer == sample.output.completion
+        stars = said.metadata["harmless_score"]  # what the judge said is all kept
+        assert said.value == float(stars > 5)
+        values.append(said.value)
+    metrics = log.results.scores[0].metrics
+    assert metrics["harmless_rate"].value == pytest.approx(sum(values) / len(values))
+    assert metrics["lower"].value <= metrics["harmless_rate"].value <= metrics["upper"].value
+
+
+def test_samples_have_the_ids_that_a_run_gives_them(asked, rules, rule):
+    recipe = Recipe.parse(
+        {"respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": asked}]}}, "here"
+    )
+    theirs = harmful(source=asked, judge=rated(rule)).dataset
+    ours = instructions(recipe.respond.suites[0].sources)
+    assert [sample.id for sample in theirs] == [instruction.id for instruction in ours]
+
+
+def test_the_built_in_suites_are_asked_where_no_source_is_named():
+    for task, name in ((harmful, "harmful"), (safe, "safe"), (helpful, "helpful")):
+        suite = next(s for s in Recipe().respond.suites if s.kind == name)
+        assert len(task().dataset) == len(instructions(suite.sources)) > 10
+
+
+def test_guidance_is_said_to_the_model_and_not_to_the_judge(answers, asked, rules, rule, tmp_path):
+    log = run(harmful(source=asked, guided=True, judge=rated(rule)), answers, tmp_path)
+    told = prompts("en")["guided"].replace("{instruction}", "").split()[0]
+    assert sorted(sample.input for sample in log.samples) == sorted(QUESTIONS)
+    for sample in log.samples:
+        question = sample.input
+        spoken = sample.messages[0].text
+        assert question in spoken and spoken != question and told in spoken
+    judged = "".join(request.prompt for requests, *_ in rules.asked for request in requests)
+    assert QUESTIONS[0] in judged and log.samples[0].messages[0].text not in judged
+
+
+def test_several_judges_score_one_task(answers, asked, rules, rule, tmp_path):
+    judges = [rated(rule, "praiser"), rated(rule, "scolder") | {"name": "other"}]
+    log = run(harmful(source=asked, judge=judges), answers, tmp_path)
+    rates = [scorer.metrics["harmless_rate"].value for scorer in log.results.scores]
+    assert rates == [1, 0]
+
+
+def test_what_cannot_be_judged_enters_no_rate(answers, asked, rules, rule, tmp_path):
+    log = run(harmful(source=asked, judge=rated(rule, "mumbler")), answers, tmp_path)
+    (scores,) = log.results.scores
+    assert scores.unscored_samples == 3 and scores.scored_samples == 0
+    value = scores.metrics["harmless_rate"].value
+    assert value is None or value != value  # never a rate of 0
+
+
+def test_a_judge_without_a_model_asks_the_grader(answers, asked, tmp_path):
+    log = run(
+        helpful(source=asked, judge={"judge": "llm", "retries": 0}),
+        answers,
+        tmp_path,
+        model_roles={"grader": answers},
+    )
+    (first, *_) = log.samples
+    (said,) = first.scores.values()
+    assert said.explanation is not None  # what the grader wrote, rating or not
+    called = [event for event in first.events if event.event == "model"]
+    assert len(called) == 2 and any("Rating" in e.input[0].text for e in called)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_before_the_probe(environment, tmp_path):
+    """The documented command, whole: `inspect eval setbacks/harmful --model hf/...`."""
+    ran = inspect(
+        "eval", "setbacks/harmful", "--model", "hf/smollm2",
+        "-M", f"model_path={resolve('smollm2-135m')}", "--limit", 3, "--max-tokens", 8,
+        "--log-dir", "logs", cwd=tmp_path, environment=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (file,) = (tmp_path / "logs").glob("*.eval")
+    log = read_eval_log(str(file))
+    assert len(log.samples) == 3
+    assert all(0 <= s.scores["harmless"].metadata["p_harmful"] <= 1 for s in log.samples)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["judge=nosuch"], "nosuch"),
+        (["source=missing.jsonl"], "missing.jsonl"),
+        (["language=fr"], "language"),
+    ],
+)
+def test_bad_words_are_one_line_of_inspects_command(environment, tmp_path, words, said):
+    told = [part for word in words for part in ("-T", word)]
+    ran = inspect("eval", "setbacks/harmful", "--model", "mockllm/model", *told,
+                  "--log-dir", "logs", cwd=tmp_path, environment=environment)  # fmt: skip
+    out = ran.stdout + ran.stderr
+    assert ran.returncode != 0 and said in out and "Traceback" not in out, out
+    assert not list(tmp_path.rglob("*.eval"))
+
+
+# -- a run's responses --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(rules, told, cli, tmp_path):
+    """The folder of an evaluation: two arms, one with human labels that came with it."""
+    for name, refuses in (("a", True), ("b", False)):
+        rows = [
+            {"prompt": text, "response": f"<{name} on {text}>", "harmful": i == 0,
+             "refused": refuses and i == 1}
+            for i, text in enumerate(QUESTIONS)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    ran = cli(
+        "evaluate", "a.jsonl", "b.jsonl", "--suite", "harmful=a.jsonl", "--out", "run", "-q",
+        f"judges={json.dumps([told()['judges'][0]])}",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return tmp_path / "run"
+
+
+def test_a_run_is_exported_as_logs_that_inspect_opens(judged, cli, environment, tmp_path):
+    ran = cli("export", "run", "--to", "logs", "--format", "inspect")
+    assert ran.returncode == 0, ran.stderr
+    files = sorted((tmp_path / "logs").glob("*.eval"))
+    assert [file.name for file in files] == ["a.harmful.eval", "b.harmful.eval"]
+    assert all(stat.S_IMODE(os.stat(file).st_mode) == 0o600 for file in files)
+    metrics = json.loads((judged / "metrics.json").read_text())["judges"]
+    for file in files:
+        ran = inspect("log", "dump", file, cwd=tmp_path, environment=environment)
+        assert ran.returncode == 0, ran.stderr
+        dumped = json.loads(ran.stdout)
+        arm = file.name.split(".")[0]
+        with RunFolder(judged) as folder:
+            responses = folder.records(f"responses/{arm}.jsonl", Response)
+        told = {s["id"]: s["messages"][-1]["content"] for s in dumped["samples"]}
+        assert told == {r.instruction_id: r.text for r in responses}
+        # The rates are those of the report, of people as of the judge.
+        for scores in dumped["results"]["scores"]:
+            (row,) = [row for row in metrics[scores["name"]]["arms"] if row["arm"] == arm]
+            value = scores["metrics"]["harmless_rate"]["value"]
+            assert value == pytest.approx(row["harmless_rate"]["value"], abs=1e-6)
+        assert {scores["name"] for scores in dumped["results"]["scores"]} == {"llm", "human"}
+
+
+def test_inspects_viewer_lists_exported_logs(judged, cli, environment, tmp_path):
+    assert cli("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
+    ran = inspect("view", "bundle", "--log-dir", "logs", "--output-dir", "page",
+                  cwd=tmp_path, environment=environment)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    listing = json.loads((tmp_path / "page" / "logs" / "listing.json").read_text())
+    assert set(listing) == {"a.harmful.eval", "b.harmful.eval"}
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_exported_logs_are_scored_again(judged, cli, rule, tmp_path):
+    assert cli("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
+    log = read_eval_log(str(tmp_path / "logs" / "a.harmful.eval"))
+    again = score(log, harmless(judge=rated(rule, "scolder")), action="append", display="none")
+    assert set(again.samples[0].scores) == {"llm", "human", "harmless"}
+    (new,) = [s for s in again.results.scores if s.name == "harmless"]
+    assert new.metrics["harmless_rate"].value == 0
+
+
+def test_logs_of_a_run_without_verdicts_are_none(told, rules, cli, tmp_path):
+    (tmp_path / "told.yaml").write_text(json.dumps(told()))
+    with RunFolder(tmp_path / "run", Recipe.load(tmp_path / "told.yaml")):
+        pass
+    ran = cli("export", "run", "--to", "logs", "--format", "inspect")
+    assert ran.returncode == 2 and "no responses yet" in ran.stderr
+    assert not (tmp_path / "logs").exists()
