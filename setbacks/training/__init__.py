@@ -166,8 +166,11 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
     class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             steps = snapshot_steps(state.max_steps, run.recipe.train.snapshots)
-            if state.global_step in steps and state.is_world_process_zero:
-                save_adapter(run, trainer, run.path / "snapshots" / f"{state.global_step:06}")
+            if state.global_step in steps:
+                weights = gathered(trainer)
+                if state.is_world_process_zero:
+                    place = run.path / "snapshots" / f"{state.global_step:06}"
+                    save_adapter(run, trainer, place, weights)
 
     if run.recipe.train.snapshots and label == "train":
         (run.path / "snapshots").mkdir(mode=0o700, exist_ok=True)
