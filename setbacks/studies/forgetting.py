@@ -274,11 +274,14 @@ def relative(base: Estimate | None, found: Difference) -> Difference:
         base: the value before; None for the change of a logarithm.
         found: the change.
     """
-    if base is None:
-        scaled = [None if end is None else expm1(end) for end in found[:3]]
-    else:
-        scaled = [end / base.value if base.value and end is not None else None for end in found[:3]]
-    return Difference(*scaled, found.n, found.p)
+
+    def scaled(end: float | None) -> float | None:
+        if end is None or base is None:
+            return None if end is None else expm1(end)
+        return end / base.value if base.value else None
+
+    value, low, high = map(scaled, found[:3])
+    return Difference(value, low, high, found.n, found.p)
 
 
 def said(changes: Mapping[str, Mapping[str, Difference]]) -> str:
