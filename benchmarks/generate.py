@@ -1,25 +1,31 @@
-"""Generation on real instructions, side by side: a pipeline, `model.generate`, our engine.
+"""Generation on real instructions, side by side: a pipeline, `model.generate`, our engine, others.
 
     python benchmarks/generate.py                          # the built-in sets
     python benchmarks/generate.py --data ../shared/data    # longer, more uneven ones among them
+    python benchmarks/generate.py --other vllm:bfloat16=PYTHON:FOLDER --other ctranslate2:int8=...
+                                  # other programs, each by the Python that has it
+                                  # (generate_elsewhere.py)
 
 Everyone answers the same instructions greedily, in the same number format, until the model stops by
 itself or the tokens are used up. `model.generate` is given batches of similar length too. The
-pipeline, one instruction a call as most people write it, gets only every eighth instruction. After
-each batch it is the turn of whoever has the least done, so that a slow moment of the machine hits
-all alike. On a CPU the ratios are of CPU seconds, which neighbours on the machine change least.
+pipeline, one instruction a call as most people write it, gets only every sixteenth instruction.
+After each batch it is the turn of whoever has the least done, so that a slow moment of the machine
+hits all alike. On a CPU the ratios are of CPU seconds, which neighbours change least.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from setbacks.engines import Request, by_length
@@ -30,6 +36,9 @@ from setbacks.sources import Source, load
 
 BUILTIN = ("builtin:helpful", "builtin:safe", "builtin:redteam")
 MORE = ("alpaca/alpaca_999.json", "self-instruct/user_oriented_instructions.jsonl")
+
+
+ADAPTED = ("generate, PeftModel", "setbacks, adapter")
 
 
 class Done(NamedTuple):
@@ -50,14 +59,24 @@ class Contestant:
         self.cpu = self.wall = 0.0
         self.texts: list[str] = []
         self.ended = False
+        self.child: subprocess.Popen[str] | None = None  # where it is another program
+
+    def _cpu(self) -> float:
+        """CPU seconds so far, of this process and of those under it that are this one's."""
+        used = time.process_time()
+        if self.child is not None:
+            root = psutil.Process(self.child.pid)
+            for process in [root, *root.children(recursive=True)]:
+                used += sum(process.cpu_times()[:2])
+        return used
 
     def step(self) -> None:
         """Answer one more batch."""
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall = self._cpu(), time.perf_counter()
         done = next(self.work, None)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.cpu += time.process_time() - cpu
+        self.cpu += self._cpu() - cpu
         self.wall += time.perf_counter() - wall
         if done is None:
             self.ended = True
@@ -77,19 +96,28 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--other", action="append", default=[], help="NAME:FORM=PYTHON:MODEL")
     parser.add_argument("--adapter", type=Path, help="a PEFT folder; by default one is made up")
+    parser.add_argument("--bare", action="store_true", help="without those that have an adapter")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/generate.json"))
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
     spec = Engine(model=told.model)
     texts = instructions(told.data, told.limit)
     with tempfile.TemporaryDirectory() as place:
-        adapter = told.adapter or made_up(spec, Path(place, "adapter"))
+        adapter = None
+        if not told.bare:
+            adapter = told.adapter or made_up(spec, Path(place, "adapter"))
         runners = contestants(spec, texts, told.batches, told.new_tokens, adapter)
+        runners += [elsewhere(spec, texts, told.new_tokens, other) for other in told.other]
         before = peak(spec)
         while waiting := [runner for runner in runners if not runner.ended]:
             min(waiting, key=lambda runner: runner.answers / (len(texts) * runner.share)).step()
         flops = max(before, peak(spec))
+        for runner in runners:
+            if runner.child is not None and runner.child.stdin:
+                runner.child.stdin.close()
+                runner.child.wait()
     place_of = device(spec)
     lengths = sorted(len(load_tokenizer(spec)(text)["input_ids"]) for text in texts)
     found = {
@@ -135,25 +163,30 @@ def made_up(spec: Engine, folder: Path) -> Path:
 
 
 def contestants(
-    spec: Engine, texts: Sequence[str], batches: Sequence[int], new_tokens: int, adapter: Path
+    spec: Engine,
+    texts: Sequence[str],
+    batches: Sequence[int],
+    new_tokens: int,
+    adapter: Path | None,
 ) -> list[Contestant]:
     """Set up everyone, warmed up; a batch larger than the whole work would be the same again."""
     from peft import PeftModel
 
     plain, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
-    beside = PeftModel.from_pretrained(load_model(spec), str(adapter)).eval()
-    few = sorted(texts, key=len)[::8]
-    found = [Contestant("pipeline", 1, 1 / 8, piped(plain, tokenizer, few, new_tokens))]
+    few = sorted(texts, key=len)[::16]
+    found = [Contestant("pipeline", 1, 1 / 16, piped(plain, tokenizer, few, new_tokens))]
     sizes = [size for size in batches if size < 2 * len(texts)]
     for size in sizes:
         work = generated(plain, tokenizer, texts, size, new_tokens)
         found.append(Contestant("generate", size, 1, work))
     found.append(Contestant("setbacks", spec.batch_size, 1, ours(spec, texts, new_tokens)))
-    size = min(spec.batch_size, max(sizes))
-    work = generated(beside, tokenizer, texts, size, new_tokens)
-    found.append(Contestant("generate, PeftModel", size, 1, work))
-    work = ours(spec, texts, new_tokens, adapter)
-    found.append(Contestant("setbacks, adapter", spec.batch_size, 1, work))
+    if adapter is not None:
+        beside = PeftModel.from_pretrained(load_model(spec), str(adapter)).eval()
+        size = min(spec.batch_size, max(sizes))
+        work = generated(beside, tokenizer, texts, size, new_tokens)
+        found.append(Contestant("generate, PeftModel", size, 1, work))
+        work = ours(spec, texts, new_tokens, adapter)
+        found.append(Contestant("setbacks, adapter", spec.batch_size, 1, work))
     for one in found:  # the first yield is the end of the warming up
         next(one.work)
     return found
@@ -219,6 +252,61 @@ def ours(
         yield answer([asked[index] for index in batch], new_tokens)
 
 
+def elsewhere(spec: Engine, texts: Sequence[str], new_tokens: int, told: str) -> Contestant:
+    """Another program, given the same ids in batches of similar length."""
+    name, _, where = told.partition("=")
+    program, _, model = where.partition(":")
+    library, _, form = name.partition(":")
+    script = Path(__file__).with_name("generate_elsewhere.py")
+    child = subprocess.Popen(
+        [program, str(script), library, model, form],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    plain, tokenizer = load_model(spec), load_tokenizer(spec)
+    stops = sorted(stop_tokens(plain, tokenizer))
+
+    def answer(batch: Sequence[str], most: int) -> Done:
+        prompts = [prompt(tokenizer, text) for text in batch]
+        assert child.stdin and child.stdout
+        print(
+            json.dumps({"prompts": prompts, "new_tokens": most, "stops": stops}),
+            file=child.stdin,
+            flush=True,
+        )
+        new = [upto(row, set(stops)) for row in json.loads(child.stdout.readline())]
+        said = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+        return Done(len(batch), sum(map(len, prompts)), sum(map(len, new)), said)
+
+    def work() -> Iterator[Done]:
+        yield answer(texts[:2], 2)
+        for batch in by_length([len(text) for text in texts], spec.batch_size):
+            yield answer([texts[index] for index in batch], new_tokens)
+
+    found = Contestant(f"{library} {form}", spec.batch_size, 1, work())
+    found.child = child
+    next(found.work)
+    return found
+
+
+def rounds(*makers: Callable[[], Iterator[Done]], times: int) -> list[tuple[float, ...]]:
+    """Run several in turns, warmed up; return the CPU seconds of each, a tuple a round."""
+    found = []
+    for _ in range(times):
+        used = []
+        for make in makers:
+            work = make()
+            next(work)
+            start = time.process_time()
+            for _ in work:
+                pass
+            used.append(time.process_time() - start)
+        found.append(tuple(used))
+    return found
+
+
 def prompt(tokenizer: Any, text: str) -> list[int]:
     """The ids of an instruction, by the tokenizer's own chat template."""
     chat = [{"role": "user", "content": text}]
@@ -258,14 +346,10 @@ def table(
     def speed(runner: Contestant) -> float:
         return runner.written / seconds(runner)
 
-    bars = {
-        adapted: max(
-            speed(runner)
-            for runner in runners
-            if runner.name == ("generate, PeftModel" if adapted else "generate")
-        )
-        for adapted in (False, True)
-    }
+    def bar(runner: Contestant) -> float:
+        other = "generate, PeftModel" if runner.name in ADAPTED else "generate"
+        return max(speed(one) for one in runners if one.name == other)
+
     return [
         {
             "name": runner.name,
@@ -276,9 +360,7 @@ def table(
             "cpu_seconds": round(runner.cpu, 1),
             "tokens_per_second": round(runner.written / runner.wall, 1),
             "tokens_per_cpu_second": round(runner.written / runner.cpu, 1),
-            "ratio": round(
-                speed(runner) / bars["dapte" in runner.name or "Peft" in runner.name], 2
-            ),
+            "ratio": round(speed(runner) / bar(runner), 2),
             # Two operations a parameter and token; attention comes on top, and is left out.
             "of_peak": round(
                 2 * parameters * (runner.read + runner.written) / seconds(runner) / flops, 3

@@ -97,6 +97,37 @@ def resume(found: dict[str, Any]) -> Iterator[str]:
     yield from table(["records", "file", "seconds until work goes on"], [row])
 
 
+def generate(found: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} thread(s); "
+        f"{found['instructions']} instructions of {found['instruction_tokens'][0]} to "
+        f"{found['instruction_tokens'][2]} tokens, at most {found['max_new_tokens']} new ones. "
+        f"Peak of a matrix product: {found['peak_gflops']:.0f} GFLOP/s. "
+        "The ratio is to the best plain `generate`."
+    )
+    yield ""
+    names = ["name", "batch", "answers", "tokens", "tokens_per_cpu_second", "ratio", "of_peak"]
+    yield from table(names, [[row[name] for name in names] for row in found["contestants"]])
+
+
+def overhead(found: dict[str, Any]) -> Iterator[str]:
+    names = ["records", "microseconds", "of_it_fsync", "rest_mb", "peak_mb"]
+    heads = ["records", "us a record", "of it fsync", "memory before, MB", "peak, MB"]
+    yield from table(heads, [[row[name] for name in names] for row in found["setbacks"]])
+
+
+def train(found: dict[str, Any]) -> Iterator[str]:
+    yield f"One epoch of {found['examples']} examples, batches of {found['batch']}, "
+    yield f"{found['threads']} thread, in turns; the loss is on unseen examples, for each seed."
+    yield ""
+    rows: list[list[object]] = [
+        [e["name"], f"{e['speed']:.0f}", f"{e['ratio']:.2f}x", f"{e['memory']:.1f} GB"]
+        + [", ".join(f"{loss:.3f}" for loss in e["losses"])]
+        for e in found["contenders"]
+    ]
+    yield from table(["trainer", "tokens/s", "against TRL", "peak memory", "held-out loss"], rows)
+
+
 def attention(found: list[dict[str, Any]]) -> Iterator[str]:
     rows = [[r["dtype"], r["keys"], r["fused"], r["products"], r["ratio"]] for r in found]
     yield from table(["dtype", "keys", "fused ms", "products ms", "ratio"], rows)
@@ -131,6 +162,9 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "probe_candidates": ("What else the offline judge could have been", probe_candidates),
     "crash": ("Killed at random moments, and the same bytes in the end", crash),
     "resume": ("Going on in a large folder", resume),
+    "generate": ("Tokens a second, side by side", generate),
+    "overhead": ("What a stage adds to each record", overhead),
+    "train": ("Training, beside TRL's own trainer", train),
     "attention": ("One decoding step of attention on a CPU", attention),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
     "near_duplicates": ("Near-duplicates in the built-in instruction sets", near_duplicates),

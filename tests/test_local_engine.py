@@ -417,6 +417,62 @@ def test_an_adapter_of_another_model_on_the_hub_is_told(tmp_path, base, model, r
             check_adapter(tmp_path, model)
 
 
+# Decoding on a CPU ------------------------------------------------------------------------------
+
+
+def test_packed_weights_give_the_same_logits(tiny):
+    import torch
+
+    from setbacks.engines.decoding import pack
+    from setbacks.models import load_model
+
+    told = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
+    plain, packed = load_model(told).eval(), load_model(told).eval()
+    pack(packed)
+    if packed.lm_head.forward.__class__ is plain.lm_head.forward.__class__:
+        pytest.skip("this build of PyTorch packs no weights")
+    ids = torch.arange(3, 60).view(3, 19)
+    with torch.inference_mode():
+        ours, theirs = packed(ids).logits, plain(ids).logits
+    torch.testing.assert_close(ours, theirs)
+    assert packed.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_cache_with_room_gives_the_logits_of_one_without(tiny):
+    """Over more steps than it has room for, with a row dropped on the way."""
+    import torch
+    from transformers import DynamicCache
+
+    from setbacks.engines.decoding import ROOM, cache_for, decode_by_products
+    from setbacks.models import load_model
+
+    model = load_model(Engine(model=str(tiny), dtype="float32", device="cpu")).eval()
+    decode_by_products(model)
+    caches = [cache_for(model), DynamicCache(config=model.config)]
+    assert type(caches[0].layers[0]) is not type(caches[1].layers[0])
+    ids, mask = torch.arange(3, 60).view(3, 19), torch.ones(3, 19, dtype=torch.long)
+    mask[0, :7] = 0
+    for step in range(2 * ROOM + 3):
+        position = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        told = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+        with torch.inference_mode():
+            ours, plain = (model(**told, past_key_values=one).logits[:, -1] for one in caches)
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+        stay = torch.tensor([0, 2]) if step == ROOM else torch.arange(len(mask))
+        for cache in caches:
+            cache.batch_select_indices(stay)
+        ids = plain[stay].argmax(dim=-1)[:, None]
+        mask = torch.cat([mask[stay], torch.ones(len(stay), 1, dtype=torch.long)], dim=1)
+
+
+def test_the_first_of_the_likeliest_is_taken():
+    import torch
+
+    from setbacks.engines.decoding import likeliest
+
+    assert likeliest(torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 2.0]])).tolist() == [1, 0]
+
+
 # Errors -----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,50 @@
+"""Whether we have become slower: ratios of one short run against bounds that only a fault breaks.
+
+    python benchmarks/check.py
+
+Greedy answers of the local engine against `model.generate` on the same prompts in the same batches,
+in turns; and what a stage adds to a record where the engine answers at once. CPU time is compared,
+never the clock. Under two minutes on two cores. Exit 1 where a bound is broken.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from generate import generated, instructions, ours, rounds
+
+from setbacks.models import load_model, load_tokenizer
+from setbacks.recipe import Engine
+
+FASTER = 1.1  # at least so many times the tokens of plain `generate` a CPU second
+OVERHEAD = 400.0  # at most so many microseconds of CPU a record
+
+
+def main() -> int:
+    """Measure, say what was found, return the exit status."""
+    torch.set_num_threads(1)
+    spec, texts = Engine(), instructions(None, 32)
+    plain, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
+    ((theirs, own),) = rounds(
+        lambda: generated(plain, tokenizer, texts, len(texts), 32),
+        lambda: ours(spec, texts, 32),
+        times=1,
+    )
+    ratio = theirs / own
+    print(f"generate: {ratio:.2f} times plain generate (bound: {FASTER})")
+
+    script = Path(__file__).with_name("overhead.py")
+    command = [sys.executable, str(script), "--one", "5000"]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    cpu = found["microseconds"] - found["of_it_fsync"]
+    print(f"overhead: {cpu:.0f} microseconds of CPU a record (bound: {OVERHEAD:.0f})")
+    return int(ratio < FASTER or cpu > OVERHEAD)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

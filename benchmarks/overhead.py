@@ -1,0 +1,130 @@
+"""What we add to each record: a whole stage with an engine that answers at once.
+
+    python benchmarks/overhead.py
+
+The stage `respond` reads its prompts from a file, plans batches of 128, asks the engine, and has
+each batch on disk (fsync) before it goes on. The engine says the same words to every prompt, so all
+the time is ours. Each size runs in a process of its own, whose peak memory is taken. What is
+counted is CPU time, and the time that fsync takes, which depends on the disk and on who else uses
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import setbacks.engines
+from setbacks.engines import Completion, Request, by_length
+from setbacks.recipe import Recipe
+from setbacks.runfolder import RunFolder
+from setbacks.stages.respond import respond
+
+SAID = "<a response> " + "word " * 60
+
+
+class Null:
+    """An engine that costs nothing."""
+
+    name = "null"
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Batches as the local engine plans them."""
+        return by_length([request.size for request in requests], 128)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Any, adapter: Path | None = None
+    ) -> list[Completion]:
+        """The same to everybody."""
+        return [Completion(SAID, "stop", 50, 60)] * len(requests)
+
+
+def prompts(path: Path, number: int) -> None:
+    """Write prompts of the usual, uneven size, with neutral text."""
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(number):
+            text = f"<instruction {n}> " + "word " * (n % 40)
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def stage(number: int) -> dict[str, Any]:
+    """Run the stage in this process; return the seconds, and the peak memory in MB."""
+    setbacks.engines.open_engine = lambda *_: Null()
+    synced = 0.0
+    sync = os.fsync
+
+    def timed(descriptor: int) -> None:
+        nonlocal synced
+        start = time.perf_counter()
+        sync(descriptor)
+        synced += time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as place:
+        work(Path(place, "first"), 10)  # imports what is imported late
+        rest = peak()
+        os.fsync = timed
+        cpu, start = time.process_time(), time.perf_counter()
+        made = work(Path(place, "whole"), number)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        os.fsync = sync
+        assert made == number
+    return {
+        "records": number,
+        "microseconds": round(1e6 * (cpu + synced) / number, 1),
+        "of_it_fsync": round(1e6 * synced / number, 1),
+        "wall_seconds": round(seconds, 1),
+        "rest_mb": round(rest),
+        "peak_mb": round(peak()),
+    }
+
+
+def work(place: Path, number: int) -> int:
+    """The stage, in a new folder; return how many records it made."""
+    place.mkdir()
+    prompts(place / "prompts.jsonl", number)
+    suite = {"name": "s", "kind": "harmful", "sources": [str(place / "prompts.jsonl")]}
+    told = {
+        "evaluate": [{"name": "arm", "model": {}}],
+        "respond": {"guidance": False, "suites": [suite]},
+    }
+    with RunFolder(place / "run", Recipe.model_validate(told)) as run:
+        return len(respond(run)["arm"])
+
+
+def peak() -> float:
+    """Peak memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure, print one table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 50_000])
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
+    told = parser.parse_args()
+    if told.one:
+        print(json.dumps(stage(told.one)))
+        return
+    rows = []
+    for number in told.records:
+        command = [sys.executable, __file__, "--one", str(number)]
+        ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(ran.stdout.splitlines()[-1]))
+        print(rows[-1])
+    found: dict[str, Any] = {"setbacks": rows}
+    told.json.parent.mkdir(parents=True, exist_ok=True)
+    told.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
