@@ -75,11 +75,13 @@ def test_arms_are_measured_against_the_untrained_model_and_nothing_is_done_twice
     page = carry_out("forgetting", recipe, tmp_path / "f")
     data = json.loads((page.parent / "findings.json").read_text())["data"]
     assert data["held_out"] == 12 and list(data["changes"]) == ["mistake_analysis", "helpful"]
+    shares = [data["values"]["vanilla"][n] for n in ("distinct_1", "distinct_2", "unlikeness")]
+    assert all(0 <= s["low"] <= s["value"] <= s["high"] <= 1 for s in shares)
     for arm, row in data["changes"].items():
         before, after = (data["values"][a]["perplexity"]["value"] for a in ("vanilla", arm))
         assert np.exp(-row["likelihood"]["value"]) == pytest.approx(after / before)
         assert after != before and {"distinct_1", "distinct_2", "unlikeness"} <= row.keys()
-        assert any(name.startswith("helpful_score by") for name in row)
+        assert row["helpful_score"]["n"] == 12
     assert "<svg" in page.read_text()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.jsonl")}
     carry_out("forgetting", recipe, tmp_path / "f")

@@ -121,7 +121,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
     judged = {spec.called: gather(done, spec.called)["helpful_score"] for spec in recipe.judges}
     scored = {judge: scores for judge, scores in judged.items() if scores[FIRST].prompts}
     for judge, scores in scored.items():
-        title = f"helpful_score by {judge}"
+        title = "helpful_score" + (f" by {judge}" if len(scored) > 1 else "")
         by_arm = {arm: {"helpful_score": scores[arm]} for arm in texts}
         for arm, row in values.items():
             row[title] = estimate("helpful_score", by_arm[arm])
@@ -202,11 +202,12 @@ class Jackknifed:
         return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
 
     def estimate(self) -> Estimate:
-        """Return the statistic with its interval."""
+        """Return the statistic, a share, with its interval."""
         import numpy as np
 
         half = 1.96 * self._error(np.asarray(self.without))
-        return Estimate(self.value, self.value - half, self.value + half, len(self.without))
+        low, high = max(self.value - half, 0.0), min(self.value + half, 1.0)
+        return Estimate(self.value, low, high, len(self.without))
 
     def minus(self, other: Jackknifed) -> Difference:
         """Return the difference to the same statistic of a list paired with this one."""
