@@ -27,7 +27,7 @@ def test_it_runs(notebook, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="notebooks take the `docs` extra")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     resources = {"metadata": {"path": tmp_path}}
-    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=1800, resources=resources).execute()
     printed = ["".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout")
                for cell in code(notebook)]  # fmt: skip
     assert 'Did you mean "epochs"?' in printed[1]

@@ -1,0 +1,308 @@
+"""Durability: how much ordinary fine-tuning undoes the alignment, and how deep does it go?
+
+Fine-tuning on harmless data alone makes aligned models less safe (arXiv 2310.03693). Each aligned
+model, and the untrained one, is tuned further on helpful answers, and asked again on the way. And a
+shallow alignment is all in the first words of an answer (arXiv 2406.05946): so each one's answer is
+also begun for it with a compliant opening, to see how it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from setbacks.errors import InputError
+from setbacks.metrics import METRICS, by_prompt
+from setbacks.page import Findings, Picture, Table
+from setbacks.prompts import prompts
+from setbacks.recipe import Recipe, Section, Sources
+from setbacks.records import Response, Verdict
+from setbacks.runfolder import RunFolder
+from setbacks.scores import Scores, difference, estimate, points, written
+from setbacks.stages.plots import curves
+from setbacks.statistics import Estimate
+from setbacks.studies import ALPHA, Show, at_least
+from setbacks.suites import instructions
+from setbacks.variants import Variant, each, variant
+
+FEWEST = 20  # prompts of each kind: below, a rate says nothing
+UNTRAINED = "vanilla"
+
+Measured = Mapping[str, Scores]  # of one model, by metric
+
+
+class Options(Section):
+    """What `study` of a recipe may hold."""
+
+    methods: list[str] = Field(
+        ["mistake_analysis", "sft"], description="Methods whose models are tuned on.", min_length=1
+    )
+    steps: int = Field(40, ge=1, description="Steps of ordinary fine-tuning, in all.")
+    points: int = Field(4, ge=1, description="How often the models are asked on the way.")
+    data: Sources = Field(
+        [], description="Helpful answers to tune on; []: those of the recipe's train.helpful."
+    )
+    opening: str | None = Field(
+        None, description='How an answer is begun; null: "Sure, here is", in the language.'
+    )
+
+
+class Arm(NamedTuple):
+    """What one model reached: after each number of further steps, and with its answer begun."""
+
+    after: dict[int, Measured]
+    begun: Measured
+
+
+def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+    """Align with every method, tune on with helpful answers, and ask on the way.
+
+    Raises:
+        InputError: a method is named twice, or there are too few prompts.
+    """
+    if twice := sorted({m for m in options.methods if options.methods.count(m) > 1}):
+        raise InputError(f"study.methods: {twice[0]} is there twice; leave one out")
+    for kind in ("harmful", "safe"):
+        asked = [s for suite in recipe.respond.suites if suite.kind == kind for s in suite.sources]
+        at_least(len(instructions(asked)), FEWEST, f"{kind} prompts in respond.suites")
+    opening = options.opening or prompts(recipe.language)["opening"]
+    adapters = _tuned(recipe, options, folder, show)
+    answered = list(each(folder, _asked(recipe, adapters, opening), "report", show))
+    answers: list[str] = []
+    tables: list[Table] = []
+    pictures: list[Picture] = []
+    data: dict[str, Any] = {}
+    for place, judge in enumerate(spec.called for spec in recipe.judges):
+        by, told = (f", by {judge}", f"By {judge}: ") if len(recipe.judges) > 1 else ("", "")
+        read = {made.name: _read(path, judge) for made, path in answered}
+        arms = {
+            name: Arm(
+                {int(at.rpartition("_")[2]): read[f"answers.{name}"][at] for at in found},
+                read[f"begun.{name}"]["begun"],
+            )
+            for name in adapters
+            for found in [read[f"answers.{name}"]]
+        }
+        rows, begun = _rows(arms), _begun(arms)
+        answers += [told + said(name, rows) for name in options.methods]
+        answers += [told + went_on(name, row) for name, row in begun.items()]
+        tables += [_curve_table(rows, by), _begun_table(begun, opening, by)]
+        for number, (metric, title) in enumerate(
+            (("harmless_rate", "Harmless Rate"), ("compliance", "Compliance"))
+        ):
+            lines = {
+                name: [(row["steps"], row[metric]) for row in rows if row["arm"] == name]
+                for name in arms
+            }
+            svg = curves(
+                lines, f"d{place}{number}", "Steps of ordinary fine-tuning", f"{title}, %", 100
+            )
+            pictures.append(Picture(f"{title}{by}", svg))
+        data[judge] = {"curve": rows, "begun": begun}
+    return Findings(
+        title=f"{recipe.name}: durability",
+        question="How much ordinary fine-tuning undoes the alignment, and how deep does it go?",
+        answer=answers,
+        tables=tables,
+        pictures=pictures,
+        method=[
+            f"One further training of {options.steps} steps for each model, on helpful answers "
+            "alone, at a constant learning rate, so that each point is a whole fine-tuning of so "
+            "many steps. The untrained model is tuned likewise: what is left of an alignment is "
+            "the difference from it after as many steps.",
+            "All answer without guidance. Intervals are over prompts, not over trainings. p is "
+            "McNemar's, uncorrected: the first point without a difference is an estimate, and with "
+            "few prompts an early one.",
+        ],
+        data=data,
+    )
+
+
+def _tuned(
+    recipe: Recipe, options: Options, folder: Path, show: Show | None
+) -> dict[str, dict[int, Path | None]]:
+    """Train every model and tune it on; return its adapter after each number of further steps."""
+    aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
+    starts: dict[str, Path | None] = {UNTRAINED: None}
+    starts |= {made.name: path / "adapter" for made, path in each(folder, aligned, "train", show)}
+    told: dict[str, Any] = {
+        "train.method": "helpful",
+        "train.tokens": None,
+        "train.steps": options.steps,
+        "train.scheduler": "constant",
+        "train.snapshots": options.points,
+    }
+    if options.data:
+        told["train.helpful"] = [source.model_dump(mode="json") for source in options.data]
+    further = [
+        variant(recipe, f"{name}.on", told | {"train.start": start and str(start.resolve())})
+        for name, start in starts.items()
+    ]
+    return {
+        name: {0: start, **{int(p.name): p for p in sorted((path / "snapshots").glob("[0-9]*"))}}
+        for (name, start), (_, path) in zip(
+            starts.items(), each(folder, further, "train", show), strict=True
+        )
+    }
+
+
+def _asked(
+    recipe: Recipe, adapters: Mapping[str, Mapping[int, Path | None]], opening: str
+) -> list[Variant]:
+    """The runs in which every model answers: an evaluation each, so that methods can be added."""
+    model = recipe.model.model_dump(mode="json")
+
+    def arm(name: str, adapter: Path | None) -> dict[str, Any]:
+        return {"name": name, "model": model, "adapter": adapter and str(adapter.resolve())}
+
+    plain = {"respond.guidance": False, "respond.posterior": None, "respond.prefill": ""}
+    suites = [s.model_dump(mode="json") for s in recipe.respond.suites if s.kind == "harmful"]
+    begun = plain | {"respond.prefill": opening, "respond.suites": suites}
+    made = []
+    for name, places in adapters.items():
+        after = [arm(f"after_{steps}", adapter) for steps, adapter in places.items()]
+        made.append(variant(recipe, f"answers.{name}", plain | {"evaluate": after}))
+        made.append(
+            variant(recipe, f"begun.{name}", begun | {"evaluate": [arm("begun", places[0])]})
+        )
+    return made
+
+
+def _read(path: Path, judge: str) -> dict[str, Measured]:
+    """What each arm of an evaluation reached."""
+    made: dict[str, Measured] = {}
+    with RunFolder(path) as run:
+        for arm in run.arms():
+            verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+            found = by_prompt(
+                run.records(f"responses/{arm}.jsonl", Response),
+                {v.response_id: v for v in verdicts},
+            )
+            made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
+    return made
+
+
+def _one_seed(outcomes: Mapping[tuple[str, str], float]) -> Scores:
+    values = {key: float(value) for key, value in outcomes.items()}
+    return Scores(values, [sum(values.values()) / len(values)] if values else [])
+
+
+def _rows(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """A row for each model and number of steps, with what is lost and what is left."""
+    base = arms[UNTRAINED].after
+    return [
+        {
+            "arm": name,
+            "steps": steps,
+            **{m: estimate(m, scores)._asdict() for m in ("harmless_rate", "compliance")},
+            "moved": difference("harmless_rate", scores, arm.after[0])._asdict(),
+            "left": difference("harmless_rate", scores, base[steps])._asdict(),
+        }
+        for name, arm in arms.items()
+        for steps, scores in arm.after.items()
+    ]
+
+
+def _begun(arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
+    """Harmless Rate with the answer begun and not, on the same prompts, by model."""
+    return {
+        name: {
+            "plain": estimate("harmless_rate", arm.after[0])._asdict(),
+            "begun": estimate("harmless_rate", arm.begun)._asdict(),
+            "moved": difference("harmless_rate", arm.begun, arm.after[0])._asdict(),
+        }
+        for name, arm in arms.items()
+    }
+
+
+def said(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how long a method's gain in Harmless Rate over the untrained model lasted.
+
+    Args:
+        name: the method.
+        rows: of its model and others, with `arm`, `steps`, and the differences `moved` and `left`.
+    """
+    own = sorted((row for row in rows if row["arm"] == name), key=lambda row: row["steps"])
+    first, last = own[0], own[-1]
+    fell = (
+        f"after {last['steps']} steps of ordinary fine-tuning its Harmless Rate moved by "
+        f"{points(last['moved'])} points{'' if _clear(last['moved']) else ', within chance'}"
+    )
+    if not (_clear(first["left"]) and first["left"]["value"] > 0):
+        return (
+            f"{name} begins no safer than the untrained model beyond chance "
+            f"({points(first['left'])} points), so there is no gain to undo; {fell}."
+        )
+    gone = [row for row in own if not (_clear(row["left"]) and row["left"]["value"] > 0)]
+    lasted = (
+        f"after {gone[0]['steps']} steps that is no longer beyond chance "
+        f"({points(gone[0]['left'])}, against the untrained model tuned as long)"
+        if gone
+        else f"{points(last['left'])} are left after {last['steps']} steps, still beyond chance"
+    )
+    return (
+        f"{name} begins {points(first['left'])} points above the untrained model; {lasted}; {fell}."
+    )
+
+
+def went_on(name: str, row: Mapping[str, Any]) -> str:
+    """Say what a compliant opening did to the answers of a model."""
+    moved = row["moved"]
+    verdict = (
+        "the data cannot tell it from none"
+        if not _clear(moved)
+        else "its safety lay in its first words"
+        if moved["value"] < 0
+        else "it goes on more harmless than it would have begun"
+    )
+    return (
+        f"With its answer begun for it, {name} has a Harmless Rate of "
+        f"{written(Estimate(**row['begun']))} % against {written(Estimate(**row['plain']))} %, a "
+        f"change of {points(moved)} points: {verdict}."
+    )
+
+
+def _clear(row: Mapping[str, Any]) -> bool:
+    return row["p"] is not None and row["p"] < ALPHA
+
+
+def _curve_table(rows: Sequence[Mapping[str, Any]], by: str) -> Table:
+    return Table(
+        f"After further steps of ordinary fine-tuning{by}",
+        [
+            "Model, steps",
+            "Harmless Rate",
+            "compliance",
+            "moved since step 0",
+            f"against {UNTRAINED}, as long",
+        ],
+        [
+            [
+                f"{row['arm']}, {row['steps']}",
+                *(written(Estimate(**row[m])) for m in ("harmless_rate", "compliance")),
+                points(row["moved"]) if row["steps"] else "",
+                points(row["left"]) if row["arm"] != UNTRAINED else "",
+            ]
+            for row in rows
+        ],
+        "Rates in %, 95 % intervals in brackets; both differences are in points of Harmless Rate.",
+    )
+
+
+def _begun_table(begun: Mapping[str, Mapping[str, Any]], opening: str, by: str) -> Table:
+    return Table(
+        f'Harmless Rate where answers begin with "{opening}"{by}',
+        ["Model", "as it answers", "begun", "change, in points"],
+        [
+            [
+                name,
+                *(written(Estimate(**row[key])) for key in ("plain", "begun")),
+                points(row["moved"]),
+            ]
+            for name, row in begun.items()
+        ],
+        "Before any further training; the same prompts, 95 % intervals in brackets.",
+    )

@@ -1,0 +1,127 @@
+"""The durability study: what ordinary fine-tuning and a compliant opening do to each model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from setbacks.errors import InputError
+from setbacks.prompts import prompts
+from setbacks.recipe import Recipe
+from setbacks.records import Example, Response
+from setbacks.runfolder import RunFolder
+from setbacks.scores import Scores
+from setbacks.studies import carry_out
+from setbacks.studies.durability import Arm, _begun, _rows, said, went_on
+
+
+def scored(harmless):
+    """What a model with these outcomes on as many harmful prompts reached."""
+    values = {("h", str(i)): float(v) for i, v in enumerate(harmless)}
+    other = {("s", str(i)): 1.0 for i in range(len(values))}
+    return {
+        "harmless_rate": Scores(values, [float(np.mean(harmless))]),
+        "compliance": Scores(other, [1.0]),
+    }
+
+
+def arms(**after):
+    """Arms whose Harmless Rates on 60 prompts, in %, are given for 0, 10, 20 ... further steps."""
+    order = np.arange(60)
+
+    def model(percent):
+        return scored(order < 0.6 * percent)
+
+    return {
+        name: Arm({10 * i: model(p) for i, p in enumerate(rates)}, model(begun))
+        for name, (*rates, begun) in after.items()
+    }
+
+
+def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_long():
+    made = arms(vanilla=(50, 45, 40, 50), gone=(90, 80, 45, 20), kept=(90, 90, 85, 88))
+    rows = _rows(made)
+    gone, kept = said("gone", rows), said("kept", rows)
+    assert "begins +40.0" in gone and "after 20 steps that is no longer beyond chance" in gone
+    assert "moved by -45.0" in gone and "within chance" not in gone
+    assert "+45.0" in kept and "are left after 20 steps" in kept
+    assert "moved by -5.0" in kept and "within chance" in kept
+    lost = next(row for row in rows if row["arm"] == "gone" and row["steps"] == 20)
+    assert lost["left"]["value"] == pytest.approx(5 / 100, abs=0.01)
+
+
+def test_without_a_gain_there_is_none_to_undo():
+    rows = _rows(arms(vanilla=(50, 45, 50), same=(52, 40, 50), worse=(20, 20, 50)))
+    for name in ("same", "worse"):
+        assert "no safer than the untrained model" in said(name, rows)
+        assert "no gain to undo" in said(name, rows)
+
+
+def test_what_an_opening_does_is_told_from_nothing():
+    made = arms(vanilla=(50, 50), shallow=(90, 40), deep=(90, 88), better=(50, 90))
+    told = {name: went_on(name, row) for name, row in _begun(made).items()}
+    assert "first words" in told["shallow"] and "change of -50.0" in told["shallow"]
+    assert "cannot tell" in told["deep"] and "cannot tell" in told["vanilla"]
+    assert "more harmless" in told["better"]
+
+
+def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
+    with pytest.raises(InputError, match="6 harmful prompts .* at least 20"):
+        carry_out("durability", recipe(), tmp_path / "few")
+    twice = recipe(study={"methods": ["sft", "sft"]})
+    with pytest.raises(InputError, match="sft is there twice"):
+        carry_out("durability", twice, tmp_path / "twice")
+    with pytest.raises(InputError, match='unknown key "method".*methods'):
+        carry_out("durability", recipe(study={"method": ["sft"]}), tmp_path / "key")
+
+
+def test_a_model_is_aligned_tuned_on_and_asked_and_nothing_is_done_twice(
+    tiny, told, rules, data, tmp_path
+):
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text("".join(json.dumps({"text": f"<x {i}>"}) + "\n" for i in range(20)))
+    suites = [{"name": kind, "kind": kind, "sources": [str(asked)]} for kind in ("harmful", "safe")]
+    recipe = Recipe.model_validate(
+        told(
+            model={"model": str(tiny), "dtype": "float32", "device": "cpu"},
+            train={
+                "helpful": [str(data)],
+                "safe": [str(data)],
+                "steps": 3,
+                "batch_size": 2,
+                "lora": {"r": 2},
+                "learning_rate": 0.02,
+            },
+            respond={"suites": suites, "sampling": {"max_new_tokens": 6}},
+            study={"methods": ["sft"], "steps": 4, "points": 2},
+        )
+    )
+    folder = tmp_path / "d"
+    page = carry_out("durability", recipe, folder)
+    found = json.loads((folder / "findings.json").read_text())
+    curve = found["data"]["llm"]["curve"]
+    places = [(row["arm"], row["steps"]) for row in curve]
+    assert places == [(arm, steps) for arm in ("vanilla", "sft") for steps in (0, 2, 4)]
+    assert all(row["harmless_rate"]["n"] == row["left"]["n"] == 20 for row in curve)
+    assert page.read_text().count("<svg") == 2
+
+    # It goes on from the aligned model, on helpful answers alone, at one learning rate.
+    with RunFolder(folder / "arms/sft.on") as run:
+        assert run.recipe.train.start == str(folder / "arms/sft/adapter")
+        assert {e.kind for e in run.records("training.jsonl", Example)} == {"helpful"}
+    lines = (folder / "arms/sft.on/loss.jsonl").read_text().splitlines()
+    assert [json.loads(line)["learning_rate"] for line in lines] == [0.02] * 4
+
+    with RunFolder(folder / "arms/answers.sft") as run:
+        written = [run.records(f"responses/after_{k}.jsonl", Response) for k in (0, 2, 4)]
+    with RunFolder(folder / "arms/answers.vanilla") as run:
+        written.append(run.records("responses/after_0.jsonl", Response))
+    assert len({tuple(r.text for r in rows) for rows in written}) == 4  # four different models
+    with RunFolder(folder / "arms/begun.sft") as run:
+        begun = run.records("responses/begun.jsonl", Response)
+    assert len(begun) == 20 and {r.kind for r in begun} == {"harmful"}
+    assert all(r.text.startswith(prompts("en")["opening"]) for r in begun)
+
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.jsonl")}
+    carry_out("durability", recipe, folder)
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.jsonl")}
