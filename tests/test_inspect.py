@@ -133,7 +133,7 @@ def test_a_judge_without_a_model_asks_the_grader(answers, asked, tmp_path):
     (said,) = first.scores.values()
     assert said.explanation is not None  # what the grader wrote, rating or not
     called = [event for event in first.events if event.event == "model"]
-    assert len(called) == 2 and any("Rating" in e.input[0].text for e in called)
+    assert len(called) > 1 and any("Rating" in e.input[0].text for e in called)
 
 
 @pytest.mark.slow
