@@ -243,6 +243,10 @@ def digests(folder):
     }
 
 
+def curve_of(folder):
+    return (folder / "loss.jsonl").read_text().splitlines()
+
+
 def test_no_example_that_fits_is_told(tmp_path, sft):
     short = sft.model_copy(update={"train": sft.train.model_copy(update={"max_length": 16})})
     with (
@@ -285,6 +289,7 @@ def test_a_training_that_is_cut_off_ends_with_the_same_weights(tmp_path, sft):
             assert went_on == (at >= 5)
         made = digests(tmp_path / "cut")
         kept = {name: value for name, value in made.items() if not name.startswith("superseded")}
+        assert curve_of(tmp_path / "cut") == curve_of(tmp_path / "whole"), at
         assert kept == digests(tmp_path / "whole"), at
 
 

@@ -219,7 +219,8 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
             "training diverged (the loss is not a number); lower train.learning_rate, or set "
             "model.dtype: float32"
         )
-    run.write_text("loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
+    # Keys in order: a checkpoint gives them back sorted.
+    run.write_text("loss.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve))
     # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
     run.write_text("trained.json", json.dumps({"steps": len(curve), "tokens": tokens}) + "\n")
     save_adapter(run, trainer, adapter, weights)

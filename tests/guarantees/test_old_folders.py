@@ -86,6 +86,9 @@ def test_it_goes_on_where_it_stopped(old, cli, cut):
     """Other versions of libraries may make other words; the records are those that were planned."""
     before = records(old)
     (old / cut).unlink()
+    if cut.startswith("responses/"):  # verdicts on other words are no longer theirs
+        (old / f"verdicts/{Path(cut).stem}.probe.jsonl").unlink()
+        del before[f"verdicts/{Path(cut).stem}.probe.jsonl"]
     ran = cli("report", "run", timeout=600)
     assert ran.returncode == 0, ran.stderr
     after = records(old)
