@@ -119,6 +119,7 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
 def train(found: dict[str, Any]) -> Iterator[str]:
     yield f"One epoch of {found['examples']} examples, batches of {found['batch']}, "
     yield f"{found['threads']} thread, in turns; the loss is on unseen examples, for each seed."
+    yield "Few steps, with the start-up in them, on a machine that did other things: provisional."
     yield ""
     rows: list[list[object]] = [
         [e["name"], f"{e['speed']:.0f}", f"{e['ratio']:.2f}x", f"{e['memory']:.1f} GB"]

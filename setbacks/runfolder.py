@@ -49,6 +49,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": (
         (
             "revisions.jsonl",
+            "choices.jsonl",
             "training.jsonl",
             "loss.jsonl",
             "trained.json",

@@ -23,6 +23,11 @@ def question(language: str, instruction: str, response: str) -> str:
     return fill(prompts(language)["unguided"], instruction=instruction, response=response)
 
 
+def says_first(recipe: Recipe, adapter: Path | None) -> bool:
+    """Whether a model was taught to begin with its verdict, in a word of its own."""
+    return recipe.train.verdict == "first" and adapter is not None
+
+
 def verdicts(
     engine: Engine,
     language: str,
@@ -53,7 +58,7 @@ class Draft(NamedTuple):
     """A response that was drawn, and how likely the model is to call it harmful, in [0, 1]."""
 
     completion: Completion
-    p_harmful: float = 0.0
+    p_harmful: float
 
 
 def drafts(
@@ -72,7 +77,7 @@ def drafts(
         asked: a batch of the engine's plan; a request's prompt is the instruction.
         adapter: a PEFT folder to draft and to judge with; None for the base model.
     """
-    first = recipe.train.verdict == "first" and adapter is not None
+    first = says_first(recipe, adapter)
     sampling = recipe.respond.sampling.model_copy(update={"temperature": told.temperature})
     made: list[list[Draft]] = [[] for _ in asked]
     for number in range(told.drafts):

@@ -101,6 +101,12 @@ def test_a_step_is_shared_out_evenly(monkeypatch):
         processes.share(Train(batch_size=7))
 
 
+def test_a_rank_that_something_else_has_set_makes_no_follower(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes.rank() == 0
+
+
 def test_quantized_weights_without_a_gpu_are_told(cli):
     done = cli("run", "train.quantize=4bit", "model.device=cpu", "--out", "run")
     assert done.returncode == 2

@@ -129,11 +129,19 @@ def test_a_judge_without_a_model_asks_the_grader(answers, asked, tmp_path):
         tmp_path,
         model_roles={"grader": answers},
     )
-    (first, *_) = log.samples
-    (said,) = first.scores.values()
-    assert said.explanation is not None  # what the grader wrote, rating or not
-    called = [event for event in first.events if event.event == "model"]
-    assert len(called) > 1 and any("Rating" in e.input[0].text for e in called)
+    for sample in log.samples:
+        (said,) = sample.scores.values()
+        assert said.explanation is not None  # what the grader wrote, rating or not
+    # A judge is given the samples that wait together: one's transcript may hold another's question.
+    graded = []
+    for sample in log.samples:
+        called = [event for event in sample.events if event.event == "model"]
+        assert [event.role for event in called].count(None) == 1
+        for event in called:
+            if event.role == "grader":
+                text = event.input[0].text
+                graded.append(sample.attachments.get(text.removeprefix("attachment://"), text))
+    assert len(graded) == len(log.samples) and all("Rating" in text for text in graded)
 
 
 @pytest.mark.slow

@@ -205,7 +205,9 @@ def test_at_a_terminal(made, command, environment):
         os.write(ours, b"<a question>\n")
         wait_for(r"(?s)vanilla.*mistake_analysis.*└.*┘.*> ")
         os.write(ours, b"/guidance on\n")
-        wait_for("guidance: on")
+        wait_for(
+            r"(?s)guidance: on.*> "
+        )  # Ctrl-D ends what reads a line, not what is still writing
         os.write(ours, b"\x04")
         assert child.wait(timeout=120) == 0
     finally:

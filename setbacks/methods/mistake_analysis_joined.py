@@ -40,7 +40,7 @@ class MistakeAnalysisJoined:
 def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Example]]:
     """Return the joined samples of harmful instructions (True) and of benign ones (False)."""
     words, chosen = prompts(recipe.language), best(analyses)
-    answers = {answer.prompt[0].content: answer for answer in safe(recipe, "joined")}
+    answers = {x.prompt[0].content: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
     made: dict[bool, list[Example]] = {True: [], False: []}
     for analysis in chosen:

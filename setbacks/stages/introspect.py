@@ -18,7 +18,7 @@ from setbacks.measure import spoken
 from setbacks.recipe import Sampling
 from setbacks.records import Analysis, Reading, digest
 from setbacks.runfolder import RunFolder, Stage
-from setbacks.spoken import question, verdicts
+from setbacks.spoken import question, says_first, verdicts
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def introspect(
         )
         for x in chosen(analyses)
     ]
-    first = recipe.train.verdict == "first" and adapter is not None
+    first = says_first(recipe, adapter)
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
     def read(batch: Sequence[Asked]) -> tuple[list[Reading], int, int]:

@@ -21,7 +21,7 @@ from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
 from setbacks.records import Instruction, Response, digest
 from setbacks.runfolder import RunFolder
-from setbacks.spoken import Draft, drafts
+from setbacks.spoken import drafts
 from setbacks.stages.answers import answers
 from setbacks.suites import instructions
 
@@ -181,10 +181,9 @@ def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
         told = [requests[question.id] for question in batch]
         if arm.posterior:
             ranked = drafts(engine, recipe, arm.posterior, told, arm.adapter)
+            made = [[draft.completion for draft in found] for found in ranked]
         else:
-            once = engine.generate(told, sampling, arm.adapter)
-            ranked = [[Draft(completion)] for completion in once]
-        made = [[draft.completion for draft in found] for found in ranked]
+            made = [[completion] for completion in engine.generate(told, sampling, arm.adapter)]
         records = [
             _response(
                 arm,

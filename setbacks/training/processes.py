@@ -24,7 +24,7 @@ PATIENCE = timedelta(days=30)
 
 def rank() -> int:
     """Return the number of this process; 0 is the first, or the only one."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if count() > 1 else 0
 
 
 def count() -> int:
