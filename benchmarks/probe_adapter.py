@@ -4,8 +4,9 @@ The embedded model gets an adapter, and the shipped head on *harmful* reads its 
 At first the adapter changes nothing, so training starts at the judge that ships. It is trained for
 one epoch on the very labels of that head (see `fit_probe.py`: permissive ones alone, a quarter of
 the questions held out), and then judges answers of which it has seen none, beside the shipped head
-on the same ones. All settings were written down before the first run, and there was no other. Run
-it from the root of the repository:
+on the same ones. All settings were written down before the first run. A smoke
+test of 15 steps and a run that was stopped at step 125 came before the one that is shown; neither
+was measured. Run it from the root of the repository:
 
     python benchmarks/probe_adapter.py --data ../shared/data --adapter FOLDER
 
