@@ -56,6 +56,10 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", callback=_quieter, help="Show no progress, but warnings still."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Runs side by side, each in a process of its own."),
+]
 
 
 def _installed(group: str) -> Callable[[str], list[str]]:
@@ -189,6 +193,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-compare if not given.")
     ] = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -197,6 +202,7 @@ def compare(
 
     told = [] if methods is None else [f"compare.methods=[{methods}]"]
     told += [] if seeds is None else [f"compare.seeds={seeds}"]
+    told += [] if jobs is None else [f"jobs={jobs}"]
     settled = _recipe(recipe, overrides, told)
     _several(carry_out, settled, out or _place(settled, "-compare"), quiet, json)
 
@@ -216,13 +222,14 @@ def study(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-STUDY if not given.")
     ] = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Carry out a study, or go on where it stopped."""
     from setbacks.studies import carry_out
 
-    settled = _recipe(recipe, overrides)
+    settled = _recipe(recipe, overrides, [] if jobs is None else [f"jobs={jobs}"])
     folder = out or _place(settled, f"-{name}")
     _several(partial(carry_out, name), settled, folder, quiet, json)
 

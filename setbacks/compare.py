@@ -88,7 +88,7 @@ def _carried_out(
         for contender in (first, *others)
         if (contender, seed) != (first, 0)
     ]
-    yield from each(folder, [leading, *rest], "report", show)
+    yield from each(folder, [leading, *rest], "report", show, jobs=recipe.jobs)
 
 
 def _spent(made: Variant, path: Path) -> dict[str, Any]:
@@ -271,8 +271,8 @@ def _table(
 
 
 def _spread(scores: Mapping[str, Scores]) -> str:
-    """Balanced safety of each seed by itself."""
-    both = zip(scores["harmless_rate"].seeds, scores["compliance"].seeds, strict=True)
+    """Balanced safety of each seed by itself; of none where a suite for it is missing."""
+    both = zip(scores["harmless_rate"].seeds, scores["compliance"].seeds, strict=False)
     return ", ".join(f"{100 * (2 * x * y / (x + y) if x + y else 0):.1f}" for x, y in both)
 
 

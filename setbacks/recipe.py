@@ -211,6 +211,9 @@ class Engine(Section):
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     batch_size: int = Field(128, ge=1, description="Most responses generated side by side.")
+    cuda_graphs: bool = Field(
+        True, description="On a CUDA GPU, replay captured steps instead of starting each kernel."
+    )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with a hub model. Leave it off."
     )
@@ -616,6 +619,12 @@ class Recipe(Section):
         "nothing; [] for the method.",
     )
     compare: Compare = Field(Compare(), description="What `setbacks compare` compares.")
+    jobs: int = Field(
+        1,
+        ge=1,
+        description="Runs of a comparison or a study that go on side by side, each in a process "
+        "of its own; for a GPU that one run of a small model leaves idle.",
+    )
     study: dict[str, Any] = Field(
         {}, description="What `setbacks study NAME` is told; the study's page lists its keys."
     )

@@ -7,11 +7,16 @@ untrained model answers, and the verdicts on it) is made by the first and copied
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.pipeline import carry_out, check
 from setbacks.recipe import Recipe
 from setbacks.runfolder import RunFolder, write_atomic
@@ -47,7 +52,7 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
         InputError: there is no such key, or the value does not fit.
     """
     # What else is compared is none of a run's affair: a comparison may grow without touching it.
-    told = recipe.model_dump(mode="json", exclude={"compare", "study"})
+    told = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
         section = told
@@ -64,8 +69,9 @@ def each(
     until: str = "report",
     show: Callable[[str, int, int], None] | None = None,
     lenders: Sequence[tuple[Variant, Path]] = (),
+    jobs: int = 1,
 ) -> Iterator[tuple[Variant, Path]]:
-    """Carry out the variants one after the other; yield each with its folder once it is done.
+    """Carry out the variants; yield each with its folder once it is done, in their order.
 
     Args:
         folder: of the whole; the variants' are in `arms/` in it.
@@ -73,29 +79,69 @@ def each(
         until: the last step of each.
         show: told of progress.
         lenders: other runs of the folder, from which what is alike is copied too.
+        jobs: how many are carried out side by side, once the first has made what it lends.
 
     Raises:
         InputError: two variants have one name, or a recipe is at fault.
+        SetbacksError: a variant in a process of its own failed; what was done is kept.
     """
     names = [v.name for v in variants]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two variants are called {min(twice)}; give each a name of its own")
     done = list(lenders)
-    for number, made in enumerate(variants, 1):
+
+    def said(name: str, number: int, what: str, at: int, total: int) -> None:
+        if show:
+            show(f"{name} ({number}/{len(variants)}) {what}", at, total)
+
+    def opened(number: int, made: Variant) -> RunFolder:
         path = folder / "arms" / made.name
         if not (path / "recipe.yaml").exists():
             check(made.recipe)
+        return RunFolder(path, made.recipe, show=partial(said, made.name, number) if show else None)
 
-        def said(what: str, at: int, total: int, name: str = made.name, n: int = number) -> None:
-            if show:
-                show(f"{name} ({n}/{len(variants)}) {what}", at, total)
-
-        with RunFolder(path, made.recipe, show=said if show else None) as run:
+    alone = len(variants) if jobs == 1 else 1
+    for number, made in enumerate(variants[:alone], 1):
+        with opened(number, made) as run:
             for earlier, place in done:
-                lend(earlier.recipe, place, made.recipe, path)
+                lend(earlier.recipe, place, made.recipe, run.path)
             carry_out(run, until)
-        done.append((made, path))
-        yield made, path
+        done.append((made, run.path))
+        yield made, run.path
+    with ThreadPoolExecutor(jobs) as pool:
+        started = []
+        for number, made in enumerate(variants[alone:], alone + 1):
+            with opened(number, made) as run:
+                for earlier, place in done:
+                    lend(earlier.recipe, place, made.recipe, run.path)
+            started.append((number, made, run.path, pool.submit(_apart, run.path, until, jobs)))
+        try:
+            for number, made, path, ended in started:
+                said(made.name, number, until, 0, 1)
+                ended.result()
+                yield made, path
+        finally:  # after an error those that run end in order, and no other begins
+            pool.shutdown(cancel_futures=True)
+
+
+def _apart(path: Path, until: str, jobs: int) -> None:
+    """Carry out one run in a process of its own, with its share of the cores.
+
+    Raises:
+        SetbacksError: it failed; the message is its own.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    ended = subprocess.run(
+        [sys.executable, "-m", "setbacks", until, str(path), "--quiet"],
+        env={"OMP_NUM_THREADS": str(threads), **os.environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if ended.returncode:
+        *_, last = ended.stderr.strip().splitlines() or [f"ended with {ended.returncode}"]
+        raise SetbacksError(f"{path.name}: {last.removeprefix('setbacks: ')}")
 
 
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
@@ -124,7 +170,7 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
     if told.exists():
-        same = {"compare": recipe.compare, "study": recipe.study}
+        same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
         if Recipe.load(told).model_copy(update=same) != recipe:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"

@@ -1,13 +1,14 @@
 """Methods at equal data: what each learns from, what runs share, and what a comparison says."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from setbacks import statistics
 from setbacks.compare import compare, findings
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
@@ -22,7 +23,7 @@ from setbacks.records import Analysis, Revision
 from setbacks.scores import Scores, difference, estimate
 from setbacks.studies import carry_out
 from setbacks.studies.ablation import applicable
-from setbacks.variants import lend, prepare_folder, variant
+from setbacks.variants import _apart, lend, prepare_folder, variant
 
 
 def analysis(text, number=0, passed=True):
@@ -250,7 +251,34 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
     assert "existing_mistakes" not in applicable(base)
 
 
+def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
+    with pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
+        _apart(tmp_path / "gone", "train", 2)
+    assert "\n" not in str(failed.value)
+
+
 # The whole -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_what_one_after_the_other_gives(
+    tiny, told, rules, plugins, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=os.pathsep)
+    told = told()
+    told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cpu"}
+    told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}}
+    told["compare"] = {"seeds": 2, "methods": ["sft", "helpful"]}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on how they are split
+    pages = [
+        compare(Recipe.model_validate(told | {"jobs": jobs}), tmp_path / str(jobs))
+        for jobs in (1, 3)
+    ]
+    one, three = (json.loads((page.parent / "findings.json").read_text()) for page in pages)
+    for found in (one, three):
+        for row in found["data"]["spent"]:
+            row.pop("seconds")
+    assert one["data"] == three["data"]
 
 
 @pytest.mark.slow

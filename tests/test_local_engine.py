@@ -466,6 +466,46 @@ def test_a_cache_with_room_gives_the_logits_of_one_without(tiny):
         mask = torch.cat([mask[stay], torch.ones(len(stay), 1, dtype=torch.long)], dim=1)
 
 
+@pytest.mark.parametrize("window", [None, 256])
+def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, window):
+    """What a CUDA graph replays, run here without one: rows dropped, candidates, odd sizes."""
+    import shutil
+
+    from transformers import DynamicCache
+
+    from setbacks.engines import graphs, local
+
+    # On a GPU the cache is transformers' own until the graph takes over.
+    monkeypatch.setattr(local, "cache_for", lambda model: DynamicCache(config=model.config))
+    monkeypatch.setattr(local, "stop_tokens", lambda *_: set(range(1, 30)))  # most end in time
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    if window:  # a model with a layer whose attention slides
+        config = json.loads((folder / "config.json").read_text())
+        config["model_type"], config["architectures"] = "qwen2", ["Qwen2ForCausalLM"]
+        config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+        (folder / "config.json").write_text(json.dumps(config))
+    spec = Engine(model=str(folder), dtype="float32", device="cpu")
+    prompts = ["One", "Two of them", "A third, which is a good deal longer", "One", "Five " * 30]
+    requests = [Request(prompt=p, seed=n) for n, p in enumerate(prompts * 4)]
+    sampling = Sampling(max_new_tokens=24, temperature=1.0)
+    plain, fixed = Local(spec), Local(spec)
+    expected = plain.generate(requests, sampling)
+    fixed._load(None)
+    fixed._graphs = graphs.Graphs(fixed._model)
+    sizes = []
+    run = graphs.Step.run
+    monkeypatch.setattr(graphs.Step, "run", lambda self: (sizes.append(self.rows), run(self)))
+    assert fixed.generate(requests, sampling) == expected
+    assert sizes[0] == 32 and len(set(sizes)) > 1  # rounded up, and smaller as rows end
+    assert fixed.generate(requests[:3], sampling) == plain.generate(requests[:3], sampling)
+    monkeypatch.setattr(local, "stop_tokens", lambda *_: {1})
+    long = Sampling(max_new_tokens=300, temperature=0)
+    sizes.clear()
+    assert fixed.generate(requests[:2], long) == plain.generate(requests[:2], long)
+    assert bool(sizes) is (window is None)  # past the window, a sliding layer drops tokens
+
+
 def test_the_first_of_the_likeliest_is_taken():
     import torch
 

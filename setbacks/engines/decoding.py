@@ -1,6 +1,6 @@
-"""What a model on the CPU needs to decode fast: many rows, one token a step, the same texts.
+"""What a model needs to decode fast: many rows, one token a step, the same texts.
 
-Of a step of `model.generate` with 128 rows, a third goes into copying the cache (each step makes it
+On the CPU, of a step of `model.generate` with 128 rows, a third goes into copying the cache (each step makes it
 anew, one token longer), into attention kernels made for prompts, and into finding the likeliest of
 many thousand tokens (`benchmarks/attention.py`, `benchmarks/generate.py`).
 """
@@ -29,13 +29,58 @@ _UNDERSTOOD = {
 _UNDERSTOOD |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
+class Running:
+    """Rows that are being answered: what the model has read of each, and how it reads on.
+
+    Args:
+        model: a causal language model.
+        cache: what it holds of each row.
+        mask: 1 where there is a token and 0 where there is padding, [rows, length].
+        position: of each row's last token, [rows, 1].
+    """
+
+    def __init__(self, model: Any, cache: Any, mask: torch.Tensor, position: torch.Tensor) -> None:
+        self.model, self.cache, self.mask, self.position = model, cache, mask, position
+        # The place of the one state that goes through the head; see `Local._generate`.
+        self.first = mask.new_zeros(1)
+
+    def worth_dropping(self, left: int) -> bool:
+        """Whether to go on with the rows that are left alone.
+
+        Dropping a row copies the cache of all the others, so a few are dropped at once.
+        """
+        return left <= 0.875 * len(self.mask)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with these rows, [indices], each as often as it is named."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one token more of each row, [rows]; returns logits [rows, vocabulary]."""
+        import torch
+
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.position = self.position + 1
+        logits: torch.Tensor = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            logits_to_keep=self.first,
+        ).logits[:, -1]
+        return logits
+
+
 def decode_by_products(model: Any) -> None:
-    """Have a model on the CPU attend to its cache by plain matrix products, one token at a time.
+    """Have a model attend to its cache by plain matrix products, one token at a time.
 
     For a single query in bfloat16, PyTorch's fused kernel takes up to twice the time of two batched
-    products on the CPU (`benchmarks/attention.py`). Prompts, and every other device, keep it.
+    products on the CPU (`benchmarks/attention.py`). On a GPU it would have a grouped model's keys
+    and values copied for each of their queries; there, outside a graph, two products are slower to
+    start. Prompts keep it.
     """
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+    if model.config._attn_implementation != "sdpa":
         return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -139,7 +184,7 @@ def cache_for(model: Any) -> Any:
             return (self._room(needed) if self.length else needed), 0
 
     cache = DynamicCache(config=model.config)
-    if model.config._attn_implementation == PRODUCTS:
+    if model.device.type == "cpu" and model.config._attn_implementation == PRODUCTS:
         cache.layers = [Roomy() if type(one) is DynamicLayer else one for one in cache.layers]
     return cache
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.chat import encode
 from setbacks.embedded import ALIAS, HUB_ID, resolve
 from setbacks.engines import Completion, Request, by_length
-from setbacks.engines.decoding import cache_for, decode_by_products, likeliest, pack
+from setbacks.engines.decoding import Running, cache_for, decode_by_products, likeliest, pack
 from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer
 from setbacks.records import Message
@@ -43,6 +43,7 @@ class Local:
         self.language = language
         self.name = spec.model
         self._model: Any = None
+        self._graphs: Any = None
         self._tokenizer: Any = None
         self._adapter: Path | None = None
         self._source = spec
@@ -73,6 +74,8 @@ class Local:
         except torch.OutOfMemoryError as error:
             if len(requests) == 1:
                 raise no_memory(self.name, "for a single response") from error
+            if self._graphs:
+                self._graphs.forget()
             torch.cuda.empty_cache()
             half = len(requests) // 2
             return [
@@ -160,7 +163,8 @@ class Local:
             self._tokenizer = load_tokenizer(self._source)
         if adapter is not None:
             check_tokenizer(adapter, self._tokenizer)
-        model, self._model = self._model, None  # no two at a time, and none that is half changed
+        # No two at a time, and none that is half changed.
+        model, self._model, self._graphs = self._model, None, None
         if model is None or self._adapter is not None:
             model = None
             try:
@@ -171,7 +175,12 @@ class Local:
             quantized = getattr(model, "is_quantized", False)
             model = attached(model, adapter) if quantized else merged(model, adapter)
         self._model, self._adapter = model.eval(), adapter
-        decode_by_products(model)
+        if model.device.type == "cuda" and self.spec.cuda_graphs:
+            from setbacks.engines.graphs import Graphs
+
+            self._graphs = Graphs(model)
+        if model.device.type == "cpu" or self._graphs:
+            decode_by_products(model)
         pack(model)
 
     def _generate(
@@ -198,25 +207,29 @@ class Local:
         made: list[list[int]] = [[] for _ in prompts]
         stopped = np.zeros(len(prompts), dtype=bool)
         rows = np.arange(len(prompts))  # the prompt that each row of the running batch answers
-        cache = cache_for(model)
         with torch.inference_mode():
+            # Named by index, and not as "the last one", the state is copied out of its row. A view
+            # of it would have the head's weights copied once for each row, where they need no
+            # gradient (torch.matmul's folding).
+            cache = cache_for(model)
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                logits_to_keep=torch.tensor([longest - 1], device=device),
+            ).logits[:, -1]
+            running = Running(model, cache, mask, position[:, -1:])
+            if len(different) < len(prompts):
+                place = {prompt: index for index, prompt in enumerate(different)}
+                spread = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+                running.select(spread)
+                logits = logits[spread]
+            if self._graphs:
+                running = self._graphs.take_over(running, sampling.max_new_tokens)
             for step in range(sampling.max_new_tokens):
-                # Named by index, and not as "the last one", the state is copied out of its row.
-                # A view of it would have the head's weights copied once for each row, where they
-                # need no gradient (torch.matmul's folding).
-                last = torch.tensor([ids.shape[1] - 1], device=device)
-                logits = model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=position,
-                    past_key_values=cache,
-                    logits_to_keep=last,
-                ).logits[:, -1]
-                if step == 0 and len(different) < len(prompts):
-                    place = {prompt: index for index, prompt in enumerate(different)}
-                    spread = torch.tensor([place[tuple(p)] for p in prompts], device=device)
-                    cache.batch_select_indices(spread)
-                    logits, mask, position = logits[spread], mask[spread], position[spread]
+                if step > 0:
+                    logits = running.step(token)
                 drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
                 token = pick(logits.float(), drawn, sampling)
                 ended = torch.isin(token, stops).cpu().numpy() | stopped[rows]
@@ -226,15 +239,11 @@ class Local:
                 stopped[rows] = ended
                 if ended.all():
                     break
-                # Dropping a row copies the cache of all the others, so a few are dropped at once.
-                if ended.mean() >= 0.125:
+                if running.worth_dropping(int((~ended).sum())):
                     rows = rows[~ended]
                     stay = torch.as_tensor((~ended).nonzero()[0], device=device)
-                    cache.batch_select_indices(stay)
-                    mask, position, token = mask[stay], position[stay], token[stay]
-                ids = token[:, None]
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-                position = position[:, -1:] + 1
+                    running.select(stay)
+                    token = token[stay]
         return list(zip(made, stopped.tolist(), strict=True))
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:

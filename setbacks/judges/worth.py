@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RESULT = "calibration.json"
 # Of an engine, what changes how fast its answers come, and not which.
-SPEED = {"device", "dtype", "batch_size"}
+SPEED = {"device", "dtype", "batch_size", "cuda_graphs"}
 
 
 def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def against_first(
     Returns:
         Tables, pictures, and rows by judge: arm, balanced safety and its parts, the difference.
     """
-    done = list(each(folder, variants, "report", show))
+    done = list(each(folder, variants, "report", show, jobs=recipe.jobs))
     tables, pictures, data = [], [], {}
     for number, judge in enumerate(spec.called for spec in recipe.judges):
         by_metric = gather(done, judge)

@@ -105,7 +105,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
 
 def _drawn(folder: Path, variants: Sequence[Variant], show: Show | None) -> list[Drawn]:
     found = []
-    for made, path in each(folder, variants, "induce", show):
+    for made, path in each(folder, variants, "induce", show, jobs=recipe.jobs):
         with RunFolder(path) as run:
             rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
         guidance = made.recipe.induce.guidance

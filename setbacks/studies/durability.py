@@ -70,7 +70,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         at_least(len(instructions(asked)), FEWEST, f"{kind} prompts in respond.suites")
     opening = options.opening or prompts(recipe.language)["opening"]
     adapters = _tuned(recipe, options, folder, show)
-    answered = list(each(folder, _asked(recipe, adapters, opening), "report", show))
+    asked = _asked(recipe, adapters, opening)
+    answered = list(each(folder, asked, "report", show, jobs=recipe.jobs))
     answers: list[str] = []
     tables: list[Table] = []
     pictures: list[Picture] = []
@@ -127,7 +128,8 @@ def _tuned(
     """Train every model and tune it on; return its adapter after each number of further steps."""
     aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
     starts: dict[str, Path | None] = {UNTRAINED: None}
-    starts |= {made.name: path / "adapter" for made, path in each(folder, aligned, "train", show)}
+    trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
+    starts |= {made.name: path / "adapter" for made, path in trained}
     told: dict[str, Any] = {
         "train.method": "helpful",
         "train.tokens": None,
@@ -144,7 +146,7 @@ def _tuned(
     return {
         name: {0: start, **{int(p.name): p for p in sorted((path / "snapshots").glob("[0-9]*"))}}
         for (name, start), (_, path) in zip(
-            starts.items(), each(folder, further, "train", show), strict=True
+            starts.items(), each(folder, further, "train", show, jobs=recipe.jobs), strict=True
         )
     }
 

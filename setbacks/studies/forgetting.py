@@ -87,7 +87,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
             f"{len(both)} helpful prompts of respond.suites are in train.helpful too; keep them "
             "apart, with split: train and split: test for instance"
         )
-    done = list(each(folder, variants, "judge", show))
+    done = list(each(folder, variants, "judge", show, jobs=recipe.jobs))
     likely: dict[str, list[float]] = {}
     texts: dict[str, list[list[str]]] = {}
     tasks: dict[str, dict[str, list[float]]] = {}

@@ -94,7 +94,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         for group, categories in trained.items()
         for seed in range(options.seeds)
     ]
-    done = list(each(folder, variants, "report", show, lenders=[(whole, path)]))
+    lenders = [(whole, path)]
+    done = list(each(folder, variants, "report", show, lenders, recipe.jobs))
     columns = _columns(recipe, done[0][1], groups)
     answer: list[str] = []
     tables: list[Table] = []

@@ -1,0 +1,232 @@
+"""Steps of a model on a CUDA GPU, captured once as a graph and replayed for every token.
+
+A step of a small model is hundreds of kernels of a few microseconds each, and the GPU waits while
+Python starts one after the other. Replayed as a graph they follow at once. What a graph reads and
+writes lies at fixed places, so the cache has its full room from the start, and the number of rows
+is rounded up to a power of two (docs.pytorch.org, "CUDA Graphs").
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from setbacks.engines.decoding import Running
+
+log = logging.getLogger(__name__)
+
+FEWEST_ROWS = 8  # fewer are not faster
+ROOM = 128  # tokens: the room of a cache is a multiple of it, so that few graphs serve all batches
+
+
+class Graphs:
+    """The steps of one model that were captured, by their rows and the room of their cache.
+
+    Args:
+        model: whose weights stay where they are.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._storage: list[tuple[torch.Tensor, torch.Tensor]] = []  # each layer's keys and values
+        self._held = 0  # tokens that the storage holds
+        self._works = True
+
+    def take_over(self, running: Running, more: int) -> Running:
+        """Go on with rows whose prompts are read, for so many tokens more.
+
+        Returns:
+            The same rows, replaying; or as they are, where this model's steps cannot be captured.
+
+        Raises:
+            torch.OutOfMemoryError: the cache does not fit.
+        """
+        room = -(-(running.mask.shape[1] + more) // ROOM) * ROOM
+        if not self._works or not _fits(self.model, running.cache, room):
+            return running
+        try:
+            return Replaying(self, running, room)
+        except torch.OutOfMemoryError:
+            self.forget()
+            raise
+        except RuntimeError as error:  # a model that waits for the GPU within a step, for one
+            log.info("no CUDA graph of %s: %s", type(self.model).__name__, error)
+            self.forget()
+            self._works = False
+            return running
+
+    def forget(self) -> None:
+        """Give back what the graphs hold."""
+        self._steps, self._storage, self._held = {}, [], 0
+
+    def step(self, rows: int, room: int, like: DynamicCache) -> Step:
+        """Return the step for so many rows and so much room, captured if it was not yet.
+
+        Args:
+            rows: a power of two.
+            room: tokens of a row's cache.
+            like: a cache whose layers tell heads, width and number format.
+        """
+        if rows * room > self._held:
+            self.forget()  # what was captured writes into the smaller storage
+            self._storage = [
+                (_flat(layer.keys, rows * room), _flat(layer.values, rows * room))
+                for layer in like.layers
+            ]
+            self._held = rows * room
+        if (rows, room) not in self._steps:
+            layers = [
+                (_view(keys, layer.keys, rows, room), _view(values, layer.values, rows, room))
+                for (keys, values), layer in zip(self._storage, like.layers, strict=True)
+            ]
+            self._steps[rows, room] = Step(self.model, rows, room, layers)
+        return self._steps[rows, room]
+
+
+class Replaying(Running):
+    """Rows that go on by replay; the first `self.rows` of a step's are theirs."""
+
+    def __init__(self, graphs: Graphs, running: Running, room: int) -> None:
+        self.graphs = graphs
+        self.rows, length = running.mask.shape
+        self.now = step = graphs.step(_rounded(self.rows), room, running.cache)
+        for layer, fixed in zip(running.cache.layers, step.cache.layers, strict=True):
+            fixed.keys[: self.rows, :, :length] = layer.keys
+            fixed.values[: self.rows, :, :length] = layer.values
+        step.mask.zero_()
+        step.mask[: self.rows, 0, 0, :length] = running.mask.bool()
+        step.position.zero_()
+        step.position[: self.rows] = running.position + 1
+        step.at.fill_(length)
+
+    def worth_dropping(self, left: int) -> bool:
+        return _rounded(left) < self.now.rows
+
+    def select(self, rows: torch.Tensor) -> None:
+        old, self.rows = self.now, len(rows)
+        self.now = new = self.graphs.step(_rounded(self.rows), old.room, old.cache)
+        for layer, fixed in zip(old.cache.layers, new.cache.layers, strict=True):
+            fixed.keys[: self.rows] = layer.keys[rows]  # a copy first: both lie in one storage
+            fixed.values[: self.rows] = layer.values[rows]
+        new.mask[: self.rows] = old.mask[rows]
+        new.position[: self.rows] = old.position[rows]
+        new.at.copy_(old.at)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.now.tokens[: self.rows, 0] = tokens
+        self.now.run()
+        return self.now.logits[: self.rows]
+
+
+class Step:
+    """One step of so many rows: where it reads and writes, and its graph.
+
+    Args:
+        model: a causal language model.
+        rows: how many.
+        room: tokens of each row's cache.
+        layers: keys and values of each layer, [rows, heads, room, width].
+    """
+
+    logits: torch.Tensor  # [rows, vocabulary]
+
+    def __init__(
+        self, model: Any, rows: int, room: int, layers: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        device = model.device
+        self.model, self.rows, self.room = model, rows, room
+        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.mask = torch.zeros(rows, 1, 1, room, dtype=torch.bool, device=device)
+        # Where in the cache the token is written. The run before the capture must write somewhere:
+        # the last place is read by nobody before it is written again.
+        self.at = torch.full((1,), room - 1, dtype=torch.long, device=device)
+        self.first = torch.zeros(1, dtype=torch.long, device=device)
+        self.cache = DynamicCache()
+        self.cache.layers = [Fixed(keys, values, self.at) for keys, values in layers]
+        kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
+        # Within the window a sliding layer sees what a full one sees.
+        self.seen: Any = {k: self.mask for k in (*kinds, "full_attention")} if kinds else self.mask
+        self.graph: Any = None
+        if device.type == "cuda":
+            self._capture()
+
+    def run(self) -> None:
+        """Read `tokens`, which leaves `logits`, and be ready for the next ones."""
+        if self.graph is None:
+            self._forward()
+        else:
+            self.graph.replay()
+
+    def _capture(self) -> None:
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            self._forward()  # libraries allocate on their first call, which no graph may hold
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._forward()
+        self.graph = graph
+
+    def _forward(self) -> None:
+        self.mask.index_fill_(3, self.at, True)
+        self.logits = self.model(
+            input_ids=self.tokens,
+            attention_mask=self.seen,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            logits_to_keep=self.first,
+        ).logits[:, -1]
+        self.position += 1
+        self.at += 1
+
+
+class Fixed(DynamicLayer):  # type: ignore[misc]
+    """Keys and values that stay where they are, [rows, heads, room, width].
+
+    Args:
+        keys: of all the room.
+        values: likewise.
+        at: where the next token is written, [1].
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, at: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.at = keys, values, at
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys.index_copy_(2, self.at, key_states)
+        self.values.index_copy_(2, self.at, value_states)
+        return self.keys, self.values
+
+
+def _rounded(rows: int) -> int:
+    return max(FEWEST_ROWS, 1 << (rows - 1).bit_length())
+
+
+def _flat(like: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Zeros for so many tokens of a layer: what is not written yet is masked, but must be finite."""
+    return like.new_zeros(tokens * like.shape[1] * like.shape[3])
+
+
+def _view(flat: torch.Tensor, like: torch.Tensor, rows: int, room: int) -> torch.Tensor:
+    heads, width = like.shape[1], like.shape[3]
+    return flat[: rows * heads * room * width].view(rows, heads, room, width)
+
+
+def _fits(model: Any, cache: Any, room: int) -> bool:
+    """Whether each layer keeps all of its tokens, within a sliding window too."""
+    kinds = {type(layer) for layer in cache.layers}
+    if kinds == {DynamicLayer}:
+        return True
+    within = room <= (getattr(model.config, "sliding_window", None) or 0)
+    return within and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
