@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=256, help="instructions")
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256])
+    parser.add_argument("--batch-size", type=int, default=Engine().batch_size, help="ours")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--other", action="append", default=[], help="NAME:FORM=PYTHON:MODEL")
     parser.add_argument("--adapter", type=Path, help="a PEFT folder; by default one is made up")
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/generate.json"))
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
-    spec = Engine(model=told.model)
+    spec = Engine(model=told.model, batch_size=told.batch_size)
     texts = instructions(told.data, told.limit)
     with tempfile.TemporaryDirectory() as place:
         adapter = None
@@ -180,6 +181,10 @@ def contestants(
         work = generated(plain, tokenizer, texts, size, new_tokens)
         found.append(Contestant("generate", size, 1, work))
     found.append(Contestant("setbacks", spec.batch_size, 1, ours(spec, texts, new_tokens)))
+    if device(spec).startswith("cuda"):
+        bare = spec.model_copy(update={"cuda_graphs": False})
+        work = ours(bare, texts, new_tokens)
+        found.append(Contestant("setbacks, no graphs", spec.batch_size, 1, work))
     if adapter is not None:
         beside = PeftModel.from_pretrained(load_model(spec), str(adapter)).eval()
         size = min(spec.batch_size, max(sizes))
@@ -324,7 +329,8 @@ def upto(tokens: Sequence[int], stops: set[int]) -> list[int]:
 
 def peak(spec: Engine) -> float:
     """The rate of a large matrix product in the model's format, FLOP per second (see `seconds`)."""
-    place, n = device(spec), 2048
+    place = device(spec)
+    n = 2048 if place == "cpu" else 8192
     one, other = (torch.randn(n, n, dtype=dtype(spec, place), device=place) for _ in range(2))
     clock = time.process_time if place == "cpu" else time.perf_counter
     best = 0.0

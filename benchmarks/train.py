@@ -2,16 +2,18 @@
 
     python benchmarks/train.py --data ../shared/data --examples 48 --seeds 3
 
-Three contenders train one epoch on the same analyses-like examples (a question on an instruction
+Four contenders train one epoch on the same analyses-like examples (a question on an instruction
 and its answer, in a chat; loss on the completion alone), each in a process of its own, in turns, so
 that what else the machine does falls on all of them alike:
 
 - `TRL`: SFTTrainer as it comes, but for the batch size, the learning rate and the adapter;
 - `TRL, tuned`: without activation checkpointing, its own grouping by length, the weights in the
   number format that we use;
+- `TRL, packed`: the same, but its own packing of examples into full rows, as many tokens a step;
 - `setbacks`: what `setbacks train` runs, checkpoints on disk included.
 
-Prints tokens a second, peak memory, and the loss on examples that none has seen, for each seed.
+Prints tokens a second, peak memory (of the GPU, where there is one), and the loss on examples that
+none has seen, for each seed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONTENDERS = ("TRL", "TRL, tuned", "setbacks")
+CONTENDERS = ("TRL", "TRL, tuned", "TRL, packed", "setbacks")
 HELD_OUT = 24
 BATCH = 8
 RATE = 2e-4
@@ -77,6 +79,7 @@ def summed_up(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
     return {
         "examples": examples,
         "batch": BATCH,
+        "device": rows[0]["device"],
         "threads": rows[0]["threads"],
         "dtype": rows[0]["dtype"],
         "contenders": [
@@ -98,7 +101,7 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
     """Train one contender; return its speed, its peak memory and its loss on unseen examples."""
     import torch
 
-    from setbacks.models import dtype, load_tokenizer
+    from setbacks.models import device, dtype, load_tokenizer
     from setbacks.recipe import Recipe
     from setbacks.training.supervised import example_row
 
@@ -133,17 +136,22 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
         if name == "setbacks":
             model = ours(recipe, learnt, Path(place))
         else:
-            model = theirs(recipe, learnt, Path(place), tuned=name != "TRL")
+            mean = sum(len(row["input_ids"]) for row in rows if row) / len(rows)
+            model = theirs(recipe, learnt, Path(place), name, mean)
         seconds = time.perf_counter() - start
+    where = device(recipe.model)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if where.startswith("cuda"):
+        memory = torch.cuda.max_memory_allocated() / 2**30
     return {
         "name": name,
         "seed": seed,
         "speed": sum(len(row["input_ids"]) for row in rows if row) / seconds,
         "memory": memory,
         "loss": held_out(model, [example_row(tokenizer, e, recipe) for e in unseen]),
+        "device": torch.cuda.get_device_name() if where.startswith("cuda") else where,
         "threads": torch.get_num_threads(),
-        "dtype": str(dtype(recipe.model, "cpu")).removeprefix("torch."),
+        "dtype": str(dtype(recipe.model, where)).removeprefix("torch."),
     }
 
 
@@ -176,32 +184,44 @@ def ours(recipe: Any, examples: list[Any], place: Path) -> Any:
         return PeftModel.from_pretrained(load_model(recipe.model), str(run.path / "adapter"))
 
 
-def theirs(recipe: Any, examples: list[Any], place: Path, tuned: bool) -> Any:
-    """Train with TRL's SFTTrainer, as it comes or as one who knows it would set it."""
+def theirs(recipe: Any, examples: list[Any], place: Path, name: str, mean: float) -> Any:
+    """Train with TRL's SFTTrainer, as it comes or as one who knows it would set it.
+
+    Args:
+        recipe: as `one` makes it.
+        examples: to learn.
+        place: a folder.
+        name: of the contender.
+        mean: tokens of an example.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from setbacks.embedded import resolve
-    from setbacks.models import dtype
+    from setbacks.models import device, dtype
     from setbacks.training import adapter_config
 
-    settings: dict[str, Any] = {}
-    if tuned:
-        settings = {
+    where = device(recipe.model)
+    settings: dict[str, Any] = {"per_device_train_batch_size": BATCH}
+    if name != "TRL":
+        settings |= {
             "activation_checkpointing": False,
-            "train_sampling_strategy": "group_by_length",
-            "model_init_kwargs": {"dtype": dtype(recipe.model, "cpu")},
+            "model_init_kwargs": {"dtype": dtype(recipe.model, where)},
         }
+    if name == "TRL, tuned":
+        settings["train_sampling_strategy"] = "group_by_length"
+    if name == "TRL, packed":
+        full = max(1, round(BATCH * mean / LONGEST))
+        settings |= {"packing": True, "per_device_train_batch_size": full}
     trainer = SFTTrainer(
         model=resolve(recipe.model.model),
         args=SFTConfig(
             output_dir=str(place),
             num_train_epochs=1,
-            per_device_train_batch_size=BATCH,
             learning_rate=RATE,
             max_length=LONGEST,
             seed=recipe.seed,
-            use_cpu=True,
+            use_cpu=where == "cpu",
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
@@ -230,10 +250,12 @@ def held_out(model: Any, rows: list[Any]) -> float:
 
     model.eval()
     total = counted = 0.0
+    place = next(model.parameters()).device
     with torch.no_grad():
         for row in filter(None, rows):
             batch = collate([row], 0)
             batch.pop("kinds")
+            batch = {key: tensor.to(place) for key, tensor in batch.items()}
             loss = completion_loss(model, **batch)
             total += float(loss.sums.sum())
             counted += float(loss.counts.sum())
