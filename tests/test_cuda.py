@@ -48,7 +48,7 @@ def test_a_choice_is_that_of_a_cpu(tiny):
 def test_every_method_trains_and_answers(tiny, told, rules, plugins, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=os.pathsep)
     told = told()
-    told["model"] = {"model": str(tiny), "device": "cuda"}
+    told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cuda"}
     told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
     told |= {"compare": {"seeds": 1}, "jobs": 4}
     page = compare(Recipe.model_validate(told), tmp_path / "c")

@@ -227,10 +227,11 @@ def test_python_prints_what_it_says(block, tmp_path, monkeypatch):
 
 # What makes a whole run of the tutorial one of a minute; everything else is as the page says.
 SMALL = [
-    "instructions=[{source: 'builtin:redteam', split: train, limit: 6}]",
+    "instructions=[{source: 'builtin:redteam', split: train, limit: 8}]",
     "induce.sampling.max_new_tokens=24",
     "analyze={min_overlap: 1, contrast: [{source: 'builtin:safe', split: train, limit: 2}],"
     " sampling: {max_new_tokens: 32}}",
+    "train.analyses=unfiltered",  # of so few and short ones, by chance none passes its checks
     "train.batch_size=4",
     "train.steps=2",
     "respond.sampling.max_new_tokens=16",

@@ -92,7 +92,8 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> list[Analysis]:
     journal = run.journal("analyses.jsonl", Analysis)
     run.carry_out(journal, "analyze", [[subjects[i] for i in batch] for batch in plan], draw)
     analyses = journal.finish()
-    if not any(analysis.passed and analysis.harmful for analysis in analyses):
+    filtered = run.recipe.train.analyses != "unfiltered"
+    if not any(analysis.harmful and (analysis.passed or not filtered) for analysis in analyses):
         raise InputError(
             f"{run.path}: none of {len(analyses)} analyses passed its checks (see checks in "
             "analyses.jsonl); loosen analyze.min_words, min_overlap or min_distinct, raise "
