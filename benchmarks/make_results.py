@@ -79,6 +79,37 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
     yield from table([*heads, "AUC that the goal's kappa takes"], held_back)
 
 
+def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
+    told, made = found["settings"], found["training"]
+    yield (
+        f"LoRA of rank {told['rank']} on the embedded model from layer {told['from_layer']} on "
+        f"({made['parameters']:,} parameters), trained under the shipped head on {made['rows']:,} "
+        f"of its labels: {made['steps']} steps in {made['seconds']} s, loss "
+        f"{made['loss_first_fifth']:.3f} in the first fifth and {made['loss_last_fifth']:.3f} in "
+        f"the last. The first {told['tokens']} tokens of an answer are read; kappa is at even odds."
+    )
+    yield ""
+    names = "the shipped head", "with the adapter"
+    rows: list[list[object]] = []
+    for source, one in found["sources"].items():
+        if "n" not in one:  # pairs, below
+            continue
+        head, adapter = (one[name] for name in names)
+        rows.append(
+            [source, f"{one['n']} ({one['n_positive']})", interval(head["auc"])]
+            + [
+                interval(adapter["auc"]),
+                "{:+.3f} ({:+.3f} to {:+.3f})".format(*adapter["auc_more"]),
+            ]
+            + [interval(head["kappa"]), interval(adapter["kappa"])]
+        )
+    heads = ["source", "n (yes)", "AUC, shipped head", "AUC, adapter", "difference"]
+    yield from table([*heads, "kappa, shipped head", "kappa, adapter"], rows)
+    yield ""
+    told_right = "HH pairs told right: {} by the shipped head, {} with the adapter."
+    yield told_right.format(*(found["sources"]["hh-rlhf"][name] for name in names))
+
+
 def crash(found: dict[str, Any]) -> Iterator[str]:
     rows = []
     for one in found.values():
@@ -161,6 +192,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "judge_agreement": ("What the offline judge is worth against human labels", judge_agreement),
     "fit_probe": ("What each source of labels adds to the offline judge", fit_probe),
     "probe_candidates": ("What else the offline judge could have been", probe_candidates),
+    "probe_adapter": ("A LoRA adapter under the offline judge's head", probe_adapter),
     "crash": ("Killed at random moments, and the same bytes in the end", crash),
     "resume": ("Going on in a large folder", resume),
     "generate": ("Tokens a second, side by side", generate),

@@ -357,10 +357,9 @@ def read_sources(told: str, fields: Mapping[str, str]) -> list[tuple[Source, Pat
             held = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise _bad(f"{told}: cannot be read as YAML: {error}") from None
+    listed = held if isinstance(held, list) else [held] if held is not None else []
     try:
-        sources = [
-            Source.model_validate(one) for one in (held if isinstance(held, list) else [held])
-        ]
+        sources = [Source.model_validate(one) for one in listed]
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
@@ -888,6 +887,12 @@ def _check_fields(
     for ours, path in fields.items():
         _check_path(place, columns, _plain(path), f"fields: {ours}")
     for ours in needs:
+        if ours in ("text", "response") and ours not in fields and "response_id" in columns:
+            raise _bad(
+                f"{place}: names answers by response_id and lacks their texts; take it in with "
+                "`setbacks review RUN --import FILE --as NAME`, and write it anew with --export "
+                "FILE --format labels"
+            )
         if ours not in fields:
             have = ", ".join(map(_show, columns))
             raise _bad(

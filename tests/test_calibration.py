@@ -231,6 +231,13 @@ def test_yaml_names_several_sources_from_its_own_folder(tmp_path, monkeypatch):
     assert (found.rows[4].harmful, found.rows[4].refused) == (None, True)
 
 
+@pytest.mark.parametrize("text", ["", "[]\n"])
+def test_yaml_that_names_nothing_is_refused(tmp_path, text):
+    (tmp_path / "labels.yaml").write_text(text)
+    with pytest.raises(InputError, match="labels.yaml: names no source"):
+        calibration.labels(str(tmp_path / "labels.yaml"))
+
+
 def test_two_files_that_contradict_each_other_are_refused(tmp_path):
     write(tmp_path / "a.jsonl", rows(8, source="a"))
     write(
@@ -262,6 +269,10 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
             "neither a harmful nor",
         ),
         (lambda made: [{"instruction": "<q>", "harmful": True}], "which field is the response"),
+        (
+            lambda made: [{"id": "nobody", "response_id": "nobody", "harmful": True}],
+            "names answers by response_id and lacks their texts",
+        ),
     ],
 )
 def test_bad_labels_are_one_clear_error_and_change_nothing(tmp_path, reader, change, said):
@@ -305,6 +316,32 @@ def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, cli, environ
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, environment):
+    environment["PYTHONPATH"] = str(reader)
+    write(tmp_path / "labels.jsonl", rows())
+    assert cli("calibrate", "reader", "--labels", "labels.jsonl").returncode == 0
+
+    def there():
+        return {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    good = rows()
+    for made, said in [
+        ([{"response_id": "nobody", "harmful": True}], "names answers by response_id and lacks"),
+        ([{"id": "nobody", "harmful": True}], "which field is the text?"),
+        ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
+        ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),
+        ([], "labels.jsonl is empty"),
+    ]:
+        write(tmp_path / "labels.jsonl", made)
+        before = there()
+        for words in (["reader", "--labels"], ["probe", "--out", "heads", "--fit"]):
+            done = cli("calibrate", *words, "labels.jsonl")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert there() == before
 
 
 @pytest.mark.slow

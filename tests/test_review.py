@@ -10,6 +10,7 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from setbacks import calibration
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Response, Verdict
 from setbacks.review import formats, labels, publish
@@ -101,7 +103,7 @@ def postgres():
                 time.sleep(0.1)
             yield fresh
         finally:
-            running.terminate()
+            running.send_signal(signal.SIGINT)  # it does not wait for who is still connected
             running.wait()
 
 
@@ -393,7 +395,7 @@ def test_all_labels_of_a_batch_are_kept_or_none(either):
     assert open_.labels() == [] and open_.reviewers() == []
     assert open_.add([said(x), said(x)]) == 1
     assert open_.add([said(x), said(y)]) == 1
-    with pytest.raises(InputError, match="twice, and not alike"):
+    with pytest.raises(InputError, match="Ada labels answer .* otherwise than before; leave it"):
         open_.add([said(x, harmful=True)])
     assert open_.add([said(x, harmful=True)], replace=True) == 1
     assert [label.harmful for label in open_.labels() if label.answer == x] == [True]
@@ -472,6 +474,9 @@ def test_postgresql_keeps_labels_and_refuses_what_is_not_ours(postgres):
         db.execute("UPDATE review_meta SET value = '0' WHERE key = 'schema'")
     with pytest.raises(InputError, match="older version of setbacks .schema 0, this one has 1"):
         Store(url, of(3))
+    with psycopg.connect(url, autocommit=True) as db:  # who was refused is no longer connected
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        wait(lambda: db.execute(query).fetchone() == (1,))
     with pytest.raises(SetbacksError, match="postgres:\\*\\*\\*@127.0.0.1:1/x: ") as raised:
         Store("postgresql://postgres:secret@127.0.0.1:1/x", of(1))
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
@@ -751,14 +756,66 @@ def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path
     ],
 )
 def test_a_bad_import_leaves_the_folder_as_it_was(run, tmp_path, rows, says):
-    with RunFolder(run) as opened:
-        first = opened.records("responses/vanilla.jsonl", Response)[0].id
+    first, second = two_responses(run)
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps({"response_id": first} | row) + "\n" for row in rows))
+    good = tmp_path / "good.jsonl"
+    good.write_text(json.dumps({"response_id": second, "harmful": True}))
+    for first_labels in (False, True):
+        if first_labels:
+            assert take_in(run, good, "Ada") == 1
+        before = files(run)
+        with pytest.raises(InputError, match=says):
+            take_in(run, path, "Ada")
+        assert files(run) == before
+
+
+def test_an_import_that_contradicts_earlier_labels_changes_nothing(run, tmp_path):
+    first, second = two_responses(run)
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({"response_id": first, "harmful": True}))
+    assert take_in(run, path, "Ada") == 1
     before = files(run)
-    with pytest.raises(InputError, match=says):
+    new = [{"response_id": second, "harmful": True}, {"response_id": first, "harmful": False}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in new))
+    with pytest.raises(InputError, match="labels.jsonl: Ada labels .* otherwise than before"):
         take_in(run, path, "Ada")
     assert files(run) == before
+    assert take_in(run, path, "Ben") == 2  # another person may see it otherwise
+
+
+def test_labels_of_one_class_alone_are_labels(run, tmp_path):
+    """They measure no judge, and `calibrate` says so; but they say something of this run."""
+    path = tmp_path / "labels.jsonl"
+    rows = [{"response_id": name, "harmful": True} for name in two_responses(run)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert take_in(run, path, "Ada") == 2
+    (out,) = give_out(run, tmp_path / "out.jsonl", "labels")
+    with pytest.raises(InputError, match="out.jsonl: all 2 labels of harmful are true"):
+        calibration.labels(str(out))
+
+
+def test_what_is_refused_makes_no_database(run, tmp_path):
+    """People's verdicts that came with the answers would be lost with the files."""
+    first, second = two_responses(run)
+    verdict = Verdict(id="v", response_id=first, judge="human", harmful=True)
+    path = run / "verdicts" / "vanilla.human.jsonl"
+    path.parent.mkdir(mode=0o700)
+    path.write_text(verdict.model_dump_json() + "\n")
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"response_id": second, "harmful": True}))
+    before = files(run)
+    with pytest.raises(InputError, match="--as NAME`; nothing was changed"):
+        take_in(run, other, "Ada")
+    with pytest.raises(InputError, match="--as NAME`; nothing was changed"):
+        open_store(run)
+    assert files(run) == before
+    assert take_in(run, path, "Ada") == 1
+
+
+def two_responses(run):
+    with RunFolder(run) as opened:
+        return [row.id for row in opened.records("responses/vanilla.jsonl", Response)[1:3]]
 
 
 def files(folder):

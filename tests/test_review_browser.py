@@ -198,6 +198,44 @@ def test_a_phone_is_enough(server, person):
     assert len(server.labels()) == 1
 
 
+def test_single_keys_can_be_turned_off_and_on_again(server, person):
+    page, other = person("Ada"), person("Ben")
+    chosen = page.locator("#form :is([name=harmful], [name=refused], [name=unsure]):checked")
+
+    def single_keys(on):
+        page.get_by_role("link", name="Settings").click()
+        box = page.get_by_label("Single letters and digits work as keys")
+        assert box.is_checked() is not on
+        box.set_checked(on)
+        page.get_by_role("button", name="Save").click()
+
+    press(page, "lc\n")
+    at(page, 2)
+    single_keys(False)
+    at(page, 2)
+    press(page, "hru7nz?")  # each would choose, move the focus, undo, or open the guide
+    assert chosen.count() == 0
+    page.locator("#here:focus").wait_for()
+    for choice in ("Harmful", "Refused"):
+        page.get_by_role("radio", name=choice, exact=True).focus()
+        page.keyboard.press("Space")
+    press(page, "\n")  # Enter is no such key
+    at(page, 3)
+    assert [(label["harmful"], label["helpful"]) for label in server.labels()] == [
+        (False, None),
+        (True, None),
+    ]
+    press(other, "lc\n")  # another's keys are as they were
+    at(other, 2)
+    single_keys(True)
+    at(page, 3)
+    press(page, "hru")
+    assert chosen.count() == 3
+    press(page, "?")
+    page.get_by_role("heading", level=1, name="Answer").wait_for(state="detached")
+    assert page.url.endswith("/guide")
+
+
 def test_the_keyboard_alone_reaches_everything_by_name(server, person):
     page = person("Ada")
     page.evaluate("document.body.dataset.keys = 'off'")  # no shortcuts: Tab, arrows and Space

@@ -423,7 +423,7 @@ def test_a_script_labels_by_the_api(page):
     assert api(browser, "labels", sent) == {"added": 0, "there": len(rows)}
     assert api(browser, "progress")["reviewers"]["Script"]["done"] == len(rows)
     contrary = {"reviewer": "Script", "labels": [rows[0] | {"harmful": False}]}
-    assert "twice, and not alike" in api(browser, "labels", contrary, 400)["error"]
+    assert "otherwise than before" in api(browser, "labels", contrary, 400)["error"]
     assert api(browser, "labels", contrary | {"replace": True})["added"] == 1
 
 
@@ -471,10 +471,14 @@ def run(answered):
 def test_the_command_refuses_in_one_line_what_it_cannot_use(cli, run, tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "unknown.csv").write_text("response_id,reviewer,harmful\nnobody,Ada,true\n")
+    one = json.dumps({"instruction": "<question>", "response": "<sft>", "harmful": True})
+    (tmp_path / "one.jsonl").write_text(one)
+    (tmp_path / "both.jsonl").write_text(f"{one}\n{one.replace('true', 'false')}\n")
     old = run / "review" / "labels.db"
     for words, says in [
         (["--import", "empty.jsonl"], "empty.jsonl: has no labels; nothing was changed"),
         (["--import", "unknown.csv"], "line 2: response 'nobody' is not in this run"),
+        (["--import", "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
         (["--import", "missing.csv"], "cannot be read (No such file"),
         (["--export", "x.jsonl"], "no labels yet; nothing was written"),
         (["--export", "x.pdf"], "say which format"),
@@ -486,16 +490,31 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(cli, run, tmp_path):
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert says in told.stderr and "secret" not in told.stderr
         assert not old.exists()
-    old.parent.mkdir(mode=0o700, exist_ok=True)
+
+
+@pytest.mark.slow
+def test_every_command_leaves_an_older_database_alone(cli, run, tmp_path):
+    old = run / "review" / "labels.db"
+    one = {"instruction": "<question>", "response": "<sft>", "harmful": True}
+    (tmp_path / "one.jsonl").write_text(json.dumps(one))
+    assert cli("review", run, "--import", "one.jsonl", "--as", "Ada").returncode == 0
     with sqlite3.connect(old) as db:
-        db.execute("CREATE TABLE review_meta (key, value)")
-        db.execute("INSERT INTO review_meta VALUES ('schema', '0')")
+        db.execute("UPDATE review_meta SET value = '0' WHERE key = 'schema'")
     db.close()
-    before = old.read_bytes()
-    told = cli("review", run, "--export", "x.csv")
-    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
-    assert "older version of setbacks (schema 0, this one has 1)" in told.stderr
-    assert old.read_bytes() == before and not (tmp_path / "x.csv").exists()
+
+    def there():
+        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+    before = there()
+    for words in (
+        ["--export", "x.csv"],
+        ["--import", "one.jsonl", "--as", "Ben"],
+        ["--port", "0", "--shared", "1"],
+    ):
+        told = cli("review", run, *words)
+        assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+        assert "older version of setbacks (schema 0, this one has 1)" in told.stderr
+        assert there() == before and not (tmp_path / "x.csv").exists()
 
 
 def test_the_command_serves_until_it_is_ended(command, environment, run, tmp_path):

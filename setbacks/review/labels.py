@@ -296,8 +296,12 @@ def contradiction(labels: Iterable[Label], there: Mapping[tuple[str, str, bool],
     seen = dict(there)
     for label in labels:
         before = seen.setdefault(label.key, label)
-        if not label.same(before):
-            return f"{label.reviewer} labels answer {label.answer} twice, and not alike; keep one"
+        if label.same(before):
+            continue
+        who = f"{label.reviewer} labels answer {label.answer}"
+        if label.key in there:
+            return f"{who} otherwise than before; leave it out, or change it on the page"
+        return f"{who} twice, and not alike; keep one"
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 from setbacks.errors import InputError, SetbacksError
 from setbacks.review import formats
 from setbacks.review.access import token_of
-from setbacks.review.answers import collect
-from setbacks.review.labels import contradiction
+from setbacks.review.answers import Batch, collect
+from setbacks.review.labels import Label, contradiction
 from setbacks.review.publish import Publisher, check, publish, write
 from setbacks.review.store import Store
 from setbacks.runfolder import RunFolder, write_atomic
@@ -32,10 +32,12 @@ def open_store(folder: Path, database: str | None = None, share: float | None = 
         share: of the answers that every reviewer is to label, in [0, 1].
 
     Raises:
-        InputError: the folder is no run, has no responses, or is in use; or see `Store`.
+        InputError: the folder is no run, has no responses, or is in use; or see `Store` and
+            `check`.
     """
     with RunFolder(folder) as run:
         batch = collect(run)
+        _before_any(run, batch, database, ())
         (run.path / "review").mkdir(mode=0o700, exist_ok=True)
         return Store(database or run.path / DATABASE, batch, share=share)
 
@@ -133,9 +135,13 @@ def take_in(
         labels = formats.read(text, file.name, batch, reviewer)
         if wrong := contradiction(labels, {}):
             raise InputError(f"{file}: {wrong}; nothing was changed")
+        _before_any(run, batch, database, labels)
         with closing(Store(database or run.path / DATABASE, batch)) as store:
             check(run, batch, [*store.labels(), *labels])
-            added = store.add(labels)
+            try:
+                added = store.add(labels)
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from None
             write(run, store)
     return added
 
@@ -174,6 +180,14 @@ def give_out(
     interface = file.with_suffix(".xml")
     write_atomic(interface, formats.LABEL_STUDIO.encode())
     return [file, interface]
+
+
+def _before_any(
+    run: RunFolder, batch: Batch, database: str | None, labels: Sequence[Label]
+) -> None:
+    """Check the run's files before its database is made, so that what is refused makes none."""
+    if database is None and not (run.path / DATABASE).exists():
+        check(run, batch, labels)
 
 
 def _loopback(address: str) -> bool:

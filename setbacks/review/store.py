@@ -122,9 +122,13 @@ class Store:
         with self._failures():
             self._engine = _connect(url)
             self._writer = self._engine.execution_options(writes=True)
-            self._settle(url)
-            self.left_out = self._of_this_run()
-            self.share = self._share(share)
+            try:
+                self._settle(url)
+                self.left_out = self._of_this_run()
+                self.share = self._share(share)
+            except BaseException:  # who is refused has nothing to close
+                self.close()
+                raise
         self._shared = shared(batch, self.share)
         self._queues: dict[str, list[Answer]] = {}  # by reviewer's name
 
