@@ -235,6 +235,12 @@ def test_no_analysis_that_passes_is_told(analyzed):
         analyzed("talker", analyze={"min_words": 190, "candidates": 4, "contrast": []})
 
 
+def test_unfiltered_analyses_need_pass_nothing(analyzed):
+    told = {"min_words": 190, "candidates": 1, "contrast": []}
+    analyses, _ = analyzed("talker", analyze=told, train={"analyses": "unfiltered"})
+    assert analyses and not any(analysis.passed for analysis in analyses)
+
+
 def test_contrast_needs_answers(analyzed, tmp_path):
     path = tmp_path / "contrast.jsonl"
     path.write_text(json.dumps({"instruction": "<x>"}) + "\n")

@@ -86,7 +86,9 @@ def postgres():
         make = [programs / "initdb", "-D", "data", "-U", "postgres", "-A", "trust", "--no-sync"]
         subprocess.run(make, check=True, **more)
         start = [programs / "postgres", "-D", "data", "-k", folder, "-c", "listen_addresses="]
-        running = subprocess.Popen([*start, "-c", "fsync=off"], stderr=subprocess.DEVNULL, **more)
+        log = Path(folder, "log.txt")
+        with log.open("wb") as told:
+            running = subprocess.Popen([*start, "-c", "fsync=off"], stderr=told, **more)
         names = itertools.count()
 
         def fresh():
@@ -96,7 +98,8 @@ def postgres():
             return f"postgresql://postgres@/{name}?host={folder}"
 
         try:
-            for _ in range(600):
+            for _ in range(1200):
+                assert running.poll() is None, log.read_text()
                 with contextlib.suppress(psycopg.OperationalError):
                     psycopg.connect(f"host={folder} user=postgres").close()
                     break
