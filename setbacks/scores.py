@@ -64,7 +64,7 @@ def _scores(seeds: Sequence[Mapping[tuple[str, str], Any]]) -> Scores:
 
 
 def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
-    """Return one arm's estimate of a metric: Wilson's for one seed, else over prompts.
+    """Return one arm's estimate of a metric, over prompts.
 
     Args:
         metric: a key of `TITLES`.
@@ -77,6 +77,8 @@ def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
     values, seeds = list(scores[metric].prompts.values()), scores[metric].seeds
     if METRICS[metric].is_rate and len(seeds) == 1:
         return statistics.rate(round(sum(values)), len(values))
+    if METRICS[metric].is_rate:
+        return statistics.mean_rate(values, len(seeds))
     return statistics.mean(values)
 
 

@@ -69,6 +69,38 @@ def rate(successes: int, n: int) -> Estimate:
     return Estimate(value, min(float(low), value), max(float(high), value), n)
 
 
+def mean_rate(shares: Sequence[float], seeds: int) -> Estimate:
+    """Return a rate where each prompt's outcome is a share over several seeds, in [0, 1].
+
+    Answers of several seeds to one prompt are alike, so they count for less than as many prompts.
+    Wilson's interval is taken at the effective sample size: that at which independent outcomes
+    would vary as much. Where nothing varies at 0 or 1, only the prompts count.
+
+    Args:
+        shares: for each prompt, the share of seeds with the outcome, shape (n,).
+        seeds: how many seeds.
+
+    Returns:
+        The estimate; its n is the number of prompts.
+
+    Source: Korn and Graubard (1998), Survey Methodology 24(2); Franco et al. (2019), J. of Survey
+    Statistics and Methodology 7(3), for Wilson's interval.
+    """
+    import numpy as np
+    from statsmodels.stats.proportion import proportion_confint
+
+    x = np.asarray(shares, float)
+    n = len(x)
+    if n < 2:
+        return Estimate(float(x[0]) if n else None, None, None, n)
+    value = float(x.mean())
+    squared_error = float(x.var(ddof=1)) / n
+    most = n if value in (0.0, 1.0) else n * seeds
+    effective = min(most, value * (1 - value) / squared_error) if squared_error else most
+    low, high = proportion_confint(value * effective, effective, alpha=1 - LEVEL, method="wilson")
+    return Estimate(value, min(float(low), value), max(float(high), value), n)
+
+
 def mean(values: Iterable[float]) -> Estimate:
     """Return the mean with Student's t interval; one value has no interval.
 
@@ -170,7 +202,8 @@ def balanced_difference(
     """Return the difference of balanced safety between two arms, paired by prompt.
 
     The interval is that of `balanced`, with pairs resampled instead of outcomes; the p value is
-    twice the share of resamples on the far side of zero.
+    twice the share of resamples on the far side of zero, or where none is there, the normal tail
+    that their spread gives, so that a correction for many tests has something to correct.
 
     Args:
         harmless: the outcomes of each arm on the same harmful prompts, two of shape (n,).
@@ -256,8 +289,7 @@ def balanced_means_difference(
     means = _harmonic(x.mean(axis=0), y.mean(axis=0))
     value, differences = float(means[0] - means[1]), draws[:, 0] - draws[:, 1]
     low, high = _percentiles(differences, value)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return Difference(value, low, high, n, min(1.0, float(2 * (tail + 1) / (RESAMPLES + 1))))
+    return Difference(value, low, high, n, _bootstrap_p(differences))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -711,6 +743,20 @@ def _t(values: Iterable[float]) -> tuple[float | None, float | None, float | Non
     test = ttest_1samp(x, 0)
     low, high = test.confidence_interval(LEVEL)
     return (value, float(low), float(high), len(x), float(test.pvalue))
+
+
+def _bootstrap_p(differences: Any) -> float:
+    """The p value of "there is no difference", from resampled differences, shape (RESAMPLES,).
+
+    Source: Efron and Tibshirani (1993), chapter 15; the one added is of Davison and Hinkley (1997).
+    """
+    from scipy.stats import norm
+
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    counted = float(2 * (tail + 1) / (len(differences) + 1))
+    if tail:
+        return min(1.0, counted)
+    return min(counted, float(2 * norm.sf(abs(differences.mean()) / differences.std(ddof=1))))
 
 
 def _table(a: Outcomes, b: Outcomes) -> list[int]:

@@ -467,3 +467,35 @@ def test_alpha_resamples_questions():
     together = statistics.alpha([str(i // 10) for i in range(400)], rows)
     assert apart[0] == together[0]
     assert together[2] - together[1] > 2 * (apart[2] - apart[1])
+
+
+def test_a_rate_over_seeds_is_wilsons_at_what_the_prompts_are_worth():
+    assert statistics.mean_rate([1.0] * 40, 3) == statistics.rate(40, 40)  # and not 100 % for sure
+    binary = statistics.mean_rate([1.0] * 30 + [0.0] * 10, 2)  # seeds agree: as many prompts
+    once = statistics.rate(30, 40)
+    assert binary[:3] == pytest.approx(once[:3], abs=0.005)
+    apart = statistics.mean_rate([1.0, 0.5] * 20, 2)  # seeds differ: each says something more
+    assert once.high - once.low > apart.high - apart.low
+    assert statistics.mean_rate([0.5] * 40, 2).low > statistics.rate(20, 40).low
+    assert statistics.mean_rate([], 2).value is None
+
+
+@pytest.mark.slow
+def test_a_rate_over_seeds_covers_near_its_end():
+    draw, covered = np.random.default_rng(4), 0
+    for _ in range(2000):
+        chance = draw.beta(9, 0.5, 60)  # of each prompt: 0.947 in the mean
+        x = (draw.random((2, 60)) < chance).mean(axis=0)
+        made = statistics.mean_rate(x, 2)
+        assert 0 <= made.low <= made.value <= made.high <= 1
+        covered += made.low <= 9 / 9.5 <= made.high
+    assert 0.93 < covered / 2000 < 0.98
+
+
+def test_many_tests_leave_a_clear_difference_clear():
+    """What no resample contradicts has a p that a correction for hundreds of tests can leave."""
+    good, bad, all_ = [1.0] * 90 + [0.0] * 10, [0.0] * 80 + [1.0] * 20, [1.0] * 100
+    clear = statistics.balanced_means_difference((good, bad), (all_, all_))
+    assert clear.p < 1e-6
+    none = statistics.balanced_means_difference((good, good[::-1]), (all_, all_))
+    assert none.p > 0.5

@@ -1,8 +1,8 @@
 """What a model needs to decode fast: many rows, one token a step, the same texts.
 
-On the CPU, of a step of `model.generate` with 128 rows, a third goes into copying the cache (each step makes it
-anew, one token longer), into attention kernels made for prompts, and into finding the likeliest of
-many thousand tokens (`benchmarks/attention.py`, `benchmarks/generate.py`).
+Of a step of `model.generate` on the CPU with 128 rows, a third goes into copying the cache (each
+step makes it anew, one token longer), into attention kernels made for prompts, and into finding the
+likeliest of many thousand tokens (`benchmarks/attention.py`, `benchmarks/generate.py`).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Graphs:
         """Give back what the graphs hold."""
         self._steps, self._storage, self._held = {}, [], 0
 
-    def step(self, rows: int, room: int, like: DynamicCache) -> Step:
+    def step(self, rows: int, room: int, like: Any) -> Step:
         """Return the step for so many rows and so much room, captured if it was not yet.
 
         Args:
@@ -105,9 +105,11 @@ class Replaying(Running):
         step.at.fill_(length)
 
     def worth_dropping(self, left: int) -> bool:
+        """Whether so few are left that a smaller step serves them."""
         return _rounded(left) < self.now.rows
 
     def select(self, rows: torch.Tensor) -> None:
+        """Go on with these rows, [indices], in a step of their number."""
         old, self.rows = self.now, len(rows)
         self.now = new = self.graphs.step(_rounded(self.rows), old.room, old.cache)
         for layer, fixed in zip(old.cache.layers, new.cache.layers, strict=True):
@@ -118,6 +120,7 @@ class Replaying(Running):
         new.at.copy_(old.at)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Replay one token more of each row, [rows]; returns logits [rows, vocabulary]."""
         self.now.tokens[: self.rows, 0] = tokens
         self.now.run()
         return self.now.logits[: self.rows]
@@ -147,7 +150,7 @@ class Step:
         # the last place is read by nobody before it is written again.
         self.at = torch.full((1,), room - 1, dtype=torch.long, device=device)
         self.first = torch.zeros(1, dtype=torch.long, device=device)
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
         self.cache.layers = [Fixed(keys, values, self.at) for keys, values in layers]
         kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
         # Within the window a sliding layer sees what a full one sees.
@@ -196,6 +199,9 @@ class Fixed(DynamicLayer):  # type: ignore[misc]
         at: where the next token is written, [1].
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, at: torch.Tensor) -> None:
         super().__init__()
         self.keys, self.values, self.at = keys, values, at
@@ -203,7 +209,8 @@ class Fixed(DynamicLayer):  # type: ignore[misc]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Any, Any]:
+        """Write one token of each row in its place; returns keys and values of all the room."""
         self.keys.index_copy_(2, self.at, key_states)
         self.values.index_copy_(2, self.at, value_states)
         return self.keys, self.values
@@ -214,7 +221,7 @@ def _rounded(rows: int) -> int:
 
 
 def _flat(like: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Zeros for so many tokens of a layer: what is not written yet is masked, but must be finite."""
+    """Zeros for so many tokens of a layer: what is not written yet is masked, but is read."""
     return like.new_zeros(tokens * like.shape[1] * like.shape[3])
 
 

@@ -228,8 +228,6 @@ class Local:
             if self._graphs:
                 running = self._graphs.take_over(running, sampling.max_new_tokens)
             for step in range(sampling.max_new_tokens):
-                if step > 0:
-                    logits = running.step(token)
                 drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
                 token = pick(logits.float(), drawn, sampling)
                 ended = torch.isin(token, stops).cpu().numpy() | stopped[rows]
@@ -237,13 +235,14 @@ class Local:
                     if not end:
                         made[row].append(value)
                 stopped[rows] = ended
-                if ended.all():
+                if ended.all() or step + 1 == sampling.max_new_tokens:
                     break
                 if running.worth_dropping(int((~ended).sum())):
                     rows = rows[~ended]
                     stay = torch.as_tensor((~ended).nonzero()[0], device=device)
                     running.select(stay)
                     token = token[stay]
+                logits = running.step(token)
         return list(zip(made, stopped.tolist(), strict=True))
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """RLHF: a reward model trained on preference pairs, then REINFORCE leave-one-out with a KL term.
 
 RLOO (arXiv 2402.14740) takes the place of the paper's PPO: it needs no value model and does at
-least as well. Both trainers are TRL's. A run's token budget is the policy's; the reward model is
-read through its pairs once more, and what it cost is in the run's costs as well.
+least as well. Both trainers are TRL's. A run's budget is the policy's; the reward model reads its
+pairs once, for as much again at most, and what it cost is in the run's costs as well.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class RLHF:
 
 
 def _fit_reward(run: RunFolder, examples: Sequence[Example], reward: Path) -> None:
-    """Train a head and an adapter to score a chosen answer above the rejected one, in one pass."""
+    """Train a head and an adapter to score a chosen answer above the rejected one.
+
+    It reads its pairs once, or as much of them as the recipe's budget allows.
+    """
     from datasets import Dataset, disable_progress_bars
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
@@ -69,7 +72,8 @@ def _fit_reward(run: RunFolder, examples: Sequence[Example], reward: Path) -> No
     ]
     once = recipe.train.model_copy(update={"epochs": 1, "tokens": None, "steps": None})
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
-    steps = schedule(lengths, once, recipe.train_seed)
+    passes = (schedule(lengths, told, recipe.train_seed) for told in (once, recipe.train))
+    steps = min(passes, key=len)
     set_seed(recipe.train_seed)
     model = load_reward_model(recipe.model, tokenizer)
     disable_progress_bars()

@@ -9,7 +9,7 @@ the induced mistakes are).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,7 +68,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         for seed in range(options.seeds)
     ]
     # What is drawn does not depend on the training's seed: one variant of each guidance tells.
-    drawn = _drawn(folder, variants[:: options.seeds], show)
+    one_each = variants[:: options.seeds]
+    drawn = _drawn(each(folder, one_each, "induce", show, jobs=recipe.jobs))
     spread = _spread(recipe, drawn, show)
     tables, pictures, data = against_first(recipe, folder, variants, show, "What it did")
     return Findings(
@@ -103,9 +104,9 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
     )
 
 
-def _drawn(folder: Path, variants: Sequence[Variant], show: Show | None) -> list[Drawn]:
+def _drawn(done: Iterable[tuple[Variant, Path]]) -> list[Drawn]:
     found = []
-    for made, path in each(folder, variants, "induce", show, jobs=recipe.jobs):
+    for made, path in done:
         with RunFolder(path) as run:
             rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
         guidance = made.recipe.induce.guidance

@@ -70,8 +70,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         at_least(len(instructions(asked)), FEWEST, f"{kind} prompts in respond.suites")
     opening = options.opening or prompts(recipe.language)["opening"]
     adapters = _tuned(recipe, options, folder, show)
-    asked = _asked(recipe, adapters, opening)
-    answered = list(each(folder, asked, "report", show, jobs=recipe.jobs))
+    answering = _asked(recipe, adapters, opening)
+    answered = list(each(folder, answering, "report", show, jobs=recipe.jobs))
     answers: list[str] = []
     tables: list[Table] = []
     pictures: list[Picture] = []
