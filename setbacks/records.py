@@ -8,7 +8,7 @@ field changes its meaning, so that an old folder can be told from a new one.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,9 +39,13 @@ class Record(BaseModel):
     v: int = Field(SCHEMA_VERSION, le=SCHEMA_VERSION)
 
 
-class Instruction(Record):
-    """X: what a user asks, and what is known of it; `answer` is a good answer to it."""
+class Instruction(NamedTuple):
+    """X: what a user asks, and what is known of it; `answer` is a good answer to it.
 
+    It comes from a source and rests in no journal: a million of them are held in memory.
+    """
+
+    id: str
     text: str
     answer: str | None = None
     category: str | None = None

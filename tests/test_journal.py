@@ -12,19 +12,23 @@ from typing import NamedTuple
 import pytest
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.journal import Journal
-from setbacks.records import Instruction
+from setbacks.journal import Journal, read
+from setbacks.records import Record
 
 
 class Work(NamedTuple):
     id: str
 
 
+class Thing(Record):
+    text: str
+
+
 PLAN = [[Work("a"), Work("b")], [Work("c"), Work("d")], [Work("é"), Work("f")]]
 
 
 def make(batch):
-    return [Instruction(id=work.id, text=f"<{work.id}>\n\u2028") for work in batch]
+    return [Thing(id=work.id, text=f"<{work.id}>\n\u2028") for work in batch]
 
 
 def carry_out(path, plan=PLAN, do=make, log=lambda line: None):
@@ -35,10 +39,10 @@ def carry_out(path, plan=PLAN, do=make, log=lambda line: None):
         done.extend(work.id for work in batch)
         return do(batch)
 
-    journal = Journal(path, Instruction, log)
+    journal = Journal(path, Thing, log)
     for batch in plan:
         journal.batch(batch, counted)
-    return journal.finish(), done
+    return list(journal.finish()), done
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def test_a_torn_line_is_cut_off_on_opening(path):
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"id": "c"')
     said = []
-    assert len(Journal(path, Instruction, said.append).records) == 2
+    assert len(read(path, Thing, said.append)) == 2
     assert path.read_bytes() == whole
     assert len(said) == 1 and "line 3" in said[0]
 
@@ -172,7 +176,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_keeps_what_was_committed(small_disk, path):
     def bulky(batch):
-        return [Instruction(id=work.id, text="<long>" * 1500) for work in batch]
+        return [Thing(id=work.id, text="<long>" * 1500) for work in batch]
 
     plan = [[Work(f"{n}a"), Work(f"{n}b")] for n in range(6)]
     full = small_disk / "things.jsonl"

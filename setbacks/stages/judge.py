@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,8 +21,8 @@ class Case:
 
 
 def judge(
-    run: RunFolder, responses: dict[str, list[Response]]
-) -> dict[tuple[str, str], list[Verdict]]:
+    run: RunFolder, responses: Mapping[str, Sequence[Response]]
+) -> dict[tuple[str, str], Sequence[Verdict]]:
     """Return every judge's verdicts, and labels that came with answers, by arm and judge.
 
     Args:

@@ -22,17 +22,10 @@ def instructions(sources: Iterable[Source]) -> list[Instruction]:
     for source in sources:
         for row in load(source):
             id_ = digest("instruction", row.text)
-            found.setdefault(
-                id_,
-                Instruction(
-                    id=id_,
-                    text=row.text,
-                    answer=row.answer,
-                    category=row.category,
-                    language=row.language or "en",
-                    source=row.source,
-                ),
+            instruction = Instruction(
+                id_, row.text, row.answer, row.category, row.language or "en", row.source
             )
+            found.setdefault(id_, instruction)
     return list(found.values())
 
 
