@@ -123,10 +123,10 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
         return
     yield ""
     yield "The same prompts and answers through distilabel. It starts a process for each step,"
-    yield "hands batches over through queues, and keeps the messages behind each answer, too. It writes a"
-    yield "Parquet file a batch, without fsync, and all of them anew at the end. We drop prompts said"
-    yield "twice, plan by length, make ids of content, and have each batch on disk, fsynced, before"
-    yield "the next is asked for."
+    yield "hands batches over through queues, and keeps the messages behind each answer, too. It"
+    yield "writes a Parquet file a batch, without fsync, and all of them anew at the end. We drop"
+    yield "prompts said twice, plan by length, make ids of content, and have each batch on disk,"
+    yield "fsynced, before the next is asked for."
     yield ""
     ours = {row["records"]: row for row in found["setbacks"]}
     rows: list[list[object]] = []
@@ -158,8 +158,8 @@ def scale(found: dict[str, Any]) -> Iterator[str]:
     yield f"{mean} s ({least} to {most}, measured singly); the driver adds"
     yield f"{found['driver_ms_a_batch']} ms to each, while the workers wait; every group of four"
     yield "batches a worker waits for its last. For GPUs it takes it that workers share nothing,"
-    yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one (an assumption), as"
-    yield f"unevenly as here, and that the driver adds {found['gpu_driver_ms_a_batch']} ms to them."
+    yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one, as unevenly as"
+    yield f"here (an assumption), and that the driver adds {found['gpu_driver_ms_a_batch']} ms."
     yield ""
     heads = ["workers", "tokens/s", "measured", "model of it", f"model, {found['groups']} groups"]
     heads += [f"GPUs, {found['groups']} groups", f"GPUs, {found['short']:,} prompts"]
