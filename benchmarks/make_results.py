@@ -158,8 +158,9 @@ def scale(found: dict[str, Any]) -> Iterator[str]:
     yield f"{mean} s ({least} to {most}, measured singly); the driver adds"
     yield f"{found['driver_ms_a_batch']} ms to each, while the workers wait; every group of four"
     yield "batches a worker waits for its last. For GPUs it takes it that workers share nothing,"
-    yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one, as unevenly as"
-    yield f"here (an assumption), and that the driver adds {found['gpu_driver_ms_a_batch']} ms."
+    yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one (an"
+    yield "assumption), as unevenly as here, and that the driver adds"
+    yield f"{found['gpu_driver_ms_a_batch']} ms to them."
     yield ""
     heads = ["workers", "tokens/s", "measured", "model of it", f"model, {found['groups']} groups"]
     heads += [f"GPUs, {found['groups']} groups", f"GPUs, {found['short']:,} prompts"]

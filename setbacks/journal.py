@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import json
 import os
 from array import array
@@ -21,7 +20,7 @@ from typing import BinaryIO, Generic, Protocol, TypeVar, overload
 from pydantic import ValidationError
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.records import Record
+from setbacks.records import Record, in_bulk
 
 
 class Identified(Protocol):
@@ -193,6 +192,7 @@ class Journal(Generic[R]):
         return _parse(self.path, self.kind, number, line).id
 
 
+@in_bulk()
 def read(path: Path, kind: type[R], log: Callable[[str], None]) -> list[R]:
     """Return all the records of a file that nobody adds to; nothing where it is missing.
 
@@ -201,15 +201,8 @@ def read(path: Path, kind: type[R], log: Callable[[str], None]) -> list[R]:
     """
     if not _mend(path, log):
         return []
-    # A hundred thousand new objects set off the garbage collector again and again, for nothing.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with open(path, "rb") as file:
-            return [_parse(path, kind, number, line) for number, line in enumerate(file)]
-    finally:
-        if collecting:
-            gc.enable()
+    with open(path, "rb") as file:
+        return [_parse(path, kind, number, line) for number, line in enumerate(file)]
 
 
 def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:

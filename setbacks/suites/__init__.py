@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from setbacks.records import Instruction, digest
+from setbacks.records import Instruction, digest, in_bulk
 from setbacks.sources import Source, load
 
 
+@in_bulk()
 def instructions(sources: Iterable[Source]) -> list[Instruction]:
     """Load the instructions of several sources, each text once.
 
