@@ -114,9 +114,15 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
     yield "CPU time, and the time that fsync takes for each batch of 128, a record; memory of the"
     yield "process. The load is that of the machine, which did other things."
     yield ""
-    names = ["records", "microseconds", "of_it_fsync", "read_back"]
+    names = ["records", "microseconds", "of_it_fsync", "read_back", "again"]
     names += ["rest_mb", "peak_mb", "kb_a_record", "load"]
-    heads = ["records", "us a record", "of it fsync", "read by the next stage, us"]
+    heads = [
+        "records",
+        "us a record",
+        "of it fsync",
+        "read by the next stage, us",
+        "the same again, us",
+    ]
     heads += ["memory before, MB", "peak, MB", "kB a record", "load"]
     yield from table(heads, [[row[name] for name in names] for row in found["setbacks"]])
     if not found.get("distilabel"):

@@ -1,13 +1,14 @@
 """What we add to each record: a whole stage with an engine that answers at once.
 
     python benchmarks/overhead.py
-    python benchmarks/overhead.py --records 10000 100000 1000000 --other PYTHON
+    python benchmarks/overhead.py --other PYTHON    # one that has distilabel
 
 The stage `respond` reads its prompts from a file, plans batches of 128, asks the engine, and has
 each batch on disk (fsync) before it goes on. The engine says the same words to every prompt, so all
 the time is ours. Each size runs in a process of its own, whose peak memory is taken. What is
 counted is CPU time, and the time that fsync takes, which depends on the disk and on who else uses
-it. The next stage reads the records from the disk, which is timed beside.
+it. Timed beside it: the next stage reads the records from the disk; and the same command again,
+which finds all of them made.
 
 With --other the same prompts and answers go through distilabel, which PYTHON has, by
 `overhead_elsewhere.py`.
@@ -86,11 +87,15 @@ def stage(number: int) -> dict[str, Any]:
         most, start = peak(), time.process_time()
         assert sum(record.finish == "stop" for record in made) == number
         read = time.process_time() - start
+        start = time.process_time()
+        assert len(work(many, Path(place, "many"))) == number
+        again = time.process_time() - start
     return {
         "records": number,
         "microseconds": round(1e6 * (cpu + synced) / number, 1),
         "of_it_fsync": round(1e6 * synced / number, 1),
         "read_back": round(1e6 * read / number, 1),
+        "again": round(1e6 * again / number, 1),
         "wall_seconds": round(seconds, 1),
         "rest_mb": round(rest),
         "peak_mb": round(most),
@@ -118,7 +123,7 @@ def peak() -> float:
 def main() -> None:
     """Measure, print one table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 50_000])
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--other", metavar="PYTHON", help="one that has distilabel")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
