@@ -142,9 +142,70 @@ def generate(found: dict[str, Any]) -> Iterator[str]:
 
 
 def overhead(found: dict[str, Any]) -> Iterator[str]:
-    names = ["records", "microseconds", "of_it_fsync", "rest_mb", "peak_mb"]
-    heads = ["records", "us a record", "of it fsync", "memory before, MB", "peak, MB"]
+    yield "CPU time, and the time that fsync takes for each batch of 128, a record; memory of the"
+    yield "process. The load is that of the machine, which did other things."
+    yield ""
+    names = ["records", "microseconds", "of_it_fsync", "read_back", "again"]
+    names += ["rest_mb", "peak_mb", "kb_a_record", "load"]
+    heads = [
+        "records",
+        "us a record",
+        "of it fsync",
+        "read by the next stage, us",
+        "the same again, us",
+    ]
+    heads += ["memory before, MB", "peak, MB", "kB a record", "load"]
     yield from table(heads, [[row[name] for name in names] for row in found["setbacks"]])
+    if not found.get("distilabel"):
+        return
+    yield ""
+    yield "The same prompts and answers through distilabel. It starts a process for each step,"
+    yield "hands batches over through queues, and keeps the messages behind each answer, too. It"
+    yield "writes a Parquet file a batch, without fsync, and all of them anew at the end. We drop"
+    yield "prompts said twice, plan by length, make ids of content, and have each batch on disk,"
+    yield "fsynced, before the next is asked for."
+    yield ""
+    ours = {row["records"]: row for row in found["setbacks"]}
+    rows: list[list[object]] = []
+    for other in found["distilabel"]:
+        own = ours[other["records"]]
+        cpu = own["microseconds"] - own["of_it_fsync"]
+        rows += [
+            ["setbacks", own["records"], f"{cpu:.0f}", own["of_it_fsync"], own["peak_mb"]],
+            ["distilabel", other["records"], f"{other['microseconds']:.0f}", "-", other["peak_mb"]],
+        ]
+    yield from table(["", "records", "CPU us a record", "fsync us", "largest process, MB"], rows)
+
+
+def startup(found: dict[str, Any]) -> Iterator[str]:
+    yield f"Medians; OMP_NUM_THREADS: {found['threads']}; the machine's load: {found['load']}."
+    yield ""
+    rows = [[r["what"], r["runs"], r["seconds"], r["cpu_seconds"] or "-"] for r in found["rows"]]
+    yield from table(["", "runs", "seconds", "of CPU"], rows)
+
+
+def scale(found: dict[str, Any]) -> Iterator[str]:
+    mean, least, most = found["batch_seconds"]
+    yield f"`ray` with workers of one thread on {found['cores']} cores: {found['prompts']} prompts,"
+    yield f"batches of {found['batch']}, at most {found['new_tokens']} new tokens, medians of"
+    yield f"{found['turns']} turn(s). The machine's load before and after, with our own in it:"
+    yield f"{found['load'][0]} and {found['load'][1]}; far above two, they spoil the figures."
+    yield ""
+    yield "The model (`predicted` in the script) has no free parameter. A batch takes"
+    yield f"{mean} s ({least} to {most}, measured singly); the driver adds"
+    yield f"{found['driver_ms_a_batch']} ms to each, while the workers wait; every group of four"
+    yield "batches a worker waits for its last. For GPUs it takes it that workers share nothing,"
+    yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one (an"
+    yield "assumption), as unevenly as here, and that the driver adds"
+    yield f"{found['gpu_driver_ms_a_batch']} ms to them."
+    yield ""
+    heads = ["workers", "tokens/s", "measured", "model of it", f"model, {found['groups']} groups"]
+    heads += [f"GPUs, {found['groups']} groups", f"GPUs, {found['short']:,} prompts"]
+    names = ["tokens_per_second", "measured", "predicted_here"]
+    names += ["model", "model_gpu", "model_gpu_short"]
+    yield from table(
+        heads, [[r["workers"], *(r.get(n, "-") for n in names)] for r in found["rows"]]
+    )
 
 
 def train(found: dict[str, Any]) -> Iterator[str]:
@@ -197,6 +258,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "resume": ("Going on in a large folder", resume),
     "generate": ("Tokens a second, side by side", generate),
     "overhead": ("What a stage adds to each record", overhead),
+    "startup": ("How long one waits for the first record", startup),
+    "scale": ("More workers", scale),
     "train": ("Training, beside TRL's own trainer", train),
     "attention": ("One decoding step of attention on a CPU", attention),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),

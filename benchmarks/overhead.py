@@ -1,12 +1,17 @@
 """What we add to each record: a whole stage with an engine that answers at once.
 
     python benchmarks/overhead.py
+    python benchmarks/overhead.py --other PYTHON    # one that has distilabel
 
 The stage `respond` reads its prompts from a file, plans batches of 128, asks the engine, and has
 each batch on disk (fsync) before it goes on. The engine says the same words to every prompt, so all
 the time is ours. Each size runs in a process of its own, whose peak memory is taken. What is
 counted is CPU time, and the time that fsync takes, which depends on the disk and on who else uses
-it.
+it. Timed beside it: the next stage reads the records from the disk; and the same command again,
+which finds all of them made.
+
+With --other the same prompts and answers go through distilabel, which PYTHON has, by
+`overhead_elsewhere.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import Any
 import setbacks.engines
 from setbacks.engines import Completion, Request, by_length
 from setbacks.recipe import Recipe
+from setbacks.records import Response
 from setbacks.runfolder import RunFolder
 from setbacks.stages.respond import respond
 
@@ -69,35 +75,44 @@ def stage(number: int) -> dict[str, Any]:
         synced += time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as place:
-        work(Path(place, "first"), 10)  # imports what is imported late
+        prompts(few := Path(place, "few.jsonl"), 10)
+        prompts(many := Path(place, "many.jsonl"), number)
+        work(few, Path(place, "few"))  # imports what is imported late
         rest = peak()
         os.fsync = timed
         cpu, start = time.process_time(), time.perf_counter()
-        made = work(Path(place, "whole"), number)
+        made = work(many, Path(place, "many"))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         os.fsync = sync
-        assert made == number
+        most, start = peak(), time.process_time()
+        assert sum(record.finish == "stop" for record in made) == number
+        read = time.process_time() - start
+        start = time.process_time()
+        assert len(work(many, Path(place, "many"))) == number
+        again = time.process_time() - start
     return {
         "records": number,
         "microseconds": round(1e6 * (cpu + synced) / number, 1),
         "of_it_fsync": round(1e6 * synced / number, 1),
+        "read_back": round(1e6 * read / number, 1),
+        "again": round(1e6 * again / number, 1),
         "wall_seconds": round(seconds, 1),
         "rest_mb": round(rest),
-        "peak_mb": round(peak()),
+        "peak_mb": round(most),
+        "kb_a_record": round((most - rest) * 1024 / number, 2),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
-def work(place: Path, number: int) -> int:
-    """The stage, in a new folder; return how many records it made."""
-    place.mkdir()
-    prompts(place / "prompts.jsonl", number)
-    suite = {"name": "s", "kind": "harmful", "sources": [str(place / "prompts.jsonl")]}
+def work(prompts: Path, folder: Path) -> Sequence[Response]:
+    """The stage, in a new folder; return the records that it made."""
+    suite = {"name": "s", "kind": "harmful", "sources": [str(prompts)]}
     told = {
         "evaluate": [{"name": "arm", "model": {}}],
         "respond": {"guidance": False, "suites": [suite]},
     }
-    with RunFolder(place / "run", Recipe.model_validate(told)) as run:
-        return len(respond(run)["arm"])
+    with RunFolder(folder, Recipe.model_validate(told)) as run:
+        return respond(run)["arm"]
 
 
 def peak() -> float:
@@ -108,22 +123,32 @@ def peak() -> float:
 def main() -> None:
     """Measure, print one table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 50_000])
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--other", metavar="PYTHON", help="one that has distilabel")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
     told = parser.parse_args()
     if told.one:
         print(json.dumps(stage(told.one)))
         return
-    rows = []
+    found: dict[str, Any] = {"setbacks": [], "distilabel": []}
     for number in told.records:
-        command = [sys.executable, __file__, "--one", str(number)]
-        ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(ran.stdout.splitlines()[-1]))
-        print(rows[-1])
-    found: dict[str, Any] = {"setbacks": rows}
+        found["setbacks"].append(last_line(sys.executable, __file__, "--one", str(number)))
+    if told.other:
+        elsewhere = str(Path(__file__).with_name("overhead_elsewhere.py"))
+        with tempfile.TemporaryDirectory() as place:
+            prompts(file := Path(place, "prompts.jsonl"), min(told.records))
+            found["distilabel"].append(last_line(told.other, elsewhere, str(file)))
     told.json.parent.mkdir(parents=True, exist_ok=True)
     told.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def last_line(*command: str) -> dict[str, Any]:
+    """Run a command; show and return what it says last."""
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    said: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    print(said, flush=True)
+    return said
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What it costs to go on in a large folder: open it, check every record, plan, before work begins.
 
-    python benchmarks/resume.py --records 100000
+    python benchmarks/resume.py --records 1000000
 
 Writes the responses of one arm as a run would, all but the last batch, then times what a resumed
-run does until it asks the engine for that batch. Loading Python's libraries and the model is left
-out: every start pays it, resumed or not; it is timed beside. The engine answers nothing.
+run does until it asks the engine for that batch. Loading Python's libraries, the model and the
+prompts is left out: every start pays it, resumed or not (`startup.py`; `overhead.py`, the same
+again). The engine answers nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Asked(Exception):
 def main() -> None:
     """Time it, print one table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/resume.json"))
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import BinaryIO, Generic, Protocol, TypeVar, overload
 
 from pydantic import ValidationError
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.records import Record
+from setbacks.records import Record, in_bulk
 
 
 class Identified(Protocol):
@@ -35,11 +36,53 @@ R = TypeVar("R", bound=Record)
 W = TypeVar("W", bound=Identified)
 
 
+class Records(Sequence[R]):
+    """The records of a file, read from the disk when they are asked for: a million take no memory.
+
+    Args:
+        path: the file.
+        kind: the type of its records.
+        starts: where each record begins in the file, in bytes.
+    """
+
+    def __init__(self, path: Path, kind: type[R], starts: Sequence[int]) -> None:
+        self.path = path
+        self.kind = kind
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[R]:
+        return self._read(range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        if isinstance(index, slice):
+            return list(self._read(range(len(self))[index]))
+        (record,) = self._read([range(len(self))[index]])
+        return record
+
+    def _read(self, numbers: Sequence[int]) -> Iterator[R]:
+        if not numbers:
+            return
+        with open(self.path, "rb") as file:
+            for number in numbers:
+                file.seek(self._starts[number])
+                yield _parse(self.path, self.kind, number, file.readline())
+
+
 class Journal(Generic[R]):
     """An append-only file of records of one type.
 
-    Opening it looks at ids alone, so that going on in a folder of a million records costs little;
-    the records are parsed when somebody reads them.
+    It is walked through once, beside the plan: of what is there only the ids are looked at, a batch
+    at a time, so that going on in a folder of a million records costs little time and no memory.
 
     Args:
         path: the file; made when the first batch is committed.
@@ -51,27 +94,11 @@ class Journal(Generic[R]):
         self.path = path
         self.kind = kind
         self.log = log
-        self._lines = _read(path, log)
-        self._records: list[R] = []  # parsed so far: never more than there are lines
-        self._at = 0  # how many records the batches so far have accounted for
-
-    @property
-    def records(self) -> list[R]:
-        """All the records on disk.
-
-        Raises:
-            SetbacksError: a line does not hold such a record.
-        """
-        # A hundred thousand new objects set off the garbage collector again and again, for nothing.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            for number in range(len(self._records), len(self._lines)):
-                self._records.append(self._parse(number))
-        finally:
-            if collecting:
-                gc.enable()
-        return self._records
+        self._size = _mend(path, log)  # of the file, in bytes
+        self._end = 0  # where the batches so far end in it
+        self._starts = array("Q")  # where each record of theirs begins
+        self.records: Records[R] = Records(path, kind, self._starts)
+        """Those of the batches so far."""
 
     def batch(self, work: Sequence[W], do: Callable[[Sequence[W]], Sequence[R]]) -> list[R] | None:
         """Do one planned batch, unless it is on disk already; on return it is on disk.
@@ -87,87 +114,112 @@ class Journal(Generic[R]):
             InputError: what is on disk came from other work (the data behind the run has changed).
             SetbacksError: the disk is full or fails; what was committed before is kept.
         """
-        start, end = self._at, self._at + len(work)
-        for number in range(start, min(end, len(self._lines))):
-            planned, found = work[number - start].id, self._id(number)
-            if planned != found:
+        there = self._next(len(work))
+        for number, (planned, line) in enumerate(zip(work, there, strict=False), len(self)):
+            if (found := self._id(number, line)) != planned.id:
                 raise InputError(
-                    f"{self.path}: line {number + 1} holds record {found} where {planned} was "
+                    f"{self.path}: line {number + 1} holds record {found} where {planned.id} was "
                     "planned: the data behind this run has changed; use a new folder, or redo "
                     "with --from"
                 )
-        self._at = end
-        if len(self._lines) >= end:
+        if len(there) == len(work):
+            self._account_for(there)
             return None
-        if len(self._lines) > start:
+        if there:
             self.log(
-                f"{self.path.name}: {len(self._lines) - start} records of an unfinished batch cut "
-                "off, to be made again"
+                f"{self.path.name}: {len(there)} records of an unfinished batch cut off, to be "
+                "made again"
             )
             with writing(self.path):
-                os.truncate(self.path, sum(map(len, self._lines[:start])))
-            del self._lines[start:], self._records[start:]
+                os.truncate(self.path, self._end)
+            self._size = self._end
         made = list(do(work))
         self._append(made)
         return made
 
     def __len__(self) -> int:
         """How many records the planned batches so far account for."""
-        return self._at
+        return len(self._starts)
 
-    def finish(self) -> list[R]:
+    def finish(self) -> Records[R]:
         """Return all the records, once every planned batch is done.
 
         Raises:
             InputError: there are more records than were planned.
         """
-        if len(self._lines) > self._at:
+        if more := len(self._next(None)):
             raise InputError(
-                f"{self.path}: holds {len(self._lines)} records where {self._at} were planned: the "
-                "data behind this run has changed; use a new folder, or redo with --from"
+                f"{self.path}: holds {len(self) + more} records where {len(self)} were planned: "
+                "the data behind this run has changed; use a new folder, or redo with --from"
             )
         return self.records
 
+    def _next(self, number: int | None) -> list[bytes]:
+        """So many lines that follow the batches so far, or all, as far as there are any."""
+        if self._end == self._size:
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self._end)
+            return list(islice(file, number))
+
+    def _account_for(self, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            self._starts.append(self._end)
+            self._end += len(line)
+
     def _append(self, records: Sequence[R]) -> None:
         lines = [record.model_dump_json().encode() + b"\n" for record in records]
-        committed = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "ab", opener=private) as file:
                 file.write(b"".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
-            if not committed:  # a new file: its name must last through a power cut, too
+            if not self._size:  # a new file: its name must last through a power cut, too
                 sync_folder(self.path.parent)
         except OSError as error:
             # Best effort: a half-written batch would be cut off on the next opening all the same.
             with contextlib.suppress(OSError):
-                os.truncate(self.path, committed)
+                os.truncate(self.path, self._size)
             raise failed_write(self.path, error) from error
-        self._lines.extend(lines)
+        self._account_for(lines)
+        self._size = self._end
 
-    def _id(self, number: int) -> str:
+    def _id(self, number: int, line: bytes) -> str:
         """The id of a line's record, without parsing the rest: it is the first field."""
-        line = self._lines[number]
         end = line.find(b'"', 7)
         if line.startswith(b'{"id":"') and end > 0:
             return line[7:end].decode(errors="replace")
-        return self._parse(number).id
+        return _parse(self.path, self.kind, number, line).id
 
-    def _parse(self, number: int) -> R:
-        try:
-            return self.kind.model_validate_json(self._lines[number])
-        except ValidationError as error:
-            problem = error.errors()[0]
-            if problem["loc"] == ("v",) and problem["type"] == "less_than_equal":
-                raise SetbacksError(
-                    f"{self.path}: line {number + 1} was written by a later version of setbacks "
-                    f"(records of schema {problem['input']}); update setbacks to open it"
-                ) from None
+
+@in_bulk()
+def read(path: Path, kind: type[R], log: Callable[[str], None]) -> list[R]:
+    """Return all the records of a file that nobody adds to; nothing where it is missing.
+
+    Raises:
+        SetbacksError: a line does not hold such a record.
+    """
+    if not _mend(path, log):
+        return []
+    with open(path, "rb") as file:
+        return [_parse(path, kind, number, line) for number, line in enumerate(file)]
+
+
+def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["loc"] == ("v",) and problem["type"] == "less_than_equal":
             raise SetbacksError(
-                f"{self.path}: line {number + 1} is no {self.kind.__name__} record "
-                f"({problem['msg']}); restore the file from a copy, or cut it off before that line "
-                "to have the rest done again"
+                f"{path}: line {number + 1} was written by a later version of setbacks "
+                f"(records of schema {problem['input']}); update setbacks to open it"
             ) from None
+        raise SetbacksError(
+            f"{path}: line {number + 1} is no {kind.__name__} record "
+            f"({problem['msg']}); restore the file from a copy, or cut it off before that line "
+            "to have the rest done again"
+        ) from None
 
 
 def private(path: str, flags: int) -> int:
@@ -210,23 +262,40 @@ def failed_write(path: Path, error: OSError) -> SetbacksError:
     )
 
 
-def _read(path: Path, log: Callable[[str], None]) -> list[bytes]:
-    """Read a file's lines; cut off a last one that a crash has torn."""
+def _mend(path: Path, log: Callable[[str], None]) -> int:
+    """Cut off a file's last line if a crash has torn it; return the size of what stays."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = _line_before(file, size)
+            file.seek(start)
+            last = file.read()
+            # A power cut can leave a hole, too, before the newline.
+            if last.endswith(b"\n") and _is_json(last) or not last:
+                return size
+            file.seek(0)
+            number = sum(1 for _ in file)
     except FileNotFoundError:
-        return []
+        return 0
     except OSError as error:
         raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = [line + b"\n" for line in data.split(b"\n")]
-    torn = lines.pop()[:-1]  # what follows the last newline
-    if not torn and lines and not _is_json(lines[-1]):
-        torn = lines.pop()  # a power cut can leave a hole, too, before the newline
-    if torn:
-        log(f"{path.name}: line {len(lines) + 1} was torn by a crash; cut off, to be made again")
-        with writing(path):
-            os.truncate(path, sum(map(len, lines)))
-    return lines
+    log(f"{path.name}: line {number} was torn by a crash; cut off, to be made again")
+    with writing(path):
+        os.truncate(path, start)
+    return start
+
+
+def _line_before(file: BinaryIO, end: int) -> int:
+    """Where the line begins that ends at `end`, with or without a newline."""
+    start = end
+    while start:
+        size = min(start, 1 << 16)
+        start -= size
+        file.seek(start)
+        at = file.read(min(size, end - 1 - start)).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+    return 0
 
 
 def _is_json(line: bytes) -> bool:

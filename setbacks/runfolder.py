@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, nearest
-from setbacks.journal import Journal, W, failed_write, private, sync_folder, writing
+from setbacks.journal import Journal, W, failed_write, private, read, sync_folder, writing
 from setbacks.metrics import bare
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
@@ -187,7 +187,7 @@ class RunFolder:
 
     def records(self, name: str, kind: type[R]) -> list[R]:
         """Return what is in the journal `name`; nothing where it is missing."""
-        return Journal(self.path / name, kind, self.log).records
+        return read(self.path / name, kind, self.log)
 
     def arms(self) -> list[str]:
         """Return the names of the arms that have responses: untrained ones, or the first, first."""

@@ -7,24 +7,29 @@ import signal
 import stat
 import subprocess
 import sys
+import tracemalloc
 from typing import NamedTuple
 
 import pytest
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.journal import Journal
-from setbacks.records import Instruction
+from setbacks.journal import Journal, read
+from setbacks.records import Record
 
 
 class Work(NamedTuple):
     id: str
 
 
+class Thing(Record):
+    text: str
+
+
 PLAN = [[Work("a"), Work("b")], [Work("c"), Work("d")], [Work("é"), Work("f")]]
 
 
 def make(batch):
-    return [Instruction(id=work.id, text=f"<{work.id}>\n\u2028") for work in batch]
+    return [Thing(id=work.id, text=f"<{work.id}>\n\u2028") for work in batch]
 
 
 def carry_out(path, plan=PLAN, do=make, log=lambda line: None):
@@ -35,10 +40,10 @@ def carry_out(path, plan=PLAN, do=make, log=lambda line: None):
         done.extend(work.id for work in batch)
         return do(batch)
 
-    journal = Journal(path, Instruction, log)
+    journal = Journal(path, Thing, log)
     for batch in plan:
         journal.batch(batch, counted)
-    return journal.finish(), done
+    return list(journal.finish()), done
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def test_a_torn_line_is_cut_off_on_opening(path):
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"id": "c"')
     said = []
-    assert len(Journal(path, Instruction, said.append).records) == 2
+    assert len(read(path, Thing, said.append)) == 2
     assert path.read_bytes() == whole
     assert len(said) == 1 and "line 3" in said[0]
 
@@ -99,6 +104,45 @@ def test_a_broken_line_in_the_middle_is_named_and_kept(path, broken):
         carry_out(path)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == damaged
+
+
+def test_records_are_read_from_the_disk_when_they_are_asked_for(path):
+    journal = Journal(path, Thing, print)
+    journal.batch(PLAN[0], make)
+    assert [record.id for record in journal.records] == ["a", "b"], "those of the batches so far"
+    journal.batch(PLAN[1], make)
+    journal.batch(PLAN[2], make)
+    records, expected = journal.finish(), [thing for batch in PLAN for thing in make(batch)]
+    assert records == expected and records[2:5] == expected[2:5] and records[::-2] == expected[::-2]
+    assert (records[0], records[-1], len(records)) == (expected[0], expected[-1], 6)
+    with pytest.raises(IndexError):
+        records[6]
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[3:]]))
+    assert records[1] == expected[1]
+    with pytest.raises(SetbacksError, match="line 3 is no Thing record"):
+        records[2]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_long_journal_takes_little_memory(path, resumed):
+    plan = [[Work(str(i)) for i in range(start, start + 500)] for start in range(0, 10_000, 500)]
+
+    def long(batch):
+        return [Thing(id=work.id, text="<long>" * 200) for work in batch]
+
+    if resumed:
+        carry_out(path, plan, long)
+    tracemalloc.start()
+    try:
+        journal = Journal(path, Thing, print)
+        for batch in plan:
+            journal.batch(batch, long)
+        assert sum(len(record.text) for record in journal.finish()) == 12_000_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000, "a third of what the texts alone take; a batch is what is held"
 
 
 def test_a_part_of_a_batch_is_cut_off_and_made_again(path):
@@ -172,7 +216,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_keeps_what_was_committed(small_disk, path):
     def bulky(batch):
-        return [Instruction(id=work.id, text="<long>" * 1500) for work in batch]
+        return [Thing(id=work.id, text="<long>" * 1500) for work in batch]
 
     plan = [[Work(f"{n}a"), Work(f"{n}b")] for n in range(6)]
     full = small_disk / "things.jsonl"

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from setbacks.records import (
     Analysis,
     Example,
-    Instruction,
     Mistake,
     Response,
     Verdict,
@@ -18,7 +17,6 @@ from setbacks.records import (
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 SCORES = dict.fromkeys(("p_harmful", "p_refused", "harmless_score", "helpful_score"), numbers)
 RECORDS = {
-    Instruction: {},
     Mistake: {},
     Analysis: {"score": st.floats(allow_nan=False, allow_infinity=False)},
     Example: {},
@@ -57,11 +55,11 @@ def test_a_line_of_json_gives_the_record_back(kind):
 
 
 def test_records_neither_change_nor_take_unknown_fields():
-    record = Instruction(id="1", text="<an instruction>")
+    record = Verdict(id="1", response_id="2", judge="<a judge>")
     with pytest.raises(ValidationError):
-        record.text = "<another>"
+        record.judge = "<another>"
     with pytest.raises(ValidationError):
-        Instruction(id="1", text="<an instruction>", colour="blue")
+        Verdict(id="1", response_id="2", judge="<a judge>", colour="blue")
 
 
 @pytest.mark.parametrize(

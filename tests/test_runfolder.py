@@ -13,9 +13,13 @@ import yaml
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Recipe
-from setbacks.records import Instruction
+from setbacks.records import Record
 from setbacks.runfolder import STAGES, RunFolder, write_atomic
 from setbacks.sources import Source
+
+
+class Thing(Record):
+    text: str
 
 
 def mode(path):
@@ -61,10 +65,8 @@ def test_all_of_it_is_private(folder, existing):
             run.log("<a line>")
             run.spend("induce", 1.0, 1, 1, 1)
             run.write_text("metrics.json", "{}")
-            journal = run.journal("responses/vanilla.jsonl", Instruction)
-            journal.batch(
-                [Instruction(id="1", text="<x>")], lambda batch: [Instruction(id="1", text="<x>")]
-            )
+            journal = run.journal("responses/vanilla.jsonl", Thing)
+            journal.batch([Thing(id="1", text="<x>")], lambda batch: [Thing(id="1", text="<x>")])
     finally:
         os.umask(previous)
     made = [folder, *folder.rglob("*")]
@@ -346,10 +348,10 @@ def test_progress_is_shown_only_for_what_is_on_disk(folder):
         lines = path.read_bytes().splitlines() if path.exists() else []
         shown.append((what, done, total, len(lines)))
 
-    work = [Instruction(id=str(n), text="<x>") for n in range(5)]
+    work = [Thing(id=str(n), text="<x>") for n in range(5)]
     batches = [work[:2], work[2:4], work[4:]]
     with RunFolder(folder, Recipe(), show=show) as run:
-        journal = run.journal("things.jsonl", Instruction)
+        journal = run.journal("things.jsonl", Thing)
         run.carry_out(journal, "induce", batches, lambda batch: (batch, 10, 1), label="(again)")
         assert shown == [("induce (again)", n, 5, n) for n in (0, 2, 4, 5)]
         (cost,) = run.costs()
@@ -360,7 +362,7 @@ def test_arms_are_listed_untrained_first(folder):
     with RunFolder(folder, Recipe()) as run:
         assert run.arms() == []
         for arm in ("sft", "vanilla-guided", "vanilla", "a"):
-            run.journal(f"responses/{arm}.jsonl", Instruction)
+            run.journal(f"responses/{arm}.jsonl", Thing)
             (folder / "responses" / f"{arm}.jsonl").touch()
         assert run.arms() == ["vanilla", "vanilla-guided", "a", "sft"]
 

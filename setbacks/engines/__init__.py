@@ -6,10 +6,10 @@ in this package or, through the entry point group ``setbacks.engines``, in anoth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
@@ -17,6 +17,8 @@ from setbacks.records import Finish
 
 if TYPE_CHECKING:
     import numpy as np
+
+W = TypeVar("W")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,31 @@ class Request:
     def size(self) -> int:
         """Its length in characters."""
         return len(self.prompt) + len(self.prefill) + len(self.reply or "")
+
+
+class Requests(Sequence[Request]):
+    """The requests of a whole work list, each made when it is looked at, and let go of again.
+
+    Args:
+        make: makes the request of one piece of work.
+        work: the work list.
+    """
+
+    def __init__(self, make: Callable[[W], Request], work: Sequence[W]) -> None:
+        self._make: Callable[[Any], Request] = make
+        self._work: Sequence[Any] = work
+
+    def __len__(self) -> int:
+        return len(self._work)
+
+    @overload
+    def __getitem__(self, index: int) -> Request: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Request]: ...
+    def __getitem__(self, index: int | slice) -> Request | list[Request]:
+        if isinstance(index, slice):
+            return [self._make(piece) for piece in self._work[index]]
+        return self._make(self._work[index])
 
 
 class Completion(NamedTuple):

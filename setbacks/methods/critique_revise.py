@@ -28,7 +28,7 @@ class CritiqueRevise:
     uses_mistakes = True
     learning_rate = 2e-4
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> list[Revision]:
+    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Revision]:
         """Draw a revision of every mistake that has an analysis, with greedy decoding."""
         recipe = run.recipe
         engine = run.engine(recipe.model)

@@ -31,14 +31,14 @@ class PosteriorDistillation:
     uses_mistakes = False
     learning_rate = 2e-4
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> list[Choice]:
+    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Choice]:
         """Draw drafts of an answer to every red-team instruction, and choose one of each."""
         recipe = run.recipe
         told = recipe.respond.posterior or Posterior()
         start = Path(recipe.train.start) if recipe.train.start else None
         engine = run.engine(recipe.model)
         asked = [
-            x.model_copy(update={"id": digest("choice", recipe.seed, x.id)})
+            x._replace(id=digest("choice", recipe.seed, x.id))
             for x in instructions(recipe.instructions)
         ]
 

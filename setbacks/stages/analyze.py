@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from setbacks.engines import Request
+from setbacks.engines import Request, Requests
 from setbacks.errors import InputError
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
@@ -36,7 +36,7 @@ class Subject:
     language: str
 
 
-def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> list[Analysis]:
+def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     """Return every candidate analysis, with its checks; the method picks among them.
 
     Args:
@@ -88,7 +88,7 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> list[Analysis]:
             )
         return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
 
-    plan = engine.plan([request(subject) for subject in subjects])
+    plan = engine.plan(Requests(request, subjects))
     journal = run.journal("analyses.jsonl", Analysis)
     run.carry_out(journal, "analyze", [[subjects[i] for i in batch] for batch in plan], draw)
     analyses = journal.finish()

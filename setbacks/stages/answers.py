@@ -35,7 +35,7 @@ def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[
 
 def labels(
     run: RunFolder, responses: Mapping[str, Sequence[Response]]
-) -> dict[tuple[str, str], list[Verdict]]:
+) -> dict[tuple[str, str], Sequence[Verdict]]:
     """Keep people's labels that came with the answers, as verdicts of the judge "human".
 
     They are written once: what a review adds to them later stays.
@@ -47,7 +47,7 @@ def labels(
     Returns:
         By arm and judge, the labels of the arms that have some.
     """
-    made: dict[tuple[str, str], list[Verdict]] = {}
+    made: dict[tuple[str, str], Sequence[Verdict]] = {}
     for arm in run.recipe.evaluate:
         name = f"verdicts/{arm.name}.human.jsonl"
         if arm.answers and not (run.path / name).exists():

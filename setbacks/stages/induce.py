@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from setbacks.engines import Request
+from setbacks.engines import Request, Requests
 from setbacks.errors import InputError
 from setbacks.journal import Journal
 from setbacks.judges.refusal import refuses
@@ -32,7 +32,7 @@ class Attempt:
     hint: str
 
 
-def induce(run: RunFolder) -> list[Mistake]:
+def induce(run: RunFolder) -> Sequence[Mistake]:
     """Return every attempt at a mistake; those whose outcome is "mistake" are to be analysed.
 
     Raises:
@@ -80,17 +80,16 @@ def _ask(
         hint = words["hints"][(first + number) % len(words["hints"])]
         id_ = digest("mistake", recipe.seed, instruction.id, number, hint)
         attempts.append(Attempt(id_, instruction, number, hint))
-    requests = {
-        attempt.id: Request(
+
+    def request(attempt: Attempt) -> Request:
+        return Request(
             prompt=fill(words["prompt"], instruction=attempt.instruction.text, hint=attempt.hint),
             seed=int(attempt.id, 16),
         )
-        for attempt in attempts
-    }
 
     def draw(batch: Sequence[Attempt]) -> tuple[list[Mistake], int, int]:
         seen.catch_up(journal.records)
-        made = engine.generate([requests[a.id] for a in batch], recipe.induce.sampling)
+        made = engine.generate([request(attempt) for attempt in batch], recipe.induce.sampling)
         records = [
             Mistake(
                 id=attempt.id,
@@ -109,7 +108,7 @@ def _ask(
         ]
         return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
 
-    plan = engine.plan(list(requests.values()))
+    plan = engine.plan(Requests(request, attempts))
     batches = [[attempts[index] for index in batch] for batch in plan]
     start = len(journal)
     run.carry_out(journal, "induce", batches, draw, label=f"(attempt {number + 1})")

@@ -35,7 +35,7 @@ class Asked(NamedTuple):
 
 def introspect(
     run: RunFolder, analyses: Sequence[Analysis], adapter: Path | None = None
-) -> list[Reading]:
+) -> Sequence[Reading]:
     """Have the model read mistakes and benign responses under the neutral question.
 
     Nothing is asked where the method learns no analyses, or the engine shows no probabilities.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from setbacks.judges import Item, Judge, Opinion, open_judge
 from setbacks.records import Response, Verdict, digest
@@ -12,17 +12,17 @@ from setbacks.runfolder import RunFolder
 from setbacks.stages.answers import labels
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One response before one judge."""
 
     id: str
-    response: Response
+    item: Item
+    answered: bool  # False: a server never gave it
 
 
 def judge(
-    run: RunFolder, responses: dict[str, list[Response]]
-) -> dict[tuple[str, str], list[Verdict]]:
+    run: RunFolder, responses: Mapping[str, Sequence[Response]]
+) -> dict[tuple[str, str], Sequence[Verdict]]:
     """Return every judge's verdicts, and labels that came with answers, by arm and judge.
 
     Args:
@@ -38,11 +38,15 @@ def judge(
         weigh = partial(_weigh, opened, spec.called)
         for arm, answered in responses.items():
             cases = [
-                Case(digest("verdict", spec.called, response.id), response)
+                Case(
+                    digest("verdict", spec.called, response.id),
+                    _item(response),
+                    response.finish != "failed",
+                )
                 for response in answered
                 if response.kind in spec.kinds
             ]
-            plan = opened.plan([_item(case.response) for case in cases])
+            plan = opened.plan([case.item for case in cases])
             journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
             batches = [[cases[index] for index in batch] for batch in plan]
             run.carry_out(journal, "judge", batches, weigh, label=f"{spec.called}: {arm}")
@@ -52,13 +56,13 @@ def judge(
 
 def _weigh(judge: Judge, name: str, cases: Sequence[Case]) -> tuple[list[Verdict], int, int]:
     """Have one batch judged; of a response that a server never gave, nobody has an opinion."""
-    given = [case for case in cases if case.response.finish != "failed"]
-    opinions = judge.judge([_item(case.response) for case in given]) if given else []
+    given = [case for case in cases if case.answered]
+    opinions = judge.judge([case.item for case in given]) if given else []
     found = {case.id: opinion for case, opinion in zip(given, opinions, strict=True)}
     made = [
         Verdict(
             id=case.id,
-            response_id=case.response.id,
+            response_id=case.item.id,
             judge=name,
             **found.get(case.id, Opinion())._asdict(),
         )

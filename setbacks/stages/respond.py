@@ -9,11 +9,10 @@ In an evaluation, models of any kind answer, and answers that are there already 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from setbacks.engines import Request
+from setbacks.engines import Request, Requests
 from setbacks.engines.local import check_adapter
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
@@ -40,8 +39,7 @@ class Arm(NamedTuple):
     posterior: Posterior | None = None
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One prompt of a suite, put to one arm."""
 
     id: str
@@ -49,7 +47,7 @@ class Question:
     instruction: Instruction
 
 
-def respond(run: RunFolder, adapter: Path | None = None) -> dict[str, list[Response]]:
+def respond(run: RunFolder, adapter: Path | None = None) -> dict[str, Sequence[Response]]:
     """Return the responses of every arm, by the arm's name.
 
     Args:
@@ -60,7 +58,7 @@ def respond(run: RunFolder, adapter: Path | None = None) -> dict[str, list[Respo
         InputError: a suite's source is missing, broken or empty, or lacks an answer.
     """
     questions = prompts_of(run.recipe)
-    made: dict[str, list[Response]] = {}
+    made: dict[str, Sequence[Response]] = {}
     model = None
     for arm in arms(run.recipe, adapter):
         if arm.model != model:
@@ -144,14 +142,21 @@ def request(recipe: Recipe, arm: Arm, text: str) -> Request:
         arm: whether it is guided counts.
         text: the instruction.
     """
-    words = prompts(recipe.language)
-    guided = words["joined"]["prompt"] if thinks_first(recipe, arm) else words["guided"]
     return Request(
-        prompt=fill(guided, instruction=text) if arm.guided else text,
+        prompt=_prompt(recipe, arm, text),
         # The draw depends on the instruction alone, so that arms do not differ by luck.
         seed=int(digest("draw", recipe.seed, digest("instruction", text)), 16),
         prefill=recipe.respond.prefill,
     )
+
+
+def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
+    """An instruction as it is put to an arm."""
+    if not arm.guided:
+        return text
+    words = prompts(recipe.language)
+    guided = words["joined"]["prompt"] if thinks_first(recipe, arm) else words["guided"]
+    return fill(guided, instruction=text)
 
 
 def thinks_first(recipe: Recipe, arm: Arm) -> bool:
@@ -161,7 +166,9 @@ def thinks_first(recipe: Recipe, arm: Arm) -> bool:
     return getattr(plugin("methods", recipe.train.method), "thinks_first", False)
 
 
-def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]) -> list[Response]:
+def _answer(
+    run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
+) -> Sequence[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
     engine = run.engine(arm.model)
@@ -173,12 +180,12 @@ def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
         Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
         for suite, x in asked
     ]
-    requests = {
-        question.id: request(recipe, arm, question.instruction.text) for question in questions
-    }
+
+    def size(question: Question) -> Request:  # a plan needs no seeds
+        return Request(_prompt(recipe, arm, question.instruction.text), 0, recipe.respond.prefill)
 
     def draw(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
-        told = [requests[question.id] for question in batch]
+        told = [request(recipe, arm, question.instruction.text) for question in batch]
         if arm.posterior:
             ranked = drafts(engine, recipe, arm.posterior, told, arm.adapter)
             made = [[draft.completion for draft in found] for found in ranked]
@@ -201,7 +208,7 @@ def _answer(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
         every = [completion for found in made for completion in found]
         return records, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
 
-    plan = engine.plan([requests[question.id] for question in questions])
+    plan = engine.plan(Requests(size, questions))
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     batches = [[questions[index] for index in batch] for batch in plan]
     run.carry_out(journal, "respond", batches, draw, label=arm.name)
@@ -220,7 +227,9 @@ def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
     }
 
 
-def _take(run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]) -> list[Response]:
+def _take(
+    run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
+) -> Sequence[Response]:
     """Take over the answers that an arm has already."""
     found = answers(next(told for told in run.recipe.evaluate if told.name == arm.name), asked)
     # The answer is part of the id, so that a changed file shows.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from setbacks.records import Instruction, digest
+from setbacks.records import Instruction, digest, in_bulk
 from setbacks.sources import Source, load
 
 
+@in_bulk()
 def instructions(sources: Iterable[Source]) -> list[Instruction]:
     """Load the instructions of several sources, each text once.
 
@@ -22,17 +23,10 @@ def instructions(sources: Iterable[Source]) -> list[Instruction]:
     for source in sources:
         for row in load(source):
             id_ = digest("instruction", row.text)
-            found.setdefault(
-                id_,
-                Instruction(
-                    id=id_,
-                    text=row.text,
-                    answer=row.answer,
-                    category=row.category,
-                    language=row.language or "en",
-                    source=row.source,
-                ),
+            instruction = Instruction(
+                id_, row.text, row.answer, row.category, row.language or "en", row.source
             )
+            found.setdefault(id_, instruction)
     return list(found.values())
 
 

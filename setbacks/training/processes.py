@@ -80,12 +80,12 @@ def follow(folder: Path) -> None:
     Args:
         folder: of the run.
     """
-    from setbacks.journal import Journal
+    from setbacks.journal import read
     from setbacks.training import supervised
 
     meet()
     adapter = folder / "adapter"
     if not adapter.exists():
         run: Any = Follower(folder, Recipe.load(folder / "recipe.yaml"))
-        examples = Journal(folder / "training.jsonl", Example, run.log).records
+        examples = read(folder / "training.jsonl", Example, run.log)
         supervised.fit(run, examples, adapter)

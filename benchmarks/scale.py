@@ -1,0 +1,168 @@
+"""Throughput over one worker and over two, and what a model of it gives for more.
+
+    OMP_NUM_THREADS=1 python benchmarks/scale.py
+
+The `ray` engine generates for the same instructions with one worker and with two, in turns, each
+worker with one thread. How long a batch takes is measured by sending batches singly to one worker;
+what the driver does for it, by the driver's CPU time, and by what a stage adds to each record
+(results/overhead.json).
+
+The model has no free parameter. Batches go to whichever worker is free, in groups of four a worker;
+between two groups the driver works alone, and the workers wait for the last one. It is checked
+against the two workers: what they lack of it is what they take from each other, since they share a
+memory and here even the cores. Machines with a GPU each do not, so that is not carried over. Then
+it is applied to 8 and 64 workers, on batches as long as those measured and as long as on a GPU;
+there with a work list of many groups, and with a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from generate import instructions
+
+from setbacks.engines import Request
+from setbacks.engines.cluster import AHEAD, Cluster
+from setbacks.recipe import Engine, Ray, Sampling
+
+GROUPS = 16  # of the work list that the model is applied to, however many the workers
+ON_GPU = 128  # responses in a batch there
+SHORT = 10_000  # prompts of a work list that keeps many workers waiting
+
+
+def opened(workers: int, batch: int, warm: Request) -> Cluster:
+    """A cluster engine whose workers have all loaded the model."""
+    spec = Engine(engine="ray", batch_size=batch, device="cpu", ray=Ray(workers=workers))
+    engine = Cluster(spec)
+    engine.generate([warm] * (workers * batch), Sampling(max_new_tokens=1))  # a batch for each
+    return engine
+
+
+def throughput(engine: Cluster, asked: Sequence[Request], told: Sampling) -> dict[str, float]:
+    """Generate for the whole list; return seconds on the clock, those of the driver, and tokens."""
+    start, cpu, tokens = time.perf_counter(), time.process_time(), 0
+    for group in engine.plan(asked):
+        tokens += sum(one.tokens for one in engine.generate([asked[i] for i in group], told))
+    cpu = time.process_time() - cpu
+    return {"seconds": time.perf_counter() - start, "driver": cpu, "tokens": tokens}
+
+
+def singly(engine: Cluster, asked: Sequence[Request], told: Sampling, size: int) -> list[float]:
+    """Seconds of each batch, in the order of the plan, where there is nothing beside it."""
+    order = [index for group in engine.plan(asked) for index in group]
+    found = []
+    for first in range(0, len(order), size):
+        start = time.perf_counter()
+        engine.generate([asked[i] for i in order[first : first + size]], told)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
+    """Seconds of a work list, by the model.
+
+    Args:
+        batches: seconds of each batch on a worker, in the order of the plan.
+        driver: seconds that the driver adds to each of them.
+        workers: how many.
+    """
+    seconds, wide = 0.0, workers * AHEAD
+    for start in range(0, len(batches), wide):
+        group, free = batches[start : start + wide], [0.0] * workers
+        for batch in group:  # each goes to the worker that is free first
+            free.sort()
+            free[0] += batch
+        seconds += max(free) + driver * len(group)
+    return seconds
+
+
+def speedup(batches: Sequence[float], driver: float, workers: int, number: int) -> float:
+    """How many times as fast as one worker, by the model, on a list of so many batches."""
+    stretched = [batches[index * len(batches) // number] for index in range(number)]
+    return predicted(stretched, driver, 1) / predicted(stretched, driver, workers)
+
+
+def main() -> None:
+    """Measure, apply the model, print one table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--overhead", type=Path, default=Path("benchmarks/results/overhead.json"))
+    parser.add_argument(
+        "--gpu-seconds", type=float, default=5.0, help=f"assumed, of {ON_GPU} responses on a GPU"
+    )
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))
+    told = parser.parse_args()
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        raise SystemExit("set OMP_NUM_THREADS=1: Ray gives a single worker all cores otherwise")
+    load = os.getloadavg()[0]
+    asked = [Request(text, seed=0) for text in instructions(None, told.prompts)]
+    sampling = Sampling(max_new_tokens=told.new_tokens)
+
+    turns: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    batches: list[float] = []
+    for turn in range(told.turns):
+        for workers in turns:
+            engine = opened(workers, told.batch, asked[0])
+            if workers == 1 and turn == 0:
+                batches = singly(engine, asked, sampling, told.batch)
+            turns[workers].append(throughput(engine, asked, sampling))
+            print(f"{workers} worker(s): {turns[workers][-1]}", flush=True)
+            del engine  # and its workers with it
+
+    stage = json.loads(told.overhead.read_text(encoding="utf-8"))["setbacks"][-1]["microseconds"]
+    sent = statistics.median(one["driver"] for one in turns[1]) / len(batches)
+    driver = sent + 1e-6 * stage * told.batch
+    engine = opened(1, ON_GPU, asked[0])
+    sent = throughput(engine, [asked[0]] * ON_GPU, Sampling(max_new_tokens=1))["driver"]
+    gpu_driver = sent + 1e-6 * stage * ON_GPU
+    mean = statistics.mean(batches)
+    gpu = [batch * told.gpu_seconds / mean for batch in batches]  # as uneven as here
+    seconds = {n: statistics.median(one["seconds"] for one in found) for n, found in turns.items()}
+    rows: list[dict[str, Any]] = []
+    for workers in (1, 2, 8, 64):
+        row: dict[str, Any] = {"workers": workers}
+        if workers in turns:
+            tokens = turns[workers][0]["tokens"]
+            row["tokens_per_second"] = round(tokens / seconds[workers], 1)
+            row["measured"] = round(seconds[1] / seconds[workers], 2)
+            row["predicted_here"] = round(
+                predicted(batches, driver, 1) / predicted(batches, driver, workers), 2
+            )
+        long = GROUPS * AHEAD * workers
+        row["model"] = round(speedup(batches, driver, workers, long), 2)
+        row["model_gpu"] = round(speedup(gpu, gpu_driver, workers, long), 2)
+        row["model_gpu_short"] = round(speedup(gpu, gpu_driver, workers, SHORT // ON_GPU), 2)
+        rows.append(row)
+        print(row)
+    found = {
+        "prompts": len(asked),
+        "batch": told.batch,
+        "new_tokens": told.new_tokens,
+        "turns": told.turns,
+        "batch_seconds": [round(mean, 2), round(min(batches), 2), round(max(batches), 2)],
+        "driver_ms_a_batch": round(1e3 * driver, 1),
+        "gpu_batch": ON_GPU,
+        "gpu_seconds": told.gpu_seconds,
+        "gpu_driver_ms_a_batch": round(1e3 * gpu_driver, 1),
+        "groups": GROUPS,
+        "short": SHORT,
+        "cores": os.cpu_count(),
+        "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+        "rows": rows,
+    }
+    told.json.parent.mkdir(parents=True, exist_ok=True)
+    told.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

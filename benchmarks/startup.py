@@ -1,0 +1,110 @@
+"""How long one waits for us: an import, `--help`, and the first record of the quickstart.
+
+    python benchmarks/startup.py
+
+Each is a process of its own, several times over; the median counts. The first record is that of
+`setbacks run` with the model converted already: its first line says that work is about to begin,
+and a batch of records is then on disk at once. What Python takes to start at all is beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SETBACKS = [sys.executable, "-m", "setbacks"]
+SHORT = {
+    "python": [sys.executable, "-c", "pass"],
+    "import setbacks": [sys.executable, "-c", "import setbacks"],
+    "setbacks --help": [*SETBACKS, "--help"],
+}
+
+
+class Took(NamedTuple):
+    """Seconds on the clock, and of CPU."""
+
+    wall: float
+    cpu: float
+
+
+def whole(command: list[str]) -> Took:
+    """Run a command to its end."""
+    start, cpu = time.perf_counter(), used()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return Took(time.perf_counter() - start, used() - cpu)
+
+
+def used() -> float:
+    """CPU seconds of the processes that were started and have ended."""
+    use = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return use.ru_utime + use.ru_stime
+
+
+def first_record() -> tuple[float, float]:
+    """Start the quickstart; return the seconds until it says so, and until there is a record."""
+    with tempfile.TemporaryDirectory() as place:
+        records = Path(place, "run", "mistakes.jsonl")
+        start = time.perf_counter()
+        run = subprocess.Popen(
+            [*SETBACKS, "run", "--out", str(records.parent)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert run.stderr is not None
+        for line in run.stderr:
+            if ": 0/" in line:
+                break
+        said = time.perf_counter() - start
+        while run.poll() is None and not (records.exists() and records.stat().st_size):
+            time.sleep(0.02)
+        there = time.perf_counter() - start
+        if run.poll() is not None:
+            raise SystemExit(f"the quickstart ended before its first record:\n{run.stderr.read()}")
+        run.send_signal(signal.SIGINT)
+        run.communicate()
+    return said, there
+
+
+def main() -> None:
+    """Time it, print one table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=9, help="of each short command")
+    parser.add_argument("--quickstarts", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/startup.json"))
+    told = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, runs: int, wall: float, cpu: float | None = None) -> None:
+        row = {"what": what, "runs": runs, "seconds": round(wall, 2)}
+        rows.append(row | {"cpu_seconds": None if cpu is None else round(cpu, 2)})
+        print(rows[-1], flush=True)
+
+    for what, command in SHORT.items():
+        whole(command)  # brings its files into memory
+        took = [whole(command) for _ in range(told.runs)]
+        wall, cpu = map(statistics.median, zip(*took, strict=True))
+        add(what, told.runs, wall, cpu)
+    if told.quickstarts:
+        found = [first_record() for _ in range(told.quickstarts)]
+        said, there = map(statistics.median, zip(*found, strict=True))
+        add("quickstart: work begins", told.quickstarts, said)
+        add("quickstart: first records", told.quickstarts, there)
+    made = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "rows": rows}
+    made["load"] = round(os.getloadavg()[0], 1)
+    told.json.parent.mkdir(parents=True, exist_ok=True)
+    told.json.write_text(json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
