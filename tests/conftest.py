@@ -246,7 +246,7 @@ def data_folder(tmp_path_factory):
 def environment(plugins):
     """A child process's environment: the plugins are there, a hub is not."""
     return os.environ | {
-        "PYTHONPATH": str(plugins),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",

@@ -6,11 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from setbacks import doctor
 from setbacks.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -296,3 +302,12 @@ def test_doctor_says_what_there_is(cli):
     assert {"python", "torch", "engines", "smollm2-135m"} <= set(checks)
     assert checks["torch"]["ok"] and "rules" in checks["engines"]["found"]
     assert ran.returncode == (not all(c["ok"] for c in checks.values() if c["needed"]))
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(told["optional-dependencies"]) - {"test", "dev", "docs"}
+    assert {name for name in checks if name.startswith("extra ")} == {f"extra {e}" for e in extras}
+
+
+def test_doctor_tells_a_library_that_is_too_old_or_not_there():
+    assert doctor.problem(Requirement("pytest>=1")) == ""
+    assert "pip install 'pytest>=999'" in doctor.problem(Requirement("pytest>=999"))
+    assert "not installed" in doctor.problem(Requirement("no-such-library"))
