@@ -241,6 +241,12 @@ def test_a_bad_override_is_told(refused, override, says):
     assert says in refused("", override)
 
 
+def test_what_is_wrong_is_said_to_be_in_the_file_or_on_the_command_line(refused, tmp_path):
+    assert refused("seed: 1", "train.epoch=3").startswith("the command line: unknown key")
+    told = refused("train: {epoch: 3}", "seed=1")
+    assert told.startswith(f"{tmp_path}/recipe.yaml: unknown key")
+
+
 @pytest.mark.parametrize("overrides", [(), ("seed=3",)])
 def test_interpolation_stays_text(load, monkeypatch, overrides):
     """A recipe is data: it must not read the environment, whoever wrote it."""

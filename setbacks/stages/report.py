@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,12 +109,13 @@ def collect(
     return responses, verdicts
 
 
-def environment_of_pages() -> Environment:
-    """Return what turns a template into a page: everything is escaped and made visible."""
+@cache
+def environment_of_pages(package: str = "setbacks.stages", folder: str = "") -> Environment:
+    """Return what turns a package's templates into pages: all is escaped and made visible."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("setbacks", "stages"),
+        loader=PackageLoader(package, folder),
         autoescape=True,
         # Whatever the page prints goes through here, so no text can be forgotten.
         finalize=lambda value: visible(value) if type(value) is str else value,
