@@ -45,7 +45,15 @@ def show(checks: list[Check], as_json: bool = False) -> None:
     for check in checks:
         mark = "ok " if check.ok else ("MISSING" if check.needed else "-  ")
         head = f"{mark:<8}{check.name:<22}"
-        print(textwrap.fill(check.found, 100, initial_indent=head, subsequent_indent=" " * 30))
+        print(
+            textwrap.fill(
+                check.found,
+                100,
+                initial_indent=head,
+                subsequent_indent=" " * 30,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def _libraries() -> Iterator[Check]:

@@ -774,6 +774,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: no such recipe.{hint} `setbacks new {path.name}` writes one."
         ) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a recipe, which is a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:

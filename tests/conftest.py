@@ -294,13 +294,13 @@ def typed(tmp_path, rules, monkeypatch):
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.setattr(sys, "argv", ["setbacks", *map(str, words)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        before = ours.level, root.handlers
-        root.handlers = []  # the command's own are made, as in a new process
+        before = ours.level, ours.handlers, root.handlers
+        ours.handlers, root.handlers = [], []  # the command makes its own, as in a new process
         try:
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
                 cli.main()
         finally:
-            ours.level, root.handlers = before
+            ours.level, ours.handlers, root.handlers = before
         return subprocess.CompletedProcess(words, ended.value.code, out.getvalue(), err.getvalue())
 
     return call

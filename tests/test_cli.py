@@ -1,6 +1,7 @@
 """The command line, as a user meets it: exit codes, one line for an error, nothing loaded early."""
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from setbacks import cli as cli_module
 from setbacks import doctor
 from setbacks.recipe import Recipe
 
@@ -281,6 +283,17 @@ def test_a_second_process_on_the_folder(sleeper, cli, tmp_path):
     fails(cli("run", tmp_path / "recipe.yaml", "--out", "run"), "another setbacks process")
     fails(cli("report", "run"), "another setbacks process")
     assert sleeper.poll() is None
+
+
+def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypatch):
+    def app(**_):
+        theirs = logging.getLogger("some_library")
+        monkeypatch.setattr(theirs, "handlers", [logging.StreamHandler()])
+        theirs.warning("theirs")
+        logging.getLogger("setbacks.stages").info("ours")
+
+    monkeypatch.setattr(cli_module, "app", app)
+    assert typed("run").stderr == "theirs\nsetbacks: ours\n"
 
 
 # Other commands ---------------------------------------------------------------------------------

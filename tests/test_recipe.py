@@ -173,8 +173,8 @@ def test_what_is_no_yaml_is_told_with_its_line(refused, text, says):
 
 def test_what_is_no_text_is_told(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"name: \xff\xfe")
-    for path in (tmp_path / "recipe.yaml", tmp_path):
-        with pytest.raises(InputError, match="cannot be read as text"):
+    for path, says in [(tmp_path / "recipe.yaml", "cannot be read as text"), (tmp_path, "a folder")]:
+        with pytest.raises(InputError, match=says):
             Recipe.load(path)
 
 
