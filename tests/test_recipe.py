@@ -173,9 +173,9 @@ def test_what_is_no_yaml_is_told_with_its_line(refused, text, says):
 
 def test_what_is_no_text_is_told(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"name: \xff\xfe")
-    for path, says in [(tmp_path / "recipe.yaml", "cannot be read as text"), (tmp_path, "a folder")]:
+    for name, says in [("recipe.yaml", "cannot be read as text"), ("", "is a folder")]:
         with pytest.raises(InputError, match=says):
-            Recipe.load(path)
+            Recipe.load(tmp_path / name)
 
 
 def test_a_missing_recipe_names_the_nearest(tmp_path):
