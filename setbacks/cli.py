@@ -603,11 +603,14 @@ def main() -> None:
     """Run the command line; every error is one line, unless --debug asks for the traceback."""
     debug, verbose = "--debug" in sys.argv, "--verbose" in sys.argv
     sys.argv = [word for word in sys.argv if word not in ("--debug", "--verbose")]
-    logging.basicConfig(format="setbacks: %(message)s")
     logging.getLogger("setbacks").setLevel(logging.INFO)
     if verbose:
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level="INFO", force=True)
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+    else:  # our own lines alone: libraries print theirs by themselves
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("setbacks: %(message)s"))
+        logging.getLogger("setbacks").addHandler(handler)
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer's own word for Ctrl-C

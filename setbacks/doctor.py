@@ -13,17 +13,14 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from packaging.requirements import Requirement
+
 from setbacks.plugins import installed
 from setbacks.sources import builtin_sets
 
-# What each extra brings, by the names that are imported.
-EXTRAS = {
-    "endpoint": ("openai", "tenacity"),
-    "ray": ("ray",),
-    "vllm": ("vllm",),
-    "review": ("fastapi", "uvicorn", "sqlalchemy", "krippendorff", "multipart"),
-    "inspect": ("inspect_ai",),
-}
+# What is listed even where it is in order, and the extras that no user needs.
+NAMED = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"}
+DEVELOPERS = {"test", "dev", "docs"}
 
 
 class Check(NamedTuple):
@@ -48,16 +45,43 @@ def show(checks: list[Check], as_json: bool = False) -> None:
     for check in checks:
         mark = "ok " if check.ok else ("MISSING" if check.needed else "-  ")
         head = f"{mark:<8}{check.name:<22}"
-        print(textwrap.fill(check.found, 100, initial_indent=head, subsequent_indent=" " * 30))
+        print(
+            textwrap.fill(
+                check.found,
+                100,
+                initial_indent=head,
+                subsequent_indent=" " * 30,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def _libraries() -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), platform.python_version())
-    for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"):
-        try:
-            yield Check(name, True, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Check(name, False, f"not installed: pip install {name}")
+    for requirement in _requirements():
+        wrong = problem(requirement)
+        if wrong or requirement.name in NAMED:
+            found = wrong or metadata.version(requirement.name)
+            yield Check(requirement.name, not wrong, found)
+
+
+def _requirements(extra: str = "") -> list[Requirement]:
+    """What the installed package asks for, by itself or by an extra."""
+    asked = map(Requirement, metadata.requires("setbacks") or [])
+    return [
+        one for one in asked if (one.marker.evaluate({"extra": extra}) if one.marker else not extra)
+    ]
+
+
+def problem(requirement: Requirement) -> str:
+    """Why a requirement is not met; empty where it is."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"not installed: pip install {requirement.name}"
+    if requirement.specifier.contains(version, prereleases=True):
+        return ""
+    return f"{version} is installed: pip install '{requirement.name}{requirement.specifier}'"
 
 
 def _hardware() -> Iterator[Check]:
@@ -95,11 +119,14 @@ def _model() -> Iterator[Check]:
 
 
 def _optional() -> Iterator[Check]:
-    for extra, libraries in EXTRAS.items():
-        lacking = [name for name in libraries if find_spec(name) is None]
-        package = "vllm" if extra == "vllm" else f"setbacks[{extra}]"  # no extra brings vllm
-        found = f"{', '.join(lacking)} not installed: pip install '{package}'"
+    for extra in metadata.metadata("setbacks").get_all("Provides-Extra") or []:
+        if extra in DEVELOPERS:
+            continue
+        lacking = [f"{one.name}{one.specifier}" for one in _requirements(extra) if problem(one)]
+        found = f"lacks {', '.join(lacking)}: pip install 'setbacks[{extra}]'"
         yield Check(f"extra {extra}", not lacking, found if lacking else "ready", needed=False)
+    vllm = find_spec("vllm") is not None  # no extra brings it
+    yield Check("vllm", vllm, "ready" if vllm else "not installed: pip install vllm", needed=False)
     for group in ("methods", "judges", "engines", "studies"):
         yield Check(group, True, ", ".join(sorted(installed(group))))
     yield Check("sets", True, ", ".join(sorted(builtin_sets())))

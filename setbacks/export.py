@@ -23,6 +23,7 @@ from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.journal import failed_write, sync_folder
 from setbacks.models import load_model, load_tokenizer
+from setbacks.paths import expanded
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Source
 from setbacks.sources import PRESETS
@@ -230,7 +231,7 @@ def base_name(recipe: Recipe) -> str:
     model = recipe.model.model
     if model in MODELS:
         return MODELS[model].hub_id
-    return Path(model).name if Path(model).expanduser().is_dir() else model
+    return Path(model).name if expanded(model).is_dir() else model
 
 
 def _licence(recipe: Recipe) -> str | None:
@@ -240,7 +241,7 @@ def _licence(recipe: Recipe) -> str | None:
     model = recipe.model.model
     if model in MODELS:
         return MODELS[model].licence
-    local = Path(model).expanduser()
+    local = expanded(model)
     if local.is_dir() and not (local / CARD).is_file():
         return None
     try:

@@ -92,7 +92,9 @@ def check_quantize(recipe: Recipe) -> None:
     if not device(recipe.model).startswith("cuda"):
         raise InputError("train.quantize: 4bit needs a CUDA GPU; leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("train.quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
+        raise InputError(
+            "train.quantize: 4bit needs bitsandbytes: pip install 'setbacks[quantize]'"
+        )
 
 
 def load_reward_model(spec: Engine, tokenizer: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from pydantic import (
 )
 
 from setbacks.errors import InputError, nearest
+from setbacks.paths import expanded
 from setbacks.records import Kind
 from setbacks.sources import Source
 
@@ -659,6 +661,9 @@ class Recipe(Section):
         told: Any = {} if path is None else _read_yaml(Path(path))
         where = "the command line" if path is None else str(path)
         if overrides:
+            with suppress(ValidationError):
+                cls.model_validate(told)
+                where = "the command line"  # since the file by itself is in order
             told = _merge(_written_out(cls, told), _parse(overrides))
         base = Path.cwd() if path is None else Path(path).resolve().parent
         return cls.parse(told, where).rebased(base)
@@ -761,10 +766,7 @@ def _absolute(source: Source, base: Path) -> Source:
 
 
 def _from(base: Path, path: str) -> str:
-    try:
-        return os.path.normpath(base / Path(path).expanduser())
-    except RuntimeError:
-        raise InputError(f"{path}: there is no such user's home folder") from None
+    return os.path.normpath(base / expanded(path))
 
 
 def _is_folder(model: str, base: Path) -> bool:
@@ -781,6 +783,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: no such recipe.{hint} `setbacks new {path.name}` writes one."
         ) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a recipe, which is a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:

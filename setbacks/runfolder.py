@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from setbacks.errors import InputError, nearest
 from setbacks.journal import Journal, W, failed_write, private, read, sync_folder, writing
 from setbacks.metrics import bare
+from setbacks.paths import expanded
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Record, digest
@@ -68,6 +69,9 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+ABSENT = object()  # in place of a value, where a recipe has no such key
+
+
 class RunFolder:
     """An open run folder: one writer at a time. Use it as a context manager.
 
@@ -89,7 +93,7 @@ class RunFolder:
         redo: str | None = None,
         show: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self.path = path.expanduser()
+        self.path = expanded(path)
         self._given = None if recipe is None else recipe.rebased(Path.cwd())
         self._redo = redo
         self._show = show
@@ -426,11 +430,14 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterable[tuple[str, str,
     """Yield (key, old, new) for each place in which two recipes differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))
+            parts = old.get(key, ABSENT), new.get(key, ABSENT)
+            yield from _differences(*parts, f"{path}.{key}".strip("."))
     elif old != new:
         yield path, _shown(old), _shown(new)
 
 
 def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "(not there)"
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return str(text).removesuffix("...\n").strip()

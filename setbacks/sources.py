@@ -34,6 +34,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
+from setbacks.paths import expanded
 from setbacks.plugins import installed, plugin
 
 log = logging.getLogger(__name__)
@@ -518,7 +519,7 @@ def _of_package(point: EntryPoint) -> Any:
 def _find(name: str, base: Path | None) -> Path:
     """Return the path of a file or a folder that is there, or say what is near."""
     try:
-        path = (base or Path()) / Path(name).expanduser()
+        path = (base or Path()) / expanded(name)
         if path.exists():
             return path
         folder = path.parent

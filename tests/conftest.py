@@ -2,11 +2,14 @@
 
 import gc
 import importlib
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -246,7 +249,7 @@ def data_folder(tmp_path_factory):
 def environment(plugins):
     """A child process's environment: the plugins are there, a hub is not."""
     return os.environ | {
-        "PYTHONPATH": str(plugins),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",
@@ -273,6 +276,32 @@ def cli(command, environment, tmp_path):
             text=True,
             timeout=timeout,
         )
+
+    return call
+
+
+@pytest.fixture
+def typed(tmp_path, rules, monkeypatch):
+    """Run the command line as `cli` does, but in this process, where libraries are loaded once."""
+    from setbacks import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    ours, root = logging.getLogger("setbacks"), logging.getLogger()
+
+    def call(*words):
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(sys, "argv", ["setbacks", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        before = ours.level, ours.handlers, root.handlers
+        ours.handlers, root.handlers = [], []  # the command makes its own, as in a new process
+        try:
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            ours.level, ours.handlers, root.handlers = before
+        return subprocess.CompletedProcess(words, ended.value.code, out.getvalue(), err.getvalue())
 
     return call
 

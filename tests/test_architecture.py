@@ -28,7 +28,7 @@ LAYERS = [
     {"chat", "models", "journal", "suites", "statistics"},
     {"recipe"},
     {"records", "sources", "embedded", "prompts", "progress"},
-    {"plugins"},
+    {"plugins", "paths"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.

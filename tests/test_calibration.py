@@ -286,13 +286,12 @@ def test_bad_labels_are_one_clear_error_and_change_nothing(tmp_path, reader, cha
 # -- the command ------------------------------------------------------------------------------
 
 
-def test_the_command_prints_figures_and_files(tmp_path, reader, cli, environment):
-    environment["PYTHONPATH"] = str(reader)
+def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
     write(tmp_path / "labels.jsonl", rows())
-    done = cli("calibrate", "reader", "--labels", "labels.jsonl", "-q")
+    done = typed("calibrate", "reader", "--labels", "labels.jsonl", "-q")
     assert done.returncode == 0, done.stderr
     assert "0.80" in done.stdout and "reliability.svg" in done.stdout
-    told = json.loads(cli("calibrate", "reader", "--labels", "labels.jsonl", "--json").stdout)
+    told = json.loads(typed("calibrate", "reader", "--labels", "labels.jsonl", "--json").stdout)
     assert told["overall"][0]["sensitivity"][0] == 0.8
     assert os.path.exists(told["files"]["reliability diagram"])
 
@@ -309,10 +308,9 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, cli, environment
         ("reader --fit labels.jsonl", "--fit is for the probe alone"),
     ],
 )
-def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, cli, environment, words, said):
-    environment["PYTHONPATH"] = str(reader)
+def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, typed, words, said):
     write(tmp_path / "labels.jsonl", rows())
-    done = cli("calibrate", *words.split())
+    done = typed("calibrate", *words.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()

@@ -1,16 +1,24 @@
 """The command line, as a user meets it: exit codes, one line for an error, nothing loaded early."""
 
 import json
+import logging
 import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from setbacks import cli as cli_module
+from setbacks import doctor
 from setbacks.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -96,18 +104,18 @@ def test_a_missing_recipe(cli, write):
     fails(cli("run", "mime.yaml"), "mime.yaml", 'Did you mean "mine.yaml"?', "setbacks new")
 
 
-def test_an_unknown_key(cli, write, tmp_path):
+def test_an_unknown_key(typed, write, tmp_path):
     path = write(trian={"epochs": 1})
-    fails(cli("run", path, "--out", "run"), str(path), "trian", 'Did you mean "train"?')
+    fails(typed("run", path, "--out", "run"), str(path), "trian", 'Did you mean "train"?')
     assert not (tmp_path / "run").exists()
 
 
-def test_an_override_without_a_value(cli, write):
-    fails(cli("run", write(), "train.epochs"), "train.epochs", "key.path=value")
+def test_an_override_without_a_value(typed, write):
+    fails(typed("run", write(), "train.epochs"), "train.epochs", "key.path=value")
 
 
-def test_an_override_of_an_unknown_key(cli):
-    fails(cli("run", "trian.epochs=3"), 'Did you mean "train"?')
+def test_an_override_of_an_unknown_key(typed):
+    fails(typed("run", "trian.epochs=3"), 'Did you mean "train"?')
 
 
 @pytest.mark.parametrize(
@@ -120,13 +128,13 @@ def test_an_override_of_an_unknown_key(cli):
     ],
     ids=["wrong field", "empty", "half broken", "binary"],
 )
-def test_bad_data(cli, write, data, text, says):
+def test_bad_data(typed, write, data, text, says):
     data.write_text(text)
-    fails(cli("run", write(), "--out", "run"), "data.jsonl", says)
+    fails(typed("run", write(), "--out", "run"), "data.jsonl", says)
 
 
-def test_missing_data(cli, write, data):
-    fails(cli("run", write(instructions=["dota.jsonl"]), "--out", "run"), 'mean "data.jsonl"')
+def test_missing_data(typed, write, data):
+    fails(typed("run", write(instructions=["dota.jsonl"]), "--out", "run"), 'mean "data.jsonl"')
 
 
 @pytest.mark.parametrize(
@@ -150,76 +158,76 @@ def test_missing_data(cli, write, data):
         "analyst's engine",
     ],
 )
-def test_an_unknown_name_is_told_before_any_work(cli, write, tmp_path, more, says):
+def test_an_unknown_name_is_told_before_any_work(typed, write, tmp_path, more, says):
     """A judge that is not there must not be missed after hours of training only."""
-    fails(cli("run", write(**more), "--out", "run"), says)
+    fails(typed("run", write(**more), "--out", "run"), says)
     assert not (tmp_path / "run" / "mistakes.jsonl").exists()
 
 
-def test_another_packages_engine_has_models_of_its_own(cli, write):
+def test_another_packages_engine_has_models_of_its_own(typed, write):
     """Only the engine knows what a judge of an engine that is no local one may be called."""
     path = write(judges=[{"judge": "llm", "engine": {"model": "rater", "engine": "rules"}}])
-    ran = cli("run", path, "--out", "run", "-q", "analyze.min_words=190")
+    ran = typed("run", path, "--out", "run", "-q", "analyze.min_words=190")
     fails(ran, "analyses passed its checks")
 
 
 @pytest.mark.parametrize("where", ["suite", "contrast", "helpful"])
-def test_data_that_is_not_there_is_told_before_any_work(cli, write, tmp_path, where):
+def test_data_that_is_not_there_is_told_before_any_work(typed, write, tmp_path, where):
     more = {
         "suite": {"respond": {"suites": [{"name": "a", "kind": "safe", "sources": ["no.jsonl"]}]}},
         "contrast": {"analyze": {"contrast": ["no.jsonl"]}},
         "helpful": {"train": {"helpful": ["no.jsonl"]}},
     }[where]
-    fails(cli("run", write(**more), "--out", "run"), "no.jsonl")
+    fails(typed("run", write(**more), "--out", "run"), "no.jsonl")
     assert not (tmp_path / "run" / "mistakes.jsonl").exists()
 
 
-def test_a_folder_of_another_recipe(cli, write, tmp_path):
+def test_a_folder_of_another_recipe(typed, write, tmp_path):
     path = write()
-    assert cli("run", path, "--out", "run", "analyze.min_words=190").returncode == 2
+    assert typed("run", path, "--out", "run", "analyze.min_words=190").returncode == 2
     before = (tmp_path / "run" / "mistakes.jsonl").read_bytes()
-    line = fails(cli("run", path, "--out", "run"), "190 -> 12", "--out", "--from analyze")
+    line = fails(typed("run", path, "--out", "run"), "190 -> 12", "--out", "--from analyze")
     assert "analyze.min_words" in line
     assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before
 
 
-def test_an_unknown_stage(cli, write, tmp_path):
-    ran = cli("run", write(), "--out", "run", "--from", "analyse")
+def test_an_unknown_stage(typed, write, tmp_path):
+    ran = typed("run", write(), "--out", "run", "--from", "analyse")
     fails(ran, 'Did you mean "analyze"?')
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_run(cli, write, tmp_path):
+def test_a_folder_that_is_no_run(typed, write, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("<text>")
-    fails(cli("run", write(), "--out", "thesis"), "not empty")
-    fails(cli("induce", "thesis"), "recipe.yaml")
-    fails(cli("induce", "nowhere"), "nowhere")
+    fails(typed("run", write(), "--out", "thesis"), "not empty")
+    fails(typed("induce", "thesis"), "recipe.yaml")
+    fails(typed("induce", "nowhere"), "nowhere")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_journal(cli, write, tmp_path):
-    assert cli("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
+def test_a_damaged_journal(typed, write, tmp_path):
+    assert typed("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
     path = tmp_path / "run" / "mistakes.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{}\n", *lines[2:]]))
-    fails(cli("induce", "run", "-q"), "mistakes.jsonl", "line 2", code=1)
+    fails(typed("induce", "run", "-q"), "mistakes.jsonl", "line 2", code=1)
 
 
 # Work -------------------------------------------------------------------------------------------
 
 
-def test_a_stage_does_what_is_missing(cli, write, tmp_path):
-    assert cli("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
-    ran = cli("induce", "run")
+def test_a_stage_does_what_is_missing(typed, write, tmp_path):
+    assert typed("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
+    ran = typed("induce", "run")
     assert ran.returncode == 0 and "induce" in ran.stdout
     assert "induce (attempt 1): 6/6" in ran.stderr
-    ran = cli("induce", "run", "--quiet", "--json")
+    ran = typed("induce", "run", "--quiet", "--json")
     assert ran.stderr == ""
     assert json.loads(ran.stdout) == {"stage": "induce", "folder": "run"}
     path = tmp_path / "run" / "mistakes.jsonl"
     before = path.read_bytes()
-    assert cli("induce", "run", "--from", "induce", "-q").returncode == 0
+    assert typed("induce", "run", "--from", "induce", "-q").returncode == 0
     assert path.read_bytes() == before
     assert (tmp_path / "run" / "superseded" / "001" / "mistakes.jsonl").read_bytes() == before
 
@@ -277,22 +285,42 @@ def test_a_second_process_on_the_folder(sleeper, cli, tmp_path):
     assert sleeper.poll() is None
 
 
+def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypatch):
+    def app(**_):
+        theirs = logging.getLogger("some_library")
+        monkeypatch.setattr(theirs, "handlers", [logging.StreamHandler()])
+        theirs.warning("theirs")
+        logging.getLogger("setbacks.stages").info("ours")
+
+    monkeypatch.setattr(cli_module, "app", app)
+    assert typed("run").stderr == "theirs\nsetbacks: ours\n"
+
+
 # Other commands ---------------------------------------------------------------------------------
 
 
-def test_new_writes_a_recipe_and_never_over_one(cli, tmp_path):
-    ran = cli("new", "mine.yaml")
+def test_new_writes_a_recipe_and_never_over_one(typed, tmp_path):
+    ran = typed("new", "mine.yaml")
     assert ran.returncode == 0 and "setbacks run mine.yaml" in ran.stdout
     assert Recipe.load(tmp_path / "mine.yaml") == Recipe()
     (tmp_path / "mine.yaml").write_text("name: precious\n")
-    fails(cli("new", "mine.yaml"), "mine.yaml", "exists")
+    fails(typed("new", "mine.yaml"), "mine.yaml", "exists")
     assert (tmp_path / "mine.yaml").read_text() == "name: precious\n"
-    fails(cli("new", "no/such/folder/mine.yaml"), "cannot be written")
+    fails(typed("new", "no/such/folder/mine.yaml"), "cannot be written")
 
 
-def test_doctor_says_what_there_is(cli):
-    ran = cli("doctor", "--json")
+def test_doctor_says_what_there_is(typed):
+    ran = typed("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(ran.stdout)}
     assert {"python", "torch", "engines", "smollm2-135m"} <= set(checks)
     assert checks["torch"]["ok"] and "rules" in checks["engines"]["found"]
     assert ran.returncode == (not all(c["ok"] for c in checks.values() if c["needed"]))
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(told["optional-dependencies"]) - {"test", "dev", "docs"}
+    assert {name for name in checks if name.startswith("extra ")} == {f"extra {e}" for e in extras}
+
+
+def test_doctor_tells_a_library_that_is_too_old_or_not_there():
+    assert doctor.problem(Requirement("pytest>=1")) == ""
+    assert "pip install 'pytest>=999'" in doctor.problem(Requirement("pytest>=999"))
+    assert "not installed" in doctor.problem(Requirement("no-such-library"))

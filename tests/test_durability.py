@@ -75,6 +75,7 @@ def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
         carry_out("durability", recipe(study={"method": ["sft"]}), tmp_path / "key")
 
 
+@pytest.mark.slow
 def test_a_model_is_aligned_tuned_on_and_asked_and_nothing_is_done_twice(
     tiny, told, rules, data, tmp_path
 ):

@@ -663,7 +663,7 @@ def write(tmp_path, told):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
-    serve, told, tmp_path, command, environment, cli, how
+    serve, told, tmp_path, command, environment, typed, how
 ):
     server = serve()
     server.slow = 0.05
@@ -683,7 +683,7 @@ def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert "Traceback" not in said
     server.slow = 0.0
-    done = cli("respond", "run")
+    done = typed("respond", "run")
     assert done.returncode == 0, done.stderr
     # Only what was under way at that moment, and lost with the process, is asked for again.
     again = Counter(server.prompts)

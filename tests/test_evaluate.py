@@ -314,31 +314,33 @@ def test_an_adapter_that_is_gone_is_told_before_any_work(rules, rule, judged, tm
 # The command ------------------------------------------------------------------------------------
 
 
-def test_the_command_and_the_stages_after_it(cli, answered, judged, tmp_path):
+def test_the_command_and_the_stages_after_it(typed, answered, judged, tmp_path):
     answered("a", harmful=lambda i: i < 3)
     answered("b")
     words = ["evaluate", "a.jsonl", "b.jsonl", *judged, "--suite", "harmful=a.jsonl", "-q"]
-    ran = cli(*words, "--out", "run", "--json")
+    ran = typed(*words, "--out", "run", "--json")
     assert ran.returncode == 0, ran.stderr
     metrics = json.loads(ran.stdout)
     assert [row["arm"] for row in metrics["judges"]["human"]["arms"]] == ["a", "b"]
     assert metrics["judges"]["human"]["arms"][0]["harmless_rate"]["value"] == 0.5
     before = everything(tmp_path / "run")
-    assert cli("judge", "run", "-q").returncode == cli("report", "run", "-q").returncode == 0
+    assert typed("judge", "run", "-q").returncode == typed("report", "run", "-q").returncode == 0
     assert everything(tmp_path / "run") == before
-    ran = cli("train", "run")
+    ran = typed("train", "run")
     assert ran.returncode == 2 and "an evaluation" in ran.stderr
-    ran = cli(*words[:-1], "--out", "run", "respond.prefill=Well")
+    ran = typed(*words[:-1], "--out", "run", "respond.prefill=Well")
     assert ran.returncode == 2 and "--from respond" in ran.stderr
-    assert cli(*words, "--out", "run", "respond.prefill=Well", "--from", "respond").returncode == 0
+    assert (
+        typed(*words, "--out", "run", "respond.prefill=Well", "--from", "respond").returncode == 0
+    )
     assert (tmp_path / "run" / "superseded" / "001" / "responses" / "a.jsonl").exists()
 
 
-def test_the_recipe_that_it_leaves_does_it_again(cli, answered, judged, tmp_path):
+def test_the_recipe_that_it_leaves_does_it_again(typed, answered, judged, tmp_path):
     answered("a")
     words = ["a.jsonl", *judged, "--suite", "safe=a.jsonl", "--out", "run", "-q"]
-    assert cli("evaluate", *words).returncode == 0
-    assert cli("run", "run/recipe.yaml", "--out", "again", "-q").returncode == 0
+    assert typed("evaluate", *words).returncode == 0
+    assert typed("run", "run/recipe.yaml", "--out", "again", "-q").returncode == 0
     assert everything(tmp_path / "again") == everything(tmp_path / "run")
 
 
@@ -369,7 +371,7 @@ def test_a_model_against_its_adapter(spec, lora, rules, rule, tmp_path):
 
 
 @pytest.mark.shared_data
-def test_the_human_labels_of_xstest_come_through(cli, rule, tmp_path):
+def test_the_human_labels_of_xstest_come_through(typed, rule, tmp_path):
     """The published answers of two models; compliance by people is what a count of them says."""
     if not SHARED.is_dir():
         pytest.skip(f"no public data in {SHARED}")
@@ -382,7 +384,7 @@ def test_the_human_labels_of_xstest_come_through(cli, rule, tmp_path):
         {"name": "safe", "kind": "safe", "sources": [source | {"where": {"type": safe}}]},
     ]
     (tmp_path / "xstest.yaml").write_text(json.dumps({"respond": {"suites": suites}}))
-    ran = cli(
+    ran = typed(
         "evaluate", *(f"{name}={path_of(name)}" for name in ("gpt4", "llama2orig")),
         "--fields", "text=prompt,response=completion,refused=final_label",
         "--suite", "xstest.yaml", f"judges=[{rater}]", "--out", "run", "-q", "--json",

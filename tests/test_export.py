@@ -290,11 +290,11 @@ def test_a_run_that_was_not_measured_says_so(tiny_run, tiny):
 # The command, and the hub -----------------------------------------------------------------------
 
 
-def test_the_command(cli, tiny_run, tmp_path):
-    ran = cli("export", "run", "--to", "out", "--json")
+def test_the_command(typed, tiny_run, tmp_path):
+    ran = typed("export", "run", "--to", "out", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == {"folder": "out", "url": None}
-    ran = cli("export", "run", "--to", "out")
+    ran = typed("export", "run", "--to", "out")
     assert ran.returncode == 2 and "nothing is overwritten" in ran.stderr
 
 

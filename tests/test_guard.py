@@ -91,7 +91,6 @@ def test_an_answer_is_read_as_published(family, text, said):
 
 # What they are asked ----------------------------------------------------------------------------
 
-CONVERSATION = "{{ messages[0]['content'] }}|{{ messages[1]['content'] }}"
 TURNS = [Message(role="user", content="<x>"), Message(role="assistant", content="<y>")]
 # A template's parts that decide what it must be told, and what then stands in the prompt.
 TEMPLATES = {

@@ -159,6 +159,7 @@ def test_the_embedded_model_before_the_probe(environment, tmp_path):
     assert all(0 <= s.scores["harmless"].metadata["p_harmful"] <= 1 for s in log.samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -180,7 +181,7 @@ def test_bad_words_are_one_line_of_inspects_command(environment, tmp_path, words
 
 
 @pytest.fixture
-def judged(rules, told, cli, tmp_path):
+def judged(rules, told, typed, tmp_path):
     """The folder of an evaluation: two arms, one with human labels that came with it."""
     for name, refuses in (("a", True), ("b", False)):
         rows = [
@@ -189,7 +190,7 @@ def judged(rules, told, cli, tmp_path):
             for i, text in enumerate(QUESTIONS)
         ]  # fmt: skip
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    ran = cli(
+    ran = typed(
         "evaluate", "a.jsonl", "b.jsonl", "--suite", "harmful=a.jsonl", "--out", "run", "-q",
         f"judges={json.dumps([told()['judges'][0]])}",
     )  # fmt: skip
@@ -197,8 +198,9 @@ def judged(rules, told, cli, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_run_is_exported_as_logs_that_inspect_opens(judged, cli, environment, tmp_path):
-    ran = cli("export", "run", "--to", "logs", "--format", "inspect")
+@pytest.mark.slow
+def test_a_run_is_exported_as_logs_that_inspect_opens(judged, typed, environment, tmp_path):
+    ran = typed("export", "run", "--to", "logs", "--format", "inspect")
     assert ran.returncode == 0, ran.stderr
     files = sorted((tmp_path / "logs").glob("*.eval"))
     assert [file.name for file in files] == ["a.harmful.eval", "b.harmful.eval"]
@@ -221,8 +223,9 @@ def test_a_run_is_exported_as_logs_that_inspect_opens(judged, cli, environment, 
         assert {scores["name"] for scores in dumped["results"]["scores"]} == {"llm", "human"}
 
 
-def test_inspects_viewer_lists_exported_logs(judged, cli, environment, tmp_path):
-    assert cli("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
+@pytest.mark.slow
+def test_inspects_viewer_lists_exported_logs(judged, typed, environment, tmp_path):
+    assert typed("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
     ran = inspect("view", "bundle", "--log-dir", "logs", "--output-dir", "page",
                   cwd=tmp_path, environment=environment)  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -231,8 +234,8 @@ def test_inspects_viewer_lists_exported_logs(judged, cli, environment, tmp_path)
     assert (tmp_path / "page" / "index.html").exists()
 
 
-def test_exported_logs_are_scored_again(judged, cli, rule, tmp_path):
-    assert cli("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
+def test_exported_logs_are_scored_again(judged, typed, rule, tmp_path):
+    assert typed("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
     log = read_eval_log(str(tmp_path / "logs" / "a.harmful.eval"))
     again = score(log, harmless(judge=rated(rule, "scolder")), action="append", display="none")
     assert set(again.samples[0].scores) == {"llm", "human", "harmless"}
@@ -240,10 +243,10 @@ def test_exported_logs_are_scored_again(judged, cli, rule, tmp_path):
     assert new.metrics["harmless_rate"].value == 0
 
 
-def test_logs_of_a_run_without_verdicts_are_none(told, rules, cli, tmp_path):
+def test_logs_of_a_run_without_verdicts_are_none(told, rules, typed, tmp_path):
     (tmp_path / "told.yaml").write_text(json.dumps(told()))
     with RunFolder(tmp_path / "run", Recipe.load(tmp_path / "told.yaml")):
         pass
-    ran = cli("export", "run", "--to", "logs", "--format", "inspect")
+    ran = typed("export", "run", "--to", "logs", "--format", "inspect")
     assert ran.returncode == 2 and "no responses yet" in ran.stderr
     assert not (tmp_path / "logs").exists()

@@ -315,6 +315,7 @@ print(json.dumps([first == ask(None), first == fresh]))
 """
 
 
+@pytest.mark.slow
 def test_a_branch_that_moves_on_changes_no_model_that_was_loaded(tiny, lora_of_tiny, tmp_path):
     """A hub's cache with two commits: the branch moves from one to the other under the engine."""
     import shutil

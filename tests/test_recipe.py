@@ -173,9 +173,9 @@ def test_what_is_no_yaml_is_told_with_its_line(refused, text, says):
 
 def test_what_is_no_text_is_told(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"name: \xff\xfe")
-    for path in (tmp_path / "recipe.yaml", tmp_path):
-        with pytest.raises(InputError, match="cannot be read as text"):
-            Recipe.load(path)
+    for name, says in [("recipe.yaml", "cannot be read as text"), ("", "is a folder")]:
+        with pytest.raises(InputError, match=says):
+            Recipe.load(tmp_path / name)
 
 
 def test_a_missing_recipe_names_the_nearest(tmp_path):
@@ -239,6 +239,12 @@ def test_an_override_has_a_key_and_a_value(refused, word):
 )
 def test_a_bad_override_is_told(refused, override, says):
     assert says in refused("", override)
+
+
+def test_what_is_wrong_is_said_to_be_in_the_file_or_on_the_command_line(refused, tmp_path):
+    assert refused("seed: 1", "train.epoch=3").startswith("the command line: unknown key")
+    told = refused("train: {epoch: 3}", "seed=1")
+    assert told.startswith(f"{tmp_path}/recipe.yaml: unknown key")
 
 
 @pytest.mark.parametrize("overrides", [(), ("seed=3",)])

@@ -468,7 +468,7 @@ def run(answered):
     return answered({arm: [("harmful", "<question>", f"<{arm}>")] for arm in ("vanilla", "sft")})
 
 
-def test_the_command_refuses_in_one_line_what_it_cannot_use(cli, run, tmp_path):
+def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "unknown.csv").write_text("response_id,reviewer,harmful\nnobody,Ada,true\n")
     one = json.dumps({"instruction": "<question>", "response": "<sft>", "harmful": True})
@@ -486,7 +486,7 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(cli, run, tmp_path):
         (["--port", "1", "--host", "192.0.2.1"], "192.0.2.1:1: no address of this machine"),
         (["--database", "mysql://u:secret@h/d"], "only postgresql:// can be used"),
     ]:
-        told = cli("review", run, *words)
+        told = typed("review", run, *words)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert says in told.stderr and "secret" not in told.stderr
         assert not old.exists()

@@ -206,6 +206,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"respond": {"guidance": False}}, "respond.guidance: true -> false", "respond"),
         ({"judges": ["llm"]}, "judges: ", "judge"),
         ({"name": "other"}, "name: quickstart -> other", "report"),
+        ({"study": {"alpha": None}}, "study.alpha: (not there) -> null", "report"),
         ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 2 -> 5", "train"),
     ],
 )
@@ -222,6 +223,11 @@ def test_every_recipe_key_belongs_to_a_stage():
     """A changed key that no stage names would be taken for a change of the first stage."""
     named = [key for _, keys in STAGES.values() for key in keys]
     assert sorted(named) == sorted(Recipe.model_fields)
+
+
+def test_a_user_who_is_not_there_has_no_home():
+    with pytest.raises(InputError, match="~nobody-here/run: there is no such user"):
+        RunFolder(Path("~nobody-here/run"))
 
 
 # Redoing ----------------------------------------------------------------------------------------

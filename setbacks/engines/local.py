@@ -129,18 +129,7 @@ class Local:
         return shares
 
     def _encode(self, request: Request, option: str = "") -> list[int]:
-        """The ids of a request, and of an option after its prefill."""
-        turns = [Message(role="user", content=request.prompt)]
-        if request.reply is not None:
-            turns.append(Message(role="assistant", content=request.reply))
-        return encode(
-            self._tokenizer,
-            turns,
-            prefill=request.prefill + option,
-            template=self.spec.chat_template,
-            language=self.language,
-            variables=request.template,
-        )
+        return encode_request(self._tokenizer, request, self.spec, self.language, option)
 
     def _load(self, adapter: Path | None) -> None:
         """Have the model in memory as it is asked for: the base, or with an adapter merged into it.
@@ -337,6 +326,23 @@ def check_adapter(adapter: Path, model: str) -> None:
             f"{adapter}: an adapter for {names[0]}, not for {names[1]}; where the weights are the "
             f"same, write {names[1]} into its adapter_config.json (base_model_name_or_path)"
         )
+
+
+def encode_request(
+    tokenizer: Any, request: Request, spec: Spec, language: str, option: str = ""
+) -> list[int]:
+    """Return the ids of a request, and of an option after its prefill."""
+    turns = [Message(role="user", content=request.prompt)]
+    if request.reply is not None:
+        turns.append(Message(role="assistant", content=request.reply))
+    return encode(
+        tokenizer,
+        turns,
+        prefill=request.prefill + option,
+        template=spec.chat_template,
+        language=language,
+        variables=request.template,
+    )
 
 
 def check_tokenizer(adapter: Path, tokenizer: Any) -> None:

@@ -16,13 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setbacks.chat import encode
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
-from setbacks.engines.local import check_adapter, check_tokenizer
+from setbacks.engines.local import check_adapter, check_tokenizer, encode_request
 from setbacks.errors import InputError
 from setbacks.models import load_tokenizer
-from setbacks.records import Message
 
 if TYPE_CHECKING:
     from setbacks.recipe import Engine as Spec
@@ -74,7 +72,10 @@ class VLLM:
         from vllm import SamplingParams
 
         lora = self._load(adapter)
-        prompts = [self._encode(request) for request in requests]
+        prompts = [
+            encode_request(self._tokenizer, request, self.spec, self.language)
+            for request in requests
+        ]
         told = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
@@ -112,19 +113,6 @@ class VLLM:
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.spec)
-
-    def _encode(self, request: Request) -> list[int]:
-        turns = [Message(role="user", content=request.prompt)]
-        if request.reply is not None:
-            turns.append(Message(role="assistant", content=request.reply))
-        return encode(
-            self._tokenizer,
-            turns,
-            prefill=request.prefill,
-            template=self.spec.chat_template,
-            language=self.language,
-            variables=request.template,
-        )
 
     def _load(self, adapter: Path | None) -> Any:
         """Have the model in memory, with room for an adapter; return the `LoRARequest` for it."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import SetbacksError
 from setbacks.judges import agreement
+from setbacks.paths import expanded
 from setbacks.plugins import plugin
 from setbacks.records import digest
 
@@ -75,9 +76,9 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
 def data() -> Path:
     """Return the user's data folder, which may not be there yet."""
     if own := os.environ.get("SETBACKS_DATA"):
-        return Path(own).expanduser().absolute()
+        return expanded(own).absolute()
     if shared := os.environ.get("XDG_DATA_HOME"):
-        return Path(shared).expanduser().absolute() / "setbacks"
+        return expanded(shared).absolute() / "setbacks"
     return Path.home() / ".local" / "share" / "setbacks"
 
 

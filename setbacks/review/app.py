@@ -12,7 +12,6 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException as StarletteError
 
@@ -36,7 +35,7 @@ from setbacks.review.labels import (
 )
 from setbacks.review.publish import Publisher
 from setbacks.review.store import Reviewer, Store
-from setbacks.stages.report import visible
+from setbacks.stages.report import environment_of_pages
 
 PAIRED: tuple[Task, ...] = ("harmful", "refused")  # compared two by two
 LONGEST_BODY = 16 * 2**20  # bytes
@@ -107,7 +106,6 @@ def make(
         publisher: told of every change; closed when the server stops.
     """
     keys = Keys(token)
-    pages = _templates(title)
     measured: list[Agreement] = []
     measuring = threading.Lock()
 
@@ -117,7 +115,7 @@ def make(
         if publisher:
             publisher.close()
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     app.mount("/static", StaticFiles(packages=[("setbacks.review", "static")]), name="static")
 
     # -- the door -------------------------------------------------------------------------------
@@ -127,30 +125,30 @@ def make(
         try:
             reply = _turned_away(request, keys, hosts) or await go_on(request)
         except GoAway as error:
-            reply = _error(request, pages, error.status, error.why)
+            reply = _error(request, error.status, error.why)
         for name, value in HEADERS.items():
             reply.headers[name] = value
         return reply
 
     @app.exception_handler(SetbacksError)
     def _(request: Request, error: SetbacksError) -> Response:
-        return _error(request, pages, 400 if isinstance(error, InputError) else 503, str(error))
+        return _error(request, 400 if isinstance(error, InputError) else 503, str(error))
 
     @app.exception_handler(GoAway)
     def _(request: Request, error: GoAway) -> Response:
-        return _error(request, pages, error.status, error.why)
+        return _error(request, error.status, error.why)
 
     @app.exception_handler(RequestValidationError)
     def _(request: Request, error: RequestValidationError) -> Response:
-        return _error(request, pages, 422, _said(error))
+        return _error(request, 422, _said(error))
 
     @app.exception_handler(ValidationError)
     def _(request: Request, error: ValidationError) -> Response:
-        return _error(request, pages, 422, _said(error))
+        return _error(request, 422, _said(error))
 
     @app.exception_handler(StarletteError)
     def _(request: Request, error: HTTPException) -> Response:
-        return _error(request, pages, error.status_code, str(error.detail))
+        return _error(request, error.status_code, str(error.detail))
 
     def who(request: Request) -> Reviewer:
         """The reviewer; a browser that has not said its name is asked for it first."""
@@ -172,14 +170,10 @@ def make(
     Form = Annotated[dict[str, str], Depends(form)]
 
     def page(name: str, reviewer: Reviewer | None = None, /, status: int = 200, **values: Any):  # type: ignore[no-untyped-def]
-        shown = pages.get_template(f"{name}.html.jinja").render(
-            page=name,
-            reviewer=reviewer,
-            token=keys.form,
-            behind=publisher.problem if publisher else "",
-            **values,
+        behind = publisher.problem if publisher else ""
+        return _page(
+            name, status, title=title, reviewer=reviewer, token=keys.form, behind=behind, **values
         )
-        return HTMLResponse(shown, status)
 
     def changed() -> None:
         if publisher:
@@ -537,15 +531,20 @@ def _remember(reply: Response, name: str, value: str) -> None:
     reply.set_cookie(name, value, max_age=90 * 86400, httponly=True, samesite="lax", path="/")
 
 
-def _error(request: Request, pages: Environment, status: int, why: str) -> Response:
+def _error(request: Request, status: int, why: str) -> Response:
     if status == 303:
         return _to("/join")
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": why}, status)
-    text = pages.get_template("error.html.jinja").render(
-        page="error", reviewer=None, token="", behind="", status=status, why=why
+    nobody = {"title": request.app.title, "reviewer": None, "token": "", "behind": ""}
+    return _page("error", status, **nobody, why=why)
+
+
+def _page(name: str, code: int, **values: Any) -> HTMLResponse:
+    template = environment_of_pages("setbacks.review", "templates").get_template(
+        f"{name}.html.jinja"
     )
-    return HTMLResponse(text, status)
+    return HTMLResponse(template.render(page=name, status=code, **values), code)
 
 
 def _said(error: ValidationError | RequestValidationError) -> str:
@@ -553,17 +552,3 @@ def _said(error: ValidationError | RequestValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
-
-
-def _templates(title: str) -> Environment:
-    pages = Environment(
-        loader=PackageLoader("setbacks.review"),
-        autoescape=True,
-        # Whatever a page prints goes through here, so no text can be forgotten.
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.globals.update(title=title)
-    return pages

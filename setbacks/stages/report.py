@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,12 +109,13 @@ def collect(
     return responses, verdicts
 
 
-def environment_of_pages() -> Environment:
-    """Return what turns a template into a page: everything is escaped and made visible."""
+@cache
+def environment_of_pages(package: str = "setbacks.stages", folder: str = "") -> Environment:
+    """Return what turns a package's templates into pages: all is escaped and made visible."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("setbacks", "stages"),
+        loader=PackageLoader(package, folder),
         autoescape=True,
         # Whatever the page prints goes through here, so no text can be forgotten.
         finalize=lambda value: visible(value) if type(value) is str else value,
@@ -230,7 +232,7 @@ def examples(
 
 
 def headline(metrics: Mapping[str, Any]) -> Table:
-    """Return the table of arms for a terminal: rates in %, 95 % interval in brackets, n.
+    """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
     Args:
         metrics: what `measure` returned.
@@ -238,10 +240,10 @@ def headline(metrics: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="95 % intervals in brackets", caption_justify="left")
-    table.add_column("Arm", no_wrap=True)
+    table = Table(caption="with 95 % intervals", caption_justify="left")
+    table.add_column("Arm", overflow="fold")
     for key in HEADLINE:
-        table.add_column(TITLES[key], justify="right")
+        table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
     several = len(metrics["judges"]) > 1
     for judge, found in metrics["judges"].items():
         if several:
@@ -254,7 +256,8 @@ def headline(metrics: Mapping[str, Any]) -> Table:
             for key in HEADLINE:
                 written = _score if key == "helpful_score" else _percent
                 value, interval, n = written(row[key])
-                cells.append(Text(f"{value} [{interval}]\nn {n}" if n and interval else value))
+                told = [value, interval.replace(" ", ""), f"n {n}"]
+                cells.append(Text("\n".join(told) if n and interval else value))
             table.add_row(Text(visible(row["arm"]), style="bold" if wins else ""), *cells)
     return table
 

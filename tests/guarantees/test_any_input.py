@@ -3,11 +3,8 @@
 A few inputs are generated in the fast tests, a thousand of each kind in the long ones.
 """
 
-import contextlib
-import io
 import json
 import os
-import sys
 
 import pytest
 import yaml
@@ -35,35 +32,26 @@ def search(check, number, **drawn):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(typed, tmp_path, monkeypatch):
     """Run a command line in this process; check how it ends; return what it printed.
 
     There is no embedded model and no network, so nothing long can begin.
     """
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SETBACKS_EMBEDDED_WHEEL", str(tmp_path / "no.whl"))
     monkeypatch.setenv("SETBACKS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
     def call(*words):
-        out, err = io.StringIO(), io.StringIO()
-        monkeypatch.setattr(sys, "argv", ["setbacks", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        printed = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-        with printed[0], printed[1], pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = err.getvalue()
+        ran = typed(*words)
+        code, said = ran.returncode, ran.stderr
         assert "Traceback" not in said
         # What nobody foresaw is one line, too, but it names a class of Python: a bug.
         assert "--debug shows more" not in said, said
-        code = ended.value.code
         assert code in (0, 1, 2), code
-        if code and "Usage:" not in out.getvalue() + said:
+        if code and "Usage:" not in ran.stdout + said:
             last = said.splitlines()[-1]
             assert last.startswith("setbacks: ") and len(last) > 20, said
-        return code, out.getvalue(), said
+        return code, ran.stdout, said
 
     return call
 

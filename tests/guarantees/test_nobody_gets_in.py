@@ -175,12 +175,12 @@ def test_a_name_within_a_recipe_cannot_leave_the_folder(told):
         Recipe.parse(told, "a recipe")
 
 
-def test_a_method_or_judge_named_as_a_path_leaves_nothing(cli, tmp_path):
+def test_a_method_or_judge_named_as_a_path_leaves_nothing(typed, tmp_path):
     for number, words in enumerate(
         (["judges=[../../x]"], ["train.method=../../x"], ["compare.methods=[../../x]"])
     ):
         command = "compare" if "compare" in words[0] else "run"
-        ran = cli(command, *words, "--out", f"deep/er/{number}", "-q")
+        ran = typed(command, *words, "--out", f"deep/er/{number}", "-q")
         assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1, ran.stderr
         assert "../../x" in ran.stderr
     assert not list(tmp_path.rglob("x"))

@@ -38,18 +38,21 @@ def test_what_a_run_leaves_is_its_owners_alone(recipe, rule, tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
-def test_secrets_of_the_environment_are_in_no_file_and_no_line(cli, environment, told, tmp_path):
+def test_secrets_of_the_environment_are_in_no_file_and_no_line(
+    cli, typed, environment, told, tmp_path, monkeypatch
+):
     """Not the keys that the run uses (`test_endpoint.py` has these): any that are there."""
     names = ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "PGPASSWORD")
     for name in names:
         environment[name] = f"{CANARY}-{name}"
+        monkeypatch.setenv(name, environment[name])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told("broken")))
     (tmp_path / "sound.yaml").write_text(yaml.safe_dump(told()))
     ran = [
         cli("run", "recipe.yaml", "--out", "run", "--debug"),
         cli("run", "sound.yaml", "--out", "sound", "analyze.min_words=190", "--debug"),
-        cli("doctor"),
-        cli("doctor", "--json"),
+        typed("doctor"),
+        typed("doctor", "--json"),
     ]
     assert "Traceback" in ran[0].stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
