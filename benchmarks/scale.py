@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--overhead", type=Path, default=Path("benchmarks/results/overhead.json"))
     parser.add_argument(
-        "--gpu-seconds", type=float, default=5.0, help=f"assumed, of {ON_GPU} responses on a GPU"
+        "--gpu-seconds", type=float, default=0.5, help=f"assumed, of {ON_GPU} responses on a GPU"
     )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))
     told = parser.parse_args()
