@@ -2,9 +2,11 @@
 
 import json
 import os
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from setbacks import statistics
 from setbacks.compare import compare, findings
@@ -17,6 +19,7 @@ from setbacks.methods.helpful import Helpful
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
 from setbacks.metrics import METRICS
+from setbacks.page import Findings, Table, on_terminal, write
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Revision
@@ -306,3 +309,12 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     compare(recipe, page.parent)
     now = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
     assert [row | {"seconds": 0.0} for row in spent] == now
+
+
+def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
+    rows = [["mistake_analysis_sft-guided", *["12.3 (1.2 to 23.4)"] * 6]]
+    table = Table("Arms", ["Arm", *[f"longest_title_{i}" for i in range(6)]], rows)
+    write(tmp_path, Findings("<title>", "<question>", ["<answer>"], [table]))
+    console = Console(width=80, file=StringIO())
+    on_terminal(console, (tmp_path / "findings.json").read_text())
+    assert "…" not in console.file.getvalue()
