@@ -24,7 +24,7 @@ from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Revision
 from setbacks.scores import Scores, difference, estimate
-from setbacks.studies import carry_out
+from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
 from setbacks.variants import _apart, lend, prepare_folder, variant
 
@@ -318,3 +318,14 @@ def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
     console = Console(width=80, file=StringIO())
     on_terminal(console, (tmp_path / "findings.json").read_text())
     assert "…" not in console.file.getvalue()
+
+
+def test_a_study_names_what_its_variants_are_set_against():
+    def row(arm, value=None, p=None):
+        return {"arm": arm} | ({"difference": {"value": value, "p": p}} if p else {})
+
+    rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
+    assert told_apart(rows) == "Below <a> beyond chance: vanilla."  # .04 is not, of three
+    assert told_apart(rows[1:2]) == "No variant can be told from <a>."
+    both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
+    assert both == "Above <a> beyond chance: <d>. Below <a> beyond chance: vanilla."
