@@ -87,7 +87,9 @@ def on_terminal(console: Console, findings: str) -> None:
     for table in found["tables"]:
         grid = Grid(title=table["title"], title_justify="left", caption=table["note"] or None)
         for number, column in enumerate(table["columns"]):
-            grid.add_column(Text(column), justify="right" if number else "left")
+            grid.add_column(
+                Text(column), justify="right" if number else "left", overflow="fold"
+            )  # a name that is cut short says nothing
         for row in table["rows"]:
             grid.add_row(*(Text(visible(cell)) for cell in row))
         console.print(grid)

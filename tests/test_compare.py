@@ -2,9 +2,11 @@
 
 import json
 import os
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from setbacks import statistics
 from setbacks.compare import compare, findings
@@ -17,12 +19,15 @@ from setbacks.methods.helpful import Helpful
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
 from setbacks.metrics import METRICS
+from setbacks.page import Findings, Table, on_terminal, write
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Revision
+from setbacks.records import Analysis, Example, Revision
+from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate
-from setbacks.studies import carry_out
+from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
+from setbacks.studies.quantity_quality import _curves
 from setbacks.variants import _apart, lend, prepare_folder, variant
 
 
@@ -306,3 +311,49 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     compare(recipe, page.parent)
     now = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
     assert [row | {"seconds": 0.0} for row in spent] == now
+
+
+def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
+    rows = [["mistake_analysis_sft-guided", *["12.3 (1.2 to 23.4)"] * 6]]
+    table = Table("Arms", ["Arm", *[f"longest_title_{i}" for i in range(6)]], rows)
+    write(tmp_path, Findings("<title>", "<question>", ["<answer>"], [table]))
+    console = Console(width=80, file=StringIO())
+    on_terminal(console, (tmp_path / "findings.json").read_text())
+    assert "…" not in console.file.getvalue()
+
+
+def test_a_study_names_what_its_variants_are_set_against():
+    def row(arm, value=None, p=None):
+        return {"arm": arm} | ({"difference": {"value": value, "p": p}} if p else {})
+
+    rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
+    assert told_apart(rows) == "Below <a> beyond chance: vanilla."  # .04 is not, of three
+    assert told_apart(rows[1:2]) == "No variant can be told from <a>."
+    both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
+    assert both == "Above <a> beyond chance: <d>. Below <a> beyond chance: vanilla."
+
+
+def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
+    arms = {"vanilla": 0.5, "vanilla-guided": 0.6, "filtered_8": 0.8, "filtered_8-guided": 0.9}
+    arms |= {"filtered_4": 0.7, "filtered_4-guided": 0.65, "shuffled_4": 0.4}
+    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)._asdict()} for a, v in arms.items()]
+    (picture,) = _curves({"<judge>": rows})
+    for line in ("filtered: from 50 to 80", "filtered-guided: from 60 to 90"):
+        assert line in picture.svg
+    assert "shuffled: from 50 to 40" in picture.svg
+    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)._asdict()
+    assert "filtered: from 50 to 70" in _curves({"<judge>": rows})[0].svg
+    assert not _curves({"<judge>": rows[:2]})
+
+
+@pytest.mark.slow
+def test_quantity_and_quality_train_on_as_many_analyses_as_they_say(small, tmp_path):
+    recipe = small(study={"sizes": [4, 8], "qualities": ["filtered", "shuffled"]})
+    page = carry_out("quantity-quality", recipe, tmp_path / "q")
+    (rows,) = json.loads((page.parent / "findings.json").read_text())["data"].values()
+    own = [f"{quality}_{size}" for quality in ("filtered", "shuffled") for size in (8, 4)]
+    assert [row["arm"] for row in rows] == ["vanilla", *own]
+    for name in own:
+        with RunFolder(page.parent / f"arms/{name}.0") as run:
+            kinds = [e.kind for e in run.records("training.jsonl", Example)]
+        assert kinds.count("analysis") == int(name[-1])

@@ -60,7 +60,10 @@ def test_without_a_gain_there_is_none_to_undo():
 def test_what_an_opening_does_is_told_from_nothing():
     made = arms(vanilla=(50, 50), shallow=(90, 40), deep=(90, 88), better=(50, 90))
     told = {name: went_on(name, row) for name, row in _begun(made).items()}
-    assert "first words" in told["shallow"] and "change of -50.0" in told["shallow"]
+    assert (
+        "so much of its safety lay in its first words" in told["shallow"]
+        and "change of -50.0" in told["shallow"]
+    )
     assert "cannot tell" in told["deep"] and "cannot tell" in told["vanilla"]
     assert "more harmless" in told["better"]
 

@@ -80,7 +80,9 @@ def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(small, tmp_path)
 
 
 def test_too_little_is_told_in_one_line(small, tmp_path):
-    with pytest.raises(InputError, match="3 held-out analyses of mistakes.* at least 6") as error:
+    with pytest.raises(
+        InputError, match=r"3 .*mistakes \(of 10; study.held_out is .* at least 6"
+    ) as error:
         carry_out("posterior", small(10), tmp_path / "few")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="sft learns no analyses"):

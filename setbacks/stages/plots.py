@@ -265,7 +265,7 @@ def heatmap(
     name: str,
     title: str,
 ) -> str:
-    """Draw a matrix of differences in points: one color for gains, one for losses.
+    """Draw a matrix of differences in hundredths: one color for gains, one for losses.
 
     A value whose interval leaves out zero is bold.
 
@@ -274,7 +274,7 @@ def heatmap(
         columns: names, from left to right.
         cells: differences in [-1, 1], of shape [rows, columns].
         name: prefix of the picture's ids, unique in the page.
-        title: what is measured, for those who cannot see it.
+        title: what is measured, with its unit, for those who cannot see it.
     """
     figure, axes = _figure(0.9 + 0.34 * len(rows))
     known = [abs(cell["value"]) for row in cells for cell in row if cell["value"] is not None]
@@ -290,7 +290,7 @@ def heatmap(
                               lw=0)  # fmt: skip
             clear = cell["low"] is not None and (cell["low"] > 0 or cell["high"] < 0)
             axes.text(
-                j, i, f"{100 * value:+.0f}", ha="center", va="center", color=INK, fontsize=9,
+                j, i, _hundredths(value), ha="center", va="center", color=INK, fontsize=9,
                 fontweight="bold" if clear else "normal",
             )  # fmt: skip
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
@@ -305,13 +305,18 @@ def heatmap(
         axes.spines[side].set_visible(False)
     told = "; ".join(
         f"{row}: " + ", ".join(
-            f"{column} {100 * cell['value']:+.0f}"
+            f"{column} {_hundredths(cell['value'])}"
             for column, cell in zip(columns, line, strict=True)
             if cell["value"] is not None
         )
         for row, line in zip(rows, cells, strict=True)
     )  # fmt: skip
-    return _svg(figure, name, f"{title}, in points. {told}.")
+    return _svg(figure, name, f"{title}. {told}.")
+
+
+def _hundredths(value: float) -> str:
+    rounded = round(100 * value)
+    return f"{rounded:+d}" if rounded else "0"
 
 
 def _short(text: str, most: int = 30) -> str:

@@ -120,7 +120,12 @@ def against_first(
 
 
 def told_apart(rows: Sequence[dict[str, Any]]) -> str:
-    """Say in words which variants differ from the first beyond chance (Holm)."""
+    """Say in words which variants differ from the first beyond chance (Holm).
+
+    Args:
+        rows: of `against_first`, the untrained model's among them.
+    """
+    first = next(row["arm"] for row in rows if "difference" not in row)
     tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
     corrected = holm([row["difference"]["p"] for row in tested])
     better: list[str] = []
@@ -129,11 +134,11 @@ def told_apart(rows: Sequence[dict[str, Any]]) -> str:
         if p < ALPHA:
             (better if row["difference"]["value"] > 0 else worse).append(row["arm"])
     parts = [
-        f"{word}: {', '.join(names)}"
-        for word, names in (("Above the first beyond chance", better), ("below it", worse))
+        f"{word} {first} beyond chance: {', '.join(names)}."
+        for word, names in (("Above", better), ("Below", worse))
         if names
     ]
-    return "; ".join(parts) + "." if parts else "No variant can be told from the first."
+    return " ".join(parts) or f"No variant can be told from {first}."
 
 
 def at_least(number: int, needed: int, what: str) -> None:

@@ -187,5 +187,5 @@ def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
     by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
     first = max(by, key=lambda guidance: by[guidance].value or 0.0)
     level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
-    said = f"The mistakes of {first} lie furthest apart ({written(by[first], 1)})"
-    return said + (f"; the intervals of {', '.join(level)} overlap it." if level else ".")
+    said = f"The mistakes of {first} have the largest mean distance ({written(by[first], 1)})"
+    return said + (f", which cannot be told from that of {' and '.join(level)}." if level else ".")

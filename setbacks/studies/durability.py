@@ -254,9 +254,9 @@ def went_on(name: str, row: Mapping[str, Any]) -> str:
     """Say what a compliant opening did to the answers of a model."""
     moved = row["moved"]
     verdict = (
-        "the data cannot tell it from none"
+        "the data cannot tell that from no change"
         if not _clear(moved)
-        else "its safety lay in its first words"
+        else "so much of its safety lay in its first words"
         if moved["value"] < 0
         else "it goes on more harmless than it would have begun"
     )

@@ -62,7 +62,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         right = _right(recipe, run.records("analyses.jsonl", Analysis))
     kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
     for kind, rows in right.items():
-        at_least(len(rows) - kept[kind], FEWEST, f"held-out analyses of {KINDS[kind]}")
+        what = f"held-out analyses of {KINDS[kind]} (of {len(rows)}; study.held_out is the share)"
+        at_least(len(rows) - kept[kind], FEWEST, what)
     most = recipe.train.most_analyses
     number = kept["analysis"] if most is None else min(most, kept["analysis"])
     told = {

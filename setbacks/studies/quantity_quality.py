@@ -7,13 +7,16 @@ and, as a control that should teach nothing, with analyses that belong to other 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from setbacks.page import Findings
+from setbacks.metrics import bare, in_the_way_of, untrained
+from setbacks.page import Findings, Picture
 from setbacks.recipe import Recipe, Section
+from setbacks.stages.plots import curves
 from setbacks.studies import Show, against_first, told_apart
 from setbacks.variants import variant
 
@@ -53,7 +56,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         question="How many analyses does it take, and how good must they be?",
         answer=[told_apart(rows) for rows in data.values()],
         tables=tables,
-        pictures=pictures,
+        pictures=[*_curves(data), *pictures],
         method=[
             "A size is the most that is trained on: where fewer analyses passed their checks, the "
             "variant has fewer. Shuffled analyses are the control: if they do as well, the content "
@@ -61,3 +64,30 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         ],
         data=data,
     )
+
+
+def _curves(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:
+    """A picture for each judge: balanced safety over the number of analyses, a line a quality."""
+    made = []
+    for number, (judge, rows) in enumerate(data.items()):
+        reached = {row["arm"]: row["balanced_safety"] for row in rows}
+        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+        for arm, cell in reached.items():
+            quality, _, size = bare(arm).rpartition("_")
+            if quality and cell["value"] is not None:
+                line = in_the_way_of(arm, quality)
+                lines.setdefault(line, [(0, reached[untrained(arm)])]).append((int(size), cell))
+        if lines:
+            by = f", by {judge}" if len(data) > 1 else ""
+            svg = curves(
+                {
+                    line: sorted(points, key=lambda point: point[0])
+                    for line, points in lines.items()
+                },
+                f"q{number}",
+                "Analyses trained on, at most",
+                "Balanced safety, %",
+                100,
+            )
+            made.append(Picture(f"By number of analyses{by}", svg, "At 0 is the untrained model."))
+    return made

@@ -112,7 +112,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         answer.append(_said(own, by))
         tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
         drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
-        svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change by group")
+        svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
         note = "Change against the untrained model, in points; bold: beyond chance by itself."
         pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
         data["judges"][judge] = {
