@@ -25,6 +25,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Revision
 from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate
+from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
 from setbacks.studies.quantity_quality import _curves
