@@ -65,7 +65,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "introspect": (("introspection.jsonl",), ()),
     "respond": (("responses",), ("respond", "evaluate")),
     "judge": (("verdicts",), ("judges",)),
-    "report": (("metrics.json", "report.html"), ("name", "compare", "study")),
+    "report": (("metrics.json", "report.html"), ("name", "compare", "study", "jobs")),
 }
 
 

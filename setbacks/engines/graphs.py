@@ -9,13 +9,13 @@ is rounded up to a power of two (docs.pytorch.org, "CUDA Graphs").
 from __future__ import annotations
 
 import logging
-from typing import Any
-
-import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from setbacks.engines.decoding import Running
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class Graphs:
         Raises:
             torch.OutOfMemoryError: the cache does not fit.
         """
+        import torch
+
         room = -(-(running.mask.shape[1] + more) // ROOM) * ROOM
         if not self._works or not _fits(self.model, running.cache, room):
             return running
@@ -95,9 +97,9 @@ class Replaying(Running):
         self.graphs = graphs
         self.rows, length = running.mask.shape
         self.now = step = graphs.step(_rounded(self.rows), room, running.cache)
-        for layer, fixed in zip(running.cache.layers, step.cache.layers, strict=True):
-            fixed.keys[: self.rows, :, :length] = layer.keys
-            fixed.values[: self.rows, :, :length] = layer.values
+        for layer, kept in zip(running.cache.layers, step.cache.layers, strict=True):
+            kept.keys[: self.rows, :, :length] = layer.keys
+            kept.values[: self.rows, :, :length] = layer.values
         step.mask.zero_()
         step.mask[: self.rows, 0, 0, :length] = running.mask.bool()
         step.position.zero_()
@@ -112,9 +114,9 @@ class Replaying(Running):
         """Go on with these rows, [indices], in a step of their number."""
         old, self.rows = self.now, len(rows)
         self.now = new = self.graphs.step(_rounded(self.rows), old.room, old.cache)
-        for layer, fixed in zip(old.cache.layers, new.cache.layers, strict=True):
-            fixed.keys[: self.rows] = layer.keys[rows]  # a copy first: both lie in one storage
-            fixed.values[: self.rows] = layer.values[rows]
+        for layer, kept in zip(old.cache.layers, new.cache.layers, strict=True):
+            kept.keys[: self.rows] = layer.keys[rows]  # a copy first: both lie in one storage
+            kept.values[: self.rows] = layer.values[rows]
         new.mask[: self.rows] = old.mask[rows]
         new.position[: self.rows] = old.position[rows]
         new.at.copy_(old.at)
@@ -141,6 +143,8 @@ class Step:
     def __init__(
         self, model: Any, rows: int, room: int, layers: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> None:
+        import torch
+
         device = model.device
         self.model, self.rows, self.room = model, rows, room
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -150,8 +154,7 @@ class Step:
         # the last place is read by nobody before it is written again.
         self.at = torch.full((1,), room - 1, dtype=torch.long, device=device)
         self.first = torch.zeros(1, dtype=torch.long, device=device)
-        self.cache: Any = DynamicCache()
-        self.cache.layers = [Fixed(keys, values, self.at) for keys, values in layers]
+        self.cache = fixed(layers, self.at)
         kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
         # Within the window a sliding layer sees what a full one sees.
         self.seen: Any = {k: self.mask for k in (*kinds, "full_attention")} if kinds else self.mask
@@ -167,6 +170,8 @@ class Step:
             self.graph.replay()
 
     def _capture(self) -> None:
+        import torch
+
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -190,30 +195,35 @@ class Step:
         self.at += 1
 
 
-class Fixed(DynamicLayer):  # type: ignore[misc]
-    """Keys and values that stay where they are, [rows, heads, room, width].
+def fixed(layers: Sequence[tuple[torch.Tensor, torch.Tensor]], at: torch.Tensor) -> Any:
+    """Return a cache whose keys and values stay where they are.
 
     Args:
-        keys: of all the room.
-        values: likewise.
-        at: where the next token is written, [1].
+        layers: keys and values of each, [rows, heads, room, width].
+        at: where in the room the next token is written, [1].
     """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
-    keys: Any
-    values: Any
+    class Fixed(DynamicLayer):  # type: ignore[misc]
+        """A layer that writes into its room, and shows all of it."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, at: torch.Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.at = keys, values, at
-        self.is_initialized = True
+        keys: Any
+        values: Any
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[Any, Any]:
-        """Write one token of each row in its place; returns keys and values of all the room."""
-        self.keys.index_copy_(2, self.at, key_states)
-        self.values.index_copy_(2, self.at, value_states)
-        return self.keys, self.values
+        def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+            super().__init__()
+            self.keys, self.values = keys, values
+            self.is_initialized = True
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            self.keys.index_copy_(2, at, key_states)
+            self.values.index_copy_(2, at, value_states)
+            return self.keys, self.values
+
+    cache = DynamicCache()
+    cache.layers = [Fixed(keys, values) for keys, values in layers]
+    return cache
 
 
 def _rounded(rows: int) -> int:
@@ -232,6 +242,8 @@ def _view(flat: torch.Tensor, like: torch.Tensor, rows: int, room: int) -> torch
 
 def _fits(model: Any, cache: Any, room: int) -> bool:
     """Whether each layer keeps all of its tokens, within a sliding window too."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
     kinds = {type(layer) for layer in cache.layers}
     if kinds == {DynamicLayer}:
         return True
