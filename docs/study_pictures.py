@@ -21,7 +21,7 @@ def main(folders: list[str]) -> int:
         return 2
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=QUIET)
-        page = browser.new_page(viewport={"width": 620, "height": 800}, device_scale_factor=2)
+        page = browser.new_page(viewport={"width": 620, "height": 800}, device_scale_factor=1.75)
         for folder in map(Path, folders):
             page.goto((folder / "report.html").resolve().as_uri())
             name = IMAGES / f"{folder.name}.png"

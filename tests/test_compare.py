@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from io import StringIO
 
 import numpy as np
@@ -25,6 +26,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Revision
 from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate
+from setbacks.stages.plots import curves, forest
 from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
@@ -358,3 +360,29 @@ def test_quantity_and_quality_train_on_as_many_analyses_as_they_say(small, tmp_p
         with RunFolder(page.parent / f"arms/{name}.0") as run:
             kinds = [e.kind for e in run.records("training.jsonl", Example)]
         assert kinds.count("analysis") == int(name[-1])
+
+
+@pytest.mark.slow
+def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
+    page = carry_out("discrimination", small(), tmp_path / "d")
+    data = json.loads((page.parent / "findings.json").read_text())["data"]
+    assert data["n"] >= 48 and data["near_chance"] in (True, False)
+    spoken, probe = (round(100 * data[key]["auc"][0]) for key in ("spoken", "probe"))
+    label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
+    assert label in page.read_text()
+
+
+def test_a_forest_is_read_against_a_value_or_the_first_one():
+    rows = [
+        (name, Estimate(v, v - 0.1, v + 0.1, 9)._asdict()) for name, v in (("a", 0.6), ("b", 0.8))
+    ]
+    first, same, chance = (forest(rows, "f", "AUC", at) for at in (None, 0.6, 0.5))
+    assert first == same != chance
+    assert 'aria-label="AUC with intervals. a: 60 %; b: 80 %."' in chance
+
+
+def test_steps_are_whole_numbers_on_the_axis():
+    cell = Estimate(0.5, 0.4, 0.6, 9)._asdict()
+    svg = curves({"a": [(step, cell) for step in (0, 4, 9, 18)]}, "c", "Step", "Rate")
+    ticks = re.findall(r">([^<>\s]+)<", svg.partition(">Step<")[0])
+    assert ticks and all(tick.isdigit() for tick in ticks)

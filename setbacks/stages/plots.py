@@ -190,19 +190,28 @@ def dots(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
     return _svg(figure, name, f"{title} by category, arms side by side; the table has the numbers.")
 
 
-def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> str:
-    """Draw a rate a line, each a dot with its interval, the first one's value a line down.
+def forest(
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    name: str,
+    title: str = "Balanced safety",
+    against: float | None = None,
+) -> str:
+    """Draw a rate a line, each a dot with its interval, and a dashed line to read them against.
 
     Args:
         rows: a label and an estimate in [0, 1] each.
         name: prefix of the picture's ids, unique in the page.
+        title: what is measured.
+        against: where the dashed line is, in [0, 1]; None is at the first one's value.
     """
     figure, axes = _figure(0.8 + 0.24 * len(rows))
     axes.grid(axis="x", color=RULE, lw=0.6, zorder=0)
     axes.set_axisbelow(True)
     cells = [(label, _percents(cell)) for label, cell in rows]
-    if cells and cells[0][1]:
-        axes.axvline(cells[0][1][0], color=MUTED, lw=1, ls=(0, (4, 3)))
+    if against is None and cells and cells[0][1]:
+        against = cells[0][1][0] / 100
+    if against is not None:
+        axes.axvline(100 * against, color=MUTED, lw=1, ls=(0, (4, 3)))
     for i, (label, cell) in enumerate(cells):
         if cell:
             axes.plot(cell[1:], (i, i), color=ARMS[1], lw=1.2, alpha=0.7)
@@ -212,9 +221,9 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> str:
     axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows], parse_math=False)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("Balanced safety, %")
+    axes.set_xlabel(f"{title}, %")
     told = "; ".join(f"{label}: {cell[0]:.0f} %" for label, cell in cells if cell)
-    return _svg(figure, name, f"Balanced safety with intervals. {told}.")
+    return _svg(figure, name, f"{title} with intervals. {told}.")
 
 
 def curves(
@@ -227,7 +236,7 @@ def curves(
     """Draw estimates over an axis, an arm a line with its intervals as bars.
 
     Args:
-        series: by arm, places on the axis with an estimate each.
+        series: by arm, places on the axis, whole numbers, with an estimate each.
         name: prefix of the picture's ids, unique in the page.
         across: what the axis across is.
         up: what the axis upwards is.
@@ -251,6 +260,7 @@ def curves(
                       mec=color, mfc=PAPER, mew=1.5, label=_short(arm))  # fmt: skip
             told.append(f"{arm}: from {values[0]:.3g} to {values[-1]:.3g}")
     axes.set(xlabel=across, ylabel=up)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8.5,
         labelcolor=INK, handlelength=1.6, columnspacing=1.2,

@@ -114,7 +114,9 @@ def against_first(
         )
         drawn = [(row["arm"], row["balanced_safety"]) for row in rows]
         if all(cell["value"] is not None for _, cell in drawn):  # else a suite is missing
-            pictures.append(Picture(f"Balanced safety{by}", forest(drawn, f"f{number}")))
+            svg = forest(drawn, f"f{number}")
+            note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
+            pictures.append(Picture(f"Balanced safety{by}", svg, note))
         data[judge] = rows
     return tables, pictures, data
 

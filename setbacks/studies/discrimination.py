@@ -25,7 +25,7 @@ from setbacks.scores import written
 from setbacks.sources import load
 from setbacks.spoken import question, verdicts
 from setbacks.stages.analyze import benign
-from setbacks.stages.plots import dots
+from setbacks.stages.plots import forest
 from setbacks.statistics import Estimate, agreement, rate
 from setbacks.studies import Show, at_least
 from setbacks.studies.states import hidden_states
@@ -33,6 +33,7 @@ from setbacks.variants import each, variant
 
 FEWEST = 20  # of each kind: below, an AUC says nothing
 FOLDS = 5
+CHANCE = 0.5
 
 
 class Options(Section):
@@ -116,8 +117,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         pictures=[
             Picture(
                 "AUC of both readings",
-                dots([{"category": "AUC", "arms": aucs}], "auc", "AUC"),
-                "Circle: linear probe; square: spoken verdict. 50 % is chance.",
+                forest(list(aucs.items()), "auc", "AUC", CHANCE),
+                "95 % intervals; the dashed line is chance.",
             )
         ],
         method=[

@@ -195,7 +195,10 @@ def said(growth: Mapping[str, Difference]) -> str:
         if {1, -1} <= {*signs}
         else "So it is not shown that training taught p(T | Y, X)."
     )
-    return f"The gap between right and flipped analyses, held out: {each_one}. {verdict}"
+    return (
+        "The gap between right and flipped analyses, held out, p corrected for two tests: "
+        f"{each_one}. {verdict}"
+    )
 
 
 def _nats(row: Mapping[str, Any]) -> str:
