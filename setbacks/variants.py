@@ -109,18 +109,18 @@ def each(
         done.append((made, run.path))
         yield made, run.path
     with ThreadPoolExecutor(jobs) as pool:
-        started = []
-        for number, made in enumerate(variants[alone:], alone + 1):
-            with opened(number, made) as run:
-                for earlier, place in done:
-                    lend(earlier.recipe, place, made.recipe, run.path)
-            started.append((number, made, run.path, pool.submit(_apart, run.path, until, jobs)))
         try:
+            started = []
+            for number, made in enumerate(variants[alone:], alone + 1):
+                with opened(number, made) as run:
+                    for earlier, place in done:
+                        lend(earlier.recipe, place, made.recipe, run.path)
+                started.append((number, made, run.path, pool.submit(_apart, run.path, until, jobs)))
             for number, made, path, ended in started:
                 said(made.name, number, until, 0, 1)
                 ended.result()
                 yield made, path
-        finally:  # after an error those that run end in order, and no other begins
+        finally:  # after an error those that run go on to their end, and no other begins
             pool.shutdown(cancel_futures=True)
 
 
