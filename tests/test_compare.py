@@ -26,6 +26,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Revision
 from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate
+from setbacks.sources import Source
 from setbacks.stages.plots import curves, forest
 from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart
@@ -263,6 +264,13 @@ def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
     with pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
         _apart(tmp_path / "gone", "train", 2)
     assert "\n" not in str(failed.value)
+
+
+def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):
+    wrong = base.model_copy(update={"instructions": [Source(source=str(tmp_path / "none.jsonl"))]})
+    with pytest.raises(InputError, match="none.jsonl"):
+        carry_out("ablation", wrong, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 # The whole -----------------------------------------------------------------------------------

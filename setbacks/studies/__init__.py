@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from setbacks.errors import InputError
 from setbacks.metrics import TITLES, in_the_way_of
 from setbacks.page import Findings, Picture, Table, write
+from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.scores import difference, estimate, gather, points, written
@@ -56,6 +57,8 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     """
     made: Study = plugin("studies", name)
     options = recipe.options(made.Options, f"study {name}")
+    if not (folder / "recipe.yaml").exists():
+        check(recipe)  # what is mended may then have the same folder
     prepare_folder(folder, recipe)
     return write(folder, made.study(recipe, options, folder, show))
 
