@@ -230,8 +230,7 @@ def balanced_difference(
     value = float(difference(*(np.array(t) / sum(t) for t in tables)))
     draws = difference(*(_resample(t, generator) for t in tables))
     low, high = _percentiles(draws, value)
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return Difference(value, low, high, n, min(1.0, float(2 * (tail + 1) / (RESAMPLES + 1))))
+    return Difference(value, low, high, n, _bootstrap_p(draws))
 
 
 def balanced_means(harmless: Sequence[float], compliant: Sequence[float]) -> Estimate:

@@ -119,6 +119,7 @@ def each(
             for number, made, path, ended in started:
                 said(made.name, number, until, 0, 1)
                 ended.result()
+                said(made.name, number, until, 1, 1)
                 yield made, path
         finally:  # after an error those that run go on to their end, and no other begins
             pool.shutdown(cancel_futures=True)

@@ -497,5 +497,7 @@ def test_many_tests_leave_a_clear_difference_clear():
     good, bad, all_ = [1.0] * 90 + [0.0] * 10, [0.0] * 80 + [1.0] * 20, [1.0] * 100
     clear = statistics.balanced_means_difference((good, bad), (all_, all_))
     assert clear.p < 1e-6
+    one_seed = [[*map(bool, values)] for values in (good, bad, all_)]
+    assert statistics.balanced_difference(one_seed[:2], one_seed[2:] * 2).p < 1e-6
     none = statistics.balanced_means_difference((good, good[::-1]), (all_, all_))
     assert none.p > 0.5

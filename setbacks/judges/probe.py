@@ -280,7 +280,7 @@ def save(file: Path, heads: Mapping[str, Head], notes: Mapping[str, str]) -> Non
 
     Args:
         file: where to.
-        heads: by task: "harmful", "refused".
+        heads: by task, all of `TASKS`.
         notes: what a reader should know, such as the data; goes into the file's metadata.
     """
     import numpy as np
@@ -308,7 +308,7 @@ def load(file: Path = HEADS) -> dict[str, Head]:
             if other:
                 raise SetbacksError(
                     f"{file}: its heads read other features ({', '.join(other)}); fit them again "
-                    "with benchmarks/fit_probe.py"
+                    "with `setbacks calibrate probe --fit LABELS`"
                 )
             return {
                 task: Head(

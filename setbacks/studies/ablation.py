@@ -18,7 +18,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.studies import Show, against_first, told_apart
 from setbacks.variants import variant
 
-# What each factor changes; "existing" and "both" need induce.existing, "analyst" an analyst.
+# What each factor changes; the first two need induce.existing, self_analysis an analyst.
 FACTORS: dict[str, dict[str, Any]] = {
     "existing_mistakes": {"induce.source": "existing"},
     "both_mistakes": {"induce.source": "both"},
