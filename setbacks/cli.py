@@ -355,6 +355,8 @@ def export(
     """Write the adapter or merged weights with a model card, or logs, into a new folder."""
     from setbacks import export as exports
 
+    if merge and form not in ("adapter", "merged"):
+        raise InputError(f"--merge is short for --format merged; leave out it or --format {form}")
     if push is not None and form in exports.PRIVATE:
         raise InputError(f"--format {form} holds harmful text and stays here; leave out --push")
     if push is not None:

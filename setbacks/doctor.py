@@ -126,7 +126,9 @@ def _optional() -> Iterator[Check]:
         found = f"lacks {', '.join(lacking)}: pip install 'setbacks[{extra}]'"
         yield Check(f"extra {extra}", not lacking, found if lacking else "ready", needed=False)
     vllm = find_spec("vllm") is not None  # no extra brings it
-    yield Check("vllm", vllm, "ready" if vllm else "not installed: pip install vllm", needed=False)
+    yield Check(
+        "vllm", vllm, "ready" if vllm else "not installed: see docs/engines.md", needed=False
+    )
     for group in ("methods", "judges", "engines", "studies"):
         yield Check(group, True, ", ".join(sorted(installed(group))))
     yield Check("sets", True, ", ".join(sorted(builtin_sets())))

