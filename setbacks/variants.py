@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
@@ -56,7 +57,9 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
         section = told
-        for part in path:
+        for part in path:  # where there is no such section, what is put there is refused below
+            inner = section.get(part)
+            section[part] = inner if isinstance(inner, dict) else {}
             section = section[part]
         section[key] = value
     told["name"] = f"{recipe.name}: {name}"
@@ -108,6 +111,17 @@ def each(
             carry_out(run, until)
         done.append((made, run.path))
         yield made, run.path
+    over = Event()  # after an error those that run go on to their end, and no other begins
+
+    def go_on(path: Path) -> None:
+        if over.is_set():  # the one that failed comes before this one: nobody is told of this one
+            return
+        try:
+            _apart(path, until, jobs)
+        except BaseException:
+            over.set()
+            raise
+
     with ThreadPoolExecutor(jobs) as pool:
         try:
             started = []
@@ -115,14 +129,14 @@ def each(
                 with opened(number, made) as run:
                     for earlier, place in done:
                         lend(earlier.recipe, place, made.recipe, run.path)
-                started.append((number, made, run.path, pool.submit(_apart, run.path, until, jobs)))
+                started.append((number, made, run.path, pool.submit(go_on, run.path)))
             for number, made, path, ended in started:
                 said(made.name, number, until, 0, 1)
                 ended.result()
                 said(made.name, number, until, 1, 1)
                 yield made, path
-        finally:  # after an error those that run go on to their end, and no other begins
-            pool.shutdown(cancel_futures=True)
+        finally:
+            over.set()
 
 
 def _apart(path: Path, until: str, jobs: int) -> None:
@@ -177,6 +191,6 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"
             )
-    elif any(folder.iterdir()):
+    elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # a crash leaves that
         raise InputError(f"{folder}: not empty, and no comparison or study; choose another")
     write_atomic(told, recipe.to_yaml().encode())

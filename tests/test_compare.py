@@ -4,6 +4,7 @@ import json
 import os
 import re
 from io import StringIO
+from threading import Event
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
 from setbacks.studies.quantity_quality import _curves
-from setbacks.variants import _apart, lend, prepare_folder, variant
+from setbacks.variants import Variant, _apart, each, lend, prepare_folder, variant
 
 
 def analysis(text, number=0, passed=True):
@@ -173,7 +174,20 @@ def test_a_run_does_not_know_what_else_is_compared(base):
     assert variant(more, "a", {}).recipe == variant(base, "a", {}).recipe
 
 
+@pytest.mark.parametrize("key", ["train.lorra.r", "tran.epochs", "seed.more", "train.lora.rr"])
+def test_a_key_that_is_not_there_is_one_line(base, key):
+    with pytest.raises(InputError, match="^a: ") as error:
+        variant(base, "a", {key: 1})
+    assert "\n" not in str(error.value)
+
+
+def test_a_section_that_was_left_out_can_be_told(base):
+    assert variant(base, "a", {"respond.posterior.drafts": 3}).recipe.respond.posterior.drafts == 3
+
+
 def test_a_folder_of_other_work_is_refused(base, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "recipe.yaml.tmp").touch()  # a crash left it: nothing was begun
     prepare_folder(tmp_path / "c", base)
     more = base.model_copy(update={"compare": base.compare.model_copy(update={"seeds": 3})})
     prepare_folder(tmp_path / "c", more)  # a comparison may grow
@@ -264,6 +278,28 @@ def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
     with pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
         _apart(tmp_path / "gone", "train", 2)
     assert "\n" not in str(failed.value)
+
+
+def test_after_an_error_no_further_run_begins(base, tmp_path, monkeypatch):
+    begun, another = [], Event()
+
+    def apart(path, until, jobs):
+        begun.append(path.name)
+        if path.name == "c":
+            raise SetbacksError("c: <why>")
+        if path.name == "b":  # it goes on for a while after the error
+            another.wait(0.5)
+        else:
+            another.set()
+
+    monkeypatch.setattr("setbacks.variants._apart", apart)
+    for name in ("carry_out", "check"):
+        monkeypatch.setattr(f"setbacks.variants.{name}", lambda *_: None)
+    done = each(tmp_path, [Variant(name, base) for name in "abcde"], jobs=2)
+    assert [next(done)[0].name, next(done)[0].name] == ["a", "b"]
+    with pytest.raises(SetbacksError, match="^c: <why>$"):
+        next(done)
+    assert sorted(begun) == ["b", "c"]
 
 
 def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):

@@ -172,20 +172,34 @@ def test_a_choice_does_not_depend_on_the_batch(engine):
     assert len({round(float(p), 9) for p in together[:, 0]}) == len(PROMPTS)
 
 
-def test_a_choice_is_split_where_memory_runs_out(engine, monkeypatch):
+@pytest.mark.parametrize("inner", ["_log_probabilities", "_generate"])
+def test_a_batch_is_split_where_memory_runs_out(engine, monkeypatch, inner):
+    import weakref
+
     import numpy as np
     import torch
 
-    whole, read, sizes = engine.choose(asked(), ["a", "b"]), engine._log_probabilities, []
+    def do():
+        if inner == "_generate":
+            return engine.generate(asked(), GREEDY)
+        return engine.choose(asked(), ["a", "b"])
 
-    def small(ways):
-        sizes.append(len(ways))
-        if len(ways) > 1:
+    whole, read, sizes, held = do(), getattr(engine, inner), [], []
+
+    def small(batch, *told):
+        assert not any(tensor() is not None for tensor in held), "what did not fit is still there"
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            cache = torch.zeros(1)
+            held.append(weakref.ref(cache))
             raise torch.OutOfMemoryError("no room")
-        return read(ways)
+        return read(batch, *told)
 
-    monkeypatch.setattr(engine, "_log_probabilities", small)
-    assert np.allclose(engine.choose(asked(), ["a", "b"]), whole, atol=1e-4)
+    monkeypatch.setattr(engine, inner, small)
+    if inner == "_generate":
+        assert do() == whole
+    else:
+        assert np.allclose(do(), whole, atol=1e-4)
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
 
 
@@ -472,6 +486,7 @@ def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, 
     """What a CUDA graph replays, run here without one: rows dropped, candidates, odd sizes."""
     import shutil
 
+    import torch
     from transformers import DynamicCache
 
     from setbacks.engines import graphs, local
@@ -499,6 +514,12 @@ def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, 
     monkeypatch.setattr(graphs.Step, "run", lambda self: (sizes.append(self.rows), run(self)))
     assert fixed.generate(requests, sampling) == expected
     assert sizes[0] == 32 and len(set(sizes)) > 1  # rounded up, and smaller as rows end
+    steps = fixed._graphs._steps.values()
+    with torch.inference_mode():
+        for step in steps:  # of rows that are nobody's it would grow from run to run
+            step.position.fill_(step.room)
+    assert fixed.generate(requests, sampling) == expected
+    assert all(step.position.max() < step.room for step in steps)
     assert fixed.generate(requests[:3], sampling) == plain.generate(requests[:3], sampling)
     monkeypatch.setattr(local, "stop_tokens", lambda *_: {1})
     long = Sampling(max_new_tokens=300, temperature=0)

@@ -118,6 +118,7 @@ class Replaying(Running):
             kept.keys[: self.rows] = layer.keys[rows]  # a copy first: both lie in one storage
             kept.values[: self.rows] = layer.values[rows]
         new.mask[: self.rows] = old.mask[rows]
+        new.position.zero_()  # of the rows that are nobody's, too: they must not grow for ever
         new.position[: self.rows] = old.position[rows]
         new.at.copy_(old.at)
 

@@ -69,11 +69,13 @@ class Local:
 
         self._load(adapter)
         prompts = [self._encode(request) for request in requests]
+        made = None
         try:
             made = self._generate(prompts, [request.seed for request in requests], sampling)
         except torch.OutOfMemoryError as error:
             if len(requests) == 1:
                 raise no_memory(self.name, "for a single response") from error
+        if made is None:  # outside the clause: the error holds on to all that did not fit
             if self._graphs:
                 self._graphs.forget()
             torch.cuda.empty_cache()
@@ -115,11 +117,13 @@ class Local:
 
         self._load(adapter)
         ways = [[self._encode(request, option) for option in options] for request in requests]
+        logs = None
         try:
             logs = self._log_probabilities(ways)
         except torch.OutOfMemoryError as error:
             if len(requests) == 1:
                 raise no_memory(self.name, "to read a single prompt") from error
+        if logs is None:  # as in `generate`
             torch.cuda.empty_cache()
             half = len(requests) // 2
             halves = (requests[:half], requests[half:])

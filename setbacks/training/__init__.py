@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WHOLE = "whole"  # marks a checkpoint that was written and synced to its end
 IGNORED = -100  # the label of a token that has no loss
 # What of each step's log goes into the loss curve, by the beginning of its name.
-_CURVE = ("step", "loss", "learning_rate", "grad_norm", "rewards", "kl", "reward")
+_CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward")
 
 
 def tokenize(
