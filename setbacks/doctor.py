@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from setbacks.plugins import installed
 from setbacks.sources import builtin_sets
+from setbacks.variants import cores
 
 # What is listed even where it is in order, and the extras that no user needs.
 NAMED = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"}
@@ -85,8 +86,7 @@ def problem(requirement: Requirement) -> str:
 
 
 def _hardware() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check("cores", True, str(cores))
+    yield Check("cores", True, str(cores()))
     try:
         import torch
     except ImportError:

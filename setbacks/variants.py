@@ -145,8 +145,7 @@ def _apart(path: Path, until: str, jobs: int) -> None:
     Raises:
         SetbacksError: it failed; the message is its own.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // jobs)
+    threads = max(1, cores() // jobs)
     ended = subprocess.run(
         [sys.executable, "-m", "setbacks", until, str(path), "--quiet"],
         env={"OMP_NUM_THREADS": str(threads), **os.environ},
@@ -158,6 +157,11 @@ def _apart(path: Path, until: str, jobs: int) -> None:
     if ended.returncode:
         *_, last = ended.stderr.strip().splitlines() or [f"ended with {ended.returncode}"]
         raise SetbacksError(f"{path.name}: {last.removeprefix('setbacks: ')}")
+
+
+def cores() -> int:
+    """How many cores this process may use, which in a container can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:

@@ -201,10 +201,10 @@ class Local:
         stopped = np.zeros(len(prompts), dtype=bool)
         rows = np.arange(len(prompts))  # the prompt that each row of the running batch answers
         with torch.inference_mode():
+            cache = cache_for(model)
             # Named by index, and not as "the last one", the state is copied out of its row. A view
             # of it would have the head's weights copied once for each row, where they need no
             # gradient (torch.matmul's folding).
-            cache = cache_for(model)
             logits = model(
                 input_ids=ids,
                 attention_mask=mask,
