@@ -4,7 +4,8 @@
 
 Four contenders train one epoch on the same analyses-like examples (a question on an instruction
 and its answer, in a chat; loss on the completion alone), each in a process of its own, in turns, so
-that what else the machine does falls on all of them alike:
+that what else the machine does falls on all of them alike. All are shorter than a row, so that none
+is cut, by whatever rule:
 
 - `TRL`: SFTTrainer as it comes, but for the batch size, the learning rate and the adapter;
 - `TRL, tuned`: without activation checkpointing, its own grouping by length, the weights in the
@@ -115,7 +116,6 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
                         "source": str(data / "alpaca/alpaca_999.json"),
                         "fields": {"text": "instruction", "input": "input", "answer": "output"},
                         "shuffle": 5,
-                        "limit": number + HELD_OUT,
                     }
                 ],
                 "epochs": 1,
@@ -127,9 +127,10 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
             },
         }
     )
-    examples = as_analyses(recipe)
-    learnt, unseen = examples[:number], examples[number:]
     tokenizer = load_tokenizer(recipe.model)
+    # Only what fits whole: of longer ones each contender would learn another part.
+    examples = [e for e in as_analyses(recipe) if fits(tokenizer, e, recipe)][: number + HELD_OUT]
+    learnt, unseen = examples[:number], examples[number:]
     rows = [example_row(tokenizer, example, recipe) for example in learnt]
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
@@ -153,6 +154,13 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(dtype(recipe.model, where)).removeprefix("torch."),
     }
+
+
+def fits(tokenizer: Any, example: Any, recipe: Any) -> bool:
+    """Whether an example is learnt to its end."""
+    from setbacks.training import tokenize
+
+    return sum(map(len, tokenize(tokenizer, example.prompt, example.completion, recipe))) <= LONGEST
 
 
 def as_analyses(recipe: Any) -> list[Any]:

@@ -125,6 +125,14 @@ def load_reward_model(spec: Engine, tokenizer: Any) -> Any:
     return model.to(place)
 
 
+def no_memory(model: str, what: str) -> InputError:
+    """Say in one line that memory ran out."""
+    return InputError(
+        f'model "{model}": not enough memory {what}; use a smaller model or dtype, a larger '
+        "device, or a server (engine: endpoint); what was done is kept"
+    )
+
+
 def device(spec: Engine) -> str:
     """Return where a model runs: what the recipe says, or the best there is.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from setbacks.adapters import check_adapter
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
@@ -104,6 +105,8 @@ def check(recipe: Recipe) -> None:
         check_arms(recipe)
         return
     check_quantize(recipe)
+    if recipe.train.start is not None:
+        check_adapter(Path(recipe.train.start), recipe.model.model)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
     if method.uses_mistakes:

@@ -386,7 +386,9 @@ class Train(Section):
     verdict_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of a verdict that comes first."
     )
-    beta: float = Field(0.1, gt=0, description="`dpo`: strength of the pull to the base model.")
+    beta: float = Field(
+        0.1, gt=0, description="`dpo`: strength of the pull to what the model was before."
+    )
     rlhf: RLHF = Field(RLHF(), description="`rlhf`: the reward model and the reinforcement.")
     lora: Lora = Field(Lora(), description="The adapter's shape.")
     seed: int | None = Field(
@@ -398,7 +400,7 @@ class Train(Section):
     )
     steps: int | None = Field(None, ge=1, description="Stop after so many steps, instead.")
     start: str | None = Field(
-        None, description="Go on from this adapter's folder (a supervised method alone)."
+        None, description="Go on from this adapter's folder, instead of a new one."
     )
     quantize: Literal["4bit"] | None = Field(
         None,

@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
+from setbacks.adapters import attached, check_adapter, merged
 from setbacks.engines import Request, by_length, chooser
-from setbacks.engines.local import Local, attached, check_adapter, merged, pick
+from setbacks.engines.local import Local, pick
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Engine, Sampling
 

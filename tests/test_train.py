@@ -7,6 +7,7 @@ import stat
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from setbacks.engines import Request
 from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import MistakeAnalysis
+from setbacks.pipeline import carry_out, check
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Analysis, Message
@@ -243,6 +245,12 @@ def digests(folder):
     }
 
 
+def changed(recipe, train):
+    told = recipe.model_dump(mode="json")
+    told["train"] |= train
+    return Recipe.model_validate(told)
+
+
 def curve_of(folder):
     return (folder / "loss.jsonl").read_text().splitlines()
 
@@ -291,6 +299,77 @@ def test_a_training_that_is_cut_off_ends_with_the_same_weights(tmp_path, sft):
         kept = {name: value for name, value in made.items() if not name.startswith("superseded")}
         assert curve_of(tmp_path / "cut") == curve_of(tmp_path / "whole"), at
         assert kept == digests(tmp_path / "whole"), at
+
+
+METHODS = ("mistake_analysis", "dpo", "rlhf")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_of_training_goes_on_from_an_adapter(small, lora_of_tiny, tmp_path, method):
+    from safetensors.torch import load_file
+
+    still = {"method": method, "start": str(lora_of_tiny), "learning_rate": 1e-12, "steps": 1}
+    still["rlhf"] = {"max_new_tokens": 4}
+    with RunFolder(tmp_path / "run", changed(small(8), still)) as run:
+        made = load_file(carry_out(run, "train") / "adapter_model.safetensors")
+    given = load_file(lora_of_tiny / "adapter_model.safetensors")
+    assert made.keys() == given.keys()
+    for name, weight in made.items():
+        assert torch.allclose(weight, given[name], atol=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_one_that_went_on_from_an_adapter_and_is_cut_off_ends_with_the_same_weights(
+    small, lora_of_tiny, tmp_path, method
+):
+    told = {"method": method, "start": str(lora_of_tiny), "steps": 3, "checkpoint_every": 1}
+    told |= {"learning_rate": 0.01, "rlhf": {"max_new_tokens": 4}}
+    recipe = changed(small(8), told)
+    with RunFolder(tmp_path / "whole", recipe) as run:
+        carry_out(run, "train")
+
+    class Crash(Exception):
+        pass
+
+    def crash(what, done, total):
+        if what == "train" and done == 2:
+            raise Crash
+
+    with RunFolder(tmp_path / "cut", recipe, show=crash) as run, pytest.raises(Crash):
+        carry_out(run, "train")
+    with RunFolder(tmp_path / "cut", recipe) as run:
+        carry_out(run, "train")
+        assert "going on from checkpoint-1" in (run.path / "run.log").read_text()
+    assert digests(tmp_path / "cut" / "adapter") == digests(tmp_path / "whole" / "adapter")
+
+
+def test_an_adapter_to_go_on_from_is_looked_up_before_anything_is_drawn(small, tmp_path):
+    recipe = changed(small(8), {"start": str(tmp_path / "nothing")})
+    with pytest.raises(InputError, match=r"nothing: no adapter"):
+        check(recipe)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
+def test_a_training_that_finds_no_memory_says_what_to_lower(tmp_path, sft, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("setbacks.training.supervised.fit", full)
+    with (
+        RunFolder(tmp_path / "run", sft) as run,
+        pytest.raises(SetbacksError, match=r"not enough memory; lower train\.batch_size"),
+    ):
+        train(run, [])
+    assert (tmp_path / "run" / "training.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -7,19 +7,18 @@ draws come from its own seed, not from its neighbours; an adapter is merged into
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from itertools import permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.chat import encode
-from setbacks.embedded import ALIAS, HUB_ID, resolve
+from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
 from setbacks.engines.decoding import Running, cache_for, decode_by_products, likeliest, pack
 from setbacks.errors import InputError
-from setbacks.models import load_model, load_tokenizer
+from setbacks.models import load_model, load_tokenizer, no_memory
 from setbacks.records import Message
 
 if TYPE_CHECKING:
@@ -306,32 +305,6 @@ def _begins(tail: list[int], other: list[int]) -> bool:
     return other[: len(tail)] == tail
 
 
-def check_adapter(adapter: Path, model: str) -> None:
-    """Look whether a folder holds an adapter of a model, as far as names tell.
-
-    Raises:
-        InputError: it holds none, only pickled weights, or one of another model on the hub.
-    """
-    config = adapter / "adapter_config.json"
-    if not config.is_file() or not (adapter / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{adapter}: no adapter (adapter_config.json and adapter_model.safetensors); name the "
-            "folder that PEFT saved it in"
-        )
-    try:
-        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{config}: not a JSON object; save the adapter again") from error
-    names = [str(base), HUB_ID if model == ALIAS else model]
-    # Folders are moved and renamed: only two names on the hub can tell.
-    on_hub = all(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", n) and not Path(n).exists() for n in names)
-    if on_hub and names[0].lower() != names[1].lower():
-        raise InputError(
-            f"{adapter}: an adapter for {names[0]}, not for {names[1]}; where the weights are the "
-            f"same, write {names[1]} into its adapter_config.json (base_model_name_or_path)"
-        )
-
-
 def encode_request(
     tokenizer: Any, request: Request, spec: Spec, language: str, option: str = ""
 ) -> list[int]:
@@ -347,106 +320,6 @@ def encode_request(
         language=language,
         variables=request.template,
     )
-
-
-def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
-    """Look whether the tokenizer that was saved beside an adapter, if any, is the model's own.
-
-    Tokens that it has besides are let pass: trainers add one for padding.
-
-    Raises:
-        InputError: a token has another id, or none.
-    """
-    from tokenizers import Tokenizer
-
-    path = adapter / "tokenizer.json"
-    if not path.is_file():
-        return
-    try:
-        theirs = Tokenizer.from_file(str(path)).get_vocab()
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{path}: not a tokenizer ({str(error)[:200]}); save it again") from error
-    ours = tokenizer.get_vocab()
-    if other := sum(theirs.get(token) != number for token, number in ours.items()):
-        raise InputError(
-            f"{adapter}: was trained with another tokenizer ({other:,} of {len(ours):,} tokens of "
-            "the model have another id there, or none); name the model that it was trained on"
-        )
-
-
-def no_memory(model: str, what: str) -> InputError:
-    """Say in one line that memory ran out."""
-    return InputError(
-        f'model "{model}": not enough memory {what}; use a smaller model or dtype, a larger '
-        "device, or a server (engine: endpoint); what was done is kept"
-    )
-
-
-def attached(model: Any, adapter: Path) -> Any:
-    """Return a model with a PEFT adapter beside its weights; the model itself is changed.
-
-    Raises:
-        InputError: the adapter was made for another model, or changes no weights.
-    """
-    from peft import PeftConfig, PeftModel
-    from safetensors import SafetensorError
-
-    try:
-        if hasattr(model, "peft_config"):
-            raise ValueError("the model is itself an adapter")
-        config = PeftConfig.from_pretrained(str(adapter))
-        if config.is_prompt_learning:
-            raise ValueError(f"{config.peft_type.value} changes the prompt and no weights")
-        peft_model = PeftModel(model, config)
-        mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-        found = peft_model.load_adapter(str(adapter), "default", key_mapping=mapping)
-        if unfit := [*found.missing_keys, *found.unexpected_keys]:
-            # PEFT itself would go on with the layers that do fit.
-            raise ValueError(f"{len(unfit)} tensors do not fit, the first is {unfit[0]}")
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{adapter}: no adapter for this model ({reason}); name a PEFT folder that was trained "
-            "on it"
-        ) from error
-    return peft_model
-
-
-def merged(model: Any, adapter: Path) -> Any:
-    """Return a model with a PEFT adapter merged into its weights; the model itself is changed.
-
-    Sums are made in float32, a layer at a time, and rounded once to the model's format; PEFT's own
-    merging rounds the product and then the sum. A layer that shares its weights with another (tied
-    embeddings) gets its own, as it has with the adapter beside it.
-
-    Raises:
-        InputError: the adapter was made for another model, or cannot be merged into this one.
-    """
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if getattr(model, "is_quantized", False):
-        raise InputError(f"{adapter}: cannot be merged into quantized weights; load them in full")
-    peft_model = attached(model, adapter)
-    for layer in [m for m in peft_model.modules() if isinstance(m, BaseTunerLayer)]:
-        base = layer.get_base_layer()
-        weights = list(base.named_parameters(recurse=False))
-        for name, weight in weights:
-            wide = weight.detach().to(torch.float32, copy=True)
-            setattr(base, name, torch.nn.Parameter(wide, requires_grad=False))
-        try:
-            layer.merge(safe_merge=True)
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{adapter}: cannot be merged ({reason})") from error
-        for name, weight in weights:
-            narrow = getattr(base, name).detach().to(weight.dtype)
-            setattr(base, name, torch.nn.Parameter(narrow, requires_grad=False))
-    whole = peft_model.unload()
-    if getattr(whole.config, "tie_word_embeddings", False):
-        ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
-        whole.config.tie_word_embeddings = ends[0].weight is ends[1].weight  # for who saves it
-    return whole
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:

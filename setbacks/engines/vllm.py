@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setbacks.adapters import check_adapter, check_tokenizer
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
-from setbacks.engines.local import check_adapter, check_tokenizer, encode_request
+from setbacks.engines.local import encode_request
 from setbacks.errors import InputError
 from setbacks.models import load_tokenizer
 

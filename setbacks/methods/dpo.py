@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import InputError
 from setbacks.methods.preferences import pairs
-from setbacks.models import load_model, load_tokenizer
+from setbacks.models import load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 from setbacks.training import (
-    adapter_config,
     follow,
     last_checkpoint,
+    learner,
     options,
     save,
     schedule,
@@ -54,7 +54,7 @@ class DPO:
         lengths = [_tokens(row) for row in rows]
         steps = schedule(lengths, recipe.train, recipe.train_seed)
         set_seed(recipe.train_seed)
-        model = load_model(recipe.model)
+        model, new = learner(recipe)
         disable_progress_bars()
         trainer = Trainer(
             model=model,
@@ -66,7 +66,7 @@ class DPO:
             ),
             train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
             processing_class=tokenizer,
-            peft_config=adapter_config(recipe),
+            peft_config=new,
         )
         follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
         return save(run, trainer, adapter, sum(lengths[index] for step in steps for index in step))

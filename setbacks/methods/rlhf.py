@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from setbacks.chat import encode
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.preferences import pairs
-from setbacks.models import load_model, load_reward_model, load_tokenizer
+from setbacks.models import load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Message
 from setbacks.training import (
     adapter_config,
     follow,
     last_checkpoint,
+    learner,
     options,
     save,
     save_adapter,
@@ -136,7 +137,7 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
             return [_prompt(tokenizer, prompt, recipe) for prompt in prompts], None, {}
 
     set_seed(recipe.train_seed)
-    model = load_model(recipe.model)
+    model, new = learner(recipe)
     disable_progress_bars()
     shared = options(run, model, "checkpoints", total)
     trainer = Trainer(
@@ -152,7 +153,7 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
         ),
         train_dataset=Dataset.from_list([{"prompt": pair.prompt[0].content} for pair in examples]),
         processing_class=tokenizer,
-        peft_config=adapter_config(recipe),
+        peft_config=new,
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
     return save(run, trainer, adapter, round(total * a_step))

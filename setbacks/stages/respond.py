@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from setbacks.adapters import check_adapter
 from setbacks.engines import Request, Requests
-from setbacks.engines.local import check_adapter
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts

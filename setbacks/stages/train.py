@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.journal import failed_write
 from setbacks.recipe import Train
 from setbacks.records import Analysis, Example
@@ -31,7 +31,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     Raises:
         InputError: the method lacks the data that it needs, no example fits, or several processes
             cannot share the work.
-        SetbacksError: the disk is full or fails; the last checkpoint is kept.
+        SetbacksError: the disk is full or fails, or memory runs out; the last checkpoint is kept.
     """
     method, adapter = run.method, run.path / "adapter"
     _check_processes(run.recipe.train, method)
@@ -54,7 +54,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
         start = time.monotonic()
         try:
             tokens = getattr(method, "fit", supervised.fit)(run, examples, adapter)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
             raise _explained(error, run.path) from error
         run.spend("train", time.monotonic() - start, len(examples), 0, tokens)
         run.release_engines()  # and of the trainer, which holds its model in circles
@@ -73,8 +73,16 @@ def _check_processes(told: Train, method: Any) -> None:
 
 
 def _explained(error: Exception, folder: Path) -> Exception:
-    """Tell a full disk from other failures: torch and safetensors report it in their own ways."""
-    full = shutil.disk_usage(folder).free < 2**20 or "No space left" in str(error)
+    """Tell a full disk, and full memory, from other failures: libraries have their own ways."""
+    import torch
+
+    told = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in told:
+        return SetbacksError(
+            "train: not enough memory; lower train.batch_size or train.max_length, or set "
+            "train.gradient_checkpointing=true, and go on with --from train; what was drawn is kept"
+        )
+    full = shutil.disk_usage(folder).free < 2**20 or "No space left" in told
     if full:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return failed_write(folder / "checkpoints", error) if isinstance(error, OSError) else error

@@ -362,7 +362,7 @@ def harness(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from setbacks.engines.local import attached
+    from setbacks.adapters import attached
     from setbacks.models import load_model, load_tokenizer
 
     model = load_model(recipe.model)

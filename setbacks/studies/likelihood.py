@@ -75,8 +75,8 @@ def log_likelihoods(
     """
     import torch
 
+    from setbacks.adapters import attached
     from setbacks.engines import by_length
-    from setbacks.engines.local import attached
     from setbacks.models import load_model, load_tokenizer
     from setbacks.training.supervised import collate, completion_loss, example_row
 

@@ -18,11 +18,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setbacks.adapters import attached
 from setbacks.chat import encode, ending, plain
 from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
 from setbacks.journal import sync_folder
-from setbacks.models import device
+from setbacks.models import device, load_base
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
@@ -103,6 +104,21 @@ def adapter_config(recipe: Recipe, task: str = "CAUSAL_LM") -> Any:
         target_modules=lora.targets,
         task_type=task,
     )
+
+
+def learner(recipe: Recipe) -> tuple[Any, Any]:
+    """Return the model to train and, where its adapter is a new one, the shape of that.
+
+    They are a TRL trainer's `model` and `peft_config`. One that prefers answers keeps to the
+    adapter that it began with (`train.start`), as it does to the base where there is none.
+
+    Raises:
+        InputError: there is no such model, or the adapter is not one of it.
+    """
+    base, start = load_base(recipe), recipe.train.start
+    if start is None:
+        return base, adapter_config(recipe)
+    return attached(base, Path(start), trainable=True), None
 
 
 def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
@@ -240,7 +256,8 @@ def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = Non
         return
     temporary = adapter.with_name(adapter.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    trainer.model.save_pretrained(str(temporary), state_dict=weights)
+    # A trainer that began with an adapter has a copy of it beside, to keep to.
+    trainer.model.save_pretrained(str(temporary), state_dict=weights, selected_adapters=["default"])
     config = temporary / "adapter_config.json"
     told = json.loads(config.read_text())
     # Sets come out in an order that changes from process to process.

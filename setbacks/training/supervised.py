@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.chat import plain
 from setbacks.errors import InputError
-from setbacks.models import load_base, load_tokenizer
+from setbacks.models import load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
     IGNORED,
-    adapter_config,
     follow,
     last_checkpoint,
+    learner,
     options,
     processes,
     save,
@@ -42,7 +42,6 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         InputError: no example fits.
     """
     from datasets import Dataset, disable_progress_bars
-    from peft import PeftModel, get_peft_model
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
@@ -90,11 +89,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
             super().log(logs | self.by_kind if "loss" in logs else logs, start_time)
 
     set_seed(recipe.train_seed)
-    base, start = load_base(recipe), recipe.train.start
-    if start is None:
-        model = get_peft_model(base, adapter_config(recipe))
-    else:
-        model = PeftModel.from_pretrained(base, start, is_trainable=True)
+    model, new = learner(recipe)
     disable_progress_bars()
     trainer = Trainer(
         model=model,
@@ -108,6 +103,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id or 0),
         processing_class=tokenizer,
+        peft_config=new,
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
     return save(run, trainer, adapter, sum(lengths[index] for step in steps for index in step))
