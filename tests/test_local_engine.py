@@ -490,10 +490,10 @@ def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, 
     import torch
     from transformers import DynamicCache
 
-    from setbacks.engines import graphs, local
+    from setbacks.engines import graphs, local, reading
 
     # On a GPU the cache is transformers' own until the graph takes over.
-    monkeypatch.setattr(local, "cache_for", lambda model: DynamicCache(config=model.config))
+    monkeypatch.setattr(reading, "cache_for", lambda model: DynamicCache(config=model.config))
     monkeypatch.setattr(local, "stop_tokens", lambda *_: set(range(1, 30)))  # most end in time
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)

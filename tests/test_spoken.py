@@ -16,7 +16,7 @@ def posterior(tiny, data):
     """A recipe on the tiny model whose arms also answer by posterior decoding."""
     return Recipe.model_validate(
         {
-            "model": str(tiny),
+            "model": {"model": str(tiny), "dtype": "float32"},  # no near-ties
             "instructions": [str(data)],
             "train": {"helpful": [str(data)], "safe": [str(data)]},
             "respond": {

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from setbacks.engines.decoding import Running
+from setbacks.engines.reading import keeps_all
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ class Graphs:
         import torch
 
         room = -(-(running.mask.shape[1] + more) // ROOM) * ROOM
-        if not self._works or not _fits(self.model, running.cache, room):
+        if not self._works or not keeps_all(self.model, room):
             return running
         try:
             return Replaying(self, running, room)
@@ -239,14 +240,3 @@ def _flat(like: torch.Tensor, tokens: int) -> torch.Tensor:
 def _view(flat: torch.Tensor, like: torch.Tensor, rows: int, room: int) -> torch.Tensor:
     heads, width = like.shape[1], like.shape[3]
     return flat[: rows * heads * room * width].view(rows, heads, room, width)
-
-
-def _fits(model: Any, cache: Any, room: int) -> bool:
-    """Whether each layer keeps all of its tokens, within a sliding window too."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    kinds = {type(layer) for layer in cache.layers}
-    if kinds == {DynamicLayer}:
-        return True
-    within = room <= (getattr(model.config, "sliding_window", None) or 0)
-    return within and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}

@@ -8,7 +8,7 @@ draws come from its own seed, not from its neighbours; an adapter is merged into
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations, starmap
+from itertools import chain, permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.chat import encode
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
-from setbacks.engines.decoding import Running, cache_for, decode_by_products, likeliest, pack
+from setbacks.engines.decoding import Running, decode_by_products, likeliest, pack
+from setbacks.engines.reading import read
 from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer, no_memory
 from setbacks.records import Message
@@ -187,12 +188,6 @@ class Local:
         pad = self._tokenizer.pad_token_id or 0
         # A prompt that is asked several times (candidates of one analysis) is read once.
         different = list(dict.fromkeys(map(tuple, prompts)))
-        longest = max(map(len, different))
-        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in different], device=device)
-        mask = torch.tensor(
-            [[0] * (longest - len(p)) + [1] * len(p) for p in different], device=device
-        )
-        position = (mask.cumsum(dim=1) - 1).clamp(min=0)
         draws = np.stack(
             [np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds]
         )
@@ -200,18 +195,8 @@ class Local:
         stopped = np.zeros(len(prompts), dtype=bool)
         rows = np.arange(len(prompts))  # the prompt that each row of the running batch answers
         with torch.inference_mode():
-            cache = cache_for(model)
-            # Named by index, and not as "the last one", the state is copied out of its row. A view
-            # of it would have the head's weights copied once for each row, where they need no
-            # gradient (torch.matmul's folding).
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                logits_to_keep=torch.tensor([longest - 1], device=device),
-            ).logits[:, -1]
-            running = Running(model, cache, mask, position[:, -1:])
+            cache, mask, position, logits = read(model, different, pad, sampling.max_new_tokens)
+            running = Running(model, cache, mask, position)
             if len(different) < len(prompts):
                 place = {prompt: index for index, prompt in enumerate(different)}
                 spread = torch.tensor([place[tuple(p)] for p in prompts], device=device)
@@ -244,7 +229,6 @@ class Local:
             ways: for each prompt its ids with each option; what they share is given.
         """
         import torch
-        from transformers import DynamicCache
 
         model, device = self._model, self._model.device
         pad = self._tokenizer.pad_token_id or 0
@@ -258,18 +242,8 @@ class Local:
                 "options to choose from: two or more, and none of them the beginning of another"
             )
         given = [w[0][:cut] for w, cut in zip(ways, shared, strict=True)]
-        longest = max(shared)
-        ids = torch.tensor([[pad] * (longest - len(g)) + g for g in given], device=device)
-        mask = torch.tensor([[0] * (longest - len(g)) + [1] * len(g) for g in given], device=device)
-        cache = DynamicCache(config=model.config)
         with torch.inference_mode():
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-                past_key_values=cache,
-                logits_to_keep=torch.tensor([longest - 1], device=device),
-            ).logits[:, -1]
+            cache, mask, _, logits = read(model, given, pad, max(map(len, chain(*tails))))
             first = torch.tensor([[tail[0] for tail in t] for t in tails], device=device)
             logs = logits.float().log_softmax(dim=-1).gather(1, first).double()
             # Options of several tokens are read further, each behind its prompt's cache.
@@ -277,13 +251,14 @@ class Local:
             if more:
                 which = torch.tensor([n for n, _ in more], device=device)
                 cache.batch_select_indices(which)
-                read = [tails[n][k] for n, k in more]
-                width = max(map(len, read)) - 1
+                after = [tails[n][k] for n, k in more]
+                width = max(map(len, after)) - 1
                 ids = torch.tensor(
-                    [[*tail[:-1], *[pad] * (width + 1 - len(tail))] for tail in read], device=device
+                    [[*tail[:-1], *[pad] * (width + 1 - len(tail))] for tail in after],
+                    device=device,
                 )
                 then = torch.tensor(
-                    [[*tail[1:], *[-1] * (width + 1 - len(tail))] for tail in read], device=device
+                    [[*tail[1:], *[-1] * (width + 1 - len(tail))] for tail in after], device=device
                 )
                 mask = mask[which]
                 start = mask.sum(dim=1, keepdim=True)

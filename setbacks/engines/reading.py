@@ -1,0 +1,150 @@
+"""Reading prompts, before the first token is drawn: what they share once, and with little padding.
+
+A system prompt or guidance is the same in every prompt of a batch, and takes more tokens than what
+differs. It is read once, and each prompt goes on from it. What differs is read in parts of similar
+length, so that short prompts are not padded to the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from setbacks.engines.decoding import cache_for
+
+if TYPE_CHECKING:
+    import torch
+
+SHORTEST = 8  # tokens: less is not worth a step of its own
+# Tokens of a part, padding included. On a GPU a part takes its time however small it is.
+PART = {"cpu": 512}
+LARGE = 16384
+
+
+class Read(NamedTuple):
+    """What a model has read of a batch of prompts.
+
+    Args:
+        cache: a transformers cache, of so many rows.
+        mask: 1 where there is a token and 0 where there is padding, [prompts, length].
+        position: of each prompt's last token, [prompts, 1].
+        logits: after it, [prompts, vocabulary].
+    """
+
+    cache: Any
+    mask: torch.Tensor
+    position: torch.Tensor
+    logits: torch.Tensor
+
+
+def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> Read:
+    """Read a batch of prompts.
+
+    Args:
+        model: a causal language model.
+        prompts: their ids; none is empty.
+        pad: the id of padding.
+        more: tokens that will follow each of them at most.
+    """
+    longest = max(map(len, prompts))
+    if not keeps_all(model, longest + more):
+        return _part(model, None, prompts, pad)  # places in the cache would not be what they are
+    texts: Any = prompts  # to `commonprefix`, which takes any sequences
+    same = min(len(commonprefix(texts)), min(map(len, prompts)) - 1)
+    if len(prompts) == 1 or same < SHORTEST:
+        same = 0
+    start = _part(model, None, [prompts[0][:same]], pad).cache if same else None
+    tails = [prompt[same:] for prompt in prompts]
+    parts = _parts(tails, PART.get(model.device.type, LARGE))
+    if len(parts) == 1:
+        return _part(model, start, tails, pad)
+    mask = _mask(tails, same, longest - same, model.device)
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    logits: torch.Tensor | None = None
+    for rows in parts:
+        made = _part(model, start, [tails[row] for row in rows], pad)
+        if logits is None:
+            logits = made.logits.new_empty(len(prompts), made.logits.shape[1])
+            keys = [_room(layer.keys, *mask.shape) for layer in made.cache.layers]
+            values = [_room(layer.values, *mask.shape) for layer in made.cache.layers]
+        logits[rows] = made.logits
+        end = made.mask.shape[1]
+        for layer, *whole in zip(made.cache.layers, keys, values, strict=True):
+            for into, read_ in zip(whole, (layer.keys, layer.values), strict=True):
+                into[rows, :, :same] = read_[:, :, :same]
+                into[rows, :, longest - end + same :] = read_[:, :, same:end]
+    assert logits is not None
+    cache = cache_for(model)
+    for number, of_layer in enumerate(zip(keys, values, strict=True)):
+        cache.update(*of_layer, number)
+    return Read(cache, mask, mask.sum(dim=1, keepdim=True) - 1, logits)
+
+
+def keeps_all(model: Any, length: int) -> bool:
+    """Whether each layer of a model keeps so many tokens, all of them as keys and values.
+
+    A sliding window keeps what is within it.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    if kinds <= {DynamicLayer}:
+        return True
+    within = length <= (getattr(model.config, "sliding_window", None) or 0)
+    return within and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def _parts(tails: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Cut into parts of similar length, each of so many tokens at most, or of one row."""
+    order = sorted(range(len(tails)), key=lambda row: -len(tails[row]))
+    parts: list[list[int]] = []
+    for row in order:
+        if parts and (len(parts[-1]) + 1) * len(tails[parts[-1][0]]) <= most:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def _part(model: Any, start: Any, tails: Sequence[Sequence[int]], pad: int) -> Read:
+    """Read some rows at once, each after what all of them begin with (a cache of one row)."""
+    import torch
+
+    cache, same = cache_for(model), 0
+    if start is not None:
+        same = start.get_seq_length()
+        for number, layer in enumerate(start.layers):
+            rows = (len(tails), -1, -1, -1)
+            held = (x[:, :, :same].expand(rows) for x in (layer.keys, layer.values))
+            cache.update(*held, number)
+    longest = max(map(len, tails))
+    padded = [[pad] * (longest - len(tail)) + list(tail) for tail in tails]
+    mask = _mask(tails, same, longest, model.device)
+    position = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, same:]
+    logits: torch.Tensor = model(
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        # Named by index, and not as "the last one", the state is copied out of its row. A view of
+        # it would have the head's weights copied once for each row, where they need no gradient
+        # (torch.matmul's folding).
+        logits_to_keep=torch.tensor([longest - 1], device=model.device),
+    ).logits[:, -1]
+    return Read(cache, mask, position[:, -1:], logits)
+
+
+def _mask(tails: Sequence[Sequence[int]], same: int, longest: int, device: Any) -> torch.Tensor:
+    """Tokens that all begin with, padding, and each row's own tokens, [rows, same + longest]."""
+    import torch
+
+    rows = [[1] * same + [0] * (longest - len(tail)) + [1] * len(tail) for tail in tails]
+    return torch.tensor(rows, device=device)
+
+
+def _room(like: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """Zeros for whole rows: padding is masked, but must be a number."""
+    return like.new_zeros(rows, like.shape[1], length, like.shape[3])
