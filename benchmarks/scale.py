@@ -7,12 +7,12 @@ worker with one thread. How long a batch takes is measured by sending batches si
 what the driver does for it, by the driver's CPU time, and by what a stage adds to each record
 (results/overhead.json).
 
-The model has no free parameter. Batches go to whichever worker is free, in groups of four a worker;
-between two groups the driver works alone, and the workers wait for the last one. It is checked
-against the two workers: what they lack of it is what they take from each other, since they share a
-memory and here even the cores. Machines with a GPU each do not, so that is not carried over. Then
-it is applied to 8 and 64 workers, on batches as long as those measured and as long as on a GPU;
-there with a work list of many groups, and with a short one.
+The model has no free parameter. Batches go to whichever worker is free, in groups of two a worker.
+Three groups are under way; the driver takes one after the other, and sends out another for each.
+It is checked against the two workers: what they lack of it is what they take from each other, since
+they share a memory and here even the cores. Machines with a GPU each do not, so that is not carried
+over. Then it is applied to 8 and 64 workers, on batches as long as those measured and as long as on
+a GPU; there with a work list of many groups, and with a short one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Any
 
 from generate import instructions
 
-from setbacks.engines import Request
-from setbacks.engines.cluster import AHEAD, Cluster
+from setbacks.engines import AHEAD, Request, in_turn
+from setbacks.engines.cluster import SHARE, Cluster
 from setbacks.recipe import Engine, Ray, Sampling
 
-GROUPS = 16  # of the work list that the model is applied to, however many the workers
+GROUPS = 32  # of the work list that the model is applied to, however many the workers
 ON_GPU = 128  # responses in a batch there
 SHORT = 10_000  # prompts of a work list that keeps many workers waiting
 
@@ -48,8 +48,9 @@ def opened(workers: int, batch: int, warm: Request) -> Cluster:
 def throughput(engine: Cluster, asked: Sequence[Request], told: Sampling) -> dict[str, float]:
     """Generate for the whole list; return seconds on the clock, those of the driver, and tokens."""
     start, cpu, tokens = time.perf_counter(), time.process_time(), 0
-    for group in engine.plan(asked):
-        tokens += sum(one.tokens for one in engine.generate([asked[i] for i in group], told))
+    groups = ([asked[i] for i in group] for group in engine.plan(asked))
+    for made in in_turn(engine, groups, told):
+        tokens += sum(one.tokens for one in made)
     cpu = time.process_time() - cpu
     return {"seconds": time.perf_counter() - start, "driver": cpu, "tokens": tokens}
 
@@ -73,14 +74,17 @@ def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
         driver: seconds that the driver adds to each of them.
         workers: how many.
     """
-    seconds, wide = 0.0, workers * AHEAD
-    for start in range(0, len(batches), wide):
-        group, free = batches[start : start + wide], [0.0] * workers
-        for batch in group:  # each goes to the worker that is free first
-            free.sort()
-            free[0] += batch
-        seconds += max(free) + driver * len(group)
-    return seconds
+    wide = workers * SHARE
+    groups = [batches[start : start + wide] for start in range(0, len(batches), wide)]
+    now, free, done = 0.0, [0.0] * workers, []  # of the driver, the workers, and each group
+    for number, group in enumerate(groups):
+        for sent in groups[len(done) : number + AHEAD + 1]:
+            for batch in sent:  # each goes to the worker that is free first
+                free.sort()
+                free[0] = max(free[0], now) + batch
+            done.append(max(free))
+        now = max(now, done[number]) + driver * len(group)
+    return now
 
 
 def speedup(batches: Sequence[float], driver: float, workers: int, number: int) -> float:
@@ -138,7 +142,7 @@ def main() -> None:
             row["predicted_here"] = round(
                 predicted(batches, driver, 1) / predicted(batches, driver, workers), 2
             )
-        long = GROUPS * AHEAD * workers
+        long = GROUPS * SHARE * workers
         row["model"] = round(speedup(batches, driver, workers, long), 2)
         row["model_gpu"] = round(speedup(gpu, gpu_driver, workers, long), 2)
         row["model_gpu_short"] = round(speedup(gpu, gpu_driver, workers, SHORT // ON_GPU), 2)

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -23,15 +23,16 @@ import yaml
 from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, nearest
-from setbacks.journal import Journal, W, failed_write, private, read, sync_folder, writing
+from setbacks.journal import Journal, W, failed_write, private, read, writing
 from setbacks.metrics import bare
-from setbacks.paths import expanded
+from setbacks.paths import expanded, sync
 from setbacks.plugins import plugin
+from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.records import Record, digest
 
 if TYPE_CHECKING:
-    from setbacks.engines import Remote
+    from setbacks.engines import Completion, Remote, Request
     from setbacks.methods import Method
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class RunFolder:
         recipe: Recipe | None = None,
         *,
         redo: str | None = None,
-        show: Callable[[str, int, int], None] | None = None,
+        show: Show | None = None,
     ) -> None:
         self.path = expanded(path)
         self._given = None if recipe is None else recipe.rebased(Path.cwd())
@@ -175,6 +176,49 @@ class RunFolder:
             done += len(batch)
             self.progress(name, done, total)
 
+    def generate(
+        self,
+        journal: Journal[R],
+        stage: Stage,
+        engine: Any,
+        work: Sequence[W],
+        request: Callable[[W], Request],
+        records: Callable[[Sequence[W], Sequence[Completion]], Sequence[R]],
+        sampling: Any,
+        adapter: Path | None = None,
+        label: str = "",
+    ) -> None:
+        """Have an engine generate for a whole work list, as far as that is not on disk yet.
+
+        Args:
+            journal: where the records go.
+            stage: whose time and tokens these are.
+            engine: a `setbacks.engines.Engine`.
+            work: what is to be generated; in any order.
+            request: what the engine is asked for a piece of it.
+            records: makes a batch's records of its completions.
+            sampling: a `setbacks.recipe.Sampling`.
+            adapter: a PEFT folder to answer with; None for the base model.
+            label: what the progress line says beside the stage's name.
+        """
+        from setbacks.engines import Requests, in_turn
+
+        plan = engine.plan(Requests(request, work))
+        batches = [[work[index] for index in batch] for batch in plan]
+        turns: Iterator[list[Completion]] | None = None
+
+        def do(batch: Sequence[W]) -> tuple[Sequence[R], int, int]:
+            nonlocal turns
+            if turns is None:  # the first that is not on disk; nor are those after it
+                at = next(number for number, one in enumerate(batches) if one is batch)
+                asked = ([request(piece) for piece in one] for one in batches[at:])
+                turns = in_turn(engine, asked, sampling, adapter)
+            made = next(turns)
+            tokens = sum(one.tokens for one in made)
+            return records(batch, made), sum(one.prompt_tokens for one in made), tokens
+
+        self.carry_out(journal, stage, batches, do, label)
+
     def progress(self, name: str, done: int, total: int) -> None:
         """Show how far a piece of work is; called only for what is on disk."""
         if self._show:
@@ -186,7 +230,7 @@ class RunFolder:
         if not path.parent.exists():
             with writing(path.parent):
                 path.parent.mkdir(mode=0o700)
-                sync_folder(self.path)
+                sync(self.path)
         return Journal(path, kind, self.log)
 
     def records(self, name: str, kind: type[R]) -> list[R]:
@@ -328,7 +372,8 @@ class RunFolder:
         differences = list(
             _differences(held.model_dump(mode="json"), self._given.model_dump(mode="json"))
         )
-        first = min((_stage_of(key) for key, *_ in differences), key=list(STAGES).index)
+        also = getattr(plugin("methods", held.train.method), "reads", ())
+        first = min((_stage_of(key, also) for key, *_ in differences), key=list(STAGES).index)
         if self._redo is not None and list(STAGES).index(self._redo) <= list(STAGES).index(first):
             self._supersede(self._redo)
             self._redo = None
@@ -369,7 +414,7 @@ class RunFolder:
             for path in reversed(found):
                 path.rename(place / path.name)
             for folder in (place, shelf, self.path):
-                sync_folder(folder)
+                sync(folder)
         self.log(f"redone from {stage}; what was there is in {place.relative_to(self.path)}")
 
     def _append(self, name: str, line: str) -> None:
@@ -401,7 +446,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -421,8 +466,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _stage_of(key: str) -> str:
+def _stage_of(key: str, also: Sequence[str] = ()) -> str:
+    """The first stage that a recipe's key is told to; training may read `also` these sections."""
     top = key.partition(".")[0]
+    if top in also:
+        return "train"
     return next((stage for stage, (_, keys) in STAGES.items() if top in keys), "induce")
 
 

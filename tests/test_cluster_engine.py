@@ -106,6 +106,25 @@ def test_a_run_lands_in_the_same_bytes(spec, tmp_path):
     assert bytes_ == respond("local", near) and bytes_.count(b"\n") == 12
 
 
+def test_groups_that_are_under_way_together_come_back_in_their_places(spec):
+    engine, here = open_engine(far(spec)), open_engine(spec)
+    asked = requests(8)
+    waits = [engine.start(asked[n : n + 4], DRAWN) for n in (0, 4)]
+    assert engine.choose(asked[:2], ["yes", "no"]).shape == (2, 2)  # beside them
+    made = [wait() for wait in waits[::-1]][::-1]
+    alone = [here.generate(asked[n : n + 2], DRAWN) for n in range(0, 8, 2)]
+    assert [x for group in made for x in group] == [x for batch in alone for x in batch]
+
+
+def test_what_fails_leaves_an_engine_that_goes_on(spec, tmp_path):
+    engine = open_engine(far(spec))
+    whole = engine.generate(requests(4), DRAWN)
+    waits = [engine.start(requests(4), DRAWN, place) for place in (None, tmp_path / "nowhere")]
+    with pytest.raises(InputError, match="no adapter"):
+        [wait() for wait in waits]
+    assert engine.generate(requests(4), DRAWN) == whole
+
+
 def test_probabilities_are_those_of_one_process(spec):
     import numpy as np
 

@@ -6,7 +6,8 @@ in this package or, through the entry point group ``setbacks.engines``, in anoth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
@@ -154,6 +155,50 @@ class Choose(Protocol):
             the product over all its tokens that it does not share with every other option.
         """
         ...
+
+
+class Start(Protocol):
+    """An engine's method `start`, which engines that work elsewhere may have besides."""
+
+    def __call__(
+        self, requests: Sequence[Request], sampling: Any, adapter: Path | None = None
+    ) -> Callable[[], list[Completion]]:
+        """Begin on one planned batch, as `generate` would; what is returned waits for it."""
+        ...
+
+
+AHEAD = 2  # batches that are begun before they are asked for
+
+
+def in_turn(
+    engine: Engine,
+    batches: Iterable[Sequence[Request]],
+    sampling: Any,
+    adapter: Path | None = None,
+) -> Iterator[list[Completion]]:
+    """Generate for one batch of a plan after the other.
+
+    An engine that can (`Start`) has begun on the next ones while one is looked at, so that workers
+    need not wait for this process.
+
+    Args:
+        engine: what generates.
+        batches: each is made when it is its turn.
+        sampling: a `setbacks.recipe.Sampling`.
+        adapter: a PEFT folder to answer with; None for the base model.
+    """
+    start: Start | None = getattr(engine, "start", None)
+    if start is None:
+        for batch in batches:
+            yield engine.generate(batch, sampling, adapter)
+        return
+    begun: deque[Callable[[], list[Completion]]] = deque()
+    for batch in batches:
+        begun.append(start(batch, sampling, adapter))
+        if len(begun) > AHEAD:
+            yield begun.popleft()()
+    while begun:
+        yield begun.popleft()()
 
 
 def chooser(engine: Engine) -> Choose:

@@ -1,15 +1,16 @@
 """The cluster engine: another engine, in many processes at once, by Ray.
 
-The work list is cut into the same batches as in one process; a group of them is sent out, and
-comes back in order, so a journal gets the same bytes. A worker that dies is started anew, and its
-batch goes to it again: nothing of a batch is kept before all of it is there.
+The work list is cut into the same batches as in one process; groups of them are sent out, and come
+back in order, so a journal gets the same bytes. While one group is written down, the workers have
+the next ones. A worker that dies is started anew, and its batch goes to it again: nothing of a
+batch is kept before all of it is there.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 if find_spec("ray") is None:  # said when a recipe is checked, before any work
     raise ImportError('it needs ray: pip install "setbacks[ray]"')
 
-AHEAD = 4  # batches a worker in one group: the others seldom wait for the last one
+SHARE = 2  # batches a worker in one group
+DEEP = 2  # batches that a worker holds: while it has one, the next is there
 DEATHS = 3  # so often may the workers of one batch die; then the batch is at fault
 
 
@@ -50,6 +52,8 @@ class Cluster:
         self.inner = spec.model_copy(update={"engine": self.told.engine, "ray": None})
         self.language = language
         self.name = spec.model
+        self._sent = 0  # batches so far
+        self._back: dict[int, Any] = {}  # what came back of them, and nobody has asked for yet
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into groups, each of them some batches of one process."""
@@ -58,7 +62,13 @@ class Cluster:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
     ) -> list[Completion]:
-        """Generate one planned group.
+        """Generate one planned group; see `start`."""
+        return self.start(requests, sampling, adapter)()
+
+    def start(
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
+    ) -> Callable[[], list[Completion]]:
+        """Send out one planned group; what is returned waits for it.
 
         Args:
             requests: a group of the plan.
@@ -69,8 +79,8 @@ class Cluster:
             InputError: a worker says so, or there is no room for the workers.
             SetbacksError: the workers of a batch died again and again.
         """
-        made = self._spread("generate", requests, sampling, adapter and adapter.absolute())
-        return [completion for batch in made for completion in batch]
+        numbers = self._send("generate", requests, sampling, adapter and adapter.absolute())
+        return lambda: [completion for batch in self._wait(numbers) for completion in batch]
 
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
@@ -78,39 +88,56 @@ class Cluster:
         """Return how likely each answer begins with each option (`setbacks.engines.Choose`)."""
         import numpy as np
 
-        return np.concatenate(
-            self._spread("choose", requests, options, adapter and adapter.absolute())
-        )
+        numbers = self._send("choose", requests, options, adapter and adapter.absolute())
+        return np.concatenate(self._wait(numbers))
 
-    def _spread(self, what: str, requests: Sequence[Request], *told: Any) -> list[Any]:
-        """Have each batch of a group done by whichever worker is free; in order."""
-        import ray
-        from ray.util import ActorPool
-
-        size = self.inner.batch_size
-        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
-        # A new pool each time: one that has raised an error still waits for the other answers.
-        pool = ActorPool(self._workers)
-        try:
-            done = pool.map_unordered(
-                lambda worker, job: worker.do.remote(job[0], what, job[1], *told),
-                list(enumerate(batches)),
+    def _send(self, what: str, requests: Sequence[Request], *told: Any) -> range:
+        """Have each batch of a group done by whichever worker is free; return their numbers."""
+        size, first = self.inner.batch_size, self._sent
+        for start in range(0, len(requests), size):
+            self._pool.submit(
+                lambda worker, job: worker.do.remote(*job),
+                (self._sent, what, requests[start : start + size], *told),
             )
-            made = dict(done)
+            self._sent += 1
+        return range(first, self._sent)
+
+    def _wait(self, numbers: range) -> list[Any]:
+        """Wait for what was made of these batches; in order."""
+        import ray
+
+        try:
+            while not self._back.keys() >= {*numbers}:
+                number, made = self._pool.get_next_unordered()
+                self._back[number] = made
         except ray.exceptions.RayTaskError as error:
+            self._forget()
             raise error.cause from None  # what the engine inside said, without Ray's frames
         except ray.exceptions.RayError as error:
+            self._forget()
             raise SetbacksError(
                 f"{self.name}: workers on the cluster died {DEATHS + 1} times over one batch "
                 f"({_first_line(error)}); what was done is kept: look for what ends them (memory: "
                 "a smaller batch_size, fewer ray.workers), then run the same command again"
             ) from error
-        return [made[number] for number in range(len(batches))]
+        return [self._back.pop(number) for number in numbers]
+
+    def _forget(self) -> None:
+        """Wait no longer for what was sent out."""
+        del self._pool
+        self._back.clear()
+
+    @cached_property
+    def _pool(self) -> Any:
+        """Ray's, which gives the next batch to whichever worker has room for one."""
+        from ray.util import ActorPool
+
+        return ActorPool(self._workers * DEEP)
 
     @property
     def _wide(self) -> int:
         """Batches in a group."""
-        return self._number * AHEAD
+        return self._number * SHARE
 
     @cached_property
     def _number(self) -> int:

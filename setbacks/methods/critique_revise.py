@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from setbacks.engines import Request
+from setbacks.engines import Completion, Request
 from setbacks.methods import example, mixed
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
@@ -47,9 +47,8 @@ class CritiqueRevise:
             )
             return Request(prompt=prompt, seed=int(analysis.id, 16))
 
-        def draw(batch: Sequence[Analysis]) -> tuple[list[Revision], int, int]:
-            made = engine.generate([request(a) for a in batch], recipe.analyze.sampling)
-            records = [
+        def records(batch: Sequence[Analysis], made: Sequence[Completion]) -> list[Revision]:
+            return [
                 Revision(
                     id=analysis.id,
                     analysis_id=analysis.response_id,
@@ -62,12 +61,11 @@ class CritiqueRevise:
                 )
                 for analysis, completion in zip(batch, made, strict=True)
             ]
-            return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
 
-        plan = engine.plan([request(analysis) for analysis in chosen])
-        journal = run.journal("revisions.jsonl", Revision)
-        batches = [[chosen[index] for index in batch] for batch in plan]
-        run.carry_out(journal, "train", batches, draw, label="revisions")
+        journal, sampling = run.journal("revisions.jsonl", Revision), recipe.analyze.sampling
+        run.generate(
+            journal, "train", engine, chosen, request, records, sampling, label="revisions"
+        )
         return journal.finish()
 
     def examples(self, recipe: Recipe, revisions: Sequence[Revision]) -> list[Example]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from setbacks.engines import Request, Requests
+from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
@@ -64,13 +64,12 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
             seed=int(subject.id, 16),
         )
 
-    def draw(batch: Sequence[Subject]) -> tuple[list[Analysis], int, int]:
-        made = engine.generate([request(subject) for subject in batch], recipe.sampling)
-        records = []
+    def records(batch: Sequence[Subject], made: Sequence[Completion]) -> list[Analysis]:
+        found = []
         for subject, completion in zip(batch, made, strict=True):
             text = whole_sentences(completion.text)
             checks, score = examine(text, subject, recipe, run.recipe.language)
-            records.append(
+            found.append(
                 Analysis(
                     id=subject.id,
                     response_id=subject.response_id,
@@ -86,11 +85,10 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
                     analyst=engine.name,
                 )
             )
-        return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
+        return found
 
-    plan = engine.plan(Requests(request, subjects))
     journal = run.journal("analyses.jsonl", Analysis)
-    run.carry_out(journal, "analyze", [[subjects[i] for i in batch] for batch in plan], draw)
+    run.generate(journal, "analyze", engine, subjects, request, records, recipe.sampling)
     analyses = journal.finish()
     filtered = run.recipe.train.analyses != "unfiltered"
     if not any(analysis.harmful and (analysis.passed or not filtered) for analysis in analyses):

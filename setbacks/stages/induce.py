@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from setbacks.engines import Request, Requests
+from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.journal import Journal
 from setbacks.judges.refusal import refuses
@@ -87,10 +87,9 @@ def _ask(
             seed=int(attempt.id, 16),
         )
 
-    def draw(batch: Sequence[Attempt]) -> tuple[list[Mistake], int, int]:
+    def records(batch: Sequence[Attempt], made: Sequence[Completion]) -> list[Mistake]:
         seen.catch_up(journal.records)
-        made = engine.generate([request(attempt) for attempt in batch], recipe.induce.sampling)
-        records = [
+        return [
             Mistake(
                 id=attempt.id,
                 instruction_id=attempt.instruction.id,
@@ -106,12 +105,9 @@ def _ask(
             )
             for attempt, completion in zip(batch, made, strict=True)
         ]
-        return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
 
-    plan = engine.plan(Requests(request, attempts))
-    batches = [[attempts[index] for index in batch] for batch in plan]
-    start = len(journal)
-    run.carry_out(journal, "induce", batches, draw, label=f"(attempt {number + 1})")
+    start, sampling, label = len(journal), recipe.induce.sampling, f"(attempt {number + 1})"
+    run.generate(journal, "induce", engine, attempts, request, records, sampling, label=label)
     return {
         record.instruction_id
         for record in journal.records[start : start + len(attempts)]

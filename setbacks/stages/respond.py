@@ -9,11 +9,12 @@ In an evaluation, models of any kind answer, and answers that are there already 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.adapters import check_adapter
-from setbacks.engines import Request, Requests
+from setbacks.engines import Completion, Request, Requests
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
@@ -181,37 +182,42 @@ def _answer(
         for suite, x in asked
     ]
 
-    def size(question: Question) -> Request:  # a plan needs no seeds
-        return Request(_prompt(recipe, arm, question.instruction.text), 0, recipe.respond.prefill)
+    def put(question: Question) -> Request:
+        return request(recipe, arm, question.instruction.text)
+
+    def record(question: Question, found: Sequence[Completion]) -> Response:
+        kept = found[0]
+        return _response(
+            arm,
+            question,
+            **said(recipe, arm, kept.text),
+            finish=kept.finish,
+            prompt_tokens=kept.prompt_tokens,
+            tokens=sum(completion.tokens for completion in found),
+            model=engine.name,
+            drafts=[completion.text for completion in found] if arm.posterior else None,
+        )
+
+    def records(batch: Sequence[Question], made: Sequence[Completion]) -> list[Response]:
+        return [record(question, [one]) for question, one in zip(batch, made, strict=True)]
+
+    journal, label = run.journal(f"responses/{arm.name}.jsonl", Response), arm.name
+    if arm.posterior is None:
+        run.generate(
+            journal, "respond", engine, questions, put, records, sampling, arm.adapter, label
+        )
+        return journal.finish()
+    chosen = partial(drafts, engine, recipe, arm.posterior, adapter=arm.adapter)
 
     def draw(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
-        told = [request(recipe, arm, question.instruction.text) for question in batch]
-        if arm.posterior:
-            ranked = drafts(engine, recipe, arm.posterior, told, arm.adapter)
-            made = [[draft.completion for draft in found] for found in ranked]
-        else:
-            made = [[completion] for completion in engine.generate(told, sampling, arm.adapter)]
-        records = [
-            _response(
-                arm,
-                question,
-                **said(recipe, arm, kept.text),
-                finish=kept.finish,
-                prompt_tokens=kept.prompt_tokens,
-                tokens=sum(completion.tokens for completion in found),
-                model=engine.name,
-                drafts=[c.text for c in found] if arm.posterior else None,
-            )
-            for question, found in zip(batch, made, strict=True)
-            for kept in found[:1]
-        ]
-        every = [completion for found in made for completion in found]
-        return records, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
+        ranked = [[draft.completion for draft in found] for found in chosen([*map(put, batch)])]
+        every = [completion for found in ranked for completion in found]
+        made = [record(question, found) for question, found in zip(batch, ranked, strict=True)]
+        return made, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
 
-    plan = engine.plan(Requests(size, questions))
-    journal = run.journal(f"responses/{arm.name}.jsonl", Response)
+    plan = engine.plan(Requests(put, questions))
     batches = [[questions[index] for index in batch] for batch in plan]
-    run.carry_out(journal, "respond", batches, draw, label=arm.name)
+    run.carry_out(journal, "respond", batches, draw, label)
     return journal.finish()
 
 
