@@ -8,7 +8,7 @@ them: intervals and tests are over prompts, and the spread over seeds is shown b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from setbacks import statistics
 from setbacks.errors import InputError
 from setbacks.metrics import COMPARED, TITLES, untrained
 from setbacks.page import Findings, Picture, Table, write
+from setbacks.paths import expanded
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
+from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.runfolder import RunFolder
@@ -39,9 +41,7 @@ ALPHA = 0.05
 SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
 
 
-def compare(
-    recipe: Recipe, folder: Path, show: Callable[[str, int, int], None] | None = None
-) -> Path:
+def compare(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """Train and measure every method of a comparison; return its page.
 
     Args:
@@ -53,6 +53,7 @@ def compare(
         InputError: the recipe, its data or the folder is at fault.
         SetbacksError: something failed on the way; what was done is kept.
     """
+    folder = expanded(folder)
     for contender in recipe.compare.methods:  # all of them, before hours of work
         plugin("methods", contender.method)
         check(_variant(recipe, contender, 0, {}).recipe)
@@ -71,9 +72,7 @@ def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any
     return variant(recipe, f"{contender.called}.{seed}", told)
 
 
-def _carried_out(
-    recipe: Recipe, folder: Path, show: Callable[[str, int, int], None] | None
-) -> Iterator[tuple[Variant, Path]]:
+def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tuple[Variant, Path]]:
     """Carry out all variants; what the first one's epochs cost is every other's budget."""
     first, *others = recipe.compare.methods
     budget: dict[str, Any] = {}

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setbacks.errors import InputError, SetbacksError, nearest
-from setbacks.paths import expanded
+from setbacks.paths import expanded, sync
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ def _make(alias: str, folder: Path) -> None:
         if folder.exists():
             folder.rename(work / "damaged")
         built.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         log.info("converted in %.0f s; it is kept in %s", time.monotonic() - started, folder)
     finally:
         _sweep(folder)
@@ -376,7 +376,7 @@ def _seal(folder: Path) -> None:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for file in [*files, folder / MANIFEST, folder]:
-        _sync(file)
+        sync(file)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -398,14 +398,3 @@ def _is_whole(folder: Path) -> bool:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(what: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
-    if os.name == "nt" and what.is_dir():
-        return  # Windows cannot open a folder
-    descriptor = os.open(what, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

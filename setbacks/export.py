@@ -21,14 +21,13 @@ from setbacks.embedded import MODELS, resolve
 from setbacks.engines.local import merged as merge
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
-from setbacks.journal import failed_write, sync_folder
+from setbacks.journal import failed_write
 from setbacks.models import load_model, load_tokenizer
-from setbacks.paths import expanded
+from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Source
 from setbacks.sources import PRESETS
 from setbacks.stages.report import HEADLINE, TITLES
-from setbacks.training import sync
 
 CARD = "README.md"
 
@@ -92,7 +91,7 @@ def appearing(to: Path, *, private: bool = False) -> Iterator[Path]:
                 path.chmod(0o600 if private else 0o644)
                 sync(path)
         place.rename(to)
-        sync_folder(to.absolute().parent)
+        sync(to.absolute().parent)
     except OSError as error:
         raise failed_write(to, error) from error
     finally:

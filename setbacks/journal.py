@@ -20,6 +20,7 @@ from typing import BinaryIO, Generic, Protocol, TypeVar, overload
 from pydantic import ValidationError
 
 from setbacks.errors import InputError, SetbacksError
+from setbacks.paths import sync
 from setbacks.records import Record, in_bulk
 
 
@@ -175,7 +176,7 @@ class Journal(Generic[R]):
                 file.flush()
                 os.fsync(file.fileno())
             if not self._size:  # a new file: its name must last through a power cut, too
-                sync_folder(self.path.parent)
+                sync(self.path.parent)
         except OSError as error:
             # Best effort: a half-written batch would be cut off on the next opening all the same.
             with contextlib.suppress(OSError):
@@ -225,15 +226,6 @@ def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
 def private(path: str, flags: int) -> int:
     """Open a file that only its owner may read, never through a link: an `opener` for `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""Paths as a user writes them."""
+"""Paths as a user writes them, and files that are on the disk for good."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from setbacks.errors import InputError
@@ -17,3 +18,14 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: there is no such user's home folder") from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlast a power cut."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.pipeline import carry_out, check
+from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.runfolder import RunFolder, write_atomic
 
@@ -70,7 +71,7 @@ def each(
     folder: Path,
     variants: Sequence[Variant],
     until: str = "report",
-    show: Callable[[str, int, int], None] | None = None,
+    show: Show | None = None,
     lenders: Sequence[tuple[Variant, Path]] = (),
     jobs: int = 1,
 ) -> Iterator[tuple[Variant, Path]]:

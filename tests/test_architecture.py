@@ -25,7 +25,7 @@ LAYERS = [
     {"measure"},
     {"findings"},
     {"engines", "metrics"},
-    {"chat", "models", "journal", "suites", "statistics"},
+    {"adapters", "chat", "models", "journal", "suites", "statistics"},
     {"recipe"},
     {"records", "sources", "embedded", "prompts", "progress"},
     {"plugins", "paths"},

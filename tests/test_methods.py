@@ -199,8 +199,16 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
         learnt = run.records("training.jsonl", Example)
     assert len(choices) == 6 and all(len(c.drafts) == 2 for c in choices)
     assert all(c.p_harmful == sorted(c.p_harmful) for c in choices)
-    with RunFolder(tmp_path / "run", recipe, redo="train") as run:
-        assert run.records("choices.jsonl", Choice) == []  # they were another adapter's
+    longer = recipe.model_dump(mode="json")
+    longer["respond"]["sampling"]["max_new_tokens"] = 7
+    longer = Recipe.model_validate(longer)
+    with (  # drafts are drawn as answers are
+        pytest.raises(InputError, match="with --from train"),
+        RunFolder(tmp_path / "run", longer, redo="respond"),
+    ):
+        pass
+    with RunFolder(tmp_path / "run", longer, redo="train") as run:
+        assert run.records("choices.jsonl", Choice) == []
     kept = {c.drafts[0] for c in choices if c.drafts[0].strip()}
     assert {x.completion for x in learnt if x.kind == "choice"} == kept
 

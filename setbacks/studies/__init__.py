@@ -6,7 +6,7 @@ A study is a module with a class `Options` (what `study` of a recipe may hold) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,10 @@ from pydantic import BaseModel
 from setbacks.errors import InputError
 from setbacks.metrics import TITLES, in_the_way_of
 from setbacks.page import Findings, Picture, Table, write
+from setbacks.paths import expanded
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
+from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.scores import difference, estimate, gather, points, written
 from setbacks.stages.plots import forest
@@ -25,7 +27,6 @@ from setbacks.variants import Variant, each, prepare_folder
 
 ALPHA = 0.05
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
-Show = Callable[[str, int, int], None]
 
 
 class Study(Protocol):
@@ -55,6 +56,7 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
             there are too few records.
         SetbacksError: something failed on the way; what was done is kept.
     """
+    folder = expanded(folder)
     made: Study = plugin("studies", name)
     options = recipe.options(made.Options, f"study {name}")
     if not (folder / "recipe.yaml").exists():

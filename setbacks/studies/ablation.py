@@ -14,8 +14,9 @@ from pydantic import Field
 
 from setbacks.errors import InputError, nearest
 from setbacks.page import Findings
+from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
-from setbacks.studies import Show, against_first, told_apart
+from setbacks.studies import against_first, told_apart
 from setbacks.variants import variant
 
 # What each factor changes; the first two need induce.existing, self_analysis an analyst.

@@ -18,6 +18,7 @@ from setbacks.errors import InputError
 from setbacks.findings import near_chance
 from setbacks.methods import answers
 from setbacks.page import Findings, Picture, Table
+from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Verdict
 from setbacks.runfolder import RunFolder
@@ -27,7 +28,7 @@ from setbacks.spoken import question, verdicts
 from setbacks.stages.analyze import benign
 from setbacks.stages.plots import forest
 from setbacks.statistics import Estimate, agreement, rate
-from setbacks.studies import Show, at_least
+from setbacks.studies import at_least
 from setbacks.studies.states import hidden_states
 from setbacks.variants import each, variant
 

@@ -17,12 +17,13 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.page import Findings, Table
+from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Mistake
 from setbacks.runfolder import RunFolder
 from setbacks.scores import written
 from setbacks.statistics import Estimate
-from setbacks.studies import Show, against_first, at_least, told_apart
+from setbacks.studies import against_first, at_least, told_apart
 from setbacks.studies.states import hidden_states
 from setbacks.variants import Variant, each, variant
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from setbacks.errors import InputError
 from setbacks.metrics import METRICS, by_prompt
 from setbacks.page import Findings, Picture, Table
+from setbacks.progress import Show
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Response, Verdict
@@ -24,7 +25,7 @@ from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate, points, written
 from setbacks.stages.plots import curves
 from setbacks.statistics import Estimate
-from setbacks.studies import ALPHA, Show, at_least
+from setbacks.studies import ALPHA, at_least
 from setbacks.suites import instructions
 from setbacks.variants import Variant, each, variant
 

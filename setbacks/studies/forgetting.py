@@ -22,13 +22,14 @@ from setbacks.errors import InputError
 from setbacks.methods import example
 from setbacks.metrics import TITLES
 from setbacks.page import Findings, Picture, Table
+from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Example, Instruction, Response
 from setbacks.runfolder import RunFolder
 from setbacks.scores import difference, estimate, gather, written
 from setbacks.stages.plots import heatmap
 from setbacks.statistics import Difference, Estimate, holm, mean, paired_difference
-from setbacks.studies import ALPHA, Show, at_least
+from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
 from setbacks.suites import instructions, words_of
 from setbacks.variants import each, variant

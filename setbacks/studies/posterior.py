@@ -22,13 +22,14 @@ from setbacks.methods import example
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.page import Findings, Picture, Table
 from setbacks.plugins import plugin
+from setbacks.progress import Show
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Example
 from setbacks.runfolder import RunFolder
 from setbacks.stages.plots import curves
 from setbacks.statistics import Difference, holm, mean, paired_difference
-from setbacks.studies import ALPHA, Show, at_least
+from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
 from setbacks.variants import each, variant
 

@@ -15,9 +15,10 @@ from pydantic import Field
 
 from setbacks.metrics import bare, in_the_way_of, untrained
 from setbacks.page import Findings, Picture
+from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.stages.plots import curves
-from setbacks.studies import Show, against_first, told_apart
+from setbacks.studies import against_first, told_apart
 from setbacks.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from setbacks.engines import by_length
+from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.records import Message
-from setbacks.studies import Show
 
 DEPTH = 0.65  # the layer that is read, as a share of all: middle layers are best (docs/judges.md)
 

@@ -19,13 +19,14 @@ from setbacks.errors import InputError, nearest
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.page import Findings, Picture, Table
 from setbacks.plugins import plugin
+from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Response
 from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, gather, points
 from setbacks.stages.plots import heatmap
 from setbacks.statistics import Difference, paired_difference
-from setbacks.studies import ALPHA, Show, at_least
+from setbacks.studies import ALPHA, at_least
 from setbacks.suites import instructions
 from setbacks.variants import each, variant
 

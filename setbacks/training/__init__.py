@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import warnings
@@ -22,8 +21,8 @@ from setbacks.adapters import attached
 from setbacks.chat import encode, ending, plain
 from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
-from setbacks.journal import sync_folder
 from setbacks.models import device, load_base
+from setbacks.paths import sync
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
@@ -177,7 +176,7 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
                 if path.is_file():
                     sync(path)
             (folder / WHOLE).touch()
-            sync_folder(folder)
+            sync(folder)
 
     class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -271,7 +270,7 @@ def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = Non
         path.chmod(0o600)
         sync(path)
     temporary.rename(adapter)
-    sync_folder(adapter.parent)
+    sync(adapter.parent)
 
 
 def _card(run: RunFolder, base: str) -> str:
@@ -284,9 +283,3 @@ def _card(run: RunFolder, base: str) -> str:
         "(arXiv 2310.10477). `training.jsonl`, beside this folder, holds the very examples that "
         "it was trained on; `report.html` says how it did, and how far that can be believed.\n"
     )
-
-
-def sync(path: Path) -> None:
-    """Have a file's content on disk on return."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
