@@ -367,7 +367,8 @@ def table(
             "tokens_per_second": round(runner.written / runner.wall, 1),
             "tokens_per_cpu_second": round(runner.written / runner.cpu, 1),
             "ratio": round(speed(runner) / bar(runner), 2),
-            # Two operations a parameter and token; attention comes on top, and is left out.
+            # Two operations a parameter and token, as if each token of each prompt were read. Who
+            # reads what prompts share once does less; attention comes on top, and is left out.
             "of_peak": round(
                 2 * parameters * (runner.read + runner.written) / seconds(runner) / flops, 3
             ),

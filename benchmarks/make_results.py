@@ -193,7 +193,7 @@ def scale(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "The model (`predicted` in the script) has no free parameter. A batch takes"
     yield f"{mean} s ({least} to {most}, measured singly); the driver adds"
-    yield f"{found['driver_ms_a_batch']} ms to each. Three groups of two batches a worker are under"
+    yield f"{found['driver_ms_a_batch']} ms to each. Two groups of four batches a worker are under"
     yield "way; what the driver adds to one falls in the time of the next, if there is one. For"
     yield "GPUs it takes it that workers share nothing, that each has always a batch to go on with,"
     yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one (an"

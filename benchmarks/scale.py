@@ -7,8 +7,9 @@ worker with one thread. How long a batch takes is measured by sending batches si
 what the driver does for it, by the driver's CPU time, and by what a stage adds to each record
 (results/overhead.json).
 
-The model has no free parameter. Batches go to whichever worker is free, in groups of two a worker.
-Three groups are under way; the driver takes one after the other, and sends out another for each.
+The model has no free parameter. Batches go to whichever worker has room, for two at a time, in
+groups of four a worker. Two groups are under way; the driver takes one after the other, and sends
+out another before each.
 It is checked against the two workers: what they lack of it is what they take from each other, since
 they share a memory and here even the cores. Machines with a GPU each do not, so that is not carried
 over. Then it is applied to 8 and 64 workers, on batches as long as those measured and as long as on
@@ -29,10 +30,10 @@ from typing import Any
 from generate import instructions
 
 from setbacks.engines import AHEAD, Request, in_turn
-from setbacks.engines.cluster import SHARE, Cluster
+from setbacks.engines.cluster import DEEP, SHARE, Cluster
 from setbacks.recipe import Engine, Ray, Sampling
 
-GROUPS = 32  # of the work list that the model is applied to, however many the workers
+GROUPS = 16  # of the work list that the model is applied to, however many the workers
 ON_GPU = 128  # responses in a batch there
 SHORT = 10_000  # prompts of a work list that keeps many workers waiting
 
@@ -77,11 +78,14 @@ def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
     wide = workers * SHARE
     groups = [batches[start : start + wide] for start in range(0, len(batches), wide)]
     now, free, done = 0.0, [0.0] * workers, []  # of the driver, the workers, and each group
+    slots = [(0.0, worker) for worker in range(workers)] * DEEP  # since when each has room
     for number, group in enumerate(groups):
         for sent in groups[len(done) : number + AHEAD + 1]:
-            for batch in sent:  # each goes to the worker that is free first
-                free.sort()
-                free[0] = max(free[0], now) + batch
+            for batch in sent:
+                slots.sort()
+                since, worker = slots[0]
+                free[worker] = max(free[worker], since, now) + batch
+                slots[0] = (free[worker], worker)
             done.append(max(free))
         now = max(now, done[number]) + driver * len(group)
     return now

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from setbacks.adapters import merged as merge
 from setbacks.embedded import MODELS, resolve
-from setbacks.engines.local import merged as merge
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.journal import failed_write

@@ -467,9 +467,9 @@ def environment() -> dict[str, Any]:
 
 
 def _stage_of(key: str, also: Sequence[str] = ()) -> str:
-    """The first stage that a recipe's key is told to; training may read `also` these sections."""
+    """The first stage that a recipe's key is told to; training may read `also` these."""
     top = key.partition(".")[0]
-    if top in also:
+    if key.startswith(tuple(also)):
         return "train"
     return next((stage for stage, (_, keys) in STAGES.items() if top in keys), "induce")
 

@@ -118,6 +118,48 @@ def test_a_sliding_window_sees_what_it_saw(window, monkeypatch):
         torch.testing.assert_close(made, alone[longest], atol=2e-4, rtol=1e-3)
 
 
+LLAMA = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+LLAMA |= {"num_attention_heads": 4}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+WINDOW = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("mpt", {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2}),
+        (
+            "gpt_neo",
+            {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+            | {"window_size": 24, "attention_types": [[["global", "local"], 1]]},
+        ),
+        (
+            "phi3",
+            LLAMA
+            | WINDOW
+            | {"pad_token_id": 0, "num_key_value_heads": 4}
+            | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4} | FACTORS | WINDOW},
+        ),
+        (
+            "llama",
+            LLAMA
+            | {"max_position_embeddings": 32}
+            | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        ),
+    ],
+    ids=["mpt", "gpt_neo", "phi3", "llama"],
+)
+def test_what_counts_places_or_lengths_is_read_whole(kind, told):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told)).eval()
+    prompts = [HEAD + [9] * 28, HEAD + [7] * 16]
+    with torch.inference_mode():
+        made = read(model, prompts, 0, MORE).logits
+        for row, prompt in zip(made, prompts, strict=True):
+            whole = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+            torch.testing.assert_close(row, whole, atol=2e-4, rtol=1e-3)
+
+
 def test_layers_that_are_no_keys_and_values_are_read_whole():
     config = AutoConfig.for_model(
         "lfm2",

@@ -167,7 +167,7 @@ class Start(Protocol):
         ...
 
 
-AHEAD = 2  # batches that are begun before they are asked for
+AHEAD = 1  # batches that are begun before they are asked for
 
 
 def in_turn(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 if find_spec("ray") is None:  # said when a recipe is checked, before any work
     raise ImportError('it needs ray: pip install "setbacks[ray]"')
 
-SHARE = 2  # batches a worker in one group
+SHARE = 4  # batches a worker in one group: the others seldom wait for the last one
 DEEP = 2  # batches that a worker holds: while it has one, the next is there
 DEATHS = 3  # so often may the workers of one batch die; then the batch is at fault
 
@@ -76,8 +76,8 @@ class Cluster:
             adapter: a PEFT folder that every worker can read, or None for the base model.
 
         Raises:
-            InputError: a worker says so, or there is no room for the workers.
-            SetbacksError: the workers of a batch died again and again.
+            InputError: there is no room for the workers. What is returned raises it where a worker
+                says so, and SetbacksError where the workers of a batch died again and again.
         """
         numbers = self._send("generate", requests, sampling, adapter and adapter.absolute())
         return lambda: [completion for batch in self._wait(numbers) for completion in batch]
@@ -110,9 +110,6 @@ class Cluster:
             while not self._back.keys() >= {*numbers}:
                 number, made = self._pool.get_next_unordered()
                 self._back[number] = made
-        except ray.exceptions.RayTaskError as error:
-            self._forget()
-            raise error.cause from None  # what the engine inside said, without Ray's frames
         except ray.exceptions.RayError as error:
             self._forget()
             raise SetbacksError(
@@ -120,7 +117,12 @@ class Cluster:
                 f"({_first_line(error)}); what was done is kept: look for what ends them (memory: "
                 "a smaller batch_size, fewer ray.workers), then run the same command again"
             ) from error
-        return [self._back.pop(number) for number in numbers]
+        found = [self._back.pop(number) for number in numbers]
+        for made in found:
+            if isinstance(made, Exception):
+                self._forget()
+                raise made
+        return found
 
     def _forget(self) -> None:
         """Wait no longer for what was sent out."""
@@ -209,9 +211,16 @@ class Worker:
         return open_engine(*self.told)
 
     def do(self, number: int, what: str, requests: Sequence[Request], *told: Any) -> Any:
-        """Do a batch: `generate` or `choose`; its number comes back with it."""
-        ask = chooser(self.engine) if what == "choose" else self.engine.generate
-        return number, ask(requests, *told)
+        """Do a batch: `generate` or `choose`; its number comes back with it.
+
+        An error comes back, too, and is raised once it is its batch's turn: what comes before it is
+        written down first.
+        """
+        try:
+            ask = chooser(self.engine) if what == "choose" else self.engine.generate
+            return number, ask(requests, *told)
+        except Exception as error:
+            return number, error
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,7 +41,7 @@ class Running:
 
     def __init__(self, model: Any, cache: Any, mask: torch.Tensor, position: torch.Tensor) -> None:
         self.model, self.cache, self.mask, self.position = model, cache, mask, position
-        # The place of the one state that goes through the head; see `Local._generate`.
+        # The place of the one state that goes through the head; see `reading`.
         self.first = mask.new_zeros(1)
 
     def worth_dropping(self, left: int) -> bool:

@@ -203,6 +203,7 @@ class Local:
                 running.select(spread)
                 logits = logits[spread]
             if self._graphs:
+                del cache  # the graphs have a copy of it
                 running = self._graphs.take_over(running, sampling.max_new_tokens)
             for step in range(sampling.max_new_tokens):
                 drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)

@@ -48,8 +48,8 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
         more: tokens that will follow each of them at most.
     """
     longest = max(map(len, prompts))
-    if not keeps_all(model, longest + more):
-        return _part(model, None, prompts, pad)  # places in the cache would not be what they are
+    if not (keeps_all(model, longest + more) and _counts_positions(model.config)):
+        return _part(model, None, prompts, pad)
     texts: Any = prompts  # to `commonprefix`, which takes any sequences
     same = min(len(commonprefix(texts)), min(map(len, prompts)) - 1)
     if len(prompts) == 1 or same < SHORTEST:
@@ -59,27 +59,36 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
     parts = _parts(tails, PART.get(model.device.type, LARGE))
     if len(parts) == 1:
         return _part(model, start, tails, pad)
+    made = [_part(model, start, [tails[row] for row in rows], pad) for rows in parts]
     mask = _mask(tails, same, longest - same, model.device)
-    keys: list[torch.Tensor] = []
-    values: list[torch.Tensor] = []
-    logits: torch.Tensor | None = None
-    for rows in parts:
-        made = _part(model, start, [tails[row] for row in rows], pad)
-        if logits is None:
-            logits = made.logits.new_empty(len(prompts), made.logits.shape[1])
-            keys = [_room(layer.keys, *mask.shape) for layer in made.cache.layers]
-            values = [_room(layer.values, *mask.shape) for layer in made.cache.layers]
-        logits[rows] = made.logits
-        end = made.mask.shape[1]
-        for layer, *whole in zip(made.cache.layers, keys, values, strict=True):
-            for into, read_ in zip(whole, (layer.keys, layer.values), strict=True):
-                into[rows, :, :same] = read_[:, :, :same]
-                into[rows, :, longest - end + same :] = read_[:, :, same:end]
-    assert logits is not None
     cache = cache_for(model)
-    for number, of_layer in enumerate(zip(keys, values, strict=True)):
-        cache.update(*of_layer, number)
+    for number, layers in enumerate(zip(*(part.cache.layers for part in made), strict=True)):
+        keys, values = (
+            layers[0].keys.new_zeros(len(prompts), x.shape[1], longest, x.shape[3])
+            for x in (layers[0].keys, layers[0].values)
+        )
+        for rows, part, layer in zip(parts, made, layers, strict=True):
+            end = part.mask.shape[1]
+            for whole, read_ in ((keys, layer.keys), (values, layer.values)):
+                whole[rows, :, :same] = read_[:, :, :same]
+                whole[rows, :, longest - end + same :] = read_[:, :, same:end]
+            layer.keys = layer.values = None  # not all of it twice
+        cache.update(keys, values, number)
+    logits = made[0].logits.new_empty(len(prompts), made[0].logits.shape[1])
+    for rows, part in zip(parts, made, strict=True):
+        logits[rows] = part.logits
     return Read(cache, mask, mask.sum(dim=1, keepdim=True) - 1, logits)
+
+
+def _counts_positions(config: Any) -> bool:
+    """Whether a model's attention depends on the positions that it is told, and on no more.
+
+    Others count places in the cache, where there is padding between what prompts share and the
+    rest; or their frequencies depend on how much is read at once.
+    """
+    told = getattr(config, "rope_parameters", None) or {}
+    kinds = {t.get("rope_type") for t in (told, *told.values()) if isinstance(t, dict)}
+    return config.model_type not in ("mpt", "gpt_neo") and not kinds & {"longrope", "dynamic"}
 
 
 def keeps_all(model: Any, length: int) -> bool:
@@ -143,8 +152,3 @@ def _mask(tails: Sequence[Sequence[int]], same: int, longest: int, device: Any) 
 
     rows = [[1] * same + [0] * (longest - len(tail)) + [1] * len(tail) for tail in tails]
     return torch.tensor(rows, device=device)
-
-
-def _room(like: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-    """Zeros for whole rows: padding is masked, but must be a number."""
-    return like.new_zeros(rows, like.shape[1], length, like.shape[3])

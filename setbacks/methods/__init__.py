@@ -22,7 +22,7 @@ class Method(Protocol):
     analysed at all; `learning_rate` is the peak where the recipe gives none.
 
     A method may have more: ``learns_analyses = True`` has the model's own verdicts read before and
-    after training; ``reads`` names sections of the recipe that its training depends on besides
+    after training; ``reads`` names keys of the recipe that its training depends on besides
     ``train``, if they belong to a later stage; ``prepare(run, analyses)`` generates what the method
     needs of its own, in a journal of the run, and what it returns is given to `examples` in place
     of the analyses; ``fit(run, examples, adapter)`` trains in another way than

@@ -29,7 +29,7 @@ class PosteriorDistillation:
 
     name = "posterior_distillation"
     uses_mistakes = False
-    reads = ("respond",)
+    reads = ("respond.posterior", "respond.sampling")
     learning_rate = 2e-4
 
     def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Choice]:

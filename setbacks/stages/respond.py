@@ -9,13 +9,13 @@ In an evaluation, models of any kind answer, and answers that are there already 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.adapters import check_adapter
 from setbacks.engines import Completion, Request, Requests
 from setbacks.errors import InputError
+from setbacks.paths import expanded
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
@@ -130,7 +130,7 @@ def check_arms(recipe: Recipe) -> None:
     asked = prompts_of(recipe)
     for told in recipe.evaluate:
         if told.model is not None and told.adapter is not None:
-            check_adapter(Path(told.adapter), told.model.model)
+            check_adapter(expanded(told.adapter), told.model.model)
         if told.answers:
             answers(told, asked)
 
@@ -207,10 +207,11 @@ def _answer(
             journal, "respond", engine, questions, put, records, sampling, arm.adapter, label
         )
         return journal.finish()
-    chosen = partial(drafts, engine, recipe, arm.posterior, adapter=arm.adapter)
+    told = arm.posterior
 
     def draw(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
-        ranked = [[draft.completion for draft in found] for found in chosen([*map(put, batch)])]
+        found = drafts(engine, recipe, told, [*map(put, batch)], arm.adapter)
+        ranked = [[draft.completion for draft in of] for of in found]
         every = [completion for found in ranked for completion in found]
         made = [record(question, found) for question, found in zip(batch, ranked, strict=True)]
         return made, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)

@@ -77,10 +77,12 @@ def _explained(error: Exception, folder: Path) -> Exception:
     import torch
 
     told = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in told:
+    full = "t allocate memory" in told or "out of memory" in told
+    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return SetbacksError(
             "train: not enough memory; lower train.batch_size or train.max_length, or set "
-            "train.gradient_checkpointing=true, and go on with --from train; what was drawn is kept"
+            "train.gradient_checkpointing=true, and go on with --from train; mistakes and "
+            "analyses are kept"
         )
     full = shutil.disk_usage(folder).free < 2**20 or "No space left" in told
     if full:

@@ -172,9 +172,8 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
             if not state.is_world_process_zero:
                 return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for path in folder.iterdir():
-                if path.is_file():
-                    sync(path)
+            for path in folder.rglob("*"):  # a second adapter has a folder of its own
+                sync(path)
             (folder / WHOLE).touch()
             sync(folder)
 
