@@ -195,7 +195,7 @@ def scale(found: dict[str, Any]) -> Iterator[str]:
     yield f"{mean} s ({least} to {most}, measured singly); the driver adds"
     yield f"{found['driver_ms_a_batch']} ms to each. Two groups of four batches a worker are under"
     yield "way; what the driver adds to one falls in the time of the next, if there is one. For"
-    yield "GPUs it takes it that workers share nothing, that each has always a batch to go on with,"
+    yield "GPUs it takes it that workers share nothing,"
     yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one (an"
     yield "assumption), as unevenly as here, and that the driver adds"
     yield f"{found['gpu_driver_ms_a_batch']} ms to them."
@@ -211,8 +211,9 @@ def scale(found: dict[str, Any]) -> Iterator[str]:
 
 def train(found: dict[str, Any]) -> Iterator[str]:
     yield f"One epoch of {found['examples']} examples, batches of {found['batch']}, "
-    yield f"{found['threads']} thread, in turns; the loss is on unseen examples, for each seed."
-    yield "All examples are shorter than a row. Few steps, with the start-up in them."
+    yield f"{found['threads']} thread(s), in turns; the loss is on unseen examples, for each seed."
+    yield "All examples are shorter than a row. Few steps, with the start-up in them;"
+    yield "packed rows make a step more of the same tokens."
     yield ""
     rows: list[list[object]] = [
         [e["name"], f"{e['speed']:.0f}", f"{e['ratio']:.2f}x", f"{e['memory']:.1f} GB"]

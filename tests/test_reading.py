@@ -140,14 +140,8 @@ WINDOW = {"max_position_embeddings": 128, "original_max_position_embeddings": 32
             | {"pad_token_id": 0, "num_key_value_heads": 4}
             | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4} | FACTORS | WINDOW},
         ),
-        (
-            "llama",
-            LLAMA
-            | {"max_position_embeddings": 32}
-            | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-        ),
     ],
-    ids=["mpt", "gpt_neo", "phi3", "llama"],
+    ids=["mpt", "gpt_neo", "phi3"],
 )
 def test_what_counts_places_or_lengths_is_read_whole(kind, told):
     torch.manual_seed(0)
