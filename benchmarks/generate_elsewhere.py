@@ -43,6 +43,8 @@ def vllm(model: str, form: str) -> Answer:
     """vLLM, which schedules what it is given by itself."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Of several processes one waits for the other by spinning, which would count as its CPU time.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
 
     engine = LLM(
