@@ -187,6 +187,7 @@ class RunFolder:
         sampling: Any,
         adapter: Path | None = None,
         label: str = "",
+        sized: Callable[[W], Request] | None = None,
     ) -> None:
         """Have an engine generate for a whole work list, as far as that is not on disk yet.
 
@@ -200,10 +201,11 @@ class RunFolder:
             sampling: a `setbacks.recipe.Sampling`.
             adapter: a PEFT folder to answer with; None for the base model.
             label: what the progress line says beside the stage's name.
+            sized: a request of the same size, where one is made faster: it is enough for a plan.
         """
         from setbacks.engines import Requests, in_turn
 
-        plan = engine.plan(Requests(request, work))
+        plan = engine.plan(Requests(sized or request, work))
         batches = [[work[index] for index in batch] for batch in plan]
         turns: Iterator[list[Completion]] | None = None
 

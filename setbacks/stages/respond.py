@@ -182,6 +182,9 @@ def _answer(
         for suite, x in asked
     ]
 
+    def sized(question: Question) -> Request:  # a seed takes longer than all the rest of it
+        return Request(_prompt(recipe, arm, question.instruction.text), 0, recipe.respond.prefill)
+
     def put(question: Question) -> Request:
         return request(recipe, arm, question.instruction.text)
 
@@ -204,7 +207,7 @@ def _answer(
     journal, label = run.journal(f"responses/{arm.name}.jsonl", Response), arm.name
     if arm.posterior is None:
         run.generate(
-            journal, "respond", engine, questions, put, records, sampling, arm.adapter, label
+            journal, "respond", engine, questions, put, records, sampling, arm.adapter, label, sized
         )
         return journal.finish()
     told = arm.posterior
@@ -216,7 +219,7 @@ def _answer(
         made = [record(question, found) for question, found in zip(batch, ranked, strict=True)]
         return made, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
 
-    plan = engine.plan(Requests(put, questions))
+    plan = engine.plan(Requests(sized, questions))
     batches = [[questions[index] for index in batch] for batch in plan]
     run.carry_out(journal, "respond", batches, draw, label)
     return journal.finish()
