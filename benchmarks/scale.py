@@ -9,11 +9,10 @@ what the driver does for it, by the driver's CPU time, and by what a stage adds 
 
 The model has no free parameter. Batches go to whichever worker has room, for two at a time, in
 groups of four a worker. Two groups are under way; the driver takes one after the other, and sends
-out another before each.
-It is checked against the two workers: what they lack of it is what they take from each other, since
-they share a memory and here even the cores. Machines with a GPU each do not, so that is not carried
-over. Then it is applied to 8 and 64 workers, on batches as long as those measured and as long as on
-a GPU; there with a work list of many groups, and with a short one.
+out another before each. It is checked against the two workers: what they lack of it is what they
+take from each other, since they share a memory and here even the cores. Machines with a GPU each do
+not, so that is not carried over. Then it is applied to 8 and 64 workers, on batches as long as
+those measured and as long as on a GPU; there with a work list of many groups, and with a short one.
 """
 
 from __future__ import annotations
@@ -83,8 +82,8 @@ def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
         for sent in groups[len(done) : number + AHEAD + 1]:
             for batch in sent:
                 slots.sort()
-                since, worker = slots[0]
-                free[worker] = max(free[worker], since, now) + batch
+                _, worker = slots[0]
+                free[worker] = max(free[worker], now) + batch
                 slots[0] = (free[worker], worker)
             done.append(max(free))
         now = max(now, done[number]) + driver * len(group)

@@ -9,14 +9,16 @@ from typing import Any
 
 from setbacks.embedded import ALIAS, HUB_ID
 from setbacks.errors import InputError
+from setbacks.paths import expanded
 
 
-def check_adapter(adapter: Path, model: str) -> None:
+def check_adapter(adapter: Path | str, model: str) -> None:
     """Look whether a folder holds an adapter of a model, as far as names tell.
 
     Raises:
         InputError: it holds none, only pickled weights, or one of another model on the hub.
     """
+    adapter = expanded(adapter)
     config = adapter / "adapter_config.json"
     if not config.is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(

@@ -11,7 +11,6 @@ from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.models import check_quantize
-from setbacks.paths import expanded
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -107,7 +106,7 @@ def check(recipe: Recipe) -> None:
         return
     check_quantize(recipe)
     if recipe.train.start is not None:
-        check_adapter(expanded(recipe.train.start), recipe.model.model)
+        check_adapter(recipe.train.start, recipe.model.model)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
     if method.uses_mistakes:

@@ -296,12 +296,12 @@ def test_no_more_at_once_than_told(serve):
 def test_a_crowded_server_gets_fewer_requests(serve, fast):
     """It has room for 5: with up to 64 at once it is found, where half the requests would fail."""
     server = serve()
-    server.slow = 0.03
+    server.slow = 0.1  # so long that a busy machine has more than 5 under way, too
     server.rule = lambda prompt, _: 429 if server.under_way > 5 else f"<answer to {prompt}>"
     engine = engine_of(server, concurrency=64, timeout=20, retries=20)
     made = engine.generate(requests(150), Sampling())
     assert [m.finish for m in made] == ["stop"] * 150
-    assert engine.crowd.width < 32
+    assert engine.crowd.width < 16
     assert engine.retried == len(server.asked) - 150 < 150
 
 

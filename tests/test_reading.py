@@ -45,6 +45,15 @@ def agree(model, prompts):
         torch.testing.assert_close(among, alone, atol=2e-4, rtol=1e-3)
 
 
+def small(kind, **told):
+    """A random model of a kind, with a vocabulary of 64."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=64, **told)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+
 prompts_of = st.lists(st.lists(st.integers(3, 60), min_size=1, max_size=30), min_size=1, max_size=9)
 
 
@@ -91,20 +100,9 @@ def test_parts_hold_every_row_once_and_no_more_tokens_than_they_may(tails, most)
 
 @pytest.mark.parametrize("window", [16, 64])
 def test_a_sliding_window_sees_what_it_saw(window, monkeypatch):
-    config = AutoConfig.for_model(
-        "gemma3_text",
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=window,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    told = WIDTHS | {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8}
+    model = small("gemma3_text", **told, sliding_window=window, layer_types=kinds)
     decode_by_products(model)
     monkeypatch.setitem(reading.PART, "cpu", 30)
     prompts = [HEAD + [n] * n for n in (3, 9, 20, 4)]
@@ -118,8 +116,6 @@ def test_a_sliding_window_sees_what_it_saw(window, monkeypatch):
         torch.testing.assert_close(made, alone[longest], atol=2e-4, rtol=1e-3)
 
 
-LLAMA = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
-LLAMA |= {"num_attention_heads": 4}
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
 WINDOW = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
 
@@ -127,25 +123,24 @@ WINDOW = {"max_position_embeddings": 128, "original_max_position_embeddings": 32
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("mpt", {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2}),
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
         (
             "gpt_neo",
-            {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+            {"hidden_size": 32, "num_layers": 2, "num_heads": 4}
             | {"window_size": 24, "attention_types": [[["global", "local"], 1]]},
         ),
         (
             "phi3",
-            LLAMA
+            WIDTHS
             | WINDOW
-            | {"pad_token_id": 0, "num_key_value_heads": 4}
+            | {"num_hidden_layers": 2, "pad_token_id": 0, "num_key_value_heads": 4}
             | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4} | FACTORS | WINDOW},
         ),
     ],
     ids=["mpt", "gpt_neo", "phi3"],
 )
 def test_what_counts_places_or_lengths_is_read_whole(kind, told):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told)).eval()
+    model = small(kind, **told)
     prompts = [HEAD + [9] * 28, HEAD + [7] * 16]
     with torch.inference_mode():
         made = read(model, prompts, 0, MORE).logits
@@ -155,18 +150,8 @@ def test_what_counts_places_or_lengths_is_read_whole(kind, told):
 
 
 def test_layers_that_are_no_keys_and_values_are_read_whole():
-    config = AutoConfig.for_model(
-        "lfm2",
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention"],
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    told = WIDTHS | {"num_hidden_layers": 2, "num_key_value_heads": 2}
+    model = small("lfm2", **told, layer_types=["conv", "full_attention"])
     assert not keeps_all(model, 10)
     prompts = [HEAD + [5], HEAD + [6]]
     with torch.inference_mode():

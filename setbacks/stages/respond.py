@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from setbacks.adapters import check_adapter
 from setbacks.engines import Completion, Request, Requests
 from setbacks.errors import InputError
-from setbacks.paths import expanded
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
@@ -130,7 +129,7 @@ def check_arms(recipe: Recipe) -> None:
     asked = prompts_of(recipe)
     for told in recipe.evaluate:
         if told.model is not None and told.adapter is not None:
-            check_adapter(expanded(told.adapter), told.model.model)
+            check_adapter(told.adapter, told.model.model)
         if told.answers:
             answers(told, asked)
 

@@ -77,14 +77,13 @@ def _explained(error: Exception, folder: Path) -> Exception:
     import torch
 
     told = str(error)
-    full = "t allocate memory" in told or "out of memory" in told
-    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
+    no_room = "t allocate memory" in told or "out of memory" in told
+    if no_room or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return SetbacksError(
             "train: not enough memory; lower train.batch_size or train.max_length, or set "
             "train.gradient_checkpointing=true, and go on with --from train; mistakes and "
             "analyses are kept"
         )
-    full = shutil.disk_usage(folder).free < 2**20 or "No space left" in told
-    if full:
+    if shutil.disk_usage(folder).free < 2**20 or "No space left" in told:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return failed_write(folder / "checkpoints", error) if isinstance(error, OSError) else error
