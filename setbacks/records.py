@@ -19,7 +19,9 @@ SCHEMA_VERSION = 1
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
-Finish = Literal["stop", "length", "filter", "failed"]
+# Why a response ended: by itself, at the length limit, by a provider's filter, since the provider
+# says that the model refused, or because a server never gave one.
+Finish = Literal["stop", "length", "filter", "refusal", "failed"]
 
 
 def digest(*parts: object) -> str:

@@ -76,8 +76,9 @@ class Requests(Sequence[Request]):
 class Completion(NamedTuple):
     """What was generated: the text (prefill included), why it ended, and what it cost.
 
-    `finish` is "filter" where a provider's filter ended it, and "failed" where there was no answer
-    after all tries; its text is then empty.
+    `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
+    the provider says that the model refused, and "failed" where there was no answer after all
+    tries; the text may then be empty.
     """
 
     text: str

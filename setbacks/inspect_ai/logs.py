@@ -44,6 +44,7 @@ ENDED: dict[str | None, StopReason] = {
     "stop": "stop",
     "length": "max_tokens",
     "filter": "content_filter",
+    "refusal": "content_filter",
 }
 
 
