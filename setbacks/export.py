@@ -22,6 +22,7 @@ from setbacks.embedded import MODELS, resolve
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.journal import failed_write
+from setbacks.methods import open_method
 from setbacks.models import load_model, load_tokenizer
 from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
@@ -30,18 +31,6 @@ from setbacks.sources import PRESETS
 from setbacks.stages.report import HEADLINE, TITLES
 
 CARD = "README.md"
-
-# Which part of a recipe the examples of each kind come from.
-MADE_OF: dict[str, Callable[[Recipe], Sequence[Source]]] = {
-    "analysis": lambda recipe: [*recipe.instructions, *recipe.induce.existing],
-    "contrast": lambda recipe: recipe.analyze.contrast,
-    "helpful": lambda recipe: recipe.train.helpful,
-    "safe": lambda recipe: recipe.train.safe,
-    "revision": lambda recipe: [*recipe.instructions, *recipe.induce.existing],
-    "pair": lambda recipe: recipe.train.pairs or [*recipe.instructions, *recipe.train.safe],
-    "hindsight_good": lambda recipe: recipe.train.safe,
-    "hindsight_bad": lambda recipe: [*recipe.instructions, *recipe.induce.existing],
-}
 
 
 def export(folder: Path, to: Path, form: str = "adapter") -> Path:
@@ -308,8 +297,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _trained_on(recipe: Recipe, folder: Path) -> str:
     lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()
     kinds = Counter(json.loads(line)["kind"] for line in lines)
+    sources = open_method(recipe).sources(recipe)
     rows = [
-        [kind, str(number), ", ".join(map(_source, MADE_OF.get(kind, lambda _: [])(recipe)))]
+        [kind, str(number), ", ".join(map(_source, sources.get(kind, ()))) or "not stated"]
         for kind, number in sorted(kinds.items())
     ]
     steps = len((folder / "loss.jsonl").read_text(encoding="utf-8").splitlines())

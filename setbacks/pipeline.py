@@ -10,6 +10,7 @@ from setbacks.adapters import check_adapter
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
+from setbacks.methods import open_method
 from setbacks.models import check_quantize
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
@@ -107,7 +108,7 @@ def check(recipe: Recipe) -> None:
     check_quantize(recipe)
     if recipe.train.start is not None:
         check_adapter(recipe.train.start, recipe.model.model)
-    method = plugin("methods", recipe.train.method)()
+    method = open_method(recipe)
     method.examples(recipe, [])
     if method.uses_mistakes:
         existing(recipe)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -21,12 +21,16 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    ModelWrapValidatorHandler,
+    SerializeAsAny,
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from setbacks.errors import InputError, nearest
 from setbacks.paths import expanded
+from setbacks.plugins import installed, plugin
 from setbacks.records import Kind
 from setbacks.sources import Source
 
@@ -37,6 +41,86 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, values never change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartSection(Section):
+    """A section that names a part: a method, for one. The part's options stand beside the name.
+
+    The name picks the class: a part's `Options` is a subclass of the section that adds its fields,
+    so that they are checked, documented, and completed like all others. A key that is an option of
+    another part is kept where `keeps_others` says so (a comparison's methods share one section),
+    and refused otherwise. Where the named part is not installed, its options are kept as they are.
+    """
+
+    model_config = ConfigDict(extra="allow")  # `_of_its_part` refuses what nobody knows
+
+    group: ClassVar[str]  # of entry points, as `setbacks.plugins.plugin` takes it
+    names: ClassVar[str]  # the field that names the part
+    keeps_others: ClassVar[bool] = False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        name = data.get(cls.names, cls.model_fields[cls.names].default)
+        if not isinstance(name, str) or name not in installed(cls.group):
+            return handler(data)
+        kind = options_of(cls.group, name)
+        if issubclass(kind, cls) and kind is not cls:
+            made: Self = kind.model_validate(data)
+            return made
+        return handler(_with_others(cls, data))
+
+
+def options_of(group: str, name: str) -> type[PartSection]:
+    """Return the section that holds the options of an installed part.
+
+    Args:
+        group: of entry points, as `setbacks.plugins.plugin` takes it.
+        name: the part's.
+    """
+    kind: type[PartSection] = plugin(group, name).Options
+    return kind
+
+
+def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]:
+    """Sort out the keys that are not a part's own: other parts' options, and mistakes.
+
+    Recipes of earlier versions hold the options of all parts, so another part's default is dropped.
+
+    Raises:
+        ValidationError: a key is nobody's, or another part's and not kept.
+    """
+    kept = {}
+    for key, value in data.items():
+        if key in cls.model_fields:
+            kept[key] = value
+            continue
+        owner = _owner(cls, key)
+        problem: Any = {"type": "extra_forbidden", "loc": (key,), "input": value}
+        if owner is None:
+            raise ValidationError.from_exception_data(cls.__name__, [problem])
+        if value is None:
+            continue
+        options = options_of(cls.group, owner)
+        value = getattr(options.model_validate({cls.names: owner, key: value}), key)
+        if value == options.model_fields[key].get_default(call_default_factory=True):
+            continue
+        if not cls.keeps_others:
+            own = data.get(cls.names, cls.model_fields[cls.names].default)
+            problem["type"] = PydanticCustomError(
+                "other_part", f"an option of {owner} and not of {own}; leave it out"
+            )
+            raise ValidationError.from_exception_data(cls.__name__, [problem])
+        kept[key] = value
+    return kept
+
+
+def _owner(cls: type[PartSection], key: Any) -> str | None:
+    """The installed part that has an option of this name."""
+    parts = sorted(installed(cls.group))
+    return next((n for n in parts if key in options_of(cls.group, n).model_fields), None)
 
 
 def _named(key: str) -> BeforeValidator:
@@ -79,6 +163,11 @@ Sources = Annotated[
     list[Source],
     BeforeValidator(lambda value: [value] if isinstance(value, str | dict | Source) else value),
 ]
+
+
+LOCAL = "a path on this machine"
+# A file or folder; relative paths start from the folder of the recipe.
+LocalPath = Annotated[str | None, LOCAL]
 
 
 class Sampling(Section):
@@ -330,23 +419,14 @@ class Lora(Section):
     )
 
 
-class RLHF(Section):
-    """RLHF: a reward model trained on pairs, then REINFORCE leave-one-out (arXiv 2402.14740)."""
+class Train(PartSection):
+    """Step 3, unguided-analysis fine-tuning. A method's own options stand here too."""
 
-    generations: int = Field(4, ge=2, description="Responses drawn for each prompt of a step.")
-    max_new_tokens: int = Field(64, ge=1, description="Longest of them, in tokens.")
-    temperature: float = Field(1.0, gt=0, description="At which they are drawn.")
-    kl: float = Field(0.05, ge=0, description="Weight of the divergence from the base model.")
-
-
-class Train(Section):
-    """Step 3, unguided-analysis fine-tuning."""
+    group, names, keeps_others = "methods", "method", True
 
     method: str = Field(
         "mistake_analysis",
-        description="`mistake_analysis`, `mistake_analysis_sft`, `mistake_analysis_joined`, `sft`, "
-        "`helpful`, `chain_of_hindsight`, `critique_revise`, `dpo`, `rlhf` or "
-        "`posterior_distillation`.",
+        description="Method that trains the adapter; `setbacks list methods` shows them.",
     )
     mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
     helpful: Sources = Field(
@@ -356,11 +436,6 @@ class Train(Section):
     safe: Sources = Field(
         [Source(source="builtin:refusals", split="train")],
         description="Data sets with a red-team `text` and a safe `answer`.",
-    )
-    pairs: Sources = Field(
-        [],
-        description="Preference pairs for `dpo` and `rlhf`: data sets with `text`, the chosen "
-        "`answer` and the rejected `response`; [] pairs each safe answer with an induced mistake.",
     )
     analyses: Literal["filtered", "unfiltered", "shuffled"] = Field(
         "filtered",
@@ -386,10 +461,6 @@ class Train(Section):
     verdict_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of a verdict that comes first."
     )
-    beta: float = Field(
-        0.1, gt=0, description="`dpo`: strength of the pull to what the model was before."
-    )
-    rlhf: RLHF = Field(RLHF(), description="`rlhf`: the reward model and the reinforcement.")
     lora: Lora = Field(Lora(), description="The adapter's shape.")
     seed: int | None = Field(
         None, ge=0, description="Of the adapter's first weights and the order; null: the recipe's."
@@ -399,7 +470,7 @@ class Train(Section):
         None, ge=1, description="Stop after so many tokens read, instead of `epochs`."
     )
     steps: int | None = Field(None, ge=1, description="Stop after so many steps, instead.")
-    start: str | None = Field(
+    start: LocalPath = Field(
         None, description="Go on from this adapter's folder, instead of a new one."
     )
     quantize: Literal["4bit"] | None = Field(
@@ -502,7 +573,7 @@ class JudgeSpec(Section):
         description="The judging model of an `llm` judge, null for the recipe's own; a guard's "
         "weights.",
     )
-    heads: str | None = Field(
+    heads: LocalPath = Field(
         None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
     )
     retries: int = Field(2, ge=0, description="More tries where an `llm` judge cannot be parsed.")
@@ -532,7 +603,7 @@ class Evaluated(Section):
         description="The arm's name in files and reports.", pattern=r"^[A-Za-z0-9_-]+$"
     )
     model: EngineField | None = Field(None, description="The model that answers.")
-    adapter: str | None = Field(
+    adapter: LocalPath = Field(
         None, description="A PEFT folder that the model answers with; null: the bare model."
     )
     answers: Sources = Field(
@@ -609,7 +680,9 @@ class Recipe(Section):
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
-    train: Train = Field(Train(), description="Step 3: unguided-analysis fine-tuning.")
+    train: SerializeAsAny[Train] = Field(
+        default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
+    )
     respond: Respond = Field(Respond(), description="Step 4: guided response generation.")
     judges: Annotated[
         list[Annotated[JudgeSpec, _named("judge")]],
@@ -715,19 +788,16 @@ class Recipe(Section):
             if isinstance(value, Source):
                 return _absolute(value, base)
             if isinstance(value, Section):
-                parts = {key: walk(getattr(value, key)) for key in type(value).model_fields}
+                parts = {key: walk(inner) for key, inner in value}
+                for key, field in type(value).model_fields.items():
+                    if LOCAL in field.metadata and parts[key] is not None:
+                        parts[key] = _from(base, parts[key])
                 if (
                     isinstance(value, Engine)
                     and not value.endpoint
                     and _is_folder(value.model, base)
                 ):
                     parts["model"] = _from(base, value.model)
-                if isinstance(value, Evaluated) and value.adapter is not None:
-                    parts["adapter"] = _from(base, value.adapter)
-                if isinstance(value, Train) and value.start is not None:
-                    parts["start"] = _from(base, value.start)
-                if isinstance(value, JudgeSpec) and value.heads is not None:
-                    parts["heads"] = _from(base, value.heads)
                 return value.model_copy(update=parts)
             return [walk(item) for item in value] if isinstance(value, list) else value
 
@@ -741,8 +811,8 @@ class Recipe(Section):
             if isinstance(value, kind):
                 yield value
             elif isinstance(value, BaseModel):
-                for key in type(value).model_fields:
-                    yield from walk(getattr(value, key))
+                for _, inner in value:
+                    yield from walk(inner)
             elif isinstance(value, list):
                 for item in value:
                     yield from walk(item)
@@ -855,6 +925,9 @@ def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> Iterato
         if field is not None:
             section = section_of(field.annotation) or section
     yield from section.model_fields
+    if issubclass(section, PartSection):
+        for name in installed(section.group):
+            yield from options_of(section.group, name).model_fields
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

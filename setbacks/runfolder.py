@@ -50,14 +50,10 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "preflight": (("preflight.jsonl",), ()),
     "train": (
         (
-            "revisions.jsonl",
-            "choices.jsonl",
             "training.jsonl",
             "loss.jsonl",
             "trained.json",
             "checkpoints",
-            "reward_checkpoints",
-            "reward",
             "snapshots",
             "adapter",
         ),
@@ -115,7 +111,7 @@ class RunFolder:
         try:
             self.recipe = self._settle_recipe()
             if self._redo:
-                self._supersede(self._redo)
+                self._supersede(self._redo, self.recipe)
             self._settle_environment()
         except BaseException:
             self._lock.release()
@@ -278,8 +274,7 @@ class RunFolder:
         Raises:
             InputError: there is none of that name.
         """
-        made: Method = plugin("methods", self.recipe.train.method)()
-        return made
+        return _method(self.recipe)
 
     def release_engines(self) -> None:
         """Let go of every open model, so that training has the memory.
@@ -374,10 +369,10 @@ class RunFolder:
         differences = list(
             _differences(held.model_dump(mode="json"), self._given.model_dump(mode="json"))
         )
-        also = getattr(plugin("methods", held.train.method), "reads", ())
+        also = _method(held).reads
         first = min((_stage_of(key, also) for key, *_ in differences), key=list(STAGES).index)
         if self._redo is not None and list(STAGES).index(self._redo) <= list(STAGES).index(first):
-            self._supersede(self._redo)
+            self._supersede(self._redo, held)
             self._redo = None
             write_atomic(path, self._given.to_yaml().encode())
             return self._given
@@ -394,13 +389,20 @@ class RunFolder:
             write_atomic(path, (json.dumps(environment(), indent=1) + "\n").encode())
         self.environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
 
-    def _supersede(self, stage: str) -> None:
-        """Move what `stage` and those after it left out of the way: nothing is ever deleted."""
+    def _supersede(self, stage: str, recipe: Recipe) -> None:
+        """Set aside what `stage` and later ones left: nothing is ever deleted.
+
+        Args:
+            stage: the first stage to redo.
+            recipe: by which it was done; its method may have left files of its own.
+        """
         names = list(STAGES)
+        outputs = {name: outputs for name, (outputs, _) in STAGES.items()}
+        outputs["train"] = (*_method(recipe).outputs, *outputs["train"])
         found = [
             self.path / output
             for later in names[names.index(stage) :]
-            for output in STAGES[later][0]
+            for output in outputs[later]
             if (self.path / output).exists()
         ]
         if not found:
@@ -433,6 +435,12 @@ class RunFolder:
     def _lines(self, name: str) -> Iterable[str]:
         path = self.path / name
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _method(recipe: Recipe) -> Method:
+    """The method that a recipe names; found by name, for a folder knows no part."""
+    method: Method = plugin("methods", recipe.train.method)()
+    return method
 
 
 def write_atomic(path: Path, data: bytes) -> None:

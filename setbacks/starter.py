@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from setbacks.recipe import Recipe, section_of
+from setbacks.plugins import installed
+from setbacks.recipe import PartSection, Recipe, options_of, section_of
 
 _HEAD = """\
 # A setbacks recipe: all that a run is told. Every line is a default; delete what you do not change.
@@ -37,8 +38,35 @@ def _commented(section: BaseModel, indent: str) -> Iterator[str]:
             yield f"{indent}{name}:"
             yield from _commented(value, indent + "  ")
         else:
-            told = yaml.safe_dump({name: _brief(value)}, sort_keys=False, allow_unicode=True)
-            yield textwrap.indent(told.rstrip("\n"), indent)
+            yield textwrap.indent(_line(name, value), indent)
+    for name, field, owners in _options(type(section)):
+        yield textwrap.fill(
+            f"{owners}: {field.description}",
+            98 - len(indent),
+            initial_indent=f"{indent}# ",
+            subsequent_indent=f"{indent}# ",
+        )
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
+        yield textwrap.indent(_line(name, default), f"{indent}# ")
+
+
+def _line(name: str, value: Any) -> str:
+    text: str = yaml.safe_dump({name: _brief(value)}, sort_keys=False, allow_unicode=True)
+    return text.rstrip("\n")
+
+
+def _options(section: type[BaseModel]) -> list[tuple[str, Any, str]]:
+    """The options that installed parts add to a section: name, field, and whose they are."""
+    if not issubclass(section, PartSection):
+        return []
+    found: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
+    for part in sorted(installed(section.group)):
+        for name, field in options_of(section.group, part).model_fields.items():
+            if name not in section.model_fields:
+                found.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
+    return [(name, field, ", ".join(owners)) for (name, _), (field, owners) in found.items()]
 
 
 def _brief(value: Any) -> Any:
@@ -68,12 +96,14 @@ def reference() -> str:
         summary = (section.__doc__ or "").strip().split("\n")[0]
         lines += ["", f"## {section.__name__}", "", summary, ""]
         lines += ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
-        for name, field in section.model_fields.items():
+        rows = [(name, field, "") for name, field in section.model_fields.items()]
+        rows += [(name, field, f"{owners}: ") for name, field, owners in _options(section)]
+        for name, field, owner in rows:
             inner = section_of(field.annotation)
             if inner is not None:
                 todo.append((name, inner))
             kind = f"[{inner.__name__}](#{inner.__name__.lower()})" if inner else _kind(field)
-            about = (field.description or "").replace("|", "\\|")
+            about = owner + (field.description or "").replace("|", "\\|")
             lines.append(f"| `{name}` | {kind} | {_default(field)} | {about} |")
     return "\n".join(lines) + "\n"
 

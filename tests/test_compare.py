@@ -64,6 +64,12 @@ def base(data):
     return Recipe.model_validate({"train": {"safe": [str(data)], "helpful": [str(data)]}})
 
 
+def by_dpo(recipe, **options):
+    """The same recipe, whose method is dpo."""
+    changes = {"train.method": "dpo"} | {f"train.{key}": value for key, value in options.items()}
+    return variant(recipe, "dpo", changes).recipe
+
+
 # What each method learns from ----------------------------------------------------------------
 
 
@@ -76,7 +82,8 @@ def test_hindsight_learns_the_good_under_guidance_and_the_bad_under_its_contrary
 
 
 def test_pairs_prefer_the_safe_answer_to_the_mistake_and_help_to_refusal(base, questions):
-    made = DPO().examples(base, [analysis(questions[0]), analysis(questions[1], 1, passed=False)])
+    two = [analysis(questions[0]), analysis(questions[1], 1, passed=False)]
+    made = DPO().examples(by_dpo(base), two)
     own = [e for e in made if e.kind == "pair"]
     assert {e.rejected for e in own} == {f"[a harmful answer stands here: {n}]" for n in (0, 1)}
     helpful = [e for e in made if e.kind == "helpful_pair"]
@@ -87,8 +94,7 @@ def test_pairs_prefer_the_safe_answer_to_the_mistake_and_help_to_refusal(base, q
 def test_given_pairs_come_first_and_equal_sides_are_refused(base, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"text": "<x>", "answer": "<good>", "response": "<bad>"}\n')
-    train = base.train.model_copy(update={"pairs": [_source(path)]})
-    recipe = base.model_copy(update={"train": train})
+    recipe = by_dpo(base, pairs=[str(path)])
     own = [e for e in DPO().examples(recipe, []) if e.kind == "pair"]
     assert [(e.completion, e.rejected) for e in own] == [("<good>", "<bad>")]
     path.write_text('{"text": "<x>", "answer": "<same>", "response": "<same> "}\n')
@@ -99,15 +105,10 @@ def test_given_pairs_come_first_and_equal_sides_are_refused(base, tmp_path):
         DPO().examples(recipe, [])
 
 
-def _source(path):
-    from setbacks.sources import Source
-
-    return Source(source=str(path))
-
-
 def test_pairs_are_asked_as_the_model_is(base, questions, tokenizer):
-    examples = DPO().examples(base, [analysis(questions[0])])
-    rows = pair_rows(tokenizer, examples, base)
+    recipe = by_dpo(base)
+    examples = DPO().examples(recipe, [analysis(questions[0])])
+    rows = pair_rows(tokenizer, examples, recipe)
     assert len(rows) == len(examples)
     assert all(row["chosen_ids"][-1] == tokenizer.eos_token_id for row in rows)
 

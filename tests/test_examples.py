@@ -75,8 +75,21 @@ def test_its_method_trains_and_its_judge_judges_its_suite(cli, small, tmp_path):
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
     kept = [json.loads(line) for line in (tmp_path / "run/training.jsonl").open()]
     written = [json.loads(line) for line in (tmp_path / "run/analyses.jsonl").open()]
-    learnt = [row["completion"] for row in kept if row["kind"] == "analysis"]
-    assert learnt and all(any(a["text"].startswith(t) for a in written) for t in learnt)
+    learned = [row["completion"] for row in kept if row["kind"] == "excerpt"]
+    assert learned and all(any(a["text"].startswith(t) for a in written) for t in learned)
+
+
+def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, small, tmp_path):
+    by = ["train.method=first_sentence", "--out", "run", "-q"]
+    assert cli("run", small(), *by, "train.sentences=0").returncode == 2
+    first = cli("run", small(), *by, "train.sentences=1")
+    assert first.returncode == 0, first.stderr
+    again = cli("run", small(), *by, "train.sentences=2", "--from", "train")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run/superseded/001/excerpts.jsonl").exists()
+    card = cli("export", "run", "--to", "shared")
+    assert card.returncode == 0, card.stderr
+    assert "| excerpt |" in (tmp_path / "shared/README.md").read_text()
 
 
 def test_its_engine_answers(cli, small, tiny, tmp_path):

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import pytest
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.methods import answers, example, share
+from setbacks.methods import answers, example, open_method, share
+from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
 from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
@@ -15,7 +16,7 @@ from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Choice, Example
+from setbacks.records import Analysis, Choice, Example, Revision
 from setbacks.runfolder import RunFolder
 from setbacks.sources import Source
 from setbacks.stages.respond import Arm, request, said
@@ -268,6 +269,36 @@ def test_all_that_is_named_can_be_loaded(group, names):
             assert "\n" not in str(error.value)
         else:
             assert callable(plugin(group, name))
+
+
+@pytest.mark.parametrize("name", sorted(installed("methods")))
+def test_every_kind_of_example_has_its_sources(name, data, recipe):
+    """A model card names what a model was trained on."""
+    given = {"method": name, "safe": [str(data)], "helpful": [str(data)], "start": "/adapter"}
+    told = Recipe.model_validate(recipe().model_dump() | {"train": given})
+    method = open_method(told)
+    prepared = {
+        "critique_revise": [
+            Revision(id="1", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
+                     passed=True, model="m")
+        ],
+        "posterior_distillation": [
+            Choice(id="1", instruction="<x>", drafts=["<y>"], p_harmful=[0.1], model="m")
+        ],
+    }  # fmt: skip
+    made = method.examples(told, prepared.get(name, joinable(recipe)))
+    sources = method.sources(told)
+    assert made and {example.kind for example in made} <= sources.keys()
+    assert all(sources[example.kind] for example in made)
+
+
+def test_a_revision_names_the_analysis_that_it_was_made_by(small, tmp_path):
+    with RunFolder(tmp_path / "run", small(6)) as run:
+        analyses = {one.id: one for one in carry_out(run, "analyze")}
+        revisions = CritiqueRevise().prepare(run, list(analyses.values()))
+    assert len(revisions) == 6
+    for revision in revisions:
+        assert analyses[revision.analysis_id].response == revision.response
 
 
 def test_every_method_has_the_name_by_which_it_is_found():

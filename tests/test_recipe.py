@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from setbacks.errors import InputError
+from setbacks.methods.dpo import DPO
 from setbacks.plugins import plugin
 from setbacks.recipe import Endpoint, Engine, JudgeSpec, Recipe, section_of
 from setbacks.sources import PRESETS, Source
@@ -101,6 +102,46 @@ def test_a_recipe_does_not_change(load):
 )
 def test_a_name_stands_for_a_section(load, short, long):
     assert load(short) == load(long) != Recipe()
+
+
+# Options of parts --------------------------------------------------------------------------------
+
+
+def test_a_methods_options_stand_in_its_section(load):
+    train = load({"train": {"method": "dpo", "beta": 0.3, "pairs": ["hub:a/b"]}}).train
+    assert (train.beta, train.pairs[0].source) == (0.3, "hub:a/b")
+    assert load("", "train.method=rlhf", "train.rlhf.kl=0.2").train.rlhf.kl == 0.2
+
+
+def test_another_methods_options_are_kept_for_a_comparison(load, tmp_path):
+    """All methods of a comparison share one section; each run then takes what is its own."""
+    kept = load({"train": {"method": "sft", "beta": 0.3, "pairs": ["mine.jsonl"]}})
+    assert not isinstance(kept.train, DPO.Options)
+    assert str(tmp_path / "mine.jsonl") in [source.source for source in kept.parts(Source)]
+    again = Recipe.parse(yaml.safe_load(kept.to_yaml()), "again")
+    assert again == kept
+    other = kept.model_dump(mode="json")
+    other["train"]["method"] = "dpo"
+    assert Recipe.parse(other, "other").train.beta == 0.3
+
+
+def test_another_methods_defaults_are_dropped(load):
+    """Recipes of version 0.1 held the options of all methods."""
+    old = {"train": {"method": "sft", "beta": 0.1, "pairs": [], "rlhf": {"kl": 0.05}}}
+    assert load(old) == load({"train": {"method": "sft"}})
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({"method": "dpo", "beat": 0.1}, 'unknown key "train.beat". Did you mean "beta"?'),
+        ({"method": "sft", "beta": -1}, "train.beta: Input should be greater than 0"),
+        ({"method": "rlhf", "rlhf": {"kll": 1}}, 'unknown key "train.rlhf.kll"'),
+        ({"method": "sft", "rlhf": {"kl": -1}}, "train.rlhf.kl: Input should be"),
+    ],
+)
+def test_a_wrong_option_is_told(refused, train, says):
+    assert says in refused({"train": train})
 
 
 # Errors -----------------------------------------------------------------------------------------

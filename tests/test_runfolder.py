@@ -272,6 +272,17 @@ def test_redoing_from_later_than_the_change_is_refused(folder):
     assert left(folder) == everything
 
 
+def test_redoing_the_training_sets_aside_what_its_method_left(folder):
+    with RunFolder(folder, change(train={"method": "critique_revise"})) as run:
+        run.write_text("revisions.jsonl", "<a revision>")
+        run.write_text("notes.jsonl", "<nobody's>")
+    with RunFolder(folder, change(train={"method": "sft"}), redo="train"):
+        assert not (folder / "revisions.jsonl").exists(), "another method must not find it"
+        assert (folder / "notes.jsonl").exists()
+    kept = folder / "superseded" / "001" / "revisions.jsonl"
+    assert kept.read_text() == "<a revision>"
+
+
 def test_every_redoing_has_a_place_of_its_own(folder):
     for round_ in range(3):
         with RunFolder(folder, Recipe(), redo="report") as run:

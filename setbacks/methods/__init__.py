@@ -1,41 +1,132 @@
-"""Methods: what a model is trained on. One file a method.
+"""Methods: what a model is trained on, and how. One file a method.
 
-A method is anything with the shape of `Method`; the recipe's `train.method` finds it by name, in
-this package or, through the entry point group ``setbacks.methods``, in another.
+`open_method` finds the method that a recipe's `train.method` names, in this package or, through the
+entry point group ``setbacks.methods``, in another. Read `sft.py` first: it is the shortest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from setbacks.errors import InputError
-from setbacks.recipe import Recipe, Sources
+from setbacks.plugins import plugin
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example, Message, digest
 from setbacks.suites import instructions
 
+if TYPE_CHECKING:
+    from setbacks.runfolder import RunFolder
 
-class Method(Protocol):
-    """Turns analyses and answers into training examples.
 
-    `name` names the arm that it trains; `uses_mistakes` says whether mistakes are to be induced and
-    analysed at all; `learning_rate` is the peak where the recipe gives none.
+class Method(ABC):
+    """Turns analyses and answers into training examples, and trains on them.
 
-    A method may have more: ``learns_analyses = True`` has the model's own verdicts read before and
-    after training; ``reads`` names keys of the recipe that its training depends on besides
-    ``train``, if they belong to a later stage; ``prepare(run, analyses)`` generates what the method
-    needs of its own, in a journal of the run, and what it returns is given to `examples` in place
-    of the analyses; ``fit(run, examples, adapter)`` trains in another way than
-    `setbacks.training.supervised.fit`, with the same contract.
+    A method is a subclass with a `name` and `examples`. Everything else has a default.
+
+    Attributes:
+        name: names the arm that the method trains, in files and reports.
+        Options: the section `train` of a recipe, with the method's own options added.
+        uses_mistakes: whether mistakes are induced and analyzed at all.
+        learns_analyses: whether the model's own verdicts are read before and after training.
+        learning_rate: peak learning rate where the recipe gives none.
+        reads: keys of later sections of the recipe that training depends on, such as
+            `respond.sampling`. If one of them changes, training is redone.
+        outputs: files and folders that the method leaves in the run folder besides those of every
+            training. Redoing the training sets them aside.
+        one_process: whether training cannot be shared among processes.
     """
 
-    name: str
-    uses_mistakes: bool
-    learning_rate: float
+    name: ClassVar[str]
+    Options: ClassVar[type[Train]] = Train
+    uses_mistakes: ClassVar[bool] = False
+    learns_analyses: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 2e-4
+    reads: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ()
+    one_process: ClassVar[bool] = False
 
-    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return the examples of one epoch, in any order; loss is on each one's completion."""
-        ...
+    @abstractmethod
+    def examples(self, recipe: Recipe, material: Sequence[Any]) -> list[Example]:
+        """Return the examples of one epoch, in any order; the loss is on each one's completion.
+
+        It is called once without material before a run begins, to see that its data is there.
+
+        Args:
+            recipe: all that the run is told.
+            material: what `prepare` returned: the analyses, unless the method says otherwise.
+
+        Raises:
+            InputError: the recipe lacks data that the method needs.
+        """
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from, for the model card."""
+        return {
+            "analysis": mistake_sources(recipe),
+            "contrast": recipe.analyze.contrast,
+            "helpful": recipe.train.helpful,
+            "safe": recipe.train.safe,
+        }
+
+    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Any]:
+        """Generate what the method needs of its own, in a journal of the run named in `outputs`.
+
+        Args:
+            run: the open run folder.
+            analyses: every candidate analysis.
+
+        Returns:
+            What `examples` is given: by default the analyses.
+        """
+        return analyses
+
+    def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+        """Train an adapter on the examples; by default by supervised fine-tuning.
+
+        Args:
+            run: the open run folder.
+            examples: of one epoch.
+            adapter: where the adapter is saved.
+
+        Returns:
+            How many tokens were read.
+        """
+        from setbacks.training import supervised
+
+        return supervised.fit(run, examples, adapter)
+
+    def guided_prompt(self, language: str, instruction: str) -> str:
+        """Return what the trained model is asked under guidance."""
+        return fill(prompts(language)["guided"], instruction=instruction)
+
+    def more_tokens(self, recipe: Recipe) -> int:
+        """Return how many tokens the trained model needs under guidance besides its answer."""
+        return 0
+
+    def split(self, language: str, text: str) -> tuple[str, str | None]:
+        """Return the answer in what the trained model wrote under guidance, and the rest of it."""
+        return text, None
+
+
+def open_method(recipe: Recipe) -> Method:
+    """Return the method that a recipe names.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    method: Method = plugin("methods", recipe.train.method)()
+    return method
+
+
+def mistake_sources(recipe: Recipe) -> Sources:
+    """Return the sources that a recipe's mistakes come from."""
+    drawn = recipe.instructions if recipe.induce.source != "existing" else []
+    taken = recipe.induce.existing if recipe.induce.source != "induced" else []
+    return [*drawn, *taken]
 
 
 def example(

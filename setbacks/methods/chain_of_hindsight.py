@@ -6,20 +6,19 @@ So the guided arm asks for what training called good, which is how the method is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from setbacks.methods import example, mistakes, mixed, safe, share
+from setbacks.methods import Method, example, mistake_sources, mistakes, mixed, safe, share
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
 
 
-class ChainOfHindsight:
+class ChainOfHindsight(Method):
     """Safe answers and mistakes to the same instructions, told apart by what the prompt asks."""
 
     name = "chain_of_hindsight"
     uses_mistakes = True
-    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, as many mistakes, and helpful answers for so many."""
@@ -35,3 +34,11 @@ class ChainOfHindsight:
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))
         return mixed(recipe, [*good, *share(bad, len(good))])
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from."""
+        return {
+            "hindsight_good": recipe.train.safe,
+            "hindsight_bad": mistake_sources(recipe),
+            "helpful": recipe.train.helpful,
+        }

@@ -5,14 +5,14 @@ The critique is the analysis of step 2; the revision is drawn from the model its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.engines import Completion, Request
-from setbacks.methods import example, mixed
+from setbacks.methods import Method, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example, Revision, digest
 
 if TYPE_CHECKING:
@@ -21,37 +21,44 @@ if TYPE_CHECKING:
 _FEWEST_WORDS = 4
 
 
-class CritiqueRevise:
+class Draft(NamedTuple):
+    """One revision to be drawn."""
+
+    id: str
+    analysis: Analysis
+
+
+class CritiqueRevise(Method):
     """Supervised fine-tuning on the model's own revisions of its mistakes."""
 
     name = "critique_revise"
     uses_mistakes = True
-    learning_rate = 2e-4
+    outputs = ("revisions.jsonl",)
 
     def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Revision]:
         """Draw a revision of every mistake that has an analysis, with greedy decoding."""
         recipe = run.recipe
         engine = run.engine(recipe.model)
-        chosen = [
-            analysis.model_copy(update={"id": digest("revision", recipe.seed, analysis.id)})
+        drafts = [
+            Draft(digest("revision", recipe.seed, analysis.id), analysis)
             for analysis in best(analyses)
             if analysis.harmful
         ]
 
-        def request(analysis: Analysis) -> Request:
+        def request(draft: Draft) -> Request:
             prompt = fill(
                 prompts(recipe.language)["revise"],
-                instruction=analysis.instruction,
-                response=analysis.response,
-                critique=analysis.text,
+                instruction=draft.analysis.instruction,
+                response=draft.analysis.response,
+                critique=draft.analysis.text,
             )
-            return Request(prompt=prompt, seed=int(analysis.id, 16))
+            return Request(prompt=prompt, seed=int(draft.id, 16))
 
-        def records(batch: Sequence[Analysis], made: Sequence[Completion]) -> list[Revision]:
+        def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Revision]:
             return [
                 Revision(
-                    id=analysis.id,
-                    analysis_id=analysis.response_id,
+                    id=id_,
+                    analysis_id=analysis.id,
                     instruction=analysis.instruction,
                     response=analysis.response,
                     text=completion.text,
@@ -59,12 +66,12 @@ class CritiqueRevise:
                     and completion.text != analysis.response,
                     model=engine.name,
                 )
-                for analysis, completion in zip(batch, made, strict=True)
+                for (id_, analysis), completion in zip(batch, completions, strict=True)
             ]
 
         journal, sampling = run.journal("revisions.jsonl", Revision), recipe.analyze.sampling
         run.generate(
-            journal, "train", engine, chosen, request, records, sampling, label="revisions"
+            journal, "train", engine, drafts, request, records, sampling, label="revisions"
         )
         return journal.finish()
 
@@ -76,3 +83,7 @@ class CritiqueRevise:
             if revision.passed
         ]
         return mixed(recipe, own)
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from."""
+        return {"revision": mistake_sources(recipe), "helpful": recipe.train.helpful}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import Field
 
 from setbacks.errors import InputError
-from setbacks.methods.preferences import pairs
+from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
 from setbacks.models import load_tokenizer
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example
+from setbacks.records import Example
 from setbacks.training import (
     follow,
     last_checkpoint,
@@ -25,16 +27,18 @@ if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
 
 
-class DPO:
-    """Learns to prefer safe answers to mistakes, and helpful answers to refusals."""
+class DPOOptions(PreferenceOptions):
+    """Step 3, fine-tuning by DPO."""
+
+    beta: float = Field(0.1, gt=0, description="Strength of the pull to the model before training.")
+
+
+class DPO(PreferenceMethod):
+    """Learns preferences directly, without a reward model."""
 
     name = "dpo"
-    uses_mistakes = True
+    Options = DPOOptions
     learning_rate = 5e-5
-
-    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return the preference pairs."""
-        return pairs(recipe, analyses, self.name)
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train an adapter; see `setbacks.training.supervised.fit`."""
@@ -59,7 +63,7 @@ class DPO:
         trainer = Trainer(
             model=model,
             args=DPOConfig(
-                beta=recipe.train.beta,
+                beta=cast(DPOOptions, recipe.train).beta,
                 train_sampling_strategy="sequential",
                 max_length=recipe.train.max_length,
                 **options(run, model, "checkpoints", len(steps)),

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from setbacks.errors import InputError
-from setbacks.methods import answers
+from setbacks.methods import Method, answers
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
 
-class Helpful:
+class Helpful(Method):
     """All helpful answers and nothing else: ordinary instruction tuning."""
 
     name = "helpful"
-    uses_mistakes = False
-    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every helpful answer."""

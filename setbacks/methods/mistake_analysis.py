@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from setbacks.methods import answers, example, mixed, share
+from setbacks.methods import Method, answers, example, mixed, share
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
 
-class MistakeAnalysis:
+class MistakeAnalysis(Method):
     """Unguided-analysis fine-tuning."""
 
     name = "mistake_analysis"
     uses_mistakes = True
     learns_analyses = True
-    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the best analysis of every mistake, and the recipe's mix for so many."""

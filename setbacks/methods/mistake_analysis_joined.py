@@ -7,23 +7,21 @@ the analysis in plain sight: (X) -> T, then a safe answer. The arm with guidance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from setbacks.methods import example, mixed, safe, share
+from setbacks.methods import Method, example, mistake_sources, mixed, safe, share
 from setbacks.methods.mistake_analysis import best, own_analyses
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
 
 
-class MistakeAnalysisJoined:
+class MistakeAnalysisJoined(Method):
     """Analyses, and answers that follow an analysis in the same sample."""
 
     name = "mistake_analysis_joined"
     uses_mistakes = True
     learns_analyses = True
-    thinks_first = True
-    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the analyses, joined samples for harmful and benign instructions, and the mix."""
@@ -35,6 +33,28 @@ class MistakeAnalysisJoined:
             *share(contrast, balance * len(analysed)),
             *share(joined[False], balance * len(joined[True])),
         ]
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from."""
+        joined = [*mistake_sources(recipe), *recipe.train.safe]
+        contrast = {"joined_contrast": recipe.analyze.contrast}
+        return {**super().sources(recipe), "joined": joined, **contrast}
+
+    def guided_prompt(self, language: str, instruction: str) -> str:
+        """Return the prompt that asks for an analysis first, then for the answer."""
+        return fill(prompts(language)["joined"]["prompt"], instruction=instruction)
+
+    def more_tokens(self, recipe: Recipe) -> int:
+        """Return room for an analysis."""
+        return recipe.analyze.sampling.max_new_tokens
+
+    def split(self, language: str, text: str) -> tuple[str, str | None]:
+        """Return what follows the answer's mark, and the analysis before it.
+
+        Without the mark the model never came to an answer: all that it wrote is what a reader gets.
+        """
+        analysis, mark, answer = text.partition(prompts(language)["joined"]["answer"])
+        return (answer.strip(), analysis.strip()) if mark else (text, None)
 
 
 def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Example]]:

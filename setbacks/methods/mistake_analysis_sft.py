@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.methods import mixed, safe, share
+from setbacks.methods import Method, mixed, safe, share
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
 
-class MistakeAnalysisSFT:
+class MistakeAnalysisSFT(Method):
     """Analyses, as many safe answers, and the recipe's mix for both."""
 
     name = "mistake_analysis_sft"
     uses_mistakes = True
     learns_analyses = True
-    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, the best analyses, and helpful answers for so many."""

@@ -8,14 +8,14 @@ rejection sampling is (arXiv 2304.06767), with its own verdict in place of a rew
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from setbacks.engines import Request
 from setbacks.errors import InputError
-from setbacks.methods import example, mixed
-from setbacks.recipe import Posterior, Recipe
+from setbacks.methods import Method, example, mixed
+from setbacks.recipe import Posterior, Recipe, Sources
 from setbacks.records import Analysis, Choice, Example, Instruction, digest
 from setbacks.spoken import drafts
 from setbacks.suites import instructions
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
 
 
-class PosteriorDistillation:
+class PosteriorDistillation(Method):
     """Supervised fine-tuning on the model's own choice among its drafts."""
 
     name = "posterior_distillation"
-    uses_mistakes = False
+    outputs = ("choices.jsonl",)
     reads = ("respond.posterior", "respond.sampling")
-    learning_rate = 2e-4
 
     def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Choice]:
         """Draw drafts of an answer to every red-team instruction, and choose one of each."""
@@ -79,3 +78,7 @@ class PosteriorDistillation:
             if choice.drafts[0].strip()
         ]
         return mixed(recipe, own)
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from."""
+        return {"choice": recipe.instructions, "helpful": recipe.train.helpful}

@@ -7,13 +7,46 @@ that refusing is not what pays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
+
+from pydantic import Field
 
 from setbacks.errors import InputError
-from setbacks.methods import answers, example, mistakes, safe, share
-from setbacks.recipe import Recipe
+from setbacks.methods import Method, answers, example, mistake_sources, mistakes, safe, share
+from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example
 from setbacks.sources import load
+
+
+class PreferenceOptions(Train):
+    """Options of methods that learn from preference pairs."""
+
+    pairs: Sources = Field(
+        [],
+        description="Preference pairs: data sets with `text`, the chosen `answer` and the rejected "
+        "`response`; [] pairs each safe answer with an induced mistake.",
+    )
+
+
+class PreferenceMethod(Method):
+    """Learns to prefer safe answers to mistakes, and helpful answers to refusals."""
+
+    Options: ClassVar[type[PreferenceOptions]] = PreferenceOptions
+    uses_mistakes = True
+    one_process = True
+
+    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+        """Return the preference pairs."""
+        return pairs(recipe, analyses, self.name)
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from."""
+        refusals = recipe.train.safe
+        return {
+            "pair": _options(recipe).pairs or [*refusals, *mistake_sources(recipe)],
+            "helpful_pair": [*recipe.train.helpful, *refusals],
+        }
 
 
 def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Example]:
@@ -28,7 +61,7 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
         InputError: a pair has equal sides or lacks one, or there are no safe answers.
     """
     refusals = safe(recipe, method)
-    if recipe.train.pairs:
+    if _options(recipe).pairs:
         own = _given(recipe)
     else:
         found = mistakes(analyses)
@@ -47,13 +80,17 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
     return [*own, *mix]
 
 
+def _options(recipe: Recipe) -> PreferenceOptions:
+    return cast(PreferenceOptions, recipe.train)
+
+
 def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Example:
     return example(kind, chosen.prompt[0].content, chosen.completion, parents, rejected=rejected)
 
 
 def _given(recipe: Recipe) -> list[Example]:
     made = []
-    for source in recipe.train.pairs:
+    for source in _options(recipe).pairs:
         for row in load(source):
             if row.answer is None or row.response is None:
                 missing = "answer" if row.answer is None else "response"

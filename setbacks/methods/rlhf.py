@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import Field
 
 from setbacks.chat import encode
 from setbacks.methods.dpo import pair_rows
-from setbacks.methods.preferences import pairs
+from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
 from setbacks.models import load_reward_model, load_tokenizer
-from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example, Message
+from setbacks.recipe import Recipe, Section
+from setbacks.records import Example, Message
 from setbacks.training import (
     adapter_config,
     follow,
@@ -34,16 +36,31 @@ if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
 
 
-class RLHF:
-    """Learns a reward from pairs, and to draw responses that earn it."""
+class Reinforcement(Section):
+    """REINFORCE leave-one-out on a reward model (arXiv 2402.14740)."""
+
+    generations: int = Field(4, ge=2, description="Responses sampled for each prompt of a step.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest sampled response, in tokens.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    kl: float = Field(0.05, ge=0, description="Weight of the KL divergence from the base model.")
+
+
+class RLHFOptions(PreferenceOptions):
+    """Step 3, fine-tuning by RLHF."""
+
+    rlhf: Reinforcement = Field(Reinforcement(), description="Reinforcement on the reward model.")
+
+
+class RLHF(PreferenceMethod):
+    """Learns a reward from pairs, and to draw responses that earn it.
+
+    The pairs' prompts are those of the reinforcement.
+    """
 
     name = "rlhf"
-    uses_mistakes = True
+    Options = RLHFOptions
     learning_rate = 5e-5
-
-    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return the preference pairs; their prompts are those of the reinforcement."""
-        return pairs(recipe, analyses, self.name)
+    outputs = ("reward_checkpoints", "reward")
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""
@@ -104,7 +121,8 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
     from transformers import set_seed
     from trl import RLOOConfig, RLOOTrainer
 
-    recipe, told = run.recipe, run.recipe.train.rlhf
+    recipe = run.recipe
+    reinforcement = cast(RLHFOptions, recipe.train).rlhf
     tokenizer = load_tokenizer(recipe.model)
     tokenizer.padding_side = "left"
     scorer = PeftModel.from_pretrained(
@@ -112,8 +130,9 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
     ).eval()
     lengths = [len(_prompt(tokenizer, pair.prompt[0].content, recipe)) for pair in examples]
     # What a step will read cannot be known before its responses are drawn: the longest is assumed.
-    group = max(1, recipe.train.batch_size // told.generations)
-    a_step = group * told.generations * (sum(lengths) / len(lengths) + told.max_new_tokens)
+    group = max(1, recipe.train.batch_size // reinforcement.generations)
+    longest = sum(lengths) / len(lengths) + reinforcement.max_new_tokens
+    a_step = group * reinforcement.generations * longest
     total = recipe.train.steps or math.ceil(
         (recipe.train.tokens or a_step * math.ceil(len(examples) / group)) / a_step
     )
@@ -144,12 +163,12 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
         model=model,
         reward_funcs=score,
         args=RLOOConfig(
-            beta=told.kl,
-            num_generations=told.generations,
-            max_completion_length=told.max_new_tokens,
-            temperature=told.temperature,
+            beta=reinforcement.kl,
+            num_generations=reinforcement.generations,
+            max_completion_length=reinforcement.max_new_tokens,
+            temperature=reinforcement.temperature,
             max_steps=total,
-            **shared | {"per_device_train_batch_size": group * told.generations},
+            **shared | {"per_device_train_batch_size": group * reinforcement.generations},
         ),
         train_dataset=Dataset.from_list([{"prompt": pair.prompt[0].content} for pair in examples]),
         processing_class=tokenizer,

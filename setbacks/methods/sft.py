@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.methods import mixed, safe
+from setbacks.methods import Method, mixed, safe
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
 
-class SFT:
+class SFT(Method):
     """Safe answers to red-team instructions, mixed with helpful data; no mistakes are made."""
 
     name = "sft"
-    uses_mistakes = False
-    learning_rate = 2e-4
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, and helpful ones in the recipe's proportion."""

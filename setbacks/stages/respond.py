@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from setbacks.adapters import check_adapter
 from setbacks.engines import Completion, Request, Requests
 from setbacks.errors import InputError
-from setbacks.plugins import plugin
+from setbacks.methods import Method, open_method
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
 from setbacks.records import Instruction, Response, digest
@@ -99,8 +99,10 @@ def arms(recipe: Recipe, adapter: Path | None = None) -> list[Arm]:
             for arm, folder in zip(recipe.evaluate, folders, strict=True)
         ]
     else:
-        method: str = plugin("methods", recipe.train.method)().name
-        bare = [Arm("vanilla", recipe.model), Arm(method, recipe.model, adapter)]
+        bare = [
+            Arm("vanilla", recipe.model),
+            Arm(open_method(recipe).name, recipe.model, adapter),
+        ]
     found = [other for arm in bare for other in _ways(arm, recipe.respond)]
     names = [arm.name for arm in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -154,16 +156,16 @@ def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
     """An instruction as it is put to an arm."""
     if not arm.guided:
         return text
-    words = prompts(recipe.language)
-    guided = words["joined"]["prompt"] if thinks_first(recipe, arm) else words["guided"]
-    return fill(guided, instruction=text)
+    if method := trained_method(recipe, arm):
+        return method.guided_prompt(recipe.language, text)
+    return fill(prompts(recipe.language)["guided"], instruction=text)
 
 
-def thinks_first(recipe: Recipe, arm: Arm) -> bool:
-    """Whether an arm was taught to analyse before it answers, and is asked to."""
+def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
+    """The method that trained an arm's model in this run, if it answers under guidance."""
     if recipe.evaluate or arm.adapter is None or not arm.guided:
-        return False
-    return getattr(plugin("methods", recipe.train.method), "thinks_first", False)
+        return None
+    return open_method(recipe)
 
 
 def _answer(
@@ -173,8 +175,8 @@ def _answer(
     recipe = run.recipe
     engine = run.engine(arm.model)
     sampling = recipe.respond.sampling
-    if thinks_first(recipe, arm):
-        room = sampling.max_new_tokens + recipe.analyze.sampling.max_new_tokens
+    if method := trained_method(recipe, arm):
+        room = sampling.max_new_tokens + method.more_tokens(recipe)
         sampling = sampling.model_copy(update={"max_new_tokens": room})
     questions = [
         Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
@@ -225,15 +227,10 @@ def _answer(
 
 
 def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
-    """Part what an arm wrote into its answer (`text`) and the analysis before it, if any."""
-    if not thinks_first(recipe, arm):
-        return {"text": text, "analysis": None}
-    analysis, mark, answer = text.partition(prompts(recipe.language)["joined"]["answer"])
-    # Without the mark it never came to an answer: what it wrote is all that a reader gets.
-    return {
-        "text": answer.strip() if mark else text,
-        "analysis": analysis.strip() if mark else None,
-    }
+    """Split what an arm wrote into its answer (`text`) and the analysis before it, if any."""
+    method = trained_method(recipe, arm)
+    answer, analysis = method.split(recipe.language, text) if method else (text, None)
+    return {"text": answer, "analysis": analysis}
 
 
 def _take(

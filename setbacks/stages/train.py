@@ -11,14 +11,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.journal import failed_write
+from setbacks.methods import Method
 from setbacks.recipe import Train
 from setbacks.records import Analysis, Example
 from setbacks.runfolder import RunFolder
-from setbacks.training import processes, supervised
+from setbacks.training import processes
 
 
 def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
@@ -38,8 +38,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     only = run.recipe.train.categories
     if only is not None:  # benign responses belong to no category of harm
         analyses = [a for a in analyses if not a.harmful or a.category in only]
-    prepare = getattr(method, "prepare", None)
-    material = prepare(run, analyses) if prepare else analyses
+    material = method.prepare(run, analyses)
     examples = sorted(method.examples(run.recipe, material), key=lambda example: example.id)
     if not examples:
         raise InputError(f"{run.path}: {method.name} has nothing to train on; see train.mix")
@@ -53,7 +52,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
         run.release_engines()
         start = time.monotonic()
         try:
-            tokens = getattr(method, "fit", supervised.fit)(run, examples, adapter)
+            tokens = method.fit(run, examples, adapter)
         except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
             raise _explained(error, run.path) from error
         run.spend("train", time.monotonic() - start, len(examples), 0, tokens)
@@ -63,10 +62,10 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     return adapter
 
 
-def _check_processes(told: Train, method: Any) -> None:
-    """Refuse several processes where a step or a method cannot be shared out among them."""
-    processes.share(told)
-    if processes.count() > 1 and hasattr(method, "fit"):
+def _check_processes(train: Train, method: Method) -> None:
+    """Refuse several processes where a step or a method cannot be shared among them."""
+    processes.share(train)
+    if processes.count() > 1 and method.one_process:
         raise InputError(
             f"train.method {method.name} trains in one process alone; call setbacks by itself"
         )

@@ -18,10 +18,9 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError
-from setbacks.methods import example
+from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.page import Findings, Picture, Table
-from setbacks.plugins import plugin
 from setbacks.progress import Show
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section
@@ -52,7 +51,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
     Raises:
         InputError: the method learns no analyses, or too few are left to hold out.
     """
-    if not getattr(plugin("methods", recipe.train.method), "learns_analyses", False):
+    if not open_method(recipe).learns_analyses:
         raise InputError(
             f"train.method: {recipe.train.method} learns no analyses, which this study holds out; "
             "use mistake_analysis"

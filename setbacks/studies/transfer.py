@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from setbacks.errors import InputError, nearest
+from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.page import Findings, Picture, Table
-from setbacks.plugins import plugin
 from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Response
@@ -66,7 +66,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         InputError: the instructions have too few categories, a group has too few analyses or
             prompts, or the method does not learn from analyses.
     """
-    if not getattr(plugin("methods", recipe.train.method), "learns_analyses", False):
+    if not open_method(recipe).learns_analyses:
         raise InputError(
             f"train.method: {recipe.train.method} learns no analyses, which this study divides by "
             "category; use mistake_analysis"

@@ -1,29 +1,65 @@
-"""First sentence: mistake analysis in which the model learns the verdict's sentence alone."""
+"""First sentence: mistake analysis in which the model learns the first sentences alone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from setbacks.methods import example, mixed
+from pydantic import Field
+
+from setbacks.methods import Method, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example
+from setbacks.recipe import Recipe, Sources, Train
+from setbacks.records import Analysis, Example, Record, digest
 
 
-class FirstSentence:
-    """Teaches the first sentence of the best analysis of each response."""
+class Options(Train):
+    """Step 3, fine-tuning on first sentences."""
+
+    sentences: int = Field(1, ge=1, description="Sentences of each analysis to learn.")
+
+
+class Excerpt(Record):
+    """The beginning of an analysis."""
+
+    analysis_id: str
+    question: str
+    text: str
+
+
+class FirstSentence(Method):
+    """Teaches the first sentences of the best analysis of each response."""
 
     name = "first_sentence"
+    Options = Options
     uses_mistakes = True
-    learns_analyses = True  # its own verdicts are read before and after training
-    learning_rate = 2e-4
+    learns_analyses = True  # the model's own verdicts are read before and after training
+    outputs = ("excerpts.jsonl",)  # redoing the training sets it aside
 
-    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return an example for each response that has an analysis, and helpful answers."""
-        question = prompts(recipe.language)["unguided"]
-        own = []
-        for chosen in best(analyses):
-            prompt = fill(question, instruction=chosen.instruction, response=chosen.response)
-            first = re.split(r"(?<=[.!?])\s", chosen.text)[0]
-            own.append(example("analysis", prompt, first, [chosen.id, chosen.response_id]))
+    def prepare(self, run, analyses: Sequence[Analysis]) -> Sequence[Excerpt]:
+        """Cut the analyses, and keep what is left in a journal of the run."""
+        question = prompts(run.recipe.language)["unguided"]
+        excerpts = [
+            Excerpt(
+                id=digest("excerpt", one.id),
+                analysis_id=one.id,
+                question=fill(question, instruction=one.instruction, response=one.response),
+                text=_first(one.text, run.recipe.train.sentences),
+            )
+            for one in best(analyses)
+        ]
+        journal = run.journal("excerpts.jsonl", Excerpt)
+        journal.batch(excerpts, list)
+        return journal.finish()
+
+    def examples(self, recipe: Recipe, excerpts: Sequence[Excerpt]) -> list[Example]:
+        """Return an example for each excerpt, and helpful answers."""
+        own = [example("excerpt", one.question, one.text, [one.analysis_id]) for one in excerpts]
         return mixed(recipe, own)
+
+    def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
+        """Return which sources the examples of each kind come from."""
+        return {"excerpt": mistake_sources(recipe), "helpful": recipe.train.helpful}
+
+
+def _first(text: str, sentences: int) -> str:
+    return " ".join(re.split(r"(?<=[.!?])\s", text)[:sentences])
