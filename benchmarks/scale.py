@@ -30,7 +30,7 @@ from generate import instructions
 
 from setbacks.engines import AHEAD, Request, in_turn
 from setbacks.engines.cluster import DEEP, SHARE, Cluster
-from setbacks.recipe import Engine, Ray, Sampling
+from setbacks.recipe import Engine, Sampling
 
 GROUPS = 16  # of the work list that the model is applied to, however many the workers
 ON_GPU = 128  # responses in a batch there
@@ -39,7 +39,7 @@ SHORT = 10_000  # prompts of a work list that keeps many workers waiting
 
 def opened(workers: int, batch: int, warm: Request) -> Cluster:
     """A cluster engine whose workers have all loaded the model."""
-    spec = Engine(engine="ray", batch_size=batch, device="cpu", ray=Ray(workers=workers))
+    spec = Engine(engine="ray", batch_size=batch, device="cpu", ray={"workers": workers})
     engine = Cluster(spec)
     engine.generate([warm] * (workers * batch), Sampling(max_new_tokens=1))  # a batch for each
     return engine

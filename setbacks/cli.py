@@ -73,6 +73,13 @@ def _installed(group: str) -> Callable[[str], list[str]]:
     return names
 
 
+def _kinds(incomplete: str) -> list[str]:
+    """Give the kinds of parts that a shell may complete."""
+    from setbacks.listing import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
 def _version(asked: bool) -> None:
     if asked:
         from setbacks import __version__
@@ -207,16 +214,34 @@ def compare(
     _several(carry_out, settled, out or _place(settled, "-compare"), quiet, json)
 
 
+@app.command("list")
+def list_(
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND]...",
+            help="Kinds to list: methods, judges, engines, studies, sets, presets (default: all).",
+            autocompletion=_kinds,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, judges, engines, studies and data sets that are available."""
+    from setbacks.listing import KINDS, listing, show
+
+    show(listing(kinds or KINDS), json)
+
+
 @app.command()
 def study(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="NAME",
-            help="One that `setbacks doctor` lists.",
+            metavar="[NAME]",
+            help="A study; without one, the studies are listed.",
             autocompletion=_installed("studies"),
         ),
-    ],
+    ] = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     out: Annotated[
@@ -227,8 +252,12 @@ def study(
     json: Json = False,
 ) -> None:
     """Carry out a study, or go on where it stopped."""
+    from setbacks.listing import listing, show
     from setbacks.studies import carry_out
 
+    if name is None:
+        show(listing(["studies"]), json)
+        return
     settled = _recipe(recipe, overrides, [] if jobs is None else [f"jobs={jobs}"])
     folder = out or _place(settled, f"-{name}")
     _several(partial(carry_out, name), settled, folder, quiet, json)

@@ -80,20 +80,18 @@ def check(recipe: Recipe) -> None:
             or lacks the fields that it is there for.
     """
     for engine in recipe.parts(Engine):
-        remote = getattr(plugin("engines", engine.engine), "check", None)
-        if remote:
-            if engine is recipe.model and not recipe.evaluate:
-                raise InputError(
-                    f"model: {engine.model} is on a server, and cannot be trained from here; name "
-                    "a local model, and the server as analyze.analyst or as a judge's engine"
-                )
-            remote(engine)
-            continue
+        kind = plugin("engines", engine.engine)
+        if kind.elsewhere and engine is recipe.model and not recipe.evaluate:
+            raise InputError(
+                f"model: {engine.model} is on a server, and cannot be trained from here; name "
+                "a local model, and the server as analyze.analyst or as a judge's engine"
+            )
+        kind.check(engine)
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
         if ours and engine.model not in MODELS:
             resolve(engine.model)
-    if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
+    if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
         raise InputError(
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
             "choose a draft by; leave it out, or set model.engine=local"

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -20,7 +19,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ModelWrapValidatorHandler,
     SerializeAsAny,
     ValidationError,
@@ -58,19 +56,28 @@ class PartSection(Section):
     names: ClassVar[str]  # the field that names the part
     keeps_others: ClassVar[bool] = False
 
+    def __new__(cls, *_: Any, **data: Any) -> Self:
+        """Make an object of the class that the name picks."""
+        return super().__new__(cls._class_for(data) or cls)
+
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, dict):
+        kind = cls._class_for(data)
+        if kind is None:
             return handler(data)
+        return handler(_with_others(cls, data)) if kind is cls else kind.model_validate(data)
+
+    @classmethod
+    def _class_for(cls, data: Any) -> type[Self] | None:
+        """The class for a part's options; None where the part is not installed."""
+        if not isinstance(data, dict):
+            return None
         name = data.get(cls.names, cls.model_fields[cls.names].default)
         if not isinstance(name, str) or name not in installed(cls.group):
-            return handler(data)
+            return None
         kind = options_of(cls.group, name)
-        if issubclass(kind, cls) and kind is not cls:
-            made: Self = kind.model_validate(data)
-            return made
-        return handler(_with_others(cls, data))
+        return kind if issubclass(kind, cls) else cls
 
 
 def options_of(group: str, name: str) -> type[PartSection]:
@@ -181,107 +188,10 @@ class Sampling(Section):
     top_k: int = Field(50, ge=1, description="Draw from so many of the likeliest tokens.")
 
 
-class Price(Section):
-    """What a server charges, in whatever currency."""
+class Engine(PartSection):
+    """A model and what runs it. An engine's own options stand here too."""
 
-    input: float = Field(ge=0, allow_inf_nan=False, description="For a million prompt tokens.")
-    output: float = Field(ge=0, allow_inf_nan=False, description="For a million tokens made.")
-
-
-class Budget(Section):
-    """What one command may spend at a server before it stops; null: no limit."""
-
-    tokens: int | None = Field(None, ge=1, description="Tokens, read and made.")
-    money: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="In the currency of `price`."
-    )
-
-
-class Endpoint(Section):
-    """A server that speaks OpenAI's chat completions, for `engine: endpoint`."""
-
-    base_url: str = Field(description="Its address, such as `https://api.openai.com/v1`.")
-    api_key_env: str | None = Field(
-        None,
-        pattern=r"^[A-Z_][A-Z0-9_]*$",
-        description="The environment variable that holds the key, such as `OPENAI_API_KEY`; "
-        "null: no key. The key itself never stands in a recipe.",
-    )
-    concurrency: int = Field(
-        32, ge=1, le=1000, description="Most requests at once; fewer where the server is crowded."
-    )
-    timeout: float = Field(
-        120,
-        gt=0,
-        allow_inf_nan=False,
-        description="Seconds for one answer, after which it is asked for again.",
-    )
-    retries: int = Field(5, ge=0, le=20, description="More tries of a request that failed.")
-    failures: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="Stop where more than this share of the requests fails, after all tries.",
-    )
-    prefill: Literal["fold", "continue"] = Field(
-        "fold",
-        description="How an answer is begun: `fold` asks for it in the prompt; `continue` sends "
-        "the beginning for the server to go on from (vLLM, SGLang).",
-    )
-    body: dict[str, JsonValue] = Field(
-        {},
-        description="Further keys of each request, such as {top_k: 50}; null leaves out one of "
-        "ours, such as {temperature: null}.",
-    )
-    price: Price | None = Field(None, description="What it charges; null: not counted.")
-    budget: Budget = Field(Budget(), description="What one command may spend there.")
-
-    @model_validator(mode="after")
-    def _sound(self) -> Endpoint:
-        try:
-            url = urlsplit(self.base_url)
-            sound = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        except ValueError:
-            sound = False
-        if not sound:
-            raise ValueError("base_url should be an address such as https://api.openai.com/v1")
-        if url.username or url.password or url.query or url.fragment:
-            raise ValueError(
-                "base_url should hold no user, password or query: it is written to disk; name the "
-                "key's environment variable in api_key_env"
-            )
-        if ours := sorted({"model", "messages", "stream", "n"} & self.body.keys()):
-            raise ValueError(f'"{ours[0]}" in body is not yours to set')
-        if self.budget.money is not None and self.price is None:
-            raise ValueError("budget.money needs price: {input: ..., output: ...}")
-        return self
-
-
-class Ray(Section):
-    """Workers on a Ray cluster, for `engine: ray`."""
-
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="Models side by side; null: one for each GPU, or for each machine without.",
-    )
-    engine: Literal["local", "vllm"] = Field("local", description="What runs in each worker.")
-
-
-class VLLM(Section):
-    """How vLLM runs a model, for `engine: vllm`."""
-
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model.")
-    memory: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory for weights and cache."
-    )
-    max_length: int | None = Field(
-        None, ge=1, description="Longest prompt and response, in tokens; null: the model's own."
-    )
-
-
-class Engine(Section):
-    """A model and what runs it."""
+    group, names = "engines", "engine"
 
     model: str = Field(
         "smollm2-135m",
@@ -291,8 +201,8 @@ class Engine(Section):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     engine: str = Field(
         "local",
-        description="What generates: `local` (transformers), `vllm`, `ray` (workers on a cluster) "
-        "or `endpoint` (a server).",
+        description="Engine that generates: `local` (transformers), `vllm`, `ray` (workers on a "
+        "cluster), `endpoint` (a server), or another that is installed.",
     )
     chat_template: Literal["own", "alpaca"] = Field(
         "own", description="`own`: the tokenizer's; `alpaca`: for base models without one."
@@ -308,27 +218,10 @@ class Engine(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with a hub model. Leave it off."
     )
-    endpoint: Endpoint | None = Field(
-        None, description="Where the server of `engine: endpoint` is, and how it is asked."
-    )
-    ray: Ray | None = Field(None, description="Of `engine: ray`; null: all defaults.")
-    vllm: VLLM | None = Field(
-        None, description="Of `engine: vllm`, also in workers of `ray`; null: all defaults."
-    )
-
-    @model_validator(mode="after")
-    def _sections_of_engine(self) -> Engine:
-        if self.engine == "endpoint" and self.endpoint is None:
-            raise ValueError("engine: endpoint needs endpoint: {base_url: ...}")
-        inside = [self.ray.engine] if self.engine == "ray" and self.ray else []
-        for section in ("endpoint", "ray", "vllm"):
-            ours = self.engine in ("local", "endpoint", "ray", "vllm")  # others' engines may differ
-            if ours and getattr(self, section) and section not in (self.engine, *inside):
-                raise ValueError(f"{section} goes with engine: {section}")
-        return self
+    on_disk: ClassVar[bool] = True  # whether a model may be a folder here
 
 
-EngineField = Annotated[Engine, _named("model")]
+EngineField = Annotated[SerializeAsAny[Engine], _named("model")]
 
 
 class Induce(Section):
@@ -672,7 +565,7 @@ class Recipe(Section):
     name: str = Field("quickstart", description="The run's name in its report.")
     seed: int = Field(0, ge=0, description="Every draw follows from this and from content.")
     language: Literal["en", "zh"] = Field("en", description="Language of our own prompts.")
-    model: EngineField = Field(Engine(), description="The model that is aligned.")
+    model: EngineField = Field(default_factory=Engine, description="The model that is aligned.")
     instructions: Sources = Field(
         [Source(source="builtin:redteam", split="train")],
         description="Red-team instructions that mistakes are drawn for.",
@@ -792,11 +685,7 @@ class Recipe(Section):
                 for key, field in type(value).model_fields.items():
                     if LOCAL in field.metadata and parts[key] is not None:
                         parts[key] = _from(base, parts[key])
-                if (
-                    isinstance(value, Engine)
-                    and not value.endpoint
-                    and _is_folder(value.model, base)
-                ):
+                if isinstance(value, Engine) and value.on_disk and _is_folder(value.model, base):
                     parts["model"] = _from(base, value.model)
                 return value.model_copy(update=parts)
             return [walk(item) for item in value] if isinstance(value, list) else value
@@ -918,16 +807,22 @@ def _explain(error: ValidationError, root: type[BaseModel] | None = None) -> str
     return "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
 
 
-def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[str]:
+def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The field names of the section that a validation error's path leads to from another."""
     for part in path:
-        field = section.model_fields.get(str(part))
+        field = _fields(section).get(str(part))
         if field is not None:
             section = section_of(field.annotation) or section
-    yield from section.model_fields
+    return list(_fields(section))
+
+
+def _fields(section: type[BaseModel]) -> dict[str, Any]:
+    """A section's fields, those of all installed parts among them."""
+    fields: dict[str, Any] = dict(section.model_fields)
     if issubclass(section, PartSection):
         for name in installed(section.group):
-            yield from options_of(section.group, name).model_fields
+            fields = options_of(section.group, name).model_fields | fields
+    return fields
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

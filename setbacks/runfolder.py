@@ -32,7 +32,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Record, digest
 
 if TYPE_CHECKING:
-    from setbacks.engines import Completion, Remote, Request
+    from setbacks.engines import Completion, Engine, Request
     from setbacks.methods import Method
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class RunFolder:
         self._given = None if recipe is None else recipe.rebased(Path.cwd())
         self._redo = redo
         self._show = show
-        self._engines: dict[str, Any] = {}
+        self._engines: dict[str, Engine] = {}
 
     def __enter__(self) -> RunFolder:
         if self._redo is not None and self._redo not in STAGES:
@@ -249,20 +249,18 @@ class RunFolder:
 
     def engine(self, spec: Any) -> Any:
         """Open the engine of a spec once, and give the same one to every stage that asks."""
-        from setbacks.engines import Remote, open_engine
+        from setbacks.engines import open_engine
 
         key = spec.model_dump_json()
         if key not in self._engines:
             self._engines[key] = opened = open_engine(spec, self.recipe.language)
-            if isinstance(opened, Remote):
+            if opened.elsewhere:
                 opened.keep(self.path / f"unfinished-{digest(key)}.jsonl")
         return self._engines[key]
 
-    def _remote(self) -> list[Remote]:
+    def _remote(self) -> list[Engine]:
         """The open engines whose models are elsewhere."""
-        from setbacks.engines import Remote
-
-        return [engine for engine in self._engines.values() if isinstance(engine, Remote)]
+        return [engine for engine in self._engines.values() if engine.elsewhere]
 
     def _money(self) -> float:
         return sum(engine.money for engine in self._remote())

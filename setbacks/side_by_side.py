@@ -58,10 +58,11 @@ class SideBySide:
             update={"respond": recipe.respond.model_copy(update={"guidance": False})}
         )
         self.recipe = recipe
-        self.arms = [arm for arm in arms(bare, adapter) if arm.model is not None]
+        models = [(arm, arm.model) for arm in arms(bare, adapter) if arm.model is not None]
+        self.arms = [arm for arm, _ in models]
         if not self.arms:
             raise InputError(f"{folder}: evaluates answers from files, so there is no model to ask")
-        self._engines = [open_engine(arm.model, recipe.language) for arm in self.arms]
+        self._engines = [open_engine(model, recipe.language) for _, model in models]
 
     def ask(self, prompt: str, guided: bool = False) -> Turn:
         """Have every arm answer a prompt, with the seed that it would have in a suite.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from setbacks.engines import Completion, Engine, Request, chooser
+from setbacks.engines import Completion, Engine, Request
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import digest
@@ -50,7 +50,7 @@ def verdicts(
     options = words["verdict"] if first else words["spoken"]
     prefill = "" if first else words["spoken"]["prefill"]
     requests = [Request(text, seed=0, prefill=prefill) for text in questions]
-    shares = chooser(engine)(requests, [options["harmful"], options["harmless"]], adapter)
+    shares = engine.choose(requests, [options["harmful"], options["harmless"]], adapter)
     return [float(share[0]) for share in shares]
 
 

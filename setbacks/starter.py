@@ -46,10 +46,13 @@ def _commented(section: BaseModel, indent: str) -> Iterator[str]:
             initial_indent=f"{indent}# ",
             subsequent_indent=f"{indent}# ",
         )
-        default = field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel):
-            default = default.model_dump(mode="json")
-        yield textwrap.indent(_line(name, default), f"{indent}# ")
+        yield textwrap.indent(_line(name, _default_of(field)), f"{indent}# ")
+
+
+def _default_of(field: Any) -> Any:
+    """A field's default as plain data; of a required one, a place to fill in."""
+    default = "..." if field.is_required() else field.get_default(call_default_factory=True)
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
 
 
 def _line(name: str, value: Any) -> str:

@@ -42,14 +42,14 @@ import random
 import time
 from pathlib import Path
 
-from setbacks.engines import Completion, by_length
+from setbacks.engines import Completion, Engine, by_length
 
 ENDS = "ran lop mik tus".split()
 WORDS = [begin + end for begin in "ba ce di fo gu ly".split() for end in ENDS]
 asked = []  # every batch, in order: (requests, sampling, adapter)
 
 
-class Rules:
+class Rules(Engine):
     def __init__(self, spec, language="en"):
         self.name, self.batch_size = Path(spec.model).name, spec.batch_size
 

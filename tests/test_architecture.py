@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # package; never from beside it or from above.
 LAYERS = [
     {"cli"},
-    {"doctor", "starter"},
+    {"doctor", "listing", "starter"},
     {"compare", "studies"},
     {"scores"},
     {"variants", "page"},

@@ -20,7 +20,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.engines import Completion, Remote, Request, open_engine
+from setbacks.engines import Completion, Request, open_engine
 from setbacks.engines.endpoint import Crowd, _wait
 from setbacks.errors import InputError, SetbacksError
 from setbacks.judges import Item, open_judge
@@ -194,7 +194,7 @@ def test_answers_come_in_order_and_are_counted(serve):
     assert "40 answers, 0 tries repeated, 0 failed; 80 tokens read and 160 made, 16.0800 spent" in (
         engine.spent()
     )
-    assert isinstance(engine, Remote)
+    assert engine.elsewhere
 
 
 def test_what_is_sent(serve):
@@ -742,7 +742,7 @@ def test_another_servers_key_is_not_sent(serve, monkeypatch):
     ("model", "said"),
     [
         ({"engine": "endpoint"}, "needs endpoint: {base_url"),
-        ({"endpoint": {"base_url": "http://h/v1"}}, "endpoint goes with engine: endpoint"),
+        ({"endpoint": {"base_url": "http://h/v1"}}, "an option of endpoint and not of local"),
         (spec_of("not an address"), "should be an address"),
         (spec_of("ftp://h/v1"), "should be an address"),
         (spec_of("http://[::1/v1"), "should be an address"),

@@ -2,17 +2,20 @@
 
 import pytest
 
-from setbacks.engines import AHEAD, Request, in_turn
+from setbacks.engines import Engine, Request, in_turn
 from setbacks.recipe import Sampling
 
 BATCHES = [[Request(f"<{n}>", n)] for n in range(5)]
 
 
-class Plain:
+class Plain(Engine):
     """Notes what it was asked, and when."""
 
     def __init__(self):
         self.noted = []
+
+    def plan(self, requests):
+        return [[index] for index in range(len(requests))]
 
     def generate(self, requests, sampling, adapter=None):
         self.noted.append(("made", requests[0].seed, adapter))
@@ -20,6 +23,8 @@ class Plain:
 
 
 class Far(Plain):
+    ahead = 2
+
     def start(self, requests, sampling, adapter=None):
         self.noted.append(("begun", requests[0].seed, adapter))
         return lambda: self.generate(requests, sampling, adapter)
@@ -38,10 +43,10 @@ def test_the_next_ones_are_begun_before_one_is_looked_at():
     engine = Far()
     turns = in_turn(engine, BATCHES, Sampling())
     next(turns)
-    assert [seed for what, seed, _ in engine.noted if what == "begun"] == [*range(AHEAD + 1)]
+    assert [seed for what, seed, _ in engine.noted if what == "begun"] == [0, 1, 2]
     assert [seed for what, seed, _ in engine.noted if what == "made"] == [0]
     next(turns)
-    assert engine.noted[-2:] == [("begun", AHEAD + 1, None), ("made", 1, None)]
+    assert engine.noted[-2:] == [("begun", 3, None), ("made", 1, None)]
 
 
 def test_one_that_works_here_is_asked_one_batch_at_a_time():

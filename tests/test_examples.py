@@ -93,12 +93,13 @@ def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, small, tmp
 
 
 def test_its_engine_answers(cli, small, tiny, tmp_path):
-    ran = cli("evaluate", f"echoes={tiny}", "model.engine=echo", "--suite", "safe=builtin:kitchen",
-              "--judge", "wordlist", "--out", "run", "-q")  # fmt: skip
+    ran = cli("evaluate", f"echoes={tiny}", "model.engine=echo", "model.echo_words=2",
+              "--suite", "safe=builtin:kitchen", "--judge", "wordlist",
+              "--out", "run", "-q")  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     for line in (tmp_path / "run/responses/echoes.jsonl").open():
         row = json.loads(line)
-        assert row["text"] and row["instruction"].endswith(row["text"])
+        assert len(row["text"].split()) == 2 and row["instruction"].endswith(row["text"])
 
 
 def test_its_study_answers(cli, small, tmp_path):

@@ -6,6 +6,7 @@ published, and its answers as the model cards print them.
 
 import pytest
 
+from setbacks import engines
 from setbacks.chat import encode
 from setbacks.engines import Completion, Request
 from setbacks.engines.local import Local
@@ -179,7 +180,7 @@ ITEMS = [
 ]
 
 
-class Scripted:
+class Scripted(engines.Engine):
     """An engine that writes given answers; `choose` gives each option its place's share."""
 
     def __init__(self, *answers):
@@ -195,6 +196,8 @@ class Scripted:
 
 class Sure(Scripted):
     """The same, with token probabilities: 3/4 for the first half of the options."""
+
+    shows_probabilities = True
 
     def choose(self, requests, options, adapter=None):
         import numpy as np

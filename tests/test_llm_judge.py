@@ -193,7 +193,8 @@ def likely(rules, monkeypatch):
         first = 0.9 if "harmful" in requests[0].prompt.splitlines()[-1] else 0.2
         return np.array([[first, 1 - first]] * len(requests))
 
-    monkeypatch.setattr(rules.Rules, "choose", choose, raising=False)
+    monkeypatch.setattr(rules.Rules, "choose", choose)
+    monkeypatch.setattr(rules.Rules, "shows_probabilities", True)
     return asked
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from setbacks.adapters import attached, check_adapter, merged
-from setbacks.engines import Request, by_length, chooser
+from setbacks.engines import Request, by_length
 from setbacks.engines.local import Local, pick
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Engine, Sampling
@@ -211,9 +211,9 @@ def test_options_that_overlap_are_refused(engine, options):
 
 
 def test_an_engine_without_probabilities_is_told(rules):
-    assert chooser(Local(Engine())) is not None
+    assert Local.shows_probabilities and not rules.Rules.shows_probabilities
     with pytest.raises(InputError, match='"talker" gives no token probabilities'):
-        chooser(rules.Rules(Engine(model="talker")))
+        rules.Rules(Engine(model="talker")).choose(asked(), ["yes", "no"])
 
 
 # Adapters ---------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from setbacks.engines.endpoint_options import Server
 from setbacks.errors import InputError
 from setbacks.methods.dpo import DPO
 from setbacks.plugins import plugin
-from setbacks.recipe import Endpoint, Engine, JudgeSpec, Recipe, section_of
+from setbacks.recipe import Engine, JudgeSpec, Recipe, section_of
 from setbacks.sources import PRESETS, Source
 from setbacks.starter import reference, starter
 
@@ -361,7 +362,7 @@ def test_the_papers_recipes_hold_no_key_and_divide_what_is_learnt_from_what_is_t
     assert {path.stem for path in RECIPES} >= {"paper", "paper-zh"}
     for name in ("paper", "paper-zh"):
         recipe = Recipe.load(next(path for path in RECIPES if path.stem == name))
-        (endpoint,) = recipe.parts(Endpoint)
+        (endpoint,) = recipe.parts(Server)
         assert endpoint.api_key_env == "OPENAI_API_KEY"
         learnt = {
             (s.source, s.split)

@@ -8,7 +8,7 @@ import pytest
 
 from setbacks.engines import Request, open_engine
 from setbacks.errors import InputError
-from setbacks.recipe import VLLM, Engine, Recipe, Sampling
+from setbacks.recipe import Engine, Recipe, Sampling
 
 HIDDEN = """
 import importlib.util as u
@@ -71,7 +71,7 @@ def test_greedy_texts_are_those_of_the_local_engine():
     """In float32, on short answers: no two tokens are as likely there."""
     pytest.importorskip("vllm")
     near = Engine(dtype="float32", device="cpu")
-    told = VLLM(memory=0.15, max_length=1024)  # of the machine: weights, work and cache
+    told = dict(memory=0.15, max_length=1024)  # of the machine: weights, work and cache
     far = near.model_copy(update={"engine": "vllm", "vllm": told})
     asked = [Request(p, n) for n, p in enumerate(["What is a badger?", "Name three colors."])]
     sampling = Sampling(max_new_tokens=16)

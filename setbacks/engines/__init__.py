@@ -1,19 +1,23 @@
 """Engines: what generates. One file an engine.
 
-An engine is anything with the shape of `Engine`; `open_engine` finds it by the name in the recipe,
-in this package or, through the entry point group ``setbacks.engines``, in another.
+`open_engine` finds the engine that a recipe names, in this package or, through the entry point
+group ``setbacks.engines``, in another.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
 
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
+from setbacks.recipe import Engine as Spec
+from setbacks.recipe import Sampling
 from setbacks.records import Finish
 
 if TYPE_CHECKING:
@@ -87,60 +91,55 @@ class Completion(NamedTuple):
     tokens: int
 
 
-class Engine(Protocol):
-    """Generates responses, a planned batch at a time."""
+class Engine(ABC):
+    """Generates responses, a planned batch at a time.
 
+    An engine is a subclass with `plan` and `generate`, made of a recipe's section and a language.
+    Everything else has a default.
+
+    Attributes:
+        Options: the section of a recipe that names a model, with the engine's own options added.
+        elsewhere: whether the model is on a server: it cannot be trained from here.
+        shows_probabilities: whether `choose` works.
+        ahead: batches that are begun before they are asked for.
+        name: the model's.
+        money: spent since the engine was opened, in the currency of its price.
+    """
+
+    Options: ClassVar[type[Spec]] = Spec
+    elsewhere: ClassVar[bool] = False
+    shows_probabilities: ClassVar[bool] = False
+    ahead: ClassVar[int] = 0
     name: str
+    money: float = 0.0
 
+    @abstractmethod
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches of indices; the same list gives the same plan."""
-        ...
 
+    @abstractmethod
     def generate(
-        self, requests: Sequence[Request], sampling: Any, adapter: Path | None = None
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
     ) -> list[Completion]:
         """Generate one planned batch; one completion a request, in order.
 
         Args:
             requests: a batch of the plan.
-            sampling: a `setbacks.recipe.Sampling`.
+            sampling: how tokens are drawn.
             adapter: a PEFT folder to answer with; None for the base model.
         """
-        ...
 
+    def start(
+        self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
+    ) -> Callable[[], list[Completion]]:
+        """Begin one planned batch, as `generate` would; what is returned waits for it.
 
-@runtime_checkable
-class Remote(Protocol):
-    """What an engine has besides, if its model is elsewhere: paid for, and not to be trained."""
-
-    money: float  # spent since it was opened
-
-    def keep(self, path: Path) -> None:
-        """Let answers rest in a file, and take up those that a stopped run left there."""
-        ...
-
-    def committed(self) -> None:
-        """Forget the answers that rest there: their records are on disk."""
-        ...
-
-    def spent(self) -> str:
-        """Say in one line what was asked and what it cost; nothing where nothing was asked."""
-        ...
-
-    @staticmethod
-    def check(spec: Any) -> None:
-        """Look whether the server is there and takes the key, at no cost.
-
-        Raises:
-            InputError: it is not, or does not.
+        An engine whose work is done elsewhere sends the batch out here, and so gets the next ones
+        before it is asked for this one.
         """
-        ...
+        return partial(self.generate, requests, sampling, adapter)
 
-
-class Choose(Protocol):
-    """An engine's method `choose`, which engines that see token probabilities have besides."""
-
-    def __call__(
+    def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
     ) -> np.ndarray:
         """Return how likely each answer begins with each option, if it begins with one of them.
@@ -154,71 +153,80 @@ class Choose(Protocol):
         Returns:
             Probabilities [requests, options], float64; each row sums to 1. That of an option is
             the product over all its tokens that it does not share with every other option.
+
+        Raises:
+            InputError: the engine shows no token probabilities.
         """
-        ...
+        raise _no_probabilities(self)
 
+    def keep(self, path: Path) -> None:
+        """Store paid answers in a file until their records are on disk; read back earlier ones."""
 
-class Start(Protocol):
-    """An engine's method `start`, which engines that work elsewhere may have besides."""
+    def committed(self) -> None:
+        """Forget the stored answers: their records are on disk."""
 
-    def __call__(
-        self, requests: Sequence[Request], sampling: Any, adapter: Path | None = None
-    ) -> Callable[[], list[Completion]]:
-        """Begin on one planned batch, as `generate` would; what is returned waits for it."""
-        ...
+    def spent(self) -> str:
+        """Return in one line what was asked and what it cost; empty if nothing is to be said."""
+        return ""
 
+    @classmethod
+    def check(cls, spec: Any) -> None:
+        """Look, before any work, whether the engine can run here what a recipe names.
 
-AHEAD = 1  # batches that are begun before they are asked for
+        Args:
+            spec: an object of `Options`.
+
+        Raises:
+            InputError: it cannot.
+        """
 
 
 def in_turn(
     engine: Engine,
     batches: Iterable[Sequence[Request]],
-    sampling: Any,
+    sampling: Sampling,
     adapter: Path | None = None,
 ) -> Iterator[list[Completion]]:
     """Generate for one batch of a plan after the other.
 
-    An engine that can (`Start`) has begun on the next ones while one is looked at, so that workers
-    need not wait for this process.
+    The next ones have begun (`Engine.ahead`) while one is looked at, so that workers elsewhere need
+    not wait for this process.
 
     Args:
         engine: what generates.
         batches: each is made when it is its turn.
-        sampling: a `setbacks.recipe.Sampling`.
+        sampling: how tokens are drawn.
         adapter: a PEFT folder to answer with; None for the base model.
     """
-    start: Start | None = getattr(engine, "start", None)
-    if start is None:
-        for batch in batches:
-            yield engine.generate(batch, sampling, adapter)
-        return
     begun: deque[Callable[[], list[Completion]]] = deque()
     for batch in batches:
-        begun.append(start(batch, sampling, adapter))
-        if len(begun) > AHEAD:
+        begun.append(engine.start(batch, sampling, adapter))
+        if len(begun) > engine.ahead:
             yield begun.popleft()()
     while begun:
         yield begun.popleft()()
 
 
-def chooser(engine: Engine) -> Choose:
+def chooser(engine: Engine) -> Callable[..., np.ndarray]:
     """Return an engine's `choose`.
 
     Raises:
-        InputError: it has none.
+        InputError: the engine shows no token probabilities.
     """
-    choose: Choose | None = getattr(engine, "choose", None)
-    if choose is None:
-        raise InputError(
-            f'the engine of "{engine.name}" gives no token probabilities; name another engine, '
-            "such as `local`, or leave out what needs them"
-        )
-    return choose
+    if not engine.shows_probabilities:
+        raise _no_probabilities(engine)
+    return engine.choose
 
 
-def open_engine(spec: Any, language: str = "en") -> Engine:
-    """Open the engine that a `setbacks.recipe.Engine` names; nothing heavy is loaded yet.
+def _no_probabilities(engine: Engine) -> InputError:
+    return InputError(
+        f'the engine of "{engine.name}" gives no token probabilities; name another engine, such '
+        "as `local`, or leave out what needs them"
+    )
+
+
+def open_engine(spec: Spec, language: str = "en") -> Engine:
+    """Open the engine that a recipe's section names; nothing heavy is loaded yet.
 
     Raises:
         InputError: there is no engine, or no model, of that name.

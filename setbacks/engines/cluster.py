@@ -14,26 +14,51 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from setbacks.engines import Completion, Engine, Request, by_length, chooser, open_engine
+from pydantic import Field, model_validator
+
+from setbacks.engines import Completion, Engine, Request, by_length, open_engine
+from setbacks.engines.vllm import VLLMOptions
 from setbacks.errors import InputError, SetbacksError
+from setbacks.recipe import Engine as Spec
+from setbacks.recipe import Section
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from setbacks.recipe import Engine as Spec
     from setbacks.recipe import Sampling
-
-if find_spec("ray") is None:  # said when a recipe is checked, before any work
-    raise ImportError('it needs ray: pip install "setbacks[ray]"')
 
 SHARE = 4  # batches a worker in one group: the others seldom wait for the last one
 DEEP = 2  # batches that a worker holds: while it has one, the next is there
 DEATHS = 3  # so often may the workers of one batch die; then the batch is at fault
 
 
-class Cluster:
+class Settings(Section):
+    """Workers on a Ray cluster."""
+
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Number of workers, each with a whole model; null: one per GPU, or one per "
+        "machine without GPUs.",
+    )
+    engine: Literal["local", "vllm"] = Field("local", description="Engine in each worker.")
+
+
+class ClusterOptions(VLLMOptions):
+    """A model in each of many workers."""
+
+    ray: Settings | None = Field(None, description="The workers; null: all defaults.")
+
+    @model_validator(mode="after")
+    def _vllm_inside(self) -> Self:
+        if self.vllm is not None and (self.ray is None or self.ray.engine != "vllm"):
+            raise ValueError("vllm goes with ray.engine: vllm")
+        return self
+
+
+class Cluster(Engine):
     """Workers on a Ray cluster, each with a whole model.
 
     It joins the cluster that RAY_ADDRESS names, or one that runs on this machine; else it starts
@@ -45,15 +70,29 @@ class Cluster:
         language: of the Alpaca template, for models without a chat template.
     """
 
-    def __init__(self, spec: Spec, language: str = "en") -> None:
-        from setbacks.recipe import Ray
+    Options = ClusterOptions
+    ahead = 1  # workers have the next batches while this process writes one down
+    shows_probabilities = True  # where the engine inside does; it says so itself where not
 
-        self.told = spec.ray or Ray()
-        self.inner = spec.model_copy(update={"engine": self.told.engine, "ray": None})
+    def __init__(self, spec: ClusterOptions, language: str = "en") -> None:
+        self.settings = spec.ray or Settings()
+        inside = spec.model_dump(exclude={"ray"}) | {"engine": self.settings.engine}
+        self.inner = Spec.model_validate(inside)
+        self._tensor_parallel = spec.vllm.tensor_parallel if spec.vllm else 1
         self.language = language
         self.name = spec.model
         self._sent = 0  # batches so far
         self._back: dict[int, Any] = {}  # what came back of them, and nobody has asked for yet
+
+    @classmethod
+    def check(cls, spec: Spec) -> None:
+        """Look whether Ray is installed.
+
+        Raises:
+            InputError: it is not.
+        """
+        if find_spec("ray") is None:
+            raise InputError('engine: ray needs ray: pip install "setbacks[ray]"')
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into groups, each of them some batches of one process."""
@@ -85,7 +124,7 @@ class Cluster:
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
     ) -> np.ndarray:
-        """Return how likely each answer begins with each option (`setbacks.engines.Choose`)."""
+        """Return how likely each answer begins with each option (`Engine.choose`)."""
         import numpy as np
 
         numbers = self._send("choose", requests, options, adapter and adapter.absolute())
@@ -165,12 +204,12 @@ class Cluster:
                 "RAY_ADDRESS"
             ) from error
         here = ray.cluster_resources()
-        self._gpus = self.inner.vllm.tensor_parallel if self.inner.vllm else 1
+        self._gpus = self._tensor_parallel
         if here.get("GPU", 0) < self._gpus or self.inner.device == "cpu":
             self._gpus = 0
         room = int(here["GPU"] // self._gpus if self._gpus else here.get("CPU", 0))
         machines = sum(node["Alive"] for node in ray.nodes())
-        number = self.told.workers or (room if self._gpus else machines)
+        number = self.settings.workers or (room if self._gpus else machines)
         if number > room:
             raise InputError(
                 f"ray.workers: {number}, but the cluster has room for {room} "
@@ -217,7 +256,7 @@ class Worker:
         written down first.
         """
         try:
-            ask = chooser(self.engine) if what == "choose" else self.engine.generate
+            ask = self.engine.choose if what == "choose" else self.engine.generate
             return number, ask(requests, *told)
         except Exception as error:
             return number, error

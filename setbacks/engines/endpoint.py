@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, NonNegativeInt
 
-from setbacks.engines import Completion, Request, by_length
+from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.engines.endpoint_options import EndpointOptions
 from setbacks.errors import InputError, SetbacksError
 from setbacks.journal import failed_write, private
 from setbacks.prompts import fill, prompts
@@ -31,7 +32,6 @@ from setbacks.records import Finish, digest
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from setbacks.recipe import Engine as Spec
     from setbacks.recipe import Sampling
 
 FIRST = 4  # requests at once, to begin with
@@ -105,7 +105,7 @@ class Reply(BaseModel):
     usage: Usage | None = None
 
 
-class Endpoint:
+class Endpoint(Engine):
     """A model behind a server.
 
     Args:
@@ -113,8 +113,10 @@ class Endpoint:
         language: of the words that ask for the beginning of an answer.
     """
 
-    def __init__(self, spec: Spec, language: str = "en") -> None:
-        assert spec.endpoint is not None  # the recipe sees to it
+    Options = EndpointOptions
+    elsewhere = True
+
+    def __init__(self, spec: EndpointOptions, language: str = "en") -> None:
         self.spec = spec
         self.told = spec.endpoint
         self.language = language
@@ -127,8 +129,8 @@ class Endpoint:
         self._resting: dict[str, Completion] = {}
         self._file: Path | None = None
 
-    @staticmethod
-    def check(spec: Spec) -> None:
+    @classmethod
+    def check(cls, spec: EndpointOptions) -> None:
         """Look whether the server is there and takes the key: its list of models costs nothing.
 
         Raises:
@@ -136,7 +138,7 @@ class Endpoint:
         """
         from anyio.from_thread import start_blocking_portal
 
-        engine = Endpoint(spec)
+        engine = cls(spec)
         if spec.chat_template != "own":
             raise InputError(
                 f"{engine._where}: chat_template: {spec.chat_template} is for the local engine; a "
@@ -175,7 +177,7 @@ class Endpoint:
         with start_blocking_portal() as portal:
             return portal.call(self._batch, requests, sampling)
 
-    # -- what an engine elsewhere has besides (`setbacks.engines.Remote`) -------------------------
+    # -- what a model elsewhere needs besides -----------------------------------------------------
 
     def keep(self, path: Path) -> None:
         """Let answers rest in a file, and take up those that a stopped run left there."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.chat import encode
 from setbacks.embedded import resolve
-from setbacks.engines import Completion, Request, by_length
+from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.engines.decoding import Running, decode_by_products, likeliest, pack
 from setbacks.engines.reading import read
 from setbacks.errors import InputError
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from setbacks.recipe import Sampling
 
 
-class Local:
+class Local(Engine):
     """A transformers model that answers batches of requests.
 
     Args:
         spec: the model and how it is run.
         language: of the Alpaca template, for models without a chat template.
     """
+
+    shows_probabilities = True
 
     def __init__(self, spec: Spec, language: str = "en") -> None:
         self.spec = spec
@@ -99,7 +101,7 @@ class Local:
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
     ) -> np.ndarray:
-        """Return how likely each answer begins with each option (`setbacks.engines.Choose`).
+        """Return how likely each answer begins with each option (`Engine.choose`).
 
         Args:
             requests: a batch of the plan.

@@ -16,24 +16,42 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from setbacks.adapters import check_adapter, check_tokenizer
 from setbacks.embedded import resolve
-from setbacks.engines import Completion, Request, by_length
+from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.engines.local import encode_request
 from setbacks.errors import InputError
 from setbacks.models import load_tokenizer
+from setbacks.recipe import Engine as Spec
+from setbacks.recipe import Section
 
 if TYPE_CHECKING:
-    from setbacks.recipe import Engine as Spec
     from setbacks.recipe import Sampling
-
-if find_spec("vllm") is None:  # said when a recipe is checked, before any work
-    raise ImportError("it needs vllm, in an environment of its own: see docs/engines.md")
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has room for: its MaxLoRARanks
 
 
-class VLLM:
+class Settings(Section):
+    """How vLLM runs a model."""
+
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model.")
+    memory: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory for weights and cache."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Longest prompt and response, in tokens; null: the model's own."
+    )
+
+
+class VLLMOptions(Spec):
+    """A model that vLLM runs."""
+
+    vllm: Settings | None = Field(None, description="How vLLM runs it; null: all defaults.")
+
+
+class VLLM(Engine):
     """A model that vLLM runs.
 
     Args:
@@ -41,16 +59,28 @@ class VLLM:
         language: of the Alpaca template, for models without a chat template.
     """
 
-    def __init__(self, spec: Spec, language: str = "en") -> None:
-        from setbacks.recipe import VLLM as Told
+    Options = VLLMOptions
 
+    def __init__(self, spec: VLLMOptions, language: str = "en") -> None:
         self.spec = spec
-        self.told = spec.vllm or Told()
+        self.settings = spec.vllm or Settings()
         self.language = language
         self.name = spec.model
         self._model: Any = None
         self._rank = 0  # the highest of an adapter that the loaded model has room for
         self._adapters: dict[Path, int] = {}
+
+    @classmethod
+    def check(cls, spec: Spec) -> None:
+        """Look whether vLLM is installed.
+
+        Raises:
+            InputError: it is not.
+        """
+        if find_spec("vllm") is None:
+            raise InputError(
+                "engine: vllm needs vllm, in an environment of its own: see docs/engines.md"
+            )
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
@@ -144,9 +174,9 @@ class VLLM:
                 revision=self.spec.revision,
                 dtype=self.spec.dtype,
                 trust_remote_code=self.spec.trust_remote_code,
-                tensor_parallel_size=self.told.tensor_parallel,
-                gpu_memory_utilization=self.told.memory,
-                max_model_len=self.told.max_length,
+                tensor_parallel_size=self.settings.tensor_parallel,
+                gpu_memory_utilization=self.settings.memory,
+                max_model_len=self.settings.max_length,
                 max_num_seqs=self.spec.batch_size,
                 enable_prefix_caching=True,
                 **lora,

@@ -213,7 +213,7 @@ class Bench:
         return [made[index] for index in range(len(items))]
 
 
-class Grader:
+class Grader(Engine):
     """Inspect's model role "grader" as an engine, so that any of its providers can judge."""
 
     name = "grader"

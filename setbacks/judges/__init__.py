@@ -95,13 +95,15 @@ def check_judge(spec: JudgeSpec) -> Any:
         raise InputError(
             f"judges: {spec.judge} needs other judges of the recipe, such as `of: [probe, llm]`"
         )
-    if spec.verdict == "probability" and spec.engine is not None:
-        kind_of_engine = plugin("engines", spec.engine.engine)
-        if not hasattr(kind_of_engine, "choose"):
-            raise InputError(
-                f"judges: {spec.judge}: the engine {spec.engine.engine} gives no token "
-                "probabilities; leave out `verdict: probability`, or name another engine"
-            )
+    if (
+        spec.verdict == "probability"
+        and spec.engine is not None
+        and not plugin("engines", spec.engine.engine).shows_probabilities
+    ):
+        raise InputError(
+            f"judges: {spec.judge}: the engine {spec.engine.engine} gives no token "
+            "probabilities; leave out `verdict: probability`, or name another engine"
+        )
     weights = getattr(kind, "weights", None)
     if weights is not None and spec.engine is None:
         raise InputError(

@@ -89,7 +89,6 @@ class Guard:
 
     def _likely(self, requests: Sequence[Request], said: Sequence[Opinion]) -> dict[int, float]:
         """How likely "harmful" was where a verdict was given, after what the model wrote before."""
-        choose = getattr(self.engine, "choose", None)
         begun = {
             index: Request(
                 request.prompt,
@@ -103,10 +102,10 @@ class Guard:
             and opinion.raw is not None
             and (found := self.form.search(opinion.raw))
         }
-        if choose is None or not begun:
+        if not self.engine.shows_probabilities or not begun:
             return {}
         options = {before + word: bad for before in self.before for word, bad in self.words.items()}
-        shares = choose(list(begun.values()), list(options)) @ [
+        shares = self.engine.choose(list(begun.values()), list(options)) @ [
             float(bad) for bad in options.values()
         ]
         return {index: round(float(p), 6) for index, p in zip(begun, shares, strict=True)}

@@ -46,7 +46,7 @@ def introspect(
         adapter: the trained adapter's folder, which also writes an analysis; None reads before.
     """
     engine = run.engine(run.recipe.model)
-    if not run.method.learns_analyses or not hasattr(engine, "choose"):
+    if not run.method.learns_analyses or not engine.shows_probabilities:
         return []
     recipe = run.recipe
     stage: Stage = "introspect" if adapter else "preflight"

@@ -1,31 +1,45 @@
-"""Echo: an engine that repeats what it is told."""
+"""Echo: an engine that repeats the end of its prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from setbacks.engines import Completion, Request, by_length
-from setbacks.recipe import Engine, Sampling
+from pydantic import Field
+
+from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.recipe import Engine as Model
+from setbacks.recipe import Sampling
 
 
-class Echo:
+class Options(Model):
+    """A model whose prompts are repeated."""
+
+    echo_words: int | None = Field(
+        None, ge=1, description="Words to repeat; null: as many as the sampling allows."
+    )
+
+
+class Echo(Engine):
     """Answers with the last words of the prompt."""
 
-    def __init__(self, spec: Engine, language: str = "en") -> None:
+    Options = Options
+
+    def __init__(self, spec: Options, language: str = "en") -> None:
         self.name = spec.model
-        self.batch_size = spec.batch_size
+        self.spec = spec
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches of indices."""
-        return by_length([len(request.prompt) for request in requests], self.batch_size)
+        return by_length([len(request.prompt) for request in requests], self.spec.batch_size)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
     ) -> list[Completion]:
         """Answer one planned batch, in order."""
-        made = []
+        number = min(self.spec.echo_words or sampling.max_new_tokens, sampling.max_new_tokens)
+        completions = []
         for request in requests:
             words = request.prompt.split()
-            said = words[-sampling.max_new_tokens :]
-            text = " ".join([request.prefill, *said]).strip()
-            made.append(Completion(text, "stop", prompt_tokens=len(words), tokens=len(said)))
-        return made
+            answer = words[-number:]
+            text = " ".join([request.prefill, *answer]).strip()
+            completions.append(Completion(text, "stop", len(words), len(answer)))
+        return completions

@@ -1,0 +1,100 @@
+"""What a recipe says of a server: its address, key, patience, price and budget."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, JsonValue, model_validator
+
+from setbacks.recipe import Engine, Section
+
+
+class Price(Section):
+    """What a server charges, in whatever currency."""
+
+    input: float = Field(ge=0, allow_inf_nan=False, description="For a million prompt tokens.")
+    output: float = Field(ge=0, allow_inf_nan=False, description="For a million tokens made.")
+
+
+class Budget(Section):
+    """What one command may spend at a server before it stops; null: no limit."""
+
+    tokens: int | None = Field(None, ge=1, description="Tokens, read and made.")
+    money: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="In the currency of `price`."
+    )
+
+
+class Server(Section):
+    """A server that speaks OpenAI's chat completions."""
+
+    base_url: str = Field(description="Its address, such as `https://api.openai.com/v1`.")
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="The environment variable that holds the key, such as `OPENAI_API_KEY`; "
+        "null: no key. The key itself never stands in a recipe.",
+    )
+    concurrency: int = Field(
+        32, ge=1, le=1000, description="Most requests at once; fewer where the server is crowded."
+    )
+    timeout: float = Field(
+        120,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds for one answer, after which it is asked for again.",
+    )
+    retries: int = Field(5, ge=0, le=20, description="More tries of a request that failed.")
+    failures: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Stop where more than this share of the requests fails, after all tries.",
+    )
+    prefill: Literal["fold", "continue"] = Field(
+        "fold",
+        description="How an answer is begun: `fold` asks for it in the prompt; `continue` sends "
+        "the beginning for the server to go on from (vLLM, SGLang).",
+    )
+    body: dict[str, JsonValue] = Field(
+        {},
+        description="Further keys of each request, such as {top_k: 50}; null leaves out one of "
+        "ours, such as {temperature: null}.",
+    )
+    price: Price | None = Field(None, description="What it charges; null: not counted.")
+    budget: Budget = Field(Budget(), description="What one command may spend there.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Server:
+        try:
+            url = urlsplit(self.base_url)
+            sound = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ValueError("base_url should be an address such as https://api.openai.com/v1")
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError(
+                "base_url should hold no user, password or query: it is written to disk; name the "
+                "key's environment variable in api_key_env"
+            )
+        if ours := sorted({"model", "messages", "stream", "n"} & self.body.keys()):
+            raise ValueError(f'"{ours[0]}" in body is not yours to set')
+        if self.budget.money is not None and self.price is None:
+            raise ValueError("budget.money needs price: {input: ..., output: ...}")
+        return self
+
+
+class EndpointOptions(Engine):
+    """A model behind a server."""
+
+    on_disk: ClassVar[bool] = False
+    endpoint: Server = Field(description="Where the server is, and how it is asked.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_server(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("endpoint"):
+            raise ValueError("engine: endpoint needs endpoint: {base_url: ...}")
+        return data

@@ -1,0 +1,61 @@
+"""`setbacks list`: what a recipe or a command can name, with a line on each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from setbacks.errors import InputError, SetbacksError, nearest
+from setbacks.plugins import installed, plugin
+from setbacks.sources import PRESETS, builtin_sets
+
+PARTS = ("methods", "judges", "engines", "studies")
+KINDS = (*PARTS, "sets", "presets")
+
+
+def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
+    """Return the names of each kind, and what each is in a line.
+
+    Args:
+        kinds: some of `KINDS`.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    found = {}
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(
+                f'unknown kind "{kind}".{nearest(kind, KINDS)} Available: {", ".join(KINDS)}'
+            )
+        if kind in PARTS:
+            found[kind] = {name: _summary(kind, name) for name in sorted(installed(kind))}
+        elif kind == "sets":
+            found[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
+        else:
+            found[kind] = {name: preset.note for name, preset in sorted(PRESETS.items())}
+    return found
+
+
+def show(found: dict[str, dict[str, str]], as_json: bool = False) -> None:
+    """Print what `listing` returned as tables, or as JSON."""
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    for kind, names in found.items():
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, pad_edge=False)
+        for name, summary in names.items():
+            table.add_row(name, summary)
+        Console().print(table)
+
+
+def _summary(kind: str, name: str) -> str:
+    """The first line of a part's documentation; why it cannot be loaded, where it cannot."""
+    try:
+        text = plugin(kind, name).__doc__ or ""
+    except SetbacksError as error:
+        return str(error)
+    return text.strip().partition("\n")[0]
