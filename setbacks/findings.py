@@ -64,7 +64,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield level, prefix + text
     yield from _disagreements(result["judges"])
     for row in result["agreement"]:
-        if row["alpha"] and row["alpha"][0] < RELIABLE:
+        if row["alpha"] and row["alpha"][1] is not None and row["alpha"][0] < RELIABLE:
             value, low, high = row["alpha"]
             yield (
                 "warning",

@@ -502,6 +502,7 @@ def pooled(rows: Sequence[tuple[float, float, float, int]]) -> Worth:
 # The measures of `agreement`, in its order.
 MEASURES = ("auc", "kappa", "sensitivity", "specificity", "ece")
 BINS = 10  # of equal width, for the calibration error
+FEWEST_RATED = 10  # answers; an interval of agreement from fewer would be a guess
 AGREEMENT_RESAMPLES = 2_000
 
 
@@ -585,39 +586,56 @@ def _agree(labels: Any, score: Any, says: Any, weights: Any) -> Any:
     return np.stack([auc, kappa, sensitivity, specificity, off], axis=1)
 
 
-def alpha(questions: Sequence[str], verdicts: Sequence[Sequence[bool | None]]) -> Any:
-    """Return how far several judges agree beyond chance, as [value, low, high]; None if undefined.
+def alpha(
+    questions: Sequence[str], ratings: Sequence[Sequence[int | None]], ordinal: bool = False
+) -> Any:
+    """Return how far several raters agree beyond chance, as [value, low, high]; None if undefined.
 
-    Krippendorff's alpha for yes and no: 1 is full agreement, 0 is chance. It is undefined where no
-    answer has two verdicts, or where all verdicts are alike. The interval is a 95 % percentile
-    bootstrap that resamples questions.
+    Krippendorff's alpha: 1 is full agreement, 0 is chance. It is undefined where no answer has two
+    ratings, or where all ratings are alike. The interval is a 95 % percentile bootstrap that
+    resamples questions; from fewer than `FEWEST_RATED` answers, or full agreement, there is none.
 
     Args:
         questions: names what belongs together, shape (n,).
-        verdicts: what each judge said of each answer, None where it said nothing, (n, judges).
+        ratings: what each rater said of each answer, None where nothing was said, (n, raters).
+        ordinal: whether ratings are grades; otherwise they are names, such as yes and no.
 
-    Source: Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, sections B and C.
+    Source: Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, sections B to E.
     """
     import numpy as np
 
-    counts = np.array([(list(row).count(False), list(row).count(True)) for row in verdicts])
-    pairable = counts.reshape(-1, 2).sum(axis=1) >= 2
-    if not pairable.any():
+    levels = sorted({int(r) for row in ratings for r in row if r is not None})
+    counts = np.array([[list(row).count(level) for level in levels] for row in ratings], float)
+    each = counts.reshape(len(ratings), len(levels)).sum(axis=1)
+    pairable = each >= 2
+    if len(levels) < 2 or not pairable.any():
         return None
-    no, yes = counts[pairable].T.astype(float)
-    split = 2 * no * yes / (no + yes - 1)
+    counts, each = counts[pairable], each[pairable]
+    # Coincidences of two levels within an answer, section C.
+    pairs = counts[:, :, None] * counts[:, None, :]
+    pairs[:, range(len(levels)), range(len(levels))] -= counts
+    pairs /= (each - 1)[:, None, None]
     _, index = np.unique(np.asarray(questions)[pairable], return_inverse=True)
 
     def reliability(weights: Any) -> Any:
-        no_, yes_ = weights @ no, weights @ yes
-        total = no_ + yes_
-        chance = 2 * no_ * yes_ / (total * (total - 1))
+        together = np.tensordot(weights, pairs, axes=1)
+        totals = weights @ counts
+        if ordinal:  # section E: grades as far apart as there are ratings between them
+            middles = totals.cumsum(axis=1) - totals / 2
+            apart = (middles[:, :, None] - middles[:, None, :]) ** 2
+        else:
+            apart = 1.0 - np.eye(len(levels))[None]
+        expected = totals[:, :, None] * totals[:, None, :] * apart
+        number = totals.sum(axis=1)
+        chance = expected.sum(axis=(1, 2)) / np.maximum(number - 1, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return 1 - np.where(chance > 0, weights @ split / total / chance, np.nan)
+            return 1 - np.where(chance > 0, (together * apart).sum(axis=(1, 2)) / chance, np.nan)
 
-    value = float(reliability(np.ones((1, len(no))))[0])
+    value = float(reliability(np.ones((1, len(counts))))[0])
     if np.isnan(value):
         return None
+    if len(counts) < FEWEST_RATED or value == 1:  # no wider than a point
+        return [round(value, 3), None, None]
     clusters = int(index.max()) + 1
     generator = np.random.default_rng(SEED)
     even = np.full(clusters, 1 / clusters)

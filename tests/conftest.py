@@ -50,6 +50,8 @@ asked = []  # every batch, in order: (requests, sampling, adapter)
 
 
 class Rules(Engine):
+    '''Answers by simple rules, named as models are.'''
+
     def __init__(self, spec, language="en"):
         self.name, self.batch_size = Path(spec.model).name, spec.batch_size
 

@@ -236,6 +236,9 @@ def test_disagreements_are_listed_until_somebody_settles_them():
     assert labels.disagreements([*rows, said("x", "Ada", final=True)]) == []
 
 
+EACH = {name: name for name in [*map(str, range(20)), "alone"]}  # an answer to each question
+
+
 def test_alpha_of_the_textbook_example():
     """Krippendorff (2011), example A: two observers, ten units, alpha 0.095."""
     meg, owen = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
@@ -246,19 +249,19 @@ def test_alpha_of_the_textbook_example():
     ]
     alone = said("alone", "Meg", harmful=True)  # one label is no agreement
     unsure = [said(str(i), "Third", harmful=True, unsure=True) for i in range(10)]
-    found = labels.alpha([*rows, alone, *unsure], "harmful")
+    found = labels.alpha([*rows, alone, *unsure], "harmful", EACH)
     assert (round(found.value, 3), found.n) == (0.095, 10)
     assert found.low < found.value < found.high
     (pair,) = labels.kappas(rows, "harmful")
     # Cohen: agreement 6 / 10, by chance (8 * 6 + 2 * 4) / 100.
     assert pair.kappa.value == pytest.approx((0.6 - 0.56) / (1 - 0.56))
     assert (pair.first, pair.second, pair.kappa.n) == ("Meg", "Owen", 10)
-    assert labels.alpha(rows[:1], "harmful") == (None, None, None, 0)
+    assert labels.alpha(rows[:1], "harmful", EACH) == (None, None, None, 0)
 
 
 def test_agreement_is_not_defined_where_all_say_the_same():
     rows = [said(str(i), name) for i in range(12) for name in ("Ada", "Ben")]
-    assert labels.alpha(rows, "harmful") == (None, None, None, 12)
+    assert labels.alpha(rows, "harmful", EACH) == (None, None, None, 12)
     assert labels.kappas(rows, "harmful")[0].kappa == (None, None, None, 12)
 
 
@@ -267,7 +270,9 @@ def test_alpha_of_scores_minds_how_far_they_are_apart():
             (("Ada", 0), ("Ben", i % 2))]  # fmt: skip
     far = [said(str(i), n, helpful=1 + (i + 3 * d) % 5 * 2) for i in range(20) for n, d in
            (("Ada", 0), ("Ben", i % 2))]  # fmt: skip
-    assert labels.alpha(near, "helpful").value > 0.9 > labels.alpha(far, "helpful").value
+    assert (
+        labels.alpha(near, "helpful", EACH).value > 0.9 > labels.alpha(far, "helpful", EACH).value
+    )
 
 
 def test_a_label_counts_for_all_that_reads_the_same_and_carries_its_probability():

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setbacks import statistics
+from setbacks.review import labels as people
+from setbacks.review.labels import Label
 from setbacks.statistics import Difference, Estimate, Sample, Worth
 
 FEW = settings(max_examples=40, deadline=None)
@@ -431,8 +433,44 @@ def test_alpha_is_the_published_one():
     assert value == pytest.approx(0.095, abs=5e-4) and low < value < high
 
 
+@pytest.mark.parametrize("ordinal", [False, True])
+def test_alpha_of_grades_is_that_of_the_library(ordinal):
+    import krippendorff
+
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        truth = generator.integers(1, 11, 40)
+        rows = [
+            [int(np.clip(t + generator.integers(-2, 3), 1, 10)) for _ in range(3)] for t in truth
+        ]
+        level = "ordinal" if ordinal else "nominal"
+        data = [[row[j] for row in rows] for j in range(3)]
+        expected = krippendorff.alpha(reliability_data=data, level_of_measurement=level)
+        found = statistics.alpha([str(i) for i in range(40)], rows, ordinal)
+        assert found[0] == pytest.approx(expected, abs=5e-4)
+
+
+def test_an_agreement_has_one_interval_wherever_it_is_shown():
+    """Judges in the report and people on the review page: the same ratings, the same figures."""
+    questions = [f"question {i % 5}" for i in range(30)]
+    rows = [(i % 3 == 0, i % 4 == 0) for i in range(30)]
+    made = [
+        Label(answer=str(i), reviewer=name, harmful=value)
+        for i, row in enumerate(rows)
+        for name, value in zip(("Ada", "Ben"), row, strict=True)
+    ]
+    by_people = people.alpha(made, "harmful", {str(i): q for i, q in enumerate(questions)})
+    assert [*by_people[:3]] == statistics.alpha(questions, rows)
+
+
+def test_an_agreement_of_few_answers_has_no_interval():
+    value, low, high = statistics.alpha(list("abcd"), said("0011", "0111"))
+    assert value is not None and low is None and high is None
+
+
 def test_alpha_is_that_of_the_library():
-    krippendorff = pytest.importorskip("krippendorff")
+    import krippendorff
+
     generator = np.random.default_rng(0)
     for _ in range(20):
         truth = generator.random(60) < 0.4

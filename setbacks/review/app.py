@@ -297,10 +297,11 @@ def make(
             state = store.state()
             if not measured or measured[0].state != state:
                 labels = store.labels()
+                questions = {id_: a.instruction for id_, a in store.batch.answers.items()}
                 measured[:] = [
                     Agreement(
                         state,
-                        {task: alpha(labels, task) for task in TASKS},
+                        {task: alpha(labels, task, questions) for task in TASKS},
                         _by_pair({task: kappas(labels, task) for task in PAIRED}),
                         len(disagreements(labels)),
                     )

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from setbacks import statistics
 from setbacks.records import Verdict, digest
 from setbacks.review.answers import Batch
 
 Task = Literal["harmful", "refused", "helpful"]
 TASKS: dict[Task, str] = {"harmful": "Harmful", "refused": "Refused", "helpful": "Helpful, 1 to 10"}
 APART = 4  # points of ten by which two Helpful Scores differ too much
-DRAWS = 300  # of the bootstrap
 FEWEST = 10  # answers; an interval from fewer would be a guess
 LONGEST_NOTE = 2_000
 LONGEST_NAME = 60
@@ -216,35 +216,23 @@ def verdicts(batch: Batch, labels: Iterable[Label]) -> dict[str, list[Verdict]]:
 MARK = "review page"  # how its own verdicts are told from those of another hand
 
 
-def alpha(labels: Sequence[Label], task: Task) -> Measured:
-    """Return Krippendorff's alpha over the answers that at least two people labelled.
+def alpha(labels: Sequence[Label], task: Task, questions: Mapping[str, str]) -> Measured:
+    """Return Krippendorff's alpha over the answers that at least two people labeled.
 
-    1 is full agreement, 0 is what chance gives. Not defined where all say the same. The interval is
-    a percentile bootstrap over answers.
-
-    Source: Krippendorff (2011), Computing Krippendorff's Alpha-Reliability; nominal for harm and
-    refusal, ordinal for scores.
+    Args:
+        labels: of any answers.
+        task: what was asked. Scores are grades; harm and refusal are yes or no.
+        questions: the instruction of each answer; the interval resamples instructions.
     """
-    import numpy as np
-
-    domain = list(range(1, 11)) if task == "helpful" else [0, 1]
-    counts = np.array(
-        [
-            [sum(value == level for value in said) for level in domain]
-            for said in (_said(group, task) for group in by_answer(labels).values())
-            if len(said) > 1
-        ],
-        int,
-    )
-    n = len(counts)
-    value = _alpha(counts, domain, task) if n else None
-    if value is None or n < FEWEST or value == 1:
-        return Measured(value, None, None, n)
-    generator = np.random.default_rng(0)
-    draws = [_alpha(counts[generator.integers(n, size=n)], domain, task) for _ in range(DRAWS)]
-    defined = [draw for draw in draws if draw is not None]
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Measured(value, float(low), float(high), n)
+    rated = {
+        answer: votes
+        for answer, group in by_answer(labels).items()
+        if len(votes := _said(group, task)) > 1
+    }
+    asked = [questions[answer] for answer in rated]
+    found = statistics.alpha(asked, list(rated.values()), ordinal=task == "helpful")
+    value, low, high = found or (None, None, None)
+    return Measured(value, low, high, len(rated))
 
 
 def kappas(labels: Sequence[Label], task: Task) -> list[Pair]:
@@ -314,17 +302,3 @@ def _majority(votes: Iterable[bool | None]) -> bool | None:
     said = [vote for vote in votes if vote is not None]
     yes = sum(said)
     return None if 2 * yes == len(said) else 2 * yes > len(said)
-
-
-def _alpha(counts: Any, domain: list[int], task: Task) -> float | None:
-    import krippendorff
-
-    if (counts.sum(0) > 0).sum() < 2:
-        return None  # all say the same
-    return float(
-        krippendorff.alpha(
-            value_counts=counts,
-            value_domain=domain,
-            level_of_measurement="ordinal" if task == "helpful" else "nominal",
-        )
-    )
