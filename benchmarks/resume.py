@@ -22,10 +22,6 @@ from setbacks.records import Response, digest
 from setbacks.runfolder import RunFolder
 
 
-class Asked(Exception):
-    """Raised at the moment at which work would go on."""
-
-
 def main() -> None:
     """Time it, print one table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -39,8 +35,8 @@ def main() -> None:
         batches = [[records[index] for index in batch] for batch in plan]
         with RunFolder(folder, Recipe()) as run:
             journal = run.journal("responses/vanilla.jsonl", Response)
-            for batch in batches[:-1]:
-                journal.batch(batch, lambda work: work)
+            for batch in journal.pending(batches[:-1]):
+                journal.commit(batch, batch)
         size = (folder / "responses/vanilla.jsonl").stat().st_size
         seconds = min(resume(folder, batches) for _ in range(3))
     row = {"records": told.records, "megabytes": round(size / 1e6, 1), "seconds": round(seconds, 2)}
@@ -74,20 +70,13 @@ def response(number: int) -> Response:
 
 def resume(folder: Path, batches: list[list[Response]]) -> float:
     """Open the folder and walk through the plan until there is work; return the seconds."""
-
-    def ask(work: object) -> list[Response]:
-        raise Asked
-
     start = time.perf_counter()
     with RunFolder(folder) as run:
         by_length([len(record.instruction) for batch in batches for record in batch], 128)
         journal = run.journal("responses/vanilla.jsonl", Response)
-        try:
-            for batch in batches:
-                journal.batch(batch, ask)
-        except Asked:
-            return time.perf_counter() - start
-    raise SystemExit("there was nothing left to do")
+        if not journal.pending(batches):
+            raise SystemExit("there was nothing left to do")
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

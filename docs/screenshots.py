@@ -97,7 +97,7 @@ def write_run(folder: Path) -> Path:
                 )
                 for prompt, texts in PROMPTS.items()
             ]
-            run.journal(f"responses/{arm}.jsonl", Response).batch(records, list)
+            run.journal(f"responses/{arm}.jsonl", Response).write(records)
     return folder
 
 

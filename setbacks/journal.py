@@ -101,42 +101,55 @@ class Journal(Generic[R]):
         self.records: Records[R] = Records(path, kind, self._starts)
         """Those of the batches so far."""
 
-    def batch(self, work: Sequence[W], do: Callable[[Sequence[W]], Sequence[R]]) -> list[R] | None:
-        """Do one planned batch, unless it is on disk already; on return it is on disk.
+    def pending(self, batches: Sequence[Sequence[W]]) -> Sequence[Sequence[W]]:
+        """Return the planned batches that are not on disk yet: what is there is a beginning of it.
+
+        A part of a batch, as a crash leaves it, is cut off.
 
         Args:
-            work: the batch; `work[i].id` is the id of the record that `do` makes of it.
-            do: makes the records, one for each piece of work, in order.
-
-        Returns:
-            The records made now, or None if they were there.
+            batches: the plan, or its next part; `batch[i].id` is the id of the record to be.
 
         Raises:
-            InputError: what is on disk came from other work (the data behind the run has changed).
-            SetbacksError: the disk is full or fails; what was committed before is kept.
+            InputError: what is on disk came from another plan (the data behind the run changed).
+            SetbacksError: the disk fails.
         """
-        there = self._next(len(work))
-        for number, (planned, line) in enumerate(zip(work, there, strict=False), len(self)):
-            if (found := self._id(number, line)) != planned.id:
-                raise InputError(
-                    f"{self.path}: line {number + 1} holds record {found} where {planned.id} was "
-                    "planned: the data behind this run has changed; use a new folder, or redo "
-                    "with --from"
-                )
-        if len(there) == len(work):
+        for at, batch in enumerate(batches):
+            there = self._next(len(batch))
+            for number, (planned, line) in enumerate(zip(batch, there, strict=False), len(self)):
+                if (found := self._id(number, line)) != planned.id:
+                    raise InputError(
+                        f"{self.path}: line {number + 1} holds record {found} where {planned.id} "
+                        "was planned: the data behind this run has changed; use a new folder, or "
+                        "redo with --from"
+                    )
+            if len(there) < len(batch):
+                if there:
+                    self._cut_off(len(there))
+                return batches[at:]
             self._account_for(there)
-            return None
-        if there:
-            self.log(
-                f"{self.path.name}: {len(there)} records of an unfinished batch cut off, to be "
-                "made again"
+        return []
+
+    def commit(self, batch: Sequence[W], records: Sequence[R]) -> None:
+        """Append the records of a pending batch; on return they are on disk.
+
+        Args:
+            batch: the next pending one.
+            records: one for each piece of work, in order.
+
+        Raises:
+            SetbacksError: the records are not those of the batch; or the disk is full or fails,
+                and what was committed before is kept.
+        """
+        if [record.id for record in records] != [work.id for work in batch]:
+            raise SetbacksError(
+                f"{self.path.name}: the records of a batch do not have the ids that were planned"
             )
-            with writing(self.path):
-                os.truncate(self.path, self._end)
-            self._size = self._end
-        made = list(do(work))
-        self._append(made)
-        return made
+        self._append(records)
+
+    def write(self, records: Sequence[R]) -> None:
+        """Commit records that are made already, as one batch, unless they are on disk."""
+        for batch in self.pending([records]):
+            self.commit(batch, batch)
 
     def __len__(self) -> int:
         """How many records the planned batches so far account for."""
@@ -154,6 +167,15 @@ class Journal(Generic[R]):
                 "the data behind this run has changed; use a new folder, or redo with --from"
             )
         return self.records
+
+    def _cut_off(self, number: int) -> None:
+        """Cut off the records of a batch that was not finished."""
+        self.log(
+            f"{self.path.name}: {number} records of an unfinished batch cut off, to be made again"
+        )
+        with writing(self.path):
+            os.truncate(self.path, self._end)
+        self._size = self._end
 
     def _next(self, number: int | None) -> list[bytes]:
         """So many lines that follow the batches so far, or all, as far as there are any."""

@@ -126,7 +126,7 @@ def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]
 
 def _owner(cls: type[PartSection], key: Any) -> str | None:
     """The installed part that has an option of this name."""
-    parts = sorted(installed(cls.group))
+    parts = sorted(installed(cls.group), key=lambda name: (name != key, name))
     return next((n for n in parts if key in options_of(cls.group, n).model_fields), None)
 
 

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,9 +30,10 @@ from setbacks.plugins import plugin
 from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.records import Record, digest
+from setbacks.work import Work
 
 if TYPE_CHECKING:
-    from setbacks.engines import Completion, Engine, Request
+    from setbacks.engines import Engine
     from setbacks.methods import Method
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class RunFolder:
         self._redo = redo
         self._show = show
         self._engines: dict[str, Engine] = {}
+        self._booked = 0.0  # money that costs.jsonl has
+        self._stage = "induce"  # the one that works
 
     def __enter__(self) -> RunFolder:
         if self._redo is not None and self._redo not in STAGES:
@@ -120,102 +123,31 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         try:
+            if self._unbooked() > 0:
+                self.spend(self._stage, 0.0, 0, 0, 0)  # for a batch that failed: paid all the same
             for engine in self._remote():
-                if said := engine.spent():
-                    log.info(said)
-                    self.log(said)
+                if summary := engine.spent():
+                    log.info(summary)
+                    self.log(summary)
         finally:
             self._engines.clear()
             self._lock.release()
 
     # -- what stages use ------------------------------------------------------------------------
 
-    def carry_out(
-        self,
-        journal: Journal[R],
-        stage: Stage,
-        batches: Sequence[Sequence[W]],
-        do: Callable[[Sequence[W]], tuple[Sequence[R], int, int]],
-        label: str = "",
-    ) -> None:
-        """Do the planned batches that are not on disk yet, with progress and cost.
+    def work(
+        self, journal: Journal[R], stage: Stage, batches: Sequence[Sequence[W]], label: str = ""
+    ) -> Work[R, W]:
+        """Return what is left of a plan, with progress and cost; see `setbacks.work`.
 
         Args:
             journal: where the records go.
             stage: whose time and tokens these are.
             batches: the whole plan, in order.
-            do: makes a batch's records; returns them, the prompt tokens read and the tokens made.
             label: what the progress line says beside the stage's name.
         """
-        name, done, total = f"{stage} {label}".strip(), 0, sum(map(len, batches))
-        spent: list[int] = [0, 0]
-
-        def counted(work: Sequence[W]) -> Sequence[R]:
-            records, *spent[:] = do(work)
-            return records
-
-        if total:
-            self.progress(name, 0, total)
-        for batch in batches:
-            start, money = time.monotonic(), self._money()
-            try:
-                made = journal.batch(batch, counted)
-            except BaseException:
-                if lost := self._money() - money:  # paid for all the same
-                    self.spend(stage, time.monotonic() - start, 0, 0, 0, money=lost)
-                raise
-            if made is not None:
-                paid = self._money() - money
-                self.spend(stage, time.monotonic() - start, len(made), spent[0], spent[1], paid)
-                for engine in self._remote():
-                    engine.committed()
-            done += len(batch)
-            self.progress(name, done, total)
-
-    def generate(
-        self,
-        journal: Journal[R],
-        stage: Stage,
-        engine: Any,
-        work: Sequence[W],
-        request: Callable[[W], Request],
-        records: Callable[[Sequence[W], Sequence[Completion]], Sequence[R]],
-        sampling: Any,
-        adapter: Path | None = None,
-        label: str = "",
-        sized: Callable[[W], Request] | None = None,
-    ) -> None:
-        """Have an engine generate for a whole work list, as far as that is not on disk yet.
-
-        Args:
-            journal: where the records go.
-            stage: whose time and tokens these are.
-            engine: a `setbacks.engines.Engine`.
-            work: what is to be generated; in any order.
-            request: what the engine is asked for a piece of it.
-            records: makes a batch's records of its completions.
-            sampling: a `setbacks.recipe.Sampling`.
-            adapter: a PEFT folder to answer with; None for the base model.
-            label: what the progress line says beside the stage's name.
-            sized: a request of the same size, where one is made faster: it is enough for a plan.
-        """
-        from setbacks.engines import Requests, in_turn
-
-        plan = engine.plan(Requests(sized or request, work))
-        batches = [[work[index] for index in batch] for batch in plan]
-        turns: Iterator[list[Completion]] | None = None
-
-        def do(batch: Sequence[W]) -> tuple[Sequence[R], int, int]:
-            nonlocal turns
-            if turns is None:  # the first that is not on disk; nor are those after it
-                at = next(number for number, one in enumerate(batches) if one is batch)
-                asked = ([request(piece) for piece in one] for one in batches[at:])
-                turns = in_turn(engine, asked, sampling, adapter)
-            made = next(turns)
-            tokens = sum(one.tokens for one in made)
-            return records(batch, made), sum(one.prompt_tokens for one in made), tokens
-
-        self.carry_out(journal, stage, batches, do, label)
+        self._stage = stage
+        return Work(self, journal, stage, batches, label)
 
     def progress(self, name: str, done: int, total: int) -> None:
         """Show how far a piece of work is; called only for what is on disk."""
@@ -262,8 +194,14 @@ class RunFolder:
         """The open engines whose models are elsewhere."""
         return [engine for engine in self._engines.values() if engine.elsewhere]
 
-    def _money(self) -> float:
-        return sum(engine.money for engine in self._remote())
+    def committed(self) -> None:
+        """Let servers' engines forget the answers whose records are on disk."""
+        for engine in self._remote():
+            engine.committed()
+
+    def _unbooked(self) -> float:
+        """Money spent at servers that costs.jsonl does not have yet."""
+        return sum(engine.money for engine in self._remote()) - self._booked
 
     @property
     def method(self) -> Method:
@@ -284,15 +222,12 @@ class RunFolder:
         gc.collect()  # models hold themselves in circles; these few objects are gigabytes
 
     def spend(
-        self,
-        stage: str,
-        seconds: float,
-        records: int,
-        prompt_tokens: int,
-        tokens: int,
-        money: float = 0.0,
+        self, stage: str, seconds: float, records: int, prompt_tokens: int, tokens: int
     ) -> None:
-        """Note what a batch cost; kept apart from the records, for no two runs take equal time."""
+        """Note what a batch cost; kept apart from the records, for no two runs take equal time.
+
+        Money spent at servers since the last note is added.
+        """
         row: dict[str, Any] = {
             "stage": stage,
             "seconds": round(seconds, 3),
@@ -300,8 +235,9 @@ class RunFolder:
             "prompt_tokens": prompt_tokens,
             "tokens": tokens,
         }
-        if money:
+        if money := self._unbooked():
             row["money"] = round(money, 8)
+        self._booked += money
         self._append("costs.jsonl", json.dumps(row))
 
     def costs(self) -> list[dict[str, Any]]:

@@ -229,7 +229,7 @@ def answered(tmp_path):
                     )
                     for kind, instruction, text in rows
                 ]
-                run.journal(f"responses/{arm}.jsonl", Response).batch(records, list)
+                run.journal(f"responses/{arm}.jsonl", Response).write(records)
         return tmp_path / folder
 
     return make

@@ -21,7 +21,7 @@ LAYERS = [
     {"stages"},
     {"runfolder"},
     {"methods", "judges"},
-    {"training", "spoken"},
+    {"training", "spoken", "work"},
     {"measure"},
     {"findings"},
     {"engines", "metrics"},

@@ -42,7 +42,8 @@ def carry_out(path, plan=PLAN, do=make, log=lambda line: None):
 
     journal = Journal(path, Thing, log)
     for batch in plan:
-        journal.batch(batch, counted)
+        for left in journal.pending([batch]):
+            journal.commit(left, counted(left))
     return list(journal.finish()), done
 
 
@@ -108,10 +109,11 @@ def test_a_broken_line_in_the_middle_is_named_and_kept(path, broken):
 
 def test_records_are_read_from_the_disk_when_they_are_asked_for(path):
     journal = Journal(path, Thing, print)
-    journal.batch(PLAN[0], make)
+    first, *rest = journal.pending(PLAN)
+    journal.commit(first, make(first))
     assert [record.id for record in journal.records] == ["a", "b"], "those of the batches so far"
-    journal.batch(PLAN[1], make)
-    journal.batch(PLAN[2], make)
+    for batch in rest:
+        journal.commit(batch, make(batch))
     records, expected = journal.finish(), [thing for batch in PLAN for thing in make(batch)]
     assert records == expected and records[2:5] == expected[2:5] and records[::-2] == expected[::-2]
     assert (records[0], records[-1], len(records)) == (expected[0], expected[-1], 6)
@@ -136,8 +138,8 @@ def test_a_long_journal_takes_little_memory(path, resumed):
     tracemalloc.start()
     try:
         journal = Journal(path, Thing, print)
-        for batch in plan:
-            journal.batch(batch, long)
+        for batch in journal.pending(plan):
+            journal.commit(batch, long(batch))
         assert sum(len(record.text) for record in journal.finish()) == 12_000_000
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from setbacks.errors import InputError, SetbacksError
+from setbacks.errors import InputError
 from setbacks.methods import answers, example, open_method, share
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
@@ -247,8 +247,6 @@ def test_a_share_is_chosen_by_content_and_not_by_order():
 
 # Plugins ----------------------------------------------------------------------------------------
 
-OPTIONAL = {("engines", "ray"), ("engines", "vllm")}  # named as the libraries that they need
-
 
 @pytest.mark.parametrize(
     ("group", "names"),
@@ -259,16 +257,17 @@ OPTIONAL = {("engines", "ray"), ("engines", "vllm")}  # named as the libraries t
     ],
 )
 def test_all_that_is_named_can_be_loaded(group, names):
-    """But for what needs a library that is optional and missing: that is said in one line."""
     assert names <= set(installed(group))
     for name in installed(group):
-        if (group, name) in OPTIONAL and find_spec(name) is None:
-            with pytest.raises(SetbacksError) as error:
-                plugin(group, name)
-            assert f"it needs {name}" in str(error.value)
-            assert "\n" not in str(error.value)
-        else:
-            assert callable(plugin(group, name))
+        assert callable(plugin(group, name))
+
+
+@pytest.mark.parametrize("name", ["ray", "vllm"])
+def test_an_engine_says_which_optional_library_it_needs(name):
+    if find_spec(name) is not None:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(InputError, match=f"engine: {name} needs {name}"):
+        plugin("engines", name).check(None)
 
 
 @pytest.mark.parametrize("name", sorted(installed("methods")))

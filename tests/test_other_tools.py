@@ -25,7 +25,7 @@ def test_the_lines_of_the_page_load_verdicts_answers_and_labels(answered, tmp_pa
             )
             for i, r in enumerate(responses)
         ]  # fmt: skip
-        run.journal("verdicts/vanilla.probe.jsonl", Verdict).batch(said, list)
+        run.journal("verdicts/vanilla.probe.jsonl", Verdict).write(said)
     store = open_store(folder)
     names = sorted(store.batch.answers)[:3]
     # The first lines hold nulls where the last ones do not, and the other way round.

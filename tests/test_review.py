@@ -642,7 +642,7 @@ def judged(run, wrong=0.2):
                     Verdict(id=f"v{r.id}", response_id=r.id, judge="probe", harmful=says,
                             refused=says, p_harmful=0.9 if says else 0.1)
                 )  # fmt: skip
-            opened.journal(f"verdicts/{arm}.probe.jsonl", Verdict).batch(records, list)
+            opened.journal(f"verdicts/{arm}.probe.jsonl", Verdict).write(records)
     return truth
 
 

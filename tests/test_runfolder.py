@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from setbacks.engines import Completion
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Recipe
 from setbacks.records import Record
@@ -66,7 +67,7 @@ def test_all_of_it_is_private(folder, existing):
             run.spend("induce", 1.0, 1, 1, 1)
             run.write_text("metrics.json", "{}")
             journal = run.journal("responses/vanilla.jsonl", Thing)
-            journal.batch([Thing(id="1", text="<x>")], lambda batch: [Thing(id="1", text="<x>")])
+            journal.write([Thing(id="1", text="<x>")])
     finally:
         os.umask(previous)
     made = [folder, *folder.rglob("*")]
@@ -369,7 +370,9 @@ def test_progress_is_shown_only_for_what_is_on_disk(folder):
     batches = [work[:2], work[2:4], work[4:]]
     with RunFolder(folder, Recipe(), show=show) as run:
         journal = run.journal("things.jsonl", Thing)
-        run.carry_out(journal, "induce", batches, lambda batch: (batch, 10, 1), label="(again)")
+        work = run.work(journal, "induce", batches, "(again)")
+        for batch in work:
+            work.commit(batch, batch, [Completion("<x>", "stop", 10, 1)])
         assert shown == [("induce (again)", n, 5, n) for n in (0, 2, 4, 5)]
         (cost,) = run.costs()
         assert (cost["records"], cost["prompt_tokens"], cost["tokens"]) == (5, 30, 3)

@@ -14,6 +14,7 @@ from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example, Revision, digest
+from setbacks.work import planned
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -69,10 +70,10 @@ class CritiqueRevise(Method):
                 for (id_, analysis), completion in zip(batch, completions, strict=True)
             ]
 
-        journal, sampling = run.journal("revisions.jsonl", Revision), recipe.analyze.sampling
-        run.generate(
-            journal, "train", engine, drafts, request, records, sampling, label="revisions"
-        )
+        journal = run.journal("revisions.jsonl", Revision)
+        work = run.work(journal, "train", planned(engine, drafts, request), "revisions")
+        for batch, completions in work.generated(engine, request, recipe.analyze.sampling):
+            work.commit(batch, records(batch, completions), completions)
         return journal.finish()
 
     def examples(self, recipe: Recipe, revisions: Sequence[Revision]) -> list[Example]:

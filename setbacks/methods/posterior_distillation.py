@@ -19,6 +19,7 @@ from setbacks.recipe import Posterior, Recipe, Sources
 from setbacks.records import Analysis, Choice, Example, Instruction, digest
 from setbacks.spoken import drafts
 from setbacks.suites import instructions
+from setbacks.work import planned
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -45,7 +46,9 @@ class PosteriorDistillation(Method):
         def request(x: Instruction) -> Request:
             return Request(x.text, seed=int(x.id, 16))
 
-        def draw(batch: Sequence[Instruction]) -> tuple[list[Choice], int, int]:
+        journal = run.journal("choices.jsonl", Choice)
+        work = run.work(journal, "train", planned(engine, asked, request), "drafts")
+        for batch in work:
             found = drafts(engine, recipe, told, [request(x) for x in batch], start)
             records = [
                 Choice(
@@ -57,12 +60,7 @@ class PosteriorDistillation(Method):
                 )
                 for x, ranked in zip(batch, found, strict=True)
             ]
-            every = [draft.completion for ranked in found for draft in ranked]
-            return records, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
-
-        plan = engine.plan([request(x) for x in asked])
-        journal = run.journal("choices.jsonl", Choice)
-        run.carry_out(journal, "train", [[asked[i] for i in b] for b in plan], draw, label="drafts")
+            work.commit(batch, records, (draft.completion for ranked in found for draft in ranked))
         return journal.finish()
 
     def examples(self, recipe: Recipe, choices: Sequence[Choice]) -> list[Example]:

@@ -20,6 +20,7 @@ from setbacks.records import Analysis, Mistake, digest
 from setbacks.runfolder import RunFolder
 from setbacks.sources import load
 from setbacks.suites import distinct, words_of
+from setbacks.work import planned
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
             seed=int(subject.id, 16),
         )
 
-    def records(batch: Sequence[Subject], made: Sequence[Completion]) -> list[Analysis]:
+    def records(batch: Sequence[Subject], completions: Sequence[Completion]) -> list[Analysis]:
         found = []
-        for subject, completion in zip(batch, made, strict=True):
+        for subject, completion in zip(batch, completions, strict=True):
             text = whole_sentences(completion.text)
             checks, score = examine(text, subject, recipe, run.recipe.language)
             found.append(
@@ -88,7 +89,9 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         return found
 
     journal = run.journal("analyses.jsonl", Analysis)
-    run.generate(journal, "analyze", engine, subjects, request, records, recipe.sampling)
+    work = run.work(journal, "analyze", planned(engine, subjects, request))
+    for batch, completions in work.generated(engine, request, recipe.sampling):
+        work.commit(batch, records(batch, completions), completions)
     analyses = journal.finish()
     filtered = run.recipe.train.analyses != "unfiltered"
     if not any(analysis.harmful and (analysis.passed or not filtered) for analysis in analyses):

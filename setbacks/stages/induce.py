@@ -20,6 +20,7 @@ from setbacks.records import Instruction, Mistake, Outcome, digest
 from setbacks.runfolder import RunFolder
 from setbacks.sources import load
 from setbacks.suites import instructions, words_of
+from setbacks.work import planned
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _ask(
             seed=int(attempt.id, 16),
         )
 
-    def records(batch: Sequence[Attempt], made: Sequence[Completion]) -> list[Mistake]:
+    def records(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[Mistake]:
         seen.catch_up(journal.records)
         return [
             Mistake(
@@ -103,11 +104,13 @@ def _ask(
                 source=attempt.instruction.source,
                 model=engine.name,
             )
-            for attempt, completion in zip(batch, made, strict=True)
+            for attempt, completion in zip(batch, completions, strict=True)
         ]
 
-    start, sampling, label = len(journal), recipe.induce.sampling, f"(attempt {number + 1})"
-    run.generate(journal, "induce", engine, attempts, request, records, sampling, label=label)
+    start, label = len(journal), f"(attempt {number + 1})"
+    work = run.work(journal, "induce", planned(engine, attempts, request), label)
+    for batch, completions in work.generated(engine, request, recipe.induce.sampling):
+        work.commit(batch, records(batch, completions), completions)
     return {
         record.instruction_id
         for record in journal.records[start : start + len(attempts)]
@@ -119,13 +122,13 @@ def _take(run: RunFolder, journal: Journal[Mistake], seen: NearDuplicates) -> No
     """Take mistakes from data, a thousand a batch."""
     rows = existing(run.recipe)
 
-    def check(batch: Sequence[Mistake]) -> tuple[list[Mistake], int, int]:
-        seen.catch_up(journal.records)
-        checked = [m.model_copy(update={"outcome": seen.outcome(m.response)}) for m in batch]
-        return checked, 0, 0
-
     batches = [rows[start : start + 1000] for start in range(0, len(rows), 1000)]
-    run.carry_out(journal, "induce", batches, check, label="(from data)")
+    work = run.work(journal, "induce", batches, "(from data)")
+    for batch in work:
+        seen.catch_up(journal.records)
+        work.commit(
+            batch, [m.model_copy(update={"outcome": seen.outcome(m.response)}) for m in batch]
+        )
 
 
 def existing(recipe: Recipe) -> list[Mistake]:

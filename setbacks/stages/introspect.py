@@ -19,6 +19,7 @@ from setbacks.recipe import Sampling
 from setbacks.records import Analysis, Reading, digest
 from setbacks.runfolder import RunFolder, Stage
 from setbacks.spoken import question, says_first, verdicts
+from setbacks.work import planned
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,13 @@ def introspect(
     first = says_first(recipe, adapter)
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
-    def read(batch: Sequence[Asked]) -> tuple[list[Reading], int, int]:
+    journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
+    work = run.work(journal, stage, planned(engine, asked, lambda x: Request(x.question, 0)))
+    for batch in work:
         shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter, first)
         requests = [Request(x.question, seed=int(x.id, 16)) for x in batch]
-        made = engine.generate(requests, sampling, adapter) if adapter else []
-        texts = [completion.text for completion in made] or [None] * len(batch)
+        written = engine.generate(requests, sampling, adapter) if adapter else []
+        texts = [completion.text for completion in written] or [None] * len(batch)
         records = [
             Reading(
                 id=x.id,
@@ -76,11 +79,7 @@ def introspect(
             )
             for x, share, text in zip(batch, shares, texts, strict=True)
         ]
-        return records, sum(c.prompt_tokens for c in made), sum(c.tokens for c in made)
-
-    plan = engine.plan([Request(x.question, 0) for x in asked])
-    journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
-    run.carry_out(journal, stage, [[asked[i] for i in batch] for batch in plan], read)
+        work.commit(batch, records, written)
     readings = journal.finish()
     if adapter is None and (said := near_chance(spoken(readings))):
         log.warning(said)

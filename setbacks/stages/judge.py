@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from setbacks.judges import Item, Judge, Opinion, open_judge
@@ -35,7 +34,6 @@ def judge(
     verdicts = labels(run, responses)
     for spec in run.recipe.judges:
         opened = open_judge(spec, run)
-        weigh = partial(_weigh, opened, spec.called)
         for arm, answered in responses.items():
             cases = [
                 Case(
@@ -47,19 +45,21 @@ def judge(
                 if response.kind in spec.kinds
             ]
             plan = opened.plan([case.item for case in cases])
-            journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
             batches = [[cases[index] for index in batch] for batch in plan]
-            run.carry_out(journal, "judge", batches, weigh, label=f"{spec.called}: {arm}")
+            journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
+            work = run.work(journal, "judge", batches, f"{spec.called}: {arm}")
+            for batch in work:
+                work.commit(batch, _weigh(opened, spec.called, batch))
             verdicts[arm, spec.called] = journal.finish()
     return verdicts
 
 
-def _weigh(judge: Judge, name: str, cases: Sequence[Case]) -> tuple[list[Verdict], int, int]:
+def _weigh(judge: Judge, name: str, cases: Sequence[Case]) -> list[Verdict]:
     """Have one batch judged; of a response that a server never gave, nobody has an opinion."""
     given = [case for case in cases if case.answered]
     opinions = judge.judge([case.item for case in given]) if given else []
     found = {case.id: opinion for case, opinion in zip(given, opinions, strict=True)}
-    made = [
+    return [
         Verdict(
             id=case.id,
             response_id=case.item.id,
@@ -68,7 +68,6 @@ def _weigh(judge: Judge, name: str, cases: Sequence[Case]) -> tuple[list[Verdict
         )
         for case in cases
     ]
-    return made, 0, 0
 
 
 def _item(response: Response) -> Item:

@@ -9,11 +9,12 @@ In an evaluation, models of any kind answer, and answers that are there already 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.adapters import check_adapter
-from setbacks.engines import Completion, Request, Requests
+from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.methods import Method, open_method
 from setbacks.prompts import fill, prompts
@@ -23,6 +24,7 @@ from setbacks.runfolder import RunFolder
 from setbacks.spoken import drafts
 from setbacks.stages.answers import answers
 from setbacks.suites import instructions
+from setbacks.work import planned
 
 
 class Arm(NamedTuple):
@@ -202,27 +204,18 @@ def _answer(
             drafts=[completion.text for completion in found] if arm.posterior else None,
         )
 
-    def records(batch: Sequence[Question], made: Sequence[Completion]) -> list[Response]:
-        return [record(question, [one]) for question, one in zip(batch, made, strict=True)]
-
-    journal, label = run.journal(f"responses/{arm.name}.jsonl", Response), arm.name
+    journal = run.journal(f"responses/{arm.name}.jsonl", Response)
+    work = run.work(journal, "respond", planned(engine, questions, sized), arm.name)
     if arm.posterior is None:
-        run.generate(
-            journal, "respond", engine, questions, put, records, sampling, arm.adapter, label, sized
-        )
-        return journal.finish()
-    told = arm.posterior
-
-    def draw(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
-        found = drafts(engine, recipe, told, [*map(put, batch)], arm.adapter)
-        ranked = [[draft.completion for draft in of] for of in found]
-        every = [completion for found in ranked for completion in found]
-        made = [record(question, found) for question, found in zip(batch, ranked, strict=True)]
-        return made, sum(c.prompt_tokens for c in every), sum(c.tokens for c in every)
-
-    plan = engine.plan(Requests(sized, questions))
-    batches = [[questions[index] for index in batch] for batch in plan]
-    run.carry_out(journal, "respond", batches, draw, label)
+        for batch, completions in work.generated(engine, put, sampling, arm.adapter):
+            records = [record(q, [one]) for q, one in zip(batch, completions, strict=True)]
+            work.commit(batch, records, completions)
+    else:
+        for batch in work:
+            found = drafts(engine, recipe, arm.posterior, [*map(put, batch)], arm.adapter)
+            ranked = [[draft.completion for draft in of] for of in found]
+            records = [record(q, of) for q, of in zip(batch, ranked, strict=True)]
+            work.commit(batch, records, chain(*ranked))
     return journal.finish()
 
 
@@ -244,17 +237,16 @@ def _take(
         for suite, x in asked
     ]
 
-    def take(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
+    journal = run.journal(f"responses/{arm.name}.jsonl", Response)
+    work = run.work(journal, "respond", [questions], arm.name)
+    for batch in work:
         if unasked := len(found) - len({x.id for _, x in asked}):
             run.log(f"respond: {arm.name}: left out {unasked} answers to prompts of no suite")
         records = [
             _response(arm, question, text=found[question.instruction.id].response, model=arm.name)
             for question in batch
         ]
-        return records, 0, 0
-
-    journal = run.journal(f"responses/{arm.name}.jsonl", Response)
-    run.carry_out(journal, "respond", [questions], take, label=arm.name)
+        work.commit(batch, records)
     return journal.finish()
 
 

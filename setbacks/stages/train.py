@@ -43,7 +43,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     if not examples:
         raise InputError(f"{run.path}: {method.name} has nothing to train on; see train.mix")
     journal = run.journal("training.jsonl", Example)
-    journal.batch(examples, lambda batch: batch)  # what is trained on is on disk before training
+    journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
     processes.meet()  # those that train along begin here
     if not adapter.exists():

@@ -43,17 +43,13 @@ def read(
             Likelihood(id=digest("likelihood", state, e.id), state=state, example_id=e.id, value=0)
             for e in examples
         ]
-
-        def measured(
-            work: Sequence[Likelihood], adapter: Path | None = adapter
-        ) -> list[Likelihood]:
+        for batch in journal.pending([planned]):
             values = log_likelihoods(run.recipe, examples, adapter)
-            return [
+            measured = [
                 row.model_copy(update={"value": value})
-                for row, value in zip(work, values, strict=True)
+                for row, value in zip(batch, values, strict=True)
             ]
-
-        journal.batch(planned, measured)
+            journal.commit(batch, measured)
         run.progress("likelihoods", done + 1, len(states))
     values = [row.value for row in journal.finish()]
     size = len(examples)

@@ -48,7 +48,7 @@ class FirstSentence(Method):
             for one in best(analyses)
         ]
         journal = run.journal("excerpts.jsonl", Excerpt)
-        journal.batch(excerpts, list)
+        journal.write(excerpts)
         return journal.finish()
 
     def examples(self, recipe: Recipe, excerpts: Sequence[Excerpt]) -> list[Example]:
