@@ -25,10 +25,10 @@ from pydantic import (
     model_validator,
 )
 
+from setbacks.data import Source
 from setbacks.errors import InputError, nearest
 from setbacks.paths import expanded
 from setbacks.records import Kind
-from setbacks.sources import Source
 
 Part = TypeVar("Part", bound=BaseModel)
 

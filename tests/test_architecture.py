@@ -25,10 +25,11 @@ LAYERS = [
     {"measure"},
     {"findings"},
     {"engines", "metrics"},
-    {"adapters", "chat", "models", "journal", "suites", "statistics"},
+    {"adapters", "chat", "models", "journal", "statistics"},
     {"recipe"},
-    {"records", "sources", "embedded", "prompts", "progress"},
-    {"plugins", "paths"},
+    {"data"},
+    {"records", "embedded", "prompts", "progress"},
+    {"plugins", "paths", "text"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.

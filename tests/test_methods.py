@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import answers, example, share
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
@@ -17,7 +18,6 @@ from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Choice, Example
 from setbacks.runfolder import RunFolder
-from setbacks.sources import Source
 from setbacks.stages.respond import Arm, request, said
 
 

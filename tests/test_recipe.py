@@ -8,10 +8,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from setbacks.data import Source
+from setbacks.data.sources import PRESETS
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.recipe import Endpoint, Engine, JudgeSpec, Recipe, section_of
-from setbacks.sources import PRESETS, Source
 from setbacks.starter import reference, starter
 
 

@@ -547,7 +547,7 @@ def test_a_spreadsheet_runs_no_cell():
 
 
 def test_the_label_file_is_one_that_calibrate_takes(tmp_path):
-    from setbacks.sources import load_labels
+    from setbacks.data import load_labels
 
     answers = of(2)
     a, b, c, d = answers.answers

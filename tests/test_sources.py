@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from setbacks import sources
+from setbacks.data import Row, Source, load, load_labels, sources
+from setbacks.data.sources import PRESETS
 from setbacks.errors import InputError
-from setbacks.sources import PRESETS, Row, Source, load, load_labels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -612,7 +612,8 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 os.chdir(sys.argv[1])
-from setbacks.sources import InputError, Source, load
+from setbacks.data import Source, load
+from setbacks.errors import InputError
 
 def said(source):
     try:
@@ -636,7 +637,8 @@ def test_a_folder_does_not_pass_for_a_set_of_the_hub(tmp_path, monkeypatch):
 
 def test_without_a_network(tmp_path):
     code = (
-        "from setbacks.sources import *\n"
+        "from setbacks.data import load\n"
+        "from setbacks.errors import InputError\n"
         "for name in ('preset:xstest', 'preset:lima'):\n"
         "    try: load(name)\n"
         "    except InputError as error: print(error)\n"
@@ -675,7 +677,7 @@ def test_a_folder_with_data_and_a_saved_dataset(tmp_path, monkeypatch):
 
 def test_importing_is_light():
     heavy = "{'torch', 'datasets', 'pyarrow', 'pandas'}"
-    code = f"import setbacks.sources, sys; print({heavy} & set(sys.modules))"
+    code = f"import setbacks.data, sys; print({heavy} & set(sys.modules))"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example, Message, digest
-from setbacks.suites import instructions
 
 
 class Method(Protocol):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from setbacks.data import load
 from setbacks.errors import InputError
 from setbacks.methods import answers, example, mistakes, safe, share
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
-from setbacks.sources import load
 
 
 def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Example]:

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from setbacks.data import load
 from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
 from setbacks.records import Analysis, Mistake, digest
 from setbacks.runfolder import RunFolder
-from setbacks.sources import load
-from setbacks.suites import distinct, words_of
+from setbacks.text import distinct, words_of
 
 
 @dataclass(frozen=True)

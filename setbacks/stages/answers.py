@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from setbacks.data import Row, load_labels
 from setbacks.errors import InputError
 from setbacks.recipe import Evaluated, Suite
 from setbacks.records import Instruction, Response, Verdict, digest
 from setbacks.runfolder import RunFolder
-from setbacks.sources import Row, load_labels
 
 
 def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from setbacks.data import load
+from setbacks.data.instructions import instructions
 from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.journal import Journal
@@ -18,8 +20,7 @@ from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Instruction, Mistake, Outcome, digest
 from setbacks.runfolder import RunFolder
-from setbacks.sources import load
-from setbacks.suites import instructions, words_of
+from setbacks.text import words_of
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.adapters import check_adapter
+from setbacks.data.instructions import instructions
 from setbacks.engines import Completion, Request, Requests
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
@@ -22,7 +23,6 @@ from setbacks.records import Instruction, Response, digest
 from setbacks.runfolder import RunFolder
 from setbacks.spoken import drafts
 from setbacks.stages.answers import answers
-from setbacks.suites import instructions
 
 
 class Arm(NamedTuple):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from setbacks.data import load
 from setbacks.engines import Request, open_engine
 from setbacks.errors import InputError
 from setbacks.findings import near_chance
@@ -23,7 +24,6 @@ from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Verdict
 from setbacks.runfolder import RunFolder
 from setbacks.scores import written
-from setbacks.sources import load
 from setbacks.spoken import question, verdicts
 from setbacks.stages.analyze import benign
 from setbacks.stages.plots import forest

@@ -1,0 +1,5 @@
+"""Instructions and answers: from built-in sets, public sets, and files of your own."""
+
+from setbacks.data.sources import Row, Source, load, load_labels
+
+__all__ = ["Row", "Source", "load", "load_labels"]
