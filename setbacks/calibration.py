@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks import statistics
-from setbacks.data.sources import Row, load_labels, read_sources
+from setbacks.data.source import Row
+from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError, SetbacksError
 from setbacks.judges import check_judge, worth
 from setbacks.progress import Show

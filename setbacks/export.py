@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import merged as merge
-from setbacks.data.sources import PRESETS
+from setbacks.data.presets import PRESETS
 from setbacks.embedded import MODELS, resolve
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from setbacks.data import Source
-from setbacks.data.sources import PRESETS
+from setbacks.data.presets import PRESETS
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.recipe import Endpoint, Engine, JudgeSpec, Recipe, section_of

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from setbacks.data import Row, Source, load, load_labels, sources
-from setbacks.data.sources import PRESETS
+from setbacks.data.presets import PRESETS
 from setbacks.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from setbacks.data.sources import Source, load
+from setbacks.data.source import Source
+from setbacks.data.sources import load
 from setbacks.records import Instruction, digest, in_bulk
 
 

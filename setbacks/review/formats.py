@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from setbacks.data.sources import WORDS
+from setbacks.data.source import WORDS
 from setbacks.errors import InputError, nearest
 from setbacks.review.answers import Answer, Batch
 from setbacks.review.labels import Label, by_answer, consensus
