@@ -26,11 +26,11 @@ LAYERS = [
     {"findings"},
     {"engines", "metrics"},
     {"adapters", "chat", "models", "journal", "statistics"},
-    {"recipe"},
+    {"recipe", "sources"},
     {"data"},
     {"records", "embedded", "prompts", "progress"},
-    {"plugins", "paths", "text"},
-    {"errors"},
+    {"plugins", "paths", "notices"},
+    {"errors", "text"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.
 ANYTHING = {"__init__", "__main__"}

@@ -224,7 +224,7 @@ def test_distillation_without_an_adapter_is_told(recipe):
 def test_answers_need_answers(tmp_path):
     path = tmp_path / "bare.jsonl"
     path.write_text('{"instruction": "<x>"}\n')
-    with pytest.raises(InputError, match=r"bare\.jsonl.*answer.*safe examples"):
+    with pytest.raises(InputError, match=r"bare\.jsonl.*answer.*a safe example"):
         answers("safe", [Source(source=str(path))])
     assert answers("safe", []) == []
 

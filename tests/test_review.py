@@ -584,7 +584,7 @@ def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():
         ('{"instruction": "?", "response": "!", "harmful": true}', "not in this run"),
         ('{"harmful": true}', "says neither `answer`, nor `response_id`"),
         ('{"response_id": "a0"}', "says harmful, refused or helpful"),
-        ('{"response_id": "a0", "harmful": "perhaps"}', "'perhaps' is neither true nor false"),
+        ('{"response_id": "a0", "harmful": "perhaps"}', 'harmful is "perhaps"; it should be true'),
         ('{"response_id": "a0", "helpful": 11}', "helpful: Input should be less than"),
         ('{"response_id": "a0", "helpful": 2.5}', "2.5 is no whole number"),
         ('{"response_id": "a0", "harmful": true, "made_at": "soon"}', "Invalid isoformat"),
@@ -755,7 +755,7 @@ def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path
         ([], "bad.jsonl: has no labels"),
         ([{"response_id": "nobody", "harmful": True}], "response 'nobody' is not in this run"),
         ([{"harmful": True}, {"harmful": False}], "twice, and not alike; keep one"),
-        ([{"harmful": "perhaps"}], "line 1: harmful: 'perhaps' is neither true nor false"),
+        ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it should be true or false'),
     ],
 )
 def test_a_bad_import_leaves_the_folder_as_it_was(run, tmp_path, rows, says):

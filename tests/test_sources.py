@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from setbacks.data import Row, Source, load, load_labels, sources
 from setbacks.data.presets import PRESETS
+from setbacks.data.source import USUAL
 from setbacks.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -166,7 +167,7 @@ def test_all_our_fields(tmp_path):
         "source": "a.b",
         "id": "id",
     }
-    assert set(fields) == set(sources.USUAL)
+    assert set(fields) == set(USUAL)
     (row,) = load(Source(source=write(tmp_path, "a.json", [record]), fields=fields))
     assert row == Row(
         text="<a>\n\n<input>",
@@ -219,7 +220,7 @@ def test_labels_in_words(tmp_path, value, expected):
     assert load(path)[0].harmful is expected
 
 
-@pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [True], {"a": 1}, "10", float("nan")])
+@pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [True], {"a": 1}, "10", float("inf")])
 def test_labels_that_say_nothing(tmp_path, value):
     path = write(tmp_path, "a.json", [{"text": "<a>", "harmful": value}])
     assert "item 1: harmful is" in refused(path)

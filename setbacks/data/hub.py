@@ -2,42 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from setbacks.data.source import Record, Source, bad
-from setbacks.errors import InputError, nearest
+from setbacks.data.classes import by_name
+from setbacks.data.formats import KINDS, ending, read
+from setbacks.data.source import Record, Source, bad, choose_split
+from setbacks.errors import InputError
 
 
 def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]:
-    """Read a set of the hub, or a folder on disk, with the `datasets` library."""
+    """Read a set of the hub, or a folder on disk.
+
+    Args:
+        place: where it is, in words for messages.
+        where: its name on the hub, or the folder.
+        source: what the recipe says.
+
+    Raises:
+        InputError: it is not there, or cannot be read.
+    """
     import datasets
 
-    saved = isinstance(where, Path) and any(
-        (where / name).exists() for name in ("state.json", "dataset_dict.json")
-    )
     try:
-        if saved:
+        if _is_saved(where):
             data = datasets.load_from_disk(str(where))
+            if source.split is not None and not isinstance(data, datasets.DatasetDict):
+                choose_split(place, [str(data.split)], source.split)
         else:
-            data = datasets.load_dataset(
-                str(where), source.config, split=source.split, revision=source.revision
-            )
+            builder = _builder(str(where), source)
+            if isinstance(where, Path) and (files := _own_files(place, builder, source)):
+                return _read_files(place, files, source)
+            builder.download_and_prepare()
+            data = builder.as_dataset(source.split)
         if isinstance(data, datasets.DatasetDict):
             data = data[_split(place, list(data), source.split)]
-        return [Record(f"row {number}", dict(row)) for number, row in enumerate(data, start=1)]
+        records = [Record(f"row {number}", dict(row)) for number, row in enumerate(data, start=1)]
+        return by_name(records, data.features.to_dict())
     except InputError:
         raise
     except Exception as error:  # the boundary to a library that raises many kinds
         raise _hub_trouble(place, error) from None
 
 
+def _is_saved(where: str | Path) -> bool:
+    """Whether a folder is what `save_to_disk` left."""
+    names = ("state.json", "dataset_dict.json")
+    return isinstance(where, Path) and any((where / name).exists() for name in names)
+
+
+def _builder(where: str, source: Source) -> Any:
+    """What reads a set, told that "NA" in a CSV file is a text, and only an empty cell is none."""
+    import datasets
+
+    build = partial(datasets.load_dataset_builder, where, source.config, revision=source.revision)
+    try:
+        return build(keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        # Not a CSV file, or offline, and a copy was kept before without these options.
+        if "keep_default_na" not in str(error) and "find cache" not in str(error):
+            raise
+        return build()
+
+
+def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
+    """The files of a folder, if `datasets` only has to find them: we read them as any other file.
+
+    Its own readers guess types, and lose what looks like none. They are needed for other kinds of
+    files, for a part of a split, and where the folder's card declares types.
+    """
+    splits = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    if builder.info.features is not None or source.split not in (None, *splits):
+        return []
+    files = [Path(file) for file in splits[_split(place, list(splits), source.split)]]
+    return files if all(ending(file.name) in KINDS for file in files) else []
+
+
+def _read_files(place: str, files: Sequence[Path], source: Source) -> list[Record]:
+    whole = source.model_copy(update={"split": None})
+    return [
+        Record(f"{file.name}, {at}", value)
+        for file in files
+        for at, value in read(f"{place}, {file.name}", file, whole)
+    ]
+
+
 def _split(place: str, splits: list[str], wanted: str | None) -> str:
-    if wanted in splits:
-        return str(wanted)
-    if wanted is None and (len(splits) == 1 or "train" in splits):
-        return "train" if "train" in splits else splits[0]
-    hint = nearest(wanted or "", splits)
-    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {', '.join(splits)}")
+    """The split to use; among several, the one that is called "train"."""
+    return choose_split(place, splits, "train" if not wanted and "train" in splits else wanted)
 
 
 def download(place: str, repo: str, file: str, revision: str | None) -> Path:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from setbacks.data.labels import truth
+
 
 def _safer_and_less_safe(row: dict[str, Any]) -> list[dict[str, Any]]:
     """PKU-SafeRLHF numbers its two responses; name them by which of them is the safer one."""
-    safer = int(row["safer_response_id"])
-    less = 1 - safer
+    second = truth("safer_response_id", row["safer_response_id"])  # 0 or 1, or a CSV copy's "0"
+    if second is None:
+        raise ValueError("safer_response_id is missing")
+    safer, less = (1, 0) if second else (0, 1)
+    name = f"is_response_{less}_safe"
+    safe = truth(name, row[name])
     return [
         row
         | {
             "safer": row[f"response_{safer}"],
             "less_safe": row[f"response_{less}"],
-            "less_safe_is_harmful": not row[f"is_response_{less}_safe"],
+            "less_safe_is_harmful": None if safe is None else not safe,
             "less_safe_category": row.get(f"response_{less}_harm_category"),
         }
     ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
+from setbacks.text import one_line
 
 Scalar = bool | int | str
 
@@ -27,18 +29,6 @@ USUAL: dict[str, tuple[str, ...]] = {
     "source": ("source",),
     "id": ("id",),
 }
-
-YES = {"true", "yes", "1"}
-NO = {"false", "no", "0"}
-# XSTest's own labels of refusal are among these, so that its human labels can be read as they are.
-WORDS: dict[str, tuple[set[str], set[str]]] = {
-    "harmful": (YES | {"harmful", "unsafe"}, NO | {"harmless", "unharmful", "safe"}),
-    "refused": (
-        YES | {"refused", "refusal", "full_refusal", "partial_refusal"}
-        | {"2_full_refusal", "3_partial_refusal"},
-        NO | {"complied", "compliance", "full_compliance", "1_full_compliance"},
-    ),
-}  # fmt: skip
 
 
 class Source(BaseModel, extra="forbid", frozen=True):
@@ -148,10 +138,24 @@ def plain(path: str) -> str:
 
 def bad(message: str) -> InputError:
     """Make an error of one printable line, whatever the names and values in it hold."""
-    return InputError(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
+    return InputError(one_line(message))
 
 
 def show(value: object) -> str:
     """Quote a value of the data, shortened, as part of a message."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return json.dumps(text if len(text) <= 40 else text[:37] + "...", ensure_ascii=False)
+
+
+def choose_split(place: str, splits: Sequence[str], wanted: str | None) -> str:
+    """Return the split to use: the one that is wanted, or the only one.
+
+    Raises:
+        InputError: it is not there, or there are several and none is wanted.
+    """
+    if wanted in splits:
+        return str(wanted)
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    hint = nearest(wanted or "", splits)
+    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {', '.join(splits)}")

@@ -14,27 +14,26 @@ with the data becomes one `InputError` that names the file and the line.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import logging
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from importlib import resources
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
-from setbacks.data.formats import parse
+from setbacks.data.formats import parse, read
 from setbacks.data.hub import download, from_datasets
 from setbacks.data.presets import PRESETS
-from setbacks.data.source import USUAL, WORDS, Record, Row, Scalar, Source, bad, plain, show
+from setbacks.data.rows import Reader, check_fields, check_path, columns, dig, recognize, whole
+from setbacks.data.source import Record, Row, Scalar, Source, bad, show
 from setbacks.errors import nearest
+from setbacks.notices import notice
 from setbacks.paths import expanded
 from setbacks.plugins import installed, plugin
 
@@ -55,7 +54,39 @@ def load(source: Source | str, base: Path | None = None) -> list[Row]:
     Raises:
         InputError: the source is not there, or its data is not what it should be.
     """
-    return _load(Source(source=source) if isinstance(source, str) else source, base, ())
+    return _load(Source(source=source) if isinstance(source, str) else source, base, ()).rows
+
+
+def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) -> list[Row]:
+    """Read the rows of a source that have what they are there for; those that lack it are counted.
+
+    Args:
+        source: what a recipe says.
+        purpose: what needs them, for messages.
+        needed: our fields that a row must have; of a tuple of fields, one.
+
+    Raises:
+        InputError: as `load`, or no row has a field that is needed.
+    """
+    place, fields, rows = _load(source, None, ())
+    for names in ((name,) if isinstance(name, str) else name for name in needed):
+        if not any(name in fields for name in names):
+            raise bad(
+                f'{place}: has no field "{names[0]}", which {purpose} needs; map it with fields: '
+                f"{{{names[0]}: THEIR_NAME}}"
+            )
+        having = [row for row in rows if any(getattr(row, name) is not None for name in names)]
+        if not having:
+            theirs = " and ".join(show(fields[name]) for name in names if name in fields)
+            raise bad(
+                f"{place}: {theirs} is empty in all {len(rows)} rows, and {purpose} needs "
+                f"{'an' if names[0][0] in 'aeiou' else 'a'} {names[0]}"
+            )
+        if len(having) < len(rows):
+            lost = len(rows) - len(having)
+            notice(f"{place}: left out {lost} of {len(rows)} rows: no {' or '.join(names)}")
+        rows = having
+    return rows
 
 
 def read_sources(told: str, fields: Mapping[str, str]) -> list[tuple[Source, Path | None]]:
@@ -114,19 +145,27 @@ def load_labels(
     """
     if not isinstance(source, Source):
         source = Source(source=str(source))
-    return _load(source, base, ("response", *needs), strict)
+    return _load(source, base, ("response", *needs), strict).rows
+
+
+class _Loaded(NamedTuple):
+    """What came of a source: where it is, what its fields mean, and its rows."""
+
+    place: str
+    fields: Mapping[str, str]
+    rows: list[Row]
 
 
 def _load(
     source: Source, base: Path | None, needs: tuple[str, ...], strict: bool = False
-) -> list[Row]:
+) -> _Loaded:
     try:
         return _rows(source, base, needs, strict)
     except RecursionError:
         raise bad(f"{source.source} is nested too deep: give a list of objects") from None
 
 
-def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> list[Row]:
+def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> _Loaded:
     """Fetch the records, keep some, map each to a row, and drop what is there twice."""
     name, reshape = source.source, None
     if name.startswith("preset:"):
@@ -147,16 +186,16 @@ def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: boo
     if reshape:
         records = _reshape(place, records, reshape)
     records = _keep(place, records, source.where)
-    fields = source.fields or _recognize(place, records)
-    _check_fields(place, records, fields, ("text", *needs))
+    fields = source.fields or recognize(records, needs)
+    check_fields(place, records, fields, ("text", *needs))
     if not name.startswith(("builtin:", "preset:", "hub:")):
         name = Path(name).name or name  # not the whole path: ids must not depend on the machine
-    rows = [_row(place, record, fields, source, name, needs) for record in records]
+    rows = Reader(place, fields, source, name, needs).rows(records)
     del records  # of a million, half a gigabyte
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(rows)
-    return rows[: source.limit]
+    return _Loaded(place, fields, rows[: source.limit])
 
 
 def _named(kind: str, known: Mapping[str, Any], source: str) -> Any:
@@ -192,17 +231,7 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
         if file.is_dir():
             return str(file), from_datasets(str(file), file.absolute(), source)
     place = name if name.startswith("hub:") else str(file)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise bad(f"{place} cannot be read: {error.strerror}") from None
-    suffix = Path(file.name.lower().removesuffix(".gz")).suffix
-    if file.name.lower().endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise bad(f"{place} is not a whole gzip file ({error}); fetch it again") from None
-    return place, _of_split(place, parse(place, suffix, data, source), source)
+    return place, _of_split(place, read(place, file, source), source)
 
 
 def builtin_sets() -> dict[str, Any]:
@@ -257,19 +286,20 @@ def _reshape(
     records: list[Record],
     reshape: Callable[[dict[str, Any]], list[dict[str, Any]]],
 ) -> list[Record]:
+    reshaped = []
     try:
-        return [Record(at, row) for at, value in records for row in reshape(value)]
-    except (KeyError, TypeError, ValueError) as error:
-        have = ", ".join(_columns(records))
+        for at, value in records:
+            try:
+                reshaped += [Record(at, row) for row in reshape(value)]
+            except ValueError as error:  # a label that says neither yes nor no
+                raise bad(f"{place}, {at}: {error}") from None
+    except (KeyError, TypeError) as error:
+        have = ", ".join(columns(records))
         raise bad(
             f"{place} lacks {error}, which this preset reads; it has {have}. "
             "Say how it is to be read with fields: {text: ..., answer: ...}"
         ) from None
-
-
-def _columns(records: Iterable[Record]) -> list[str]:
-    """All the fields that some record has, in the order in which they come up."""
-    return list(dict.fromkeys(key for record in records for key in record.value))
+    return reshaped
 
 
 def _keep(
@@ -280,9 +310,9 @@ def _keep(
 ) -> list[Record]:
     """Keep the records whose fields have the values that `where` names."""
     for path, value in where.items():
-        _check_path(place, _columns(records), path, said_in)
+        check_path(place, columns(records), path, said_in)
         wanted = {_plain_value(one) for one in (value if isinstance(value, list) else [value])}
-        found = [_plain_value(_dig(record.value, path)) for record in records]
+        found = [_plain_value(dig(record.value, path)) for record in records]
         kept = [record for record, one in zip(records, found, strict=True) if one in wanted]
         if not kept:
             seen = list(dict.fromkeys(found))
@@ -297,150 +327,10 @@ def _keep(
 
 def _plain_value(value: Any) -> str:
     """A value as it reads in any format, so that the `true` of a recipe finds a CSV's TRUE."""
-    return str(value).casefold()
-
-
-def _dig(value: Any, path: str) -> Any:
-    """Follow a dotted path; None where it leads nowhere. A name with a dot in it goes first."""
-    if isinstance(value, dict) and path in value:
-        return value[path]
-    head, dot, rest = path.partition(".")
-    if isinstance(value, dict):
-        inner = value.get(head)
-    elif isinstance(value, list) and re.fullmatch(r"-?\d{1,9}", head):
-        inner = value[int(head)] if -len(value) <= int(head) < len(value) else None
-    else:
-        return None
-    return _dig(inner, rest) if dot else inner
-
-
-# Step 3: map each to a row
-
-
-def _recognize(place: str, records: list[Record]) -> dict[str, str]:
-    """Choose the mapping by the usual names."""
-    columns = _columns(records)
-    if columns == ["0"]:
-        return {"text": "0"}  # a file without header and with one column
-    return {
-        ours: next(name for name in names if name in columns)
-        for ours, names in USUAL.items()
-        if any(name in columns for name in names)
-    }
-
-
-def _check_fields(
-    place: str, records: list[Record], fields: dict[str, str], needs: Iterable[str]
-) -> None:
-    columns = _columns(records)
-    for ours, path in fields.items():
-        _check_path(place, columns, plain(path), f"fields: {ours}")
-    for ours in needs:
-        if ours in ("text", "response") and ours not in fields and "response_id" in columns:
-            raise bad(
-                f"{place}: names answers by response_id and lacks their texts; take it in with "
-                "`setbacks review RUN --import FILE --as NAME`, and write it anew with --export "
-                "FILE --format labels"
-            )
-        if ours not in fields:
-            have = ", ".join(map(show, columns))
-            raise bad(
-                f"{place}: which field is the {ours}? Say fields: {{{ours}: NAME}}; it has {have} "
-                "(a CSV file without a header line needs header: false)"
-            )
-
-
-def _check_path(place: str, columns: list[str], path: str, said_in: str) -> None:
-    head = path.partition(".")[0]
-    if path not in columns and head not in columns:
-        have = ", ".join(map(show, columns))
-        raise bad(
-            f'{place} has no field "{head}" ({said_in}).{nearest(head, columns)} It has {have}'
-        )
-
-
-def _row(
-    place: str,
-    record: Record,
-    fields: dict[str, str],
-    source: Source,
-    name: str,
-    needs: Iterable[str],
-) -> Row:
-    where = f"{place}, {record.at}"
-
-    def value(ours: str) -> Any:
-        """What the record has for one of our fields."""
-        found = _dig(record.value, plain(fields[ours]))
-        if ours in source.extract and found is not None:
-            match = re.search(source.extract[ours], found) if isinstance(found, str) else None
-            if match is None:
-                raise bad(f"{where}: extract does not find the {ours} in {show(found)}")
-            found = match[1]
-        return found
-
-    has = {ours: value(ours) for ours in fields}
-
-    def words(ours: str) -> str | None:
-        found = has.get(ours)
-        if found is None or isinstance(found, str):
-            if found and "\0" in found:
-                raise bad(f"{where}: a NUL character in {ours}; remove it")
-            return found
-        hint = f'; name an item, such as "{fields[ours]}.0"' if isinstance(found, list) else ""
-        raise bad(f"{where}: {ours} should be a string, found {show(found)}{hint}")
-
-    def flag(ours: str) -> bool | None:
-        found = has.get(ours)
-        if found is None or found == "":
-            return None
-        yes, no = WORDS[ours]
-        word = str(found).strip().casefold()  # a Parquet file may hold 1.0 where a label is 1
-        word = word.removesuffix(".0") if isinstance(found, float) else word
-        if word in yes or word in no:
-            return (word in yes) is not fields[ours].startswith("not ")
-        raise bad(f"{where}: {ours} is {show(found)}; it should be true or false")
-
-    text, extra = words("text"), words("input")
-    if text is None or not text.strip():
-        raise bad(f"{where}: the text (field {show(fields['text'])}) is missing or empty")
-    if extra and extra.strip():
-        text = f"{text}\n\n{extra}"
-    row = Row(
-        text=text,
-        answer=words("answer") or None,
-        response=words("response"),  # it may be empty: a model may say nothing
-        harmful=flag("harmful"),
-        category=source.category or _label(has.get("category")),
-        language=source.language or _label(has.get("language")),
-        id=_label(has.get("id")) or "",
-        source=_label(has.get("source")) or name,
-        refused=flag("refused"),
-    )
-    for ours in needs:
-        if getattr(row, ours) is None:
-            raise bad(f"{where}: {ours} (field {show(fields[ours])}) is missing")
-    return row
-
-
-def _label(value: Any) -> str | None:
-    """A category, a language or an id in words; of {"theft": true, "fraud": false}: theft."""
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        value = [name for name, holds in value.items() if holds is True]
-    if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return str(value).replace("\0", "").strip() or None
+    return str(whole(value)).casefold()
 
 
 # Step 4: drop what is there twice, and name the rest
-
-
-@cache
-def _warn(text: str) -> None:
-    """Warn, once: a recipe's sources are read anew by every step that needs them."""
-    log.warning("%s", text)
 
 
 def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> list[Row]:
@@ -457,7 +347,7 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
         other_labels += any(new != old for new, old in said)
     if len(first) < len(rows):
         others = f" ({other_labels} of them with another label)" if other_labels else ""
-        _warn(
+        notice(
             f"{place}: dropped {len(rows) - len(first)} of {len(rows)} rows that repeat an earlier "
             f"one{others}"
         )

@@ -66,14 +66,8 @@ def answers(kind: str, sources: Sources) -> list[Example]:
     Raises:
         InputError: a source has no answers at all.
     """
-    found = instructions(sources)
-    made = [example(kind, i.text, i.answer, [i.id]) for i in found if i.answer]
-    if sources and not made:
-        raise InputError(
-            f'{found[0].source}: has no field "answer", which {kind} examples need; map it with '
-            "fields: {answer: THEIR_NAME}"
-        )
-    return made
+    found = instructions(sources, answered_for=f"a {kind} example")
+    return [example(kind, i.text, i.answer, [i.id]) for i in found if i.answer]
 
 
 def safe(recipe: Recipe, method: str) -> list[Example]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.data import load
+from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 from setbacks.methods import answers, example, mistakes, safe, share
 from setbacks.recipe import Recipe
@@ -54,13 +54,8 @@ def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Exam
 def _given(recipe: Recipe) -> list[Example]:
     made = []
     for source in recipe.train.pairs:
-        for row in load(source):
-            if row.answer is None or row.response is None:
-                missing = "answer" if row.answer is None else "response"
-                raise InputError(
-                    f'{row.source}: has no field "{missing}", which a preference pair needs; map '
-                    "them with fields: {answer: CHOSEN, response: REJECTED}"
-                )
+        for row in load_having(source, "a preference pair", "answer", "response"):
+            assert row.answer is not None and row.response is not None
             if row.answer.strip() == row.response.strip():
                 raise InputError(
                     f"{row.source}: the chosen and the rejected answer to "

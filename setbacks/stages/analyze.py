@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from setbacks.data import load
+from setbacks.data.sources import load_having
 from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.prompts import fill, prompts
@@ -172,12 +172,7 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
         InputError: a source is missing or broken, or has no answers.
     """
     for source in recipe.analyze.contrast:
-        for row in load(source):
-            answer = row.answer or row.response
-            if answer is None:
-                raise InputError(
-                    f'{row.source}: has no field "answer", which a contrast analysis needs; map '
-                    "it with fields: {answer: THEIR_NAME}"
-                )
+        for row in load_having(source, "a contrast analysis", ("answer", "response")):
+            answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)
             yield Subject("", id_, row.text, answer, False, 0, row.category, row.language or "en")

@@ -248,8 +248,6 @@ def _take(
     ]
 
     def take(batch: Sequence[Question]) -> tuple[list[Response], int, int]:
-        if unasked := len(found) - len({x.id for _, x in asked}):
-            run.log(f"respond: {arm.name}: left out {unasked} answers to prompts of no suite")
         records = [
             _response(arm, question, text=found[question.instruction.id].response, model=arm.name)
             for question in batch
