@@ -25,9 +25,9 @@ import numpy as np
 from judge_agreement import cut, held_out, xstest
 from sklearn.metrics import roc_auc_score
 
+from setbacks.data import Source, load
 from setbacks.judges import Item
 from setbacks.judges.probe import HEADS, Head, Probe, features, fit, save
-from setbacks.sources import Source, load
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fit_probe.json"

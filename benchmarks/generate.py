@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from setbacks.data import Source, load
 from setbacks.engines import Request, by_length
 from setbacks.engines.local import Local, stop_tokens
 from setbacks.models import device, dtype, load_model, load_tokenizer
 from setbacks.recipe import Engine, Sampling
-from setbacks.sources import Source, load
 
 BUILTIN = ("builtin:helpful", "builtin:safe", "builtin:redteam")
 MORE = ("alpaca/alpaca_999.json", "self-instruct/user_oriented_instructions.jsonl")

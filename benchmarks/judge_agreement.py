@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from setbacks.data import Row, Source, load, load_labels
 from setbacks.judges import Item
 from setbacks.judges.probe import AGREEMENT, Probe
 from setbacks.judges.refusal import refuses
-from setbacks.sources import Row, Source, load, load_labels
 from setbacks.statistics import MEASURES, agreement
 
 ROOT = Path(__file__).resolve().parents[1]

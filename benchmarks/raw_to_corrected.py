@@ -29,7 +29,7 @@ from urllib.request import Request, urlopen
 
 import yaml
 
-from setbacks.sources import Source, load, load_labels
+from setbacks.data import Source, load, load_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "raw_to_corrected.json"

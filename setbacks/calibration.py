@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks import statistics
+from setbacks.data.source import Row
+from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError, SetbacksError
 from setbacks.judges import check_judge, worth
 from setbacks.progress import Show
 from setbacks.records import Response, Verdict, digest
 from setbacks.runfolder import RunFolder, write_atomic
-from setbacks.sources import Row, load_labels, read_sources
 from setbacks.stages.judge import judge
 
 if TYPE_CHECKING:

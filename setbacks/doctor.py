@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from setbacks.data.sources import builtin_sets
 from setbacks.plugins import installed
-from setbacks.sources import builtin_sets
 from setbacks.variants import cores
 
 # What is listed even where it is in order, and the extras that no user needs.

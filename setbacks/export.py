@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import merged as merge
+from setbacks.data.presets import PRESETS
 from setbacks.embedded import MODELS, resolve
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
@@ -27,7 +28,6 @@ from setbacks.models import load_model, load_tokenizer
 from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Source
-from setbacks.sources import PRESETS
 from setbacks.stages.report import HEADLINE, TITLES
 
 CARD = "README.md"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from setbacks.data.presets import PRESETS
+from setbacks.data.sources import builtin_sets
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.plugins import installed, plugin
-from setbacks.sources import PRESETS, builtin_sets
 
 PARTS = ("methods", "judges", "engines", "studies")
 KINDS = (*PARTS, "sets", "presets")

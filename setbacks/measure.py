@@ -36,7 +36,7 @@ from setbacks.metrics import (
 from setbacks.prompts import prompts
 from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
 from setbacks.statistics import Difference, Estimate, Sample
-from setbacks.suites import distinct, words_of
+from setbacks.text import distinct, words_of
 
 SCHEMA = 1
 FEWEST = 10  # readings of a kind: below, an AUC says nothing

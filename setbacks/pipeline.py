@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import check_adapter
+from setbacks.data import Source, load
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
@@ -15,7 +16,6 @@ from setbacks.models import check_quantize
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
-from setbacks.sources import Source, load
 from setbacks.stages.analyze import analyze, benign
 from setbacks.stages.induce import existing, induce
 from setbacks.stages.introspect import introspect

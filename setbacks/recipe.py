@@ -26,11 +26,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from setbacks.data import Source
 from setbacks.errors import InputError, nearest
 from setbacks.paths import expanded
 from setbacks.plugins import installed, plugin
 from setbacks.records import Kind
-from setbacks.sources import Source
 
 Part = TypeVar("Part", bound=BaseModel)
 

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from setbacks.errors import InputError, nearest
 from setbacks.journal import Journal, W, failed_write, private, read, writing
 from setbacks.metrics import bare
+from setbacks.notices import drop_notices, keep_notices
 from setbacks.paths import expanded, sync
 from setbacks.plugins import plugin
 from setbacks.progress import Show
@@ -67,6 +68,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+NOTICE = "notice: "  # how a line of run.log begins that says what a reader should know
 ABSENT = object()  # in place of a value, where a recipe has no such key
 
 
@@ -119,9 +121,11 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
+        keep_notices(self.note)
         return self
 
     def __exit__(self, *_: object) -> None:
+        drop_notices(self.note)
         try:
             if self._unbooked() > 0:
                 self.spend(self._stage, 0.0, 0, 0, 0)  # for a batch that failed: paid all the same
@@ -256,6 +260,16 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Add a line, with the time, to run.log."""
         self._append("run.log", f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}")
+
+    def note(self, notice: str) -> None:
+        """Add a notice to run.log, once: a run that is resumed reads the same data again."""
+        if notice not in self.notices():
+            self.log(f"{NOTICE}{notice}")
+
+    def notices(self) -> list[str]:
+        """Return what was noted in run.log, in order: rows left out, and the like."""
+        lines = (line.partition(" ")[2] for line in self._lines("run.log"))
+        return [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole file so that a crash leaves the old one or the new one, never a part."""

@@ -25,11 +25,12 @@ LAYERS = [
     {"measure"},
     {"findings"},
     {"engines", "metrics"},
-    {"adapters", "chat", "models", "journal", "suites", "statistics"},
-    {"recipe"},
-    {"records", "sources", "embedded", "prompts", "progress"},
-    {"plugins", "paths"},
-    {"errors"},
+    {"adapters", "chat", "models", "journal", "statistics"},
+    {"recipe", "sources"},
+    {"data"},
+    {"records", "embedded", "prompts", "progress"},
+    {"plugins", "paths", "notices"},
+    {"errors", "text"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.
 ANYTHING = {"__init__", "__main__"}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from setbacks import statistics
 from setbacks.compare import compare, findings
+from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
@@ -27,7 +28,6 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Revision
 from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate
-from setbacks.sources import Source
 from setbacks.stages.plots import curves, forest
 from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart

@@ -19,8 +19,8 @@ import yaml
 from markdown_it import MarkdownIt
 
 from setbacks.cli import app
+from setbacks.data import Source
 from setbacks.recipe import Recipe
-from setbacks.sources import Source
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/RESULTS.md",

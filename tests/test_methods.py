@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.methods import answers, example, open_method, share
 from setbacks.methods.critique_revise import CritiqueRevise
@@ -18,7 +19,6 @@ from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Choice, Example, Revision
 from setbacks.runfolder import RunFolder
-from setbacks.sources import Source
 from setbacks.stages.respond import Arm, request, said
 
 
@@ -225,7 +225,7 @@ def test_distillation_without_an_adapter_is_told(recipe):
 def test_answers_need_answers(tmp_path):
     path = tmp_path / "bare.jsonl"
     path.write_text('{"instruction": "<x>"}\n')
-    with pytest.raises(InputError, match=r"bare\.jsonl.*answer.*safe examples"):
+    with pytest.raises(InputError, match=r"bare\.jsonl.*answer.*a safe example"):
         answers("safe", [Source(source=str(path))])
     assert answers("safe", []) == []
 

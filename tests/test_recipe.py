@@ -8,12 +8,13 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from setbacks.data import Source
+from setbacks.data.presets import PRESETS
 from setbacks.engines.endpoint_options import Server
 from setbacks.errors import InputError
 from setbacks.methods.dpo import DPO
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, JudgeSpec, Recipe, section_of
-from setbacks.sources import PRESETS, Source
 from setbacks.starter import reference, starter
 
 

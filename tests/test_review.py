@@ -552,7 +552,7 @@ def test_a_spreadsheet_runs_no_cell():
 
 
 def test_the_label_file_is_one_that_calibrate_takes(tmp_path):
-    from setbacks.sources import load_labels
+    from setbacks.data import load_labels
 
     answers = of(2)
     a, b, c, d = answers.answers
@@ -589,7 +589,7 @@ def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():
         ('{"instruction": "?", "response": "!", "harmful": true}', "not in this run"),
         ('{"harmful": true}', "says neither `answer`, nor `response_id`"),
         ('{"response_id": "a0"}', "says harmful, refused or helpful"),
-        ('{"response_id": "a0", "harmful": "perhaps"}', "'perhaps' is neither true nor false"),
+        ('{"response_id": "a0", "harmful": "perhaps"}', 'harmful is "perhaps"; it should be true'),
         ('{"response_id": "a0", "helpful": 11}', "helpful: Input should be less than"),
         ('{"response_id": "a0", "helpful": 2.5}', "2.5 is no whole number"),
         ('{"response_id": "a0", "harmful": true, "made_at": "soon"}', "Invalid isoformat"),
@@ -760,7 +760,7 @@ def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path
         ([], "bad.jsonl: has no labels"),
         ([{"response_id": "nobody", "harmful": True}], "response 'nobody' is not in this run"),
         ([{"harmful": True}, {"harmful": False}], "twice, and not alike; keep one"),
-        ([{"harmful": "perhaps"}], "line 1: harmful: 'perhaps' is neither true nor false"),
+        ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it should be true or false'),
     ],
 )
 def test_a_bad_import_leaves_the_folder_as_it_was(run, tmp_path, rows, says):

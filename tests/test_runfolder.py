@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from setbacks.data import Source
 from setbacks.engines import Completion
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Recipe
 from setbacks.records import Record
 from setbacks.runfolder import STAGES, RunFolder, write_atomic
-from setbacks.sources import Source
 
 
 class Thing(Record):

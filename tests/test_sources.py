@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from setbacks import sources
+from setbacks.data import Row, Source, load, load_labels, sources
+from setbacks.data.presets import PRESETS
+from setbacks.data.source import USUAL
 from setbacks.errors import InputError
-from setbacks.sources import PRESETS, Row, Source, load, load_labels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -166,7 +167,7 @@ def test_all_our_fields(tmp_path):
         "source": "a.b",
         "id": "id",
     }
-    assert set(fields) == set(sources.USUAL)
+    assert set(fields) == set(USUAL)
     (row,) = load(Source(source=write(tmp_path, "a.json", [record]), fields=fields))
     assert row == Row(
         text="<a>\n\n<input>",
@@ -219,7 +220,7 @@ def test_labels_in_words(tmp_path, value, expected):
     assert load(path)[0].harmful is expected
 
 
-@pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [True], {"a": 1}, "10", float("nan")])
+@pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [True], {"a": 1}, "10", float("inf")])
 def test_labels_that_say_nothing(tmp_path, value):
     path = write(tmp_path, "a.json", [{"text": "<a>", "harmful": value}])
     assert "item 1: harmful is" in refused(path)
@@ -612,7 +613,8 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 os.chdir(sys.argv[1])
-from setbacks.sources import InputError, Source, load
+from setbacks.data import Source, load
+from setbacks.errors import InputError
 
 def said(source):
     try:
@@ -636,7 +638,8 @@ def test_a_folder_does_not_pass_for_a_set_of_the_hub(tmp_path, monkeypatch):
 
 def test_without_a_network(tmp_path):
     code = (
-        "from setbacks.sources import *\n"
+        "from setbacks.data import load\n"
+        "from setbacks.errors import InputError\n"
         "for name in ('preset:xstest', 'preset:lima'):\n"
         "    try: load(name)\n"
         "    except InputError as error: print(error)\n"
@@ -675,7 +678,7 @@ def test_a_folder_with_data_and_a_saved_dataset(tmp_path, monkeypatch):
 
 def test_importing_is_light():
     heavy = "{'torch', 'datasets', 'pyarrow', 'pandas'}"
-    code = f"import setbacks.sources, sys; print({heavy} & set(sys.modules))"
+    code = f"import setbacks.data, sys; print({heavy} & set(sys.modules))"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

@@ -12,11 +12,11 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
+from setbacks.data.instructions import instructions
 from setbacks.inspect_ai.scorers import compliant, harmless, helpfulness, one_line
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Suite
 from setbacks.records import Kind
-from setbacks.suites import instructions
 
 SCORERS: dict[Kind, Callable[..., Scorer]] = {
     "harmful": harmless,

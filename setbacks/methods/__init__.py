@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example, Message, digest
-from setbacks.suites import instructions
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -157,14 +157,8 @@ def answers(kind: str, sources: Sources) -> list[Example]:
     Raises:
         InputError: a source has no answers at all.
     """
-    found = instructions(sources)
-    made = [example(kind, i.text, i.answer, [i.id]) for i in found if i.answer]
-    if sources and not made:
-        raise InputError(
-            f'{found[0].source}: has no field "answer", which {kind} examples need; map it with '
-            "fields: {answer: THEIR_NAME}"
-        )
-    return made
+    found = instructions(sources, answered_for=f"a {kind} example")
+    return [example(kind, i.text, i.answer, [i.id]) for i in found if i.answer]
 
 
 def safe(recipe: Recipe, method: str) -> list[Example]:

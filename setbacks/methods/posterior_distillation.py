@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from setbacks.data.instructions import instructions
 from setbacks.engines import Request
 from setbacks.errors import InputError
 from setbacks.methods import Method, example, mixed
 from setbacks.recipe import Posterior, Recipe, Sources
 from setbacks.records import Analysis, Choice, Example, Instruction, digest
 from setbacks.spoken import drafts
-from setbacks.suites import instructions
 from setbacks.work import planned
 
 if TYPE_CHECKING:

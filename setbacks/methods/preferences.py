@@ -12,11 +12,11 @@ from typing import ClassVar, cast
 
 from pydantic import Field
 
+from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 from setbacks.methods import Method, answers, example, mistake_sources, mistakes, safe, share
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example
-from setbacks.sources import load
 
 
 class PreferenceOptions(Train):
@@ -91,13 +91,8 @@ def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Exam
 def _given(recipe: Recipe) -> list[Example]:
     made = []
     for source in _options(recipe).pairs:
-        for row in load(source):
-            if row.answer is None or row.response is None:
-                missing = "answer" if row.answer is None else "response"
-                raise InputError(
-                    f'{row.source}: has no field "{missing}", which a preference pair needs; map '
-                    "them with fields: {answer: CHOSEN, response: REJECTED}"
-                )
+        for row in load_having(source, "a preference pair", "answer", "response"):
+            assert row.answer is not None and row.response is not None
             if row.answer.strip() == row.response.strip():
                 raise InputError(
                     f"{row.source}: the chosen and the rejected answer to "

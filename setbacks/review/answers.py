@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.records import Response, digest
+from setbacks.text import same_text
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 
     answers: dict[str, Answer]
     by_response: dict[str, str]  # response id -> answer id
-    by_text: dict[tuple[str, str], str]  # (instruction, response) -> answer id
+    by_text: dict[tuple[str, str], list[str]]  # (instruction, response), loosely -> answer ids
     arms: dict[str, list[str]]  # arm -> response ids, in the order of its file
     planned: dict[str, float]  # response id -> probability with which the plan drew it, in order
     seed: int
@@ -44,6 +45,11 @@ class Batch(NamedTuple):
 def answer_id(instruction: str, text: str) -> str:
     """Return the id of an answer: the same for the same two texts, whoever wrote them."""
     return digest("answer", instruction, text)
+
+
+def loosely(instruction: str, text: str) -> tuple[str, str]:
+    """Return what two copies of an answer share, though a spreadsheet has changed line ends."""
+    return same_text(instruction), same_text(text)
 
 
 def collect(run: RunFolder) -> Batch:
@@ -91,6 +97,9 @@ def batch(
         for texts, same in groups.items()
     ]
     by_response = {response: answer.id for answer in answers for response in answer.responses}
+    by_text: dict[tuple[str, str], list[str]] = {}
+    for answer in answers:
+        by_text.setdefault(loosely(answer.instruction, answer.text), []).append(answer.id)
     if strange := [response for response in planned if response not in by_response]:
         raise InputError(
             f"review/plan.json: plans {strange[0]}, which is no answer of this run; make it again "
@@ -99,7 +108,7 @@ def batch(
     return Batch(
         answers={answer.id: answer for answer in answers},
         by_response=by_response,
-        by_text={(answer.instruction, answer.text): answer.id for answer in answers},
+        by_text=by_text,
         arms={arm: [r.id for r in rows] for arm, rows in responses.items()},
         planned=dict(planned),
         seed=seed,

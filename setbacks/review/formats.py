@@ -18,10 +18,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from setbacks.data.formats import read_csv
+from setbacks.data.labels import is_missing, is_nan, truth
 from setbacks.errors import InputError, nearest
-from setbacks.review.answers import Answer, Batch
+from setbacks.notices import notice
+from setbacks.review.answers import Answer, Batch, answer_id, loosely
 from setbacks.review.labels import Label, by_answer, consensus
-from setbacks.sources import WORDS
 
 LABEL_STUDIO = """\
 <View>
@@ -119,13 +121,16 @@ def labels(
     Raises:
         InputError: an entry is broken, or of no answer of this run.
     """
-    found = []
+    found, left_out = [], 0
     for where, row in entries:
         try:
             found += _labels(row, batch, reviewer)
+            left_out += _unsubmitted(row)
         except (InputError, ValueError, TypeError, KeyError, AttributeError, LookupError) as error:
             place = f"{name}: {where}".removeprefix(": ")
             raise InputError(f"{place}: {_reason(error)}; nothing was changed") from None
+    if left_out:
+        notice(f"{name}: left out {left_out} responses that are drafts, discarded or cancelled")
     return found
 
 
@@ -293,15 +298,11 @@ def _cell(value: Any) -> str:
 def _entries(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, entry) for each object of a file."""
     if name.lower().endswith(".csv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        ours = "answer" in (reader.fieldnames or ())
-        for row in reader:
-            if None in row:
-                raise InputError(f"{name}: line {reader.line_num}: more cells than columns")
+        for line, row in read_csv(name, text):
             cells = {key: value for key, value in row.items() if value}
-            if ours:
+            if "answer" in row:  # a file of ours
                 cells = {key: _uncell(value) for key, value in cells.items()}
-            yield f"line {reader.line_num}", cells
+            yield line, cells
         return
     if text.lstrip().startswith("["):
         try:
@@ -325,18 +326,18 @@ def _labels(row: Mapping[str, Any], batch: Batch, reviewer: str | None) -> list[
         return [
             _from_label_studio(annotation, answer, reviewer)
             for annotation in row["annotations"]
-            if not annotation.get("was_cancelled")
+            if _submitted(annotation)
         ]
     if "fields" in row and "responses" in row:
         answer = _find({"answer": row.get("id")} | row["fields"], batch)
         return _from_argilla(row, answer, reviewer)
     values: dict[str, Any] = {key: row.get(key) for key in ("harmful", "refused")}
     for key, value in values.items():
-        values[key] = _truth(key, value)
+        values[key] = truth(key, value)
     score = row.get("helpful", row.get("helpful_score"))
-    values["helpful"] = None if score in (None, "") else _whole(score)
+    values["helpful"] = None if is_missing(score) else _whole(score)
     for key, name in (("unsure", "unsure"), ("final", "adjudicated")):
-        values[key] = str(row.get(name) or "false").lower() in ("true", "yes", "1")
+        values[key] = bool(truth(name, row.get(name)))
     return [
         Label(
             answer=_find(row, batch),
@@ -348,6 +349,21 @@ def _labels(row: Mapping[str, Any], batch: Batch, reviewer: str | None) -> list[
     ]
 
 
+def _submitted(said: Mapping[str, Any]) -> bool:
+    """Whether a person stands by a response: Argilla keeps drafts and discarded ones too."""
+    return said.get("status") in (None, "submitted") and not said.get("was_cancelled")
+
+
+def _unsubmitted(row: Mapping[str, Any]) -> int:
+    """How many people's responses to one answer are left out."""
+    if "annotations" in row and "data" in row:
+        return sum(not _submitted(annotation) for annotation in row["annotations"])
+    if "fields" in row and "responses" in row:
+        given = [response for of in row["responses"].values() for response in of]
+        return len({response.get("user_id") for response in given if not _submitted(response)})
+    return 0
+
+
 def _from_label_studio(said: Mapping[str, Any], answer: str, reviewer: str | None) -> Label:
     values: dict[str, Any] = {}
     by = said.get("completed_by")
@@ -355,8 +371,8 @@ def _from_label_studio(said: Mapping[str, Any], answer: str, reviewer: str | Non
     for result in said["result"]:
         question, value = result["from_name"], result["value"]
         if question in CHOICES:
-            field, truth = CHOICES[question][value["choices"][0]]
-            values[field] = truth
+            field, holds = CHOICES[question][value["choices"][0]]
+            values[field] = holds
         elif question == "helpful":
             values["helpful"] = _whole(value["rating"])
         elif question == "note":
@@ -376,10 +392,12 @@ def _from_argilla(row: Mapping[str, Any], answer: str, reviewer: str | None) -> 
     people: dict[str, dict[str, Any]] = {}
     for question, given in row["responses"].items():
         for response in given:
+            if not _submitted(response):
+                continue
             values = people.setdefault(str(response.get("user_id")), {})
             if question in CHOICES:
-                field, truth = CHOICES[question][response["value"]]
-                values[field] = truth
+                field, holds = CHOICES[question][response["value"]]
+                values[field] = holds
             elif question == "helpful":
                 values["helpful"] = _whole(response["value"])
             elif question == "note":
@@ -406,27 +424,20 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
     texts = row.get("instruction"), row.get("response")
     if None in texts:
         raise InputError("says neither `answer`, nor `response_id`, nor `instruction`, `response`")
-    if texts not in batch.by_text:
+    if (exact := answer_id(*map(str, texts))) in batch.answers:
+        return exact
+    found = batch.by_text.get(loosely(*map(str, texts)), ())
+    if len(found) != 1:
         raise InputError("this instruction with this response is not in this run")
-    return batch.by_text[texts]  # type: ignore[index]
+    return found[0]
 
 
 def _who(told: Any, otherwise: str | None) -> str:
-    if told not in (None, ""):
+    if not is_nan(told) and told != "":
         return str(told)
     if otherwise is None:
         raise InputError("does not say whose label it is; say so with --as NAME")
     return otherwise
-
-
-def _truth(field: str, value: Any) -> bool | None:
-    if value is None or isinstance(value, bool):
-        return value
-    word = str(value).strip().lower()
-    yes, no = WORDS[field]
-    if word not in yes | no:
-        raise InputError(f"{field}: {value!r:.40} is neither true nor false")
-    return word in yes
 
 
 def _whole(value: Any) -> int:

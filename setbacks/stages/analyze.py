@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from setbacks.data.sources import load_having
 from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
 from setbacks.records import Analysis, Mistake, digest
 from setbacks.runfolder import RunFolder
-from setbacks.sources import load
-from setbacks.suites import distinct, words_of
+from setbacks.text import distinct, words_of
 from setbacks.work import planned
 
 
@@ -175,12 +175,7 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
         InputError: a source is missing or broken, or has no answers.
     """
     for source in recipe.analyze.contrast:
-        for row in load(source):
-            answer = row.answer or row.response
-            if answer is None:
-                raise InputError(
-                    f'{row.source}: has no field "answer", which a contrast analysis needs; map '
-                    "it with fields: {answer: THEIR_NAME}"
-                )
+        for row in load_having(source, "a contrast analysis", ("answer", "response")):
+            answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)
             yield Subject("", id_, row.text, answer, False, 0, row.category, row.language or "en")

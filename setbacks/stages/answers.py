@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from setbacks.data import Row, load_labels
 from setbacks.errors import InputError
+from setbacks.notices import notice
 from setbacks.recipe import Evaluated, Suite
 from setbacks.records import Instruction, Response, Verdict, digest
 from setbacks.runfolder import RunFolder
-from setbacks.sources import Row, load_labels
+from setbacks.text import same_text
 
 
 def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
@@ -22,7 +24,8 @@ def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[
         InputError: a source is missing, broken or without responses; there are two answers to one
             prompt, or none; or two labels of one answer contradict each other.
     """
-    found = _read(arm)
+    given = _Answers(arm)
+    found = {x.id: row for _, x in asked if (row := given.to(x.id, x.text))}
     if missing := [(suite, x) for suite, x in asked if x.id not in found]:
         suite, example = missing[0]
         raise InputError(
@@ -30,6 +33,8 @@ def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[
             f'"{_short(example.text)}" of the suite {suite.name}; add them, or ask what was '
             "answered alone: --suite KIND=FILE with the answers' file"
         )
+    if unasked := len(given) - len({id(row) for row in found.values()}):
+        notice(f"{arm.name}: left out {unasked} answers to prompts of no suite")
     return found
 
 
@@ -51,7 +56,7 @@ def labels(
     for arm in run.recipe.evaluate:
         name = f"verdicts/{arm.name}.human.jsonl"
         if arm.answers and not (run.path / name).exists():
-            found = _read(arm)
+            given = _Answers(arm)
             verdicts = [
                 Verdict(
                     id=digest("verdict", "human", response.id),
@@ -61,8 +66,8 @@ def labels(
                     refused=row.refused,
                 )
                 for response in responses[arm.name]
-                if (row := found[response.instruction_id]).harmful is not None
-                or row.refused is not None
+                if (row := given.to(response.instruction_id, response.instruction))
+                and (row.harmful is not None or row.refused is not None)
             ]
             if verdicts:
                 (run.path / "verdicts").mkdir(mode=0o700, exist_ok=True)
@@ -73,16 +78,48 @@ def labels(
     return made
 
 
-def _read(arm: Evaluated) -> dict[str, Row]:
-    found: dict[str, Row] = {}
-    for source in arm.answers:
-        for row in load_labels(source, needs=(), strict=True):
-            if found.setdefault(digest("instruction", row.text), row) is not row:
-                raise InputError(
-                    f'{source.source}: two answers to one prompt ("{_short(row.text)}"); keep one, '
-                    "or set unique: true on the source to take the first of each"
-                )
-    return found
+class _Answers:
+    """The answers of an arm, found by their prompts.
+
+    A prompt that was copied by way of a spreadsheet or another system may have other line ends,
+    trailing spaces or another Unicode form; it is the same prompt. An exact copy goes first.
+    """
+
+    def __init__(self, arm: Evaluated) -> None:
+        self.name = arm.name
+        self._exact: dict[str, Row] = {}
+        self._loose: dict[str, list[Row]] = {}
+        for source in arm.answers:
+            for row in load_labels(source, needs=(), strict=True):
+                if self._exact.setdefault(digest("instruction", row.text), row) is not row:
+                    raise InputError(
+                        f'{source.source}: two answers to one prompt ("{_short(row.text)}"); keep '
+                        "one, or set unique: true on the source to take the first of each"
+                    )
+                self._loose.setdefault(same_text(row.text), []).append(row)
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+    def to(self, id_: str, prompt: str) -> Row | None:
+        """Return the answer to a prompt; None where there is none.
+
+        Args:
+            id_: of the instruction.
+            prompt: its text.
+
+        Raises:
+            InputError: several answers are to prompts that differ from it in line ends alone.
+        """
+        if id_ in self._exact:
+            return self._exact[id_]
+        rows = self._loose.get(same_text(prompt), [])
+        if len(rows) > 1:
+            raise InputError(
+                f'{self.name}: two answers to one prompt, "{_short(prompt)}", whose copies differ '
+                "in line ends or trailing spaces alone; keep one"
+            )
+        return rows[0] if rows else None
 
 
 def _short(text: str) -> str:

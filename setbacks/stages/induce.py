@@ -10,16 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from setbacks.data.instructions import instructions
+from setbacks.data.sources import load_having
 from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.journal import Journal
 from setbacks.judges.refusal import refuses
+from setbacks.notices import notice
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Instruction, Mistake, Outcome, digest
 from setbacks.runfolder import RunFolder
-from setbacks.sources import load
-from setbacks.suites import instructions, words_of
+from setbacks.text import words_of
 from setbacks.work import planned
 
 
@@ -145,14 +147,12 @@ def existing(recipe: Recipe) -> list[Mistake]:
         )
     found: dict[str, Mistake] = {}
     for source in recipe.induce.existing:
-        for row in load(source):
-            if row.response is None:
-                raise InputError(
-                    f'{row.source}: has no field "response", which a mistake needs; map it with '
-                    "fields: {response: THEIR_NAME}"
-                )
-            if row.harmful is False:
-                continue
+        rows = load_having(source, "a mistake", "response")
+        mistakes = [row for row in rows if row.harmful is not False]
+        if harmless := len(rows) - len(mistakes):
+            notice(f"{source.source}: left out {harmless} of {len(rows)} rows: labelled harmless")
+        for row in mistakes:
+            assert row.response is not None
             id_ = digest("existing", row.text, row.response)
             found[id_] = Mistake(
                 id=id_,
@@ -167,6 +167,11 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 source=row.source,
                 model=None,
             )
+    if not found:
+        raise InputError(
+            f"{recipe.induce.existing[0].source}: all rows are labelled harmless, and a mistake is "
+            "a harmful response; look at fields: {harmful: NAME}, or at the labels"
+        )
     return list(found.values())
 
 

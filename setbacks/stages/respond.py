@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.adapters import check_adapter
+from setbacks.data.instructions import instructions
 from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
 from setbacks.methods import Method, open_method
@@ -23,7 +24,6 @@ from setbacks.records import Instruction, Response, digest
 from setbacks.runfolder import RunFolder
 from setbacks.spoken import drafts
 from setbacks.stages.answers import answers
-from setbacks.suites import instructions
 from setbacks.work import planned
 
 
@@ -240,8 +240,6 @@ def _take(
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     work = run.work(journal, "respond", [questions], arm.name)
     for batch in work:
-        if unasked := len(found) - len({x.id for _, x in asked}):
-            run.log(f"respond: {arm.name}: left out {unasked} answers to prompts of no suite")
         records = [
             _response(arm, question, text=found[question.instruction.id].response, model=arm.name)
             for question in batch

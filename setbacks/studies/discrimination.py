@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from setbacks.data.sources import load_having
 from setbacks.engines import Request, open_engine
-from setbacks.errors import InputError
 from setbacks.findings import near_chance
 from setbacks.methods import answers
 from setbacks.page import Findings, Picture, Table
@@ -23,7 +23,6 @@ from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Verdict
 from setbacks.runfolder import RunFolder
 from setbacks.scores import written
-from setbacks.sources import load
 from setbacks.spoken import question, verdicts
 from setbacks.stages.analyze import benign
 from setbacks.stages.plots import forest
@@ -145,13 +144,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
 def _labelled(options: Options) -> list[Answer]:
     kept: dict[bool, list[Answer]] = {True: [], False: []}
     for source in options.labels:
-        for row in load(source):
-            if row.response is None or row.harmful is None:
-                missing = "response" if row.response is None else "harmful"
-                raise InputError(
-                    f'{row.source}: has no field "{missing}", which this study needs; map it with '
-                    f"fields: {{{missing}: THEIR_NAME}}"
-                )
+        for row in load_having(source, "this study", "response", "harmful"):
+            assert row.response is not None and row.harmful is not None
             kept[row.harmful].append(Answer(row.text, row.response, row.harmful))
     return [answer for kind in kept.values() for answer in kind[: options.limit]]
 

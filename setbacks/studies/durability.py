@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.metrics import METRICS, by_prompt
 from setbacks.page import Findings, Picture, Table
@@ -26,7 +27,6 @@ from setbacks.scores import Scores, difference, estimate, points, written
 from setbacks.stages.plots import curves
 from setbacks.statistics import Estimate
 from setbacks.studies import ALPHA, at_least
-from setbacks.suites import instructions
 from setbacks.variants import Variant, each, variant
 
 FEWEST = 20  # prompts of each kind: below, a rate says nothing

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
+from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.methods import example
 from setbacks.metrics import TITLES
@@ -31,7 +32,7 @@ from setbacks.stages.plots import heatmap
 from setbacks.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
-from setbacks.suites import instructions, words_of
+from setbacks.text import words_of
 from setbacks.variants import each, variant
 
 FEWEST = 10  # helpful prompts with an answer: below, nothing but ruin would be seen

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -27,7 +28,6 @@ from setbacks.scores import Scores, difference, gather, points
 from setbacks.stages.plots import heatmap
 from setbacks.statistics import Difference, paired_difference
 from setbacks.studies import ALPHA, at_least
-from setbacks.suites import instructions
 from setbacks.variants import each, variant
 
 FEWEST = 8  # analyses of a group, and prompts to test it on

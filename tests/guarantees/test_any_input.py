@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from setbacks import cli
+from setbacks.data import load
 from setbacks.recipe import Recipe
-from setbacks.sources import load
 
 MANY = pytest.mark.parametrize(
     "number", [25, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "many"]

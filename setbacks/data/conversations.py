@@ -1,0 +1,232 @@
+"""Conversations: lists of messages, in the shapes that chat data has, read by role.
+
+OpenAI and TRL write ``[{"role": "user", "content": ...}]``, ShareGPT ``[{"from": "human",
+"value": ...}]``, and CSV holds either as text. An instruction is one user turn so far, with at most
+one answer; what else a conversation holds is refused, or counted by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from itertools import dropwhile
+from typing import Any, NamedTuple
+
+# The columns that hold whole conversations in most public data.
+NAMES = ("messages", "conversations", "conversation")
+
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+# Roles that conversations have too; an instruction has no room for them yet.
+OTHERS = {"tool", "function", "function_call", "observation"}
+ROLE_KEYS = ("role", "from")
+CONTENT_KEYS = ("content", "value", "text", "parts")
+# A conversation written as text begins with an object and names a role, in whatever spelling: that
+# of JSON, Python, NumPy or Java.
+OBJECT = re.compile(r"(?:array\()?[\[\s]*\{")
+NAMED_ROLE = re.compile(
+    r"[{,]\s*\W{0,3}(?:role|from)\W{0,3}\s*[:=]\s*\W{0,3}"
+    rf"(?:{'|'.join([*ROLES, *OTHERS])})\b",
+    re.IGNORECASE,
+)
+
+
+class Turn(NamedTuple):
+    """What one side says; None where it says nothing, as when it calls a tool."""
+
+    role: str
+    text: str | None
+
+
+def conversation(value: object) -> list[Turn] | None:
+    """Return the turns of a conversation, also of one written as text; None if it is not one.
+
+    Raises:
+        ValueError: it is one, but cannot be read.
+    """
+    messages = _messages(value)
+    if messages is None:
+        return None
+    return [_turn(number, message) for number, message in enumerate(messages)]
+
+
+def is_one(value: object) -> bool:
+    """Whether a value is a conversation, readable or not."""
+    try:
+        return _messages(value) is not None
+    except ValueError:
+        return True
+
+
+def instruction(turns: Sequence[Turn]) -> str | None:
+    """Return what the user asks in a conversation of one user turn and at most one answer.
+
+    Raises:
+        ValueError: the conversation has another form.
+    """
+    spoken = _after_system(turns)
+    _check_form(spoken)
+    if spoken[0].role != "user":
+        raise ValueError("a conversation without a user turn holds no instruction")
+    return spoken[0].text
+
+
+def reply(turns: Sequence[Turn]) -> str | None:
+    """Return the assistant's turn of a conversation like that; None where there is none.
+
+    Raises:
+        ValueError: the conversation has another form.
+    """
+    spoken = _after_system(turns)
+    _check_form(spoken)
+    return spoken[-1].text if spoken[-1].role == "assistant" else None
+
+
+def has_system_turn(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation has a system turn that says something."""
+    return any(turn.role == "system" and (turn.text or "").strip() for turn in turns)
+
+
+def place_of(messages: Sequence[Any], place: int, role: str) -> int:
+    """Return the place in a list of messages that "conversations.0" means, from 0.
+
+    Where only some rows begin with a system turn, one path fits all of them: the turn at the place
+    counts, or the next one if the list begins with a system turn.
+
+    Args:
+        messages: a list of messages.
+        place: as in the path, and there; a negative one counts from the end.
+        role: whose turn it should be, "user" or "assistant".
+
+    Raises:
+        ValueError: it is another's turn.
+    """
+    roles = [role_of(message) for message in messages]
+    shifted = place + 1 if place >= 0 and roles[0] == "system" else place
+    for candidate in (place, shifted):
+        if candidate < len(roles) and roles[candidate] == role:
+            return candidate % len(roles)
+    raise ValueError(f"message {place} is the {roles[place]}'s, not the {role}'s")
+
+
+def roles_before(messages: Sequence[Any], place: int) -> list[str | None]:
+    """Return the roles of the messages before a place that say something."""
+    return [
+        role_of(message)
+        for message in messages[:place]
+        if isinstance(message, dict) and any(message.get(key) for key in CONTENT_KEYS)
+    ]
+
+
+def is_message(value: object) -> bool:
+    """Whether a value is one message: it says whose turn it is, and what is said."""
+    return (
+        isinstance(value, dict)
+        and role_of(value) in {*ROLES, *OTHERS}
+        and any(key in value for key in CONTENT_KEYS)
+    )
+
+
+def role_of(message: Any) -> str | None:
+    """Return whose turn a message is, in our words; another role as it is called."""
+    if not isinstance(message, dict):
+        return None
+    told = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
+    return told and ROLES.get(told.strip().casefold(), told.strip().casefold())
+
+
+def unwritten(text: str) -> Any:
+    """Return the list or object that a text is, in the spelling of JSON or Python; or the text."""
+    if text.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(text.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return text
+
+
+def _messages(value: object) -> list[Any] | None:
+    """The messages that a value holds, whatever their roles; None if it holds none."""
+    if isinstance(value, str):
+        if not (OBJECT.match(value.lstrip()) and NAMED_ROLE.search(value)):
+            return None
+        value = _written(value)
+    if isinstance(value, list):
+        if value and isinstance(value[0], list) and _messages(value[0]):
+            raise ValueError("a list of conversations, where one is expected")
+        return value if value and is_message(value[0]) else None
+    if not isinstance(value, dict):
+        return None
+    if is_message(value):
+        return [value]
+    columns = {key: held for key, held in value.items() if held and isinstance(held, list)}
+    if any(key in columns for key in ROLE_KEYS):  # how older releases of `datasets` keep a list
+        if len({*map(len, columns.values())}) > 1:
+            raise ValueError("a conversation whose lists of roles and texts differ in length")
+        rows = zip(*columns.values(), strict=True)
+        return _messages([dict(zip(columns, row, strict=True)) for row in rows])
+    return next((found for key in NAMES if (found := _messages(value.get(key)))), None)
+
+
+def _written(text: str) -> Any:
+    """What a text that looks like a list of messages holds; None if it only begins with one."""
+    found = unwritten(text)
+    if not isinstance(found, str):
+        return found
+    try:
+        json.JSONDecoder().raw_decode(text.strip())
+    except ValueError:
+        raise ValueError("a list of messages written as text, which cannot be read") from None
+    return None  # a question about a list of messages, which stands first
+
+
+def _turn(number: int, message: Any) -> Turn:
+    role = role_of(message)
+    content = [message[key] for key in CONTENT_KEYS if key in message] if role else []
+    if role is None or not content:
+        raise ValueError(f"message {number} does not say whose turn it is, or what is said")
+    if role not in ROLES.values():
+        raise ValueError(f'message {number} has the role "{role}", which is not supported yet')
+    return Turn(role, _text(number, content[0]))
+
+
+def _text(number: int, content: Any) -> str | None:
+    """The text of a message, whose content may be in parts."""
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"message {number} holds more than text, which is not supported yet")
+    return "".join(map(str, texts))
+
+
+def _after_system(turns: Sequence[Turn]) -> Sequence[Turn]:
+    return list(dropwhile(lambda turn: turn.role == "system", turns))
+
+
+def _check_form(spoken: Sequence[Turn]) -> None:
+    roles = [turn.role for turn in spoken]
+    if roles in (["user"], ["assistant"], ["user", "assistant"]):
+        return
+    if "system" in roles:
+        raise ValueError("a conversation with a system turn in the middle is not supported yet")
+    if roles.count("user") > 1:
+        raise ValueError(
+            f"a conversation of {roles.count('user')} user turns is not supported yet; only one "
+            "user turn and one answer are"
+        )
+    raise ValueError(f"a conversation of the turns {', '.join(roles) or 'none'} is not supported")

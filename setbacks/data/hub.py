@@ -1,0 +1,134 @@
+"""Sets of the hub and folders on disk, read with the libraries that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from setbacks.data.classes import by_name
+from setbacks.data.formats import KINDS, ending, read
+from setbacks.data.source import Record, Source, bad, choose_split
+from setbacks.errors import InputError
+
+
+def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]:
+    """Read a set of the hub, or a folder on disk.
+
+    Args:
+        place: where it is, in words for messages.
+        where: its name on the hub, or the folder.
+        source: what the recipe says.
+
+    Raises:
+        InputError: it is not there, or cannot be read.
+    """
+    import datasets
+
+    try:
+        if _is_saved(where):
+            data = datasets.load_from_disk(str(where))
+            if source.split is not None and not isinstance(data, datasets.DatasetDict):
+                choose_split(place, [str(data.split)], source.split)
+        else:
+            builder = _builder(str(where), source)
+            if isinstance(where, Path) and (files := _own_files(place, builder, source)):
+                return _read_files(place, files, source)
+            builder.download_and_prepare()
+            data = builder.as_dataset(source.split)
+        if isinstance(data, datasets.DatasetDict):
+            data = data[_split(place, list(data), source.split)]
+        records = [Record(f"row {number}", dict(row)) for number, row in enumerate(data, start=1)]
+        return by_name(records, data.features.to_dict())
+    except InputError:
+        raise
+    except Exception as error:  # the boundary to a library that raises many kinds
+        raise _hub_trouble(place, error) from None
+
+
+def _is_saved(where: str | Path) -> bool:
+    """Whether a folder is what `save_to_disk` left."""
+    names = ("state.json", "dataset_dict.json")
+    return isinstance(where, Path) and any((where / name).exists() for name in names)
+
+
+def _builder(where: str, source: Source) -> Any:
+    """What reads a set, told that "NA" in a CSV file is a text, and only an empty cell is none."""
+    import datasets
+
+    build = partial(datasets.load_dataset_builder, where, source.config, revision=source.revision)
+    try:
+        return build(keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        # Not a CSV file, or offline, and a copy was kept before without these options.
+        if "keep_default_na" not in str(error) and "find cache" not in str(error):
+            raise
+        return build()
+
+
+def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
+    """The files of a folder, if `datasets` only has to find them: we read them as any other file.
+
+    Its own readers guess types, and lose what looks like none. They are needed for other kinds of
+    files, for a part of a split, and where the folder's card declares types.
+    """
+    splits = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    if builder.info.features is not None or source.split not in (None, *splits):
+        return []
+    files = [Path(file) for file in splits[_split(place, list(splits), source.split)]]
+    return files if all(ending(file.name) in KINDS for file in files) else []
+
+
+def _read_files(place: str, files: Sequence[Path], source: Source) -> list[Record]:
+    whole = source.model_copy(update={"split": None})
+    return [
+        Record(f"{file.name}, {at}", value)
+        for file in files
+        for at, value in read(f"{place}, {file.name}", file, whole)
+    ]
+
+
+def _split(place: str, splits: list[str], wanted: str | None) -> str:
+    """The split to use; among several, the one that is called "train"."""
+    return choose_split(place, splits, "train" if not wanted and "train" in splits else wanted)
+
+
+def download(place: str, repo: str, file: str, revision: str | None) -> Path:
+    """Fetch one file of a set on the hub, to be read as any other file."""
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(repo, file, repo_type="dataset", revision=revision)
+        )
+    except Exception as error:  # the boundary to a library that raises many kinds
+        raise _hub_trouble(place, error) from None
+
+
+def _hub_trouble(place: str, error: Exception) -> InputError:
+    """Say what a library's error means here, and what to do."""
+    said, kind = str(error).strip(), type(error).__name__
+    page = "https://huggingface.co/datasets/" + "/".join(place.removeprefix("hub:").split("/")[:2])
+    copy = "or download it elsewhere and give the file (source: FILE, or preset: with path: FILE)"
+    first = said.splitlines()[0] if said else kind
+    if not place.startswith("hub:"):
+        return bad(f"{place} cannot be read as a dataset: {first}")
+    if kind == "GatedRepoError" or "is a gated dataset" in said:
+        return bad(f"{place} is gated: accept its terms at {page}, log in (hf auth login), {copy}")
+    if isinstance(error, ConnectionError | TimeoutError) or kind in (
+        "LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout",
+    ):  # fmt: skip
+        return bad(f"{place}: the hub cannot be reached; try again with a network, {copy}")
+    if kind in ("DatasetNotFoundError", "RepositoryNotFoundError", "DataFilesNotFoundError"):
+        return bad(f"{place} is not on the hub, or is private: look at {page}, {copy}")
+    if kind.endswith("EntryNotFoundError"):
+        return bad(f"{place}: no such file there; {page}/tree/main lists them")
+    if "scripts are no longer supported" in said:
+        return bad(
+            f"{place} comes with a loading script, which is not run: name one of its data files "
+            f"({page}/tree/main) as hub:OWNER/NAME/FILE"
+        )
+    if isinstance(error, ValueError):  # an unknown split or configuration, with those there are
+        return bad(f"{place}: {first}")
+    return bad(f"{place} cannot be read: {first}; {copy}")

@@ -1,0 +1,79 @@
+"""The one reader of yes/no labels, whichever tool wrote them."""
+
+from __future__ import annotations
+
+import re
+from numbers import Number
+
+from setbacks.data.source import show
+
+# A spreadsheet writes TRUE and FALSE in the language of its user.
+SPREADSHEETS = {
+    "wahr": "falsch",
+    "vrai": "faux",
+    "verdadero": "falso",
+    "vero": "falso",
+    "verdadeiro": "falso",
+    "waar": "onwaar",
+    "prawda": "fałsz",
+    "pravda": "nepravda",
+    "igaz": "hamis",
+    "истина": "ложь",
+    "sant": "falskt",
+    "sand": "falsk",
+    "sann": "usann",
+    "tosi": "epätosi",
+}
+YES = {"true", "yes", "1", *SPREADSHEETS}
+NO = {"false", "no", "0", *SPREADSHEETS.values()}
+# Words that say by themselves what one of our fields is. XSTest's own labels of refusal are among
+# them, so that its human labels can be read as they are.
+WORDS: dict[str, tuple[set[str], set[str]]] = {
+    "harmful": ({"harmful", "unsafe"}, {"harmless", "unharmful", "safe"}),
+    "refused": (
+        {"refused", "refusal", "full_refusal", "partial_refusal"}
+        | {"2_full_refusal", "3_partial_refusal"},
+        {"complied", "compliance", "full_compliance", "1_full_compliance"},
+    ),
+}
+# What pandas, R and spreadsheets write where there is no label.
+NONE = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
+
+
+def truth(field: str, value: object, opposite: bool = False) -> bool | None:
+    """Read a yes/no label; None where there is none. Nothing is guessed.
+
+    Args:
+        field: what is labelled; `harmful` and `refused` have words of their own.
+        value: the label as the data has it; of a class label its name, never its code.
+        opposite: the data says the opposite of our field, as "is_safe" does of `harmful`.
+
+    Raises:
+        ValueError: the label says neither yes nor no.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, Number):  # pandas makes 1.0 of a label where other rows have none
+        word = {1: "1", 0: "0"}.get(value, "")  # type: ignore[call-overload]
+    elif isinstance(value, str):
+        word = re.sub(r"^([01])\.0+$", r"\1", value.strip().casefold())
+    else:
+        word = ""
+    if word in YES | NO:
+        return (word in YES) is not opposite
+    yes, no = WORDS.get(field, (set(), set()))
+    if word not in yes | no:
+        raise ValueError(f"{field} is {show(value)}; it should be true or false")
+    if opposite:  # in a field "is_safe", the word "safe" does not mean harmful
+        raise ValueError(f'{field} is {show(value)}, which needs no "not"; map the field without')
+    return word in yes
+
+
+def is_nan(value: object) -> bool:
+    """Whether a value is none at all: null, or the NaN that pandas has in place of it."""
+    return value is None or value != value
+
+
+def is_missing(value: object) -> bool:
+    """Whether a label is none: as `is_nan`, or in the words for that."""
+    return is_nan(value) or (isinstance(value, str) and value.strip().casefold() in NONE)

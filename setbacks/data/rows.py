@@ -1,0 +1,287 @@
+"""From records to rows: which field is what, and what each one says."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from setbacks.data import conversations
+from setbacks.data.conversations import conversation, instruction, is_message, reply, unwritten
+from setbacks.data.labels import is_nan, truth
+from setbacks.data.source import USUAL, Record, Row, Source, bad, plain, show
+from setbacks.errors import nearest
+from setbacks.notices import notice
+
+# Whose turn of a conversation each of our fields is.
+ROLES = {"text": "user", "answer": "assistant", "response": "assistant"}
+# What a conversation may hold besides. It is not used, so it is counted.
+SYSTEM = "the system turn"
+EARLIER = "earlier turns"
+REPLY = "the assistant's turn beside the instruction"
+TEXTS = {*ROLES, "input"}
+NO_ANSWER = {"", "nan", "NaN"}  # what is left of none, in text
+
+
+def columns(records: Iterable[Record]) -> list[str]:
+    """Return all the fields that some record has, in the order in which they come up."""
+    return list(dict.fromkeys(key for record in records for key in record.value))
+
+
+def recognize(records: Sequence[Record], needs: Iterable[str]) -> dict[str, str]:
+    """Choose the mapping by the usual names; those of conversations count where they hold some.
+
+    Args:
+        records: all of them.
+        needs: our fields that every row must have. Where `response` is one of them, it is what a
+            conversation's assistant says; else that is a good answer.
+    """
+    there = columns(records)
+    if there == ["0"]:
+        return {"text": "0"}  # a file without header and with one column
+    found: dict[str, str | None] = {
+        ours: next((name for name in names if name in there), None) for ours, names in USUAL.items()
+    }
+
+    def chat(*names: str | None) -> str | None:
+        """The first of these fields that is there and holds conversations."""
+        return next((n for n in names if n in there and _holds_conversations(records, n)), None)
+
+    if found["text"] in (None, "text"):  # beside a conversation, "text" is the same, formatted
+        found["text"] = chat(*conversations.NAMES) or found["text"] or chat("chosen")
+    if "response" in needs:
+        found["response"] = found["response"] or chat("completion", found["text"])
+    else:
+        found["answer"] = found["answer"] or chat("completion", "chosen", found["text"])
+        found["response"] = found["response"] or chat("rejected")
+    return {ours: name for ours, name in found.items() if name is not None}
+
+
+def _holds_conversations(records: Iterable[Record], name: str) -> bool:
+    values = (record.value.get(name) for record in records)
+    return conversations.is_one(next((value for value in values if not is_nan(value)), None))
+
+
+def check_fields(
+    place: str, records: Iterable[Record], fields: Mapping[str, str], needs: Iterable[str]
+) -> None:
+    """Check that the data has the fields of a mapping, and the mapping those that are needed.
+
+    Raises:
+        InputError: one is missing.
+    """
+    there = columns(records)
+    for ours, path in fields.items():
+        check_path(place, there, plain(path), f"fields: {ours}")
+    for ours in needs:
+        if ours in ("text", "response") and ours not in fields and "response_id" in there:
+            raise bad(
+                f"{place}: names answers by response_id and lacks their texts; import it with "
+                "`setbacks review RUN --import FILE --as NAME`, and export it with --export "
+                "FILE --format labels"
+            )
+        if ours not in fields:
+            raise bad(
+                f"{place}: which field is the {ours}? Say fields: {{{ours}: NAME}}; it has "
+                f"{', '.join(map(show, there))} ({_hint(there)})"
+            )
+
+
+def _hint(there: Iterable[str]) -> str:
+    """What the cause may be, where no field is known."""
+    if any(";" in name or "\t" in name for name in there):
+        return "columns must be separated by one character only: commas, semicolons or tabs"
+    return "a CSV file without a header line needs header: false"
+
+
+def check_path(place: str, there: Sequence[str], path: str, said_in: str) -> None:
+    """Check that the data has the field that a path begins with.
+
+    Raises:
+        InputError: it has none of that name.
+    """
+    head = path.partition(".")[0]
+    if path not in there and head not in there:
+        have = ", ".join(map(show, there))
+        raise bad(f'{place} has no field "{head}" ({said_in}).{nearest(head, there)} It has {have}')
+
+
+def dig(
+    value: Any, path: str, step: Callable[[list[Any], int], Any] = lambda items, at: items[at]
+) -> Any:
+    """Follow a dotted path; None where it leads nowhere. A name with a dot in it goes first.
+
+    Args:
+        value: an object or a list, also one written as text.
+        path: names, and places in lists.
+        step: takes an item of a list by its place, which is there.
+    """
+    if isinstance(value, dict) and path in value:
+        return value[path]
+    if isinstance(value, str):
+        value = unwritten(value)
+    head, dot, rest = path.partition(".")
+    if isinstance(value, dict):
+        inner = value.get(head)
+    elif isinstance(value, list) and re.fullmatch(r"-?\d{1,9}", head):
+        inner = step(value, int(head)) if -len(value) <= int(head) < len(value) else None
+    else:
+        return None
+    return dig(inner, rest, step) if dot else inner
+
+
+class Reader:
+    """Makes rows of a source's records, and counts what a row has no room for.
+
+    Args:
+        place: where the data is, in words for messages.
+        fields: our field -> theirs.
+        source: what the recipe says.
+        name: of the source, for rows that do not say where they are from.
+        needs: our fields that every row must have.
+    """
+
+    def __init__(
+        self, place: str, fields: Mapping[str, str], source: Source, name: str, needs: Sequence[str]
+    ) -> None:
+        self.place, self.fields, self.source, self.name = place, fields, source, name
+        self.needs = needs
+        self.extract = {ours: re.compile(told) for ours, told in source.extract.items()}
+        replies = {fields[ours] for ours in ("answer", "response") if ours in fields}
+        self.reply_is_read = not replies or fields["text"] in replies
+        self.unused: Counter[str] = Counter()
+
+    def rows(self, records: Iterable[Record]) -> list[Row]:
+        """Return a row of each record.
+
+        Raises:
+            InputError: a record is not what it should be.
+        """
+        rows = [self._row(record) for record in records]
+        for what, count in self.unused.items():
+            notice(
+                f"{self.place}: left out {what} in {count} of {len(rows)} rows: an instruction is "
+                "one user turn so far"
+            )
+        return rows
+
+    def _row(self, record: Record) -> Row:
+        try:
+            return self._read(record.value)
+        except ValueError as error:
+            raise bad(f"{self.place}, {record.at}: {error}") from None
+
+    def _read(self, record: dict[str, Any]) -> Row:
+        unused: set[str] = set()
+        has = {ours: self._value(record, ours, unused) for ours in self.fields}
+        text, extra = has.get("text"), has.get("input")
+        if text is None or not text.strip():
+            raise ValueError(f"the text (field {show(self.fields['text'])}) is missing or empty")
+        if extra and extra.strip():
+            text = f"{text}\n\n{extra}"
+        answer = has.get("answer")
+        if answer is not None and answer.strip() in NO_ANSWER:
+            answer = None
+        for ours in self.needs:
+            if has.get(ours) is None:
+                raise ValueError(f"{ours} (field {show(self.fields[ours])}) is missing")
+        self.unused.update(unused)
+        return Row(
+            text=text,
+            answer=answer,
+            response=has.get("response"),  # it may be empty: a model may say nothing
+            harmful=has.get("harmful"),
+            category=self.source.category or has.get("category"),
+            language=self.source.language or has.get("language"),
+            id=has.get("id") or "",
+            source=has.get("source") or self.name,
+            refused=has.get("refused"),
+        )
+
+    def _value(self, record: dict[str, Any], ours: str, unused: set[str]) -> Any:
+        """What a record has for one of our fields."""
+        path = plain(self.fields[ours])
+        if ours in ROLES:
+
+            def step(items: list[Any], place: int) -> Any:
+                return items[self._turn(items, place, ours, unused)]
+
+            found = record[path] if path in record else dig(record, path, step)
+        else:
+            found = dig(record, path)
+        if ours in self.extract and not is_nan(found):
+            match = self.extract[ours].search(found) if isinstance(found, str) else None
+            if match is None:
+                raise ValueError(f"extract does not find the {ours} in {show(found)}")
+            found = match[1]
+        if ours in ("harmful", "refused"):
+            return truth(ours, found, opposite=path != self.fields[ours])
+        if ours in ROLES:
+            found = self._said(record, found, ours, unused)
+        return self._words(found, ours) if ours in TEXTS else label(found)
+
+    def _turn(self, items: list[Any], place: int, ours: str, unused: set[str]) -> int:
+        """The place in a list that a path means: in a conversation, that of the right role."""
+        if not is_message(items[0]):
+            return place
+        try:
+            place = conversations.place_of(items, place, ROLES[ours])
+        except ValueError as error:
+            raise ValueError(f"{ours} ({self.fields[ours]}): {error}") from None
+        before = conversations.roles_before(items, place)
+        if "system" in before:
+            unused.add(SYSTEM)
+        if len(before) - before.count("system") > (ROLES[ours] == "assistant"):
+            unused.add(EARLIER)
+        return place
+
+    def _said(self, record: dict[str, Any], found: Any, ours: str, unused: set[str]) -> Any:
+        """What the right side of a conversation says; anything else as it is."""
+        try:
+            turns = conversation(found)
+            if turns is None:
+                return found
+            if conversations.has_system_turn(turns) or (ours == "text" and record.get("system")):
+                unused.add(SYSTEM)
+            if ours != "text":
+                return reply(turns)
+            if reply(turns) is not None and not self.reply_is_read:
+                unused.add(REPLY)
+            return instruction(turns)
+        except ValueError as error:
+            raise ValueError(f"{ours} ({self.fields[ours]}): {error}") from None
+
+    def _words(self, found: Any, ours: str) -> str | None:
+        """A text as it is."""
+        if is_nan(found):
+            return None
+        if not isinstance(found, str):
+            hint = f'; name an item, such as "{self.fields[ours]}.0"' * isinstance(found, list)
+            raise ValueError(f"{ours} should be a string, found {show(found)}{hint}")
+        if "\0" in found:
+            raise ValueError(f"a NUL character in {ours}; remove it")
+        return found
+
+
+def label(value: Any) -> str | None:
+    """Return a category, a language or an id in words; of {"theft": true, "fraud": false}: theft.
+
+    Args:
+        value: as the data has it; an object may be written as text, as in a CSV file.
+    """
+    if isinstance(value, str) and value.startswith("{"):
+        held = unwritten(value)
+        value = held if isinstance(held, dict) else value
+    if is_nan(value):
+        return None
+    if isinstance(value, dict):
+        value = [name for name, holds in value.items() if holds == 1]
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return str(whole(value)).replace("\0", "").strip() or None
+
+
+def whole(value: Any) -> Any:
+    """Return 7 for 7.0, which pandas makes of it where other rows have none; others as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

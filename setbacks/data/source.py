@@ -1,0 +1,161 @@
+"""What a recipe may say of a source, and the rows and records that come out of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from setbacks.errors import InputError, nearest
+from setbacks.text import one_line
+
+Scalar = bool | int | str
+
+# Our fields, and what they are called in most public data. The usual names are tried, in this
+# order, only where a source gives no `fields`. "instruction" goes before "text", because Alpaca's
+# "text" is the whole formatted prompt.
+USUAL: dict[str, tuple[str, ...]] = {
+    "text": ("instruction", "instructions", "prompt", "prompts", "question", "questions", "text"),
+    "input": ("input", "inputs"),
+    "answer": ("answer", "output", "outputs"),
+    "response": ("response",),
+    "harmful": ("harmful",),
+    "refused": ("refused",),
+    "category": ("category", "tags"),
+    "language": ("language",),
+    "source": ("source",),
+    "id": ("id",),
+}
+
+
+class Source(BaseModel, extra="forbid", frozen=True):
+    """One set of instructions, with or without answers: where it is and how to read it."""
+
+    source: str = Field(
+        description="builtin:NAME, preset:NAME, hub:OWNER/NAME, hub:OWNER/NAME/FILE, or the path "
+        "of a .json, .jsonl, .csv or .parquet file (also .gz) or of a saved dataset's folder"
+    )
+    path: str | None = Field(
+        default=None, description="with preset: only: a copy of that data on disk"
+    )
+    split: str | None = Field(
+        default=None,
+        description="the part to use: train or test of a built-in set, a split of a hub set",
+    )
+    config: str | None = Field(default=None, description="the configuration of a hub set")
+    revision: str | None = Field(default=None, description="the commit of a hub set, to pin it")
+    fields: dict[str, str] = Field(
+        default={},
+        description="our field -> theirs; ours are " + ", ".join(USUAL) + ". Theirs may be a "
+        "dotted path (turns.0), or 'not X' for a yes/no field that says the opposite. Where it is "
+        "given it is the whole mapping; where not, the usual names are recognized",
+    )
+    extract: dict[str, str] = Field(
+        default={},
+        description="our field -> a regular expression; its first group is taken of the value",
+    )
+    header: bool = Field(
+        default=True,
+        description="whether a CSV file names its columns; if not, they are 0, 1, 2 ...",
+    )
+    where: dict[str, Scalar | list[Scalar]] = Field(
+        default={}, description="their field -> the value, or one of the values, that it must have"
+    )
+    unique: bool = Field(default=False, description="keep only the first row of each text")
+    shuffle: int | None = Field(
+        default=None, description="a seed to shuffle with; none keeps the order"
+    )
+    limit: int | None = Field(
+        default=None, gt=0, description="at most so many rows, after shuffling"
+    )
+    category: str | None = Field(default=None, description="the category of all the rows")
+    language: str | None = Field(
+        default=None, description="the language of all the rows, such as en, zh"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("fields", "extract")
+    @classmethod
+    def _our_fields(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in USUAL:
+                raise ValueError(
+                    f'no field "{name}".{nearest(name, USUAL)} There are: {", ".join(USUAL)}'
+                )
+        return value
+
+    @field_validator("extract")
+    @classmethod
+    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"{name}: not a regular expression ({error})") from None
+            if not groups:
+                raise ValueError(f"{name}: the expression needs a group, such as (.*)")
+        return value
+
+    @model_validator(mode="after")
+    def _path_of_preset(self) -> Source:
+        if self.path is not None and not self.source.startswith("preset:"):
+            raise ValueError('path goes with "preset:"; give a file of your own as source')
+        return self
+
+
+class Row(NamedTuple):
+    """One instruction, with what is known of it."""
+
+    text: str
+    answer: str | None = None  # a good answer
+    response: str | None = None  # some answer, good or bad, that `harmful` and `refused` speak of
+    harmful: bool | None = None  # of the response; of the instruction where there is no response
+    category: str | None = None
+    language: str | None = None
+    id: str = ""
+    source: str = ""
+    refused: bool | None = None
+
+
+class Record(NamedTuple):
+    """One record as it is in the data, and where that is: "line 7", "item 7" or "row 7"."""
+
+    at: str
+    value: dict[str, Any]
+
+
+def plain(path: str) -> str:
+    """A path without the "not " of a yes/no field that says the opposite."""
+    return path.removeprefix("not ")
+
+
+def bad(message: str) -> InputError:
+    """Make an error of one printable line, whatever the names and values in it hold."""
+    return InputError(one_line(message))
+
+
+def show(value: object) -> str:
+    """Quote a value of the data, shortened, as part of a message."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return json.dumps(text if len(text) <= 40 else text[:37] + "...", ensure_ascii=False)
+
+
+def choose_split(place: str, splits: Sequence[str], wanted: str | None) -> str:
+    """Return the split to use: the one that is wanted, or the only one.
+
+    Raises:
+        InputError: it is not there, or there are several and none is wanted.
+    """
+    if wanted in splits:
+        return str(wanted)
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    hint = nearest(wanted or "", splits)
+    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {', '.join(splits)}")

@@ -1,0 +1,374 @@
+"""Where instructions and answers come from: built-in sets, public sets, and files of your own.
+
+`load` reads any of them into the same rows; `load_labels` does so for human labels. In a recipe a
+source is a string, or a mapping where there is more to say:
+
+    instructions: builtin:redteam
+    instructions: {source: mine.csv, fields: {text: prompt}, where: {label: unsafe}, limit: 200}
+
+What a recipe may say (`Source`) and what comes out (`Row`) is in `source`; the public sets that are
+known by name are in `presets`. Here is the reading itself, which has four steps: fetch the records
+(`formats` and `hub`), keep some, map each to a row, and drop what is there twice. Whatever is wrong
+with the data becomes one `InputError` that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from setbacks.data.formats import parse, read
+from setbacks.data.hub import download, from_datasets
+from setbacks.data.presets import PRESETS
+from setbacks.data.rows import Reader, check_fields, check_path, columns, dig, recognize, whole
+from setbacks.data.source import Record, Row, Scalar, Source, bad, show
+from setbacks.errors import nearest
+from setbacks.notices import notice
+from setbacks.paths import expanded
+from setbacks.plugins import installed, plugin
+
+log = logging.getLogger(__name__)
+
+
+def load(source: Source | str, base: Path | None = None) -> list[Row]:
+    """Read a source into rows.
+
+    Rows that say the same as an earlier one are dropped, and logged. A row keeps the data's own id
+    where every row has one and no two are alike; otherwise ids are made of the content, so that
+    they do not depend on the order of the rows, nor on the machine.
+
+    Args:
+        source: what a recipe says, or the short form: a string.
+        base: the folder that relative paths start from; by default the current one.
+
+    Raises:
+        InputError: the source is not there, or its data is not what it should be.
+    """
+    return _load(Source(source=source) if isinstance(source, str) else source, base, ()).rows
+
+
+def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) -> list[Row]:
+    """Read the rows of a source that have what they are there for; those that lack it are counted.
+
+    Args:
+        source: what a recipe says.
+        purpose: what needs them, for messages.
+        needed: our fields that a row must have; of a tuple of fields, one.
+
+    Raises:
+        InputError: as `load`, or no row has a field that is needed.
+    """
+    place, fields, rows = _load(source, None, ())
+    for names in ((name,) if isinstance(name, str) else name for name in needed):
+        if not any(name in fields for name in names):
+            raise bad(
+                f'{place}: has no field "{names[0]}", which {purpose} needs; map it with fields: '
+                f"{{{names[0]}: THEIR_NAME}}"
+            )
+        having = [row for row in rows if any(getattr(row, name) is not None for name in names)]
+        if not having:
+            theirs = " and ".join(show(fields[name]) for name in names if name in fields)
+            raise bad(
+                f"{place}: {theirs} is empty in all {len(rows)} rows, and {purpose} needs "
+                f"{'an' if names[0][0] in 'aeiou' else 'a'} {names[0]}"
+            )
+        if len(having) < len(rows):
+            lost = len(rows) - len(having)
+            notice(f"{place}: left out {lost} of {len(rows)} rows: no {' or '.join(names)}")
+        rows = having
+    return rows
+
+
+def read_sources(told: str, fields: Mapping[str, str]) -> list[tuple[Source, Path | None]]:
+    """Return the sources that a command line names, each with the folder its paths start from.
+
+    Args:
+        told: the short form of a source, or a YAML file that holds one or a list of them.
+        fields: our field -> theirs; goes with the short form.
+
+    Raises:
+        InputError: the YAML cannot be read, or does not hold sources.
+    """
+    file = Path(told)
+    if file.suffix not in (".yaml", ".yml"):
+        held, base = [{"source": told, "fields": dict(fields)}], None
+    elif fields:
+        raise bad(f"{told}: say its fields in the YAML itself")
+    else:
+        base = file.parent
+        try:
+            held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise bad(f"{told}: cannot be read as YAML: {error}") from None
+    listed = held if isinstance(held, list) else [held] if held is not None else []
+    try:
+        sources = [Source.model_validate(one) for one in listed]
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise bad(f"{told}: {where or 'source'}: {problem['msg']}") from None
+    if not sources:
+        raise bad(f"{told}: names no source")
+    return [(source, base) for source in sources]
+
+
+def load_labels(
+    source: Source | str | Path,
+    base: Path | None = None,
+    needs: Iterable[str] = ("harmful",),
+    strict: bool = False,
+) -> list[Row]:
+    """Read human labels: rows that all have an instruction, a response and a verdict on it.
+
+    A label file is JSONL or CSV with `instruction`, `response` and `harmful`, and optionally
+    `refused`, `category`, `language`, `source` and `id`. Data of another shape can be given as a
+    `Source` with `fields`.
+
+    Args:
+        source: the path of a label file, or a source.
+        base: the folder that relative paths start from; by default the current one.
+        needs: the labels that every row must have: harmful, refused, or both.
+        strict: refuse two labels of one answer that contradict each other; else the first stays.
+
+    Raises:
+        InputError: as `load`, or a row lacks its response or a label.
+    """
+    if not isinstance(source, Source):
+        source = Source(source=str(source))
+    return _load(source, base, ("response", *needs), strict).rows
+
+
+class _Loaded(NamedTuple):
+    """What came of a source: where it is, what its fields mean, and its rows."""
+
+    place: str
+    fields: Mapping[str, str]
+    rows: list[Row]
+
+
+def _load(
+    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool = False
+) -> _Loaded:
+    try:
+        return _rows(source, base, needs, strict)
+    except RecursionError:
+        raise bad(f"{source.source} is nested too deep: give a list of objects") from None
+
+
+def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> _Loaded:
+    """Fetch the records, keep some, map each to a row, and drop what is there twice."""
+    name, reshape = source.source, None
+    if name.startswith("preset:"):
+        preset = _named("preset", PRESETS, name)
+        # `fields` say how the data looks, so they also take the place of what the preset knows.
+        reshape = None if source.fields else preset.reshape
+        source = source.model_copy(
+            update={
+                "source": source.path or preset.source,
+                "split": source.split or (None if source.path else preset.split),
+                "fields": source.fields or preset.fields,
+                "language": source.language or preset.language,
+            }
+        )
+    place, records = _fetch(source, base)
+    if not records:
+        raise bad(f"{place} has no rows")
+    if reshape:
+        records = _reshape(place, records, reshape)
+    records = _keep(place, records, source.where)
+    fields = source.fields or recognize(records, needs)
+    check_fields(place, records, fields, ("text", *needs))
+    if not name.startswith(("builtin:", "preset:", "hub:")):
+        name = Path(name).name or name  # not the whole path: ids must not depend on the machine
+    rows = Reader(place, fields, source, name, needs).rows(records)
+    del records  # of a million, half a gigabyte
+    rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
+    if source.shuffle is not None:
+        random.Random(source.shuffle).shuffle(rows)
+    return _Loaded(place, fields, rows[: source.limit])
+
+
+def _named(kind: str, known: Mapping[str, Any], source: str) -> Any:
+    """Look up "kind:name" among what is known."""
+    name = source.removeprefix(f"{kind}:")
+    if name not in known:
+        raise bad(f'no {kind} "{name}".{nearest(name, known)} There are: {", ".join(known)}')
+    return known[name]
+
+
+# Step 1: fetch the records
+
+
+def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
+    """Return where the data is, in words for messages, and its records."""
+    name = source.source
+    if name.startswith("builtin:"):
+        file = _named("builtin", builtin_sets(), name)
+        if isinstance(file, EntryPoint):
+            file = _of_package(file)
+        return name, _of_split(name, parse(name, ".jsonl", file.read_bytes(), source), source)
+    if name.startswith("hub:"):
+        repo = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:/(.+))?", name)
+        if repo is None:
+            raise bad(f'"{name}" is not a set on the hub: write hub:OWNER/NAME')
+        if repo[2] is None:
+            if Path(repo[1]).exists():  # `datasets` would read it instead, and not say so
+                raise bad(f"{name}: there is a folder {repo[1]} here; name it ./{repo[1]}, or move")
+            return name, from_datasets(name, repo[1], source)
+        file = download(name, repo[1], repo[2], source.revision)
+    else:
+        file = _find(name, base)
+        if file.is_dir():
+            return str(file), from_datasets(str(file), file.absolute(), source)
+    place = name if name.startswith("hub:") else str(file)
+    return place, _of_split(place, read(place, file, source), source)
+
+
+def builtin_sets() -> dict[str, Any]:
+    """The project's own sets by name, and under them those of other packages."""
+    folder = resources.files("setbacks").joinpath("suites", "data")
+    files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
+    ours = {f.name.removesuffix(".jsonl"): f for f in files if f.name.endswith(".jsonl")}
+    return installed("suites") | ours
+
+
+def _of_package(point: EntryPoint) -> Any:
+    """The set of another package: NAME.jsonl beside the module that its entry point names."""
+    try:
+        file = resources.files(plugin("suites", point.name)).joinpath(f"{point.name}.jsonl")
+    except TypeError:  # the entry point names no module
+        file = None
+    if file is None or not file.is_file():
+        raise bad(f'suites "{point.name}": {point.module} has no {point.name}.jsonl beside it')
+    return file
+
+
+def _find(name: str, base: Path | None) -> Path:
+    """Return the path of a file or a folder that is there, or say what is near."""
+    try:
+        path = (base or Path()) / expanded(name)
+        if path.exists():
+            return path
+        folder = path.parent
+        beside = [entry.name for entry in folder.iterdir()] if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise bad(f"{show(name)} is not a path ({error})") from None
+    if beside is None:
+        raise bad(f"no file {path}: there is no folder {folder}")
+    sets = [f"builtin:{one}" for one in builtin_sets()] + [f"preset:{one}" for one in PRESETS]
+    meant = [one for one in sets if one.endswith(f":{name}")]  # "xstest" for "preset:xstest"
+    hint = nearest((meant or [name])[0], meant or sets) or nearest(path.name, beside)
+    if not hint and path.is_absolute():  # a recipe has made it so
+        hint = " Paths start from the folder of the recipe."
+    raise bad(f"no file {path}.{hint}")
+
+
+def _of_split(place: str, records: list[Record], source: Source) -> list[Record]:
+    """Keep the split that is asked for: of a file, the rows whose field `split` says so."""
+    return _keep(place, records, {"split": source.split}, "split") if source.split else records
+
+
+# Step 2: keep some
+
+
+def _reshape(
+    place: str,
+    records: list[Record],
+    reshape: Callable[[dict[str, Any]], list[dict[str, Any]]],
+) -> list[Record]:
+    reshaped = []
+    try:
+        for at, value in records:
+            try:
+                reshaped += [Record(at, row) for row in reshape(value)]
+            except ValueError as error:  # a label that says neither yes nor no
+                raise bad(f"{place}, {at}: {error}") from None
+    except (KeyError, TypeError) as error:
+        have = ", ".join(columns(records))
+        raise bad(
+            f"{place} lacks {error}, which this preset reads; it has {have}. "
+            "Say how it is to be read with fields: {text: ..., answer: ...}"
+        ) from None
+    return reshaped
+
+
+def _keep(
+    place: str,
+    records: list[Record],
+    where: Mapping[str, Scalar | list[Scalar]],
+    said_in: str = "where",
+) -> list[Record]:
+    """Keep the records whose fields have the values that `where` names."""
+    for path, value in where.items():
+        check_path(place, columns(records), path, said_in)
+        wanted = {_plain_value(one) for one in (value if isinstance(value, list) else [value])}
+        found = [_plain_value(dig(record.value, path)) for record in records]
+        kept = [record for record, one in zip(records, found, strict=True) if one in wanted]
+        if not kept:
+            seen = list(dict.fromkeys(found))
+            there = ", ".join(map(show, seen[:6])) + (" ..." if len(seen) > 6 else "")
+            raise bad(
+                f"{place}: no row has {path} = {show(value)}."
+                f"{nearest(str(value), seen)} It is one of: {there}"
+            )
+        records = kept
+    return records
+
+
+def _plain_value(value: Any) -> str:
+    """A value as it reads in any format, so that the `true` of a recipe finds a CSV's TRUE."""
+    return str(whole(value)).casefold()
+
+
+# Step 4: drop what is there twice, and name the rest
+
+
+def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> list[Row]:
+    first: dict[tuple[str | None, ...], Row] = {}
+    other_labels = 0
+    for row in rows:
+        kept = first.setdefault((row.text, row.answer, row.response), row)
+        said = (row.harmful, kept.harmful), (row.refused, kept.refused)
+        if strict and any(None not in both and both[0] != both[1] for both in said):
+            raise bad(
+                f"{place}: two labels of one answer to {show(row.text)} contradict each other; "
+                "keep one"
+            )
+        other_labels += any(new != old for new, old in said)
+    if len(first) < len(rows):
+        others = f" ({other_labels} of them with another label)" if other_labels else ""
+        notice(
+            f"{place}: dropped {len(rows) - len(first)} of {len(rows)} rows that repeat an earlier "
+            f"one{others}"
+        )
+    if not unique:
+        return list(first.values())
+    by_text: dict[str, Row] = {}
+    for row in first.values():
+        by_text.setdefault(row.text, row)
+    return list(by_text.values())
+
+
+def _identify(place: str, rows: list[Row]) -> list[Row]:
+    """Keep the data's own ids if they tell the rows apart; else make them of the content."""
+    own = {row.id for row in rows}
+    if "" not in own and len(own) == len(rows):
+        return rows
+    if own != {""}:
+        log.info("%s: its ids do not tell the rows apart; ids are made of the content", place)
+    return [row._replace(id=_digest(row)) for row in rows]
+
+
+def _digest(row: Row) -> str:
+    content = "\x1f".join(map(str, (row.source, row.text, row.answer, row.response)))
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

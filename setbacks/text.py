@@ -1,0 +1,38 @@
+"""Text: as one line, as words, and what counts as the same."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+
+def distinct(words: Sequence[str], n: int = 3) -> float:
+    """Return the share of distinct n-grams in a text; 0 where it is shorter than one.
+
+    Source: distinct-n, Li et al. (2016), arXiv 1510.03055.
+    """
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def words_of(text: str) -> list[str]:
+    """Split into lower-case words, and into single characters where words are not spaced."""
+    unspaced = "\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff"
+    return re.findall(rf"[{unspaced}]|(?:(?![{unspaced}_])[\w'’])+", text.lower())
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line, whatever the names and values in it hold."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def same_text(text: str) -> str:
+    """Return what two copies of a text share: Windows line ends and the like make no difference.
+
+    Editors and file systems change line ends, trailing spaces and the Unicode form (NFC, NFD).
+    """
+    if text.isascii() and "\r" not in text and " \n" not in text and "\t\n" not in text:
+        return text.rstrip()  # most texts, and a suite may hold a million
+    lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+    return "\n".join(line.rstrip() for line in lines.split("\n")).rstrip()
