@@ -56,6 +56,7 @@ def measure(
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     worth: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    overlap: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return every number of a report; the same input gives the same dictionary.
 
@@ -76,6 +77,7 @@ def measure(
             specificity as [value, low, high]; `own` where the user measured it. A judge that is
             missing has not been measured. Where there are no human labels of a run, rates are
             corrected by these (Rogan-Gladen).
+        overlap: what `setbacks.overlap.overlaps` returned.
 
     Returns:
         Plain data: rates in [0, 1], scores in 1-10, floats rounded to 6 places, each estimate as
@@ -121,6 +123,7 @@ def measure(
             "analysis": _analysis(analyses),
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
+            "overlap": [dict(row) for row in overlap],
         },
         "training": _training(loss),
         "introspection": _introspection(
