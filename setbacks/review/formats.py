@@ -338,7 +338,9 @@ def _cell(value: Any) -> str:
 def _entries(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, entry) for each object of a file."""
     if name.lower().endswith(".csv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        header = text.partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)  # where 1.5 is 1,5 a spreadsheet saves with ;
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         ours = "answer" in (reader.fieldnames or ())
         for row in reader:
             if None in row:
@@ -446,15 +448,17 @@ def _from_argilla(row: Mapping[str, Any], answer: str, reviewer: str | None) -> 
 
 def _find(row: Mapping[str, Any], batch: Batch) -> str:
     """The answer that an entry is of: by its id, a response's id, or the two texts."""
+    texts = row.get("instruction"), row.get("response")
     if (name := row.get("answer")) is not None:
         if name in batch.answers:
             return str(name)
+        if texts in batch.by_text:  # a spreadsheet takes some ids for numbers, such as 12e4
+            return batch.by_text[texts]  # type: ignore[index]
         raise InputError(f"answer {name!r:.60} is not in this run")
     if (name := row.get("response_id")) is not None:
         if name in batch.by_response:
             return batch.by_response[name]
         raise InputError(f"response {name!r:.60} is not in this run")
-    texts = row.get("instruction"), row.get("response")
     if None in texts:
         raise InputError("says neither `answer`, nor `response_id`, nor `instruction`, `response`")
     if texts not in batch.by_text:
