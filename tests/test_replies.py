@@ -187,6 +187,13 @@ def test_no_body_is_a_crash(body):
         assert isinstance(found, Reply | Problem)
 
 
+def test_a_body_as_deep_as_can_be_read_is_no_crash():
+    for inner in ("[" * 900 + "]" * 900, '{"parts": [' * 300 + "]}" * 300):
+        body = f'{{"choices": [{{"message": {{"content": {inner}}}}}], "error": {inner}}}'
+        assert read(body.encode()) == Reply("", "stop")
+        assert not problem(body.encode()).blocks()
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"<html>", b"[" * 100_000, b'{"a": "\\ud800"}'])
 def test_bytes_that_are_no_json(data):
     assert isinstance(read(data), Problem) and isinstance(problem(data), Problem)

@@ -149,18 +149,21 @@ def _first_choice(body: Any) -> Mapping[str, Any] | None:
 
 def _text(content: Any) -> str:
     """The text of a content, which may come in parts: what the model thought is no part of it."""
-    if isinstance(content, str):
-        return content
+    if isinstance(content, Mapping):
+        content = content.get("parts", [content])
     if isinstance(content, list):
-        return "".join(map(_text, content))
-    if not isinstance(content, Mapping):
-        return ""
-    if isinstance(parts := content.get("parts"), list):
-        return _text(parts)
-    if content.get("type", "text") not in ("text", "output_text") or content.get("thought"):
-        return ""
-    text = content.get("text")
-    return _text(text.get("value") if isinstance(text, Mapping) else text)
+        return "".join(map(_part, content))
+    return content if isinstance(content, str) else ""
+
+
+def _part(part: Any) -> str:
+    """The text of a part of a content."""
+    if isinstance(part, Mapping):
+        is_text = part.get("type", "text") in ("text", "output_text") and not part.get("thought")
+        part = part.get("text") if is_text else None
+    if isinstance(part, Mapping):
+        part = part.get("value")
+    return part if isinstance(part, str) else ""
 
 
 def _refusal(message: Mapping[str, Any]) -> Any:
