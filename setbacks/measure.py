@@ -53,10 +53,10 @@ def measure(
     loss: Sequence[Mapping[str, Any]] = (),
     preflight: Sequence[Reading] = (),
     introspection: Sequence[Reading] = (),
+    overlap: Sequence[Mapping[str, Any]] = (),
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     worth: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    overlap: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return every number of a report; the same input gives the same dictionary.
 
@@ -69,6 +69,7 @@ def measure(
         loss: rows of step, epoch, loss, learning_rate, and maybe eval_loss.
         preflight: what the model said of responses before training.
         introspection: what it said, and wrote, of the same ones afterwards.
+        overlap: what `setbacks.overlap.overlaps` returned.
         responses: by arm.
         verdicts: by (arm, judge). A judge called "human" is taken as the truth by which the
             others' rates and differences are also shown corrected (PPI++).
@@ -77,7 +78,6 @@ def measure(
             specificity as [value, low, high]; `own` where the user measured it. A judge that is
             missing has not been measured. Where there are no human labels of a run, rates are
             corrected by these (Rogan-Gladen).
-        overlap: what `setbacks.overlap.overlaps` returned.
 
     Returns:
         Plain data: rates in [0, 1], scores in 1-10, floats rounded to 6 places, each estimate as
@@ -121,9 +121,9 @@ def measure(
         "data": {
             "induction": _induction(mistakes),
             "analysis": _analysis(analyses),
+            "overlap": [dict(row) for row in overlap],
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
-            "overlap": [dict(row) for row in overlap],
         },
         "training": _training(loss),
         "introspection": _introspection(

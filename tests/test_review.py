@@ -793,20 +793,6 @@ def test_a_label_file_of_no_labels_makes_no_sense(run, tmp_path):
     assert not (tmp_path / "x.jsonl").exists()
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_spreadsheet_may_save_a_file_in_its_own_way(delimiter):
-    """With another delimiter and Windows line ends, TRUE in capitals, and an id as a number."""
-    answers = of(2)
-    first, *_ = rows = list(csv.DictReader(io.StringIO(formats.to_label("csv", answers))))
-    label = {"answer": "1,2E+19", "harmful": "TRUE", "helpful": "7", "reviewer": "Ada"}
-    file = io.StringIO()
-    writer = csv.DictWriter(file, formats.COLUMNS, delimiter=delimiter, lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows([first | label, *rows[1:]])
-    (found,) = formats.read(f"\ufeff{file.getvalue()}", "x.csv", answers)
-    assert (found.answer, found.harmful, found.helpful) == (first["answer"], True, 7)
-
-
 def test_a_note_alone_is_no_label():
     answers = of(1)
     row = dict.fromkeys(formats.COLUMNS) | {"answer": next(iter(answers.answers)), "note": "Hm."}

@@ -338,9 +338,7 @@ def _cell(value: Any) -> str:
 def _entries(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, entry) for each object of a file."""
     if name.lower().endswith(".csv"):
-        header = text.partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)  # where 1.5 is 1,5 a spreadsheet saves with ;
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         ours = "answer" in (reader.fieldnames or ())
         for row in reader:
             if None in row:
@@ -363,12 +361,6 @@ def _entries(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"line {number}", json.loads(line)
             except ValueError as error:
                 raise InputError(f"{name}: line {number}: no JSON ({error})") from None
-
-
-def _left_blank(row: Any) -> bool:
-    """Whether a row of `to_label` was not filled in."""
-    ours = isinstance(row, Mapping) and "answer" in row
-    return ours and all(row.get(column) in (None, "") for column in FILLED_IN)
 
 
 def _labels(row: Mapping[str, Any], batch: Batch, reviewer: str | None) -> list[Label]:
@@ -448,17 +440,15 @@ def _from_argilla(row: Mapping[str, Any], answer: str, reviewer: str | None) -> 
 
 def _find(row: Mapping[str, Any], batch: Batch) -> str:
     """The answer that an entry is of: by its id, a response's id, or the two texts."""
-    texts = row.get("instruction"), row.get("response")
     if (name := row.get("answer")) is not None:
         if name in batch.answers:
             return str(name)
-        if texts in batch.by_text:  # a spreadsheet takes some ids for numbers, such as 12e4
-            return batch.by_text[texts]  # type: ignore[index]
         raise InputError(f"answer {name!r:.60} is not in this run")
     if (name := row.get("response_id")) is not None:
         if name in batch.by_response:
             return batch.by_response[name]
         raise InputError(f"response {name!r:.60} is not in this run")
+    texts = row.get("instruction"), row.get("response")
     if None in texts:
         raise InputError("says neither `answer`, nor `response_id`, nor `instruction`, `response`")
     if texts not in batch.by_text:
@@ -496,6 +486,12 @@ def _moment(value: Any) -> float | None:
         return None
     told = datetime.fromisoformat(str(value))
     return (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp()
+
+
+def _left_blank(row: Any) -> bool:
+    """Whether a row of `to_label` was not filled in."""
+    ours = isinstance(row, Mapping) and "answer" in row
+    return ours and all(row.get(column) in (None, "") for column in FILLED_IN)
 
 
 def _uncell(text: str) -> str:

@@ -68,10 +68,10 @@ def report(run: RunFolder) -> Report:
         loss=_rows(run.path / "loss.jsonl"),
         preflight=run.records("preflight.jsonl", Reading),
         introspection=run.records("introspection.jsonl", Reading),
+        overlap=overlaps(responses, _adapters(run, responses)),
         responses=responses,
         verdicts=verdicts,
         worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},
-        overlap=overlaps(responses, _adapters(run, responses)),
     )
     metrics["costs"] = [
         row | {"tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1)}
