@@ -11,9 +11,9 @@ from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Choice, Response, Revision, Verdict
 from setbacks.runfolder import RunFolder
+from setbacks.sources import load
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
-from setbacks.suites import instructions
 
 QUESTIONS = ["<a question on the badger>", "<a question on the otter>"]  # of the shared data file
 
@@ -176,7 +176,7 @@ def test_the_built_in_sets_do_not_overlap(tmp_path):
     """In the quickstart's recipe, and the other way round: what is trained on would be found."""
     recipe = Recipe()
     sources = [*recipe.instructions, *recipe.train.helpful, *recipe.train.safe]
-    learned = [x.text for x in instructions([*sources, *recipe.analyze.contrast])]
+    learned = [row.text for source in [*sources, *recipe.analyze.contrast] for row in load(source)]
     rows = [
         response
         for suite, x in prompts_of(recipe)
