@@ -418,7 +418,8 @@ def review(
         typer.Option(metavar="URL", help="postgresql://...; by default RUN/review/labels.db."),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the labels to a file instead.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the labels, or the answers to label, to a file."),
     ] = None,
     format: Annotated[
         str | None,

@@ -15,6 +15,7 @@ from typing import Any
 
 from setbacks import statistics
 from setbacks.errors import InputError
+from setbacks.findings import overlap_findings
 from setbacks.metrics import COMPARED, TITLES, untrained
 from setbacks.page import Findings, Picture, Table, write
 from setbacks.paths import expanded
@@ -62,7 +63,8 @@ def compare(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     judges = [spec.called for spec in recipe.judges]
     spent = [_spent(made, path) for made, path in done]
     own = [row for made, path in done if (row := _own_word(made, path))]
-    found = findings(recipe, {judge: gather(done, judge) for judge in judges}, spent, own)
+    scores = {judge: gather(done, judge) for judge in judges}
+    found = findings(recipe, scores, spent, own, _overlap(done))
     return write(folder, found)
 
 
@@ -125,11 +127,23 @@ def _own_word(made: Variant, path: Path) -> dict[str, Any] | None:
     }
 
 
+def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[dict[str, Any]]:
+    """Which suites hold prompts that a method learned from; its seeds learn from the same."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for made, path in done:
+        arm = made.name.rpartition(".")[0]
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        for row in metrics["data"].get("overlap", ()):  # none in reports of earlier versions
+            rows.setdefault((arm, row["suite"]), row | {"arm": arm})
+    return list(rows.values())
+
+
 def findings(
     recipe: Recipe,
     scores: Mapping[str, Mapping[str, Mapping[str, Scores]]],
     spent: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]] = (),
+    overlap: Sequence[Mapping[str, Any]] = (),
 ) -> Findings:
     """Say what a comparison found, in words, tables and a picture.
 
@@ -138,11 +152,17 @@ def findings(
         scores: by judge, metric and arm.
         spent: what each training cost.
         own: what the models that learnt analyses say of responses themselves.
+        overlap: how many prompts of each suite each method learned from.
     """
     answer: list[str] = []
     tables: list[Table] = []
     pictures: list[Picture] = []
-    data: dict[str, Any] = {"judges": {}, "spent": list(spent), "own_word": list(own)}
+    data: dict[str, Any] = {
+        "judges": {},
+        "spent": list(spent),
+        "own_word": list(own),
+        "overlap": list(overlap),
+    }
     for number, (judge, by_metric) in enumerate(scores.items()):
         arms = list(by_metric["harmless_rate"])
         of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
@@ -165,6 +185,7 @@ def findings(
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
+    answer += [text for _, text in overlap_findings(overlap)]
     return Findings(
         title=f"{recipe.name}: methods compared",
         question="Which method makes the model safest without making it refuse, at equal data?",

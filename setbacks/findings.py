@@ -74,6 +74,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 "is right, only people's labels can tell.",
             )
     yield from _data_findings(result["data"], result["training"])
+    yield from overlap_findings(result["data"]["overlap"])
     if result["introspection"]:
         yield from _introspection_findings(result["introspection"])
 
@@ -283,6 +284,28 @@ def _data_findings(
             f"The loss did not fall ({training['first']:.3f} at first, {training['last']:.3f} at "
             "last): the model learned little. Try a higher learning rate or more epochs.",
         )
+
+
+def overlap_findings(overlap: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield a warning if suites hold prompts that the trained arms learned from.
+
+    Args:
+        overlap: what `setbacks.overlap.overlaps` returned.
+    """
+    seen = [row for row in overlap if row["seen"]]
+    if not seen:
+        return
+    parts = [
+        f"{row['seen']} of {row['n']} prompts of the suite {row['suite']} were trained on "
+        f"({row['arm']})"
+        for row in seen
+    ]
+    yield (
+        "warning",
+        f"Suites and training data overlap: {'; '.join(parts)}. On these prompts a rate shows "
+        "what was memorized, and the trained arm has the advantage. Use other prompts, such as "
+        "another split.",
+    )
 
 
 def near_chance(spoken: Mapping[str, Any] | None) -> str | None:

@@ -53,6 +53,7 @@ def measure(
     loss: Sequence[Mapping[str, Any]] = (),
     preflight: Sequence[Reading] = (),
     introspection: Sequence[Reading] = (),
+    overlap: Sequence[Mapping[str, Any]] = (),
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     worth: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -68,6 +69,7 @@ def measure(
         loss: rows of step, epoch, loss, learning_rate, and maybe eval_loss.
         preflight: what the model said of responses before training.
         introspection: what it said, and wrote, of the same ones afterwards.
+        overlap: what `setbacks.overlap.overlaps` returned.
         responses: by arm.
         verdicts: by (arm, judge). A judge called "human" is taken as the truth by which the
             others' rates and differences are also shown corrected (PPI++).
@@ -119,6 +121,7 @@ def measure(
         "data": {
             "induction": _induction(mistakes),
             "analysis": _analysis(analyses),
+            "overlap": [dict(row) for row in overlap],
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
         },

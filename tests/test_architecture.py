@@ -24,7 +24,7 @@ LAYERS = [
     {"training", "spoken", "work"},
     {"measure"},
     {"findings"},
-    {"engines", "metrics"},
+    {"engines", "metrics", "overlap"},
     {"adapters", "chat", "models", "journal", "statistics"},
     {"recipe", "sources"},
     {"data"},

@@ -211,9 +211,9 @@ def scores(harmless, compliance):
     }
 
 
-def found(arms):
+def found(arms, overlap=()):
     by_metric = {m: {arm: s[m] for arm, s in arms.items()} for m in next(iter(arms.values()))}
-    return findings(Recipe(), {"probe": by_metric}, [])
+    return findings(Recipe(), {"probe": by_metric}, [], overlap=overlap)
 
 
 def test_a_winner_is_named_only_where_the_data_tell():
@@ -226,6 +226,15 @@ def test_a_winner_is_named_only_where_the_data_tell():
     level = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(bad, comply)})
     assert "cannot tell" in level.answer[0] and "not told from vanilla" in level.answer[1]
     assert level.pictures[0].svg.startswith("<svg")
+
+
+def test_suites_that_overlap_with_training_data_are_named():
+    arms = {"vanilla": scores([True, False], [True, False])}
+    row = {"arm": "sft", "suite": "t", "kind": "safe", "n": 9}
+    assert "overlap" not in " ".join(found(arms, [row | {"seen": 0}]).answer)
+    page = found(arms, [row | {"seen": 3}])
+    assert "3 of 9 prompts of the suite t were trained on (sft)" in page.answer[-1]
+    assert page.data["overlap"] == [row | {"seen": 3}]
 
 
 def test_one_seed_gives_the_numbers_of_a_run():
@@ -348,6 +357,9 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     spent = out["data"]["spent"]
     assert {row["arm"] for row in spent} == {c.called for c in recipe.compare.methods}
     assert {row["steps"] for row in spent} == {2}
+    overlap = {row["arm"]: row["seen"] for row in out["data"]["overlap"]}
+    assert overlap.keys() == {row["arm"] for row in spent} and min(overlap.values()) > 0
+    assert "training data overlap" in out["answer"][-1]
     told_of = {row["arm"] for row in out["data"]["own_word"]}
     assert told_of <= {"mistake_analysis", "mistake_analysis_sft"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}

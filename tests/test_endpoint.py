@@ -37,7 +37,8 @@ class Server(ThreadingHTTPServer):
     """A server of chat completions that does what its `rule` says.
 
     The rule is given a prompt and how often it was asked before, and returns a text, the name of a
-    fault, an HTTP status, or the whole body of an answer. Nothing in the engine knows of it.
+    fault, an HTTP status, a status with a body, or the whole body of an answer. Nothing in the
+    engine knows of it.
     """
 
     daemon_threads = True
@@ -97,6 +98,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, said, body):
         if isinstance(said, int):
             self.reply(said, {"error": {"message": f"the server says {said}"}})
+        elif isinstance(said, tuple):
+            self.reply(*said)
         elif isinstance(said, dict):
             self.reply(200, said)
         elif said in ("429", "500"):
@@ -260,7 +263,7 @@ def test_a_conversation_to_be_read(serve):
         (completion("", finish="content_filter"), "", "filter"),
         (completion("", finish="stop"), "", "stop"),
         (completion(" x \n", finish=None), "x", "stop"),
-        ({"choices": [{"message": {"refusal": "no"}}], "model": 3}, "no", "stop"),
+        ({"choices": [{"message": {"refusal": "no"}}], "model": 3}, "no", "refusal"),
         ({"choices": [{"message": {"content": "a \ud800 b"}}]}, "a ? b", "stop"),
     ],
 )
@@ -268,6 +271,34 @@ def test_answers_of_every_kind(serve, body, text, finish):
     (made,) = engine_of(serve(lambda *_: body)).generate(requests(1), Sampling())
     assert (made.text, made.finish) == (text, finish)
     assert made.prompt_tokens > 0  # by the server's count, or by ours
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "tokens"),
+    [
+        (completion("Make a loop.") | {"usage": {"prompt_tokens": 2, "total_tokens": 2}}, None, 4),
+        (completion("Make a loop.") | {"usage": {}}, None, 4),
+        (completion("Make a loop.") | {"usage": {"completion_tokens": None}}, None, 4),
+        (completion("Make a loop.") | {"usage": {"completion_tokens": "9"}}, None, 9),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "Fine."}]}}]}, "Fine.", 2),
+        ({"choices": [{"message": {"content": None, "tool_calls": [{}]}}]}, "", 0),
+    ],
+)
+def test_a_whole_answer_is_paid_for_once(serve, answer, text, tokens):
+    """However little of it is counted, and in however many parts it comes."""
+    server = serve(lambda *_: answer)
+    engine = engine_of(server, price={"input": 0, "output": 1_000_000})
+    (made,) = engine.generate(requests(1), Sampling())
+    assert (made.text, made.tokens) == ("Make a loop." if text is None else text, tokens)
+    assert len(server.asked) == 1 and engine.money == tokens
+    assert "made (estimated for 1 answers), " in engine.spent()
+
+
+def test_a_refusal_goes_on_from_no_prefill(serve):
+    server = serve(lambda *_: {"choices": [{"message": {"refusal": "No."}}]})
+    engine = engine_of(server, prefill="continue")
+    (made,) = engine.generate([Request("<p>", 1, prefill="Sure, ")], Sampling())
+    assert (made.text, made.finish) == ("No.", "refusal")
 
 
 def test_a_prompt_that_utf8_cannot_hold(serve):
@@ -465,6 +496,91 @@ def test_what_the_server_refuses_is_a_record_without_an_answer(serve, told, tmp_
     assert [v.response_id for v in verdicts if v.harmful is None] == [failed.id]
     assert sum(v.harmful is False for v in verdicts) == 59
     assert "1 failed" in (tmp_path / "run/run.log").read_text()
+
+
+BLOCKED = {"error": {"message": "no", "code": "content_filter"}}
+
+
+@pytest.mark.parametrize(
+    "reply", [(400, BLOCKED), (403, BLOCKED), (500, BLOCKED), (200, BLOCKED), "by finish"]
+)
+def test_a_prompt_that_the_provider_blocks_is_an_outcome(serve, told, tmp_path, reply):
+    """Half of them are, more than any share of failures: the run goes on, and asks for none twice.
+
+    The first request of all may be one: a 403 does not mean a wrong key then.
+    """
+    reply = completion("", finish="content_filter") if reply == "by finish" else reply
+    server = serve(lambda prompt, _: "<fine>" if "1>" in prompt or "3>" in prompt else reply)
+    recipe = told(server, batch_size=8, concurrency=1, failures=0)
+    with opened(recipe, tmp_path / "run") as run:
+        made = carry_out(run, "respond")["far"]
+    assert Counter(server.prompts) == Counter(f"<prompt {n}>" for n in range(60))
+    assert {(r.text, r.finish) for r in made} == {("<fine>", "stop"), ("", "filter")}
+    assert sum(r.finish == "filter" for r in made) == 48
+    log = (tmp_path / "run/run.log").read_text()
+    assert "12 answers, 48 blocked by a content filter, 0 tries repeated, 0 failed;" in log
+
+
+def test_a_blocked_prompt_is_not_asked_again_after_a_stop(serve, tmp_path):
+    server = serve(lambda prompt, _: (400, BLOCKED) if "<prompt 0>" in prompt else 402)
+    rest = tmp_path / "rest.jsonl"
+    engine = engine_of(server, concurrency=1)
+    engine.keep(rest)
+    with pytest.raises(SetbacksError, match="nothing left"):
+        engine.generate(requests(2), Sampling())
+    server.rule = lambda *_: "<fine>"
+    again = engine_of(server)
+    again.keep(rest)
+    assert [m.finish for m in again.generate(requests(2), Sampling())] == ["filter", "stop"]
+    assert server.prompts.count("<prompt 0>") == 1
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_an_ordinary_error_is_still_a_failure(serve, code):
+    body = {"error": {"message": "Invalid value for content_filter", "param": "content_filter"}}
+    server = serve(lambda *_: (code, body))
+    with pytest.raises(SetbacksError, match=f"requests failed.*{code}: Invalid value for content"):
+        engine_of(server).generate(requests(30), Sampling())
+
+
+def test_a_prompt_beyond_the_context_is_named(serve):
+    body = {"error": {"message": "Too long. Maximum context length is 9 tokens.", "code": 400}}
+    for status in (400, 200, 500):  # no try will make it fit
+        server = serve(lambda *_, status=status: (status, body))
+        engine = engine_of(server, failures=0)
+        with pytest.raises(SetbacksError, match="Maximum context length is 9") as caught:
+            engine.generate([Request("How long\nis this?", 1)], Sampling())
+        assert len(server.asked) == 1 and "\n" not in str(caught.value)
+        assert 'the prompt of 17 characters that begins "How long is this?"' in str(caught.value)
+
+
+def test_a_server_that_calls_the_length_limit_otherwise(serve):
+    """Those of reasoning models do: it is sent under the other name, and the run goes on."""
+    unsupported = {
+        "error": {
+            "message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        }
+    }
+
+    def rule(*_):
+        return (400, unsupported) if "max_tokens" in server.asked[-1] else "<fine>"
+
+    server = serve(rule)
+    engine = engine_of(server, concurrency=1)
+    made = engine.generate(requests(5), Sampling(max_new_tokens=7))
+    assert [m.text for m in made] == ["<fine>"] * 5
+    assert len(server.asked) == 6  # once under the name that it does not take
+    assert [body.get("max_completion_tokens") for body in server.asked] == [None, 7, 7, 7, 7, 7]
+    assert engine.retried == engine.failed == 0
+
+
+def test_a_key_that_the_server_does_not_take_is_named_with_what_to_do(serve):
+    body = {"error": {"message": "'temperature' does not support 0.7", "param": "temperature"}}
+    server = serve(lambda *_: (400, body))
+    with pytest.raises(SetbacksError, match=r"set endpoint.body: \{temperature: null\}"):
+        engine_of(server).generate(requests(30), Sampling())
 
 
 def test_a_judge_that_gets_no_answer_does_not_score(serve, tmp_path):

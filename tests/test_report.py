@@ -35,6 +35,7 @@ class Run:
             judges=[JudgeSpec(judge=name) for name in judges],
             model=Engine(),
             language="en",
+            evaluate=[],
         )
         self.spent = [
             {"stage": "judge", "seconds": 2.5, "records": 9, "prompt_tokens": 5, "tokens": 50}

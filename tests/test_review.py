@@ -28,7 +28,7 @@ from setbacks import calibration
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Response, Verdict
 from setbacks.review import formats, labels, publish
-from setbacks.review.answers import answer_id, batch, queue, read_plan, shared
+from setbacks.review.answers import answer_id, batch, collect, queue, read_plan, shared
 from setbacks.review.labels import Label
 from setbacks.review.serve import give_out, open_store, take_in
 from setbacks.review.store import CLAIMED, Store
@@ -733,8 +733,6 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
 def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path, name):
-    with pytest.raises(InputError, match="no labels yet; nothing was written"):
-        give_out(run, tmp_path / name)
     with pytest.raises(InputError, match="--format jsonl"):
         give_out(run, tmp_path / "x.txt")
     with pytest.raises(InputError, match='no format "argila". Did you mean "argilla"'):
@@ -752,6 +750,59 @@ def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path
     assert [p.suffix for p in give_out(run, tmp_path / "x.json", "label-studio")] == [
         ".json", ".xml",
     ]  # fmt: skip
+
+
+def fill_in(path, format):
+    """What a person does elsewhere with the first answer of a file: call it harmful."""
+    if format == "csv":
+        rows = list(csv.reader(io.StringIO(path.read_text(), newline="")))
+        rows[1][rows[0].index("harmful")] = "true"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        return
+    if format == "jsonl":
+        first, *rest = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps(json.loads(first) | {"harmful": True}), *rest]))
+        return
+    rows = json.loads(path.read_text())
+    if format == "argilla":
+        response = {"value": "harmful", "user_id": "u", "status": "submitted"}
+        rows[0]["responses"] = {"harm": [response]}
+    else:
+        result = {"from_name": "harm", "type": "choices", "value": {"choices": ["harmful"]}}
+        rows[0]["annotations"] = [{"result": [result]}]
+    path.write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "argilla", "label-studio"])
+def test_answers_go_out_to_be_labelled_before_anybody_has_labelled_one(run, tmp_path, format):
+    path = tmp_path / f"x.{'csv' if format == 'csv' else 'json'}"
+    assert give_out(run, path, format)[0] == path
+    with RunFolder(run) as opened:
+        answers = collect(opened)
+    assert all(answer.id in path.read_text() for answer in answers.answers.values())
+    assert not (run / "review" / "labels.db").exists()
+    with pytest.raises(InputError, match="has no labels; nothing was changed"):
+        take_in(run, path, "Ada")
+    fill_in(path, format)
+    assert take_in(run, path, "Ada") == 1
+    opened = open_store(run)
+    (label,) = opened.labels()
+    opened.close()
+    assert (label.answer, label.harmful) == (min(answers.answers), True)
+
+
+def test_a_label_file_of_no_labels_makes_no_sense(run, tmp_path):
+    with pytest.raises(InputError, match="no labels yet, and format labels holds nothing else"):
+        give_out(run, tmp_path / "x.jsonl", "labels")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_note_alone_is_no_label():
+    answers = of(1)
+    row = dict.fromkeys(formats.COLUMNS) | {"answer": next(iter(answers.answers)), "note": "Hm."}
+    with pytest.raises(InputError, match="says harmful, refused or helpful"):
+        formats.read(json.dumps(row), "x.jsonl", answers, "Ada")
 
 
 @pytest.mark.parametrize(

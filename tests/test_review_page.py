@@ -449,7 +449,11 @@ def test_bad_labels_change_nothing(page, told, status, says):
 
 
 def test_the_labels_can_be_taken_away_from_the_page(page):
+    """Before the first one the answers can, to be labelled elsewhere."""
     app = page()
+    lines = Browser(app, "Ada").http.get("/export/jsonl").text.splitlines()
+    assert {json.loads(line)["answer"] for line in lines} == app.state.store.batch.answers.keys()
+    assert {json.loads(line)["harmful"] for line in lines} == {None}
     app.state.store.add([said(n) for n in app.state.store.batch.answers])
     browser = Browser(app, "Ada")
     for format, ending in (("jsonl", ".jsonl"), ("csv", ".csv"), ("argilla", "-argilla.json")):
@@ -480,7 +484,7 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path
         (["--import", "unknown.csv"], "line 2: response 'nobody' is not in this run"),
         (["--import", "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
         (["--import", "missing.csv"], "cannot be read (No such file"),
-        (["--export", "x.jsonl"], "no labels yet; nothing was written"),
+        (["--export", "x.jsonl", "--format", "labels"], "no labels yet"),
         (["--export", "x.pdf"], "say which format"),
         (["--export", "x.csv", "--import", "y.csv"], "one at a time"),
         (["--port", "1", "--host", "192.0.2.1"], "192.0.2.1:1: no address of this machine"),

@@ -3,7 +3,8 @@
 Many requests are under way at once. Their number grows while answers come, and is halved where the
 server is crowded, as TCP does it (RFC 5681). What may pass is tried again, each time later; what
 cannot, stops the run in one line. An answer is paid for once: it rests in a file of the run until
-its batch is on disk, so that a stop in the middle of a batch loses none.
+its batch is on disk, so that a stop in the middle of a batch loses none. A prompt that a provider
+blocks for its content has been answered, by a refusal: see `setbacks.engines.replies`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -20,14 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, NonNegativeInt
-
 from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.engines.endpoint_options import EndpointOptions
+from setbacks.engines.replies import Problem, Reply, problem, read
 from setbacks.errors import InputError, SetbacksError
 from setbacks.journal import failed_write, private
 from setbacks.prompts import fill, prompts
-from setbacks.records import Finish, digest
+from setbacks.records import digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -38,7 +38,9 @@ FIRST = 4  # requests at once, to begin with
 LONGEST_WAIT = 120  # seconds: a server that asks for more is come back to by hand
 FEW = 20  # failures are weighed against at least so many requests
 LONGEST_TOKEN = 200  # bytes of JSON that one token may take; what exceeds that is no answer
-ENDS: dict[str | None, Finish] = {"length": "length", "content_filter": "filter"}
+BLOCKED = Completion("", "filter", 0, 0)
+# Here an error speaks of the key, the money, the address or the crowd, whatever else it says.
+NOT_OF_CONTENT = (401, 402, 404, 407, 408, 429)
 
 
 class Trouble(Exception):
@@ -61,48 +63,24 @@ class Trouble(Exception):
 
 
 class Status(Exception):
-    """A server answered with an HTTP error."""
+    """A server answered with an HTTP error.
 
-    def __init__(self, code: int, said: str, wait: float) -> None:
-        super().__init__(f"{code}: {said}")
+    Args:
+        code: the HTTP status.
+        problem: what the body says.
+        summary: the same in one short line.
+        wait: seconds after which the server wants to be asked again.
+    """
+
+    def __init__(self, code: int, problem: Problem, summary: str, wait: float) -> None:
+        super().__init__(f"{code}: {summary}")
         self.code = code
-        self.said = said
+        self.problem = problem
         self.wait = wait
 
 
 class Stopped(Exception):
     """The run is being stopped: no further request is sent."""
-
-
-# What is read of an answer. Servers leave out, or add, nearly everything else.
-
-
-class Message(BaseModel):
-    """What the model said, or that the provider did not let it."""
-
-    content: str | None = None
-    refusal: str | None = None
-
-
-class Choice(BaseModel):
-    """One answer, and why it ended."""
-
-    message: Message
-    finish_reason: str | None = None
-
-
-class Usage(BaseModel):
-    """Tokens read and made, as the server counts them."""
-
-    prompt_tokens: NonNegativeInt
-    completion_tokens: NonNegativeInt
-
-
-class Reply(BaseModel):
-    """The body of a chat completion."""
-
-    choices: tuple[Choice, ...]
-    usage: Usage | None = None
 
 
 class Endpoint(Engine):
@@ -123,7 +101,10 @@ class Endpoint(Engine):
         self.name = spec.model
         self.money = 0.0
         self.prompt_tokens = self.tokens = 0
-        self.answered = self.failed = self.retried = 0
+        self.answered = self.blocked = self.failed = self.retried = 0
+        self.estimated = 0  # answers whose tokens the server did not count
+        self._limit_key = "max_tokens"  # as this server calls it
+        self._last_failure = ""
         self.crowd = Crowd(self.told.concurrency)
         self._where = f"{spec.model} at {self.told.base_url}"
         self._resting: dict[str, Completion] = {}
@@ -197,14 +178,29 @@ class Endpoint(Engine):
 
     def spent(self) -> str:
         """Say in one line what was asked and what it cost; nothing where nothing was asked."""
-        if not self.answered + self.failed:
+        if not self._asked:
             return ""
+        blocked = f"{self.blocked:,} blocked by a content filter, " if self.blocked else ""
+        failed = f"{self.failed:,} failed" + (
+            f" (the last one: {self._last_failure})" if self.failed else ""
+        )
+        estimated = f" (estimated for {self.estimated:,} answers)" if self.estimated else ""
         cost = f", {self.money:,.4f} spent" if self.told.price else ""
         return (
-            f"{self._where}: {self.answered:,} answers, {self.retried:,} tries repeated, "
-            f"{self.failed:,} failed; {self.prompt_tokens:,} tokens read and {self.tokens:,} "
-            f"made{cost}"
+            f"{self._where}: {self.answered:,} answers, {blocked}{self.retried:,} tries repeated, "
+            f"{failed}; {self.prompt_tokens:,} tokens read and {self.tokens:,} "
+            f"made{estimated}{cost}"
         )
+
+    @property
+    def _reached(self) -> bool:
+        """Whether the server has answered before, if only to block a prompt."""
+        return bool(self.answered or self.blocked)
+
+    @property
+    def _asked(self) -> int:
+        """How many requests have come to an end."""
+        return self.answered + self.blocked + self.failed
 
     # -- a batch ----------------------------------------------------------------------------------
 
@@ -287,23 +283,37 @@ class Endpoint(Engine):
             raise Stopped
         if over := self._over_budget():
             raise SetbacksError(over)
-        sent = time.monotonic()
+        started, sent = time.monotonic(), self._renamed(body)
+        found: Problem | None = None
         try:
-            reply = await self._send(client, body, sampling.max_new_tokens)
+            reply = await self._send(client, sent, sampling.max_new_tokens)
         except Status as status:
-            trouble = self._trouble(status)
+            found = status.problem
+            if status.code not in NOT_OF_CONTENT and found.blocks(request.prompt):
+                return self._block()
+            if "max_tokens" in sent and found.mentions("max_completion_tokens"):
+                self._limit_key = "max_completion_tokens"
+                return await self._try(client, request, body, sampling)
+            trouble = self._trouble(status, sent)
         except Trouble as error:
             trouble = error
         else:
-            self.crowd.grow()
-            return self._completion(request, body, reply)
+            if isinstance(reply, Reply):
+                self.crowd.grow()
+                return self._completion(request, body, reply)
+            found = reply
+            if found.blocks(request.prompt):
+                return self._block()
+            trouble = Trouble(f"no chat completion, but: {self._line(found.summary)}")
+        if found and found.too_long and not trouble.crowded:
+            raise Trouble(f"{trouble}; {_does_not_fit(request)}", passing=False)
         if trouble.crowded:
-            self.crowd.shrink(sent)
+            self.crowd.shrink(started)
         if trouble.wait:
             self._wake = max(self._wake, time.monotonic() + trouble.wait)
         raise trouble
 
-    async def _send(self, client: AsyncOpenAI, body: dict[str, Any], most: int) -> Reply:
+    async def _send(self, client: AsyncOpenAI, body: dict[str, Any], most: int) -> Reply | Problem:
         """Send a request and read the answer, up to as long as it may be.
 
         Raises:
@@ -334,40 +344,42 @@ class Endpoint(Engine):
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             self._look_for_server(error)
             raise Trouble(f"the connection broke ({_root(error)})") from None
-        try:
-            # Half a character, as a length limit can leave it, would make the whole unreadable.
-            sound = _sound(json.dumps(json.loads(data), ensure_ascii=False))
-            reply = Reply.model_validate_json(sound)
-        except (ValueError, RecursionError):
-            raise Trouble(f"no chat completion, but: {self._said(data)}") from None
-        if not reply.choices:
-            raise Trouble("an answer without choices")
-        return reply
+        return read(bytes(data))
+
+    def _block(self) -> Completion:
+        """Count a prompt that the provider blocked: there is no answer, and no use in asking again.
+
+        Such a server is not crowded.
+        """
+        self.blocked += 1
+        self.crowd.grow()
+        return BLOCKED
 
     def _completion(self, request: Request, body: dict[str, Any], reply: Reply) -> Completion:
         """Make an answer a completion, and count what it cost."""
-        choice = reply.choices[0]
-        said = self._clean(choice.message.content or choice.message.refusal or "")
-        usage = reply.usage
-        if usage is None:  # a budget needs some figure: a token of three bytes is a small one
-            asked = json.dumps(body["messages"], ensure_ascii=False)
-            usage = Usage(
-                prompt_tokens=math.ceil(len(asked.encode()) / 3),
-                completion_tokens=math.ceil(len(said.encode()) / 3),
-            )
-        self.answered += 1
-        self.prompt_tokens += usage.prompt_tokens
-        self.tokens += usage.completion_tokens
+        text = self._clean(reply.text)
+        prompt_tokens, tokens = reply.prompt_tokens, reply.tokens
+        if prompt_tokens is None or tokens is None:
+            self.estimated += 1
+        if prompt_tokens is None:
+            prompt_tokens = _estimate(json.dumps(body["messages"], ensure_ascii=False))
+        if tokens is None:
+            tokens = _estimate(text)
+        goes_on = self.told.prefill == "continue" and text.strip() and reply.finish != "refusal"
+        if goes_on:
+            text = request.prefill + text
+        blocked = reply.finish == "filter" and not text.strip()
+        self.blocked += blocked
+        self.answered += not blocked
+        self.prompt_tokens += prompt_tokens
+        self.tokens += tokens
         if price := self.told.price:
-            cost = usage.prompt_tokens * price.input + usage.completion_tokens * price.output
-            self.money += cost / 1e6
-        begun = request.prefill if self.told.prefill == "continue" else ""
-        return Completion(
-            text=(begun + said).strip(),
-            finish=ENDS.get(choice.finish_reason, "stop"),
-            prompt_tokens=usage.prompt_tokens,
-            tokens=usage.completion_tokens,
-        )
+            self.money += (prompt_tokens * price.input + tokens * price.output) / 1e6
+        return Completion(text.strip(), reply.finish, prompt_tokens, tokens)
+
+    def _renamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request with its length limit under the name that this server takes."""
+        return {self._limit_key if key == "max_tokens" else key: body[key] for key in body}
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """What is sent for a request."""
@@ -419,7 +431,8 @@ class Endpoint(Engine):
     def _failed(self, error: Trouble) -> None:
         """Count a request that failed for good; too many of them stop the run."""
         self.failed += 1
-        asked = self.answered + self.failed
+        self._last_failure = str(error)
+        asked = self._asked
         if self.failed > self.told.failures * max(asked, FEW):
             self._stop_with(
                 SetbacksError(
@@ -506,29 +519,35 @@ class Endpoint(Engine):
             data += part
             if len(data) > 2**16:
                 break
-        raise Status(response.status_code, self._said(data), _wait(response.headers))
+        found = problem(bytes(data))
+        summary = self._line(found.summary)
+        raise Status(response.status_code, found, summary, _wait(response.headers))
 
-    def _trouble(self, status: Status) -> Trouble:
+    def _trouble(self, status: Status, sent: Iterable[str] = ()) -> Trouble:
         """Say what an HTTP error means.
+
+        Args:
+            status: the error.
+            sent: the keys of the request's body.
 
         Raises:
             InputError: key, model or address are wrong.
             SetbacksError: there is no use in going on now.
         """
         code, key = status.code, self.told.api_key_env
-        if code == 401 or (code == 403 and not self.answered):
+        if code == 401 or (code == 403 and not self._reached):
             wrong = (
                 f"the key in {key} is wrong, or has no right to this"
                 if key
                 else "it wants a key: name its environment variable in endpoint.api_key_env"
             )
             raise InputError(f"{self._where}: {status}; {wrong}")
-        if code == 404 and not self.answered:
+        if code == 404 and not self._reached:
             raise InputError(
                 f'{self._where}: {status}; has it a model "{self.spec.model}", and does '
                 "endpoint.base_url end as its address does, such as /v1?"
             )
-        if code == 402 or "insufficient_quota" in status.said:
+        if code == 402 or status.problem.mentions("insufficient_quota"):
             raise SetbacksError(
                 f"{self._where}: {status}; the account has nothing left; what was done is kept: "
                 "the same command goes on"
@@ -540,7 +559,15 @@ class Endpoint(Engine):
             )
         passing = code in (408, 409, 425, 429) or code >= 500
         crowded = code in (408, 429, 503, 504, 529)
-        return Trouble(str(status), passing=passing, wait=status.wait, crowded=crowded)
+        advice = "" if passing else self._advice(status.problem, sent)
+        return Trouble(f"{status}{advice}", passing=passing, wait=status.wait, crowded=crowded)
+
+    def _advice(self, problem: Problem, sent: Iterable[str]) -> str:
+        """What to do about a key of ours that the server does not take, if it names one."""
+        named = [key for key in sent if key not in ("model", "messages") and problem.mentions(key)]
+        if not named:
+            return ""
+        return f"; to leave {named[0]} out, set endpoint.body: {{{named[0]}: null}}"
 
     def _look_for_server(self, error: BaseException) -> None:
         """Tell a server that is not there from one that has trouble.
@@ -551,7 +578,7 @@ class Endpoint(Engine):
         import httpx2
 
         cause = error.__cause__ or error
-        if not self.answered and isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+        if not self._reached and isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
             raise InputError(
                 f"{self._where}: no server there ({_root(error)}); start it, or mend "
                 "endpoint.base_url"
@@ -583,18 +610,9 @@ class Endpoint(Engine):
         key = self._key
         return _sound(text.replace(key, "[key]") if len(key) >= 8 else text)
 
-    def _said(self, data: bytearray) -> str:
-        """What a body says, in one short line."""
-        text = bytes(data).decode("utf-8", "replace")
-        try:
-            found = json.loads(text)
-            error = found.get("error", found)
-            text = error if isinstance(error, str) else error.get("message") or error["detail"]
-            code = "" if isinstance(error, str) else error.get("code") or error.get("type") or ""
-            text = f"{text} ({code})" if code else text
-        except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-            pass
-        return " ".join(self._clean(str(text)).split())[:300] or "nothing"
+    def _line(self, text: str) -> str:
+        """What a server says, in one short line."""
+        return " ".join(self._clean(text).split())[:300] or "nothing"
 
 
 class Crowd:
@@ -657,6 +675,19 @@ def _root(error: BaseException) -> str:
     """What lies under an error of the client library, in a few words."""
     cause = error.__cause__ or error
     return " ".join(str(cause).split())[:200] or type(cause).__name__
+
+
+def _estimate(text: str) -> int:
+    """About how many tokens a text has: a budget needs some figure, and one that is not too low."""
+    return math.ceil(len(text.encode()) / 3)
+
+
+def _does_not_fit(request: Request) -> str:
+    begin = " ".join(request.prompt.split())[:60]
+    return (
+        f'the prompt of {request.size:,} characters that begins "{begin}" does not fit into the '
+        "context of the model; shorten it, or lower max_new_tokens"
+    )
 
 
 def _sound(text: str) -> str:

@@ -344,7 +344,8 @@ def make(
 
     @app.get("/export/{format}")
     def export(reviewer: Who, format: str) -> Response:
-        text = formats.export(format, store.batch, store.labels())
+        batch, labels = store.batch, store.labels()
+        text = formats.export(format, batch, labels) if labels else formats.to_label(format, batch)
         return Response(
             text.encode("utf-8", "replace"),
             media_type=MEDIA.get(format, "application/json"),

@@ -54,6 +54,7 @@ COLUMNS = (
     "answer", "reviewer", "instruction", "response", "language", "category", "harmful", "refused",
     "helpful", "unsure", "note", "adjudicated", "made_at", "response_ids",
 )  # fmt: skip
+FILLED_IN = ("harmful", "refused", "helpful", "unsure", "note", "adjudicated")  # by a person
 # A spreadsheet would run a cell that begins so; ours begin with an apostrophe then.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
@@ -71,6 +72,26 @@ def export(format: str, batch: Batch, labels: Sequence[Label]) -> str:
     """
     known(format)
     return FORMATS[format](batch, labels)
+
+
+def to_label(format: str, batch: Batch) -> str:
+    """Return the answers as a file's text, without a label, to be labelled elsewhere.
+
+    Args:
+        format: jsonl or csv, to be filled in by hand; argilla, or label-studio.
+        batch: all the answers.
+
+    Raises:
+        InputError: there is no such format, or it holds labels alone.
+    """
+    known(format)
+    if format == "labels":
+        raise InputError(
+            "there are no labels yet, and format labels holds nothing else; nothing was written. "
+            "To label the answers elsewhere, take csv, jsonl, argilla or label-studio"
+        )
+    rows = (_unlabelled(answer) for answer, _ in _everything(batch, ()))
+    return _TABLES[format](rows) if format in _TABLES else FORMATS[format](batch, ())
 
 
 def known(format: str) -> None:
@@ -96,7 +117,8 @@ def read(text: str, name: str, batch: Batch, reviewer: str | None = None) -> lis
         InputError: there are no labels in it, or one is broken or of no answer of this run.
     """
     try:
-        found = labels(_entries(text.removeprefix("\ufeff"), name), batch, reviewer, name)
+        entries = _entries(text.removeprefix("\ufeff"), name)
+        found = labels((e for e in entries if not _left_blank(e[1])), batch, reviewer, name)
     except (csv.Error, RecursionError) as error:
         raise InputError(f"{name}: cannot be read ({error}); nothing was changed") from None
     if not found:
@@ -137,35 +159,58 @@ def labels(
 # -- writing ----------------------------------------------------------------------------------
 
 
+Rows = Iterable[dict[str, Any]]
+
+
 def _rows(batch: Batch, labels: Iterable[Label]) -> Iterator[dict[str, Any]]:
     for label in labels:
-        answer = batch.answers[label.answer]
         made = datetime.fromtimestamp(label.made_at or 0, UTC).isoformat(timespec="milliseconds")
-        yield dict(
-            zip(
-                COLUMNS,
-                (
-                    *(answer.id, label.reviewer, answer.instruction, answer.text, answer.language),
-                    *(answer.category, label.harmful, label.refused, label.helpful, label.unsure),
-                    *(label.note, label.final, made, list(answer.responses)),
-                ),
-                strict=True,
-            )
-        )
+        yield _unlabelled(batch.answers[label.answer]) | {
+            "reviewer": label.reviewer,
+            "harmful": label.harmful,
+            "refused": label.refused,
+            "helpful": label.helpful,
+            "unsure": label.unsure,
+            "note": label.note,
+            "adjudicated": label.final,
+            "made_at": made,
+        }
 
 
-def _jsonl(batch: Batch, labels: Sequence[Label]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(batch, labels))
+def _unlabelled(answer: Answer) -> dict[str, Any]:
+    return dict.fromkeys(COLUMNS) | {
+        "answer": answer.id,
+        "instruction": answer.instruction,
+        "response": answer.text,
+        "language": answer.language,
+        "category": answer.category,
+        "response_ids": list(answer.responses),
+    }
 
 
-def _csv(batch: Batch, labels: Sequence[Label]) -> str:
+def _json_lines(rows: Rows) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _csv_table(rows: Rows) -> str:
     file = io.StringIO()
     # All is quoted: a bare carriage return would else end the row for some readers.
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
-    for row in _rows(batch, labels):
+    for row in rows:
         writer.writerow(map(_cell, row.values()))
     return file.getvalue()
+
+
+_TABLES: dict[str, Callable[[Rows], str]] = {"jsonl": _json_lines, "csv": _csv_table}
+
+
+def _jsonl(batch: Batch, labels: Sequence[Label]) -> str:
+    return _json_lines(_rows(batch, labels))
+
+
+def _csv(batch: Batch, labels: Sequence[Label]) -> str:
+    return _csv_table(_rows(batch, labels))
 
 
 def _consensus(batch: Batch, labels: Sequence[Label]) -> str:
@@ -452,6 +497,12 @@ def _moment(value: Any) -> float | None:
         return None
     told = datetime.fromisoformat(str(value))
     return (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp()
+
+
+def _left_blank(row: Any) -> bool:
+    """Whether a row of `to_label` was not filled in."""
+    ours = isinstance(row, Mapping) and "answer" in row
+    return ours and all(row.get(column) in (None, "") for column in FILLED_IN)
 
 
 def _uncell(text: str) -> str:

@@ -149,7 +149,7 @@ def take_in(
 def give_out(
     folder: Path, file: Path, format: str | None = None, database: str | None = None
 ) -> list[Path]:
-    """Write the labels to a file; return what was written.
+    """Write the labels to a file, or before the first one the answers; return what was written.
 
     Args:
         folder: the run's.
@@ -158,7 +158,8 @@ def give_out(
         database: as in `open_store`.
 
     Raises:
-        InputError: the format is not known, there are no labels, or there is no such folder.
+        InputError: the format is not known, there is no such folder, or there are no labels and
+            the format holds nothing else.
     """
     chosen = format or {".csv": "csv", ".jsonl": "jsonl"}.get(file.suffix.lower())
     if chosen is None:
@@ -172,9 +173,8 @@ def give_out(
         if database or (run.path / DATABASE).exists():
             with closing(Store(database or run.path / DATABASE, batch)) as store:
                 labels = store.labels()
-    if not labels:
-        raise InputError(f"{folder}: there are no labels yet; nothing was written")
-    write_atomic(file, formats.export(chosen, batch, labels).encode("utf-8", "replace"))
+    text = formats.export(chosen, batch, labels) if labels else formats.to_label(chosen, batch)
+    write_atomic(file, text.encode("utf-8", "replace"))
     if chosen != "label-studio":
         return [file]
     interface = file.with_suffix(".xml")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks.errors import InputError
 from setbacks.judges.worth import worth
 from setbacks.measure import measure
-from setbacks.metrics import KINDS, MAIN, TITLES
+from setbacks.metrics import KINDS, MAIN, TITLES, bare, is_trained
+from setbacks.overlap import overlaps
 from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def report(run: RunFolder) -> Report:
         loss=_rows(run.path / "loss.jsonl"),
         preflight=run.records("preflight.jsonl", Reading),
         introspection=run.records("introspection.jsonl", Reading),
+        overlap=overlaps(responses, _adapters(run, responses)),
         responses=responses,
         verdicts=verdicts,
         worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},
@@ -78,6 +80,13 @@ def report(run: RunFolder) -> Report:
     page = render(metrics, recipe, examples(responses, verdicts))
     run.write_text("metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return Report(run.write_text("report.html", page), metrics)
+
+
+def _adapters(run: RunFolder, arms: Iterable[str]) -> dict[str, Path]:
+    """The folder of each trained arm's adapter."""
+    if run.recipe.evaluate:
+        return {arm.name: Path(arm.adapter) for arm in run.recipe.evaluate if arm.adapter}
+    return {bare(arm): run.path / "adapter" for arm in arms if is_trained(arm)}
 
 
 def collect(
