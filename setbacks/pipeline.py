@@ -91,7 +91,7 @@ def check(recipe: Recipe) -> None:
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
         if ours and engine.model not in MODELS:
-            resolve(engine.model)
+            resolve(engine.model, engine.revision)
     if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
         raise InputError(
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "

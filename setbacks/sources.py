@@ -34,6 +34,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
+from setbacks.hub import connect
 from setbacks.paths import expanded
 from setbacks.plugins import installed, plugin
 
@@ -472,6 +473,7 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
         repo = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:/(.+))?", name)
         if repo is None:
             raise _bad(f'"{name}" is not a set on the hub: write hub:OWNER/NAME')
+        connect()  # where there is no network, the libraries then know it at once
         if repo[2] is None:
             if Path(repo[1]).exists():  # `datasets` would read it instead, and not say so
                 raise _bad(

@@ -28,7 +28,7 @@ LAYERS = [
     {"adapters", "chat", "models", "journal", "suites", "statistics"},
     {"recipe"},
     {"records", "sources", "embedded", "prompts", "progress"},
-    {"plugins", "paths"},
+    {"plugins", "paths", "signals", "hub"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.
