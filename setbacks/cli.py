@@ -625,6 +625,8 @@ def main() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("setbacks: %(message)s"))
         logging.getLogger("setbacks").addHandler(handler)
+        # It warns where it cannot keep its settings, of which we have none.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer's own word for Ctrl-C

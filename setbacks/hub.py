@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from setbacks.errors import InputError
+from setbacks.paths import NoHome
 
 PATIENCE = 10.0  # seconds for an answer
 DOWN = (500, 502, 503, 504)  # what a server answers that cannot serve now, or a proxy before it
@@ -26,9 +27,14 @@ def connect() -> str:
 
     Returns:
         Why the hub cannot be reached; empty if it can.
+
+    Raises:
+        NoHome: there is no folder for what the hub gives.
     """
     from huggingface_hub import constants
 
+    if constants.HF_HOME.startswith("~"):  # the library would make a folder of that name
+        raise NoHome("this user has no home folder; set HOME, or set HF_HOME to a folder")
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE is set"
     reasons: list[str] = []

@@ -22,10 +22,7 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         user = Path(path).parts[0]
-        raise NoHome(
-            f'{path}: there is no such user\'s home folder ("{user}"); write the full path, or set '
-            "HOME"
-        ) from None
+        raise NoHome(f'{path}: "{user}" has no home folder here; write the full path') from None
 
 
 def user_folder(variable: str, xdg: str, default: str) -> Path:

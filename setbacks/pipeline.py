@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import check_adapter
-from setbacks.embedded import MODELS, resolve
+from setbacks.embedded import resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.models import check_quantize
@@ -90,7 +90,7 @@ def check(recipe: Recipe) -> None:
             continue
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
-        if ours and engine.model not in MODELS:
+        if ours:
             resolve(engine.model, engine.revision)
     if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
         raise InputError(
@@ -98,7 +98,8 @@ def check(recipe: Recipe) -> None:
             "choose a draft by; leave it out, or set model.engine=local"
         )
     for judge_ in recipe.judges:
-        check_judge(judge_)
+        if reader := getattr(check_judge(judge_), "embedded", None):
+            resolve(reader)
     for source in recipe.parts(Source):
         load(source)
     if recipe.evaluate:

@@ -28,7 +28,8 @@ LAYERS = [
     {"adapters", "chat", "models", "journal", "suites", "statistics"},
     {"recipe"},
     {"records", "sources", "embedded", "prompts", "progress"},
-    {"plugins", "paths", "signals", "hub"},
+    {"plugins", "hub"},
+    {"paths", "signals"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.
