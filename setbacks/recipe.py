@@ -7,6 +7,8 @@ sizes for two cores. A YAML file names only what differs; `setbacks new` writes 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +35,10 @@ from setbacks.sources import Source
 Part = TypeVar("Part", bound=BaseModel)
 
 
+LONGEST_NAME = 100  # two of them, and an ending, fit into the 255 bytes of a file's name
+DOTTED = ".-"  # a judge's name has no dot, so ARM.JUDGE.jsonl can be read from the end
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, values never change after reading."""
 
@@ -42,6 +48,37 @@ class Section(BaseModel):
 def _named(key: str) -> BeforeValidator:
     """Let a plain string stand for a section in which only `key` is given."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def name_problem(name: str, also: str = "-") -> str:
+    """Say why a name, which becomes part of file names, is refused; empty where it is not.
+
+    Args:
+        name: of an arm, a suite, a judge or a contender.
+        also: what it may hold besides letters, digits and "_".
+    """
+    allowed = f"A-Za-z0-9_{also}"
+    if re.fullmatch(rf"(?!\.)[{allowed}]{{1,{LONGEST_NAME}}}", name):
+        return ""
+    filler = "-" if "-" in also else "_"
+    without_accents = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    fit = re.sub(rf"[^{allowed}]+", filler, without_accents).strip(".-")[:LONGEST_NAME]
+    signs = ", ".join(f'"{sign}"' for sign in also + "_")
+    return (
+        f'"{name}" is no name here; use at most {LONGEST_NAME} letters (a to z), digits and {signs}'
+        + (f', such as "{fit}"' if fit else "")
+    )
+
+
+def _name(also: str = "-") -> AfterValidator:
+    """Let only names pass that can be part of a file's name."""
+
+    def check(name: str) -> str:
+        if problem := name_problem(name, also):
+            raise ValueError(problem)
+        return name
+
+    return AfterValidator(check)
 
 
 def _names_differ(sections: list[Any]) -> list[Any]:
@@ -430,7 +467,7 @@ class Train(Section):
 class Suite(Section):
     """A named set of prompts with what is expected of an answer."""
 
-    name: str = Field(description="The suite's name in reports.", pattern=r"^[A-Za-z0-9_-]+$")
+    name: Annotated[str, _name(DOTTED)] = Field(description="The suite's name in reports.")
     kind: Kind = Field(
         description="`harmful`, `hijacking` (must not be served), `safe` (must not be refused) "
         "or `helpful`."
@@ -492,10 +529,8 @@ class JudgeSpec(Section):
         description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
         "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
     )
-    name: str | None = Field(
-        None,
-        description="Its name in files and reports; null: the judge's own.",
-        pattern=r"^[A-Za-z0-9_-]+$",
+    name: Annotated[str, _name()] | None = Field(
+        None, description="Its name in files and reports; null: the judge's own."
     )
     engine: EngineField | None = Field(
         None,
@@ -528,9 +563,7 @@ class JudgeSpec(Section):
 class Evaluated(Section):
     """One arm of an evaluation: a model as it is, or answers that are there already."""
 
-    name: str = Field(
-        description="The arm's name in files and reports.", pattern=r"^[A-Za-z0-9_-]+$"
-    )
+    name: Annotated[str, _name(DOTTED)] = Field(description="The arm's name in files and reports.")
     model: EngineField | None = Field(None, description="The model that answers.")
     adapter: str | None = Field(
         None, description="A PEFT folder that the model answers with; null: the bare model."
@@ -554,8 +587,8 @@ class Contender(Section):
     """One method of a comparison."""
 
     method: str = Field(description="A method's name, as in `train.method`.")
-    name: str | None = Field(
-        None, description="Its name in the report; null: the method's.", pattern=r"^[A-Za-z0-9_]+$"
+    name: Annotated[str, _name("")] | None = Field(
+        None, description="Its name in the report; null: the method's."
     )
     train: dict[str, Any] = Field(
         {}, description="Keys of `train` that differ for it, such as {learning_rate: 1e-4}."
