@@ -613,6 +613,7 @@ def main() -> None:
     """Run the command line; every error is one line, unless --debug asks for the traceback."""
     _use_utf8()
     _prepare_streams()
+    os.umask(os.umask(0o077) & 0o077)  # no umask may take our own files from us
     stopped = cache(partial(_fail, "stopped; progress is saved: run the same command to resume"))
     signals.handle(lambda: stopped(143))
     debug, verbose = "--debug" in sys.argv, "--verbose" in sys.argv

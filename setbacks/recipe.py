@@ -36,7 +36,9 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 LONGEST_NAME = 100  # two of them, and an ending, fit into the 255 bytes of a file's name
-DOTTED = ".-"  # a judge's name has no dot, so ARM.JUDGE.jsonl can be read from the end
+# An arm's name may have dots, as models' names do. Judges' and suites' have none, so a file's name,
+# such as ARM.JUDGE.jsonl, can be read from its end.
+DOTTED = ".-"
 
 
 class Section(BaseModel):
@@ -73,8 +75,8 @@ def name_problem(name: str, also: str = "-") -> str:
 def _name(also: str = "-") -> AfterValidator:
     """Let only names pass that can be part of a file's name."""
 
-    def check(name: str) -> str:
-        if problem := name_problem(name, also):
+    def check(name: str | None) -> str | None:
+        if name is not None and (problem := name_problem(name, also)):
             raise ValueError(problem)
         return name
 
@@ -467,7 +469,7 @@ class Train(Section):
 class Suite(Section):
     """A named set of prompts with what is expected of an answer."""
 
-    name: Annotated[str, _name(DOTTED)] = Field(description="The suite's name in reports.")
+    name: Annotated[str, _name()] = Field(description="The suite's name in reports.")
     kind: Kind = Field(
         description="`harmful`, `hijacking` (must not be served), `safe` (must not be refused) "
         "or `helpful`."
@@ -529,7 +531,7 @@ class JudgeSpec(Section):
         description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
         "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
     )
-    name: Annotated[str, _name()] | None = Field(
+    name: Annotated[str | None, _name()] = Field(
         None, description="Its name in files and reports; null: the judge's own."
     )
     engine: EngineField | None = Field(
@@ -587,7 +589,7 @@ class Contender(Section):
     """One method of a comparison."""
 
     method: str = Field(description="A method's name, as in `train.method`.")
-    name: Annotated[str, _name("")] | None = Field(
+    name: Annotated[str | None, _name("")] = Field(
         None, description="Its name in the report; null: the method's."
     )
     train: dict[str, Any] = Field(

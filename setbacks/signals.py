@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-GRACE = 5.0  # seconds to stop in order; `docker stop` kills after 10
+GRACE = 7.0  # seconds to stop in order; `docker stop` kills after 10
 TIED = "SETBACKS_TIED"  # set for a child process that must end when its stdin closes
 
 

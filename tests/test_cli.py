@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 
 from setbacks import cli as cli_module
 from setbacks import doctor
+from setbacks.errors import InputError
 from setbacks.recipe import Recipe
+from setbacks.runfolder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -244,6 +246,15 @@ def test_an_engine_that_breaks_is_one_line_and_a_traceback_only_on_demand(cli, w
     assert "Traceback" in ran.stderr and "InputError" in ran.stderr
 
 
+def wait_for(there, child):
+    """Wait until something is there that a process makes."""
+    for _ in range(600):
+        if there() or child.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert there(), child.communicate()
+
+
 @pytest.fixture
 def sleeper(command, environment, tmp_path, write):
     """A run that has committed one batch and sleeps in the next."""
@@ -256,24 +267,20 @@ def sleeper(command, environment, tmp_path, write):
         text=True,
     )
     try:
-        path = tmp_path / "run" / "mistakes.jsonl"
-        for _ in range(600):
-            if path.exists() or child.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert path.exists(), child.communicate()
+        wait_for((tmp_path / "run" / "mistakes.jsonl").exists, child)
         yield child
     finally:
         child.kill()
         child.communicate()
 
 
-def test_ctrl_c_is_one_line_and_keeps_what_was_done(sleeper, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_are_one_line_and_keep_what_was_done(sleeper, tmp_path, sent, code):
     before = (tmp_path / "run" / "mistakes.jsonl").read_bytes()
     time.sleep(0.3)
-    sleeper.send_signal(signal.SIGINT)
+    sleeper.send_signal(sent)
     out, err = sleeper.communicate(timeout=60)
-    assert sleeper.returncode == 130 and out == ""
+    assert sleeper.returncode == code and out == ""
     (line,) = err.splitlines()
     assert line.startswith("setbacks: stopped") and "the same command" in line
     assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before != b""
@@ -283,6 +290,66 @@ def test_a_second_process_on_the_folder(sleeper, cli, tmp_path):
     fails(cli("run", tmp_path / "recipe.yaml", "--out", "run"), "another setbacks process")
     fails(cli("report", "run"), "another setbacks process")
     assert sleeper.poll() is None
+
+
+# The command line, with a comparison of three evaluations in place of what it was asked for: the
+# first one is over at once, and the others, each in a process of its own, sleep after a batch.
+SIDE_BY_SIDE = """
+import json, sys
+from pathlib import Path
+from setbacks import cli
+from setbacks.recipe import Recipe
+from setbacks.variants import each, variant
+
+told, models = json.loads(sys.argv.pop()), json.loads(sys.argv.pop())
+variants = [
+    variant(Recipe.model_validate(told), name, {"evaluate": [{"name": "arm", "model": model}]})
+    for name, model in models.items()
+]
+cli.app = lambda **_: list(each(Path("cmp"), variants, "respond", jobs=2))
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_runs_side_by_side_end_with_the_command(told, rule, environment, tmp_path, sent):
+    models = {"a": rule("talker"), "b": rule("sleeper"), "c": rule("sleeper")}
+    words = [json.dumps(models), json.dumps(told())]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SIDE_BY_SIDE, *words],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folders = [tmp_path / "cmp" / "arms" / name for name in "bc"]
+    try:
+        wait_for(lambda: all((f / "responses" / "arm.jsonl").exists() for f in folders), parent)
+        parent.send_signal(sent)
+        _, err = parent.communicate(timeout=60)
+    finally:
+        parent.kill()
+    if sent != signal.SIGKILL:
+        assert parent.returncode == 128 + sent
+        (line,) = err.splitlines()
+        assert line.startswith("setbacks: stopped") and "the same command" in line
+    # The folders are free at once; or soon, where nobody could wait for the children.
+    deadline = time.monotonic() + (10 if sent == signal.SIGKILL else 0)
+    for folder in folders:
+        while in_use(folder):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len((folder / "responses" / "arm.jsonl").read_bytes().splitlines()) == 4
+
+
+def in_use(folder):
+    try:
+        with RunFolder(folder):
+            return False
+    except InputError as error:
+        assert "another setbacks process" in str(error)
+        return True
 
 
 def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypatch):

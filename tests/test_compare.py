@@ -283,7 +283,7 @@ def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
 def test_after_an_error_no_further_run_begins(base, tmp_path, monkeypatch):
     begun, another = [], Event()
 
-    def apart(path, until, jobs):
+    def apart(path, until, jobs, tie):
         begun.append(path.name)
         if path.name == "c":
             raise SetbacksError("c: <why>")
