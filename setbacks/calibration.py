@@ -335,7 +335,6 @@ def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Cal
                 )
     kept = worth.data() / "heads" / f".{_content(found)}-{digest(probe.FEATURES)}"
     _make(kept)
-    _make(folder, ELSEWHERE if out is None else "name another folder with --out")
     x = _read(rows, kept, show)
     heads = dict(probe.load())
     made: list[dict[str, Any]] = []
@@ -362,6 +361,7 @@ def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Cal
         "measured_on": f"{probe.FOLDS}-fold cross-validation over questions",
         "sources": made,
     }
+    _make(folder, ELSEWHERE if out is None else "name another folder with --out")
     temporary = files["heads"].with_name(files["heads"].name + ".part")
     probe.save(temporary, heads, {"labels": found.name, "answers": str(len(rows))})
     write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
@@ -419,7 +419,7 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
 
 
 def _make(folder: Path, remedy: str = ELSEWHERE) -> None:
-    """Make a folder for results, before any work is done for them.
+    """Make a folder for what is kept.
 
     Raises:
         InputError: it cannot be made or written; the message says what to do.

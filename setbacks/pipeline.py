@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def check(recipe: Recipe) -> None:
             continue
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
-        if ours:
+        if ours and _is_used(engine, recipe):
             resolve(engine.model, engine.revision)
     if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
         raise InputError(
@@ -113,3 +114,13 @@ def check(recipe: Recipe) -> None:
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+
+
+def _is_used(engine: Engine, recipe: Recipe) -> bool:
+    """Whether a run needs an engine: an evaluation asks its own model only for a judge."""
+    if not recipe.evaluate or engine is not recipe.model:
+        return True
+    return any(
+        judge_.engine is None and "engine" in signature(plugin("judges", judge_.judge)).parameters
+        for judge_ in recipe.judges
+    )
