@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -361,6 +362,97 @@ def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypa
 
     monkeypatch.setattr(cli_module, "app", app)
     assert typed("run").stderr == "theirs\nsetbacks: ours\n"
+
+
+# Terminals, pipes and locales -------------------------------------------------------------------
+
+# The locale of a bare container, and Python told to stay with its encoding, which is ASCII.
+BARE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.fixture
+def shell(command, environment, tmp_path):
+    """Run the command line in a shell, where `$@` is the command and its words."""
+
+    def call(script, *words, **more):
+        return subprocess.run(
+            ["sh", "-c", script, "sh", *command, *map(str, words)],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+
+    (tmp_path / "a.jsonl").write_text('{"prompt": "<a>", "response": "<b>"}\n', encoding="utf-8")
+    return call
+
+
+ANSWERED = ["evaluate", "a.jsonl", "--suite", "harmful=a.jsonl", "--judge", "refusal"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX locales")
+def test_in_a_locale_of_ascii_names_and_texts_stay_what_they_are(shell, tmp_path):
+    (tmp_path / "ünï 试").mkdir()
+    (tmp_path / "a.jsonl").replace(tmp_path / "ünï 试" / "a.jsonl")
+    source = "ünï 试/a.jsonl"
+    words = ["evaluate", source, "--suite", f"harmful={source}", "--judge", "refusal"]
+    ran = shell('exec "$@"', *words, "name=试验 café", "-q", **BARE)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith("report: runs/试验 café/report.html\n")
+    assert Recipe.load(tmp_path / "runs" / "试验 café" / "recipe.yaml").name == "试验 café"
+
+
+@pytest.mark.slow
+def test_in_a_locale_of_ascii_a_model_is_trained_and_exported(shell, small, tmp_path):
+    (tmp_path / "small.yaml").write_text(small(name="试验 café").to_yaml(), encoding="utf-8")
+    for words in (
+        ["run", "small.yaml", "--out", "run", "judges=[refusal]", "-q"],
+        ["export", "run", "--to", "out", "--merge"],
+    ):
+        ran = shell('exec "$@"', *words, **BARE)
+        assert ran.returncode == 0, ran.stderr
+    for card in ("run/adapter/README.md", "out/README.md"):
+        assert "试验 café" in (tmp_path / card).read_text(encoding="utf-8")
+
+
+def test_what_the_output_cannot_encode_is_written_in_escapes(shell):
+    ran = shell('exec "$@"', *ANSWERED, "--out", "试验", "-q", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith("report: \\u8bd5\\u9a8c/report.html\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+def test_closed_streams_are_no_matter(shell, tmp_path):
+    ran = shell('"$@" <&- >&- 2>&-', *ANSWERED, "--out", "run")
+    assert ran.returncode == 0
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    shell('exec "$@"', *ANSWERED, "--out", "other")
+    assert files == sorted(path.name for path in (tmp_path / "other").iterdir())
+    for name in ("responses/a.jsonl", "verdicts/a.refusal.jsonl"):
+        one, other = ((tmp_path / run / name).read_bytes() for run in ("run", "other"))
+        assert one == other, "nothing that was printed got into a file"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+def test_a_reader_who_leaves_is_no_error_of_many_lines(shell):
+    script = '{ sleep 0.5; "$@"; echo $? >code; } | true; cat code'
+    ran = shell(script, "--version", PYTHONUNBUFFERED="")
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_finds_no_room_is_told(shell):
+    ran = shell('exec "$@" > /dev/full', "--version", PYTHONUNBUFFERED="")
+    fails(ran, "the output cannot be written (No space left on device)", code=1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_umask_takes_nothing_from_the_owner(shell, tmp_path):
+    ran = shell('umask 777; exec "$@"', *ANSWERED, "--out", "run", "-q")
+    assert ran.returncode == 0, ran.stderr
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
 
 
 # Other commands ---------------------------------------------------------------------------------
