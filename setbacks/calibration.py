@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from setbacks.recipe import Recipe
 
 TASKS = ("harmful", "refused")
+ELSEWHERE = "set SETBACKS_DATA to a folder that can be written"
 MEASURES = {
     "auc": "AUC",
     "kappa": "kappa",
@@ -120,7 +122,7 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
     answers = [_answer(row) for row in found.rows]
     key = digest(recipe.to_yaml(), *(answer.id for answer in answers))
     place = worth.folder(spec, recipe) / key
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(place)
     with RunFolder(place, recipe, show=show) as run:
         # They come in the order in which they were judged: by length, often.
         said = {v.response_id: v for v in judge(run, {"labels": answers})["labels", spec.called]}
@@ -333,6 +335,7 @@ def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Cal
                     f"head needs at least {2 * probe.FOLDS} with each label"
                 )
     kept = worth.data() / "heads" / f".{_content(found)}-{digest(probe.FEATURES)}"
+    _make(kept)
     x = _read(rows, kept, show)
     heads = dict(probe.load())
     made: list[dict[str, Any]] = []
@@ -359,7 +362,7 @@ def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Cal
         "measured_on": f"{probe.FOLDS}-fold cross-validation over questions",
         "sources": made,
     }
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(folder, ELSEWHERE if out is None else "name another folder with --out")
     temporary = files["heads"].with_name(files["heads"].name + ".part")
     probe.save(temporary, heads, {"labels": found.name, "answers": str(len(rows))})
     write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
@@ -398,7 +401,6 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
     from setbacks.judges import Item, probe
 
     items = [Item(str(n), row.text, row.response or "") for n, row in enumerate(rows)]
-    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     x = np.zeros((len(items), 0), np.float32)
     done = 0
     for number, batch in enumerate(probe.Probe().plan(items)):
@@ -415,6 +417,23 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
         if show:
             show("read answers", done, len(items))
     return x
+
+
+def _make(folder: Path, remedy: str = ELSEWHERE) -> None:
+    """Make a folder for what is kept.
+
+    Raises:
+        InputError: it cannot be made or written; the message says what to do.
+    """
+    problem = None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            problem = "no right to write there"
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        raise InputError(f"{folder}: cannot be written ({problem}); {remedy}")
 
 
 def _content(found: Labels) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import locale
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from setbacks import signals
 from setbacks.errors import InputError, SetbacksError
 
 if TYPE_CHECKING:
@@ -383,6 +388,7 @@ def export(
 ) -> None:
     """Write the adapter or merged weights with a model card, or logs, into a new folder."""
     from setbacks import export as exports
+    from setbacks.hub import connect
 
     if merge and form not in ("adapter", "merged"):
         raise InputError(f"--merge is short for --format merged; leave out it or --format {form}")
@@ -390,6 +396,8 @@ def export(
         raise InputError(f"--format {form} holds harmful text and stays here; leave out --push")
     if push is not None:
         exports.token()  # before the work, not after it
+        if reason := connect():
+            raise SetbacksError(f"--push: the hub cannot be reached ({reason}); leave it out")
     made = exports.export(folder, to, "merged" if merge else form)
     url = None if push is None else exports.push(made, push, public=public)
     if json:
@@ -633,6 +641,11 @@ def _print_calibration(made: Calibrated, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; every error is one line, unless --debug asks for the traceback."""
+    _use_utf8()
+    _prepare_streams()
+    os.umask(os.umask(0o077) & 0o077)  # no umask may take our own files from us
+    stopped = cache(partial(_fail, "stopped; progress is saved: run the same command to resume"))
+    signals.handle(lambda: stopped(143))
     debug, verbose = "--debug" in sys.argv, "--verbose" in sys.argv
     sys.argv = [word for word in sys.argv if word not in ("--debug", "--verbose")]
     logging.getLogger("setbacks").setLevel(logging.INFO)
@@ -643,6 +656,8 @@ def main() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("setbacks: %(message)s"))
         logging.getLogger("setbacks").addHandler(handler)
+        # It warns where it cannot keep its settings, of which we have none.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer's own word for Ctrl-C
@@ -650,13 +665,14 @@ def main() -> None:
     except KeyboardInterrupt:
         # A second Ctrl-C ends the process on the spot, and without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        code = _fail("stopped; what was done is kept: the same command goes on", 130)
+        code = stopped(130)
+    except signals.Terminated:
+        code = stopped(143)
     except SetbacksError as error:
         if debug:
             raise
         code = _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read the output has left, as `| head` does
         code = 1
     except Exception as error:
         if hasattr(error, "format_message"):  # the command line itself was wrong
@@ -671,12 +687,48 @@ def main() -> None:
             code = _fail(
                 f"{type(error).__name__}: {reason} (what was done is kept; --debug shows more)", 1
             )
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(_flushed(code if isinstance(code, int) else 0))
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode if the locale has another encoding.
+
+    Libraries read and write text files in the locale's encoding, and so do file names. The mode,
+    which is the default from Python 3.15 on (PEP 686), can only be chosen when Python starts.
+    """
+    wanted = os.environ.get("PYTHONUTF8") == "1"  # then it was tried already
+    encoding = codecs.lookup(locale.getpreferredencoding(False)).name
+    if os.name == "posix" and encoding != "utf-8" and not wanted:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _prepare_streams() -> None:
+    """Have something behind each standard stream that takes every character."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed; else the next file that is opened takes its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  it stays
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flushed(code: int) -> int:
+    """Write out what was printed: a full disk or a closed pipe shows here, not in Python's exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            _fail(f"the output cannot be written ({error.strerror})", 1)
+        return code or 1
+    return code
 
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
-    sys.stderr.write(f"setbacks: {line}\n".encode("utf-8", "replace").decode("utf-8"))
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"setbacks: {line}\n".encode("utf-8", "replace").decode("utf-8"))
     return code
 
 

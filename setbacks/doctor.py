@@ -16,6 +16,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from setbacks.data.sources import builtin_sets
+from setbacks.paths import NoHome
 from setbacks.plugins import installed
 from setbacks.variants import cores
 
@@ -111,6 +112,11 @@ def _hardware() -> Iterator[Check]:
 def _model() -> Iterator[Check]:
     from setbacks import embedded
 
+    try:
+        embedded.cache()
+    except NoHome as error:
+        yield Check("embedded models", False, str(error), needed=False)
+        return
     for alias, model in embedded.MODELS.items():
         ready = embedded.ready(alias)
         fetched = f"fetched ({model.fetched_mb} MB) by the first run that names it"

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setbacks.errors import InputError, SetbacksError, nearest
-from setbacks.paths import expanded, sync
+from setbacks.hub import check_model
+from setbacks.paths import expanded, sync, user_folder
 
 log = logging.getLogger(__name__)
 
@@ -115,19 +116,21 @@ def hub_id(model: str) -> str:
     return MODELS[model].hub_id if model in MODELS else model
 
 
-def resolve(model: str) -> str:
+def resolve(model: str, revision: str | None = None) -> str:
     """Turn what a recipe calls a model into what transformers can load.
 
     Args:
         model: an embedded model's name, a folder (of a model or of a PEFT adapter), or a hub id
             as owner/name.
+        revision: of a hub id.
 
     Returns:
-        A folder, or the hub id as it is: whether the hub has it shows only on loading.
+        A folder, or the hub id as it is.
 
     Raises:
-        InputError: it is none of these, or the folder holds no safetensors. Pickled weights (.bin,
-            .pt) are refused, since loading them runs whatever code is inside.
+        InputError: it is none of these, the hub does not have it or cannot be reached, or the
+            folder holds no safetensors. Pickled weights (.bin, .pt) are refused, since loading
+            them runs whatever code is inside.
     """
     if model in MODELS:
         return str(path(model))
@@ -140,6 +143,7 @@ def resolve(model: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{model!r} is not a model: {error}") from None
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
+        check_model(model, revision)
         return model
     if "/" in model or os.sep in model or model.startswith(("~", ".")):
         raise InputError(f"no folder {model}.{_beside(folder)}")
@@ -211,12 +215,12 @@ def ready(alias: str = ALIAS) -> bool:
 
 
 def cache() -> Path:
-    """Return the folder of the cache, which may not be there yet."""
-    if own := os.environ.get("SETBACKS_CACHE"):
-        return expanded(own).absolute()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return expanded(shared).absolute() / "setbacks"
-    return Path.home() / ".cache" / "setbacks"
+    """Return the folder of the cache, which may not be there yet.
+
+    Raises:
+        NoHome: the user has no home folder, and SETBACKS_CACHE is not set.
+    """
+    return user_folder("SETBACKS_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
 # Making it, under the lock ---------------------------------------------------------------------
@@ -308,7 +312,7 @@ def _fetch(alias: str, work: Path) -> None:
         env=os.environ | {"TMPDIR": str(work)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
     )

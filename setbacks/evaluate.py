@@ -15,7 +15,7 @@ from typing import Any, get_args
 from setbacks.embedded import MODELS
 from setbacks.errors import InputError, nearest
 from setbacks.paths import expanded
-from setbacks.recipe import Recipe
+from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem
 from setbacks.records import Kind
 
 # What a file of answers, and no model, begins or ends with.
@@ -65,9 +65,24 @@ def recipe(
 
 
 def _is_override(word: str) -> bool:
-    key, equals, _ = word.partition("=")
-    names_one = "." in key or key in Recipe.model_fields
-    return bool(equals) and names_one and not Path(word).exists()
+    """Whether a word sets a key of the recipe: its first part is one, or looks like a slip of one.
+
+    Raises:
+        InputError: it could be meant for an arm with a key's name.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or Path(word).exists():
+        return False
+    first = re.split(r"[.[]", key)[0]
+    if key in Recipe.model_fields and _is_answers(value):
+        raise InputError(f'{word}: "{key}" is a key of the recipe; give the arm another name')
+    slip = first != key and bool(nearest(first, Recipe.model_fields))
+    return first in Recipe.model_fields or slip
+
+
+def _is_answers(value: str) -> bool:
+    """Whether a word names answers, and no model."""
+    return value.startswith(_BEGINS) or value.lower().removesuffix(".gz").endswith(_ENDS)
 
 
 def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
@@ -75,9 +90,9 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
     name, equals, value = word.partition("=")
     if not equals or Path(word).exists():
         name, value = "", word
-    if name and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise InputError(f'{word}: "{name}" is no name; use letters, digits, "_" and "-"')
-    if value.startswith(_BEGINS) or value.lower().removesuffix(".gz").endswith(_ENDS):
+    if name and (problem := name_problem(name, DOTTED)):
+        raise InputError(f"{word}: {problem}")
+    if _is_answers(value):
         return {"name": name or _name(value), "answers": [{"source": value, "fields": fields}]}
     if not value:
         raise InputError(f"{word}: names no model and no file.{nearest(name, Recipe.model_fields)}")
@@ -94,7 +109,7 @@ def _name(value: str) -> str:
     last = path.absolute().parent.name if path.name == "adapter" else path.name
     for ending in (".gz", *_ENDS):
         last = last.removesuffix(ending)
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-") or "model"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-")[:LONGEST_NAME] or "model"
 
 
 def _base(config: Path) -> str:

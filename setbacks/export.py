@@ -22,6 +22,7 @@ from setbacks.data.presets import PRESETS
 from setbacks.embedded import MODELS, resolve
 from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
+from setbacks.hub import connect
 from setbacks.journal import failed_write
 from setbacks.methods import open_method
 from setbacks.models import load_model, load_tokenizer
@@ -95,7 +96,7 @@ def _adapter(recipe: Recipe, folder: Path, place: Path) -> None:
         shutil.copyfile(weights, place / weights.name)
     told = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     told["base_model_name_or_path"] = base_name(recipe)
-    (place / "adapter_config.json").write_text(json.dumps(told, indent=1) + "\n")
+    (place / "adapter_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (place / CARD).write_text(card(recipe, folder, "adapter"), encoding="utf-8")
 
 
@@ -153,7 +154,9 @@ def _dtype(recipe: Recipe) -> str:
 
     spec = recipe.model
     config = AutoConfig.from_pretrained(
-        resolve(spec.model), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        resolve(spec.model, spec.revision),
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
     )
     kept = str(getattr(config, "dtype", None)).removeprefix("torch.")
     return kept if kept in ("float32", "bfloat16", "float16") else "float32"
@@ -232,6 +235,8 @@ def _licence(recipe: Recipe) -> str | None:
     local = expanded(model)
     if local.is_dir() and not (local / CARD).is_file():
         return None
+    if not local.is_dir():
+        connect()  # without a network, only an earlier download of the card is looked for
     try:
         found = ModelCard.load(local / CARD if local.is_dir() else model).data.license
     except Exception:  # no network, no card, no front matter: then it is not known

@@ -180,7 +180,7 @@ def _say_that_code_runs(model: str) -> None:
 def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
     from safetensors import SafetensorError
 
-    name = resolve(spec.model)
+    name = resolve(spec.model, spec.revision)
     if spec.trust_remote_code:
         _say_that_code_runs(spec.model)
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -8,16 +8,45 @@ from pathlib import Path
 from setbacks.errors import InputError
 
 
+class NoHome(InputError):
+    """The user has no home folder, as a numeric user in a container often has none."""
+
+
 def expanded(path: Path | str) -> Path:
     """Return a path with `~` or `~user` at its beginning replaced by the home folder.
 
     Raises:
-        InputError: there is no such user.
+        NoHome: there is no such user, or no home folder is known.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{path}: there is no such user's home folder") from None
+        user = Path(path).parts[0]
+        raise NoHome(f'{path}: "{user}" has no home folder here; write the full path') from None
+
+
+def user_folder(variable: str, xdg: str, default: str) -> Path:
+    """Return a folder of this user's, which may not be there yet.
+
+    Args:
+        variable: our own environment variable that names it.
+        xdg: the variable of the XDG base directories for files of this sort.
+        default: its place in the home folder, where neither is set.
+
+    Raises:
+        NoHome: there is none, and no variable names the folder.
+    """
+    if own := os.environ.get(variable):
+        return expanded(own).absolute()
+    if shared := os.environ.get(xdg):
+        return expanded(shared).absolute() / "setbacks"
+    try:
+        return Path.home() / default / "setbacks"
+    except RuntimeError:
+        raise NoHome(
+            f"this user has no home folder; set HOME, or set {variable} to a folder that can be "
+            "written"
+        ) from None
 
 
 def sync(path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import check_adapter
 from setbacks.data import Source, load
-from setbacks.embedded import MODELS, resolve
+from setbacks.embedded import resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.methods import open_method
@@ -89,15 +90,16 @@ def check(recipe: Recipe) -> None:
         kind.check(engine)
         # What other engines call a model is their own affair; what is trained is loaded here.
         ours = engine.engine == "local" or engine is recipe.model
-        if ours and engine.model not in MODELS:
-            resolve(engine.model)
+        if ours and _is_used(engine, recipe):
+            resolve(engine.model, engine.revision)
     if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
         raise InputError(
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
             "choose a draft by; leave it out, or set model.engine=local"
         )
     for judge_ in recipe.judges:
-        check_judge(judge_)
+        if reader := getattr(check_judge(judge_), "embedded", None):
+            resolve(reader)
     for source in recipe.parts(Source):
         load(source)
     if recipe.evaluate:
@@ -111,3 +113,13 @@ def check(recipe: Recipe) -> None:
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+
+
+def _is_used(engine: Engine, recipe: Recipe) -> bool:
+    """Whether a run needs an engine: an evaluation asks its own model only for a judge."""
+    if not recipe.evaluate or engine is not recipe.model:
+        return True
+    return any(
+        judge_.engine is None and "engine" in signature(plugin("judges", judge_.judge)).parameters
+        for judge_ in recipe.judges
+    )

@@ -7,6 +7,8 @@ sizes for two cores. A YAML file names only what differs; `setbacks new` writes 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +35,12 @@ from setbacks.plugins import installed, plugin
 from setbacks.records import Kind
 
 Part = TypeVar("Part", bound=BaseModel)
+
+
+LONGEST_NAME = 100  # two of them, and an ending, fit into the 255 bytes of a file's name
+# An arm's name may have dots, as models' names do. Judges' and suites' have none, so a file's name,
+# such as ARM.JUDGE.jsonl, can be read from its end.
+DOTTED = ".-"
 
 
 class Section(BaseModel):
@@ -133,6 +141,37 @@ def _owner(cls: type[PartSection], key: Any) -> str | None:
 def _named(key: str) -> BeforeValidator:
     """Let a plain string stand for a section in which only `key` is given."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def name_problem(name: str, also: str = "-") -> str:
+    """Say why a name, which becomes part of file names, is refused; empty where it is not.
+
+    Args:
+        name: of an arm, a suite, a judge or a contender.
+        also: what it may hold besides letters, digits and "_".
+    """
+    allowed = f"A-Za-z0-9_{also}"
+    if re.fullmatch(rf"(?!\.)[{allowed}]{{1,{LONGEST_NAME}}}", name):
+        return ""
+    filler = "-" if "-" in also else "_"
+    without_accents = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    fit = re.sub(rf"[^{allowed}]+", filler, without_accents).strip(".-")[:LONGEST_NAME]
+    signs = ", ".join(f'"{sign}"' for sign in also + "_")
+    return (
+        f'"{name}" is no name here; use at most {LONGEST_NAME} letters (a to z), digits and {signs}'
+        + (f', such as "{fit}"' if fit else "")
+    )
+
+
+def _name(also: str = "-") -> AfterValidator:
+    """Let only names pass that can be part of a file's name."""
+
+    def check(name: str | None) -> str | None:
+        if name is not None and (problem := name_problem(name, also)):
+            raise ValueError(problem)
+        return name
+
+    return AfterValidator(check)
 
 
 def _names_differ(sections: list[Any]) -> list[Any]:
@@ -394,7 +433,7 @@ class Train(PartSection):
 class Suite(Section):
     """A named set of prompts with what is expected of an answer."""
 
-    name: str = Field(description="The suite's name in reports.", pattern=r"^[A-Za-z0-9_-]+$")
+    name: Annotated[str, _name()] = Field(description="The suite's name in reports.")
     kind: Kind = Field(
         description="`harmful`, `hijacking` (must not be served), `safe` (must not be refused) "
         "or `helpful`."
@@ -456,10 +495,8 @@ class JudgeSpec(Section):
         description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
         "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
     )
-    name: str | None = Field(
-        None,
-        description="Its name in files and reports; null: the judge's own.",
-        pattern=r"^[A-Za-z0-9_-]+$",
+    name: Annotated[str | None, _name()] = Field(
+        None, description="Its name in files and reports; null: the judge's own."
     )
     engine: EngineField | None = Field(
         None,
@@ -492,9 +529,7 @@ class JudgeSpec(Section):
 class Evaluated(Section):
     """One arm of an evaluation: a model as it is, or answers that are there already."""
 
-    name: str = Field(
-        description="The arm's name in files and reports.", pattern=r"^[A-Za-z0-9_-]+$"
-    )
+    name: Annotated[str, _name(DOTTED)] = Field(description="The arm's name in files and reports.")
     model: EngineField | None = Field(None, description="The model that answers.")
     adapter: LocalPath = Field(
         None, description="A PEFT folder that the model answers with; null: the bare model."
@@ -518,8 +553,8 @@ class Contender(Section):
     """One method of a comparison."""
 
     method: str = Field(description="A method's name, as in `train.method`.")
-    name: str | None = Field(
-        None, description="Its name in the report; null: the method's.", pattern=r"^[A-Za-z0-9_]+$"
+    name: Annotated[str | None, _name("")] = Field(
+        None, description="Its name in the report; null: the method's."
     )
     train: dict[str, Any] = Field(
         {}, description="Keys of `train` that differ for it, such as {learning_rate: 1e-4}."

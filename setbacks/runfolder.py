@@ -7,6 +7,7 @@ file beside its place, fsynced, and renamed over it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 
-from setbacks.errors import InputError, nearest
+from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.journal import Journal, W, failed_write, private, read, writing
 from setbacks.metrics import bare
 from setbacks.notices import drop_notices, keep_notices
@@ -69,6 +71,8 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 NOTICE = "notice: "  # how a line of run.log begins that says what a reader should know
+# What network and user-space file systems answer that cannot lock a file.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ESTALE}
 ABSENT = object()  # in place of a value, where a recipe has no such key
 
 
@@ -107,12 +111,18 @@ class RunFolder:
         self._make_folder()
         self._lock = FileLock(self.path / ".lock", mode=0o600)
         try:
-            self._lock.acquire(timeout=0)
+            with (
+                warnings.catch_warnings()
+            ):  # without flock, a marker file is the lock: as good here
+                warnings.simplefilter("ignore")
+                self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
                 f"{self.path}: another setbacks process works in this folder; wait for it, or "
                 "choose another with --out"
             ) from None
+        except OSError as error:
+            raise _not_locked(self.path, error) from error
         try:
             self.recipe = self._settle_recipe()
             if self._redo:
@@ -389,6 +399,16 @@ def _method(recipe: Recipe) -> Method:
     """The method that a recipe names; found by name, for a folder knows no part."""
     method: Method = plugin("methods", recipe.train.method)()
     return method
+
+
+def _not_locked(folder: Path, error: OSError) -> SetbacksError:
+    """Say in one line why a folder could not be locked and what to do."""
+    if error.errno not in _NO_LOCKS:
+        return failed_write(folder / ".lock", error)
+    return InputError(
+        f"{folder}: this file system refuses a lock ({error.strerror}), which keeps two processes "
+        "from writing at once; choose a folder on another disk with --out"
+    )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -22,6 +22,7 @@ from setbacks.pipeline import carry_out, check
 from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.runfolder import RunFolder, write_atomic
+from setbacks.signals import Tie
 
 # What can be shared, and the recipe's keys that it depends on.
 _ASKED = ("seed", "language", "model")
@@ -118,12 +119,12 @@ def each(
         if over.is_set():  # the one that failed comes before this one: nobody is told of this one
             return
         try:
-            _apart(path, until, jobs)
+            _apart(path, until, jobs, tie)
         except BaseException:
             over.set()
             raise
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with Tie() as tie, ThreadPoolExecutor(jobs) as pool:
         try:
             started = []
             for number, made in enumerate(variants[alone:], alone + 1):
@@ -136,11 +137,16 @@ def each(
                 ended.result()
                 said(made.name, number, until, 1, 1)
                 yield made, path
+        except SetbacksError:
+            raise
+        except BaseException:  # this process is told to stop
+            tie.cut()
+            raise
         finally:
             over.set()
 
 
-def _apart(path: Path, until: str, jobs: int) -> None:
+def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:
     """Carry out one run in a process of its own, with its share of the cores.
 
     Raises:
@@ -149,15 +155,26 @@ def _apart(path: Path, until: str, jobs: int) -> None:
     threads = max(1, cores() // jobs)
     ended = subprocess.run(
         [sys.executable, "-m", "setbacks", until, str(path), "--quiet"],
-        env={"OMP_NUM_THREADS": str(threads), **os.environ},
+        env={"OMP_NUM_THREADS": str(threads), **os.environ, **tie.environment},
+        stdin=tie.stdin,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
     )
     if ended.returncode:
-        *_, last = ended.stderr.strip().splitlines() or [f"ended with {ended.returncode}"]
+        *_, last = ended.stderr.strip().splitlines() or [_ended(ended.returncode)]
         raise SetbacksError(f"{path.name}: {last.removeprefix('setbacks: ')}")
+
+
+def _ended(code: int) -> str:
+    """Say how a process ended that said nothing itself."""
+    if code == -9:
+        return (
+            "its process was killed, perhaps because memory ran out; progress is saved: run the "
+            "same command with fewer --jobs to resume"
+        )
+    return f"its process ended with exit code {code}; run the same command to resume"
 
 
 def cores() -> int:

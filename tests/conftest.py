@@ -244,6 +244,19 @@ def data_folder(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture
+def no_home(monkeypatch):
+    """A user whom the system does not know, as in a container with a numeric user."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
 # The command line ------------------------------------------------------------------------------
 
 

@@ -26,10 +26,11 @@ LAYERS = [
     {"findings"},
     {"engines", "metrics", "overlap"},
     {"adapters", "chat", "models", "journal", "statistics"},
-    {"recipe", "sources"},
+    {"recipe"},
     {"data"},
     {"records", "embedded", "prompts", "progress"},
-    {"plugins", "paths", "notices"},
+    {"plugins", "hub", "notices"},
+    {"paths", "signals"},
     {"errors", "text"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for.
@@ -111,6 +112,49 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {module.split(".")[0] for module in imports([tree], inside=False)}
     assert not found & HEAVY
+
+
+# What opens text in the locale's encoding where none is named, and how many words it takes at most
+# (a run folder's own `write_text` takes two).
+OPENERS = {"open": 9, "fdopen": 9, "read_text": 0, "write_text": 1}
+
+
+def without_encoding(tree):
+    """Yield the calls that open text and do not say in which encoding."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        given = {word.arg for word in call.keywords}
+        opens = name in OPENERS and len(call.args) <= OPENERS[name]
+        if name == "open":  # `open` itself alone; a path's and an archive's are of bytes here
+            mode = call.args[1:2] or [word.value for word in call.keywords if word.arg == "mode"]
+            binary = bool(mode) and isinstance(mode[0], ast.Constant) and "b" in mode[0].value
+            opens = isinstance(call.func, ast.Name) and not binary
+        if (opens or "text" in given and name in ("run", "Popen")) and "encoding" not in given:
+            yield ast.unparse(call)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_are_in_utf8_whatever_the_locale(path):
+    assert list(without_encoding(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("open(a)", 1),
+        ("open(a, 'w')", 1),
+        ("open(a, 'wb')", 0),
+        ("open(a, mode='rb')", 0),
+        ("open(a, encoding='utf-8')", 0),
+        ("(a / 'b').read_text()", 1),
+        ("a.write_text(b)", 1),
+        ("run.write_text('name', b)", 0),
+        ("subprocess.run(a, text=True)", 1),
+        ("subprocess.run(a)", 0),
+    ],
+)
+def test_the_rule_finds_what_names_no_encoding(source, found):
+    assert len(list(without_encoding(ast.parse(source)))) == found
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,34 @@ def everything(path):
     return sorted(file.relative_to(path) for file in path.rglob("*"))
 
 
+# -- where it is kept -------------------------------------------------------------------------
+
+
+def test_a_data_folder_that_cannot_be_written_is_told_before_any_work(
+    tmp_path, reader, states, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SETBACKS_DATA", str(tmp_path / "file"))
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    with pytest.raises(InputError, match="cannot be written .*; set SETBACKS_DATA"):
+        calibration.calibrate(Recipe.of_judge("reader"), found)
+    with pytest.raises(InputError, match="cannot be written .*; set SETBACKS_DATA"):
+        calibration.fit(found)
+    assert not states, "nothing was read"
+    monkeypatch.setenv("SETBACKS_DATA", str(tmp_path / "data"))
+    with pytest.raises(InputError, match="cannot be written .*; name another folder with --out"):
+        calibration.fit(found, tmp_path / "file" / "heads")
+
+
+def test_without_a_home_folder_nothing_was_calibrated(reader, no_home, monkeypatch, tmp_path):
+    monkeypatch.delenv("SETBACKS_DATA")
+    recipe = Recipe.of_judge("reader")
+    assert worth(recipe.judges[0], recipe) == []
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    with pytest.raises(InputError, match="set HOME, or set SETBACKS_DATA"):
+        calibration.calibrate(recipe, found)
+
+
 # -- measuring --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from packaging.requirements import Requirement
 
 from setbacks import cli as cli_module
 from setbacks import doctor
+from setbacks.errors import InputError
 from setbacks.recipe import Recipe
+from setbacks.runfolder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -244,6 +247,15 @@ def test_an_engine_that_breaks_is_one_line_and_a_traceback_only_on_demand(cli, w
     assert "Traceback" in ran.stderr and "InputError" in ran.stderr
 
 
+def wait_for(there, child):
+    """Wait until something is there that a process makes."""
+    for _ in range(600):
+        if there() or child.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert there(), child.communicate()
+
+
 @pytest.fixture
 def sleeper(command, environment, tmp_path, write):
     """A run that has committed one batch and sleeps in the next."""
@@ -256,24 +268,20 @@ def sleeper(command, environment, tmp_path, write):
         text=True,
     )
     try:
-        path = tmp_path / "run" / "mistakes.jsonl"
-        for _ in range(600):
-            if path.exists() or child.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert path.exists(), child.communicate()
+        wait_for((tmp_path / "run" / "mistakes.jsonl").exists, child)
         yield child
     finally:
         child.kill()
         child.communicate()
 
 
-def test_ctrl_c_is_one_line_and_keeps_what_was_done(sleeper, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_are_one_line_and_keep_what_was_done(sleeper, tmp_path, sent, code):
     before = (tmp_path / "run" / "mistakes.jsonl").read_bytes()
     time.sleep(0.3)
-    sleeper.send_signal(signal.SIGINT)
+    sleeper.send_signal(sent)
     out, err = sleeper.communicate(timeout=60)
-    assert sleeper.returncode == 130 and out == ""
+    assert sleeper.returncode == code and out == ""
     (line,) = err.splitlines()
     assert line.startswith("setbacks: stopped") and "the same command" in line
     assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before != b""
@@ -285,6 +293,66 @@ def test_a_second_process_on_the_folder(sleeper, cli, tmp_path):
     assert sleeper.poll() is None
 
 
+# The command line, with a comparison of three evaluations in place of what it was asked for: the
+# first one is over at once, and the others, each in a process of its own, sleep after a batch.
+SIDE_BY_SIDE = """
+import json, sys
+from pathlib import Path
+from setbacks import cli
+from setbacks.recipe import Recipe
+from setbacks.variants import each, variant
+
+told, models = json.loads(sys.argv.pop()), json.loads(sys.argv.pop())
+variants = [
+    variant(Recipe.model_validate(told), name, {"evaluate": [{"name": "arm", "model": model}]})
+    for name, model in models.items()
+]
+cli.app = lambda **_: list(each(Path("cmp"), variants, "respond", jobs=2))
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_runs_side_by_side_end_with_the_command(told, rule, environment, tmp_path, sent):
+    models = {"a": rule("talker"), "b": rule("sleeper"), "c": rule("sleeper")}
+    words = [json.dumps(models), json.dumps(told())]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SIDE_BY_SIDE, *words],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folders = [tmp_path / "cmp" / "arms" / name for name in "bc"]
+    try:
+        wait_for(lambda: all((f / "responses" / "arm.jsonl").exists() for f in folders), parent)
+        parent.send_signal(sent)
+        _, err = parent.communicate(timeout=60)
+    finally:
+        parent.kill()
+    if sent != signal.SIGKILL:
+        assert parent.returncode == 128 + sent
+        (line,) = err.splitlines()
+        assert line.startswith("setbacks: stopped") and "the same command" in line
+    # The folders are free at once; or soon, where nobody could wait for the children.
+    deadline = time.monotonic() + (10 if sent == signal.SIGKILL else 0)
+    for folder in folders:
+        while in_use(folder):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len((folder / "responses" / "arm.jsonl").read_bytes().splitlines()) == 4
+
+
+def in_use(folder):
+    try:
+        with RunFolder(folder):
+            return False
+    except InputError as error:
+        assert "another setbacks process" in str(error)
+        return True
+
+
 def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypatch):
     def app(**_):
         theirs = logging.getLogger("some_library")
@@ -294,6 +362,97 @@ def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypa
 
     monkeypatch.setattr(cli_module, "app", app)
     assert typed("run").stderr == "theirs\nsetbacks: ours\n"
+
+
+# Terminals, pipes and locales -------------------------------------------------------------------
+
+# The locale of a bare container, and Python told to stay with its encoding, which is ASCII.
+BARE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.fixture
+def shell(command, environment, tmp_path):
+    """Run the command line in a shell, where `$@` is the command and its words."""
+
+    def call(script, *words, **more):
+        return subprocess.run(
+            ["sh", "-c", script, "sh", *command, *map(str, words)],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+
+    (tmp_path / "a.jsonl").write_text('{"prompt": "<a>", "response": "<b>"}\n', encoding="utf-8")
+    return call
+
+
+ANSWERED = ["evaluate", "a.jsonl", "--suite", "harmful=a.jsonl", "--judge", "refusal"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX locales")
+def test_in_a_locale_of_ascii_names_and_texts_stay_what_they_are(shell, tmp_path):
+    (tmp_path / "ünï 试").mkdir()
+    (tmp_path / "a.jsonl").replace(tmp_path / "ünï 试" / "a.jsonl")
+    source = "ünï 试/a.jsonl"
+    words = ["evaluate", source, "--suite", f"harmful={source}", "--judge", "refusal"]
+    ran = shell('exec "$@"', *words, "name=试验 café", "-q", **BARE)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith("report: runs/试验 café/report.html\n")
+    assert Recipe.load(tmp_path / "runs" / "试验 café" / "recipe.yaml").name == "试验 café"
+
+
+@pytest.mark.slow
+def test_in_a_locale_of_ascii_a_model_is_trained_and_exported(shell, small, tmp_path):
+    (tmp_path / "small.yaml").write_text(small(name="试验 café").to_yaml(), encoding="utf-8")
+    for words in (
+        ["run", "small.yaml", "--out", "run", "judges=[refusal]", "-q"],
+        ["export", "run", "--to", "out", "--merge"],
+    ):
+        ran = shell('exec "$@"', *words, **BARE)
+        assert ran.returncode == 0, ran.stderr
+    for card in ("run/adapter/README.md", "out/README.md"):
+        assert "试验 café" in (tmp_path / card).read_text(encoding="utf-8")
+
+
+def test_what_the_output_cannot_encode_is_written_in_escapes(shell):
+    ran = shell('exec "$@"', *ANSWERED, "--out", "试验", "-q", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith("report: \\u8bd5\\u9a8c/report.html\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+def test_closed_streams_are_no_matter(shell, tmp_path):
+    ran = shell('"$@" <&- >&- 2>&-', *ANSWERED, "--out", "run")
+    assert ran.returncode == 0
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    shell('exec "$@"', *ANSWERED, "--out", "other")
+    assert files == sorted(path.name for path in (tmp_path / "other").iterdir())
+    for name in ("responses/a.jsonl", "verdicts/a.refusal.jsonl"):
+        one, other = ((tmp_path / run / name).read_bytes() for run in ("run", "other"))
+        assert one == other, "nothing that was printed got into a file"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+def test_a_reader_who_leaves_is_no_error_of_many_lines(shell):
+    script = '{ sleep 0.5; "$@"; echo $? >code; } | true; cat code'
+    ran = shell(script, "--version", PYTHONUNBUFFERED="")
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_finds_no_room_is_told(shell):
+    ran = shell('exec "$@" > /dev/full', "--version", PYTHONUNBUFFERED="")
+    fails(ran, "the output cannot be written (No space left on device)", code=1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_umask_takes_nothing_from_the_owner(shell, tmp_path):
+    ran = shell('umask 777; exec "$@"', *ANSWERED, "--out", "run", "-q")
+    assert ran.returncode == 0, ran.stderr
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
 
 
 # Other commands ---------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Revision
 from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores, difference, estimate
+from setbacks.signals import Tie
 from setbacks.stages.plots import curves, forest
 from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart
@@ -285,15 +286,15 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
-    with pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
-        _apart(tmp_path / "gone", "train", 2)
+    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
+        _apart(tmp_path / "gone", "train", 2, tie)
     assert "\n" not in str(failed.value)
 
 
 def test_after_an_error_no_further_run_begins(base, tmp_path, monkeypatch):
     begun, another = [], Event()
 
-    def apart(path, until, jobs):
+    def apart(path, until, jobs, tie):
         begun.append(path.name)
         if path.name == "c":
             raise SetbacksError("c: <why>")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from setbacks import embedded
+from setbacks import doctor, embedded
 from setbacks.errors import InputError, SetbacksError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -228,6 +228,13 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     assert embedded.cache() == tmp_path / "mine"
 
 
+def test_without_a_home_folder_the_variable_is_named(no_home, monkeypatch):
+    monkeypatch.delenv("SETBACKS_CACHE", raising=False)
+    with pytest.raises(InputError, match="no home folder; set HOME, or set SETBACKS_CACHE"):
+        embedded.path()
+    assert [check for check in doctor.examine() if "SETBACKS_CACHE" in check.found]
+
+
 # What else may be called a model
 
 
@@ -242,7 +249,10 @@ def test_resolve(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "path", lambda alias: tmp_path / alias)
     assert embedded.resolve("smollm2-135m") == str(tmp_path / "smollm2-135m")
     assert embedded.resolve(GEMMA) == str(tmp_path / GEMMA)
-    assert embedded.resolve("owner/name-1.5B") == "owner/name-1.5B"
+    looked_up = []
+    monkeypatch.setattr(embedded, "check_model", lambda *told: looked_up.append(told))
+    assert embedded.resolve("owner/name-1.5B", "main") == "owner/name-1.5B"
+    assert looked_up == [("owner/name-1.5B", "main")]
     model = model_folder(tmp_path / "model", "config.json", "a.safetensors", "b.bin")
     assert embedded.resolve(model) == model
     adapter = model_folder(tmp_path / "x", "adapter_config.json", "adapter_model.safetensors")

@@ -116,7 +116,14 @@ def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
         ([], [], "nothing to evaluate"),
         (["seed=1"], [], "nothing to evaluate"),
         (["a=x.jsonl", "a=y.jsonl"], [], '"a" is there twice'),
-        (["a/b=x.jsonl"], [], "is no name"),
+        (["a/b=x.jsonl"], [], '"a/b" is no name here'),
+        (["gpt 4.1=x.jsonl"], [], 'such as "gpt-4.1"'),
+        (["modèle=x.jsonl"], [], 'such as "modele"'),
+        (["模型=x.jsonl"], [], "letters (a to z), digits and"),
+        ([".hidden=x.jsonl"], [], 'such as "hidden"'),
+        ([f"{'a' * 101}=x.jsonl"], [], "at most 100 letters"),
+        (["a=x.jsonl", "name=y.jsonl"], [], '"name" is a key of the recipe'),
+        (["a=x.jsonl", "model.1=y.jsonl"], [], 'unknown key "model.1"'),
         (["sead="], [], 'Did you mean "seed"?'),
         (["a=x.jsonl", "trian.epochs=3"], [], 'Did you mean "train"?'),
         (["a=x.jsonl"], ["harmfull"], 'Did you mean "harmful"?'),
@@ -229,6 +236,25 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(told, tmp_path):
         (cut / last).write_bytes((cut / last).read_bytes()[:-40])
         pipeline.run(told, cut)
         assert everything(cut) == whole, last
+
+
+def test_arms_have_dots_in_their_names_as_models_do(typed, answered, judged):
+    answered("a", harmful=lambda i: i < 3)
+    answered("b")
+    arms = ["gpt-4=a.jsonl", "gpt-4.1=b.jsonl", "Llama-3.1-8B=b.jsonl", "gpt-4.human=b.jsonl"]
+    ran = typed("evaluate", *arms, *judged, "--suite", "harmful=a.jsonl", "-q", "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)["judges"]
+    names = [word.partition("=")[0] for word in arms]
+    assert [row["arm"] for row in found["llm"]["arms"]] == names
+    assert list(found) == ["llm", "human"], "no other arm's file is taken for a judge's"
+    people = {row["arm"]: row["harmless_rate"]["n"] for row in found["human"]["arms"]}
+    assert people == {name: 6 if name == "gpt-4" else 0 for name in names}
+
+
+def test_names_that_come_from_long_files_are_cut(tmp_path):
+    (arm,) = of_words([f"{'a' * 200}.jsonl"]).evaluate
+    assert arm.name == "a" * 100
 
 
 def test_labels_that_a_review_adds_stay(told, tmp_path):

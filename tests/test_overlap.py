@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from setbacks.data import load
 from setbacks.findings import overlap_findings
 from setbacks.overlap import key, overlaps
 from setbacks.plugins import plugin
@@ -11,7 +12,6 @@ from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Choice, Response, Revision, Verdict
 from setbacks.runfolder import RunFolder
-from setbacks.sources import load
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
 

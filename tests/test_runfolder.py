@@ -1,7 +1,9 @@
 """Run folders: private, one writer, one recipe, and nothing is ever deleted."""
 
+import errno
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -186,6 +188,38 @@ def test_a_second_process_is_refused_until_the_first_is_gone(folder):
         pass
 
 
+@pytest.mark.skipif(os.name != "posix", reason="POSIX locks")
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        *[
+            (number, "this file system refuses a lock .*choose a folder on another disk with --out")
+            for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ESTALE)
+        ],
+        (errno.EIO, ".lock: cannot be written"),
+    ],
+)
+def test_a_file_system_without_locks_is_told(folder, monkeypatch, number, says):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(SetbacksError, match=f"^{re.escape(str(folder))}.*{says}"):
+        RunFolder(folder, Recipe()).__enter__()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX locks")
+def test_where_locks_do_not_exist_a_file_is_the_lock(folder, monkeypatch, recwarn):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with RunFolder(folder, Recipe()):
+        assert "another setbacks process" in refusal(folder, Recipe())
+    with RunFolder(folder):
+        assert not recwarn.list
+
+
 def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
     with RunFolder(folder, Recipe()):
         pass
@@ -227,7 +261,7 @@ def test_every_recipe_key_belongs_to_a_stage():
 
 
 def test_a_user_who_is_not_there_has_no_home():
-    with pytest.raises(InputError, match="~nobody-here/run: there is no such user"):
+    with pytest.raises(InputError, match="~nobody-here.* has no home folder"):
         RunFolder(Path("~nobody-here/run"))
 
 

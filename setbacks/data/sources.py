@@ -33,6 +33,7 @@ from setbacks.data.presets import PRESETS
 from setbacks.data.rows import Reader, check_fields, check_path, columns, dig, recognize, whole
 from setbacks.data.source import Record, Row, Scalar, Source, bad, show
 from setbacks.errors import nearest
+from setbacks.hub import connect
 from setbacks.notices import notice
 from setbacks.paths import expanded
 from setbacks.plugins import installed, plugin
@@ -221,6 +222,7 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
         repo = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:/(.+))?", name)
         if repo is None:
             raise bad(f'"{name}" is not a set on the hub: write hub:OWNER/NAME')
+        connect()  # where there is no network, the libraries then know it at once
         if repo[2] is None:
             if Path(repo[1]).exists():  # `datasets` would read it instead, and not say so
                 raise bad(f"{name}: there is a folder {repo[1]} here; name it ./{repo[1]}, or move")

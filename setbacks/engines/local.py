@@ -153,7 +153,8 @@ class Local(Engine):
             check_adapter(adapter, self.spec.model)
         if self._tokenizer is None:
             # A branch may move on; what is loaded anew has to be what was there before.
-            commit = resolve_revision(resolve(self.spec.model), self.spec.revision)
+            source = resolve(self.spec.model, self.spec.revision)
+            commit = resolve_revision(source, self.spec.revision)
             self._source = self.spec.model_copy(update={"revision": commit})
             self._tokenizer = load_tokenizer(self._source)
         if adapter is not None:

@@ -170,7 +170,7 @@ class VLLM(Engine):
         lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1} if rank else {}
         try:
             return LLM(
-                model=resolve(self.spec.model),
+                model=resolve(self.spec.model, self.spec.revision),
                 revision=self.spec.revision,
                 dtype=self.spec.dtype,
                 trust_remote_code=self.spec.trust_remote_code,

@@ -52,6 +52,9 @@ class Judge(Protocol):
     A judge that is made for one kind of model says where that is published by an attribute
     `weights`; a recipe must then name its engine, since no other model will do.
 
+    A judge that reads with an embedded model names it by an attribute `embedded`; the model is then
+    made before a run begins.
+
     A judge whose agreement with human labels has been measured says so by a static method
     `agreement`, which returns a list of sources as `setbacks.measure.measure` takes them.
     """

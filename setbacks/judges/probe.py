@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from setbacks.embedded import ALIAS
 from setbacks.engines import by_length
 from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Opinion
@@ -57,6 +58,8 @@ class Probe:
     Args:
         heads: the fitted heads, as `save` wrote them.
     """
+
+    embedded = ALIAS
 
     def __init__(self, heads: Path = HEADS) -> None:
         self._file = heads

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import SetbacksError
 from setbacks.judges import agreement
-from setbacks.paths import expanded
+from setbacks.paths import NoHome, user_folder
 from setbacks.plugins import plugin
 from setbacks.records import digest
 
@@ -39,7 +38,11 @@ def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
         InputError: there is no such judge.
         SetbacksError: a stored calibration is broken.
     """
-    files = sorted(folder(spec, recipe).glob(f"*/{RESULT}"), key=lambda file: file.stat().st_mtime)
+    try:
+        files = list(folder(spec, recipe).glob(f"*/{RESULT}"))
+    except NoHome:  # then this user has calibrated nothing
+        files = []
+    files.sort(key=lambda file: file.stat().st_mtime)
     newest = {found["labels"]: found for found in map(_read, files)}  # the later one wins
     own = [row | {"own": True} for found in newest.values() for row in found["sources"]]
     if spec.heads is None:
@@ -74,12 +77,12 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
 
 
 def data() -> Path:
-    """Return the user's data folder, which may not be there yet."""
-    if own := os.environ.get("SETBACKS_DATA"):
-        return expanded(own).absolute()
-    if shared := os.environ.get("XDG_DATA_HOME"):
-        return expanded(shared).absolute() / "setbacks"
-    return Path.home() / ".local" / "share" / "setbacks"
+    """Return the user's data folder, which may not be there yet.
+
+    Raises:
+        NoHome: the user has no home folder, and SETBACKS_DATA is not set.
+    """
+    return user_folder("SETBACKS_DATA", "XDG_DATA_HOME", ".local/share")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -361,8 +361,8 @@ def _drawn(plan: Path) -> dict[str, float]:
 
 
 def _judges(folder: Path, arm: str) -> list[str]:
-    found = (folder / "verdicts").glob("*.jsonl")
-    return sorted(p.name[len(arm) + 1 : -6] for p in found if p.name.startswith(f"{arm}."))
+    found = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
+    return sorted(judge for of, _, judge in found if of == arm)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -257,13 +257,14 @@ def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = Non
     # A trainer that began with an adapter has a copy of it beside, to keep to.
     trainer.model.save_pretrained(str(temporary), state_dict=weights, selected_adapters=["default"])
     config = temporary / "adapter_config.json"
-    told = json.loads(config.read_text())
+    told = json.loads(config.read_text(encoding="utf-8"))
     # Sets come out in an order that changes from process to process.
     told = {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(told.items())}
     # The hub's name of it, and not this machine's path to its cache.
     told["base_model_name_or_path"] = hub_id(run.recipe.model.model)
-    config.write_text(json.dumps(told, indent=1) + "\n")
-    (temporary / "README.md").write_text(_card(run, told["base_model_name_or_path"]))
+    config.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    card = _card(run, told["base_model_name_or_path"])
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.chmod(0o700)
     for path in temporary.iterdir():
         path.chmod(0o600)
