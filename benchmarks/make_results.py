@@ -81,13 +81,13 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
 
 
 def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
-    told, made = found["settings"], found["training"]
+    settings, training = found["settings"], found["training"]
     yield (
-        f"LoRA of rank {told['rank']} on the embedded model, from layer {told['from_layer']} up "
-        f"({made['parameters']:,} parameters), trained under the shipped head on {made['rows']:,} "
-        f"of its labels: {made['steps']} steps in {made['seconds']} s, with a loss of "
-        f"{made['loss_first_fifth']:.3f} in the first fifth and {made['loss_last_fifth']:.3f} in "
-        f"the last. Only the first {told['tokens']} tokens of an answer are read; kappa is at a "
+        f"LoRA of rank {settings['rank']} on the embedded model, from layer {settings['from_layer']} up "
+        f"({training['parameters']:,} parameters), trained under the shipped head on {training['rows']:,} "
+        f"of its labels: {training['steps']} steps in {training['seconds']} s, with a loss of "
+        f"{training['loss_first_fifth']:.3f} in the first fifth and {training['loss_last_fifth']:.3f} in "
+        f"the last. Only the first {settings['tokens']} tokens of an answer are read; kappa is at a "
         "threshold of 0.5."
     )
     yield ""
