@@ -83,12 +83,12 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
 def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
     settings, training = found["settings"], found["training"]
     yield (
-        f"LoRA of rank {settings['rank']} on the embedded model, from layer {settings['from_layer']} up "
-        f"({training['parameters']:,} parameters), trained under the shipped head on {training['rows']:,} "
-        f"of its labels: {training['steps']} steps in {training['seconds']} s, with a loss of "
-        f"{training['loss_first_fifth']:.3f} in the first fifth and {training['loss_last_fifth']:.3f} in "
-        f"the last. Only the first {settings['tokens']} tokens of an answer are read; kappa is at a "
-        "threshold of 0.5."
+        f"LoRA of rank {settings['rank']} on the embedded model, from layer "
+        f"{settings['from_layer']} up ({training['parameters']:,} parameters), trained under the "
+        f"shipped head on {training['rows']:,} of its labels: {training['steps']} steps in "
+        f"{training['seconds']} s, with a loss of {training['loss_first_fifth']:.3f} in the first "
+        f"fifth and {training['loss_last_fifth']:.3f} in the last. Only the first "
+        f"{settings['tokens']} tokens of an answer are read; kappa is at a threshold of 0.5."
     )
     yield ""
     names = "the shipped head", "with the adapter"
