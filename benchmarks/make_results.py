@@ -1,4 +1,4 @@
-"""Write RESULTS.md from the JSON that the other scripts left in benchmarks/results/.
+"""Write RESULTS.md from the JSON that the other scripts wrote to benchmarks/results/.
 
 python benchmarks/make_results.py
 """
@@ -42,11 +42,12 @@ def fit_probe(found: list[dict[str, Any]]) -> Iterator[str]:
         + [e.get("hh_right", "-")]
         for e in found
     ]
-    yield from table(["task", "fitted on", "n", "XSTest AUC", "HH pairs told right"], rows)
+    yield from table(["task", "fitted on", "n", "XSTest AUC", "HH pairs ranked correctly"], rows)
 
 
 def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
-    yield "AUC, and kappa at even odds. Fitted on permissive labels, or on all but the question's."
+    yield "AUC, and kappa at a threshold of 0.5. Fitted on labels with permissive licenses, or on"
+    yield "all labels except those of the question being judged."
     yield ""
     sources = list(found["counts"])
     rows = [
@@ -60,9 +61,9 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
     yield from table(["reads", "fitted by", "labels", *sources], rows)
     yield ""
     yield (
-        f"What holds the shipped head back from the goal, AUC {found['goal']['auc']:.2f} and kappa "
-        f"{found['goal']['kappa']:.2f}. The last two columns are of any judge, at its best cut, "
-        "whose scores are normal with equal variances."
+        f"Why the shipped head misses the goal of AUC {found['goal']['auc']:.2f} and kappa "
+        f"{found['goal']['kappa']:.2f}. The last two columns apply to any judge whose scores are "
+        "normally distributed with equal variances, at its best threshold."
     )
     yield ""
     shipped = found["candidates"][0]["sources"]
@@ -74,19 +75,20 @@ def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
         + [f"{one['kappa_at_goal_auc']:.2f}", f"{one['auc_for_goal_kappa']:.3f}"]
         for name, one in found["limits"].items()
     ]
-    heads = ["source", "harmful", "said harmful, rightly", "kappa", "kappa, best cut"]
-    heads += ["share that refuses", "AUC on the rest", "most kappa at the goal's AUC"]
-    yield from table([*heads, "AUC that the goal's kappa takes"], held_back)
+    heads = ["source", "harmful", "judged harmful, correctly", "kappa", "kappa, best threshold"]
+    heads += ["share of refusals", "AUC on the rest", "highest kappa at the goal's AUC"]
+    yield from table([*heads, "AUC needed for the goal's kappa"], held_back)
 
 
 def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
-    told, made = found["settings"], found["training"]
+    settings, training = found["settings"], found["training"]
     yield (
-        f"LoRA of rank {told['rank']} on the embedded model from layer {told['from_layer']} on "
-        f"({made['parameters']:,} parameters), trained under the shipped head on {made['rows']:,} "
-        f"of its labels: {made['steps']} steps in {made['seconds']} s, loss "
-        f"{made['loss_first_fifth']:.3f} in the first fifth and {made['loss_last_fifth']:.3f} in "
-        f"the last. The first {told['tokens']} tokens of an answer are read; kappa is at even odds."
+        f"LoRA of rank {settings['rank']} on the embedded model, from layer "
+        f"{settings['from_layer']} up ({training['parameters']:,} parameters), trained under the "
+        f"shipped head on {training['rows']:,} of its labels: {training['steps']} steps in "
+        f"{training['seconds']} s, with a loss of {training['loss_first_fifth']:.3f} in the first "
+        f"fifth and {training['loss_last_fifth']:.3f} in the last. Only the first "
+        f"{settings['tokens']} tokens of an answer are read; kappa is at a threshold of 0.5."
     )
     yield ""
     names = "the shipped head", "with the adapter"
@@ -106,8 +108,8 @@ def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
     heads = ["source", "n (yes)", "AUC, shipped head", "AUC, adapter", "difference"]
     yield from table([*heads, "kappa, shipped head", "kappa, adapter"], rows)
     yield ""
-    told_right = "HH pairs told right: {} by the shipped head, {} with the adapter."
-    yield told_right.format(*(found["sources"]["hh-rlhf"][name] for name in names))
+    ranked = "HH pairs ranked correctly: {} by the shipped head, {} with the adapter."
+    yield ranked.format(*(found["sources"]["hh-rlhf"][name] for name in names))
 
 
 def crash(found: dict[str, Any]) -> Iterator[str]:
@@ -119,22 +121,22 @@ def crash(found: dict[str, Any]) -> Iterator[str]:
         differ = sum(len(end["different"]) for end in one["ends"])
         ends = len(one["ends"])
         rows.append([f"`{one['command']}`", len(one["kills"]), stages, ends, files, differ])
-    heads = ["command", "kills", "met at work", "whole ends", "files compared", "differ"]
+    heads = ["command", "kills", "killed during", "complete runs", "files compared", "differ"]
     yield from table(heads, rows)
 
 
 def resume(found: dict[str, Any]) -> Iterator[str]:
     row: list[object] = [f"{found['records']:,}", f"{found['megabytes']} MB", found["seconds"]]
-    yield from table(["records", "file", "seconds until work goes on"], [row])
+    yield from table(["records", "file", "seconds until work resumes"], [row])
 
 
 def generate(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} thread(s); "
         f"{found['instructions']} instructions of {found['instruction_tokens'][0]} to "
-        f"{found['instruction_tokens'][2]} tokens, at most {found['max_new_tokens']} new ones. "
-        f"Peak of a matrix product: {found['peak_gflops']:.0f} GFLOP/s. "
-        "The ratio is to the best plain `generate`."
+        f"{found['instruction_tokens'][2]} tokens, at most {found['max_new_tokens']} new tokens. "
+        f"Peak matrix product: {found['peak_gflops']:.0f} GFLOP/s. "
+        "The ratio is relative to the best plain `generate`."
     )
     yield ""
     names = ["name", "batch", "answers", "tokens", "tokens_per_cpu_second", "ratio", "of_peak"]
@@ -142,28 +144,28 @@ def generate(found: dict[str, Any]) -> Iterator[str]:
 
 
 def overhead(found: dict[str, Any]) -> Iterator[str]:
-    yield "CPU time, and the time that fsync takes for each batch of 128, a record; memory of the"
-    yield "process. The load is that of the machine, which did other things."
+    yield "CPU time plus fsync time per record, with one fsync per batch of 128, and the memory of"
+    yield "the process. Load is the machine's load; it was also running other work."
     yield ""
     names = ["records", "microseconds", "of_it_fsync", "read_back", "again"]
     names += ["rest_mb", "peak_mb", "kb_a_record", "load"]
     heads = [
         "records",
-        "us a record",
-        "of it fsync",
+        "us per record",
+        "of which fsync",
         "read by the next stage, us",
-        "the same again, us",
+        "same command again, us",
     ]
-    heads += ["memory before, MB", "peak, MB", "kB a record", "load"]
+    heads += ["memory before, MB", "peak, MB", "kB per record", "load"]
     yield from table(heads, [[row[name] for name in names] for row in found["setbacks"]])
     if not found.get("distilabel"):
         return
     yield ""
-    yield "The same prompts and answers through distilabel. It starts a process for each step,"
-    yield "hands batches over through queues, and keeps the messages behind each answer, too. It"
-    yield "writes a Parquet file a batch, without fsync, and all of them anew at the end. We drop"
-    yield "prompts said twice, plan by length, make ids of content, and have each batch on disk,"
-    yield "fsynced, before the next is asked for."
+    yield "The same prompts and answers with distilabel. It starts a process for each step, passes"
+    yield "batches through queues, and also stores the messages behind each answer. It writes a"
+    yield "Parquet file per batch, without fsync, and rewrites all of them at the end. setbacks"
+    yield "drops duplicate prompts, plans by length, derives ids from content, and writes and"
+    yield "fsyncs each batch before it requests the next."
     yield ""
     ours = {row["records"]: row for row in found["setbacks"]}
     rows: list[list[object]] = []
@@ -174,33 +176,34 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
             ["setbacks", own["records"], f"{cpu:.0f}", own["of_it_fsync"], own["peak_mb"]],
             ["distilabel", other["records"], f"{other['microseconds']:.0f}", "-", other["peak_mb"]],
         ]
-    yield from table(["", "records", "CPU us a record", "fsync us", "largest process, MB"], rows)
+    yield from table(["", "records", "CPU us per record", "fsync us", "largest process, MB"], rows)
 
 
 def startup(found: dict[str, Any]) -> Iterator[str]:
-    yield f"Medians; OMP_NUM_THREADS: {found['threads']}; the machine's load: {found['load']}."
+    yield f"Medians; OMP_NUM_THREADS: {found['threads']}; machine load: {found['load']}."
     yield ""
     rows = [[r["what"], r["runs"], r["seconds"], r["cpu_seconds"] or "-"] for r in found["rows"]]
-    yield from table(["", "runs", "seconds", "of CPU"], rows)
+    yield from table(["", "runs", "seconds", "CPU seconds"], rows)
 
 
 def scale(found: dict[str, Any]) -> Iterator[str]:
     mean, least, most = found["batch_seconds"]
-    yield f"`ray` with workers of one thread on {found['cores']} cores: {found['prompts']} prompts,"
+    yield f"`ray` with one-thread workers on {found['cores']} cores: {found['prompts']} prompts,"
     yield f"batches of {found['batch']}, at most {found['new_tokens']} new tokens, medians of"
-    yield f"{found['turns']} turn(s). The machine's load before and after, with our own in it:"
-    yield f"{found['load'][0]} and {found['load'][1]}; far above two, they spoil the figures."
+    yield f"{found['turns']} round(s). The machine load, including this benchmark, was"
+    yield f"{found['load'][0]} before and {found['load'][1]} after; values far above two would"
+    yield "invalidate the figures."
     yield ""
-    yield "The model (`predicted` in the script) has no free parameter. A batch takes"
-    yield f"{mean} s ({least} to {most}, measured singly); the driver adds"
-    yield f"{found['driver_ms_a_batch']} ms to each. Two groups of four batches a worker are under"
-    yield "way; what the driver adds to one falls in the time of the next, if there is one. For"
-    yield "GPUs it takes it that workers share nothing,"
-    yield f"that {found['gpu_batch']} responses take {found['gpu_seconds']} s on one (an"
-    yield "assumption), as unevenly as here, and that the driver adds"
+    yield "The performance model (`predicted` in the script) has no free parameters. A batch takes"
+    yield f"{mean} s ({least} to {most}, measured one at a time); the driver adds"
+    yield f"{found['driver_ms_a_batch']} ms to each. Two groups of four batches per worker are in"
+    yield "flight; the driver's work on one group overlaps with the next, if there is one. For"
+    yield "GPUs, the model assumes that workers share nothing, that"
+    yield f"{found['gpu_batch']} responses take {found['gpu_seconds']} s on one GPU, with the same"
+    yield "variation as here, and that the driver adds"
     yield f"{found['gpu_driver_ms_a_batch']} ms to them."
     yield ""
-    heads = ["workers", "tokens/s", "measured", "model of it", f"model, {found['groups']} groups"]
+    heads = ["workers", "tokens/s", "measured", "model, here", f"model, {found['groups']} groups"]
     heads += [f"GPUs, {found['groups']} groups", f"GPUs, {found['short']:,} prompts"]
     names = ["tokens_per_second", "measured", "predicted_here"]
     names += ["model", "model_gpu", "model_gpu_short"]
@@ -210,10 +213,10 @@ def scale(found: dict[str, Any]) -> Iterator[str]:
 
 
 def train(found: dict[str, Any]) -> Iterator[str]:
-    yield f"One epoch of {found['examples']} examples, batches of {found['batch']}, "
-    yield f"{found['threads']} thread(s), in turns; the loss is on unseen examples, for each seed."
-    yield "All examples are shorter than a row. Few steps, with the start-up in them;"
-    yield "packed rows make a step more of the same tokens."
+    yield f"One epoch of {found['examples']} examples, batches of {found['batch']},"
+    yield f"{found['threads']} thread(s), alternating between trainers. The loss is on unseen"
+    yield "examples, for each seed. All examples are shorter than a row. The runs have few steps"
+    yield "and include startup; packing needs one more step for the same tokens."
     yield ""
     rows: list[list[object]] = [
         [e["name"], f"{e['speed']:.0f}", f"{e['ratio']:.2f}x", f"{e['memory']:.1f} GB"]
@@ -229,13 +232,13 @@ def attention(found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def near_duplicates(found: dict[str, Any]) -> Iterator[str]:
-    yield "The full tables are in `results/near_duplicates.json` and, in words, in"
-    yield "[the sets' card](../setbacks/suites/data/README.md)."
+    yield "The full tables are in `results/near_duplicates.json`;"
+    yield "[the data card](../setbacks/suites/data/README.md) explains them."
 
 
 def raw_to_corrected(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['planned']} answers labelled by simulated reviewers, from public human labels;"
-    yield f"of {found['unsure']} they were unsure. Harmless Rate in %."
+    yield f"Simulated reviewers labeled {found['planned']} answers with public human labels;"
+    yield f"{found['unsure']} answers were labeled unsure. Harmless Rate in %."
     yield ""
 
     def cell(c: dict[str, Any] | None) -> str:
@@ -252,17 +255,17 @@ def raw_to_corrected(found: dict[str, Any]) -> Iterator[str]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
-    "judge_agreement": ("What the offline judge is worth against human labels", judge_agreement),
-    "fit_probe": ("What each source of labels adds to the offline judge", fit_probe),
-    "probe_candidates": ("What else the offline judge could have been", probe_candidates),
+    "judge_agreement": ("Agreement of the offline judge with human labels", judge_agreement),
+    "fit_probe": ("What each label source adds to the offline judge", fit_probe),
+    "probe_candidates": ("Alternatives to the offline judge", probe_candidates),
     "probe_adapter": ("A LoRA adapter under the offline judge's head", probe_adapter),
-    "crash": ("Killed at random moments, and the same bytes in the end", crash),
-    "resume": ("Going on in a large folder", resume),
-    "generate": ("Tokens a second, side by side", generate),
-    "overhead": ("What a stage adds to each record", overhead),
-    "startup": ("How long one waits for the first record", startup),
-    "scale": ("More workers", scale),
-    "train": ("Training, beside TRL's own trainer", train),
+    "crash": ("Identical bytes after kills at random moments", crash),
+    "resume": ("Resuming in a large folder", resume),
+    "generate": ("Tokens per second, compared", generate),
+    "overhead": ("Overhead of a stage per record", overhead),
+    "startup": ("Time to the first record", startup),
+    "scale": ("Scaling to more workers", scale),
+    "train": ("Training, compared with TRL's own trainer", train),
     "attention": ("One decoding step of attention on a CPU", attention),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
     "near_duplicates": ("Near-duplicates in the built-in instruction sets", near_duplicates),
@@ -270,7 +273,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
 
 
 def main() -> None:
-    lines = ["# Results", "", "Made by `python benchmarks/make_results.py` from `results/*.json`."]
+    lines = [
+        "# Results",
+        "",
+        "Generated by `python benchmarks/make_results.py` from `results/*.json`.",
+    ]
     for name, (title, show) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         if path.exists():

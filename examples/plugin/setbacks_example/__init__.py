@@ -1,1 +1,1 @@
-"""A method, a judge, an engine, a study and a set of prompts, added to setbacks from outside."""
+"""An external package that adds a method, a judge, an engine, a study and a set of prompts."""

@@ -11,10 +11,10 @@ from setbacks.recipe import Sampling
 
 
 class Options(Model):
-    """A model whose prompts are repeated."""
+    """Options of the echo engine."""
 
     echo_words: int | None = Field(
-        None, ge=1, description="Words to repeat; null: as many as the sampling allows."
+        None, ge=1, description="Number of words to repeat; null: as many as the sampling allows."
     )
 
 

@@ -1,4 +1,4 @@
-"""First sentence: mistake analysis in which the model learns the first sentences alone."""
+"""First sentence: mistake analysis that learns only the first sentences of each analysis."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from setbacks.records import Analysis, Example, Record, digest
 class Options(Train):
     """Step 3, fine-tuning on first sentences."""
 
-    sentences: int = Field(1, ge=1, description="Sentences of each analysis to learn.")
+    sentences: int = Field(1, ge=1, description="Number of sentences of each analysis to learn.")
 
 
 class Excerpt(Record):
@@ -36,7 +36,7 @@ class FirstSentence(Method):
     outputs = ("excerpts.jsonl",)  # redoing the training sets it aside
 
     def prepare(self, run, analyses: Sequence[Analysis]) -> Sequence[Excerpt]:
-        """Cut the analyses, and keep what is left in a journal of the run."""
+        """Shorten the analyses, and save the excerpts in a journal of the run."""
         question = prompts(run.recipe.language)["unguided"]
         excerpts = [
             Excerpt(
@@ -57,7 +57,7 @@ class FirstSentence(Method):
         return mixed(recipe, own)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of each kind of example."""
         return {"excerpt": mistake_sources(recipe), "helpful": recipe.train.helpful}
 
 

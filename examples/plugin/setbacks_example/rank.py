@@ -9,9 +9,9 @@ from setbacks.variants import variant
 
 
 class Options(Section):
-    """What `study` of a recipe may hold."""
+    """The `study` section of a recipe."""
 
-    ranks: list[int] = Field([8, 32], min_length=2, description="Ranks of the adapter.")
+    ranks: list[int] = Field([8, 32], min_length=2, description="LoRA ranks to compare.")
 
 
 def study(recipe, options, folder, show):
