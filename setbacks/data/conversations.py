@@ -35,7 +35,7 @@ ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text", "parts")
 # A conversation written as text begins with an object and names a role, in whatever spelling: that
 # of JSON, Python, NumPy or Java.
-OBJECT = re.compile(r"(?:array\()?[\[\s]*\{")
+OBJECT = re.compile(r"\s*+(?:array\()?[\[\s]*+\{")
 NAMED_ROLE = re.compile(
     r"[{,]\s*\W{0,3}(?:role|from)\W{0,3}\s*[:=]\s*\W{0,3}"
     rf"(?:{'|'.join([*ROLES, *OTHERS])})\b",
@@ -161,7 +161,7 @@ def unwritten(text: str) -> Any:
 def _messages(value: object) -> list[Any] | None:
     """The messages that a value holds, whatever their roles; None if it holds none."""
     if isinstance(value, str):
-        if not (OBJECT.match(value.lstrip()) and NAMED_ROLE.search(value)):
+        if not (OBJECT.match(value) and NAMED_ROLE.search(value)):
             return None
         value = _written(value)
     if isinstance(value, list):

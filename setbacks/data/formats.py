@@ -260,7 +260,8 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
             continue
         if names is None:
             numbers = [str(number) for number in range(len(cells))]
-            names = [c or n for c, n in zip(cells, numbers, strict=True)] if header else numbers
+            titles = [cell.strip() for cell in cells]
+            names = [t or n for t, n in zip(titles, numbers, strict=True)] if header else numbers
             if twice := {name for name in names if names.count(name) > 1}:
                 raise bad(
                     f"{place}, {at}: two columns are called {show(min(twice))}; "

@@ -11,6 +11,7 @@ from setbacks.data.classes import by_name
 from setbacks.data.formats import KINDS, ending, read
 from setbacks.data.source import Record, Source, bad, choose_split
 from setbacks.errors import InputError
+from setbacks.notices import notice
 
 
 def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]:
@@ -33,8 +34,10 @@ def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]
                 choose_split(place, [str(data.split)], source.split)
         else:
             builder = _builder(str(where), source)
-            if isinstance(where, Path) and (files := _own_files(place, builder, source)):
-                return _read_files(place, files, source)
+            if isinstance(where, Path):
+                _count_unread(place, where, builder, source)
+                if files := _own_files(place, builder, source):
+                    return _read_files(place, files, source)
             builder.download_and_prepare()
             data = builder.as_dataset(source.split)
         if isinstance(data, datasets.DatasetDict):
@@ -65,6 +68,23 @@ def _builder(where: str, source: Source) -> Any:
         if "keep_default_na" not in str(error) and "find cache" not in str(error):
             raise
         return build()
+
+
+def _count_unread(place: str, folder: Path, builder: Any, source: Source) -> None:
+    """Say which files of a folder `datasets` takes for no part of the set."""
+    files = (Path(file) for of in (builder.config.data_files or {}).values() for file in of)
+    found = {file.resolve() for file in files}
+    left_out = [
+        str(file.relative_to(folder))
+        for file in sorted(folder.rglob("*"))
+        if ending(file.name) in KINDS and not file.name.startswith(".") and file.is_file()
+        if file.resolve() not in found
+    ]
+    if left_out and source.config is None:
+        names = ", ".join(left_out[:3]) + (", ..." if left_out[3:] else "")
+        notice(
+            f"{place}: left out {len(left_out)} of its files ({names}); to read one, name the file"
+        )
 
 
 def _own_files(place: str, builder: Any, source: Source) -> list[Path]:

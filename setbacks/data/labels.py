@@ -53,13 +53,14 @@ def truth(field: str, value: object, opposite: bool = False) -> bool | None:
     """
     if is_missing(value):
         return None
-    if isinstance(value, Number):  # pandas makes 1.0 of a label where other rows have none
-        word = {1: "1", 0: "0"}.get(value, "")  # type: ignore[call-overload]
-    elif isinstance(value, str):
+    if isinstance(value, bool):
+        return value is not opposite
+    word = ""
+    if isinstance(value, str):
         word = re.sub(r"^([01])\.0+$", r"\1", value.strip().casefold())
-    else:
-        word = ""
-    if word in YES | NO:
+    elif isinstance(value, Number):  # pandas makes 1.0 of a label where other rows have none
+        word = {1: "1", 0: "0"}.get(value, "")  # type: ignore[call-overload]
+    if word in YES or word in NO:
         return (word in YES) is not opposite
     yes, no = WORDS.get(field, (set(), set()))
     if word not in yes | no:

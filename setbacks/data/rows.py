@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from setbacks.data import conversations
-from setbacks.data.conversations import conversation, instruction, is_message, reply, unwritten
+from setbacks.data.conversations import (
+    OBJECT,
+    conversation,
+    instruction,
+    is_message,
+    reply,
+    unwritten,
+)
 from setbacks.data.labels import is_nan, truth
 from setbacks.data.source import USUAL, Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
@@ -20,7 +28,7 @@ ROLES = {"text": "user", "answer": "assistant", "response": "assistant"}
 SYSTEM = "the system turn"
 EARLIER = "earlier turns"
 REPLY = "the assistant's turn beside the instruction"
-TEXTS = {*ROLES, "input"}
+LABELS = {"harmful", "refused"}
 NO_ANSWER = {"", "nan", "NaN"}  # what is left of none, in text
 
 
@@ -147,6 +155,7 @@ class Reader:
     ) -> None:
         self.place, self.fields, self.source, self.name = place, fields, source, name
         self.needs = needs
+        self.paths = {ours: plain(path) for ours, path in fields.items()}
         self.extract = {ours: re.compile(told) for ours, told in source.extract.items()}
         replies = {fields[ours] for ours in ("answer", "response") if ours in fields}
         self.reply_is_read = not replies or fields["text"] in replies
@@ -201,13 +210,11 @@ class Reader:
 
     def _value(self, record: dict[str, Any], ours: str, unused: set[str]) -> Any:
         """What a record has for one of our fields."""
-        path = plain(self.fields[ours])
-        if ours in ROLES:
-
-            def step(items: list[Any], place: int) -> Any:
-                return items[self._turn(items, place, ours, unused)]
-
-            found = record[path] if path in record else dig(record, path, step)
+        path = self.paths[ours]
+        if path in record:
+            found = record[path]
+        elif ours in ROLES:
+            found = dig(record, path, partial(self._step, ours, unused))
         else:
             found = dig(record, path)
         if ours in self.extract and not is_nan(found):
@@ -215,16 +222,16 @@ class Reader:
             if match is None:
                 raise ValueError(f"extract does not find the {ours} in {show(found)}")
             found = match[1]
-        if ours in ("harmful", "refused"):
-            return truth(ours, found, opposite=path != self.fields[ours])
         if ours in ROLES:
-            found = self._said(record, found, ours, unused)
-        return self._words(found, ours) if ours in TEXTS else label(found)
+            return self._words(self._said(record, found, ours, unused), ours)
+        if ours in LABELS:
+            return truth(ours, found, opposite=path != self.fields[ours])
+        return self._words(found, ours) if ours == "input" else label(found)
 
-    def _turn(self, items: list[Any], place: int, ours: str, unused: set[str]) -> int:
-        """The place in a list that a path means: in a conversation, that of the right role."""
+    def _step(self, ours: str, unused: set[str], items: list[Any], place: int) -> Any:
+        """The item of a list that a path means: of a conversation, one of the right role."""
         if not is_message(items[0]):
-            return place
+            return items[place]
         try:
             place = conversations.place_of(items, place, ROLES[ours])
         except ValueError as error:
@@ -234,10 +241,12 @@ class Reader:
             unused.add(SYSTEM)
         if len(before) - before.count("system") > (ROLES[ours] == "assistant"):
             unused.add(EARLIER)
-        return place
+        return items[place]
 
     def _said(self, record: dict[str, Any], found: Any, ours: str, unused: set[str]) -> Any:
         """What the right side of a conversation says; anything else as it is."""
+        if isinstance(found, str) and not OBJECT.match(found):
+            return found  # as nearly all are
         try:
             turns = conversation(found)
             if turns is None:

@@ -77,10 +77,10 @@ def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) ->
             )
         having = [row for row in rows if any(getattr(row, name) is not None for name in names)]
         if not having:
-            theirs = " and ".join(show(fields[name]) for name in names if name in fields)
+            theirs = ", ".join(show(fields[name]) for name in names if name in fields)
             raise bad(
-                f"{place}: {theirs} is empty in all {len(rows)} rows, and {purpose} needs "
-                f"{'an' if names[0][0] in 'aeiou' else 'a'} {names[0]}"
+                f"{place}: none of {len(rows)} rows has {' or '.join(names)} (field {theirs}), "
+                f"which {purpose} needs"
             )
         if len(having) < len(rows):
             lost = len(rows) - len(having)
