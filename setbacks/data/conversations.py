@@ -152,7 +152,10 @@ def unwritten(text: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
             try:
-                return read(text.strip())
+                found = read(text.strip())
+                if "\\" in text:  # half a character, as in "\\ud800", is no text
+                    json.dumps(found, ensure_ascii=False, default=str).encode()
+                return found
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return text
@@ -187,10 +190,12 @@ def _written(text: str) -> Any:
     if not isinstance(found, str):
         return found
     try:
-        json.JSONDecoder().raw_decode(text.strip())
+        _, end = json.JSONDecoder().raw_decode(text.strip())
     except ValueError:
-        raise ValueError("a list of messages written as text, which cannot be read") from None
-    return None  # a question about a list of messages, which stands first
+        end = len(text)
+    if end < len(text.strip()):
+        return None  # a question about a list of messages, which stands first
+    raise ValueError("a list of messages written as text, which cannot be read")
 
 
 def _turn(number: int, message: Any) -> Turn:

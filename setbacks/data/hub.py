@@ -31,7 +31,7 @@ def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]
         if _is_saved(where):
             data = datasets.load_from_disk(str(where))
             if source.split is not None and not isinstance(data, datasets.DatasetDict):
-                choose_split(place, [str(data.split)], source.split)
+                choose_split(place, [str(data.split)] if data.split else [], source.split)
         else:
             builder = _builder(str(where), source)
             if isinstance(where, Path):
@@ -94,7 +94,7 @@ def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
     files, for a part of a split, and where the folder's card declares types.
     """
     splits = {str(name): files for name, files in (builder.config.data_files or {}).items()}
-    if builder.info.features is not None or source.split not in (None, *splits):
+    if not splits or builder.info.features or source.split not in (None, *splits):
         return []
     files = [Path(file) for file in splits[_split(place, list(splits), source.split)]]
     return files if all(ending(file.name) in KINDS for file in files) else []

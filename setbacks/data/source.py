@@ -158,4 +158,5 @@ def choose_split(place: str, splits: Sequence[str], wanted: str | None) -> str:
     if wanted is None and len(splits) == 1:
         return splits[0]
     hint = nearest(wanted or "", splits)
-    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {', '.join(splits)}")
+    have = ", ".join(splits) or "none"
+    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {have}")
