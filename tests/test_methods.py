@@ -12,6 +12,7 @@ from setbacks.methods import answers, example, share
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
 from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
+from setbacks.methods.preferences import pairs
 from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
@@ -229,12 +230,29 @@ def test_answers_need_answers(tmp_path):
     assert answers("safe", []) == []
 
 
-def test_instructions_without_an_answer_are_left_out(tmp_path):
+def test_instructions_without_an_answer_are_left_out_and_counted(tmp_path, caplog):
     path = tmp_path / "some.jsonl"
     rows = [{"instruction": "<x>", "answer": "<a>"}, {"instruction": "<y>", "answer": None}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (made,) = answers("helpful", [Source(source=str(path))])
     assert (made.kind, made.completion) == ("helpful", "<a>")
+    assert f"{path}: left out 1 of 2 rows: no answer" in caplog.text
+    path.write_text("".join(json.dumps(row | {"answer": ""}) + "\n" for row in rows))
+    with pytest.raises(InputError, match="none of 2 rows has answer .*, which a safe example"):
+        answers("safe", [Source(source=str(path))])
+
+
+def test_pairs_that_lack_a_side_are_left_out_and_counted(tmp_path, data, caplog):
+    path = tmp_path / "pairs.jsonl"
+    pair = {"instruction": "<x>", "answer": "<good>", "response": "<bad>"}
+    rows = [pair, pair | {"answer": None}, {"instruction": "<y>", "answer": "<z>"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"pairs": [str(path)], "safe": [str(data)], "helpful": [str(data)]}
+    told = Recipe.model_validate({"train": {"mix": {"helpful": 0}} | train})
+    (made,) = pairs(told, [], "dpo")
+    assert (made.completion, made.rejected) == ("<good>", "<bad>")
+    assert "left out 1 of 3 rows: no answer" in caplog.text
+    assert "left out 1 of 2 rows: no response" in caplog.text
 
 
 def test_a_share_is_chosen_by_content_and_not_by_order():
