@@ -9,6 +9,7 @@ import pytest
 from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import answers, example, share
+from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
 from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
@@ -240,6 +241,16 @@ def test_instructions_without_an_answer_are_left_out_and_counted(tmp_path, caplo
     path.write_text("".join(json.dumps(row | {"answer": ""}) + "\n" for row in rows))
     with pytest.raises(InputError, match="none of 2 rows has answer .*, which a safe example"):
         answers("safe", [Source(source=str(path))])
+
+
+def test_a_safe_answer_is_paired_though_its_prompt_was_copied(tmp_path):
+    path = tmp_path / "safe.csv"
+    path.write_bytes(b'prompt,answer\r\n"<a\r\nquestion> ",<a safe answer>\r\n')
+    told = Recipe.model_validate({"train": {"mix": {"helpful": 0}, "safe": [str(path)]}})
+    mistake = analysis().model_copy(update={"instruction": "<a\nquestion>"})
+    (pair,) = pairs(told, [mistake], "dpo")
+    assert (pair.completion, pair.rejected) == ("<a safe answer>", "<a response>")
+    assert len(ChainOfHindsight().examples(told, [mistake])) == 2
 
 
 def test_pairs_that_lack_a_side_are_left_out_and_counted(tmp_path, data, caplog):

@@ -791,6 +791,8 @@ def test_label_files(tmp_path):
     data = "instruction,response,harmful,refused,category\n<a>,<b>,true,,x\n<c>,,no,yes,y\n"
     first, second = load_labels(write(tmp_path, "labels.csv", data))
     assert first == Row("<a>", None, "<b>", True, "x", None, first.id, "labels.csv", None)
+    null = write(tmp_path, "null.jsonl", {"instruction": "<a>", "response": None, "harmful": 0})
+    assert load_labels(null, blank=True)[0].response == ""
     # A model may have said nothing, and that can be labelled.
     assert (second.response, second.harmful, second.refused) == ("", False, True)
     for name, labels, said in [

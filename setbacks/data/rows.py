@@ -148,13 +148,20 @@ class Reader:
         source: what the recipe says.
         name: of the source, for rows that do not say where they are from.
         needs: our fields that every row must have.
+        blank: whether a response that is missing is an empty one.
     """
 
     def __init__(
-        self, place: str, fields: Mapping[str, str], source: Source, name: str, needs: Sequence[str]
+        self,
+        place: str,
+        fields: Mapping[str, str],
+        source: Source,
+        name: str,
+        needs: Sequence[str],
+        blank: bool,
     ) -> None:
         self.place, self.fields, self.source, self.name = place, fields, source, name
-        self.needs = needs
+        self.needs, self.blank = needs, blank
         self.paths = {ours: plain(path) for ours, path in fields.items()}
         self.extract = {ours: re.compile(told) for ours, told in source.extract.items()}
         replies = {fields[ours] for ours in ("answer", "response") if ours in fields}
@@ -192,6 +199,8 @@ class Reader:
         answer = has.get("answer")
         if answer is not None and answer.strip() in NO_ANSWER:
             answer = None
+        if self.blank and has.get("response") is None:
+            has["response"] = ""
         for ours in self.needs:
             if has.get(ours) is None:
                 raise ValueError(f"{ours} (field {show(self.fields[ours])}) is missing")

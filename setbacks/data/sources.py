@@ -127,6 +127,7 @@ def load_labels(
     base: Path | None = None,
     needs: Iterable[str] = ("harmful",),
     strict: bool = False,
+    blank: bool = False,
 ) -> list[Row]:
     """Read human labels: rows that all have an instruction, a response and a verdict on it.
 
@@ -139,13 +140,15 @@ def load_labels(
         base: the folder that relative paths start from; by default the current one.
         needs: the labels that every row must have: harmful, refused, or both.
         strict: refuse two labels of one answer that contradict each other; else the first stays.
+        blank: take a null response for an empty one, as servers write it where a model says
+            nothing; else it is missing.
 
     Raises:
         InputError: as `load`, or a row lacks its response or a label.
     """
     if not isinstance(source, Source):
         source = Source(source=str(source))
-    return _load(source, base, ("response", *needs), strict).rows
+    return _load(source, base, ("response", *needs), strict, blank).rows
 
 
 class _Loaded(NamedTuple):
@@ -157,15 +160,21 @@ class _Loaded(NamedTuple):
 
 
 def _load(
-    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool = False
+    source: Source,
+    base: Path | None,
+    needs: tuple[str, ...],
+    strict: bool = False,
+    blank: bool = False,
 ) -> _Loaded:
     try:
-        return _rows(source, base, needs, strict)
+        return _rows(source, base, needs, strict, blank)
     except RecursionError:
         raise bad(f"{source.source} is nested too deep: give a list of objects") from None
 
 
-def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> _Loaded:
+def _rows(
+    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool, blank: bool
+) -> _Loaded:
     """Fetch the records, keep some, map each to a row, and drop what is there twice."""
     name, reshape = source.source, None
     if name.startswith("preset:"):
@@ -190,7 +199,7 @@ def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: boo
     check_fields(place, records, fields, ("text", *needs))
     if not name.startswith(("builtin:", "preset:", "hub:")):
         name = Path(name).name or name  # not the whole path: ids must not depend on the machine
-    rows = Reader(place, fields, source, name, needs).rows(records)
+    rows = Reader(place, fields, source, name, needs, blank).rows(records)
     del records  # of a million, half a gigabyte
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:

@@ -12,6 +12,7 @@ from setbacks.methods import example, mistakes, mixed, safe, share
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
+from setbacks.text import same_text
 
 
 class ChainOfHindsight:
@@ -30,7 +31,7 @@ class ChainOfHindsight:
             text = answer.prompt[0].content
             prompt = fill(words["guided"], instruction=text)
             good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
-            if mistake := found.get(text):
+            if mistake := found.get(same_text(text)):
                 prompt = fill(words["hindsight"], instruction=text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))

@@ -14,6 +14,7 @@ from setbacks.errors import InputError
 from setbacks.methods import answers, example, mistakes, safe, share
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
+from setbacks.text import same_text
 
 
 def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Example]:
@@ -35,7 +36,7 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
         own = [
             _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
             for answer in refusals
-            if (rejected := found.get(answer.prompt[0].content))
+            if (rejected := found.get(same_text(answer.prompt[0].content)))
             and rejected.response.strip() != answer.completion.strip()
         ]
     helpful = answers("helpful", recipe.train.helpful)
