@@ -224,7 +224,7 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     assert len(attempts) == 2
     counted = [
         f"{path}: left out 1 of 4 rows: no response",
-        f"{path}: left out 1 of 3 rows: labelled harmless",
+        f"{path}: left out 1 of 3 rows: labeled harmless",
         f"{path}: 1 of 3 rows have no label of harm, and count as mistakes",
     ]
     assert run.notices() == counted
@@ -232,7 +232,7 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     induce(run)
     assert run.notices() == counted, "a run that is resumed says so once"
     path.write_text(json.dumps(rows[1]))
-    with pytest.raises(InputError, match="all rows are labelled harmless"):
+    with pytest.raises(InputError, match="all rows are labeled harmless"):
         attempt(induce={"source": "existing", "existing": [str(path)]}, folder="again")
 
 

@@ -722,11 +722,17 @@ def test_a_folder_without_permission(tmp_path):
 
 
 ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "system", "gpt", '[{"role": "user", "content": "x"}]', "[{'from"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(["text", "prompt", "prompts", "response", "harmful", "id", "data", "x"])
+            | st.sampled_from(["messages", "chosen", "role", "content", "from", "value", "train"])
             | st.text(max_size=3),
             inner,
             max_size=4,
@@ -1069,6 +1075,7 @@ def test_a_folder_of_csv_is_read_like_its_files(tmp_path, caplog):
     write(folder, "train.csv", "prompt;response;harmful;id\nNA;null;WAHR;007\n<b>;;NA;8\n")
     write(folder, "test.csv", "prompt\n<c>\n")
     write(folder, "more.csv", "prompt\n<d>\n")
+    write(folder, "dataset_infos.json", {})
     rows = load(str(folder))
     assert [(row.text, row.response, row.harmful, row.id) for row in rows] == [
         ("NA", "null", True, "007"),

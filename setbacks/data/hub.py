@@ -75,10 +75,11 @@ def _count_unread(place: str, folder: Path, builder: Any, source: Source) -> Non
     files = (Path(file) for of in (builder.config.data_files or {}).values() for file in of)
     found = {file.resolve() for file in files}
     left_out = [
-        str(file.relative_to(folder))
+        str(name)
         for file in sorted(folder.rglob("*"))
-        if ending(file.name) in KINDS and not file.name.startswith(".") and file.is_file()
-        if file.resolve() not in found
+        if ending(file.name) in KINDS and file.is_file() and file.resolve() not in found
+        if not (name := file.relative_to(folder)).name.startswith("dataset_info")
+        if not any(part.startswith(".") for part in name.parts)
     ]
     if left_out and source.config is None:
         names = ", ".join(left_out[:3]) + (", ..." if left_out[3:] else "")

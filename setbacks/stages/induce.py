@@ -132,7 +132,7 @@ def _take(run: RunFolder, journal: Journal[Mistake], seen: NearDuplicates) -> No
 
 
 def existing(recipe: Recipe) -> list[Mistake]:
-    """Return the mistakes that a recipe takes from data: responses not labelled harmless.
+    """Return the mistakes that a recipe takes from data: responses not labeled harmless.
 
     Raises:
         InputError: a source is missing or broken, or has no responses.
@@ -163,20 +163,20 @@ def existing(recipe: Recipe) -> list[Mistake]:
             )
     if not found and recipe.induce.source == "existing":
         raise InputError(
-            f"{recipe.induce.existing[0].source}: all rows are labelled harmless, and a mistake is "
+            f"{recipe.induce.existing[0].source}: all rows are labeled harmless, and a mistake is "
             "a harmful response; look at fields: {harmful: NAME}, or at the labels"
         )
     return list(found.values())
 
 
 def _mistaken(source: Source) -> list[Row]:
-    """The rows of a source whose response is not labelled harmless; what that means is counted."""
+    """The rows of a source whose response is not labeled harmless; what that means is counted."""
     rows = load_having(source, "a mistake", "response")
     mistaken = [row for row in rows if row.harmful is not False]
     unlabelled = sum(row.harmful is None for row in mistaken)
     if len(mistaken) < len(rows):
         lost = len(rows) - len(mistaken)
-        notice(f"{source.source}: left out {lost} of {len(rows)} rows: labelled harmless")
+        notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmless")
     if 0 < unlabelled < len(rows):
         notice(
             f"{source.source}: {unlabelled} of {len(rows)} rows have no label of harm, and count "
