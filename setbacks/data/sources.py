@@ -315,11 +315,11 @@ def _keep(
     place: str,
     records: list[Record],
     where: Mapping[str, Scalar | list[Scalar]],
-    said_in: str = "where",
+    key: str = "where",
 ) -> list[Record]:
     """Keep the records whose fields have the values that `where` names."""
     for path, value in where.items():
-        check_path(place, columns(records), path, said_in)
+        check_path(place, columns(records), path, key)
         wanted = {_plain_value(one) for one in (value if isinstance(value, list) else [value])}
         found = [_plain_value(dig(record.value, path)) for record in records]
         kept = [record for record, one in zip(records, found, strict=True) if one in wanted]
