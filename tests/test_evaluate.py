@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,44 @@ def test_answers_to_prompts_of_no_suite_are_left_out_and_logged(rules, answered,
     with RunFolder(tmp_path / "run", told) as run:
         assert len(pipeline.carry_out(run, "respond")["many"]) == 2
     assert "left out 4 answers" in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: unicodedata.normalize("NFD", text),
+        lambda text: text.replace("\n", " \n") + "\t\n",
+        lambda text: unicodedata.normalize("NFD", text).replace("\n", "\r\n") + " ",
+    ],
+    ids=["Windows", "NFD", "blanks", "all"],
+)
+def test_a_prompt_that_was_copied_is_the_same_prompt(rules, judged, tmp_path, copied):
+    prompts = ["<a café\nin Zürich>", "<plain\ntext>"]
+    lines(tmp_path / "asked.jsonl", [{"prompt": prompt} for prompt in prompts])
+    rows = [
+        {"prompt": copied(prompt), "response": f"<answer {n}>", "harmful": bool(n)}
+        for n, prompt in enumerate(prompts)
+    ]
+    lines(tmp_path / "arm.jsonl", rows)
+    pipeline.run(of_words(["arm.jsonl", *judged], ["harmful=asked.jsonl"]), tmp_path / "run")
+    with RunFolder(tmp_path / "run") as run:
+        responses = run.records("responses/arm.jsonl", Response)
+        assert [(r.instruction, r.text) for r in responses] == [
+            (prompt, f"<answer {n}>") for n, prompt in enumerate(prompts)
+        ]
+        labels = run.records("verdicts/arm.human.jsonl", Verdict)
+        assert [label.harmful for label in labels] == [False, True]
+    # Of two copies the exact one counts; where none is exact, nobody knows which.
+    lines(tmp_path / "arm.jsonl", [*rows, {"prompt": prompts[0], "response": "<exact>"}])
+    told = of_words(["arm.jsonl", *judged], ["harmful=asked.jsonl"])
+    pipeline.run(told, tmp_path / "exact")
+    with RunFolder(tmp_path / "exact") as run:
+        assert run.records("responses/arm.jsonl", Response)[0].text == "<exact>"
+    again = [{"prompt": f"{prompts[0]}{end}", "response": end} for end in ("  ", "\n\n")]
+    lines(tmp_path / "arm.jsonl", [*again, rows[1]])
+    with pytest.raises(InputError, match="two answers to one prompt.*copies differ in line ends"):
+        pipeline.run(told, tmp_path / "neither")
 
 
 def test_a_changed_file_of_answers_is_noticed(told, tmp_path, answered):

@@ -211,6 +211,31 @@ def test_what_data_calls_harmless_or_says_twice_is_no_mistake(attempt, tmp_path)
     ]
 
 
+def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
+    rows = [
+        {"instruction": "<a>", "response": "<a bad response>", "harmful": "WAHR"},
+        {"instruction": "<b>", "response": "<a good response>", "harmful": "FALSE"},
+        {"instruction": "<c>", "response": "<one that nobody labelled>", "harmful": float("nan")},
+        {"instruction": "<d>", "response": None, "harmful": True},
+    ]
+    path = tmp_path / "existing.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    attempts, run = attempt(induce={"source": "existing", "existing": [str(path)]})
+    assert len(attempts) == 2
+    counted = [
+        f"{path}: left out 1 of 4 rows: no response",
+        f"{path}: left out 1 of 3 rows: labeled harmless",
+        f"{path}: 1 of 3 rows have no label of harm, and count as mistakes",
+    ]
+    assert run.notices() == counted
+    assert all(notice in caplog.text for notice in counted)
+    induce(run)
+    assert run.notices() == counted, "a run that is resumed says so once"
+    path.write_text(json.dumps(rows[1]))
+    with pytest.raises(InputError, match="all rows are labeled harmless"):
+        attempt(induce={"source": "existing", "existing": [str(path)]}, folder="again")
+
+
 def test_data_without_responses_names_the_mapping(attempt, tmp_path):
     path = tmp_path / "existing.jsonl"
     path.write_text('{"instruction": "<x>"}\n')

@@ -9,10 +9,12 @@ import pytest
 from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.methods import answers, example, open_method, share
+from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
 from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
+from setbacks.methods.preferences import pairs
 from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
@@ -230,12 +232,39 @@ def test_answers_need_answers(tmp_path):
     assert answers("safe", []) == []
 
 
-def test_instructions_without_an_answer_are_left_out(tmp_path):
+def test_instructions_without_an_answer_are_left_out_and_counted(tmp_path, caplog):
     path = tmp_path / "some.jsonl"
     rows = [{"instruction": "<x>", "answer": "<a>"}, {"instruction": "<y>", "answer": None}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (made,) = answers("helpful", [Source(source=str(path))])
     assert (made.kind, made.completion) == ("helpful", "<a>")
+    assert f"{path}: left out 1 of 2 rows: no answer" in caplog.text
+    path.write_text("".join(json.dumps(row | {"answer": ""}) + "\n" for row in rows))
+    with pytest.raises(InputError, match="none of 2 rows has answer .*, which a safe example"):
+        answers("safe", [Source(source=str(path))])
+
+
+def test_a_safe_answer_is_paired_though_its_prompt_was_copied(tmp_path):
+    path = tmp_path / "safe.csv"
+    path.write_bytes(b'prompt,answer\r\n"<a\r\nquestion> ",<a safe answer>\r\n')
+    told = Recipe.model_validate({"train": {"mix": {"helpful": 0}, "safe": [str(path)]}})
+    mistake = analysis().model_copy(update={"instruction": "<a\nquestion>"})
+    (pair,) = pairs(told, [mistake], "dpo")
+    assert (pair.completion, pair.rejected) == ("<a safe answer>", "<a response>")
+    assert len(ChainOfHindsight().examples(told, [mistake])) == 2
+
+
+def test_pairs_that_lack_a_side_are_left_out_and_counted(tmp_path, data, caplog):
+    path = tmp_path / "pairs.jsonl"
+    pair = {"instruction": "<x>", "answer": "<good>", "response": "<bad>"}
+    rows = [pair, pair | {"answer": None}, {"instruction": "<y>", "answer": "<z>"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"pairs": [str(path)], "safe": [str(data)], "helpful": [str(data)]}
+    told = Recipe.model_validate({"train": {"mix": {"helpful": 0}} | train})
+    (made,) = pairs(told, [], "dpo")
+    assert (made.completion, made.rejected) == ("<good>", "<bad>")
+    assert "left out 1 of 3 rows: no answer" in caplog.text
+    assert "left out 1 of 2 rows: no response" in caplog.text
 
 
 def test_a_share_is_chosen_by_content_and_not_by_order():

@@ -534,6 +534,66 @@ def test_what_is_written_can_be_read_back(format):
     assert sorted(found, key=repr) == sorted(wanted, key=repr)
 
 
+def argilla(answers, *statuses):
+    """A record of Argilla: one answer, a response of each status, by a person of its own."""
+    answer = next(iter(answers.answers.values()))
+    given = [
+        {"value": "harmful", "user_id": f"u{n}"} | ({} if status == "" else {"status": status})
+        for n, status in enumerate(statuses)
+    ]
+    texts = {"instruction": answer.instruction, "response": answer.text}
+    return json.dumps([{"id": None, "fields": texts, "responses": {"harm": given}}])
+
+
+def test_only_what_people_stand_by_counts(caplog):
+    """Argilla keeps drafts and discarded responses; older releases give no status."""
+    answers = of(1)
+    text = argilla(answers, "submitted", "discarded", "draft", None, "")
+    found = formats.read(text, "x.json", answers)
+    assert [label.reviewer for label in found] == ["u0", "u3", "u4"]
+    assert "x.json: left out 2 responses that are drafts, discarded or cancelled" in caplog.text
+    with pytest.raises(InputError, match="has no labels"):
+        formats.read(argilla(answers, "discarded"), "x.json", answers)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"harmful": "WAHR", "refused": 0.0}, (True, False, None)),
+        ({"harmful": "False", "refused": "NaN", "helpful": "NA"}, (False, None, None)),
+        ({"harmful": 1.0, "helpful": float("nan"), "unsure": "0.0"}, (True, None, None)),
+        ({"harmful": None, "helpful": "7.0"}, (None, None, 7)),
+    ],
+)
+def test_labels_of_people_are_read_as_those_of_data(row, expected):
+    (label,) = formats.read(json.dumps({"response_id": "a0"} | row), "x.jsonl", of(1), "Ada")
+    assert label.said == expected and label.unsure is False
+
+
+def test_labels_in_a_file_with_semicolons():
+    text = "response_id;harmful;unsure\r\na0;FALSCH;\r\n"
+    (label,) = formats.read("\ufeff" + text, "x.csv", of(1), "Ada")
+    assert label.harmful is False
+    with pytest.raises(InputError, match='line 2: unsure is "perhaps"'):
+        formats.read("response_id;harmful;unsure\na0;no;perhaps\n", "x.csv", of(1), "Ada")
+
+
+def test_an_answer_is_found_though_a_spreadsheet_has_changed_its_line_ends():
+    row = response("a", 0, "<café\nau lait>\n")
+    answers = batch({"a": [row]}, {}, seed=0)
+    told = {"instruction": row.instruction, "response": "<cafe\u0301\r\nau lait>", "harmful": 1}
+    (label,) = formats.read(json.dumps(told), "x.jsonl", answers, "Ada")
+    assert label.answer in answers.answers
+    # Two answers that differ in blanks alone: only an exact copy tells which.
+    other = response("b", 0, "<café\nau lait>").model_copy(update={"instruction": row.instruction})
+    answers = batch({"a": [row], "b": [other]}, {}, seed=0)
+    with pytest.raises(InputError, match="is not in this run"):
+        formats.read(json.dumps(told), "x.jsonl", answers, "Ada")
+    told["response"] = other.text
+    (label,) = formats.read(json.dumps(told), "x.jsonl", answers, "Ada")
+    assert answers.answers[label.answer].text == other.text
+
+
 @given(st.text(min_size=1), st.text(), st.text())
 def test_any_text_survives_a_csv_file(instruction, text, note):
     row = response("a", 0, text).model_copy(update={"instruction": instruction})

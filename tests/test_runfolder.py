@@ -16,6 +16,7 @@ import yaml
 from setbacks.data import Source
 from setbacks.engines import Completion
 from setbacks.errors import InputError, SetbacksError
+from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.records import Record
 from setbacks.runfolder import STAGES, RunFolder, write_atomic
@@ -426,3 +427,25 @@ def test_the_recipe_in_the_folder_is_yaml_for_people(folder):
         pass
     text = Path(folder / "recipe.yaml").read_text()
     assert text.startswith("name: ordinary\n") and yaml.safe_load(text)["name"] == "ordinary"
+
+
+# Notices ----------------------------------------------------------------------------------------
+
+
+def test_a_notice_is_kept_once_by_the_run_that_is_open(folder, caplog):
+    first, second = folder / "first", folder / "second"
+    notice("<before any run>")
+    with RunFolder(first, Recipe()) as outer:
+        notice("<of the first\x1b[2J\n>")
+        with RunFolder(second, Recipe()) as inner:
+            notice("<of the second>")
+        notice("<of the first\x1b[2J\n>")
+    notice("<after all>")
+    assert outer.notices() == ["<of the first [2J >"]
+    assert inner.notices() == ["<of the second>"]
+    with RunFolder(first) as again:
+        notice("<of the first\x1b[2J\n>")
+        again.log("<no notice>")
+        assert again.notices() == ["<of the first [2J >"]
+    said = [record.message for record in caplog.records]
+    assert said == ["<before any run>", *outer.notices(), "<of the second>", "<after all>"]

@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import setbacks.sources
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from setbacks.data import Row, Source, load, load_labels, sources
+from setbacks.data.instructions import instructions
 from setbacks.data.presets import PRESETS
 from setbacks.data.source import USUAL
+from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -86,6 +89,32 @@ def test_categories(tmp_path):
     assert [row.category for row in load(write(tmp_path, "b.json", pairs))] == ["x", "y"]
 
 
+def test_splits_in_one_json_are_no_categories(tmp_path):
+    splits = {"train": [{"prompt": "<a>"}], "test": [{"prompt": "<b>"}], "version": 2}
+    path = write(tmp_path, "a.json", splits)
+    assert texts(load(Source(source=path, split="test"))) == ["<b>"]
+    assert "say which split to use, as split: NAME. It has train, test" in refused(path)
+    assert 'Did you mean "test"?' in refused(path, split="tets")
+    for document in (
+        {"data": splits},
+        {"train_sft": ["<a>"], "test_sft": ["<b>"]},
+        {"train": {"prompt": ["<a>"]}, "dev": {"x": ["<b>"]}},
+    ):
+        assert "say which split" in refused(write(tmp_path, "b.json", document))
+    nested = write(tmp_path, "c.json", {"train": {"Fraud": ["<a>"]}, "dev": {"Theft": ["<b>"]}})
+    (row,) = load(Source(source=nested, split="dev"))
+    assert (row.text, row.category) == ("<b>", "Theft")
+    # One split needs no name, and is no category either.
+    (row,) = load(write(tmp_path, "d.json", {"train": ["<a>"]}))
+    assert (row.text, row.category) == ("<a>", None)
+
+
+def test_categories_that_sound_like_splits_are_categories(tmp_path):
+    document = {"Training data poisoning": ["<a>"], "Test cheating": ["<b>"], "dev": ["<c>"]}
+    rows = load(write(tmp_path, "a.json", document))
+    assert [row.category for row in rows] == list(document)
+
+
 def test_jsonl_keeps_unusual_line_breaks_inside_a_string(tmp_path):
     lines = '\n{"text": "<a\u2028\x85b>"}\r\n\n"<c>"\n'
     assert texts(load(write(tmp_path, "a.jsonl", lines))) == ["<a\u2028\x85b>", "<c>"]
@@ -103,6 +132,41 @@ def test_csv(tmp_path):
     first, second = load(write(tmp_path, "a.csv", data.encode()))
     assert first[:2] == ("<a, with\r\na second line>", "<answer>")
     assert second[:2] == ("<b>", None)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_csv_as_excel_writes_it_elsewhere(tmp_path, separator):
+    lines = ["prompt;response;harmful", '"<a;\n, b>";"<x>";FALSCH', "<c>;;WAHR"]
+    data = "\ufeff" + "\r\n".join(lines).replace(";", separator)
+    rows = load(write(tmp_path, "a.csv", data))
+    assert [(row.text, row.response, row.harmful) for row in rows] == [
+        (f"<a{separator}\n, b>", "<x>", False),
+        ("<c>", "", True),
+    ]
+    assert texts(load(write(tmp_path, "b.csv", "sep=;\nid;prompt\n1;<a>\n"))) == ["<a>"]
+
+
+def test_separators_that_are_part_of_a_text(tmp_path):
+    # A header of one column, and a semicolon in each text.
+    rows = load(write(tmp_path, "a.csv", "prompt\n<a; b>\n<c; d>\n"))
+    assert texts(rows) == ["<a; b>", "<c; d>"]
+    # Without a header nothing tells: two columns, or one.
+    path = write(tmp_path, "b.csv", "<a>;<b>\n<c>;<d>\n")
+    assert "same number of semicolons" in refused(path, header=False)
+    path = write(tmp_path, "c.csv", "<a>;<b>\n<c>\n")
+    assert texts(load(Source(source=path, header=False))) == ["<a>;<b>", "<c>"]
+    mixed = refused(write(tmp_path, "d.csv", "prompt;response,harmful\n<a>;<b>,true\n"))
+    assert "separated by one character only" in mixed
+
+
+def test_names_of_columns_lose_the_blanks_around_them(tmp_path):
+    (row,) = load(write(tmp_path, "a.csv", "prompt, response , harmful\n<a>,<b>,true\n"))
+    assert (row.response, row.harmful) == ("<b>", True)
+
+
+def test_words_for_nothing_are_texts_where_a_text_is_expected(tmp_path):
+    rows = load(write(tmp_path, "a.csv", "prompt,response,harmful\nNA,null,NA\nNone,nan,\n"))
+    assert [row[:4] for row in rows] == [("NA", None, "null", None), ("None", None, "nan", None)]
 
 
 def test_csv_without_header(tmp_path):
@@ -129,6 +193,209 @@ def test_parquet(tmp_path):
     rows = load(Source(source=str(path), fields={"text": "prompt", "answer": "turns.1"}))
     assert [(row.text, row.answer) for row in rows] == [("<a>", None), ("<b>", "z")]
     assert "Parquet" in refused(write(tmp_path, "b.parquet", b"PAR1 not really"))
+
+
+def parquet(path, columns, features=None):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table(columns)
+    if features:
+        noted = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": noted})
+    pyarrow.parquet.write_table(table, path)
+    return str(path)
+
+
+def test_parquet_as_pandas_writes_it(tmp_path):
+    """A column with a gap becomes one of floats, words become a dictionary."""
+    import pyarrow
+
+    nan = float("nan")
+    columns = {
+        "prompt": pyarrow.array(["<a>", "<b>"], pyarrow.large_string()),
+        "answer": [None, "<y>"],
+        "harmful": [1.0, nan],
+        "category": pyarrow.array(["x", "y"]).dictionary_encode(),
+        "id": [7.0, 8.0],
+        "language": [nan, nan],
+    }
+    first, second = load(parquet(tmp_path / "a.parquet", columns))
+    assert first == Row("<a>", None, None, True, "x", None, "7", "a.parquet", None)
+    assert second[1:6] == ("<y>", None, None, "y", None)
+    assert [
+        row.id for row in load(Source(source=str(tmp_path / "a.parquet"), where={"id": 8}))
+    ] == ["8"]
+
+
+def test_a_class_label_is_read_by_its_name(tmp_path):
+    unsafe_first = {"names": ["unsafe", "safe"], "_type": "ClassLabel"}
+    columns = {"prompt": ["<a>", "<b>", "<c>"], "harmful": [0, 1, -1]}
+    path = parquet(tmp_path / "a.parquet", columns, {"harmful": unsafe_first})
+    assert [row.harmful for row in load(path)] == [True, False, None]
+    assert texts(load(Source(source=path, where={"harmful": "safe"}))) == ["<b>"]
+    told = {"harmful": unsafe_first | {"names": ["LABEL_0", "LABEL_1"]}}
+    path = parquet(tmp_path / "b.parquet", columns, told)
+    assert 'row 1: harmful is "LABEL_0"; it should be true or false' in refused(path)
+    columns["harmful"] = [2, 1, 0]
+    path = parquet(tmp_path / "c.parquet", columns, {"harmful": unsafe_first})
+    assert 'row 1: harmful is "class 2, which has no name"' in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "path"),
+    [
+        ({"meta": {"label": "CLASS"}}, {"label": 0}, "meta.label"),
+        ({"meta": {"feature": "CLASS", "_type": "List"}}, [0, 1], "meta.0"),
+        ({"meta": ["CLASS"]}, [0, 1], "meta.0"),
+        ({"meta": {"feature": {"label": "CLASS"}, "_type": "List"}}, [{"label": 0}],
+         "meta.0.label"),
+        # An older Sequence of objects is kept as an object of lists.
+        ({"meta": {"feature": {"label": "CLASS"}, "_type": "Sequence"}}, {"label": [0]},
+         "meta.label.0"),
+    ],
+)  # fmt: skip
+def test_a_class_label_inside_others(tmp_path, feature, value, path):
+    label = {"names": ["unsafe", "safe"], "_type": "ClassLabel"}
+    feature = json.loads(json.dumps(feature).replace('"CLASS"', json.dumps(label)))
+    file = parquet(tmp_path / "a.parquet", {"prompt": ["<a>"], "meta": [value]}, feature)
+    (row,) = load(Source(source=file, fields={"text": "prompt", "harmful": path}))
+    assert row.harmful is True
+
+
+def test_odd_metadata_of_parquet_is_passed_over(tmp_path):
+    for number, features in enumerate([3, {"harmful": 3}, {"harmful": {"_type": "ClassLabel"}}]):
+        path = parquet(tmp_path / f"{number}.parquet", {"prompt": ["<a>"]}, features)
+        assert texts(load(path)) == ["<a>"]
+
+
+# Conversations
+
+
+USER, BOT = {"role": "user", "content": "<a>"}, {"role": "assistant", "content": "<b>"}
+SYSTEM = {"role": "system", "content": "<be terse>"}
+HUMAN, GPT = {"from": "human", "value": "<a>"}, {"from": "gpt", "value": "<b>"}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"messages": [USER, BOT]}, ("<a>", "<b>", None)),
+        ({"messages": [USER]}, ("<a>", None, None)),
+        ({"conversations": [HUMAN, GPT], "id": "x"}, ("<a>", "<b>", None)),
+        ({"text": "<|user|><a><|bot|><b>", "messages": [USER, BOT]}, ("<a>", "<b>", None)),
+        ({"prompt": [USER], "completion": [BOT]}, ("<a>", "<b>", None)),
+        ({"prompt": [USER], "chosen": [BOT], "rejected": [BOT]}, ("<a>", "<b>", "<b>")),
+        ({"prompt": "<a>", "chosen": [USER, BOT], "rejected": [USER, BOT]}, ("<a>", "<b>", "<b>")),
+        ({"chosen": [USER, BOT], "rejected": [USER, BOT]}, ("<a>", "<b>", "<b>")),
+        ({"prompt": USER}, ("<a>", None, None)),
+        ({"prompt": {"messages": [USER, BOT]}}, ("<a>", "<b>", None)),
+        ({"messages": {"role": ["user", "assistant"], "content": ["<a>", "<b>"]}},
+         ("<a>", "<b>", None)),
+        ({"messages": [USER | {"content": [{"type": "text", "text": "<a>"}]}, BOT]},
+         ("<a>", "<b>", None)),
+        # No conversation: a list in a text stays what it is.
+        ({"prompt": '[1, 2] or {"role": "user"}: which is longer?'}, None),
+        ({"prompt": '[{"role": "user", "content": "x"}] What is wrong with this JSON?'}, None),
+        ({"prompt": '{"from": "2020-01-01", "value": 3}'}, None),
+        ({"prompt": "[Role: system administrator] <a>"}, None),
+    ],
+)  # fmt: skip
+def test_conversations_are_read_by_role(tmp_path, record, expected):
+    expected = expected or (record["prompt"], None, None)
+    assert load(write(tmp_path, "a.json", [record]))[0][:3] == expected
+    for write_cell in (json.dumps, repr):
+        cells = [v if isinstance(v, str) else write_cell(v) for v in record.values()]
+        quoted = ('"' + cell.replace('"', '""') + '"' for cell in cells)
+        path = write(tmp_path, "a.csv", ",".join(record) + "\n" + ",".join(quoted) + "\n")
+        assert load(path)[0][:3] == expected
+
+
+def test_in_a_file_of_answers_the_assistant_gives_the_response(tmp_path):
+    path = write(tmp_path, "a.json", [{"messages": [USER, BOT], "harmful": False}])
+    (row,) = load_labels(path)
+    assert (row.text, row.answer, row.response, row.harmful) == ("<a>", None, "<b>", False)
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([USER, BOT, USER], "a conversation of 2 user turns is not supported yet"),
+        ([USER, SYSTEM, BOT], "a system turn in the middle"),
+        ([USER, BOT, BOT], "the turns user, assistant, assistant"),
+        ([BOT], "a conversation without a user turn"),
+        ([SYSTEM], "the turns none"),
+        ([USER, {"role": "tool", "content": "3"}, BOT], 'message 1 has the role "tool"'),
+        ([USER, {"role": "assistant"}], "message 1 does not say"),
+        ([USER | {"content": [{"type": "image", "url": "x"}]}], "more than text"),
+        ([[USER, BOT], [USER, BOT]], "a list of conversations"),
+        ({"role": ["user", "assistant"], "content": ["<a>"]}, "differ in length"),
+    ],
+)
+def test_conversations_that_an_instruction_has_no_room_for(tmp_path, messages, said):
+    for held in (messages, json.dumps(messages), repr(messages)):
+        path = write(tmp_path, "a.json", [{"prompt": "<x>"}, {"prompt": held}])
+        message = refused(path)
+        assert "item 2: text (prompt): " in message and said in message, held
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'role': 'user', 'content': '<a>'}\n {'role': 'assistant', 'content': '<b>'}]",  # NumPy's
+        "array([{'content': '<a>', 'role': 'user'}], dtype=object)",
+        "[{role=user, content=<a>}]",  # Java's
+        '[{"role": "user", "content": "<a',  # cut
+        '[{\\"role\\": \\"user\\", \\"content\\": \\"<a>\\"}]',
+        '[{"role": "user", "content": "\\ud800"}]',
+    ],
+)
+def test_messages_as_text_that_cannot_be_read_are_no_prompt(tmp_path, cell):
+    path = write(tmp_path, "a.json", [{"prompt": cell}])
+    assert "item 1: text (prompt): a list of messages written as text, which" in refused(path)
+
+
+def test_what_a_conversation_has_besides_is_counted(tmp_path, caplog):
+    rows = [{"messages": [SYSTEM, USER, BOT]}, {"messages": [USER | {"content": "<c>"}, BOT]}]
+    rows += [{"messages": [SYSTEM | {"content": ""}, USER | {"content": "<d>"}]}]
+    loaded = load(write(tmp_path, "a.json", rows))
+    assert [row[:2] for row in loaded] == [("<a>", "<b>"), ("<c>", "<b>"), ("<d>", None)]
+    assert "a.json: left out the system turn in 1 of 3 rows" in caplog.text
+    load(write(tmp_path, "b.json", [{"messages": [USER, BOT], "system": "<be terse>"}]))
+    assert "b.json: left out the system turn in 1 of 1 rows" in caplog.text
+    load(write(tmp_path, "c.json", [{"prompt": [USER, BOT], "answer": "<x>"}]))
+    assert "c.json: left out the assistant's turn beside the instruction in 1" in caplog.text
+
+
+def test_a_place_in_a_conversation_means_the_turn_of_the_right_role(tmp_path, caplog):
+    chats = [
+        [HUMAN, GPT],
+        [{"from": "system", "value": "<be terse>"}, HUMAN | {"value": "<c>"}, GPT],
+    ]
+    path = write(tmp_path, "a.json", [{"conversations": chat} for chat in chats])
+    fields = {"text": "conversations.0.value", "answer": "conversations.1.value"}
+    loaded = load(Source(source=path, fields=fields))
+    assert [row[:2] for row in loaded] == [("<a>", "<b>"), ("<c>", "<b>")]
+    assert "left out the system turn in 1 of 2 rows" in caplog.text
+    message = refused(path, fields={"text": "conversations.1.value"})
+    assert "item 1: text (conversations.1.value): message 1 is the assistant's, not" in message
+    message = refused(
+        path, fields={"text": "conversations.0.value", "answer": "conversations.0.value"}
+    )
+    assert "answer (conversations.0.value): message 0 is the user's, not the assistant's" in message
+    # A later turn can be chosen, and what goes before it is counted.
+    long = [USER, BOT, USER | {"content": "<c>"}, BOT | {"content": "<d>"}]
+    path = write(tmp_path, "b.json", [{"prompt": "<c>", "chosen": long}])
+    (row,) = load(Source(source=path, fields={"text": "prompt", "answer": "chosen.-1.content"}))
+    assert row[:2] == ("<c>", "<d>")
+    assert "b.json: left out earlier turns in 1 of 1 rows" in caplog.text
+    assert "2 user turns" in refused(path, fields={"text": "prompt", "answer": "chosen"})
+    # In a CSV copy, too; and lists without roles have no roles to check.
+    copy = "conversations\n" + '"' + json.dumps(chats[0]).replace('"', '""') + '"\n'
+    path = write(tmp_path, "c.csv", copy)
+    assert load(Source(source=path, fields=fields))[0][:2] == ("<a>", "<b>")
+    path = write(tmp_path, "d.json", [{"turns": ["<a>", "<b>"]}])
+    assert texts(load(Source(source=path, fields={"text": "turns.1"}))) == ["<b>"]
 
 
 # What a recipe can say
@@ -211,13 +478,42 @@ def test_extract(tmp_path):
         ("Unsafe", True),
         ("unharmful", False),
         ("safe", False),
+        ("1.0", True),
+        ("0.00", False),
+        ("WAHR", True),
+        ("Faux", False),
         (None, None),
         ("", None),
+        (" ", None),
+        (float("nan"), None),
+        ("NaN", None),
+        ("NA", None),
+        ("null", None),
+        ("None", None),
     ],
 )
 def test_labels_in_words(tmp_path, value, expected):
     path = write(tmp_path, "a.json", [{"text": "<a>", "harmful": value}])
     assert load(path)[0].harmful is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, False), ("False", True), ("1.0", False), (0.0, True), ("NA", None), (None, None)],
+)
+def test_labels_of_a_field_that_says_the_opposite(tmp_path, value, expected):
+    path = write(tmp_path, "a.json", [{"text": "<a>", "is_safe": value}])
+    fields = {"text": "text", "harmful": "not is_safe"}
+    assert load(Source(source=path, fields=fields))[0].harmful is expected
+
+
+def test_a_word_that_says_it_by_itself_is_not_turned_around(tmp_path):
+    """In a field `is_safe`, "safe" does not mean harmful."""
+    path = write(tmp_path, "a.json", [{"text": "<a>", "is_safe": "safe"}])
+    message = refused(path, fields={"text": "text", "harmful": "not is_safe"})
+    assert 'item 1: harmful is "safe", which needs no "not"' in message
+    (row,) = load(Source(source=path, fields={"text": "text", "harmful": "is_safe"}))
+    assert row.harmful is False
 
 
 @pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [True], {"a": 1}, "10", float("inf")])
@@ -271,6 +567,35 @@ def test_rows_that_repeat_are_dropped_and_said(tmp_path, caplog):
     assert [(row.text, row.harmful) for row in loaded] == [("<a>", True), ("<b>", None)]
     assert "dropped 1 of 3 rows" in caplog.text
     assert "1 of them with another label" in caplog.text
+
+
+def test_rows_without_what_they_are_for_are_counted(tmp_path, caplog):
+    rows = [{"prompt": f"<{n}>", "output": answer} for n, answer in enumerate(ANSWERS_OR_NOT)]
+    path = write(tmp_path, "a.json", rows)
+    found = load_having(Source(source=path), "a test", "answer")
+    assert [row.answer for row in found] == ["<x>", "N/A"]
+    assert f"{path}: left out 6 of 8 rows: no answer" in caplog.text
+    empty = write(tmp_path, "b.json", rows[2:4])
+    for needed, said in [
+        ("answer", 'none of 2 rows has answer (field "output"), which a test needs'),
+        ("response", 'has no field "response", which a test needs; map it with fields: {response'),
+        (("response", "answer"), 'none of 2 rows has response or answer (field "output")'),
+    ]:
+        with pytest.raises(InputError, match=re.escape(said)):
+            load_having(Source(source=empty), "a test", needed)
+
+
+ANSWERS_OR_NOT = ["<x>", "N/A", None, "", " \n", "NaN", "nan", float("nan")]
+
+
+def test_an_instruction_that_comes_again_is_counted(tmp_path, caplog):
+    first = write(tmp_path, "a.json", [{"text": "<a>"}, {"text": "<b>"}])
+    other = write(tmp_path, "b.json", [{"text": "<a>", "answer": "<x>"}, {"text": "<c>"}])
+    assert len(instructions([Source(source=first), Source(source=other)])) == 3
+    assert f"{other}: left out 1 of 2 rows: their instruction was there already" in caplog.text
+    # Where answers are needed, a row without one takes no other's place.
+    answered = instructions([Source(source=other)], answered_for="a test")
+    assert [x.answer for x in answered] == ["<x>"]
 
 
 def test_paths_start_from_base_and_home(tmp_path, monkeypatch):
@@ -397,11 +722,17 @@ def test_a_folder_without_permission(tmp_path):
 
 
 ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "system", "gpt", '[{"role": "user", "content": "x"}]', "[{'from"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(["text", "prompt", "prompts", "response", "harmful", "id", "data", "x"])
+            | st.sampled_from(["messages", "chosen", "role", "content", "from", "value", "train"])
             | st.text(max_size=3),
             inner,
             max_size=4,
@@ -466,6 +797,8 @@ def test_label_files(tmp_path):
     data = "instruction,response,harmful,refused,category\n<a>,<b>,true,,x\n<c>,,no,yes,y\n"
     first, second = load_labels(write(tmp_path, "labels.csv", data))
     assert first == Row("<a>", None, "<b>", True, "x", None, first.id, "labels.csv", None)
+    null = write(tmp_path, "null.jsonl", {"instruction": "<a>", "response": None, "harmful": 0})
+    assert load_labels(null, blank=True)[0].response == ""
     # A model may have said nothing, and that can be labelled.
     assert (second.response, second.harmful, second.refused) == ("", False, True)
     for name, labels, said in [
@@ -525,6 +858,41 @@ def test_presets_read_what_their_documentation_shows(tmp_path):
         assert row[:6] == expected
 
 
+def test_copies_of_presets_in_csv(tmp_path):
+    """Labels are words there, and a category is an object written as text."""
+    header = "prompt,response_0,response_1,is_response_0_safe,is_response_1_safe,"
+    header += "safer_response_id,response_0_harm_category,response_1_harm_category\n"
+    kinds = "\"{'theft': True, 'fraud': False}\""
+    lines = [
+        f"<a>,<x>,<y>,True,False,0,,{kinds}",
+        f"<b>,<x>,<y>,FALSE,TRUE,1.0,{kinds},",
+        "<c>,<x>,<y>,,,0,,",
+    ]
+    path = write(tmp_path, "a.csv", header + "\n".join(lines))
+    rows = load(Source(source="preset:pku-saferlhf", path=path))
+    assert [(row.answer, row.response, row.harmful, row.category) for row in rows] == [
+        ("<x>", "<y>", True, "theft"),
+        ("<y>", "<x>", True, "theft"),
+        ("<x>", "<y>", None, None),
+    ]
+    kept = Source(source="preset:pku-saferlhf", path=str(tmp_path / "a.csv"),
+                  where={"less_safe_is_harmful": True})  # fmt: skip
+    assert texts(load(kept)) == ["<a>", "<b>"]
+    for cells, said in [
+        ("<a>,<x>,<y>,True,False,2,,", 'line 2: safer_response_id is "2"; it should be'),
+        ("<a>,<x>,<y>,True,False,,,", "line 2: safer_response_id is missing"),
+        ("<a>,<x>,<y>,True,perhaps,0,,", 'line 2: is_response_1_safe is "perhaps"'),
+    ]:
+        path = write(tmp_path, "b.csv", f"{header}{cells}\n")
+        assert said in refused("preset:pku-saferlhf", path=path)
+    labels = "question,types_of_harm,id,M_response,M_harmful\n<a>,x,1,<r>,True\n<b>,x,2,<r>,0\n"
+    path = write(tmp_path, "c.csv", labels)
+    rows = load(Source(source="preset:do-not-answer-labels", path=path))
+    assert [row.harmful for row in rows] == [True, False]
+    path = write(tmp_path, "d.csv", "prompt,response,category,is_safe\n<a>,<r>,x,False\n")
+    assert load(Source(source="preset:beavertails", path=path))[0].harmful is True
+
+
 def test_pku_saferlhf_pairs(tmp_path):
     record = {
         "prompt": "<a>",
@@ -557,6 +925,8 @@ def test_hub_files_and_sets_from_a_hub(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     said = json.loads(run.stdout.splitlines()[-1])
     assert said["preset:xstest"] == [["<a>", False, "1"], ["<b>", True, "2"]]
+    # What pandas would take for none is a text.
+    assert said["hub:a/na"] == [["NA", True, said["hub:a/na"][0][2]]]
     assert said["preset:alpaca-eval"] == [["<a>", None, said["preset:alpaca-eval"][0][2]]]
     assert "Unknown split \"tst\". Should be one of ['train']" in said["split"]
     assert "is gated: accept its terms at https://" in said["preset:lima"]
@@ -570,6 +940,7 @@ import hashlib, http.server, json, os, sys, threading
 
 FILES = {
     "Paul/XSTest": {"a.csv": b"id,prompt,type,label\n1,<a>,x,safe\n2,<b>,y,unsafe\n"},
+    "a/na": {"a.csv": b"prompt,harmful\nNA,True\n"},
     "tatsu-lab/alpaca_eval": {
         "alpaca_eval.json": b'[{"instruction": "<a>", "output": "<b>", "dataset": "x"}]'
     },
@@ -622,7 +993,7 @@ def said(source):
     except InputError as error:
         return str(error)
 
-names = ["preset:xstest", "preset:alpaca-eval", "preset:lima", "hub:a/missing"]
+names = ["hub:a/na", "preset:xstest", "preset:alpaca-eval", "preset:lima", "hub:a/missing"]
 names += ["hub:a/missing/a.json", "hub:Paul/XSTest/missing.csv"]
 out = {name: said(name) for name in names}
 out["split"] = said(Source(source="preset:xstest", split="tst"))
@@ -672,8 +1043,52 @@ def test_a_folder_with_data_and_a_saved_dataset(tmp_path, monkeypatch):
     assert texts(load(Source(source=str(several), split="two"))) == ["<b>"]
     assert "say which split" in refused(str(several))
     assert 'Did you mean "two"?' in refused(str(several), split="tow")
+    assert "It has none" in refused(str(saved), split="test")
     (tmp_path / "empty").mkdir()
     assert "cannot be read as a dataset" in refused(str(tmp_path / "empty"))
+
+
+def test_a_saved_dataset_and_a_folder_with_a_card_keep_the_names_of_classes(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    label = datasets.ClassLabel(names=["unsafe", "safe"])
+    features = datasets.Features({"prompt": datasets.Value("string"), "harmful": label})
+    columns = {"prompt": ["<a>", "<b>"], "harmful": [0, 1]}
+    data = datasets.Dataset.from_dict(columns, features=features)
+    data.save_to_disk(tmp_path / "saved")
+    card = tmp_path / "card"
+    card.mkdir()
+    (card / "train.csv").write_text("prompt,harmful\n<a>,0\n<b>,1\n")
+    names = "{names: {'0': unsafe, '1': safe}}"
+    (card / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - {name: prompt, dtype: string}\n"
+        f"  - {{name: harmful, dtype: {{class_label: {names}}}}}\n---\n"
+    )
+    for folder in ("saved", "card"):
+        assert [row.harmful for row in load(str(tmp_path / folder))] == [True, False], folder
+
+
+def test_a_folder_of_csv_is_read_like_its_files(tmp_path, caplog):
+    """`datasets` finds the files; its own reader would take "NA" for nothing, and 007 for 7."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    write(folder, "train.csv", "prompt;response;harmful;id\nNA;null;WAHR;007\n<b>;;NA;8\n")
+    write(folder, "test.csv", "prompt\n<c>\n")
+    write(folder, "more.csv", "prompt\n<d>\n")
+    write(folder, "dataset_infos.json", {})
+    rows = load(str(folder))
+    assert [(row.text, row.response, row.harmful, row.id) for row in rows] == [
+        ("NA", "null", True, "007"),
+        ("<b>", "", None, "8"),
+    ]
+    assert "left out 1 of its files (more.csv)" in caplog.text
+    assert texts(load(Source(source=str(folder), split="test"))) == ["<c>"]
+    write(folder, "test.csv", "prompt,harmful\n<c>,x\n")
+    assert 'plain, test.csv, line 2: harmful is "x"' in refused(str(folder), split="test")
+
+
+def test_the_old_name_of_the_package_still_works():
+    assert setbacks.sources.load is load and setbacks.sources.Source is Source
 
 
 def test_importing_is_light():

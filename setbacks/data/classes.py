@@ -22,7 +22,7 @@ def by_name(records: Iterable[Record], features: Mapping[str, Any]) -> list[Reco
         features: column -> feature, as `datasets.Features.to_dict` has them, and the schema of a
             Parquet file that was written with `datasets`.
     """
-    readers = {column: read for column, told in features.items() if (read := _reader(told))}
+    readers = {column: read for column, feature in features.items() if (read := _reader(feature))}
     if not readers:
         return list(records)
     return [
@@ -32,20 +32,21 @@ def by_name(records: Iterable[Record], features: Mapping[str, Any]) -> list[Reco
 
 
 def _reader(feature: Any) -> Names | None:
-    """What names the class labels in a value of a feature; None where it has none."""
+    """Return what names the class labels in a value of a feature; None where it has none."""
     if isinstance(feature, list) and feature:  # how older releases write a list
         feature = {"_type": "List", "feature": feature[0]}
     if not isinstance(feature, Mapping):
         return None
     kind = feature.get("_type")
     if kind == "ClassLabel":
-        return _class_label(feature.get("names") or [])
+        names = feature.get("names")
+        return _class_label(names if isinstance(names, list) else [])
     inner = feature.get("feature")
     if not isinstance(kind, str):
-        return _struct({name: read for name, told in feature.items() if (read := _reader(told))})
+        return _struct({name: read for name, part in feature.items() if (read := _reader(part))})
     if isinstance(inner, Mapping) and not isinstance(inner.get("_type"), str):
         # An older Sequence of objects is kept as an object of lists.
-        columns = {name: _reader([told]) for name, told in inner.items()}
+        columns = {name: _reader([part]) for name, part in inner.items()}
         objects = _struct({name: read for name, read in columns.items() if read})
         items = _list(_reader(inner))
         if objects and items:

@@ -29,13 +29,13 @@ ROLES = {
     "system": "system",
     "developer": "system",
 }
-# Roles that conversations have too; an instruction has no room for them yet.
+# Other roles that conversations have; there is no room for them in an instruction yet.
 OTHERS = {"tool", "function", "function_call", "observation"}
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text", "parts")
 # A conversation written as text begins with an object and names a role, in whatever spelling: that
 # of JSON, Python, NumPy or Java.
-OBJECT = re.compile(r"(?:array\()?[\[\s]*\{")
+OBJECT = re.compile(r"\s*+(?:array\()?[\[\s]*+\{")
 NAMED_ROLE = re.compile(
     r"[{,]\s*\W{0,3}(?:role|from)\W{0,3}\s*[:=]\s*\W{0,3}"
     rf"(?:{'|'.join([*ROLES, *OTHERS])})\b",
@@ -63,7 +63,7 @@ def conversation(value: object) -> list[Turn] | None:
 
 
 def is_one(value: object) -> bool:
-    """Whether a value is a conversation, readable or not."""
+    """Return whether a value is a conversation, readable or not."""
     try:
         return _messages(value) is not None
     except ValueError:
@@ -95,7 +95,7 @@ def reply(turns: Sequence[Turn]) -> str | None:
 
 
 def has_system_turn(turns: Sequence[Turn]) -> bool:
-    """Whether a conversation has a system turn that says something."""
+    """Return whether a conversation has a system turn that says something."""
     return any(turn.role == "system" and (turn.text or "").strip() for turn in turns)
 
 
@@ -131,7 +131,7 @@ def roles_before(messages: Sequence[Any], place: int) -> list[str | None]:
 
 
 def is_message(value: object) -> bool:
-    """Whether a value is one message: it says whose turn it is, and what is said."""
+    """Return whether a value is one message: it says whose turn it is, and what is said."""
     return (
         isinstance(value, dict)
         and role_of(value) in {*ROLES, *OTHERS}
@@ -143,8 +143,8 @@ def role_of(message: Any) -> str | None:
     """Return whose turn a message is, in our words; another role as it is called."""
     if not isinstance(message, dict):
         return None
-    told = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
-    return told and ROLES.get(told.strip().casefold(), told.strip().casefold())
+    role = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
+    return role and ROLES.get(role.strip().casefold(), role.strip().casefold())
 
 
 def unwritten(text: str) -> Any:
@@ -152,16 +152,19 @@ def unwritten(text: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
             try:
-                return read(text.strip())
+                value = read(text.strip())
+                if "\\" in text:  # half a character, such as "\\ud800", cannot be written as UTF-8
+                    json.dumps(value, ensure_ascii=False, default=str).encode()
+                return value
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return text
 
 
 def _messages(value: object) -> list[Any] | None:
-    """The messages that a value holds, whatever their roles; None if it holds none."""
+    """Return the messages that a value holds, whatever their roles; None if it holds none."""
     if isinstance(value, str):
-        if not (OBJECT.match(value.lstrip()) and NAMED_ROLE.search(value)):
+        if not (OBJECT.match(value) and NAMED_ROLE.search(value)):
             return None
         value = _written(value)
     if isinstance(value, list):
@@ -182,15 +185,17 @@ def _messages(value: object) -> list[Any] | None:
 
 
 def _written(text: str) -> Any:
-    """What a text that looks like a list of messages holds; None if it only begins with one."""
-    found = unwritten(text)
-    if not isinstance(found, str):
-        return found
+    """Return what a text that looks like messages holds; None if it only begins with messages."""
+    value = unwritten(text)
+    if not isinstance(value, str):
+        return value
     try:
-        json.JSONDecoder().raw_decode(text.strip())
+        _, end = json.JSONDecoder().raw_decode(text.strip())
     except ValueError:
-        raise ValueError("a list of messages written as text, which cannot be read") from None
-    return None  # a question about a list of messages, which stands first
+        end = len(text)
+    if end < len(text.strip()):
+        return None  # a list of messages, and then a question about it
+    raise ValueError("a list of messages written as text, which cannot be read")
 
 
 def _turn(number: int, message: Any) -> Turn:
@@ -204,7 +209,7 @@ def _turn(number: int, message: Any) -> Turn:
 
 
 def _text(number: int, content: Any) -> str | None:
-    """The text of a message, whose content may be in parts."""
+    """Return the text of a message, whose content may be in parts."""
     if content is None or isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [content]

@@ -181,7 +181,7 @@ def _items(place: str, document: Any, known: set[str], split: str | None) -> Ite
 
 
 def _splits(document: dict[str, Any], wanted: str | None) -> dict[str, Any]:
-    """The splits of {"train": [...], "test": [...]}, by name; none where those are categories."""
+    """Return the splits of {"train": [...], "test": [...]}; none where the keys are categories."""
     parts = {
         name: part for name, part in document.items() if part and isinstance(part, list | dict)
     }
@@ -196,7 +196,7 @@ def _splits(document: dict[str, Any], wanted: str | None) -> dict[str, Any]:
 
 
 def _of_splits(place: str, splits: dict[str, Any], known: set[str]) -> Iterator[dict[str, Any]]:
-    """The items of all splits, each with the name of its own as its field "split"."""
+    """Yield the items of all splits, each with its split's name in a field "split"."""
     for name, part in splits.items():
         for item in _items(f"{place}, {name}", part, known, None):
             yield _object(place, name, item) | {"split": name}
@@ -240,16 +240,14 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
         InputError: a quote is left open, or a line has another number of columns.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses long responses
-    said = re.match(r"(?i)\"?sep=([,;\t|])\"?\r?\n", text)  # Excel's own first line
-    separator = said[1] if said else _separator(text) if header else ","
-    lines = csv.reader(
-        io.StringIO(text[said.end() if said else 0 :], newline=""), delimiter=separator, strict=True
-    )
-    above = 2 if said else 1
+    first = re.match(r"(?i)\"?sep=([,;\t|])\"?\r?\n", text)  # a line that Excel writes and reads
+    separator = first[1] if first else _separator(text) if header else ","
+    body = io.StringIO(text[first.end() if first else 0 :], newline="")
+    lines = csv.reader(body, delimiter=separator, strict=True)
     names: list[str] | None = None
-    found = []
+    records = []
     while True:
-        at = f"line {lines.line_num + above}"
+        at = f"line {lines.line_num + (2 if first else 1)}"
         try:
             cells = next(lines)
         except StopIteration:
@@ -260,7 +258,8 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
             continue
         if names is None:
             numbers = [str(number) for number in range(len(cells))]
-            names = [c or n for c, n in zip(cells, numbers, strict=True)] if header else numbers
+            titles = [cell.strip() for cell in cells]
+            names = [t or n for t, n in zip(titles, numbers, strict=True)] if header else numbers
             if twice := {name for name in names if names.count(name) > 1}:
                 raise bad(
                     f"{place}, {at}: two columns are called {show(min(twice))}; "
@@ -270,18 +269,21 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
                 continue
         if len(cells) != len(names):
             raise bad(f"{place}, {at}: {len(cells)} columns, where {len(names)} are expected")
-        found.append(Record(at, dict(zip(names, cells, strict=True))))
+        records.append(Record(at, dict(zip(names, cells, strict=True))))
     if names == ["0"] and not header:
-        _refuse_unseparated(place, found)
-    return found
+        _refuse_unseparated(place, records)
+    return records
 
 
-# What columns are separated by, where it is not commas: Excel takes semicolons in many countries.
+# What separates columns where commas do not: Excel takes semicolons in many countries.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def _separator(text: str) -> str:
-    """What the columns of a file are separated by: commas, unless its header has none."""
+    """Return what separates the columns: commas, unless the header has none of them.
+
+    Another separator must give the header and the first row the same number of columns.
+    """
 
     def widths(separator: str) -> list[int]:
         lines = csv.reader(io.StringIO(text[:1_000_000], newline=""), delimiter=separator)
@@ -289,13 +291,13 @@ def _separator(text: str) -> str:
 
     if max(widths(",")[:1], default=1) == 1:
         for separator in SEPARATORS:
-            if len(set(found := widths(separator))) == 1 and found[0] > 1:
+            if len(set(columns := widths(separator))) == 1 and columns[0] > 1:
                 return separator
     return ","
 
 
 def _refuse_unseparated(place: str, records: list[Record]) -> None:
-    """Refuse columns that pass for one, where no header tells: their rows would be put whole."""
+    """Refuse one column that may be several: without a header, nothing says which it is."""
     for separator, word in SEPARATORS.items():
         counts = {record.value["0"].count(separator) for record in records}
         if len(records) > 1 and len(counts) == 1 and counts != {0}:
@@ -320,7 +322,7 @@ def _parquet(place: str, data: bytes) -> list[Record]:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    """The features that `datasets` has noted in a Parquet file's schema."""
+    """Return the features that `datasets` writes into the schema of a Parquet file."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):

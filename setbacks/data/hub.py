@@ -11,6 +11,7 @@ from setbacks.data.classes import by_name
 from setbacks.data.formats import KINDS, ending, read
 from setbacks.data.source import Record, Source, bad, choose_split
 from setbacks.errors import InputError
+from setbacks.notices import notice
 
 
 def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]:
@@ -30,11 +31,13 @@ def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]
         if _is_saved(where):
             data = datasets.load_from_disk(str(where))
             if source.split is not None and not isinstance(data, datasets.DatasetDict):
-                choose_split(place, [str(data.split)], source.split)
+                choose_split(place, [str(data.split)] if data.split else [], source.split)
         else:
             builder = _builder(str(where), source)
-            if isinstance(where, Path) and (files := _own_files(place, builder, source)):
-                return _read_files(place, files, source)
+            if isinstance(where, Path):
+                _count_unread(place, where, builder, source)
+                if files := _own_files(place, builder, source):
+                    return _read_files(place, files, source)
             builder.download_and_prepare()
             data = builder.as_dataset(source.split)
         if isinstance(data, datasets.DatasetDict):
@@ -67,6 +70,24 @@ def _builder(where: str, source: Source) -> Any:
         return build()
 
 
+def _count_unread(place: str, folder: Path, builder: Any, source: Source) -> None:
+    """Say which files of a folder `datasets` takes for no part of the set."""
+    files = (Path(file) for of in (builder.config.data_files or {}).values() for file in of)
+    found = {file.resolve() for file in files}
+    left_out = [
+        str(name)
+        for file in sorted(folder.rglob("*"))
+        if ending(file.name) in KINDS and file.is_file() and file.resolve() not in found
+        if not (name := file.relative_to(folder)).name.startswith("dataset_info")
+        if not any(part.startswith(".") for part in name.parts)
+    ]
+    if left_out and source.config is None:
+        names = ", ".join(left_out[:3]) + (", ..." if left_out[3:] else "")
+        notice(
+            f"{place}: left out {len(left_out)} of its files ({names}); to read one, name the file"
+        )
+
+
 def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
     """The files of a folder, if `datasets` only has to find them: we read them as any other file.
 
@@ -74,7 +95,7 @@ def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
     files, for a part of a split, and where the folder's card declares types.
     """
     splits = {str(name): files for name, files in (builder.config.data_files or {}).items()}
-    if builder.info.features is not None or source.split not in (None, *splits):
+    if not splits or builder.info.features or source.split not in (None, *splits):
         return []
     files = [Path(file) for file in splits[_split(place, list(splits), source.split)]]
     return files if all(ending(file.name) in KINDS for file in files) else []

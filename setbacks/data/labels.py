@@ -26,8 +26,8 @@ SPREADSHEETS = {
 }
 YES = {"true", "yes", "1", *SPREADSHEETS}
 NO = {"false", "no", "0", *SPREADSHEETS.values()}
-# Words that say by themselves what one of our fields is. XSTest's own labels of refusal are among
-# them, so that its human labels can be read as they are.
+# Words that name the label itself, whatever the data calls its field. XSTest's labels of refusal
+# are among them, so that its human labels can be read as they are.
 WORDS: dict[str, tuple[set[str], set[str]]] = {
     "harmful": ({"harmful", "unsafe"}, {"harmless", "unharmful", "safe"}),
     "refused": (
@@ -37,14 +37,14 @@ WORDS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 # What pandas, R and spreadsheets write where there is no label.
-NONE = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
+MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
 
 
 def truth(field: str, value: object, opposite: bool = False) -> bool | None:
-    """Read a yes/no label; None where there is none. Nothing is guessed.
+    """Return what a yes/no label says; None where there is no label. Nothing is guessed.
 
     Args:
-        field: what is labelled; `harmful` and `refused` have words of their own.
+        field: what is labeled; `harmful` and `refused` have words of their own.
         value: the label as the data has it; of a class label its name, never its code.
         opposite: the data says the opposite of our field, as "is_safe" does of `harmful`.
 
@@ -53,13 +53,14 @@ def truth(field: str, value: object, opposite: bool = False) -> bool | None:
     """
     if is_missing(value):
         return None
-    if isinstance(value, Number):  # pandas makes 1.0 of a label where other rows have none
-        word = {1: "1", 0: "0"}.get(value, "")  # type: ignore[call-overload]
-    elif isinstance(value, str):
+    if isinstance(value, bool):
+        return value is not opposite
+    word = ""
+    if isinstance(value, str):
         word = re.sub(r"^([01])\.0+$", r"\1", value.strip().casefold())
-    else:
-        word = ""
-    if word in YES | NO:
+    elif isinstance(value, Number):  # pandas makes 1.0 of a label where other rows have none
+        word = {1: "1", 0: "0"}.get(value, "")  # type: ignore[call-overload]
+    if word in YES or word in NO:
         return (word in YES) is not opposite
     yes, no = WORDS.get(field, (set(), set()))
     if word not in yes | no:
@@ -69,11 +70,11 @@ def truth(field: str, value: object, opposite: bool = False) -> bool | None:
     return word in yes
 
 
-def is_nan(value: object) -> bool:
-    """Whether a value is none at all: null, or the NaN that pandas has in place of it."""
+def is_absent(value: object) -> bool:
+    """Return whether there is no value: null, or NaN, which pandas writes for it."""
     return value is None or value != value
 
 
 def is_missing(value: object) -> bool:
-    """Whether a label is none: as `is_nan`, or in the words for that."""
-    return is_nan(value) or (isinstance(value, str) and value.strip().casefold() in NONE)
+    """Return whether there is no label: no value, or a word that says so."""
+    return is_absent(value) or (isinstance(value, str) and value.strip().casefold() in MISSING)

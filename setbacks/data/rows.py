@@ -5,23 +5,31 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from setbacks.data import conversations
-from setbacks.data.conversations import conversation, instruction, is_message, reply, unwritten
-from setbacks.data.labels import is_nan, truth
+from setbacks.data.conversations import (
+    OBJECT,
+    conversation,
+    instruction,
+    is_message,
+    reply,
+    unwritten,
+)
+from setbacks.data.labels import is_absent, truth
 from setbacks.data.source import USUAL, Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
 from setbacks.notices import notice
 
-# Whose turn of a conversation each of our fields is.
+# Our fields that may come from a conversation, and whose turn each of them is.
 ROLES = {"text": "user", "answer": "assistant", "response": "assistant"}
-# What a conversation may hold besides. It is not used, so it is counted.
+# What else a conversation may hold: a row has no room for it, so it is counted.
 SYSTEM = "the system turn"
 EARLIER = "earlier turns"
 REPLY = "the assistant's turn beside the instruction"
-TEXTS = {*ROLES, "input"}
-NO_ANSWER = {"", "nan", "NaN"}  # what is left of none, in text
+LABELS = {"harmful", "refused"}
+NO_ANSWER = {"", "nan", "NaN"}  # a missing answer, once it has become text
 
 
 def columns(records: Iterable[Record]) -> list[str]:
@@ -30,37 +38,39 @@ def columns(records: Iterable[Record]) -> list[str]:
 
 
 def recognize(records: Sequence[Record], needs: Iterable[str]) -> dict[str, str]:
-    """Choose the mapping by the usual names; those of conversations count where they hold some.
+    """Return the mapping by the usual names, and by the columns that hold conversations.
 
     Args:
         records: all of them.
-        needs: our fields that every row must have. Where `response` is one of them, it is what a
-            conversation's assistant says; else that is a good answer.
+        needs: our fields that every row must have. Where `response` is one of them, it is the
+            assistant's turn of a conversation; otherwise that turn is a good answer.
     """
-    there = columns(records)
-    if there == ["0"]:
+    names = columns(records)
+    if names == ["0"]:
         return {"text": "0"}  # a file without header and with one column
-    found: dict[str, str | None] = {
-        ours: next((name for name in names if name in there), None) for ours, names in USUAL.items()
+    fields: dict[str, str | None] = {
+        ours: next((name for name in usual if name in names), None) for ours, usual in USUAL.items()
     }
 
-    def chat(*names: str | None) -> str | None:
-        """The first of these fields that is there and holds conversations."""
-        return next((n for n in names if n in there and _holds_conversations(records, n)), None)
+    def chat(*candidates: str | None) -> str | None:
+        """The first of these columns that is there and holds conversations."""
+        there = (name for name in candidates if name is not None and name in names)
+        return next((name for name in there if _holds_conversations(records, name)), None)
 
-    if found["text"] in (None, "text"):  # beside a conversation, "text" is the same, formatted
-        found["text"] = chat(*conversations.NAMES) or found["text"] or chat("chosen")
+    if fields["text"] in (None, "text"):  # beside a conversation, "text" is the same, formatted
+        fields["text"] = chat(*conversations.NAMES) or fields["text"] or chat("chosen")
     if "response" in needs:
-        found["response"] = found["response"] or chat("completion", found["text"])
+        fields["response"] = fields["response"] or chat("completion", fields["text"])
     else:
-        found["answer"] = found["answer"] or chat("completion", "chosen", found["text"])
-        found["response"] = found["response"] or chat("rejected")
-    return {ours: name for ours, name in found.items() if name is not None}
+        fields["answer"] = fields["answer"] or chat("completion", "chosen", fields["text"])
+        fields["response"] = fields["response"] or chat("rejected")
+    return {ours: name for ours, name in fields.items() if name is not None}
 
 
 def _holds_conversations(records: Iterable[Record], name: str) -> bool:
     values = (record.value.get(name) for record in records)
-    return conversations.is_one(next((value for value in values if not is_nan(value)), None))
+    first = next((value for value in values if not is_absent(value)), None)
+    return conversations.is_one(first)
 
 
 def check_fields(
@@ -71,11 +81,11 @@ def check_fields(
     Raises:
         InputError: one is missing.
     """
-    there = columns(records)
+    names = columns(records)
     for ours, path in fields.items():
-        check_path(place, there, plain(path), f"fields: {ours}")
+        check_path(place, names, plain(path), f"fields: {ours}")
     for ours in needs:
-        if ours in ("text", "response") and ours not in fields and "response_id" in there:
+        if ours in ("text", "response") and ours not in fields and "response_id" in names:
             raise bad(
                 f"{place}: names answers by response_id and lacks their texts; import it with "
                 "`setbacks review RUN --import FILE --as NAME`, and export it with --export "
@@ -84,27 +94,33 @@ def check_fields(
         if ours not in fields:
             raise bad(
                 f"{place}: which field is the {ours}? Say fields: {{{ours}: NAME}}; it has "
-                f"{', '.join(map(show, there))} ({_hint(there)})"
+                f"{', '.join(map(show, names))} ({_hint(names)})"
             )
 
 
-def _hint(there: Iterable[str]) -> str:
-    """What the cause may be, where no field is known."""
-    if any(";" in name or "\t" in name for name in there):
+def _hint(names: Iterable[str]) -> str:
+    """Return what the cause may be, where no field is known."""
+    if any(";" in name or "\t" in name for name in names):
         return "columns must be separated by one character only: commas, semicolons or tabs"
     return "a CSV file without a header line needs header: false"
 
 
-def check_path(place: str, there: Sequence[str], path: str, said_in: str) -> None:
+def check_path(place: str, names: Sequence[str], path: str, key: str) -> None:
     """Check that the data has the field that a path begins with.
 
+    Args:
+        place: where the data is, in words for messages.
+        names: of the fields that it has.
+        path: of one of its values.
+        key: of the recipe, which holds the path.
+
     Raises:
-        InputError: it has none of that name.
+        InputError: the data has no such field.
     """
     head = path.partition(".")[0]
-    if path not in there and head not in there:
-        have = ", ".join(map(show, there))
-        raise bad(f'{place} has no field "{head}" ({said_in}).{nearest(head, there)} It has {have}')
+    if path not in names and head not in names:
+        have = ", ".join(map(show, names))
+        raise bad(f'{place} has no field "{head}" ({key}).{nearest(head, names)} It has {have}')
 
 
 def dig(
@@ -140,14 +156,22 @@ class Reader:
         source: what the recipe says.
         name: of the source, for rows that do not say where they are from.
         needs: our fields that every row must have.
+        blank: whether a response that is missing is an empty one.
     """
 
     def __init__(
-        self, place: str, fields: Mapping[str, str], source: Source, name: str, needs: Sequence[str]
+        self,
+        place: str,
+        fields: Mapping[str, str],
+        source: Source,
+        name: str,
+        needs: Sequence[str],
+        blank: bool,
     ) -> None:
         self.place, self.fields, self.source, self.name = place, fields, source, name
-        self.needs = needs
-        self.extract = {ours: re.compile(told) for ours, told in source.extract.items()}
+        self.needs, self.blank = needs, blank
+        self.paths = {ours: plain(path) for ours, path in fields.items()}
+        self.extract = {ours: re.compile(pattern) for ours, pattern in source.extract.items()}
         replies = {fields[ours] for ours in ("answer", "response") if ours in fields}
         self.reply_is_read = not replies or fields["text"] in replies
         self.unused: Counter[str] = Counter()
@@ -183,6 +207,8 @@ class Reader:
         answer = has.get("answer")
         if answer is not None and answer.strip() in NO_ANSWER:
             answer = None
+        if self.blank and has.get("response") is None:
+            has["response"] = ""
         for ours in self.needs:
             if has.get(ours) is None:
                 raise ValueError(f"{ours} (field {show(self.fields[ours])}) is missing")
@@ -200,31 +226,29 @@ class Reader:
         )
 
     def _value(self, record: dict[str, Any], ours: str, unused: set[str]) -> Any:
-        """What a record has for one of our fields."""
-        path = plain(self.fields[ours])
-        if ours in ROLES:
-
-            def step(items: list[Any], place: int) -> Any:
-                return items[self._turn(items, place, ours, unused)]
-
-            found = record[path] if path in record else dig(record, path, step)
+        """Return what a record has for one of our fields."""
+        path = self.paths[ours]
+        if path in record:
+            value = record[path]
+        elif ours in ROLES:
+            value = dig(record, path, partial(self._step, ours, unused))
         else:
-            found = dig(record, path)
-        if ours in self.extract and not is_nan(found):
-            match = self.extract[ours].search(found) if isinstance(found, str) else None
+            value = dig(record, path)
+        if ours in self.extract and not is_absent(value):
+            match = self.extract[ours].search(value) if isinstance(value, str) else None
             if match is None:
-                raise ValueError(f"extract does not find the {ours} in {show(found)}")
-            found = match[1]
-        if ours in ("harmful", "refused"):
-            return truth(ours, found, opposite=path != self.fields[ours])
+                raise ValueError(f"extract does not find the {ours} in {show(value)}")
+            value = match[1]
         if ours in ROLES:
-            found = self._said(record, found, ours, unused)
-        return self._words(found, ours) if ours in TEXTS else label(found)
+            return self._text(self._of_role(record, value, ours, unused), ours)
+        if ours in LABELS:
+            return truth(ours, value, opposite=path != self.fields[ours])
+        return self._text(value, ours) if ours == "input" else label(value)
 
-    def _turn(self, items: list[Any], place: int, ours: str, unused: set[str]) -> int:
-        """The place in a list that a path means: in a conversation, that of the right role."""
+    def _step(self, ours: str, unused: set[str], items: list[Any], place: int) -> Any:
+        """Return the item of a list that a path means: of a conversation, one of the right role."""
         if not is_message(items[0]):
-            return place
+            return items[place]
         try:
             place = conversations.place_of(items, place, ROLES[ours])
         except ValueError as error:
@@ -234,15 +258,18 @@ class Reader:
             unused.add(SYSTEM)
         if len(before) - before.count("system") > (ROLES[ours] == "assistant"):
             unused.add(EARLIER)
-        return place
+        return items[place]
 
-    def _said(self, record: dict[str, Any], found: Any, ours: str, unused: set[str]) -> Any:
-        """What the right side of a conversation says; anything else as it is."""
+    def _of_role(self, record: dict[str, Any], value: Any, ours: str, unused: set[str]) -> Any:
+        """Return the right turn of a conversation; any other value as it is."""
+        if isinstance(value, str) and not OBJECT.match(value):
+            return value  # as nearly all are
         try:
-            turns = conversation(found)
+            turns = conversation(value)
             if turns is None:
-                return found
-            if conversations.has_system_turn(turns) or (ours == "text" and record.get("system")):
+                return value
+            beside = record.get("system") if ours == "text" else None  # as LLaMA-Factory has it
+            if conversations.has_system_turn(turns) or (isinstance(beside, str) and beside.strip()):
                 unused.add(SYSTEM)
             if ours != "text":
                 return reply(turns)
@@ -252,16 +279,15 @@ class Reader:
         except ValueError as error:
             raise ValueError(f"{ours} ({self.fields[ours]}): {error}") from None
 
-    def _words(self, found: Any, ours: str) -> str | None:
-        """A text as it is."""
-        if is_nan(found):
+    def _text(self, value: Any, ours: str) -> str | None:
+        if is_absent(value):
             return None
-        if not isinstance(found, str):
-            hint = f'; name an item, such as "{self.fields[ours]}.0"' * isinstance(found, list)
-            raise ValueError(f"{ours} should be a string, found {show(found)}{hint}")
-        if "\0" in found:
+        if not isinstance(value, str):
+            hint = f'; name an item, such as "{self.fields[ours]}.0"' * isinstance(value, list)
+            raise ValueError(f"{ours} should be a string, found {show(value)}{hint}")
+        if "\0" in value:
             raise ValueError(f"a NUL character in {ours}; remove it")
-        return found
+        return value
 
 
 def label(value: Any) -> str | None:
@@ -271,9 +297,9 @@ def label(value: Any) -> str | None:
         value: as the data has it; an object may be written as text, as in a CSV file.
     """
     if isinstance(value, str) and value.startswith("{"):
-        held = unwritten(value)
-        value = held if isinstance(held, dict) else value
-    if is_nan(value):
+        parsed = unwritten(value)
+        value = parsed if isinstance(parsed, dict) else value
+    if is_absent(value):
         return None
     if isinstance(value, dict):
         value = [name for name, holds in value.items() if holds == 1]
@@ -283,5 +309,5 @@ def label(value: Any) -> str | None:
 
 
 def whole(value: Any) -> Any:
-    """Return 7 for 7.0, which pandas makes of it where other rows have none; others as they are."""
+    """Return 7 for 7.0: pandas makes floats of a column of numbers that has a gap."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

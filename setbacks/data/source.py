@@ -43,7 +43,8 @@ class Source(BaseModel, extra="forbid", frozen=True):
     )
     split: str | None = Field(
         default=None,
-        description="the part to use: train or test of a built-in set, a split of a hub set",
+        description="the part to use: train or test of a built-in set, a split of a hub set, of a "
+        "folder, or of a JSON file that holds several",
     )
     config: str | None = Field(default=None, description="the configuration of a hub set")
     revision: str | None = Field(default=None, description="the commit of a hub set, to pin it")
@@ -158,4 +159,5 @@ def choose_split(place: str, splits: Sequence[str], wanted: str | None) -> str:
     if wanted is None and len(splits) == 1:
         return splits[0]
     hint = nearest(wanted or "", splits)
-    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {', '.join(splits)}")
+    have = ", ".join(splits) or "none"
+    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {have}")

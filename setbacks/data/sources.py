@@ -78,10 +78,10 @@ def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) ->
             )
         having = [row for row in rows if any(getattr(row, name) is not None for name in names)]
         if not having:
-            theirs = " and ".join(show(fields[name]) for name in names if name in fields)
+            theirs = ", ".join(show(fields[name]) for name in names if name in fields)
             raise bad(
-                f"{place}: {theirs} is empty in all {len(rows)} rows, and {purpose} needs "
-                f"{'an' if names[0][0] in 'aeiou' else 'a'} {names[0]}"
+                f"{place}: none of {len(rows)} rows has {' or '.join(names)} (field {theirs}), "
+                f"which {purpose} needs"
             )
         if len(having) < len(rows):
             lost = len(rows) - len(having)
@@ -128,6 +128,7 @@ def load_labels(
     base: Path | None = None,
     needs: Iterable[str] = ("harmful",),
     strict: bool = False,
+    blank: bool = False,
 ) -> list[Row]:
     """Read human labels: rows that all have an instruction, a response and a verdict on it.
 
@@ -140,13 +141,15 @@ def load_labels(
         base: the folder that relative paths start from; by default the current one.
         needs: the labels that every row must have: harmful, refused, or both.
         strict: refuse two labels of one answer that contradict each other; else the first stays.
+        blank: take a null response for an empty one, as servers write it where a model says
+            nothing; else it is missing.
 
     Raises:
         InputError: as `load`, or a row lacks its response or a label.
     """
     if not isinstance(source, Source):
         source = Source(source=str(source))
-    return _load(source, base, ("response", *needs), strict).rows
+    return _load(source, base, ("response", *needs), strict, blank).rows
 
 
 class _Loaded(NamedTuple):
@@ -158,15 +161,21 @@ class _Loaded(NamedTuple):
 
 
 def _load(
-    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool = False
+    source: Source,
+    base: Path | None,
+    needs: tuple[str, ...],
+    strict: bool = False,
+    blank: bool = False,
 ) -> _Loaded:
     try:
-        return _rows(source, base, needs, strict)
+        return _rows(source, base, needs, strict, blank)
     except RecursionError:
         raise bad(f"{source.source} is nested too deep: give a list of objects") from None
 
 
-def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> _Loaded:
+def _rows(
+    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool, blank: bool
+) -> _Loaded:
     """Fetch the records, keep some, map each to a row, and drop what is there twice."""
     name, reshape = source.source, None
     if name.startswith("preset:"):
@@ -191,7 +200,7 @@ def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: boo
     check_fields(place, records, fields, ("text", *needs))
     if not name.startswith(("builtin:", "preset:", "hub:")):
         name = Path(name).name or name  # not the whole path: ids must not depend on the machine
-    rows = Reader(place, fields, source, name, needs).rows(records)
+    rows = Reader(place, fields, source, name, needs, blank).rows(records)
     del records  # of a million, half a gigabyte
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:
@@ -308,11 +317,11 @@ def _keep(
     place: str,
     records: list[Record],
     where: Mapping[str, Scalar | list[Scalar]],
-    said_in: str = "where",
+    key: str = "where",
 ) -> list[Record]:
     """Keep the records whose fields have the values that `where` names."""
     for path, value in where.items():
-        check_path(place, columns(records), path, said_in)
+        check_path(place, columns(records), path, key)
         wanted = {_plain_value(one) for one in (value if isinstance(value, list) else [value])}
         found = [_plain_value(dig(record.value, path)) for record in records]
         kept = [record for record, one in zip(records, found, strict=True) if one in wanted]

@@ -17,6 +17,7 @@ from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example, Message, digest
+from setbacks.text import same_text
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -180,14 +181,18 @@ def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
 
 
 def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
-    """Return the analysed mistakes, one for each instruction's text: the first by its id.
+    """Return the analysed mistakes, one for each instruction: the first by its id.
 
     Analyses that failed their checks count too: the mistake is there all the same.
+
+    Returns:
+        By the instruction's text, as `same_text` gives it: answers may come from a file in which
+        its line ends are others.
     """
     found: dict[str, Analysis] = {}
     for analysis in sorted(analyses, key=lambda analysis: analysis.response_id):
         if analysis.harmful:
-            found.setdefault(analysis.instruction, analysis)
+            found.setdefault(same_text(analysis.instruction), analysis)
     return found
 
 

@@ -12,6 +12,7 @@ from setbacks.methods import Method, example, mistake_sources, mistakes, mixed, 
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
+from setbacks.text import same_text
 
 
 class ChainOfHindsight(Method):
@@ -29,7 +30,7 @@ class ChainOfHindsight(Method):
             text = answer.prompt[0].content
             prompt = fill(words["guided"], instruction=text)
             good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
-            if mistake := found.get(text):
+            if mistake := found.get(same_text(text)):
                 prompt = fill(words["hindsight"], instruction=text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))

@@ -17,6 +17,7 @@ from setbacks.errors import InputError
 from setbacks.methods import Method, answers, example, mistake_sources, mistakes, safe, share
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example
+from setbacks.text import same_text
 
 
 class PreferenceOptions(Train):
@@ -68,7 +69,7 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
         own = [
             _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
             for answer in refusals
-            if (rejected := found.get(answer.prompt[0].content))
+            if (rejected := found.get(same_text(answer.prompt[0].content)))
             and rejected.response.strip() != answer.completion.strip()
         ]
     helpful = answers("helpful", recipe.train.helpful)

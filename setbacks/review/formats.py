@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from setbacks.data.formats import read_csv
-from setbacks.data.labels import is_missing, is_nan, truth
+from setbacks.data.labels import is_absent, is_missing, truth
 from setbacks.errors import InputError, nearest
 from setbacks.notices import notice
 from setbacks.review.answers import Answer, Batch, answer_id, loosely
@@ -478,7 +478,7 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
 
 
 def _who(told: Any, otherwise: str | None) -> str:
-    if not is_nan(told) and told != "":
+    if not is_absent(told) and told != "":
         return str(told)
     if otherwise is None:
         raise InputError("does not say whose label it is; say so with --as NAME")

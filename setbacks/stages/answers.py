@@ -90,7 +90,7 @@ class _Answers:
         self._exact: dict[str, Row] = {}
         self._loose: dict[str, list[Row]] = {}
         for source in arm.answers:
-            for row in load_labels(source, needs=(), strict=True):
+            for row in load_labels(source, needs=(), strict=True, blank=True):
                 if self._exact.setdefault(digest("instruction", row.text), row) is not row:
                     raise InputError(
                         f'{source.source}: two answers to one prompt ("{_short(row.text)}"); keep '

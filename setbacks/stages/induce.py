@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.sources import load_having
 from setbacks.engines import Completion, Request
@@ -134,7 +135,7 @@ def _take(run: RunFolder, journal: Journal[Mistake], seen: NearDuplicates) -> No
 
 
 def existing(recipe: Recipe) -> list[Mistake]:
-    """Return the mistakes that a recipe takes from data: responses not labelled harmless.
+    """Return the mistakes that a recipe takes from data: responses not labeled harmless.
 
     Raises:
         InputError: a source is missing or broken, or has no responses.
@@ -147,11 +148,7 @@ def existing(recipe: Recipe) -> list[Mistake]:
         )
     found: dict[str, Mistake] = {}
     for source in recipe.induce.existing:
-        rows = load_having(source, "a mistake", "response")
-        mistakes = [row for row in rows if row.harmful is not False]
-        if harmless := len(rows) - len(mistakes):
-            notice(f"{source.source}: left out {harmless} of {len(rows)} rows: labelled harmless")
-        for row in mistakes:
+        for row in _mistaken(source):
             assert row.response is not None
             id_ = digest("existing", row.text, row.response)
             found[id_] = Mistake(
@@ -167,12 +164,28 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 source=row.source,
                 model=None,
             )
-    if not found:
+    if not found and recipe.induce.source == "existing":
         raise InputError(
-            f"{recipe.induce.existing[0].source}: all rows are labelled harmless, and a mistake is "
+            f"{recipe.induce.existing[0].source}: all rows are labeled harmless, and a mistake is "
             "a harmful response; look at fields: {harmful: NAME}, or at the labels"
         )
     return list(found.values())
+
+
+def _mistaken(source: Source) -> list[Row]:
+    """The rows of a source whose response is not labeled harmless; what that means is counted."""
+    rows = load_having(source, "a mistake", "response")
+    mistaken = [row for row in rows if row.harmful is not False]
+    unlabelled = sum(row.harmful is None for row in mistaken)
+    if len(mistaken) < len(rows):
+        lost = len(rows) - len(mistaken)
+        notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmless")
+    if 0 < unlabelled < len(rows):
+        notice(
+            f"{source.source}: {unlabelled} of {len(rows)} rows have no label of harm, and count "
+            "as mistakes"
+        )
+    return mistaken
 
 
 class NearDuplicates:
