@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import check_adapter
+from setbacks.chat import check_chat
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
-from setbacks.models import check_quantize
+from setbacks.models import check_quantize, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -103,7 +104,13 @@ def check(recipe: Recipe) -> None:
         load(source)
     if recipe.evaluate:
         check_arms(recipe)
-        return
+    else:
+        _check_training(recipe)
+    _check_chats(recipe)
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Look up what a recipe that trains names besides."""
     check_quantize(recipe)
     if recipe.train.start is not None:
         check_adapter(recipe.train.start, recipe.model.model)
@@ -112,3 +119,20 @@ def check(recipe: Recipe) -> None:
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+
+
+def _check_chats(recipe: Recipe) -> None:
+    """Check that conversations can be put to the models that run here; last, since it loads them.
+
+    Guards have conversations of their own, and servers have their own templates.
+    """
+    asked = [*(arm.model for arm in recipe.evaluate)] if recipe.evaluate else [recipe.model]
+    asked += [recipe.analyze.analyst] if not recipe.evaluate else []
+    asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
+    checked: list[Engine] = []
+    for spec in asked:
+        if spec is None or spec in checked or spec.engine not in ("local", "vllm", "ray"):
+            continue
+        trains = spec is recipe.model and not recipe.evaluate
+        check_chat(load_tokenizer(spec), spec, trains=trains)
+        checked.append(spec)
