@@ -16,7 +16,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import takewhile
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MARK = "\ue000{}\ue001"  # private-use characters: no template writes them
+# Private-use characters: no template writes them.
+_MARK, _THOUGHT = "\ue000{}\ue001", "\ue002"
 _MARKER = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)  # how control tokens are spelled
 _CLOSES_THOUGHT = re.compile(r"(?:/|end)[\w:|]{0,9}(?:think|thought|reason)", re.IGNORECASE)
 # Text with all that a template might change: capitals, quotes, blank lines, signs.
@@ -65,7 +65,7 @@ class Turn(NamedTuple):
     role: str
     before: str = ""
     after: str = ""
-    thought: bool = False  # some templates render a thought that comes with an answer
+    thought: str = ""  # some templates render a thought that comes with an answer
 
     @classmethod
     def of(cls, role: str, text: str) -> Turn:
@@ -178,7 +178,7 @@ def plain(tokenizer: Any, text: str) -> list[int]:
     if not spelled or len(text) == 1:
         return ids
     # The tokenizer does not split tokens that it does not call special: cut them here.
-    names = [tokenizer.convert_ids_to_tokens(token) for token in spelled]
+    names = [_name(tokenizer, token) for token in spelled]
     inside = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
     parts = [part for part in re.split(inside, text) if part]
     pieces: Sequence[str] = parts if len(parts) > 1 else text  # one by one, if spelled otherwise
@@ -286,8 +286,14 @@ def _controls_of(tokenizer: Any, state: str) -> Controls:
     for token, added in tokenizer.added_tokens_decoder.items():
         if added.special or looks_like_control(added.content):
             ids.add(token)
-    names = sorted(_folded(name) for name in tokenizer.convert_ids_to_tokens(sorted(ids)))
+    names = sorted(_folded(_name(tokenizer, token)) for token in ids)
     return Controls(frozenset(ids), re.compile("|".join(map(re.escape, names)) or "(?!)"))
+
+
+def _name(tokenizer: Any, token: int) -> str:
+    """How a token is spelled; its form in the vocabulary may be a normalized one."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return str(added.content if added else tokenizer.convert_ids_to_tokens(token))
 
 
 def _state(tokenizer: Any) -> str:
@@ -360,41 +366,37 @@ def _turn_end_of(tokenizer: Any, state: str) -> TurnEnd:
     """
     if not tokenizer.chat_template:
         return TurnEnd()
-    try:
-        _, opening, last = _pieces(tokenizer, [_USER, _ANSWER])
-    except InputError:  # it renders no answers
+    rendered = _optional_pieces(tokenizer, [_USER, _ANSWER])
+    if rendered is None:  # it renders no answers
         return TurnEnd()
+    last = rendered[2]
     middle = (_optional_pieces(tokenizer, [_USER, _ANSWER, _USER]) or [""] * 3)[2]
-    inside = _inside_turn(tokenizer, opening)
+    in_turn = _after_thoughts(tokenizer)
 
     def ends(text: str) -> list[int]:
-        return [token for token in _controls_in(tokenizer, text) if token not in inside]
+        return [
+            token
+            for token in _controls_in(tokenizer, text)
+            if token not in in_turn and _name(tokenizer, token) in text
+        ]
+
+    def up_to(text: str, token: int) -> TurnEnd:
+        name = _name(tokenizer, token)
+        return TurnEnd(text[: text.rindex(name) + len(name)], frozenset([token]))
 
     shared = commonprefix([last, middle])
     if found := ends(shared):
-        name = tokenizer.convert_ids_to_tokens(found[-1])
-        return TurnEnd(shared[: shared.rindex(name) + len(name)], frozenset(found[-1:]))
+        return up_to(shared, found[-1])
     if found := ends(last):
-        name = tokenizer.convert_ids_to_tokens(found[0])
-        return TurnEnd(last[: last.index(name) + len(name)], frozenset(found[:1]))
+        return up_to(last, found[0])
     return TurnEnd("", frozenset(ends(middle)[:1]))  # the next turn's beginning ends this one
 
 
-def _inside_turn(tokenizer: Any, opening: str) -> set[int]:
-    """Return the control tokens that occur in an assistant's turn before its answer is over.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        opening: what the template writes between a user's words and an answer.
-    """
-    user_end = (_optional_pieces(tokenizer, [_USER]) or [""])[-1]
-    thoughtful = _optional_pieces(tokenizer, [_USER, _ANSWER._replace(thought=True)])
-    found: set[int] = set()
-    for text in [opening, *(thoughtful or [])[1:2]]:
-        pairs = zip(_raw(tokenizer, text), _raw(tokenizer, user_end), strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        found |= _controls(tokenizer).ids.intersection(_raw(tokenizer, text)[shared:])
-    return found
+def _after_thoughts(tokenizer: Any) -> set[int]:
+    """Return the control tokens between a thought and an answer: they end no turn."""
+    rendered = _optional_pieces(tokenizer, [_USER, _ANSWER._replace(thought=_THOUGHT)])
+    _, found, after = rendered[1].rpartition(_THOUGHT) if rendered else ("", "", "")
+    return set(_controls_in(tokenizer, after)) if found else set()
 
 
 def _controls_in(tokenizer: Any, text: str) -> list[int]:
@@ -461,7 +463,9 @@ def _prompt(
     answer = _message(blank + "I")
     tail = _ids(tokenizer, [answer], inner=True)
     whole = _ids(tokenizer, [*prompt.parts, answer])
-    return prompt._replace(ids=whole[: -len(tail)]) if whole[-len(tail) :] == tail else prompt
+    ids = whole[: -len(tail)]
+    same = whole == ids + tail and tokenizer.decode(ids) == tokenizer.decode(prompt.ids)
+    return prompt._replace(ids=ids) if same else prompt
 
 
 def _as_asked(tokenizer: Any, parts: Sequence[Part], blank: str = "") -> Prompt:
@@ -590,7 +594,9 @@ def _render(
         {
             "role": turn.role,
             "content": [{"type": "text", "text": text}] if in_parts else text,
-            **({"thinking": "x", "reasoning_content": "x"} if turn.thought else {}),
+            # Under one of these names; an empty one is left out.
+            "thinking": turn.thought or None,
+            "reasoning_content": turn.thought or None,
         }
         for turn, text in zip(turns, texts, strict=True)
     ]
@@ -686,9 +692,8 @@ def _warnings(
             f"its generation prompt ends with {more!r}, and its rendering of an answer does not "
             "have it; prompts here leave it out, and the model may still think before it answers"
         )
-    end = _turn_end(tokenizer)
-    if not end.text and not end.stops and rendered[-1].strip():
+    if not any(_turn_end(tokenizer)):
         yield (
-            f"its chat template ends an answer with the text {rendered[-1]!r} and with no special "
-            f"token; answers end only at {tokenizer.eos_token}"
+            "its chat template ends an answer with no special token; an answer ends only where the "
+            f"model writes {tokenizer.eos_token or 'one of its generation config'}"
         )
