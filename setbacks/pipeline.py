@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import check_adapter
+from setbacks.chat import check_chat
 from setbacks.data import Source, load
 from setbacks.embedded import resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.methods import open_method
-from setbacks.models import check_quantize
+from setbacks.models import check_quantize, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -104,7 +106,13 @@ def check(recipe: Recipe) -> None:
         load(source)
     if recipe.evaluate:
         check_arms(recipe)
-        return
+    else:
+        _check_training(recipe)
+    _check_chats(recipe)
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Look up what a recipe that trains names besides."""
     check_quantize(recipe)
     if recipe.train.start is not None:
         check_adapter(recipe.train.start, recipe.model.model)
@@ -123,3 +131,26 @@ def _is_used(engine: Engine, recipe: Recipe) -> bool:
         judge_.engine is None and "engine" in signature(plugin("judges", judge_.judge)).parameters
         for judge_ in recipe.judges
     )
+
+
+def _check_chats(recipe: Recipe) -> None:
+    """Check that conversations can be put to the models that run here; last, since it loads them.
+
+    Guards have conversations of their own, and servers have their own templates.
+    """
+    if recipe.evaluate:
+        asked = [arm.model for arm in recipe.evaluate]
+    else:
+        asked = [recipe.model, recipe.analyze.analyst]
+    asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
+    for spec in asked:
+        if spec is not None and spec.engine in ("local", "vllm", "ray"):
+            trains = spec is recipe.model and not recipe.evaluate
+            _check_chat(spec.model_dump_json(), trains)
+
+
+@cache
+def _check_chat(spec: str, trains: bool) -> None:
+    """Check one model, and warn of it, once: the runs of a comparison have the same models."""
+    engine = Engine.model_validate_json(spec)
+    check_chat(load_tokenizer(engine), engine, trains=trains)

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
-from setbacks.chat import encode
+from setbacks.chat import encode_request, stop_tokens, written
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.engines.decoding import Running, decode_by_products, likeliest, pack
 from setbacks.engines.reading import read
 from setbacks.errors import InputError
 from setbacks.models import load_model, load_tokenizer, no_memory
-from setbacks.records import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,9 +87,7 @@ class Local(Engine):
             ]
         return [
             Completion(
-                text=(
-                    request.prefill + self._tokenizer.decode(tokens, skip_special_tokens=True)
-                ).strip(),
+                text=written(self._tokenizer, prompt, tokens, request.prefill),
                 finish="stop" if stopped else "length",
                 prompt_tokens=len(prompt),
                 tokens=len(tokens),
@@ -187,7 +184,8 @@ class Local(Engine):
         import torch
 
         model, device = self._model, self._model.device
-        stops = torch.tensor(sorted(stop_tokens(model, self._tokenizer)), device=device)
+        ends = stop_tokens(model, self._tokenizer, self.spec.chat_template)
+        stops = torch.tensor(sorted(ends), device=device)
         pad = self._tokenizer.pad_token_id or 0
         # A prompt that is asked several times (candidates of one analysis) is read once.
         different = list(dict.fromkeys(map(tuple, prompts)))
@@ -282,30 +280,6 @@ class Local(Engine):
 
 def _begins(tail: list[int], other: list[int]) -> bool:
     return other[: len(tail)] == tail
-
-
-def encode_request(
-    tokenizer: Any, request: Request, spec: Spec, language: str, option: str = ""
-) -> list[int]:
-    """Return the ids of a request, and of an option after its prefill."""
-    turns = [Message(role="user", content=request.prompt)]
-    if request.reply is not None:
-        turns.append(Message(role="assistant", content=request.reply))
-    return encode(
-        tokenizer,
-        turns,
-        prefill=request.prefill + option,
-        template=spec.chat_template,
-        language=language,
-        variables=request.template,
-    )
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end a turn: the generation config's and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
 
 
 def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from setbacks.adapters import check_adapter, check_tokenizer
+from setbacks.chat import encode_request, stop_tokens, written
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.engines.local import encode_request
@@ -107,6 +108,8 @@ class VLLM(Engine):
             encode_request(self._tokenizer, request, self.spec, self.language)
             for request in requests
         ]
+        # Those of the generation config are vLLM's own affair.
+        ends = sorted(stop_tokens(None, self._tokenizer, self.spec.chat_template))
         told = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
@@ -114,6 +117,7 @@ class VLLM(Engine):
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 seed=request.seed % 2**63,
+                stop_token_ids=ends,
             )
             for request in requests
         ]
@@ -127,16 +131,17 @@ class VLLM(Engine):
         except (ValueError, OSError) as error:
             raise InputError(f"{self.name}: vLLM: {_line(error)}") from error
         completions = []
-        for request, output in zip(requests, made, strict=True):
+        for request, prompt, output in zip(requests, prompts, made, strict=True):
             (said,) = output.outputs
-            text = self._tokenizer.decode(said.token_ids, skip_special_tokens=True)
             stopped = said.finish_reason == "stop"
+            # The token that ended it is no text.
+            tokens = said.token_ids[: len(said.token_ids) - stopped]
             completions.append(
                 Completion(
-                    text=(request.prefill + text).strip(),
+                    text=written(self._tokenizer, prompt, tokens, request.prefill),
                     finish="stop" if stopped else "length",
                     prompt_tokens=len(output.prompt_token_ids),
-                    tokens=len(said.token_ids) - stopped,  # the one that ended it is no text
+                    tokens=len(tokens),
                 )
             )
         return completions
