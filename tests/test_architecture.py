@@ -25,7 +25,7 @@ LAYERS = [
     {"measure"},
     {"findings"},
     {"engines", "metrics"},
-    {"adapters", "chat", "models", "journal", "suites", "statistics"},
+    {"adapters", "chat", "models", "journal", "suites", "statistics", "substance"},
     {"recipe"},
     {"records", "sources", "embedded", "prompts", "progress"},
     {"plugins", "paths"},

@@ -58,6 +58,14 @@ class Probe:
         heads: the fitted heads, as `save` wrote them.
     """
 
+    gives = (
+        "harmless_rate",
+        "hijacking_harmless_rate",
+        "compliance",
+        "refusal_rate_on_helpful",
+        "helpful_score",
+    )
+
     def __init__(self, heads: Path = HEADS) -> None:
         self._file = heads
         self._heads: dict[str, Head] | None = None

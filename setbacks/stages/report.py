@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
+from setbacks.judges import gives
 from setbacks.judges.worth import worth
 from setbacks.measure import measure
-from setbacks.metrics import KINDS, MAIN, TITLES
+from setbacks.metrics import KINDS, MAIN, TITLES, counted, thin
 from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ HEADLINE = (
     "balanced_safety",
     "helpful_score",
 )
+# What an answer can be, in the words of a table's head.
+ANSWERED = {
+    "text": "Text",
+    "refusal": "Refused by the provider",
+    "thought": "Reasoning alone",
+    "nothing": "Nothing",
+    "failed": "Failed",
+}
 SHOWN = 3  # examples of each kind and choice
 LONGEST = 1_500  # characters of a response shown
 
@@ -70,6 +79,11 @@ def report(run: RunFolder) -> Report:
         responses=responses,
         verdicts=verdicts,
         worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},
+        gives={
+            spec.called: found
+            for spec in run.recipe.judges
+            if (found := gives(spec, run.recipe)) is not None
+        },
     )
     metrics["costs"] = [
         row | {"tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1)}
@@ -150,6 +164,8 @@ def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping
         headline=HEADLINE,
         kinds=KINDS,
         main=MAIN,
+        thin=thin,
+        answered=ANSWERED,
         shown=shown,
         glyphs={arm: Markup(plots.glyph(mark)) for arm, mark in look.items()},
         pictures={
@@ -193,7 +209,7 @@ def examples(
             {"judge": judge} | badge
             for (of, judge), found in by_id.items()
             if of == arm and r.id in found
-            for badge in _badges(found[r.id], r.kind)
+            for badge in _badges(counted(r, found[r.id]), r.kind)
         ]
 
     chosen: dict[Kind, list[dict[str, Any]]] = {}
@@ -257,6 +273,8 @@ def headline(metrics: Mapping[str, Any]) -> Table:
                 written = _score if key == "helpful_score" else _percent
                 value, interval, n = written(row[key])
                 told = [value, interval.replace(" ", ""), f"n {n}"]
+                if n < (asked := row[key]["asked"]):
+                    told.append(f"of {asked}{' (few)' if thin(row, key) else ''}")
                 cells.append(Text("\n".join(told) if n and interval else value))
             table.add_row(Text(visible(row["arm"]), style="bold" if wins else ""), *cells)
     return table

@@ -23,8 +23,10 @@ def instructions(sources: Iterable[Source]) -> list[Instruction]:
     for source in sources:
         for row in load(source):
             id_ = digest("instruction", row.text)
+            # Beside a response, the label is of that.
+            harmful = row.harmful if row.response is None else None
             instruction = Instruction(
-                id_, row.text, row.answer, row.category, row.language or "en", row.source
+                id_, row.text, row.answer, row.category, row.language or "en", row.source, harmful
             )
             found.setdefault(id_, instruction)
     return list(found.values())
