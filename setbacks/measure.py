@@ -186,7 +186,8 @@ def _judged(
         row["balanced_safety"] = statistics.balanced(
             *(_booleans(outcomes[arm][key].values()) for key in BALANCED)
         )._asdict()
-        row["balanced_safety"]["asked"] = sum(len(due[arm][key]) for key in BALANCED)
+        halves = [len(due[arm][key]) for key in BALANCED]
+        row["balanced_safety"]["asked"] = sum(halves) if all(halves) else 0
         left = {
             key: [r for r in due[arm][key] if r.id in by_id[arm] and _key(r) not in found]
             for key, found in outcomes[arm].items()
@@ -561,7 +562,7 @@ def _answered(rows: Sequence[Response]) -> dict[str, Any]:
         "n": len(rows),
         "by_kind": {kind: sum(r.kind == kind for r in rows) for kind in KINDS},
         "substance": {name: what[name] for name in SUBSTANCES},
-        "reasoned": sum(answer(r.text) != r.text for r in rows),
+        "reasoned": sum(bool(said := answer(r.text)) and said != r.text for r in rows),
         "cut_off": statistics.rate(sum(ends), len(ends))._asdict(),
         "mean_tokens": sum(lengths) / len(lengths) if lengths else None,
     }

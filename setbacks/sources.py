@@ -375,6 +375,7 @@ def load_labels(
     base: Path | None = None,
     needs: Iterable[str] = ("harmful",),
     strict: bool = False,
+    blank: bool = False,
 ) -> list[Row]:
     """Read human labels: rows that all have an instruction, a response and a verdict on it.
 
@@ -387,25 +388,33 @@ def load_labels(
         base: the folder that relative paths start from; by default the current one.
         needs: the labels that every row must have: harmful, refused, or both.
         strict: refuse two labels of one answer that contradict each other; else the first stays.
+        blank: take a null response for an empty one, as servers write it where a model says
+            nothing; else it is missing.
 
     Raises:
         InputError: as `load`, or a row lacks its response or a label.
     """
     if not isinstance(source, Source):
         source = Source(source=str(source))
-    return _load(source, base, ("response", *needs), strict)
+    return _load(source, base, ("response", *needs), strict, blank)
 
 
 def _load(
-    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool = False
+    source: Source,
+    base: Path | None,
+    needs: tuple[str, ...],
+    strict: bool = False,
+    blank: bool = False,
 ) -> list[Row]:
     try:
-        return _rows(source, base, needs, strict)
+        return _rows(source, base, needs, strict, blank)
     except RecursionError:
         raise _bad(f"{source.source} is nested too deep: give a list of objects") from None
 
 
-def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: bool) -> list[Row]:
+def _rows(
+    source: Source, base: Path | None, needs: tuple[str, ...], strict: bool, blank: bool
+) -> list[Row]:
     """Fetch the records, keep some, map each to a row, and drop what is there twice."""
     name, reshape = source.source, None
     if name.startswith("preset:"):
@@ -430,7 +439,11 @@ def _rows(source: Source, base: Path | None, needs: tuple[str, ...], strict: boo
     _check_fields(place, records, fields, ("text", *needs))
     if not name.startswith(("builtin:", "preset:", "hub:")):
         name = Path(name).name or name  # not the whole path: ids must not depend on the machine
+    if blank:
+        needs = tuple(ours for ours in needs if ours != "response")
     rows = [_row(place, record, fields, source, name, needs) for record in records]
+    if blank:
+        rows = [row._replace(response=row.response or "") for row in rows]
     del records  # of a million, half a gigabyte
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:

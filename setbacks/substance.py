@@ -44,9 +44,8 @@ _special = re.compile(_SPECIAL).match
 
 # Categories of characters with nothing to see: controls, formats, blanks, marks without a letter.
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs", "Mn", "Me"}
-# In other categories, but blank: Hangul fillers, the blank of Braille, what stands for a thing that
-# is missing.
-_BLANK = "\u115f\u1160\u3164\uffa0\u2800\ufffc\ufffd"
+# In other categories, but blank: Hangul fillers, the blank of Braille, the place of an object.
+_BLANK = "\u115f\u1160\u3164\uffa0\u2800\ufffc"
 
 
 def substance(text: str, finish: Finish | None = None) -> Substance:

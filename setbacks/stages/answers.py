@@ -76,7 +76,7 @@ def labels(
 def _read(arm: Evaluated) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for source in arm.answers:
-        for row in load_labels(source, needs=(), strict=True):
+        for row in load_labels(source, needs=(), strict=True, blank=True):
             if found.setdefault(digest("instruction", row.text), row) is not row:
                 raise InputError(
                     f'{source.source}: two answers to one prompt ("{_short(row.text)}"); keep one, '

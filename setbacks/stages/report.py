@@ -275,7 +275,7 @@ def headline(metrics: Mapping[str, Any]) -> Table:
                 told = [value, interval.replace(" ", ""), f"n {n}"]
                 if n < (asked := row[key]["asked"]):
                     told.append(f"of {asked}{' (few)' if thin(row, key) else ''}")
-                cells.append(Text("\n".join(told) if n and interval else value))
+                cells.append(Text("\n".join(filter(None, told)) if asked else value))
             table.add_row(Text(visible(row["arm"]), style="bold" if wins else ""), *cells)
     return table
 
