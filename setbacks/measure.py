@@ -26,6 +26,7 @@ from setbacks.metrics import (
     TASKS,
     Key,
     Outcomes,
+    about,
     bare,
     by_prompt,
     counted,
@@ -172,7 +173,7 @@ def _judged(
     judged = {arm: [r for r in rows if r.id in by_id[arm]] for arm, rows in arms.items()}
     due: Due = {
         arm: {
-            key: [r for r in rows if key in gives and r.kind in asked and _due(key, r)]
+            key: [r for r in rows if key in gives and r.kind in asked and about(key, r)]
             for key in METRICS
         }
         for arm, rows in (judged if in_part else arms).items()
@@ -221,12 +222,6 @@ def _given(verdicts: Mapping[str, Sequence[Verdict]]) -> set[str]:
         if any(metric.of(v) is not None for rows in verdicts.values() for v in rows)
     }
     return found or set(MAIN.values())
-
-
-def _due(key: str, r: Response) -> bool:
-    """Whether a response is one of those that a metric is about."""
-    compared = key != "preferred" or bool(r.reference)
-    return r.kind == METRICS[key].kind and compared
 
 
 def _key(r: Response) -> Key:

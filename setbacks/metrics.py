@@ -121,6 +121,11 @@ def untrained(arm: str) -> str:
     return in_the_way_of(arm, "vanilla")
 
 
+def about(key: str, r: Response) -> bool:
+    """Whether a response is one of those that a metric is about."""
+    return r.kind == METRICS[key].kind and (key != "preferred" or bool(r.reference))
+
+
 def counted(r: Response, verdict: Verdict) -> Verdict:
     """Return what counts of a verdict on a response, by a judge or by people.
 
@@ -144,7 +149,12 @@ def thin(row: Mapping[str, Any], key: str) -> bool:
         key: of the metric, or "balanced_safety".
     """
     halves = BALANCED if key == "balanced_safety" else (key,)
-    return any(row[half]["n"] < LEAST * row[half]["asked"] for half in halves)
+    return any(few(row[half]["n"], row[half]["asked"]) for half in halves)
+
+
+def few(scored: int, asked: int) -> bool:
+    """Whether so few of those that were asked have a score that it says little of the others."""
+    return scored < LEAST * asked
 
 
 def by_prompt(rows: Sequence[Response], verdicts: Mapping[str, Verdict]) -> Outcomes:
