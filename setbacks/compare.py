@@ -147,11 +147,13 @@ def findings(
         of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
         table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
         pairs = _pairs(of)
-        answer += _verdict(judge, table, pairs, [arm for arm in arms if _thin(of[arm])])
+        thin = [arm for arm in arms if _thin(of[arm])]
+        answer += _verdict(judge, table, pairs, thin)
         by = f" by {judge}" if len(scores) > 1 else ""
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
         tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
-        pictures.append(_scatter(f"Harmless Rate against compliance{by}", table, f"c{number}"))
+        drawn = {arm: row for arm, row in table.items() if arm not in thin}
+        pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{number}"))
         data["judges"][judge] = {
             "arms": [
                 {"arm": arm}

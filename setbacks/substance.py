@@ -30,6 +30,7 @@ _CLOSING = (
     rf"(?:(?i:</{_NAME}>)|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>"
     r"|<channel\|>|<\|channel\|>final(?:<\|message\|>)?|assistantfinal)"
 )
+_IN_CLOSINGS = ("</", "[/THINK]", "◁/", "|>", "assistantfinal")  # to pass over most texts at once
 # What a decoder can leave standing of a chat template: no words of the model.
 _SPECIAL = (
     r"(?><\|(?:im_start|start|start_header_id)\|>assistant|<[|｜][^<>\n]{1,40}>"
@@ -79,9 +80,10 @@ def _start(text: str) -> int | None:
     A thought may lack its opening mark: chat templates can end with it.
     """
     start = 0
+    marked = any(part in text for part in _IN_CLOSINGS)
     while True:
         opening = _begins_thought(text, start)
-        closing = _closing(text, opening.end() if opening else start)
+        closing = _closing(text, opening.end() if opening else start) if marked else None
         if closing is None:
             return None if opening else start
         if opening is None and _opening(text, start, closing.start()):

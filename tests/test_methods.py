@@ -213,6 +213,18 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     assert {x.completion for x in learnt if x.kind == "choice"} == kept
 
 
+@pytest.mark.parametrize("silent", ["", "\u200b", "<think>Well,"])
+def test_nothing_is_learnt_from_drafts_that_all_say_nothing(recipe, silent):
+    told = recipe(helpful=0)
+    told = told.model_copy(update={"train": told.train.model_copy(update={"start": "adapter"})})
+    choices = [
+        Choice(id=text, instruction="<x>", drafts=[text, silent], p_harmful=[0.1, 0.2], model="m")
+        for text in (silent, "Mix them.")
+    ]
+    made = PosteriorDistillation().examples(told, choices)
+    assert [x.completion for x in made] == ["Mix them."]
+
+
 def test_distillation_without_an_adapter_is_told(recipe):
     with pytest.raises(InputError, match=r"needs train\.start"):
         PosteriorDistillation().examples(recipe(), [])

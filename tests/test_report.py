@@ -298,6 +298,9 @@ def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
     assert "not scored, of 12" in rows["vanilla"]
     assert "n&nbsp;7 of 12" in rows["mistake_analysis"] and "few" not in rows["mistake_analysis"]
     assert "n&nbsp;11 of 12" in rows["vanilla-guided"]
+    picture = text[text.index('id="picture"') : text.index('id="differences"')]
+    assert "which are not drawn: vanilla." in picture
+    assert "vanilla: " not in picture and "vanilla-guided: 5" in picture
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(headline(made.metrics))
     lines = console.export_text().splitlines()

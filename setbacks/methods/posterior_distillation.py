@@ -18,6 +18,7 @@ from setbacks.methods import example, mixed
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import Analysis, Choice, Example, Instruction, digest
 from setbacks.spoken import drafts
+from setbacks.substance import substance
 from setbacks.suites import instructions
 
 if TYPE_CHECKING:
@@ -76,6 +77,6 @@ class PosteriorDistillation:
         own = [
             example("choice", choice.instruction, choice.drafts[0], [choice.id])
             for choice in choices
-            if choice.drafts[0].strip()
+            if substance(choice.drafts[0]) == "text"
         ]
         return mixed(recipe, own)

@@ -165,12 +165,16 @@ def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping
         kinds=KINDS,
         main=MAIN,
         thin=thin,
+        undrawn={
+            judge: [row["arm"] for row in found["arms"] if thin(row, "balanced_safety")]
+            for judge, found in metrics["judges"].items()
+        },
         answered=ANSWERED,
         shown=shown,
         glyphs={arm: Markup(plots.glyph(mark)) for arm, mark in look.items()},
         pictures={
             judge: {
-                "trade_off": Markup(_clean_svg(plots.trade_off(found["arms"], f"t{i}"))),
+                "trade_off": Markup(_clean_svg(plots.trade_off(_comparable(found), f"t{i}"))),
                 "categories": {
                     kind: Markup(_clean_svg(plots.dots(rows, f"c{i}-{kind}", TITLES[MAIN[kind]])))
                     for kind in KINDS[:3]
@@ -294,6 +298,12 @@ def visible(text: str) -> str:
         else c
         for c in text
     )
+
+
+def _comparable(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A judge's rows of arms, without the numbers of those of which too little is scored."""
+    hidden = {"harmless_rate": {"value": None}}
+    return [row | hidden if thin(row, "balanced_safety") else row for row in found["arms"]]
 
 
 def _clean_svg(svg: str) -> str:
