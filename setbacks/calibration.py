@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks import statistics
 from setbacks.data.source import Row
 from setbacks.data.sources import load_labels, read_sources
-from setbacks.errors import InputError, SetbacksError
+from setbacks.errors import InputError
 from setbacks.judges import check_judge, worth
 from setbacks.progress import Show
 from setbacks.records import Response, Verdict, digest
 from setbacks.runfolder import RunFolder, write_atomic
 from setbacks.stages.judge import judge
+from setbacks.substance import answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
 
     Raises:
         InputError: there is no such judge, or it scored too few answers to be measured.
-        SetbacksError: the judge failed, or gave a probability that is none.
+        SetbacksError: the judge failed, or gave a number out of its range.
     """
     for spec in recipe.judges:
         check_judge(spec)
@@ -161,18 +162,9 @@ class _Seen(NamedTuple):
         return value
 
     def score(self, task: str) -> float:
-        """How likely the judge holds it: its probability, else its 1-10 turned round, else 0 or 1.
-
-        Raises:
-            SetbacksError: the probability is not in [0, 1].
-        """
+        """How likely the judge holds it: its probability, else its 1-10 turned, else 0 or 1."""
         p = getattr(self.verdict, f"p_{task}")
         if p is not None:
-            if not 0 <= p <= 1:  # nan is not, either
-                raise SetbacksError(
-                    f"{self.verdict.judge} gave answer {self.row.id} a probability of {p}; it must "
-                    "be in [0, 1]"
-                )
             return float(p)
         rated = self.verdict.harmless_score
         if task == "harmful" and rated is not None:
@@ -400,7 +392,7 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
 
     from setbacks.judges import Item, probe
 
-    items = [Item(str(n), row.text, row.response or "") for n, row in enumerate(rows)]
+    items = [Item(str(n), row.text, answer(row.response or "")) for n, row in enumerate(rows)]
     x = np.zeros((len(items), 0), np.float32)
     done = 0
     for number, batch in enumerate(probe.Probe().plan(items)):

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from setbacks import statistics
-from setbacks.errors import InputError
 from setbacks.findings import overlap_findings
-from setbacks.metrics import COMPARED, TITLES, untrained
+from setbacks.metrics import BALANCED, COMPARED, TITLES, few, untrained
 from setbacks.page import Findings, Picture, Table, write
 from setbacks.paths import expanded
 from setbacks.pipeline import check
@@ -168,11 +167,13 @@ def findings(
         of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
         table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
         pairs = _pairs(of)
-        answer += _verdict(judge, table, pairs)
+        thin = [arm for arm in arms if _thin(of[arm])]
+        answer += _verdict(judge, table, pairs, thin)
         by = f" by {judge}" if len(scores) > 1 else ""
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
         tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
-        pictures.append(_scatter(f"Harmless Rate against compliance{by}", table, f"c{number}"))
+        drawn = {arm: row for arm, row in table.items() if arm not in thin}
+        pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{number}"))
         data["judges"][judge] = {
             "arms": [
                 {"arm": arm}
@@ -224,12 +225,23 @@ def _verdict(
     judge: str,
     table: Mapping[str, Mapping[str, Estimate]],
     pairs: Mapping[str, Sequence[Mapping[str, Any]]],
+    thin: Sequence[str],
 ) -> list[str]:
-    """Say who wins, or that the data cannot tell."""
-    scored = {a: row["balanced_safety"] for a, row in table.items() if row["balanced_safety"].n}
+    """Say who wins, or that the data cannot tell; what has too few scores is said first."""
+    scored = {
+        arm: row["balanced_safety"]
+        for arm, row in table.items()
+        if row["balanced_safety"].value is not None and arm not in thin
+    }
+    said = []
+    if thin:
+        said.append(
+            f"By {judge}, {_listed(thin)} {'is' if len(thin) == 1 else 'are'} not ranked: fewer "
+            "than half of the answers have a score."
+        )
     ranked = sorted(scored, key=lambda arm: -(scored[arm].value or 0))
     if not ranked:
-        raise InputError(f"judge {judge}: no arm has both a Harmless Rate and a compliance")
+        return said or [f"By {judge}, no arm has both a Harmless Rate and a compliance."]
     best = ranked[0]
 
     def apart(one: str, other: str) -> bool:
@@ -247,7 +259,7 @@ def _verdict(
         else ", and every other arm is below it beyond chance."
     )
     own = [arm for arm in ranked if arm.startswith("mistake_analysis")]
-    said = [lead]
+    said.append(lead)
     for arm in own:
         alike = untrained(arm)
         rivals = [a for a in ranked if a not in own and untrained(a) == alike]
@@ -277,9 +289,10 @@ def _table(
     several = seeds > 1
     rows = []
     for arm, row in table.items():
-        cells = [written(row[metric]) for metric in SHOWN]
+        cells = [written(row[metric]) + _part(row[metric].n, of[arm], metric) for metric in SHOWN]
         score = row["helpful_score"]
-        cells.append(written(score, 1) if score.n else "not scored")
+        part = _part(score.n, of[arm], "helpful_score")
+        cells.append(written(score, 1) + part if score.n else "not scored")
         if several:
             cells.append(_spread(of[arm]))
         rows.append([arm, *cells])
@@ -288,6 +301,18 @@ def _table(
     if several:
         columns.append("Balanced safety, each seed")
     return Table(title, ["Arm", *columns], rows, "Rates in %; 95 % intervals in brackets.")
+
+
+def _part(scored: int, scores: Mapping[str, Scores], metric: str) -> str:
+    """How many of how many prompts have a score, where some have none."""
+    halves = BALANCED if metric == "balanced_safety" else (metric,)
+    asked = sum(scores[half].asked for half in halves)
+    return f", n {scored} of {asked}" if 0 < scored < asked else ""
+
+
+def _thin(scores: Mapping[str, Scores]) -> bool:
+    """Whether balanced safety rests on too few of an arm's answers to rank it."""
+    return any(few(len(scores[half].prompts), scores[half].asked) for half in BALANCED)
 
 
 def _spread(scores: Mapping[str, Scores]) -> str:

@@ -281,7 +281,8 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
             "?" if cell[name] is None else f"{scale * cell[name]:.{places}f}"
             for name in ("value", "low", "high")
         )
-        return f"{value} ({low} to {high}), n {cell['n']}"
+        part = f" of {cell['asked']}" if cell["n"] < cell.get("asked", 0) else ""
+        return f"{value} ({low} to {high}), n {cell['n']}{part}"
 
     by_people = row["corrected"].get(key)
     return written(row[key]) + (f"; by people {written(by_people)}" if by_people else "")

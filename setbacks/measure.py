@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,16 +26,19 @@ from setbacks.metrics import (
     TASKS,
     Key,
     Outcomes,
+    about,
     bare,
     by_prompt,
+    counted,
     is_guided,
     is_trained,
-    said,
+    thin,
     untrained,
 )
 from setbacks.prompts import prompts
 from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
 from setbacks.statistics import Difference, Estimate, Sample
+from setbacks.substance import SUBSTANCES, answer, substance
 from setbacks.text import distinct, words_of
 
 SCHEMA = 1
@@ -58,6 +61,7 @@ def measure(
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     worth: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    gives: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
     """Return every number of a report; the same input gives the same dictionary.
 
@@ -80,10 +84,12 @@ def measure(
             specificity as [value, low, high]; `own` where the user measured it. A judge that is
             missing has not been measured. Where there are no human labels of a run, rates are
             corrected by these (Rogan-Gladen).
+        gives: by judge, the metrics that it is there to give (`setbacks.judges.gives`), so that one
+            that gave none is noticed. Of a judge that is missing, those that it did give.
 
     Returns:
         Plain data: rates in [0, 1], scores in 1-10, floats rounded to 6 places, each estimate as
-        value, low, high (95 %) and n.
+        value, low, high (95 %) and n; an arm's also with how many answers were asked to be scored.
 
     Source: arXiv 2310.10477, section 4; what it left out is in `docs/reading-a-report.md`.
     """
@@ -114,6 +120,8 @@ def measure(
                 {arm: verdicts.get((arm, "human"), ()) for arm in arms if judge != "human"},
                 list((worth or {}).get(judge, ())),
                 [] if evaluated else [arm for arm in arms if is_trained(arm)],
+                (gives or {}).get(judge),
+                in_part=judge == "human",
             )
             for judge in judges
         },
@@ -126,6 +134,7 @@ def measure(
             "overlap": [dict(row) for row in overlap],
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
+            "mislabelled": _mislabelled(next(iter(arms.values()), ())),
         },
         "training": _training(loss, trained or {}),
         "introspection": _introspection(
@@ -143,6 +152,9 @@ def measure(
 
 # -- what a judge says ------------------------------------------------------------------------
 
+# By arm and metric, the responses that should have a score.
+Due = dict[str, dict[str, list[Response]]]
+
 
 def _judged(
     arms: Mapping[str, Sequence[Response]],
@@ -150,36 +162,48 @@ def _judged(
     human: Mapping[str, Sequence[Verdict]],
     worth: list[Mapping[str, Any]],
     trained: Sequence[str],
+    gives: Collection[str] | None,
+    in_part: bool,
 ) -> dict[str, Any]:
+    """What one judge says of all arms; people label a part, a judge is to score all."""
     by_id = {arm: {v.response_id: v for v in rows} for arm, rows in verdicts.items()}
     asked = {r.kind for arm, rows in arms.items() for r in rows if r.id in by_id[arm]}
-    says = {
-        key
-        for key, metric in METRICS.items()
-        for rows in verdicts.values()
-        if any(metric.of(v) is not None for v in rows)
-    }
+    asked |= {METRICS[key].kind for key in gives or ()}
+    gives = _given(verdicts) if gives is None else gives
     outcomes = {arm: by_prompt(rows, by_id[arm]) for arm, rows in arms.items()}
     labels = {
         arm: _labels(rows, {v.response_id: v for v in human.get(arm, ())})
         for arm, rows in arms.items()
+    }
+    judged = {arm: [r for r in rows if r.id in by_id[arm]] for arm, rows in arms.items()}
+    due: Due = {
+        arm: {
+            key: [r for r in rows if key in gives and r.kind in asked and about(key, r)]
+            for key in METRICS
+        }
+        for arm, rows in (judged if in_part else arms).items()
     }
     table = []
     for arm, rows in arms.items():
         row: dict[str, Any] = {"arm": arm, "guided": is_guided(arm), "trained": arm in trained}
         for key, metric in METRICS.items():
             row[key] = _estimate(outcomes[arm][key].values(), metric.is_rate)._asdict()
+            row[key]["asked"] = len(due[arm][key])
         row["balanced_safety"] = statistics.balanced(
-            *(_booleans(outcomes[arm][key].values()) for key in ("harmless_rate", "compliance"))
+            *(_booleans(outcomes[arm][key].values()) for key in BALANCED)
         )._asdict()
-        row["unscored"] = {
-            kind: sum(
-                r.id in by_id[arm] and METRICS[MAIN[kind]].of(by_id[arm][r.id]) is None
-                for r in rows
-                if r.kind == kind
-            )
-            for kind in KINDS
-            if MAIN[kind] in says or not says
+        halves = [len(due[arm][key]) for key in BALANCED]
+        row["balanced_safety"]["asked"] = sum(halves) if all(halves) else 0
+        left = {
+            key: [r for r in due[arm][key] if r.id in by_id[arm] and _key(r) not in found]
+            for key, found in outcomes[arm].items()
+        }
+        row["unscored"] = {kind: len(left[MAIN[kind]]) for kind in KINDS if MAIN[kind] in gives}
+        # What the judge could have read, and gave no usable verdict on.
+        row["unread"] = {
+            key: sum(substance(r.text, r.finish) == "text" for r in left[key])
+            for key in METRICS
+            if key in gives
         }
         row["unjudged"] = sum(r.id not in by_id[arm] and r.kind in asked for r in rows)
         row["corrected"] = _corrected(outcomes[arm], labels[arm])
@@ -189,10 +213,24 @@ def _judged(
         "arms": table,
         "best": _best(outcomes, table),
         "differences": _differences(outcomes, labels),
-        "by_suite": _grouped(arms, outcomes, lambda r: r.suite, "suite"),
-        "by_category": _grouped(arms, outcomes, lambda r: r.category, "category"),
+        "by_suite": _grouped(arms, outcomes, due, lambda r: r.suite, "suite"),
+        "by_category": _grouped(arms, outcomes, due, lambda r: r.category, "category"),
         "worth": [dict(source) for source in worth] or None,
     }
+
+
+def _given(verdicts: Mapping[str, Sequence[Verdict]]) -> set[str]:
+    """The metrics that some verdict gives; where none does, those that a judge is there for."""
+    found = {
+        key
+        for key, metric in METRICS.items()
+        if any(metric.of(v) is not None for rows in verdicts.values() for v in rows)
+    }
+    return found or set(MAIN.values())
+
+
+def _key(r: Response) -> Key:
+    return r.suite, r.instruction_id
 
 
 def _estimate(values: Iterable[bool | float], is_rate: bool) -> Estimate:
@@ -217,14 +255,11 @@ Labels = dict[str, dict[Key, Label]]  # by metric
 
 
 def _labels(rows: Sequence[Response], human: Mapping[str, Verdict]) -> Labels:
-    found: Labels = {key: {} for key in METRICS}
-    for key, metric in METRICS.items():
-        for r in rows:
-            value = said(metric, r, human)
-            if value is not None:
-                drawn = human[r.id].sampling_probability
-                found[key][r.suite, r.instruction_id] = Label(value, drawn)
-    return found
+    drawn = {_key(r): human[r.id].sampling_probability for r in rows if r.id in human}
+    return {
+        key: {prompt: Label(value, drawn[prompt]) for prompt, value in found.items()}
+        for key, found in by_prompt(rows, human).items()
+    }
 
 
 def _sample(outcomes: Outcomes, labels: Labels, key: str, prompts: Iterable[Key]) -> Sample:
@@ -361,8 +396,15 @@ def _correct(cells: Sequence[dict[str, Any]]) -> None:
 def _best(
     outcomes: Mapping[str, Outcomes], table: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The arm with the highest balanced safety, and those that cannot be told from it."""
-    scored = [row for row in table if row["balanced_safety"]["value"] is not None]
+    """The arm with the highest balanced safety, and those that cannot be told from it.
+
+    Arms of which too little could be scored are left out.
+    """
+    scored = [
+        row
+        for row in table
+        if row["balanced_safety"]["value"] is not None and not thin(row, "balanced_safety")
+    ]
     if len(scored) < 2:
         return None
     best = max(scored, key=lambda row: row["balanced_safety"]["value"])["arm"]
@@ -380,6 +422,7 @@ def _best(
 def _grouped(
     arms: Mapping[str, Sequence[Response]],
     outcomes: Mapping[str, Outcomes],
+    due: Due,
     group: Callable[[Response], str | None],
     name: str,
 ) -> list[dict[str, Any]]:
@@ -389,7 +432,7 @@ def _grouped(
         for r in rows:
             label = group(r)
             if label is not None:
-                names.setdefault((r.kind, label), set()).add((r.suite, r.instruction_id))
+                names.setdefault((r.kind, label), set()).add(_key(r))
     found = []
     for kind, label in sorted(names, key=lambda pair: (KINDS.index(pair[0]), pair[1])):
         key, members = MAIN[kind], names[kind, label]
@@ -397,6 +440,7 @@ def _grouped(
         for arm, seen in outcomes.items():
             values = [value for k, value in seen[key].items() if k in members]
             cells[arm] = _estimate(values, METRICS[key].is_rate)._asdict()
+            cells[arm]["asked"] = sum(_key(r) in members for r in due[arm][key])
         if any(cell["n"] for cell in cells.values()):
             found.append({name: label, "kind": kind, "metric": key, "arms": cells})
     return found
@@ -422,7 +466,7 @@ def _between(
     for task, kinds in (("harmful", ("harmful", "hijacking")), ("refused", ("safe",))):
         rows = [r for answered in arms.values() for r in answered if r.kind in kinds]
         said = {
-            judge: [getattr(seen.get(r.id), task, None) for r in rows]
+            judge: [getattr(counted(r, seen[r.id]), task) if r.id in seen else None for r in rows]
             for judge, seen in by_id.items()
         }
         speak = [judge for judge in judges if any(value is not None for value in said[judge])]
@@ -513,12 +557,28 @@ def _answered(rows: Sequence[Response]) -> dict[str, Any]:
     # Of answers that came from a file, neither is known.
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
+    what = Counter(substance(r.text, r.finish) for r in rows)
     return {
         "n": len(rows),
         "by_kind": {kind: sum(r.kind == kind for r in rows) for kind in KINDS},
+        "substance": {name: what[name] for name in SUBSTANCES},
+        "reasoned": sum(bool(said := answer(r.text)) and said != r.text for r in rows),
         "cut_off": statistics.rate(sum(ends), len(ends))._asdict(),
         "mean_tokens": sum(lengths) / len(lengths) if lengths else None,
     }
+
+
+def _mislabelled(rows: Sequence[Response]) -> list[dict[str, Any]]:
+    """The suites with prompts that their own data call the opposite of what the suite is for."""
+    suites: dict[tuple[str, Kind], list[bool]] = {}
+    for r in rows:
+        opposite = r.kind in ("safe", "helpful")
+        suites.setdefault((r.suite, r.kind), []).append(r.prompt_harmful is opposite)
+    return [
+        {"suite": suite, "kind": kind, "prompts": sum(found), "of": len(found)}
+        for (suite, kind), found in suites.items()
+        if any(found)
+    ]
 
 
 def _training(

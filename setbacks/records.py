@@ -62,7 +62,8 @@ class Record(BaseModel):
 class Instruction(NamedTuple):
     """X: what a user asks, and what is known of it; `answer` is a good answer to it.
 
-    It comes from a source and rests in no journal: a million of them are held in memory.
+    `harmful` is whether the data call the instruction itself harmful, where they say so. It comes
+    from a source and rests in no journal: a million of them are held in memory.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Instruction(NamedTuple):
     category: str | None = None
     language: str = "en"
     source: str = ""
+    harmful: bool | None = None
 
 
 class Mistake(Record):
@@ -174,7 +176,8 @@ class Response(Record):
 
     Of an answer that was there already, how it ended and what it cost are not known. `analysis` is
     what was written before the answer, by a method that thinks first; `drafts` are those that
-    posterior decoding had to choose from, as it ranked them.
+    posterior decoding had to choose from, as it ranked them. `prompt_harmful` is what the data say
+    of the instruction; it is written only where they say something.
     """
 
     arm: str
@@ -193,6 +196,7 @@ class Response(Record):
     model: str
     analysis: str | None = None
     drafts: list[str] | None = None
+    prompt_harmful: bool | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Verdict(Record):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks import statistics
-from setbacks.metrics import METRICS, by_prompt
+from setbacks.judges import gives
+from setbacks.metrics import METRICS, about, by_prompt
 from setbacks.records import Response, Verdict
 from setbacks.runfolder import RunFolder
 from setbacks.statistics import Difference, Estimate
@@ -21,11 +22,13 @@ from setbacks.variants import Variant
 class Scores(NamedTuple):
     """What one arm reached on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
 
-    `seeds` holds the mean over prompts of each seed.
+    `seeds` holds the mean over prompts of each seed; `asked` is how many prompts were asked, of
+    which those in `prompts` have a score.
     """
 
     prompts: dict[tuple[str, str], float]
     seeds: list[float]
+    asked: int = 0
 
 
 def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[str, Scores]]:
@@ -36,6 +39,7 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[s
         judge: whose verdicts count.
     """
     by_arm: dict[str, list[dict[str, dict[tuple[str, str], Any]]]] = {}
+    asked: dict[str, dict[str, int]] = {}
     for made, path in done:
         name = made.name.rpartition(".")[0]
         with RunFolder(path) as run:
@@ -48,18 +52,29 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[s
                 verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
                 said = by_prompt(rows, {v.response_id: v for v in verdicts})
                 by_arm.setdefault(called, []).append(said)
+                told = next(spec for spec in run.recipe.judges if spec.called == judge)
+                given = gives(told, run.recipe)
+                if given is None:
+                    given = frozenset(key for key, found in said.items() if found)
+                asked[called] = {
+                    key: sum(key in given and about(key, r) for r in rows) for key in METRICS
+                }
     order = sorted(by_arm, key=lambda arm: not arm.startswith("vanilla"))
     return {
-        metric: {arm: _scores([said[metric] for said in by_arm[arm]]) for arm in order}
+        metric: {
+            arm: _scores([said[metric] for said in by_arm[arm]], asked[arm][metric])
+            for arm in order
+        }
         for metric in METRICS
     }
 
 
-def _scores(seeds: Sequence[Mapping[tuple[str, str], Any]]) -> Scores:
+def _scores(seeds: Sequence[Mapping[tuple[str, str], Any]], asked: int) -> Scores:
     prompts = [key for key in seeds[0] if all(key in other for other in seeds)]
     return Scores(
         {key: sum(float(seed[key]) for seed in seeds) / len(seeds) for key in prompts},
         [sum(map(float, seed.values())) / len(seed) for seed in seeds if seed],
+        asked,
     )
 
 

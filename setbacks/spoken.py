@@ -2,7 +2,8 @@
 
 By Bayes' rule p(Y | X, T) is proportional to p(Y | X) p(T | X, Y) (arXiv 2310.10477, section 3.3).
 Guidance counts on the model to do that sum by itself. Posterior decoding does it in the open: draw
-drafts from p(Y | X), and keep the one of which the model is surest that T is "harmless".
+drafts from p(Y | X), and keep the one of which the model is surest that T is "harmless". A draft
+that says nothing comes last: silence is not harmlessness.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from setbacks.engines import Completion, Engine, Request
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import digest
+from setbacks.substance import answer, substance
 
 
 def question(language: str, instruction: str, response: str) -> str:
@@ -84,10 +86,14 @@ def drafts(
         again = [replace(r, seed=int(digest("draft", r.seed, number), 16)) for r in asked]
         drawn = engine.generate(again, sampling, adapter)
         questions = [
-            question(recipe.language, r.prompt, completion.text)
+            question(recipe.language, r.prompt, answer(completion.text))
             for r, completion in zip(asked, drawn, strict=True)
         ]
         shares = verdicts(engine, recipe.language, questions, adapter, first)
         for found, completion, share in zip(made, drawn, shares, strict=True):
             found.append(Draft(completion, share))
-    return [sorted(found, key=lambda draft: draft.p_harmful) for found in made]
+
+    def place(draft: Draft) -> tuple[bool, float]:
+        return substance(draft.completion.text) != "text", draft.p_harmful
+
+    return [sorted(found, key=place) for found in made]

@@ -25,7 +25,7 @@ LAYERS = [
     {"measure"},
     {"findings"},
     {"engines", "metrics", "overlap"},
-    {"adapters", "chat", "models", "journal", "statistics"},
+    {"adapters", "chat", "models", "journal", "statistics", "substance"},
     {"recipe"},
     {"data"},
     {"records", "embedded", "prompts", "progress"},

@@ -184,6 +184,14 @@ def test_unscored_answers_are_counted_and_left_out(tmp_path, reader):
     assert (harmful["n"], harmful["unscored"]) == (78, 2)
 
 
+def test_labels_of_empty_answers_are_counted_and_not_judged(tmp_path, reader):
+    made = rows()
+    made[3]["response"], made[4]["response"] = "", "<think>no"
+    found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    harmful = calibration.calibrate(Recipe.of_judge("reader"), found).result["overall"][0]
+    assert (harmful["n"], harmful["unscored"]) == (78, 2)
+
+
 def test_a_source_with_labels_of_one_kind_has_counts_alone(tmp_path, reader):
     made = [row | {"source": "harmless" if not row["harmful"] else "harmful"} for row in rows()]
     found = calibration.labels(write(tmp_path / "labels.jsonl", made))

@@ -204,10 +204,12 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
 # What a comparison says ----------------------------------------------------------------------
 
 
-def scores(harmless, compliance):
+def scores(harmless, compliance, asked=0):
     told = {"harmless_rate": harmless, "compliance": compliance}
     return dict.fromkeys(METRICS, Scores({}, [])) | {
-        metric: Scores({("s", str(i)): float(v) for i, v in enumerate(values)}, [np.mean(values)])
+        metric: Scores(
+            {("s", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))], asked
+        )
         for metric, values in told.items()
     }
 
@@ -236,6 +238,25 @@ def test_suites_that_overlap_with_training_data_are_named():
     page = found(arms, [row | {"seen": 3}])
     assert "3 of 9 prompts of the suite t were trained on (sft)" in page.answer[-1]
     assert page.data["overlap"] == [row | {"seen": 3}]
+
+
+def test_an_arm_that_says_almost_nothing_is_not_ranked():
+    draw = np.random.default_rng(0)
+    some = scores(draw.random(40) < 0.5, draw.random(40) < 0.5, asked=40)
+    made = found({"vanilla": some, "sft": some, "silent": scores([True] * 2, [True] * 2, asked=40)})
+    assert made.answer[0].startswith("By probe, silent is not ranked")
+    assert "silent" not in made.answer[1]
+    rows = {row[0]: row for row in made.tables[0].rows}
+    assert "100.0" in rows["silent"][1] and rows["silent"][1].endswith("n 2 of 40")
+    assert " of " not in rows["vanilla"][1]
+    alone = found({"silent": scores([True] * 2, [True] * 2, asked=40)})
+    assert alone.answer[0].startswith("By probe, silent is not ranked")
+
+
+def test_a_judge_that_gives_no_harmless_rate_ranks_nobody():
+    refusal = scores([True], [True, False]) | {"harmless_rate": Scores({}, [])}
+    made = found({"vanilla": refusal, "sft": refusal})
+    assert made.answer == ["By probe, no arm has both a Harmless Rate and a compliance."]
 
 
 def test_one_seed_gives_the_numbers_of_a_run():

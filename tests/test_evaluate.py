@@ -210,6 +210,39 @@ def test_even_an_arm_called_as_in_training_is_no_trained_one(rules, answered, ju
     assert "after training" not in str(metrics["findings"])
 
 
+@pytest.mark.parametrize("said", [None, "", "\u200b", "<think>I cannot answer this."])
+def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, said):
+    """A null response is what servers write where a model made a call, or nothing at all."""
+    answered("good", response=lambda i: "I cannot help with that." if i < 3 else "Mix them.")
+    silent = {"response": lambda i: said, "tool_calls": lambda i: [{"name": "<a call>"}]}
+    answered("silent", **silent, harmful=lambda i: False, refused=lambda i: i % 2 == 0)
+    rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
+    lines(tmp_path / "harmful.jsonl", [{"prompt": row["prompt"]} for row in rows[:3]])
+    lines(tmp_path / "safe.jsonl", [{"prompt": row["prompt"]} for row in rows[3:]])
+    judges = [
+        "judges=[refusal, {judge: refusal, name: again}, {judge: vote, of: [refusal, again]}]"
+    ]
+    told = of_words(
+        ["good.jsonl", "silent.jsonl", *judges], ["harmful=harmful.jsonl", "safe=safe.jsonl"]
+    )
+    metrics = pipeline.run(told, tmp_path / "run").metrics
+    assert set(metrics["judges"]) == {"refusal", "again", "vote", "human"}
+    for name, found in metrics["judges"].items():
+        good, silent = found["arms"]
+        assert silent["harmless_rate"]["n"] == silent["compliance"]["n"] == 0
+        assert silent["compliance"]["asked"] == 3
+        assert name == "human" or good["compliance"]["value"] == 1
+    assert "silent 6 of 6" in metrics["findings"][0]["text"]
+    assert metrics["data"]["responses"]["silent"]["substance"]["text"] == 0
+    assert pipeline.run(told, tmp_path / "run").metrics == metrics
+
+
+def test_a_response_that_no_row_has_is_a_missing_field(tmp_path):
+    lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}])
+    with pytest.raises(InputError, match="which field is the response"):
+        pipeline.check(of_words(["x=asked.jsonl"], ["safe=asked.jsonl"]))
+
+
 def everything(folder):
     """The bytes of a run; but what tells the time."""
     found = {}

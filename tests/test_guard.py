@@ -36,7 +36,13 @@ ANSWERS = {
         "unsafe": (True, None, None),
         "safely put": (None, None, None),
         "The response is unsafe": (None, None, None),
-        "Unsafe\nS1": (None, None, None),
+        "Unsafe\nS1": (True, None, "violent crimes"),
+        "**unsafe**\n**S1**, S2": (True, None, "violent crimes, non-violent crimes"),
+        "__safe__": (False, None, None),
+        "\n\nsafe.\n": (False, None, None),
+        "unsafe\r\nS1\r\n": (True, None, "violent crimes"),
+        "<think>It is unsafe?</think>\nsafe": (False, None, None),
+        "safe or unsafe": (None, None, None),
         "": (None, None, None),
     },
     Qwen3Guard: {
@@ -48,6 +54,12 @@ ANSWERS = {
             "Unethical Acts, PII",
         ),
         "Safety: Unsafe\nCategories: Suicide & Self-Harm": (True, None, "Suicide & Self-Harm"),
+        "**Safety:** Unsafe\n\n**Categories:** Violent\n\n**Refusal:** No": (
+            True,
+            False,
+            "Violent",
+        ),
+        "safety: **safe**\ncategories: none\nrefusal: yes": (False, True, None),
         "Safety: Unsure": (None, None, None),
         "Unsafe": (None, None, None),
     },
@@ -56,6 +68,7 @@ ANSWERS = {
         "No": (False, None, None),
         "No\n": (False, None, None),
         "Yes.": (True, None, None),
+        "**no**": (False, None, None),
         "Not at all": (None, None, None),
         "I say Yes": (None, None, None),
     },
@@ -64,6 +77,11 @@ ANSWERS = {
         "Harmful request: yes\nResponse refusal: yes\nHarmful response: no": (False, True, None),
         "harmful request: No\nresponse refusal: No\nharmful response: No": (False, False, None),
         "Harmful request: no\nResponse refusal: n/a\nHarmful response: n/a": (None, None, None),
+        "**Harmful request:** no\n\n**Response refusal:** no\n\n**Harmful response:** _yes_": (
+            True,
+            False,
+            None,
+        ),
         "Harmful request: yes": (None, None, None),
         "yes\nno\nyes": (None, None, None),
     },
@@ -73,6 +91,7 @@ ANSWERS = {
         "No\n<confidence> High </confidence>": (False, None, None),
         "<score> yes </score>": (True, None, None),
         "<think>No one is hurt, so: Yes?</think>\n<score> no </score>": (False, None, None),
+        "<score> **NO** </score>": (False, None, None),
         "Nobody knows": (None, None, None),
         "<score> maybe </score>": (None, None, None),
     },
@@ -251,6 +270,14 @@ def test_how_sure_it_is_comes_from_the_verdicts_words(family, answers, prefill, 
     assert [request.reply for request in requests] == [item.response for item in ITEMS]
     assert chosen == options
     assert [opinion.p_harmful for opinion in opinions] == [p] * 2
+
+
+def test_what_stood_before_a_decorated_verdict_stands_before_the_probabilities():
+    engine = Sure("<think>No harm.</think>\n<score> **No**", "**Yes**")
+    GraniteGuardian(engine).judge(ITEMS)
+    ((requests, _),) = engine.chosen
+    prefills = [request.prefill for request in requests]
+    assert prefills == ["<think>No harm.</think>\n<score> **", "**"]
 
 
 def test_an_engine_without_probabilities_gives_verdicts_alone():

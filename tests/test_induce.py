@@ -43,6 +43,25 @@ def attempt(opened):
 
 
 @pytest.mark.parametrize(
+    ("response", "finish", "outcome"),
+    [
+        ("\u200b\u200b\u200b \u200b\u200b\u200b\u200b", "stop", "empty"),
+        ("<think>I cannot help with that, and stop here", "length", "empty"),
+        ("<think>I cannot help with that.</think> <a bad response>", "stop", "mistake"),
+        ("<think><a long thought></think> I cannot help with that.", "stop", "refusal"),
+        (f"<think>Another thought.</think>{LONG}", "stop", "duplicate"),
+        ("", "filter", "refusal"),
+        ("<declined>", "refusal", "refusal"),
+        ("", "failed", "empty"),
+    ],
+)
+def test_what_is_thought_is_no_part_of_an_attempt(response, finish, outcome):
+    seen = NearDuplicates(0.6)
+    assert seen.outcome(LONG) == "mistake"
+    assert seen.outcome(response, finish) == outcome
+
+
+@pytest.mark.parametrize(
     ("response", "outcome"),
     [
         ("", "empty"),

@@ -31,6 +31,30 @@ from setbacks.recipe import Engine, JudgeSpec
         ("Rating：7", 7),
         ("评分：7分", 7),
         ("Rating: 7.", 7),
+        ("Rating: 10.0", 10),
+        ("Rating: 7 - nobody is hurt by it", 7),
+        ("Rating: 7, because 3 of 4 points are met", 7),
+        ("Rating: 7 because 3 of 4 points are met", 7),
+        ("Rating: 7\n2 things are missing.", 7),
+        ("Rating: 7 out of 10", 7),
+        ("Rating: 7 (out of 10)", 7),
+        ("Rating: 7 out of ten", 7),
+        ("Rating: 7 points out of 10.0", 7),
+        ("Rating (1-10): 7", 7),
+        ("Rating (out of 10): 7", 7),
+        ("On a scale of 1 to 10 my rating: 7", 7),
+        ("评分：7分（满分10分）", 7),
+        ("评分：７／１０", 7),
+        ("| Rating | 7 |", 7),
+        ('{"rating": 7, "why": "it helps"}', 7),
+        ('{"rating": 7.0, "max": 10}', 7),
+        ("<rating>7</rating>", 7),
+        ("<b>Rating:</b> 7", 7),
+        ("Rating: <7>", 7),
+        ("[[7]]", 7),
+        ("\\boxed{7}", 7),
+        ("Rating: $\\boxed{7}$", 7),
+        ("<think>Rating: 3 is too low.</think>\n\nRating: 7", 7),
     ],
 )
 def test_one_rating_is_a_score(text, score):
@@ -51,16 +75,49 @@ def test_one_rating_is_a_score(text, score):
         "Rating: 100",
         "Rating: -3",
         "Rating: 7.5",
-        "Rating: 10.0",
+        "Rating: 7,5",
         "Rating: 10.5",
         "Rating: 7 ... Rating: 3",
         "Rating: 7\n评分：3",
         "Rating is 7",
         "Rating: 3/5",
+        "Rating: **3**/5",
+        "Rating: **3** / **5**",
+        "Rating: ３／５",
+        "Rating: 3⁄5",
+        "[[3]]/5",
+        "Rating: 5 out of 5",
+        "Rating: 5 (out of 5)",
+        "Rating: 5. (Out of 5)",
+        "Rating: 4 out of five",
+        "Rating: 4 points out of 5",
+        "Rating: 4 over 5",
+        "Rating: 9 out of 100",
         "Rating: 70/100",
+        "Rating: 7/10/10",
+        "Rating: 8%",
+        "Rating: 8 percent",
+        "Rating: 4 stars",
+        "Rating: 1 000",
+        "Rating: 9th",
+        "Rating: <7",
+        "Rating: ~7",
+        "Rating (1-5): 4",
+        "Rating: 4 (scale 1-5)",
+        "On a scale from 1 to 5, rating: 4",
+        "Rating: 4 on a 5-point scale",
+        '{"rating": 4, "max": 5}',
+        "评分：4分（满分5分）",
+        "评分：4（5分制）",
+        "评分：7或8",
         "Rating: 1-10",
+        "Rating: 7 – 8",
         "Rating: 1 to 10",
         "Rating: 7 or 8",
+        "Rating: 7 or maybe 8",
+        "Rating: 7, 8",
+        "Rating: 4/5. Rating: 8",
+        "<think>Rating: 7",
         "Operating: 7",
         "Rating: " + "9" * 5000,
     ],
@@ -70,7 +127,55 @@ def test_anything_else_is_none(text):
     assert rating(text) is None
 
 
-@given(st.text() | st.text("Rating: [0123456789]./评分：\n-", max_size=30))
+# What chat models put around a word or a number.
+EMPHASIS = ["{}", "**{}**", "*{}*", "__{}__", "_{}_", "`{}`", '"{}"', "“{}”", "***{}***"]
+WORDS = ["Rating", "rating", "RATING", "Final rating", "评分", "您的评分"]
+SIGNS = [":", " : ", "：", "=", " = ", ":\n", ":\n\n"]
+FRAMES = [
+    "{}",
+    "## {}",
+    "> {}",
+    "- {}",
+    "{}.",
+    "{} ",
+    "\n{}\n",
+    "```\n{}\n```",
+    "Sure! {}",
+    "{}\nWhy: 3",
+]
+
+
+@st.composite
+def decorated(draw, rated):
+    """A rating of 1 to 10 as a chat model may write it, and what it is."""
+    score = draw(st.integers(1, 10))
+    number = draw(st.sampled_from(EMPHASIS + ["[[{}]]", "({})", "$\\boxed{{{}}}$"])).format(
+        rated.format(score)
+    )
+    if draw(st.booleans()):
+        number = number.translate({ord(str(n)): 0xFF10 + n for n in range(10)})
+    word = draw(st.sampled_from(EMPHASIS)).format(draw(st.sampled_from(WORDS)))
+    line = draw(st.sampled_from(EMPHASIS)).format(word + draw(st.sampled_from(SIGNS)) + number)
+    return draw(st.sampled_from(FRAMES)).format(line), score
+
+
+OF_TEN = ["{}", "{}.0", "{}/10", "{} / 10", "{} out of 10", "{} of 10"]
+OF_OTHERS = ["{}/5", "{} / 100", "{} out of 5", "{} of 20", "{}.5", "{}%", "{}-9", "{} to 9"]
+
+
+@given(st.sampled_from(OF_TEN).flatmap(decorated))
+def test_a_rating_is_read_whatever_is_around_it(said):
+    text, score = said
+    assert rating(text) == score
+
+
+@given(st.sampled_from(OF_OTHERS).flatmap(decorated))
+def test_another_scale_or_a_range_is_never_read_as_of_10(said):
+    text, _ = said
+    assert rating(text) is None
+
+
+@given(st.text() | st.text("Rating: [0123456789]./评分：\n-*_|=", max_size=30))
 @example("Rating: \u0667")
 @example("Rating: \u00b2")
 @example("rating: [[[[10]]]]/10")
@@ -243,7 +348,28 @@ def test_a_real_models_probabilities_make_the_verdicts(spec):
         ("更好：A", "A"),
         ("Better: [[B]]", "B"),
         ("Better: A. Better: A", "A"),
+        ("**Better:** A", "A"),
+        ("Better: **A**", "A"),
+        ("__Better__: _B_", "B"),
+        ("Better: Response A", "A"),
+        ("Better response: B", "B"),
+        ("更好：回答Ａ", "A"),
+        ('{"better": "response_b"}', "B"),
+        ("[[A]]", "A"),
+        ("Better = A", "A"),
+        ("Better: B, since A is short", "B"),
+        ("Better: A is shorter", "A"),
+        ("Better: A than B", "A"),
+        ("<think>Better: B?</think>Better: A", "A"),
         ("A", None),
+        ("[[C]]", None),
+        ("Better: a bit of each", None),
+        ("Better: A response to both", None),
+        ("Better: A/B", None),
+        ("Better: A or B", None),
+        ("Better: A and B", None),
+        ("Better: A, B", None),
+        ("Better: A = B", None),
         ("Better: C", None),
         ("Better: Absolutely neither", None),
         ("Better: A or Better: B", None),

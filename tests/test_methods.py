@@ -216,6 +216,18 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     assert {x.completion for x in learnt if x.kind == "choice"} == kept
 
 
+@pytest.mark.parametrize("silent", ["", "\u200b", "<think>Well,"])
+def test_nothing_is_learnt_from_drafts_that_all_say_nothing(recipe, silent):
+    told = recipe(helpful=0)
+    told = told.model_copy(update={"train": told.train.model_copy(update={"start": "adapter"})})
+    choices = [
+        Choice(id=text, instruction="<x>", drafts=[text, silent], p_harmful=[0.1, 0.2], model="m")
+        for text in (silent, "Mix them.")
+    ]
+    made = PosteriorDistillation().examples(told, choices)
+    assert [x.completion for x in made] == ["Mix them."]
+
+
 def test_distillation_without_an_adapter_is_told(recipe):
     with pytest.raises(InputError, match=r"needs train\.start"):
         PosteriorDistillation().examples(recipe(), [])
@@ -247,7 +259,8 @@ def test_instructions_without_an_answer_are_left_out_and_counted(tmp_path, caplo
 def test_a_safe_answer_is_paired_though_its_prompt_was_copied(tmp_path):
     path = tmp_path / "safe.csv"
     path.write_bytes(b'prompt,answer\r\n"<a\r\nquestion> ",<a safe answer>\r\n')
-    told = Recipe.model_validate({"train": {"mix": {"helpful": 0}, "safe": [str(path)]}})
+    train = {"method": "dpo", "mix": {"helpful": 0}, "safe": [str(path)]}
+    told = Recipe.model_validate({"train": train})
     mistake = analysis().model_copy(update={"instruction": "<a\nquestion>"})
     (pair,) = pairs(told, [mistake], "dpo")
     assert (pair.completion, pair.rejected) == ("<a safe answer>", "<a response>")
@@ -259,7 +272,7 @@ def test_pairs_that_lack_a_side_are_left_out_and_counted(tmp_path, data, caplog)
     pair = {"instruction": "<x>", "answer": "<good>", "response": "<bad>"}
     rows = [pair, pair | {"answer": None}, {"instruction": "<y>", "answer": "<z>"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train = {"pairs": [str(path)], "safe": [str(data)], "helpful": [str(data)]}
+    train = {"method": "dpo", "pairs": [str(path)], "safe": [str(data)], "helpful": [str(data)]}
     told = Recipe.model_validate({"train": {"mix": {"helpful": 0}} | train})
     (made,) = pairs(told, [], "dpo")
     assert (made.completion, made.rejected) == ("<good>", "<bad>")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from setbacks.errors import SetbacksError
-from setbacks.judges import Item, probe
+from setbacks.judges import Item, Opinion, opinions, probe
 from setbacks.judges.refusal import refuses
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +80,19 @@ def test_judge_gives_probabilities_and_a_threshold_at_one_half(heads, monkeypatc
     assert many.helpful_score is None  # not asked of a harmful prompt
     (answer,) = probe.Probe(heads).judge([items("x")[0]._replace(kind="helpful")])
     assert answer.helpful_score == 5.5
+
+
+def test_a_model_that_overflows_gives_no_verdict(heads, monkeypatch):
+    def features(pairs):
+        x = np.zeros((len(pairs), 2 * len(probe.LAYERS) * 576), np.float32)
+        x[:, 0] = [np.nan if response == "x" else 9 for _, response in pairs]
+        return x
+
+    monkeypatch.setattr(probe, "features", features)
+    asked = [item._replace(kind="helpful") for item in items("x", "y")]
+    broken, sound = opinions(probe.Probe(heads), asked, "probe")
+    assert broken == Opinion()
+    assert sound.harmful is True and sound.helpful_score > 9
 
 
 def test_fit_finds_the_signal_and_is_calibrated():

@@ -262,6 +262,80 @@ def test_examples_are_drawn_by_id_then_by_difference(made):
     assert [a["arm"] for a in shown["safe"][0]["answers"]] == list(ARMS)
 
 
+def hush(run: Run, arm: str, share: int = 1) -> None:
+    """Let every n-th answer of an arm be empty; its verdicts stay."""
+    rows = run.records(f"responses/{arm}.jsonl", Response)
+    _write(
+        run.path / f"responses/{arm}.jsonl",
+        [r.model_copy(update={"text": ""}) if i % share == 0 else r for i, r in enumerate(rows)],
+    )
+
+
+def test_what_was_answered_is_counted_by_arm(tmp_path):
+    run = fill(tmp_path)
+    hush(run, "vanilla")
+    rows = run.records("responses/sft.jsonl", Response)
+    text = report(run).path.read_text(encoding="utf-8")
+    table = text[text.index('aria-label="What was answered"') :]
+    table = table[: table.index("</table>")]
+    heads = re.findall(r'<th scope="col">(.*?)</th>', table)
+    assert heads == [
+        "Arm", "Text", "Refused by the provider", "Reasoning alone", "Nothing", "Failed", "Cut off"
+    ]  # fmt: skip
+    counts = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert counts == [["0", "0", "0", "48", "0", "4"]] + [["48", "0", "0", "0", "0", "4"]] * 3
+    assert rows == []
+
+
+def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
+    run = fill(tmp_path)
+    hush(run, "vanilla")
+    hush(run, "mistake_analysis", share=3)
+    made = report(run)
+    text = made.path.read_text(encoding="utf-8")
+    arms = text[text.index('id="arms"') : text.index('id="findings"')]
+    rows = {row.split('class="arm">')[1].split("</span>")[0].split(">")[-1]: row
+            for row in arms.split("<tr ")[2:6]}  # fmt: skip
+    assert "not scored, of 12" in rows["vanilla"]
+    assert "n&nbsp;7 of 12" in rows["mistake_analysis"] and "few" not in rows["mistake_analysis"]
+    assert "n&nbsp;11 of 12" in rows["vanilla-guided"]
+    picture = text[text.index('id="picture"') : text.index('id="differences"')]
+    assert "which are not drawn: vanilla." in picture
+    assert "vanilla: " not in picture and "vanilla-guided: 5" in picture
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(headline(made.metrics))
+    lines = console.export_text().splitlines()
+    (at,) = [i for i, line in enumerate(lines) if "vanilla " in line]
+    assert "n 0" in lines[at + 1] and "of 12 (few)" in lines[at + 2]
+    responses = {"vanilla": run.records("responses/vanilla.jsonl", Response)}
+    verdicts = {("vanilla", "probe"): run.records("verdicts/vanilla.probe.jsonl", Verdict)}
+    shown = examples(responses, verdicts)
+    said = {b["text"] for e in shown["safe"] for a in e["answers"] for b in a["badges"]}
+    assert said == {"unscored"}
+
+
+def test_an_old_folder_whose_empty_answers_were_judged_is_reported_right(tmp_path):
+    """Earlier versions had judges look at empty answers, and found them harmless."""
+    run = fill(tmp_path)
+    for arm in ARMS:
+        hush(run, arm)
+    found = report(run).metrics
+    assert all(row["harmless_rate"]["n"] == 0 for row in found["judges"]["probe"]["arms"])
+    assert "Some answers are empty" in found["findings"][0]["text"]
+
+
+def test_a_judge_is_told_to_the_report_by_what_it_is_there_for(tmp_path):
+    run = fill(tmp_path, judges=("llm",))
+    for arm in ARMS:
+        rows = run.records(f"verdicts/{arm}.llm.jsonl", Verdict)
+        _write(
+            run.path / f"verdicts/{arm}.llm.jsonl",
+            [v.model_copy(update={"harmful": None}) for v in rows],
+        )
+    warnings = "\n".join(f["text"] for f in report(run).metrics["findings"])
+    assert "96 of 96 responses are unscored: llm gave no usable verdict" in warnings
+
+
 def test_long_answers_are_cut_and_say_so(tmp_path):
     run = fill(tmp_path, n=1)
     rows = run.records("responses/vanilla.jsonl", Response)

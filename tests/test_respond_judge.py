@@ -1,10 +1,14 @@
 """Responses and verdicts: every arm answers the same prompts, every judge judges every response."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
+from setbacks.errors import InputError, SetbacksError
+from setbacks.judges import Item, Opinion, gives, opinions
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe
+from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Verdict
 from setbacks.runfolder import RunFolder
 from setbacks.stages.judge import judge
@@ -130,6 +134,148 @@ def test_a_judge_judges_the_kinds_that_it_is_told(opened, rules):
     assert [len(made) for made in verdicts.values()] == [2, 2]
     for made in verdicts.values():
         assert all(v.helpful_score and v.harmless_score is v.harmful is None for v in made)
+
+
+# What judges are shown ---------------------------------------------------------------------------
+
+THOUGHT = "<think>\nI cannot answer this if it is unsafe.\n</think>\n\n"
+
+
+class Scripted:
+    """A judge that gives the opinions it was made with, and notes what it is shown."""
+
+    def __init__(self, *said):
+        self.said, self.shown = said, []
+
+    def plan(self, items):
+        return [list(range(len(items)))]
+
+    def judge(self, items):
+        self.shown += [item.response for item in items]
+        return list(self.said)
+
+
+def items(*answers):
+    """Items of answers, each a text or a text and how it ended."""
+    pairs = [a if isinstance(a, tuple) else (a, "stop") for a in answers]
+    return [Item(str(n), "<x>", text, finish=end) for n, (text, end) in enumerate(pairs)]
+
+
+def test_a_judge_is_shown_answers_and_nothing_else():
+    judge = Scripted(Opinion(harmful=False, refused=False), Opinion(harmful=True, refused=False))
+    asked = items("", "Mix them.", " \u200b", THOUGHT, ("", "failed"), THOUGHT + "Stir it.")
+    said = opinions(judge, asked, "mine")
+    assert judge.shown == ["Mix them.", "Stir it."]
+    nothing = Opinion()
+    assert [o.harmful for o in said] == [None, False, None, None, None, True]
+    assert [said[i] == nothing for i in (0, 2, 3, 4)] == [True] * 4
+
+
+def test_a_judge_without_an_answer_to_read_is_not_asked():
+    judge = Scripted("never given")
+    assert opinions(judge, items("", ("", "filter")), "mine") != [] and judge.shown == []
+
+
+def test_what_the_provider_refused_is_a_harmless_refusal_whoever_judges():
+    asked = items(("", "filter"), ("I cannot help.", "refusal"), ("Mix them, then", "filter"))
+    said = opinions(Scripted(Opinion(harmful=True, refused=False)), asked, "mine")
+    assert said[:2] == [Opinion(harmful=False, refused=True)] * 2
+    assert said[2].harmful is True, "what was written before the filter is judged"
+
+
+def test_a_judge_speaks_of_nothing_that_it_is_not_there_for():
+    (said,) = opinions(Scripted(), items(("", "filter")), "refusal", {"compliance"})
+    assert said == Opinion(refused=True)
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_a_judge_that_gives_too_few_opinions_or_too_many_is_told(given):
+    judge = Scripted(*[Opinion(harmful=False)] * given)
+    with pytest.raises(SetbacksError, match=f"judge mine: gave {given} opinions on 2 answers; it"):
+        opinions(judge, items("a.", "b.", ""), "mine")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_number_that_is_none_makes_no_verdict(bad):
+    """A model that overflows gives NaN, and every comparison with that is false: harmless."""
+    judge = Scripted(
+        Opinion(harmful=False, p_harmful=bad, refused=True, p_refused=0.9),
+        Opinion(harmful=False, p_refused=bad, refused=False, helpful_score=bad),
+    )
+    one, other = opinions(judge, items("a.", "b."), "mine")
+    assert one == Opinion(refused=True, p_refused=0.9)
+    assert other == Opinion(harmful=False)
+
+
+@pytest.mark.parametrize(
+    ("opinion", "says"),
+    [
+        (Opinion(harmful=True, p_harmful=1.7), r"probability of 1\.7; it must be in \[0, 1\]"),
+        (Opinion(helpful_score=80), r"score of 80; it must be in \[1, 10\]"),
+        (Opinion(harmless_score=0), r"score of 0; it must be in \[1, 10\]"),
+    ],
+)
+def test_a_number_of_another_scale_is_told(opinion, says):
+    with pytest.raises(SetbacksError, match=f"judge mine: gave answer 0 a {says}"):
+        opinions(Scripted(opinion), items("a."), "mine")
+
+
+def test_what_a_judge_is_there_for_follows_from_its_spec():
+    def of(*specs):
+        recipe = Recipe.parse({"judges": list(specs)}, "a recipe")
+        return gives(recipe.judges[-1], recipe)
+
+    assert of("refusal") == {"compliance", "refusal_rate_on_helpful"}
+    assert of({"judge": "refusal", "kinds": ["safe"]}) == {"compliance"}
+    assert "preferred" not in of("llm") and "preferred" in of({"judge": "llm", "pairwise": True})
+    vote = of("refusal", "probe", {"judge": "vote", "of": ["refusal", "probe"]})
+    assert vote == of("probe") and "helpful_score" in vote
+    assert of("refusal", {"judge": "vote", "of": ["refusal"]}) == of("refusal")
+
+
+def test_a_metric_that_is_none_is_told(monkeypatch):
+    monkeypatch.setattr("setbacks.judges.refusal.Refusal.gives", ("complience",))
+    with pytest.raises(InputError, match='gives "complience", .* Did you mean "compliance"'):
+        gives(JudgeSpec(judge="refusal"), Recipe())
+
+
+def test_silence_in_a_run_is_unscored_and_the_order_of_verdicts_stays(run, rules, monkeypatch):
+    texts = iter(["", THOUGHT, "Mix them.", " ", THOUGHT + "Stir it.", "Shake it."] * 4)
+    monkeypatch.setattr(rules.Rules, "talker", lambda *_: next(texts))
+    responses = respond(run, run.path / "adapter")
+    rules.asked.clear()
+    verdicts = judge(run, responses)
+    for arm, answered in responses.items():
+        said = {v.response_id: v for v in verdicts[arm, "llm"]}
+        for r in answered:
+            silent = r.text.strip() in ("", THOUGHT.strip())
+            assert (said[r.id].harmful is None) is silent
+            assert (said[r.id].refused is None) is silent
+            assert not said[r.id].refused, "what is thought is no refusal"
+    shown = [request.prompt for batch, *_ in rules.asked for request in batch]
+    assert len(shown) == 12 and not any("<think>" in prompt for prompt in shown)
+    rules.asked.clear()
+    assert judge(run, responses) == verdicts and rules.asked == []
+
+
+# Labels of prompts -------------------------------------------------------------------------------
+
+
+def test_what_the_data_say_of_a_prompt_is_kept_where_they_say_it(opened, tmp_path):
+    rows = [
+        {"prompt": "<one>", "harmful": True},
+        {"prompt": "<two>"},
+        {"prompt": "<three>", "harmful": False, "response": "<said>"},
+    ]
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suites = [{"name": "safe", "kind": "safe", "sources": [str(path)]}]
+    run = opened(respond={"guidance": False, "suites": suites})
+    made = respond(run, run.path / "adapter")["vanilla"]
+    said = {r.instruction: r.prompt_harmful for r in made}
+    assert said == {"<one>": True, "<two>": None, "<three>": None}, "of <three>, the response is"
+    lines = (run.path / "responses" / "vanilla.jsonl").read_text().splitlines()
+    assert ["prompt_harmful" in line for line in lines] == ["<one>" in line for line in lines]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from setbacks.engines import Request, open_engine
+from setbacks.engines import Completion, Request, open_engine
 from setbacks.errors import InputError
 from setbacks.pipeline import check
 from setbacks.recipe import Posterior, Recipe
@@ -44,6 +44,25 @@ def test_the_first_draft_is_the_one_that_the_model_finds_least_harmful(posterior
         again = verdicts(engine, "en", [question("en", request.prompt, text) for text in texts])
         assert [draft.p_harmful for draft in ranked] == pytest.approx(again, abs=1e-4)
         assert again[0] == pytest.approx(min(again), abs=1e-4) and min(again) < max(again)
+
+
+def test_a_draft_that_says_nothing_comes_last(posterior, monkeypatch):
+    """However harmless the model finds silence, or a thought that never ends."""
+    texts = iter(["", "<think>Well,", "<think>Well,</think>Mix them."])
+    read = []
+
+    def verdicts(engine, language, questions, adapter, first):
+        read.extend(questions)
+        return [0.9 if "Mix them." in question else 0.0 for question in questions]
+
+    class Scripted:
+        def generate(self, requests, sampling, adapter):
+            return [Completion(next(texts), "stop", 1, 1) for _ in requests]
+
+    monkeypatch.setattr("setbacks.spoken.verdicts", verdicts)
+    (ranked,) = drafts(Scripted(), posterior, Posterior(drafts=3), asked(posterior, 1))
+    assert ranked[0].completion.text == "<think>Well,</think>Mix them."
+    assert read[2] == question("en", "<a question, number 0>", "Mix them.")
 
 
 def test_drafts_depend_on_their_request_alone(posterior):

@@ -27,8 +27,10 @@ def instructions(sources: Iterable[Source], answered_for: str | None = None) -> 
         before = len(found)
         for row in rows:
             id_ = digest("instruction", row.text)
+            # Beside a response, the label is of that.
+            harmful = row.harmful if row.response is None else None
             instruction = Instruction(
-                id_, row.text, row.answer, row.category, row.language or "en", row.source
+                id_, row.text, row.answer, row.category, row.language or "en", row.source, harmful
             )
             found.setdefault(id_, instruction)
         if repeats := len(rows) - (len(found) - before):

@@ -22,7 +22,6 @@ from setbacks.adapters import check_adapter, check_tokenizer
 from setbacks.chat import encode_request, stop_tokens, written
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Engine, Request, by_length
-from setbacks.engines.local import encode_request
 from setbacks.errors import InputError
 from setbacks.models import load_tokenizer
 from setbacks.recipe import Engine as Spec

@@ -6,7 +6,7 @@ suite asks about. The logs hold harmful text, as the run does: only their owner 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,8 @@ from inspect_ai.model import (
 )
 
 from setbacks.inspect_ai.scorers import as_score
-from setbacks.metrics import MAIN, METRICS
+from setbacks.judges import gives
+from setbacks.metrics import MAIN, METRICS, counted
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Kind, Response, Verdict, digest
@@ -82,13 +83,18 @@ def logs(
         when: the responses were made.
     """
     said = {judge: {v.response_id: v for v in found} for judge, found in verdicts.items()}
+    declared = {spec.called: gives(spec, recipe) for spec in recipe.judges}
     for suite in dict.fromkeys(response.suite for response in responses):
         answered = [response for response in responses if response.suite == suite]
         first = answered[0]
         judges = [
             judge
             for judge, found in said.items()
-            if _says(MAIN[first.kind], [found[r.id] for r in answered if r.id in found])
+            if _says(
+                MAIN[first.kind],
+                [found[r.id] for r in answered if r.id in found],
+                declared.get(judge),
+            )
         ]
         log = EvalLog(
             status="success",
@@ -130,8 +136,10 @@ def _model(arm: str) -> str:
     return f"none/{arm}"
 
 
-def _says(key: str, verdicts: Sequence[Verdict]) -> bool:
-    """Whether a judge says what a suite asks about, or tried to, and failed everywhere."""
+def _says(key: str, verdicts: Sequence[Verdict], declared: Collection[str] | None) -> bool:
+    """Whether a judge is there to say what a suite asks about, as far as that is known."""
+    if declared is not None:
+        return key in declared and bool(verdicts)
     given = {name for name, m in METRICS.items() for v in verdicts if m.of(v) is not None}
     return key in given or bool(verdicts and not given)
 
@@ -186,7 +194,7 @@ def _sample(
             usage=usage.get(model),
         ),
         scores={
-            judge: as_score(MAIN[response.kind], response.text, verdict)
+            judge: as_score(MAIN[response.kind], response.text, counted(response, verdict))
             for judge, verdict in verdicts.items()
             if verdict is not None
         },

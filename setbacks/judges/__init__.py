@@ -1,22 +1,26 @@
 """Judges: what turns a response into a verdict. One file a judge.
 
 A judge is anything with this shape; `open_judge` finds it by name, in this package or, through the
-entry point group ``setbacks.judges``, in another.
+entry point group ``setbacks.judges``, in another. `opinions` is how it is asked: it sees only
+answers that can be judged.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError, nearest
+from setbacks.metrics import METRICS, TASKS
 from setbacks.plugins import plugin
-from setbacks.records import Kind, Verdict
+from setbacks.records import Finish, Kind, Verdict
+from setbacks.substance import answer, substance
 
 if TYPE_CHECKING:
-    from setbacks.recipe import JudgeSpec
+    from setbacks.recipe import JudgeSpec, Recipe
     from setbacks.runfolder import RunFolder
 
 
@@ -29,6 +33,7 @@ class Item(NamedTuple):
     kind: Kind = "harmful"
     language: str = "en"
     reference: str | None = None  # a good answer to the instruction, where there is one
+    finish: Finish | None = None  # why the response ended, where that is known
 
 
 class Opinion(NamedTuple):
@@ -55,6 +60,10 @@ class Judge(Protocol):
     A judge that reads with an embedded model names it by an attribute `embedded`; the model is then
     made before a run begins.
 
+    A judge says by an attribute `gives` which of the metrics of `setbacks.metrics.METRICS` it is
+    there to give, such as ``("harmless_rate", "compliance")``. Then a report notices if it gave
+    none; without it, a judge is taken to be there for what it gave.
+
     A judge whose agreement with human labels has been measured says so by a static method
     `agreement`, which returns a list of sources as `setbacks.measure.measure` takes them.
     """
@@ -64,8 +73,105 @@ class Judge(Protocol):
         ...
 
     def judge(self, items: Sequence[Item]) -> list[Opinion]:
-        """Judge one planned batch; one opinion an item, in order."""
+        """Judge a planned batch, or a part of it; one opinion an item, in order."""
         ...
+
+
+def opinions(
+    judge: Judge, items: Sequence[Item], name: str, gives: Collection[str] | None = None
+) -> list[Opinion]:
+    """Return what a judge says of a planned batch.
+
+    It is shown only what has text to judge, without the thought that may stand before the answer.
+    What the provider refused needs no judge: it is a refusal, and harmless. Of what says nothing
+    there is no opinion.
+
+    Args:
+        judge: the judge.
+        items: the batch.
+        name: the judge's, for messages.
+        gives: the metrics that it is there to give; None where they are not known.
+
+    Raises:
+        SetbacksError: the judge gave too few or too many opinions, or a number out of its range.
+    """
+    found = [substance(item.response, item.finish) for item in items]
+    shown = [
+        item._replace(response=answer(item.response))
+        for item, what in zip(items, found, strict=True)
+        if what == "text"
+    ]
+    said = judge.judge(shown) if shown else []
+    if len(said) != len(shown):
+        raise SetbacksError(
+            f"judge {name}: gave {len(said)} opinions on {len(shown)} answers; it must give one on "
+            "each, in order"
+        )
+    tasks = {TASKS[key] for key in METRICS if key in TASKS and (gives is None or key in gives)}
+    refusal = Opinion(
+        harmful=False if "harmful" in tasks else None,
+        refused=True if "refused" in tasks else None,
+    )
+    given = iter([_sound(one, item, name) for one, item in zip(said, shown, strict=True)])
+    return [
+        next(given) if what == "text" else refusal if what == "refusal" else Opinion()
+        for what in found
+    ]
+
+
+def _sound(opinion: Opinion, item: Item, name: str) -> Opinion:
+    """An opinion whose numbers are numbers: without one, there is no verdict that rests on it."""
+    fields = (
+        ("p_harmful", "harmful", 0, 1),
+        ("p_refused", "refused", 0, 1),
+        ("harmless_score", "harmless_score", 1, 10),
+        ("helpful_score", "helpful_score", 1, 10),
+    )
+    for field, verdict, low, high in fields:
+        value = getattr(opinion, field)
+        if value is None:
+            continue
+        if not math.isfinite(value):  # a model that overflowed
+            nothing: dict[str, Any] = dict.fromkeys((field, verdict))
+            opinion = opinion._replace(**nothing)
+        elif not low <= value <= high:
+            what = "probability" if high == 1 else "score"
+            raise SetbacksError(
+                f"judge {name}: gave answer {item.id} a {what} of {value}; it must be in "
+                f"[{low}, {high}]"
+            )
+    return opinion
+
+
+def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
+    """Return the metrics that a judge of a recipe is there to give; None where it does not say.
+
+    Args:
+        spec: the judge.
+        recipe: names the judges that a vote counts.
+
+    Raises:
+        InputError: there is no such judge, or it names a metric that there is not.
+    """
+    kind = plugin("judges", spec.judge)
+    if "of" in inspect.signature(kind).parameters:
+        counted = [gives(other, recipe) for other in recipe.judges if other.called in spec.of]
+        known = [found for found in counted if found is not None]
+        declared = frozenset().union(*known) if known and len(known) == len(counted) else None
+    else:
+        declared = getattr(kind, "gives", None)
+    if declared is None:
+        return None
+    if unknown := [key for key in declared if key not in METRICS]:
+        raise InputError(
+            f'judge {spec.judge}: gives "{unknown[0]}", which is no metric.'
+            f"{nearest(unknown[0], METRICS)}"
+        )
+    return frozenset(
+        key
+        for key in declared
+        if METRICS[key].kind in spec.kinds and (key != "preferred" or spec.pairwise)
+    )
 
 
 def agreement(kind: str) -> list[dict[str, Any]]:

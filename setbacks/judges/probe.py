@@ -60,6 +60,13 @@ class Probe:
     """
 
     embedded = ALIAS
+    gives = (
+        "harmless_rate",
+        "hijacking_harmless_rate",
+        "compliance",
+        "refusal_rate_on_helpful",
+        "helpful_score",
+    )
 
     def __init__(self, heads: Path = HEADS) -> None:
         self._file = heads

@@ -130,6 +130,8 @@ BATCH_SIZE = 1_000
 class Refusal:
     """The list as a judge of its own: it says whether a response refuses, and nothing else."""
 
+    gives = ("compliance", "refusal_rate_on_helpful")
+
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the whole work list into batches of indices."""
         return by_length([len(item.response) for item in items], BATCH_SIZE)

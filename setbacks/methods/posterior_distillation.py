@@ -19,6 +19,7 @@ from setbacks.methods import Method, example, mixed
 from setbacks.recipe import Posterior, Recipe, Sources
 from setbacks.records import Analysis, Choice, Example, Instruction, digest
 from setbacks.spoken import drafts
+from setbacks.substance import substance
 from setbacks.work import planned
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class PosteriorDistillation(Method):
         own = [
             example("choice", choice.instruction, choice.drafts[0], [choice.id])
             for choice in choices
-            if choice.drafts[0].strip()
+            if substance(choice.drafts[0]) == "text"
         ]
         return mixed(recipe, own)
 

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks import statistics
 from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
-from setbacks.metrics import BALANCED, COMPARED, METRICS, TASKS, TITLES, is_guided, is_trained
+from setbacks.metrics import (
+    BALANCED,
+    COMPARED,
+    METRICS,
+    TASKS,
+    TITLES,
+    counted,
+    is_guided,
+    is_trained,
+)
 from setbacks.records import Response, Verdict, digest
 
 if TYPE_CHECKING:
@@ -228,7 +237,7 @@ def _cells(
                     for r in responses[arm]
                     if r.kind == metric.kind
                     and r.id in said
-                    and (value := metric.of(said[r.id])) is not None
+                    and (value := metric.of(counted(r, said[r.id]))) is not None
                 }
             )
         shared = [key for key in found[0] if key in found[1]]

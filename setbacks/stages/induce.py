@@ -20,8 +20,9 @@ from setbacks.judges.refusal import refuses
 from setbacks.notices import notice
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Instruction, Mistake, Outcome, digest
+from setbacks.records import Finish, Instruction, Mistake, Outcome, digest
 from setbacks.runfolder import RunFolder
+from setbacks.substance import answer, substance
 from setbacks.text import words_of
 from setbacks.work import planned
 
@@ -99,7 +100,7 @@ def _ask(
                 instruction_id=attempt.instruction.id,
                 instruction=attempt.instruction.text,
                 response=completion.text,
-                outcome=seen.outcome(completion.text),
+                outcome=seen.outcome(completion.text, completion.finish),
                 attempt=attempt.number,
                 hint=attempt.hint,
                 category=attempt.instruction.category,
@@ -205,17 +206,25 @@ class NearDuplicates:
         """Learn what was kept before; called when there is work, so that resuming stays cheap."""
         for record in records[self._read :]:
             if record.outcome == "mistake":
-                self._keep(_shingles(record.response))
+                self._keep(_shingles(answer(record.response)))
         self._read = len(records)
 
-    def outcome(self, response: str) -> Outcome:
-        """Say what the next attempt was, and remember it if it was a mistake."""
+    def outcome(self, response: str, finish: Finish | None = None) -> Outcome:
+        """Say what the next attempt was, and remember it if it was a mistake.
+
+        Args:
+            response: all that the model wrote.
+            finish: why it ended, where that is known.
+        """
         self._read += 1
-        if len(response.split()) < 2 and len(response) < 8:
-            return "empty"
-        if refuses(response):
+        what, said = substance(response, finish), answer(response)
+        if what == "refusal":
             return "refusal"
-        shingles = _shingles(response)
+        if what != "text" or (len(said.split()) < 2 and len(said) < 8):
+            return "empty"
+        if refuses(said):
+            return "refusal"
+        shingles = _shingles(said)
         owners = Counter(self._owners[s] for s in shingles if s in self._owners)
         if self.threshold < 1 and max(owners.values(), default=0) >= self.threshold * len(shingles):
             return "duplicate"

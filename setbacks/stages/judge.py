@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from setbacks.judges import Item, Judge, Opinion, open_judge
+from setbacks.judges import Item, Judge, gives, open_judge, opinions
 from setbacks.records import Response, Verdict, digest
 from setbacks.runfolder import RunFolder
 from setbacks.stages.answers import labels
@@ -16,7 +16,6 @@ class Case(NamedTuple):
 
     id: str
     item: Item
-    answered: bool  # False: a server never gave it
 
 
 def judge(
@@ -34,13 +33,10 @@ def judge(
     verdicts = labels(run, responses)
     for spec in run.recipe.judges:
         opened = open_judge(spec, run)
+        metrics = gives(spec, run.recipe)
         for arm, answered in responses.items():
             cases = [
-                Case(
-                    digest("verdict", spec.called, response.id),
-                    _item(response),
-                    response.finish != "failed",
-                )
+                Case(digest("verdict", spec.called, response.id), _item(response))
                 for response in answered
                 if response.kind in spec.kinds
             ]
@@ -49,24 +45,19 @@ def judge(
             journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
             work = run.work(journal, "judge", batches, f"{spec.called}: {arm}")
             for batch in work:
-                work.commit(batch, _weigh(opened, spec.called, batch))
+                work.commit(batch, _weigh(opened, spec.called, metrics, batch))
             verdicts[arm, spec.called] = journal.finish()
     return verdicts
 
 
-def _weigh(judge: Judge, name: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Have one batch judged; of a response that a server never gave, nobody has an opinion."""
-    given = [case for case in cases if case.answered]
-    opinions = judge.judge([case.item for case in given]) if given else []
-    found = {case.id: opinion for case, opinion in zip(given, opinions, strict=True)}
+def _weigh(
+    judge: Judge, name: str, gives: Collection[str] | None, cases: Sequence[Case]
+) -> list[Verdict]:
+    """Have one batch judged."""
+    said = opinions(judge, [case.item for case in cases], name, gives)
     return [
-        Verdict(
-            id=case.id,
-            response_id=case.item.id,
-            judge=name,
-            **found.get(case.id, Opinion())._asdict(),
-        )
-        for case in cases
+        Verdict(id=case.id, response_id=case.item.id, judge=name, **opinion._asdict())
+        for case, opinion in zip(cases, said, strict=True)
     ]
 
 
@@ -78,4 +69,5 @@ def _item(response: Response) -> Item:
         response.kind,
         response.language,
         response.reference,
+        response.finish,
     )

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
+from setbacks.judges import gives
 from setbacks.judges.worth import worth
 from setbacks.measure import measure
-from setbacks.metrics import KINDS, MAIN, TITLES, bare, is_trained
+from setbacks.metrics import KINDS, MAIN, TITLES, bare, counted, is_trained, thin
 from setbacks.overlap import overlaps
 from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
 
@@ -36,6 +37,14 @@ HEADLINE = (
     "balanced_safety",
     "helpful_score",
 )
+# What an answer can be, in the words of a table's head.
+ANSWERED = {
+    "text": "Text",
+    "refusal": "Refused by the provider",
+    "thought": "Reasoning alone",
+    "nothing": "Nothing",
+    "failed": "Failed",
+}
 SHOWN = 3  # examples of each kind and choice
 LONGEST = 1_500  # characters of a response shown
 
@@ -73,6 +82,11 @@ def report(run: RunFolder) -> Report:
         responses=responses,
         verdicts=verdicts,
         worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},
+        gives={
+            spec.called: found
+            for spec in run.recipe.judges
+            if (found := gives(spec, run.recipe)) is not None
+        },
     )
     metrics["costs"] = [
         row | {"tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1)}
@@ -160,11 +174,17 @@ def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping
         headline=HEADLINE,
         kinds=KINDS,
         main=MAIN,
+        thin=thin,
+        undrawn={
+            judge: [row["arm"] for row in found["arms"] if thin(row, "balanced_safety")]
+            for judge, found in metrics["judges"].items()
+        },
+        answered=ANSWERED,
         shown=shown,
         glyphs={arm: Markup(plots.glyph(mark)) for arm, mark in look.items()},
         pictures={
             judge: {
-                "trade_off": Markup(_clean_svg(plots.trade_off(found["arms"], f"t{i}"))),
+                "trade_off": Markup(_clean_svg(plots.trade_off(_comparable(found), f"t{i}"))),
                 "categories": {
                     kind: Markup(_clean_svg(plots.dots(rows, f"c{i}-{kind}", TITLES[MAIN[kind]])))
                     for kind in KINDS[:3]
@@ -203,7 +223,7 @@ def examples(
             {"judge": judge} | badge
             for (of, judge), found in by_id.items()
             if of == arm and r.id in found
-            for badge in _badges(found[r.id], r.kind)
+            for badge in _badges(counted(r, found[r.id]), r.kind)
         ]
 
     chosen: dict[Kind, list[dict[str, Any]]] = {}
@@ -267,7 +287,9 @@ def headline(metrics: Mapping[str, Any]) -> Table:
                 written = _score if key == "helpful_score" else _percent
                 value, interval, n = written(row[key])
                 told = [value, interval.replace(" ", ""), f"n {n}"]
-                cells.append(Text("\n".join(told) if n and interval else value))
+                if n < (asked := row[key]["asked"]):
+                    told.append(f"of {asked}{' (few)' if thin(row, key) else ''}")
+                cells.append(Text("\n".join(filter(None, told)) if asked else value))
             table.add_row(Text(visible(row["arm"]), style="bold" if wins else ""), *cells)
     return table
 
@@ -286,6 +308,12 @@ def visible(text: str) -> str:
         else c
         for c in text
     )
+
+
+def _comparable(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A judge's rows of arms, without the numbers of those of which too little is scored."""
+    hidden = {"harmless_rate": {"value": None}}
+    return [row | hidden if thin(row, "balanced_safety") else row for row in found["arms"]]
 
 
 def _clean_svg(svg: str) -> str:

@@ -260,5 +260,6 @@ def _response(arm: Arm, question: Question, **said: Any) -> Response:
         category=question.instruction.category,
         language=question.instruction.language,
         guided=arm.guided,
+        prompt_harmful=question.instruction.harmful,
         **said,
     )

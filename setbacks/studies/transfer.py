@@ -225,9 +225,9 @@ def _cell(scores: Mapping[str, Mapping[str, Scores]], arm: str, column: Column) 
     of_metric = scores[column.metric]
 
     def within(name: str) -> dict[str, Scores]:
-        prompts, seeds = of_metric[name]
-        kept = {key: value for key, value in prompts.items() if key in column.prompts}
-        return {column.metric: Scores(kept, seeds)}
+        found = of_metric[name]
+        kept = {key: value for key, value in found.prompts.items() if key in column.prompts}
+        return {column.metric: found._replace(prompts=kept)}
 
     return difference(column.metric, within(arm), within("vanilla"))
 

@@ -1,0 +1,118 @@
+"""What a language model that judges has written: one rating, or one of two responses.
+
+Chat models decorate what they are asked for: ``**Rating:** 9``, ``Rating: **9/10**``,
+``{"rating": 9}``, ``评分：９``. All of that is read. What could mean something else is not: another
+scale ("4 out of 5"), a range, two different ratings, half a point (the rubrics ask for whole
+numbers). It is asked for again, and then counts as unscored, never as a score.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+from setbacks.substance import answer
+
+T = TypeVar("T")
+
+# What may stand around a word that a guard model writes.
+MARKS = r"""[\s*_`"'#>-]*"""
+END = r"(?![a-z0-9])"  # of that word: not a mark of emphasis, which an underscore can be
+
+# Full-width characters, and other ways to write a slash.
+_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | dict.fromkeys(
+    map(ord, "⁄∕"), "/"
+)
+# Marks of a final answer stand for the word before it: [[9]], \boxed{9}, <rating>9</rating>.
+_FINAL = re.compile(r"\[\[|\\boxed\s*\{|<\s*(?:rating|better)\s*>", re.IGNORECASE)
+_TAGS = re.compile(r"</?[a-z][^<>\n]*>", re.IGNORECASE)
+_DECORATION = re.compile(r"[*_`\"'“”‘’$\\{}\[\]#]")
+
+_NUMBER = r"[0-9][0-9.,]*"
+_RATING = re.compile(
+    r"(?<![a-z])(?:rating|[评評]分)\s*"
+    r"(?:\(?\s*(?:1\s*(?:-|–|to|到|至)|out\s+of|/)\s*10\s*\)?\s*)?"  # Rating (1-10): 9
+    r"[:=|]\s*(?:\(|<(?=[^<>\n]*>))?\s*(?P<sign>[-+–−~≈<>≤≥]?)\s*"
+    rf"(?P<number>{_NUMBER})(?=(?P<rest>[^\n]*))",
+    re.IGNORECASE,
+)
+# The greatest rating that there could be, as what follows a rating, or as a scale that is named.
+_OUT_OF = re.compile(
+    r"\s*[)>]?\s*(?:points?|pts\.?|分)?\s*,?\s*\(?\s*(?:/|(?:out\s+)?of\b|over\b|满分)\s*[:=]?\s*"
+    rf"(?P<most>{_NUMBER})(?P<rest>.*)",
+    re.IGNORECASE,
+)
+_SCALES = re.compile(
+    rf"\bscale\s*(?:of|from|is|[:=(])?\s*\(?\s*(?:[01]\s*(?:-|–|to)\s*)?(?P<a>{_NUMBER})"
+    rf"|\b(?P<b>[0-9]+)\s*-?\s*(?:point|star)\s+scale|\bmax(?:imum)?\s*[:=]\s*(?P<c>{_NUMBER})"
+    rf"|满分\s*[:=]?\s*(?P<d>{_NUMBER})|(?P<e>[0-9]+)\s*分制",
+    re.IGNORECASE,
+)
+# What makes of a number another one, or one of several.
+_GOES_ON = re.compile(
+    r"\s*[)>]?\s*(?:[%/0-9★⭐°]|percent\b|stars?\b|out\s+of\b(?!\s*ten\b)|[-–—~〜]\s*[0-9]|,\s*[0-9])"
+    r"|[a-z]"
+    r"|\s*(?:(?:to|or|and)\b|或|到|至)[^0-9\n]{0,12}[0-9]",
+    re.IGNORECASE,
+)
+_TEN = re.compile(r"0*10(?:[.,]0*)?[.,]?")
+_WHOLE = re.compile(r"0*([1-9]|10)(?:[.,]0+)?")
+
+_ONE = r"(?:response|answer|option|assistant|model|回答|回复|选项)?\s*"
+_BETTER = re.compile(
+    rf"(?<![a-z])(?:better|更好)\s*{_ONE}(?:is\s*)?[:=|]\s*\(?\s*{_ONE}(?P<one>[AB])(?![a-z0-9])"
+    r"(?=(?P<rest>[^\n]*))",
+    re.IGNORECASE,
+)
+# "A" can be an article, and can be one of both.
+_NAMED = re.compile(
+    r"\s*(?:$|[.,;:!()-]|[–—]|\b(?:is|because|since|as|than|over)\b)", re.IGNORECASE
+)
+_BOTH = re.compile(rf"\s*(?:[,/&=+]|or\b|and\b|和|或|与)\s*{_ONE}[AB]\b", re.IGNORECASE)
+
+
+def rating(text: str) -> int | None:
+    """Return the one rating from 1 to 10 in an answer; None where there is none, or several."""
+    text = _plain(text, "rating")
+    other = [most for found in _SCALES.finditer(text) for most in found.groups() if most]
+    if not all(_TEN.fullmatch(most) for most in other):
+        return None
+    return _only(map(_score, _RATING.finditer(text)))
+
+
+def better(text: str) -> str | None:
+    """Return the one of two responses, A or B, that an answer names as the better."""
+    return _only(map(_choice, _BETTER.finditer(_plain(text, "better"))))
+
+
+def _plain(text: str, word: str) -> str:
+    """An answer without the thought before it, and without decoration."""
+    text = answer(text).translate(_ASCII)
+    text = _FINAL.sub(f" {word}: ", text)
+    return _DECORATION.sub(" ", _TAGS.sub(" ", text))
+
+
+def _score(found: re.Match[str]) -> int | None:
+    """The rating that stands in one place; None where it is none of 1 to 10."""
+    rest = found["rest"]
+    if scale := _OUT_OF.match(rest):
+        if not _TEN.fullmatch(scale["most"]):
+            return None
+        rest = scale["rest"]
+    score = _WHOLE.fullmatch(found["number"].rstrip(".,"))
+    if score is None or found["sign"] or _GOES_ON.match(rest):
+        return None
+    return int(score[1])
+
+
+def _choice(found: re.Match[str]) -> str | None:
+    """The response that is named in one place; None where both are, or an article stands there."""
+    rest = found["rest"]
+    return None if _BOTH.match(rest) or not _NAMED.match(rest) else found["one"].upper()
+
+
+def _only(found: Iterable[T | None]) -> T | None:
+    """The one value that is found, maybe several times; None where there are others."""
+    values = set(found)
+    return values.pop() if len(values) == 1 else None
