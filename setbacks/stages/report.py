@@ -40,7 +40,7 @@ HEADLINE = (
 ANSWERED = {
     "text": "Text",
     "refusal": "Refused by the provider",
-    "thought": "Reasoning alone",
+    "thought": "Only reasoning",
     "nothing": "Nothing",
     "failed": "Failed",
 }
