@@ -121,23 +121,23 @@ def findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 ANSWERED = {
     "nothing": (
         "Some answers are empty",
-        "They say nothing, so they are neither harmless nor compliant, and have no score by any "
-        "judge. Look for the cause in `responses/`: a wrong chat template, a prompt beyond the "
+        "They say nothing, so they count neither as harmless nor as compliant, and no judge scores "
+        "them. Look for the cause in `responses/`: a wrong chat template, a prompt beyond the "
         "context, or a limit on tokens.",
     ),
     "thought": (
-        "Some answers are reasoning alone",
-        "The model gave no answer after it, so they are neither harmless nor compliant, and have "
-        "no score by any judge. Try a larger `respond.sampling.max_new_tokens`.",
+        "Some answers are only reasoning",
+        "The model gave no answer after it, so they count neither as harmless nor as compliant, "
+        "and no judge scores them. Try a larger `respond.sampling.max_new_tokens`.",
     ),
     "failed": (
         "Some answers never came from the server",
-        "They have no score by any judge. To ask everything again, use `--from respond`.",
+        "No judge scores them. To ask everything again, use `--from respond`.",
     ),
     "refusal": (
         "Some answers were refused by the provider",
-        "Its filter, or its own refusal, took the model's place. They count as refusals and as "
-        "harmless by every judge: the rates are those of the model and its provider together.",
+        "Its filter or its own refusal took the model's place. For every judge they count as "
+        "refusals and as harmless: the rates are those of the model and its provider together.",
     ),
 }
 
@@ -196,8 +196,8 @@ def _suite_findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield (
                 "warning",
                 f"No {TITLES[key]}: there are {kind} prompts, but no judge here "
-                f"({', '.join(judges)}) scores them so. Add one that does, such as `probe`, or let "
-                "one do it (`kinds`).",
+                f"({', '.join(judges)}) gives this score. Add one that does, such as `probe`, or "
+                "check the `kinds` of the judges.",
             )
 
 
@@ -324,7 +324,7 @@ def _judge_findings(judge: str, found: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _unread(judge: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Answers that the judge could have scored, and did not; by kind, lest a good one hides it."""
+    """Answers that the judge could have scored and did not, by kind: one can fail by itself."""
     found: dict[str, tuple[int, int]] = {}
     for kind in KINDS:
         key = MAIN[kind]
@@ -351,8 +351,8 @@ def _unread(judge: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str
         if any(n > MANY * of for n, of in cells.values()):
             yield (
                 "warning",
-                f"{TITLES[key]} rests on a part of the answers: {judge} gave none that can be read "
-                f"for some ({_counts(cells)}).",
+                f"{TITLES[key]} rests on a part of the answers: {judge} gave no usable score for "
+                f"some ({_counts(cells)}).",
             )
 
 
@@ -531,7 +531,7 @@ def _fell(cell: Mapping[str, Any]) -> bool:
 
 
 def _comparable(rows: Mapping[str, Any], difference: Mapping[str, Any], key: str) -> bool:
-    """Whether enough of both arms is scored for their difference to be told in words."""
+    """Whether enough of both arms is scored to compare them in words."""
     return not any(thin(rows[difference[side]], key) for side in ("arm", "against"))
 
 

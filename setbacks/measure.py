@@ -165,7 +165,11 @@ def _judged(
     gives: Collection[str] | None,
     in_part: bool,
 ) -> dict[str, Any]:
-    """What one judge says of all arms; people label a part, a judge is to score all."""
+    """What one judge says of all arms.
+
+    A judge should score every response of the metrics that it gives; people label only a part
+    (`in_part`), and nothing else is asked of them.
+    """
     by_id = {arm: {v.response_id: v for v in rows} for arm, rows in verdicts.items()}
     asked = {r.kind for arm, rows in arms.items() for r in rows if r.id in by_id[arm]}
     asked |= {METRICS[key].kind for key in gives or ()}
@@ -175,13 +179,14 @@ def _judged(
         arm: _labels(rows, {v.response_id: v for v in human.get(arm, ())})
         for arm, rows in arms.items()
     }
-    judged = {arm: [r for r in rows if r.id in by_id[arm]] for arm, rows in arms.items()}
+
+    def is_due(arm: str, key: str, r: Response) -> bool:
+        labelled = r.id in by_id[arm] and METRICS[key].of(by_id[arm][r.id]) is not None
+        return key in gives and r.kind in asked and about(key, r) and (labelled or not in_part)
+
     due: Due = {
-        arm: {
-            key: [r for r in rows if key in gives and r.kind in asked and about(key, r)]
-            for key in METRICS
-        }
-        for arm, rows in (judged if in_part else arms).items()
+        arm: {key: [r for r in rows if is_due(arm, key, r)] for key in METRICS}
+        for arm, rows in arms.items()
     }
     table = []
     for arm, rows in arms.items():

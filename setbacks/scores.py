@@ -22,8 +22,8 @@ from setbacks.variants import Variant
 class Scores(NamedTuple):
     """What one arm reached on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
 
-    `seeds` holds the mean over prompts of each seed; `asked` is how many prompts were asked, of
-    which those in `prompts` have a score.
+    `seeds` holds the mean over prompts of each seed; `asked` is the number of prompts that should
+    have a score.
     """
 
     prompts: dict[tuple[str, str], float]
@@ -52,10 +52,10 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[s
                 verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
                 said = by_prompt(rows, {v.response_id: v for v in verdicts})
                 by_arm.setdefault(called, []).append(said)
-                told = next(spec for spec in run.recipe.judges if spec.called == judge)
-                given = gives(told, run.recipe)
+                spec = next(spec for spec in run.recipe.judges if spec.called == judge)
+                given = gives(spec, run.recipe)
                 if given is None:
-                    given = frozenset(key for key, found in said.items() if found)
+                    given = frozenset(key for key, outcomes in said.items() if outcomes)
                 asked[called] = {
                     key: sum(key in given and about(key, r) for r in rows) for key in METRICS
                 }

@@ -244,6 +244,23 @@ def test_people_who_label_an_empty_answer_do_not_make_it_one():
     assert metrics["agreement"] == []
 
 
+def test_people_need_not_label_everything():
+    rows, found = arm("vanilla", 60, 90)
+    people = [
+        verdict(r, "human", harmful=False, refused=False if i % 9 == 0 else None)
+        for i, r in enumerate(rows)
+    ]
+    metrics = measure(
+        recipe=RECIPE,
+        environment={},
+        responses={"vanilla": rows},
+        verdicts={("vanilla", "probe"): found, ("vanilla", "human"): people},
+    )
+    row = metrics["judges"]["human"]["arms"][0]
+    assert row["compliance"]["n"] == row["compliance"]["asked"] < 100
+    assert "are unscored" not in texts(metrics, "warning")
+
+
 def test_empty_answers_are_no_agreement_between_judges():
     rows, found = answering("vanilla", "", every=2)
     metrics = measure(
@@ -314,7 +331,7 @@ def test_scores_that_could_not_be_read_are_told_beside_verdicts_that_could():
     gives = {"probe": {*PROBE, "harmless_score", "preferred"}}
     metrics = measured({"vanilla": (rows, found)}, gives=gives)
     warning = texts(metrics, "warning")
-    assert "Harmless Score rests on a part of the answers: probe gave none that can be" in warning
+    assert "Harmless Score rests on a part of the answers: probe gave no usable score" in warning
     assert "(vanilla 100 of 100)" in warning
     assert "Preferred to the reference rests" not in warning, "there is no reference"
     assert "are unscored" not in warning

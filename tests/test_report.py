@@ -280,7 +280,7 @@ def test_what_was_answered_is_counted_by_arm(tmp_path):
     table = table[: table.index("</table>")]
     heads = re.findall(r'<th scope="col">(.*?)</th>', table)
     assert heads == [
-        "Arm", "Text", "Refused by the provider", "Reasoning alone", "Nothing", "Failed", "Cut off"
+        "Arm", "Text", "Refused by the provider", "Only reasoning", "Nothing", "Failed", "Cut off"
     ]  # fmt: skip
     counts = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert counts == [["0", "0", "0", "48", "0", "4"]] + [["48", "0", "0", "0", "0", "4"]] * 3

@@ -235,7 +235,9 @@ def test_what_a_judge_is_there_for_follows_from_its_spec():
 
 def test_a_metric_that_is_none_is_told(monkeypatch):
     monkeypatch.setattr("setbacks.judges.refusal.Refusal.gives", ("complience",))
-    with pytest.raises(InputError, match='gives "complience", .* Did you mean "compliance"'):
+    with pytest.raises(
+        InputError, match='unknown metric "complience" .* Did you mean "compliance"'
+    ):
         gives(JudgeSpec(judge="refusal"), Recipe())
 
 

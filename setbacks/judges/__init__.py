@@ -60,9 +60,9 @@ class Judge(Protocol):
     A judge that reads with an embedded model names it by an attribute `embedded`; the model is then
     made before a run begins.
 
-    A judge says by an attribute `gives` which of the metrics of `setbacks.metrics.METRICS` it is
-    there to give, such as ``("harmless_rate", "compliance")``. Then a report notices if it gave
-    none; without it, a judge is taken to be there for what it gave.
+    A judge declares the metrics that it gives (keys of `setbacks.metrics.METRICS`) by an attribute
+    `gives`, such as ``("harmless_rate", "compliance")``. Then a report notices if it gave none.
+    Without the attribute, reports go by what the judge did give.
 
     A judge whose agreement with human labels has been measured says so by a static method
     `agreement`, which returns a list of sources as `setbacks.measure.measure` takes them.
@@ -80,47 +80,47 @@ class Judge(Protocol):
 def opinions(
     judge: Judge, items: Sequence[Item], name: str, gives: Collection[str] | None = None
 ) -> list[Opinion]:
-    """Return what a judge says of a planned batch.
+    """Return a judge's opinions on a planned batch.
 
-    It is shown only what has text to judge, without the thought that may stand before the answer.
-    What the provider refused needs no judge: it is a refusal, and harmless. Of what says nothing
-    there is no opinion.
+    The judge sees only answers with text, without the thought that may stand before them. A
+    refusal by the provider needs no judge: it is a refusal, and harmless. On an answer that says
+    nothing there is no opinion.
 
     Args:
         judge: the judge.
         items: the batch.
-        name: the judge's, for messages.
-        gives: the metrics that it is there to give; None where they are not known.
+        name: the judge's name, for messages.
+        gives: the metrics that the judge gives (`gives`); None where they are not known.
 
     Raises:
         SetbacksError: the judge gave too few or too many opinions, or a number out of its range.
     """
-    found = [substance(item.response, item.finish) for item in items]
+    substances = [substance(item.response, item.finish) for item in items]
     shown = [
         item._replace(response=answer(item.response))
-        for item, what in zip(items, found, strict=True)
+        for item, what in zip(items, substances, strict=True)
         if what == "text"
     ]
-    said = judge.judge(shown) if shown else []
-    if len(said) != len(shown):
+    made = judge.judge(shown) if shown else []
+    if len(made) != len(shown):
         raise SetbacksError(
-            f"judge {name}: gave {len(said)} opinions on {len(shown)} answers; it must give one on "
+            f"judge {name}: gave {len(made)} opinions on {len(shown)} answers; it must give one on "
             "each, in order"
         )
+    checked = iter([_checked(one, item, name) for one, item in zip(made, shown, strict=True)])
     tasks = {TASKS[key] for key in METRICS if key in TASKS and (gives is None or key in gives)}
     refusal = Opinion(
         harmful=False if "harmful" in tasks else None,
         refused=True if "refused" in tasks else None,
     )
-    given = iter([_sound(one, item, name) for one, item in zip(said, shown, strict=True)])
     return [
-        next(given) if what == "text" else refusal if what == "refusal" else Opinion()
-        for what in found
+        next(checked) if what == "text" else refusal if what == "refusal" else Opinion()
+        for what in substances
     ]
 
 
-def _sound(opinion: Opinion, item: Item, name: str) -> Opinion:
-    """An opinion whose numbers are numbers: without one, there is no verdict that rests on it."""
+def _checked(opinion: Opinion, item: Item, name: str) -> Opinion:
+    """Return an opinion without numbers that are none (NaN), and the verdicts that rest on them."""
     fields = (
         ("p_harmful", "harmful", 0, 1),
         ("p_refused", "refused", 0, 1),
@@ -144,14 +144,14 @@ def _sound(opinion: Opinion, item: Item, name: str) -> Opinion:
 
 
 def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
-    """Return the metrics that a judge of a recipe is there to give; None where it does not say.
+    """Return the metrics that a judge of a recipe gives; None where it does not declare them.
 
     Args:
         spec: the judge.
         recipe: names the judges that a vote counts.
 
     Raises:
-        InputError: there is no such judge, or it names a metric that there is not.
+        InputError: there is no such judge, or it declares an unknown metric.
     """
     kind = plugin("judges", spec.judge)
     if "of" in inspect.signature(kind).parameters:
@@ -164,7 +164,7 @@ def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
         return None
     if unknown := [key for key in declared if key not in METRICS]:
         raise InputError(
-            f'judge {spec.judge}: gives "{unknown[0]}", which is no metric.'
+            f'judge {spec.judge}: unknown metric "{unknown[0]}" in `gives`.'
             f"{nearest(unknown[0], METRICS)}"
         )
     return frozenset(

@@ -1,9 +1,9 @@
-"""What a language model that judges has written: one rating, or one of two responses.
+"""Reads the replies of language models that judge: a rating, or the better of two responses.
 
 Chat models decorate what they are asked for: ``**Rating:** 9``, ``Rating: **9/10**``,
-``{"rating": 9}``, ``评分：９``. All of that is read. What could mean something else is not: another
-scale ("4 out of 5"), a range, two different ratings, half a point (the rubrics ask for whole
-numbers). It is asked for again, and then counts as unscored, never as a score.
+``{"rating": 9}``, ``评分：９``. All of these are read. A reply that could mean something else is
+not: another scale ("4 out of 5"), a range, two different ratings, half a point (the rubrics ask for
+whole numbers). The judge is then asked again; in the end the response is unscored.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _RATING = re.compile(
     rf"(?P<number>{_NUMBER})(?=(?P<rest>[^\n]*))",
     re.IGNORECASE,
 )
-# The greatest rating that there could be, as what follows a rating, or as a scale that is named.
+# The top of the scale: behind a rating, or named anywhere.
 _OUT_OF = re.compile(
     r"\s*[)>]?\s*(?:points?|pts\.?|分)?\s*,?\s*\(?\s*(?:/|(?:out\s+)?of\b|over\b|满分)\s*[:=]?\s*"
-    rf"(?P<most>{_NUMBER})(?P<rest>.*)",
+    rf"(?P<top>{_NUMBER})(?P<rest>.*)",
     re.IGNORECASE,
 )
 _SCALES = re.compile(
@@ -49,7 +49,7 @@ _SCALES = re.compile(
     rf"|满分\s*[:=]?\s*(?P<d>{_NUMBER})|(?P<e>[0-9]+)\s*分制",
     re.IGNORECASE,
 )
-# What makes of a number another one, or one of several.
+# What follows a number that is no rating by itself: a unit, a range, another number.
 _GOES_ON = re.compile(
     r"\s*[)>]?\s*(?:[%/0-9★⭐°]|percent\b|stars?\b|out\s+of\b(?!\s*ten\b)|[-–—~〜]\s*[0-9]|,\s*[0-9])"
     r"|[a-z]"
@@ -75,8 +75,8 @@ _BOTH = re.compile(rf"\s*(?:[,/&=+]|or\b|and\b|和|或|与)\s*{_ONE}[AB]\b", re.
 def rating(text: str) -> int | None:
     """Return the one rating from 1 to 10 in an answer; None where there is none, or several."""
     text = _plain(text, "rating")
-    other = [most for found in _SCALES.finditer(text) for most in found.groups() if most]
-    if not all(_TEN.fullmatch(most) for most in other):
+    scales = [top for match in _SCALES.finditer(text) for top in match.groups() if top]
+    if not all(_TEN.fullmatch(top) for top in scales):
         return None
     return _only(map(_score, _RATING.finditer(text)))
 
@@ -93,26 +93,26 @@ def _plain(text: str, word: str) -> str:
     return _DECORATION.sub(" ", _TAGS.sub(" ", text))
 
 
-def _score(found: re.Match[str]) -> int | None:
+def _score(match: re.Match[str]) -> int | None:
     """The rating that stands in one place; None where it is none of 1 to 10."""
-    rest = found["rest"]
+    rest = match["rest"]
     if scale := _OUT_OF.match(rest):
-        if not _TEN.fullmatch(scale["most"]):
+        if not _TEN.fullmatch(scale["top"]):
             return None
         rest = scale["rest"]
-    score = _WHOLE.fullmatch(found["number"].rstrip(".,"))
-    if score is None or found["sign"] or _GOES_ON.match(rest):
+    score = _WHOLE.fullmatch(match["number"].rstrip(".,"))
+    if score is None or match["sign"] or _GOES_ON.match(rest):
         return None
     return int(score[1])
 
 
-def _choice(found: re.Match[str]) -> str | None:
+def _choice(match: re.Match[str]) -> str | None:
     """The response that is named in one place; None where both are, or an article stands there."""
-    rest = found["rest"]
-    return None if _BOTH.match(rest) or not _NAMED.match(rest) else found["one"].upper()
+    rest = match["rest"]
+    return None if _BOTH.match(rest) or not _NAMED.match(rest) else match["one"].upper()
 
 
-def _only(found: Iterable[T | None]) -> T | None:
-    """The one value that is found, maybe several times; None where there are others."""
-    values = set(found)
-    return values.pop() if len(values) == 1 else None
+def _only(values: Iterable[T | None]) -> T | None:
+    """The one value that is there, maybe several times; None where there are others."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None

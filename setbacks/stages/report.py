@@ -41,7 +41,7 @@ HEADLINE = (
 ANSWERED = {
     "text": "Text",
     "refusal": "Refused by the provider",
-    "thought": "Reasoning alone",
+    "thought": "Only reasoning",
     "nothing": "Nothing",
     "failed": "Failed",
 }
