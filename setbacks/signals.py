@@ -11,7 +11,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 GRACE = 7.0  # seconds to stop in order; `docker stop` kills after 10
@@ -45,6 +46,15 @@ def handle(last_words: Callable[[], Any]) -> None:
     if hasattr(os, "register_at_fork"):  # a signal to a forked worker must not wake our thread
         os.register_at_fork(after_in_child=_forget)
     _start(_end_after_signal, (woken, waker), last_words)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep our handler, if it is in place, from a library that puts its own there."""
+    ours = signal.getsignal(signal.SIGTERM) is _raise
+    yield
+    if ours:
+        signal.signal(signal.SIGTERM, _raise)
 
 
 class Tie:

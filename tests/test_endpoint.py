@@ -777,7 +777,7 @@ def write(tmp_path, told):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
     serve, told, tmp_path, command, environment, typed, how
 ):
@@ -796,7 +796,7 @@ def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
             time.sleep(0.01)
         process.send_signal(how)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
     assert "Traceback" not in said
     server.slow = 0.0
     done = typed("respond", "run")

@@ -95,6 +95,12 @@ def test_a_signal_that_is_ignored_on_purpose_stays_so(start):
     assert ends(child, 0, 10) == "alive\n"
 
 
+def test_a_library_that_puts_its_own_handler_there_does_not_keep_it(start):
+    child = start(f"with signals.kept():\n    signal.signal(signal.SIGTERM, print)\n{SLEEP}")
+    child.terminate()
+    assert ends(child, 143, 5) == ""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_signal_to_a_forked_worker_is_the_workers_alone(start):
     child = start(

@@ -23,6 +23,7 @@ from setbacks.engines.vllm import VLLMOptions
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
+from setbacks.signals import kept
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,12 +193,13 @@ class Cluster(Engine):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is raised
         try:
-            ray.init(
-                ignore_reinit_error=True,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with kept():  # Ray's would abort the process, with a trace of its own calls
+                ray.init(
+                    ignore_reinit_error=True,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"engine: ray: no cluster to join or to start ({_first_line(error)}); see "
