@@ -46,6 +46,35 @@ def load_model(spec: Engine) -> Any:
     return model.to(place)
 
 
+def skeleton(spec: Engine, auto: str = "AutoModelForCausalLM") -> Any:
+    """Make a model without its weights, from its config alone; it costs no memory.
+
+    Args:
+        spec: the model.
+        auto: which of transformers' classes makes it.
+
+    Raises:
+        InputError: there is no such model, or not of this class.
+    """
+    import torch
+    import transformers
+
+    head = {} if auto == "AutoModelForCausalLM" else {"num_labels": 1}
+    config = _pretrained(transformers.AutoConfig, spec, **head)
+    numbers = dtype(spec, device(spec))
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, auto).from_config(
+                config, dtype=numbers, trust_remote_code=spec.trust_remote_code
+            )
+    except Exception as error:  # a config can break its class anywhere
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f'model "{spec.model}": transformers makes no {auto} of {type(config).__name__}: '
+            f"{reason}"
+        ) from error
+
+
 def load_base(recipe: Recipe) -> Any:
     """Load the model that an adapter is trained on, in 4 bits if the recipe says so.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from setbacks.adapters import check_adapter
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
+from setbacks.methods import Method
 from setbacks.models import check_quantize
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
@@ -22,6 +23,9 @@ from setbacks.stages.judge import judge
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import check_arms, respond
 from setbacks.stages.train import train
+from setbacks.training.targets import check_served, look_up, look_up_start
+
+log = logging.getLogger(__name__)
 
 
 def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
@@ -104,11 +108,23 @@ def check(recipe: Recipe) -> None:
     if recipe.evaluate:
         check_arms(recipe)
         return
-    check_quantize(recipe)
-    if recipe.train.start is not None:
-        check_adapter(recipe.train.start, recipe.model.model)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+    _check_training(recipe, method)
+
+
+def _check_training(recipe: Recipe, method: Method) -> None:
+    """Look whether the model can be trained as the recipe says, on its skeleton."""
+    check_quantize(recipe)
+    if recipe.train.start is not None:
+        look_up_start(recipe, recipe.train.start)
+    else:
+        check_served(recipe)
+        found = look_up(recipe)
+        if found.left_out:
+            log.warning(found.left_out)
+    if check := getattr(method, "check", None):
+        check(recipe)

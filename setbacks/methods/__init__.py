@@ -26,7 +26,8 @@ class Method(Protocol):
     ``train``, if they belong to a later stage; ``prepare(run, analyses)`` generates what the method
     needs of its own, in a journal of the run, and what it returns is given to `examples` in place
     of the analyses; ``fit(run, examples, adapter)`` trains in another way than
-    `setbacks.training.supervised.fit`, with the same contract.
+    `setbacks.training.supervised.fit`, with the same contract; ``check(recipe)`` raises an
+    `InputError`, before any work, where the method cannot train the recipe's model.
     """
 
     name: str

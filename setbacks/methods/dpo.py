@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import InputError
 from setbacks.methods.preferences import pairs
-from setbacks.models import load_tokenizer
+from setbacks.models import load_tokenizer, skeleton
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 from setbacks.training import (
     follow,
     last_checkpoint,
     learner,
+    name_for_trl,
     options,
     save,
     schedule,
@@ -31,6 +32,16 @@ class DPO:
     name = "dpo"
     uses_mistakes = True
     learning_rate = 5e-5
+
+    def check(self, recipe: Recipe) -> None:
+        """Look whether TRL's DPO finds the model's body, which it runs without the head."""
+        model = skeleton(recipe.model)
+        name_for_trl(model)
+        if model.base_model is model:
+            raise InputError(
+                f"train.method dpo: TRL finds no body in {type(model).__name__}; choose another "
+                "method"
+            )
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the preference pairs."""

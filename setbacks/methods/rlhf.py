@@ -29,6 +29,7 @@ from setbacks.training import (
     schedule,
     tokenize,
 )
+from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -40,6 +41,10 @@ class RLHF:
     name = "rlhf"
     uses_mistakes = True
     learning_rate = 5e-5
+
+    def check(self, recipe: Recipe) -> None:
+        """Look up what the adapter of the reward model is put on."""
+        look_up(recipe, "SEQ_CLS")
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the preference pairs; their prompts are those of the reinforcement."""
