@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.chat import encode
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.preferences import pairs
-from setbacks.models import load_reward_model, load_tokenizer
+from setbacks.models import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Message
 from setbacks.training import (
@@ -42,13 +42,14 @@ class RLHF:
     uses_mistakes = True
     learning_rate = 5e-5
 
-    def check(self, recipe: Recipe) -> None:
-        """Look up what the adapter of the reward model is put on."""
-        look_up(recipe, "SEQ_CLS")
-
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the preference pairs; their prompts are those of the reinforcement."""
         return pairs(recipe, analyses, self.name)
+
+    def check(self, recipe: Recipe) -> None:
+        """Look whether a reward model can be made of the model, and what its adapter is put on."""
+        check_reward_model(recipe.model)
+        look_up(recipe, "SEQ_CLS")
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""

@@ -31,7 +31,6 @@ from setbacks.models import skeleton
 if TYPE_CHECKING:
     from setbacks.recipe import Lora, Recipe
 
-CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 SAID = 0.01  # share of the layers' weights from which it is said that they get no adapter
 
 
@@ -55,7 +54,7 @@ def look_up(recipe: Recipe, task: str = "CAUSAL_LM") -> Found:
             adapter; or PEFT refuses the adapter.
     """
     lora = recipe.train.lora
-    parts = _parts(skeleton(recipe.model, CLASSES[task]))
+    parts = _parts(skeleton(recipe.model, scores=task == "SEQ_CLS"))
     if task == "CAUSAL_LM":  # a reward model has another head, which names need not match
         _check_names(lora, parts)
     refused: list[str] = []
