@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import merged as merge
+from setbacks.chat import stop_tokens
 from setbacks.embedded import MODELS, resolve
-from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.journal import failed_write
 from setbacks.models import load_model, load_tokenizer
@@ -117,7 +117,7 @@ def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
     spec = recipe.model.model_copy(update={"device": "cpu", "dtype": _dtype(recipe)})
     model = merge(load_model(spec), source)
     # What ends a turn here ends it everywhere, and a base model gets the template it was asked in.
-    model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer))
+    model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer, spec.chat_template))
     model.generation_config._from_model_config = False  # else `generate` may make it anew
     if spec.chat_template == "alpaca":
         tokenizer.chat_template = _alpaca(recipe.language)

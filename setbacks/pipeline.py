@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from setbacks.chat import check_chat
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
-from setbacks.methods import Method
-from setbacks.models import check_model, check_quantize
+from setbacks.models import check_model, check_quantize, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -109,18 +109,19 @@ def check(recipe: Recipe) -> None:
         load(source)
     if recipe.evaluate:
         check_arms(recipe)
-        return
+    else:
+        _check_training(recipe)
+    _check_chats(recipe)
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Look up what a recipe that trains names besides, and what its adapter is put on."""
+    check_quantize(recipe)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
-    _check_training(recipe, method)
-
-
-def _check_training(recipe: Recipe, method: Method) -> None:
-    """Look whether the model can be trained as the recipe says, on its skeleton."""
-    check_quantize(recipe)
     if recipe.train.start is not None:
         look_up_start(recipe, recipe.train.start)
     else:
@@ -128,5 +129,22 @@ def _check_training(recipe: Recipe, method: Method) -> None:
         found = look_up(recipe)
         if found.left_out:
             log.warning(found.left_out)
-    if check := getattr(method, "check", None):
-        check(recipe)
+    if check_more := getattr(method, "check", None):
+        check_more(recipe)
+
+
+def _check_chats(recipe: Recipe) -> None:
+    """Check that conversations can be put to the models that run here; last, since it loads them.
+
+    Guards have conversations of their own, and servers have their own templates.
+    """
+    asked = [*(arm.model for arm in recipe.evaluate)] if recipe.evaluate else [recipe.model]
+    asked += [recipe.analyze.analyst] if not recipe.evaluate else []
+    asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
+    checked: list[Engine] = []
+    for spec in asked:
+        if spec is None or spec in checked or spec.engine not in ("local", "vllm", "ray"):
+            continue
+        trains = spec is recipe.model and not recipe.evaluate
+        check_chat(load_tokenizer(spec), spec, trains=trains)
+        checked.append(spec)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -350,6 +351,21 @@ def tiny(tmp_path_factory):
         pad_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def other_eos(tiny, tmp_path):
+    """A copy of the tiny model whose eos is not the token with which its template ends a turn."""
+    folder = tmp_path / "other-eos"
+    shutil.copytree(tiny, folder)
+    for name, changes in {
+        "tokenizer_config.json": {"eos_token": "<|pad|>"},
+        "config.json": {"eos_token_id": 2},
+        "generation_config.json": {"eos_token_id": 2},
+    }.items():
+        told = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(told | changes))
     return folder
 
 

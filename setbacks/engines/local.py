@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
-from setbacks.chat import encode
+from setbacks.chat import encode_request, stop_tokens, written
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
 from setbacks.engines.answering import Answer, Answering
@@ -22,7 +22,6 @@ from setbacks.engines.decoding import likeliest
 from setbacks.engines.fidelity import find_way, prepare
 from setbacks.errors import InputError
 from setbacks.models import context, load_model, load_tokenizer, no_memory
-from setbacks.records import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,9 +93,7 @@ class Local:
         self._say_what_was_cut(made, sampling)
         return [
             Completion(
-                text=(
-                    request.prefill + self._tokenizer.decode(tokens, skip_special_tokens=True)
-                ).strip(),
+                text=written(self._tokenizer, prompt, tokens, request.prefill),
                 finish="stop" if stopped else "length",
                 prompt_tokens=len(prompt),
                 tokens=len(tokens),
@@ -260,7 +257,7 @@ class Local:
 
         limit = context(self._model) or np.inf
         most = [int(min(sampling.max_new_tokens, limit - len(prompt))) for prompt in prompts]
-        stops = stop_tokens(self._model, self._tokenizer)
+        stops = stop_tokens(self._model, self._tokenizer, self.spec.chat_template)
         return self._answering.answer(prompts, most, stops, picked)
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:
@@ -285,30 +282,6 @@ class Local:
 
 def _begins(tail: list[int], other: list[int]) -> bool:
     return other[: len(tail)] == tail
-
-
-def encode_request(
-    tokenizer: Any, request: Request, spec: Spec, language: str, option: str = ""
-) -> list[int]:
-    """Return the ids of a request, and of an option after its prefill."""
-    turns = [Message(role="user", content=request.prompt)]
-    if request.reply is not None:
-        turns.append(Message(role="assistant", content=request.reply))
-    return encode(
-        tokenizer,
-        turns,
-        prefill=request.prefill + option,
-        template=spec.chat_template,
-        language=language,
-        variables=request.template,
-    )
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end a turn: the generation config's and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
 
 
 def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:

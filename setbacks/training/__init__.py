@@ -16,10 +16,10 @@ import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.adapters import attached, coverage, untouched
-from setbacks.chat import encode, ending, plain
+from setbacks.chat import encode_answer
 from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
 from setbacks.models import device, load_base
@@ -53,9 +53,38 @@ def tokenize(
         completion: what the model is to say.
         recipe: names the template.
     """
-    template = recipe.model.chat_template
-    before = encode(tokenizer, prompt, template=template, language=recipe.language)
-    return before, plain(tokenizer, completion) + ending(tokenizer, template)
+    return encode_answer(
+        tokenizer,
+        prompt,
+        completion,
+        template=recipe.model.chat_template,
+        language=recipe.language,
+    )
+
+
+class TooLong(NamedTuple):
+    """How many of all examples are longer than `train.max_length`.
+
+    Those that are `cut` have lost the end of their turn; those that are `left_out` have a prompt
+    that fills `max_length` alone.
+    """
+
+    examples: int
+    cut: int
+    left_out: int
+
+    def say(self, run: RunFolder) -> None:
+        """Tell the user, on the terminal and in run.log, if there are any."""
+        if not (self.cut or self.left_out) or processes.rank():
+            return
+        line = (
+            f"train: {self.cut + self.left_out} of {self.examples} examples are longer than "
+            f"train.max_length ({run.recipe.train.max_length} tokens): {self.cut} were cut and "
+            f"have lost their end of turn, {self.left_out} were left out because the prompt alone "
+            "fills it; raise train.max_length"
+        )
+        log.warning(line)
+        run.log(line)
 
 
 def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
@@ -233,7 +262,7 @@ def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
     return str(last)
 
 
-def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
+def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: TooLong) -> int:
     """Save the adapter, the loss curve, and what the training read; return its tokens."""
     weights = gathered(trainer)
     if processes.rank():
@@ -258,7 +287,10 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
     # Keys in order: a checkpoint gives them back sorted.
     run.write_text("loss.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve))
     # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
-    run.write_text("trained.json", json.dumps({"steps": len(curve), "tokens": tokens}) + "\n")
+    trained = {"steps": len(curve), "tokens": tokens}
+    if too_long.cut or too_long.left_out:
+        trained |= too_long._asdict()
+    run.write_text("trained.json", json.dumps(trained) + "\n")
     save_adapter(run, trainer, adapter, weights)
     return tokens
 
