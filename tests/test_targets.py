@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -80,36 +81,19 @@ MODELS = {
 }
 
 
-def config_of(name):
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(name.rpartition(" ")[2], **MODELS[name])
-
-
-@pytest.fixture(scope="session")
-def described(tmp_path_factory):
-    """Make a folder that describes a model and has no weights in it: they are not to be read."""
-
-    def make(name):
-        folder = tmp_path_factory.mktemp("described")
-        config_of(name).save_pretrained(folder)
-        (folder / "model.safetensors").touch()
-        return folder
-
-    return make
-
-
 @pytest.fixture(scope="session")
 def weighed(tiny, tmp_path_factory):
-    """Make a folder of a model with random weights and the tiny model's tokenizer."""
+    """Make, once, a folder of a model with random weights and the tiny model's tokenizer."""
 
+    @cache
     def make(name):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         folder = tmp_path_factory.mktemp("weighed") / "model"
         shutil.copytree(tiny, folder)
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config_of(name)).save_pretrained(folder)
+        config = AutoConfig.for_model(name.rpartition(" ")[2], **MODELS[name])
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         return folder
 
     return make
@@ -149,51 +133,51 @@ def kinds(found):
         ("gpt2", {}, ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
     ],
 )
-def test_an_adapter_is_put_on_what_is_named(described, name, lora, expected):
-    recipe = asking(described(name), **lora)
+def test_an_adapter_is_put_on_what_is_named(weighed, name, lora, expected):
+    recipe = asking(weighed(name), **lora)
     found = look_up(recipe)
     assert kinds(found.coverage) == sorted(expected)
     assert recipe == asking(recipe.model.model, **lora), "PEFT is not given the recipe's own lists"
 
 
-def test_only_the_layers_that_are_named_get_one(described):
-    found = look_up(asking(described("llama"), layers=[0, 2])).coverage
+def test_only_the_layers_that_are_named_get_one(weighed):
+    found = look_up(asking(weighed("llama"), layers=[0, 2])).coverage
     assert kinds(found) == sorted(ATTENTION + MLP)
     assert {name.split(".")[2] for name in found.modules} == {"0", "2"}
     found = look_up(
-        asking(described("gpt_oss"), layers=[1], target_parameters=GPT_OSS_EXPERTS)
+        asking(weighed("gpt_oss"), layers=[1], target_parameters=GPT_OSS_EXPERTS)
     ).coverage
     assert {name.split(".")[2] for name in (*found.modules, *found.parameters)} == {"1"}
 
 
-def test_all_linear_is_the_language_model_alone(described):
-    found = look_up(asking(described("gemma3"))).coverage
+def test_all_linear_is_the_language_model_alone(weighed):
+    found = look_up(asking(weighed("gemma3"))).coverage
     assert len(found.modules) == 3 * len(ATTENTION + MLP)
     assert all(name.startswith("model.language_model.layers.") for name in found.modules)
-    found = look_up(asking(described("gemma3"), targets=["out_proj", "q_proj"][1:])).coverage
+    found = look_up(asking(weighed("gemma3"), targets=["out_proj", "q_proj"][1:])).coverage
     assert len(found.modules) == 3, "those of the vision tower are left alone"
 
 
-def test_all_linear_leaves_out_what_peft_refuses_and_says_so(described):
-    found = look_up(asking(described("falcon_h1")))
+def test_all_linear_leaves_out_what_peft_refuses_and_says_so(weighed):
+    found = look_up(asking(weighed("falcon_h1")))
     assert "mamba.in_proj" in kinds(found.coverage)
     assert "mamba.out_proj" not in kinds(found.coverage)
     assert "(mamba.out_proj.weight): PEFT puts no adapter there" in found.left_out
 
 
 @pytest.mark.parametrize(("name", "said"), [("gpt_oss", True), ("qwen3_moe", False)])
-def test_experts_that_all_linear_leaves_out_are_named(described, small, caplog, name, said):
-    recipe = small(8, model={"model": str(described(name)), "dtype": "float32", "device": "cpu"})
+def test_experts_that_all_linear_leaves_out_are_named(weighed, small, caplog, name, said):
+    recipe = small(8, model={"model": str(weighed(name)), "dtype": "float32", "device": "cpu"})
     with caplog.at_level(logging.WARNING, "setbacks"):
         check(recipe)
     advice = f"set train.lora.target_parameters=[{','.join(GPT_OSS_EXPERTS)}]"
     assert (advice in caplog.text) == said
-    assert not look_up(asking(described(name), target_parameters=GPT_OSS_EXPERTS)).left_out
+    assert not look_up(asking(weighed(name), target_parameters=GPT_OSS_EXPERTS)).left_out
 
 
-def test_a_reward_model_gets_its_adapter_in_the_same_way(described):
+def test_a_reward_model_gets_its_adapter_in_the_same_way(weighed):
     lora = {"modules_to_save": ["lm_head"], "exclude": ["mlp"], "dora": True}
-    found = look_up(asking(described("llama"), **lora), "SEQ_CLS")
+    found = look_up(asking(weighed("llama"), **lora), "SEQ_CLS")
     assert kinds(found.coverage) == sorted(ATTENTION)
     assert found.coverage.whole == ["score"] and found.config.use_dora
 
@@ -235,8 +219,8 @@ def test_a_reward_model_gets_its_adapter_in_the_same_way(described):
         ("lfm2", {"targets": ["q_proj", "conv.conv"]}, ["conv.conv is Conv1d", "takes no adap"]),
     ],
 )
-def test_names_are_refused_before_anything_is_drawn(described, small, name, lora, words):
-    model = {"model": str(described(name)), "dtype": "float32", "device": "cpu"}
+def test_names_are_refused_before_anything_is_drawn(weighed, small, name, lora, words):
+    model = {"model": str(weighed(name)), "dtype": "float32", "device": "cpu"}
     recipe = small(8, model=model)
     train = recipe.train.model_copy(update={"lora": asking("x", **lora).train.lora})
     with pytest.raises(InputError) as refused:
@@ -260,8 +244,8 @@ def _plugin_without_vllm(group, name):
     return plugin(group, "local" if name == "vllm" else name)
 
 
-def test_an_adapter_to_go_on_from_has_to_fit(small, described, lora_of_tiny):
-    recipe = training(small, described("gpt_oss"), {}, start=str(lora_of_tiny))
+def test_an_adapter_to_go_on_from_has_to_fit(small, weighed, lora_of_tiny):
+    recipe = training(small, weighed("gpt_oss"), {}, start=str(lora_of_tiny))
     with pytest.raises(InputError, match="no adapter for this model.*tensors do not fit"):
         check(recipe)
 
@@ -275,6 +259,7 @@ OPTIONS = {
     "dora": ("llama", {"dora": True, "dropout": 0.1}),
     "rslora in some layers": ("llama", {"rslora": True, "layers": [1], "exclude": ["mlp"]}),
     "towers": ("gemma3", {}),
+    "experts that TRL has no name for": ("phimoe", {}),
 }
 options = pytest.mark.parametrize(("name", "lora"), OPTIONS.values(), ids=OPTIONS)
 
