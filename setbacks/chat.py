@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 
 # Private-use characters: no template writes them.
 _MARK, _THOUGHT = "\ue000{}\ue001", "\ue002"
-_MARKER = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)  # how control tokens are spelled
-_CLOSES_THOUGHT = re.compile(r"(?:/|end)[\w:|]{0,9}(?:think|thought|reason)", re.IGNORECASE)
+_MARKER = re.compile(r"[<\[{][^<>\[\]{}]+[>\]}]")  # how control tokens are spelled
 # Text with all that a template might change: capitals, quotes, blank lines, signs.
 _TRICKY = 'Say "Ab",\n\n1 < 2 & 3.'
 
@@ -481,8 +480,9 @@ def _opening(asked: str, rendered: str) -> tuple[str, str]:
     """
     if asked == rendered:
         return asked, ""
-    # An empty thought of the generation prompt, which answers of the past are rendered without.
-    if asked.startswith(rendered) and _CLOSES_THOUGHT.search(asked[len(rendered) :]):
+    more = _MARKER.findall(asked.removeprefix(rendered)) if asked.startswith(rendered) else []
+    # A thought that is opened and closed, which answers of the past are rendered without.
+    if len(more) > 1 or any("/" in marker for marker in more):
         return asked, ""
     opening = rendered.rstrip(" ")  # tokenizers join a blank to the word after it
     return opening, rendered[len(opening) :]
@@ -622,7 +622,7 @@ def _cut(text: str, marks: Sequence[str]) -> list[str]:
 # Before any work ---------------------------------------------------------------------------------
 
 
-def check_chat(tokenizer: Any, spec: Engine, *, trains: bool) -> None:
+def check_chat(tokenizer: Any, spec: Engine, *, trains: bool = True) -> None:
     """Check that conversations can be put to a model, and, where it is trained, learned.
 
     What its template does that a user should know is logged as a warning.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,19 @@ def _check_chats(recipe: Recipe) -> None:
 
     Guards have conversations of their own, and servers have their own templates.
     """
-    asked = [*(arm.model for arm in recipe.evaluate)] if recipe.evaluate else [recipe.model]
-    asked += [recipe.analyze.analyst] if not recipe.evaluate else []
+    if recipe.evaluate:
+        asked = [arm.model for arm in recipe.evaluate]
+    else:
+        asked = [recipe.model, recipe.analyze.analyst]
     asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
-    checked: list[Engine] = []
     for spec in asked:
-        if spec is None or spec in checked or spec.engine not in ("local", "vllm", "ray"):
-            continue
-        trains = spec is recipe.model and not recipe.evaluate
-        check_chat(load_tokenizer(spec), spec, trains=trains)
-        checked.append(spec)
+        if spec is not None and spec.engine in ("local", "vllm", "ray"):
+            trains = spec is recipe.model and not recipe.evaluate
+            _check_chat(spec.model_dump_json(), trains)
+
+
+@cache
+def _check_chat(spec: str, trains: bool) -> None:
+    """Check one model, and warn of it, once: the runs of a comparison have the same models."""
+    engine = Engine.model_validate_json(spec)
+    check_chat(load_tokenizer(engine), engine, trains=trains)

@@ -220,13 +220,17 @@ def test_texts_are_trimmed_where_the_template_trims_them(kind):
         assert prompt == rendered(talker, text, add_generation_prompt=True)
 
 
+@pytest.mark.parametrize(
+    "thought", ["<think></think>", "</think>", "<|channel>thought\n<channel|>"]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_thought_of_the_generation_prompt_stays(kind):
+def test_an_empty_thought_of_the_generation_prompt_stays(kind, thought):
     """Answers of the past are rendered without it, but it keeps the model from thinking."""
-    talker = build(kind, EMPTY_THOUGHT)
+    template = EMPTY_THOUGHT.template.replace("<think></think>", thought)
+    talker = build(kind, EMPTY_THOUGHT._replace(template=template))
     prompt, _ = encode_answer(talker, user("<x>"), "<y>")
+    assert prompt == encode(talker, user("<x>"))
     assert prompt == rendered(talker, "<x>", add_generation_prompt=True)
-    assert talker.decode(prompt).endswith("<think></think>")
 
 
 def test_a_prefill_follows_an_empty_thought(family, talker):
@@ -287,6 +291,17 @@ def test_an_added_token_that_is_not_called_special_stays_text(tiny, flag):
     ids = encode(tokenizer, user(text), prefill=text) + plain(tokenizer, text)
     assert marker not in ids
     assert tokenizer.decode(plain(tokenizer, text)) == text
+
+
+def test_a_text_that_a_normalizer_turns_into_a_token_stays_text():
+    from tokenizers import AddedToken, normalizers
+
+    talker = build("bytes", FAMILIES["chatml"])
+    talker.backend_tokenizer.normalizer = normalizers.NFKC()
+    talker.add_tokens([AddedToken("<think>", special=False, normalized=True)])
+    marker = talker.convert_tokens_to_ids("<think>")
+    assert marker in talker("＜think＞")["input_ids"], "otherwise this test could not fail"
+    assert marker not in encode(talker, user("a ＜think＞ b"), prefill="＜think＞")
 
 
 def test_words_that_are_added_tokens_stay_words():
@@ -360,7 +375,7 @@ def test_an_answer_ends_where_its_turn_ends(other_eos):
 
 
 def chat_of(tokenizer, **more):
-    check_chat(tokenizer, Engine(model="m", **more), trains=True)
+    check_chat(tokenizer, Engine(model="m", **more))
 
 
 @pytest.fixture
