@@ -28,7 +28,7 @@ from setbacks.methods import open_method
 from setbacks.models import load_model, load_tokenizer
 from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe, Source
+from setbacks.recipe import Lora, Recipe, Source
 from setbacks.stages.report import HEADLINE, TITLES
 
 CARD = "README.md"
@@ -314,9 +314,16 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
     return (
         _table(["kind of example", "number", "made from"], rows)
         + "\n\nMistakes are responses that the base was led to, or that came with the data; "
-        f"analyses of them were written by {who}. LoRA of rank {recipe.train.lora.r}, "
+        f"analyses of them were written by {who}. {_lora(recipe.train.lora)}, "
         f"{steps} steps of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
     )
+
+
+def _lora(lora: Lora) -> str:
+    """The adapter in a few words."""
+    kind = f"{'Rank-stabilized ' * lora.rslora}{'DoRA' if lora.dora else 'LoRA'} of rank {lora.r}"
+    whole = ", ".join(f"`{name}`" for name in lora.modules_to_save)
+    return f"{kind}; {whole} trained whole" if whole else kind
 
 
 def _source(source: Source) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from setbacks.adapters import check_adapter
 from setbacks.chat import check_chat
 from setbacks.data import Source, load
 from setbacks.embedded import resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.methods import open_method
-from setbacks.models import check_quantize, load_tokenizer
+from setbacks.models import check_model, check_quantize, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -26,6 +26,9 @@ from setbacks.stages.judge import judge
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import check_arms, respond
 from setbacks.stages.train import train
+from setbacks.training.targets import check_served, look_up, look_up_start
+
+log = logging.getLogger(__name__)
 
 
 def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
@@ -94,6 +97,8 @@ def check(recipe: Recipe) -> None:
         ours = engine.engine == "local" or engine is recipe.model
         if ours and _is_used(engine, recipe):
             resolve(engine.model, engine.revision)
+            if engine.engine == "local":
+                check_model(engine)
     if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
         raise InputError(
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
@@ -112,15 +117,21 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_training(recipe: Recipe) -> None:
-    """Look up what a recipe that trains names besides."""
+    """Look up what a recipe that trains names besides, and what its adapter is put on."""
     check_quantize(recipe)
-    if recipe.train.start is not None:
-        check_adapter(recipe.train.start, recipe.model.model)
     method = open_method(recipe)
     method.examples(recipe, [])
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+    if recipe.train.start is not None:
+        look_up_start(recipe, recipe.train.start)
+    else:
+        check_served(recipe)
+        found = look_up(recipe)
+        if found.left_out:
+            log.warning(found.left_out)
+    method.check(recipe)
 
 
 def _is_used(engine: Engine, recipe: Recipe) -> bool:

@@ -52,6 +52,11 @@ class ClusterOptions(VLLMOptions):
 
     ray: Settings | None = Field(None, description="The workers; null: all defaults.")
 
+    @property
+    def runs_in(self) -> str:
+        """The engine inside each worker."""
+        return (self.ray or Settings()).engine
+
     @model_validator(mode="after")
     def _vllm_inside(self) -> Self:
         if self.vllm is not None and (self.ray is None or self.ray.engine != "vllm"):

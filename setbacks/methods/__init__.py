@@ -64,6 +64,13 @@ class Method(ABC):
             InputError: the recipe lacks data that the method needs.
         """
 
+    def check(self, recipe: Recipe) -> None:
+        """Look, before any work, whether a recipe's model can be trained this way.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return which sources the examples of each kind come from, for the model card."""
         return {

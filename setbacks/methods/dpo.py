@@ -10,7 +10,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
-from setbacks.models import load_tokenizer
+from setbacks.models import load_tokenizer, skeleton
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
@@ -18,6 +18,7 @@ from setbacks.training import (
     follow,
     last_checkpoint,
     learner,
+    name_for_trl,
     options,
     save,
     schedule,
@@ -40,6 +41,16 @@ class DPO(PreferenceMethod):
     name = "dpo"
     Options = DPOOptions
     learning_rate = 5e-5
+
+    def check(self, recipe: Recipe) -> None:
+        """Look whether TRL's DPO finds the model's body, which it runs without the head."""
+        model = skeleton(recipe.model)
+        name_for_trl(model)
+        if model.base_model is model:
+            raise InputError(
+                f"train.method dpo: TRL finds no body in {type(model).__name__}; choose another "
+                "method"
+            )
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train an adapter; see `setbacks.training.supervised.fit`."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from setbacks.chat import encode, stop_tokens
 from setbacks.methods.dpo import pair_rows, pairs_too_long
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
-from setbacks.models import load_reward_model, load_tokenizer
+from setbacks.models import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Example, Message
 from setbacks.training import (
@@ -32,6 +32,7 @@ from setbacks.training import (
     schedule,
     tokenize,
 )
+from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -62,6 +63,11 @@ class RLHF(PreferenceMethod):
     Options = RLHFOptions
     learning_rate = 5e-5
     outputs = ("reward_checkpoints", "reward")
+
+    def check(self, recipe: Recipe) -> None:
+        """Look whether a reward model can be made of the model, and what its adapter is put on."""
+        check_reward_model(recipe.model)
+        look_up(recipe, "SEQ_CLS")
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""

@@ -18,7 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.adapters import attached
+from setbacks.adapters import attached, coverage, untouched
 from setbacks.chat import encode_answer
 from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
@@ -27,6 +27,7 @@ from setbacks.paths import sync
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
+from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -123,18 +124,9 @@ def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
 
 def adapter_config(recipe: Recipe, task: str = "CAUSAL_LM") -> Any:
     """Return the LoRA (arXiv 2106.09685) that the recipe asks for, as PEFT takes it."""
-    from peft import LoraConfig
-
     # peft still uses a name that transformers has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-    lora = recipe.train.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type=task,
-    )
+    return look_up(recipe, task).config
 
 
 def learner(recipe: Recipe) -> tuple[Any, Any]:
@@ -147,9 +139,28 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
         InputError: there is no such model, or the adapter is not one of it.
     """
     base, start = load_base(recipe), recipe.train.start
+    name_for_trl(base)
     if start is None:
         return base, adapter_config(recipe)
     return attached(base, Path(start), trainable=True), None
+
+
+def name_for_trl(model: Any) -> None:
+    """Give a model's body and its number of experts the names by which TRL looks for them.
+
+    Some classes of transformers have other names for these: Llama 4, Phi-3.5-MoE, Granite MoE.
+    """
+    from transformers import PreTrainedModel
+
+    if model.base_model is model:
+        bodies = [name for name, m in model.named_children() if isinstance(m, PreTrainedModel)]
+        model.base_model_prefix = next(iter(bodies), model.base_model_prefix)
+    config = model.config.get_text_config()
+    experts = getattr(config, "num_local_experts", None)
+    if experts is not None and not hasattr(config, "num_experts"):
+        config.num_experts = experts
+    if experts == 0:  # Granite 4 has dense models of the same class: nothing to balance
+        config.router_aux_loss_coef = 0.0
 
 
 def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
@@ -189,7 +200,10 @@ def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, An
 
 
 def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
-    """Have a trainer show its progress, and mark a checkpoint once all of it is on disk."""
+    """Have a trainer show its progress, and mark a checkpoint once all of it is on disk.
+
+    What its adapter covers goes to run.log.
+    """
     from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback
 
@@ -221,6 +235,7 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
     if run.recipe.train.snapshots and label == "train":
         (run.path / "snapshots").mkdir(mode=0o700, exist_ok=True)
         trainer.add_callback(Snapshots())
+    run.log(f"{label}: an adapter on {coverage(trainer.model)}")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
     return trainer
@@ -265,6 +280,13 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: Too
             "training diverged (the loss is not a number); lower train.learning_rate, or set "
             "model.dtype: float32"
         )
+    if weights is None and (idle := untouched(trainer.model)):
+        line = (
+            f"train: no gradient reached the adapters on {', '.join(idle)}: they have learned "
+            "nothing; leave them out with train.lora.exclude"
+        )
+        log.warning(line)
+        run.log(line)
     # Keys in order: a checkpoint gives them back sorted.
     run.write_text("loss.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve))
     # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
