@@ -771,8 +771,9 @@ ZOO = {
         {
             "vocab_size": VOCABULARY,
             "d_model": 32,
+            "tie_word_embeddings": False,
             "ffn_dim": 48,
-            "num_layers": 2,
+            "num_layers": 3,
             "attention_heads": 4,
             "max_position_embeddings": 1024,
             "pad_token_id": PAD,
@@ -807,7 +808,7 @@ ZOO = {
         "mpt",
         {"vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 1024},
     ),
-    "openai_gpt": A("learned positions, no cache", "openai-gpt", older()),
+    "openai_gpt": A("learned positions, no cache", "openai-gpt", older(tie_word_embeddings=False)),
     "modernbert_decoder": A(
         "a decoder in BERT's style",
         "modernbert-decoder",
@@ -1035,9 +1036,11 @@ def build(name: str, folder: Path) -> Path:
     config = AutoConfig.for_model(told.model_type, **told.config)
     model = told.loader.from_config(config, dtype=torch.float32).eval()
     _scale(model)
-    if model.can_generate():
+    if told.refused is None:
         model.generation_config.pad_token_id = PAD
-        model.generation_config.eos_token_id = endings()
+        # Two of its own answers end on the way, at different steps.
+        ends = [_written(model, text, length) for text, length in (("Hi", 6), ("Say yes.", 12))]
+        model.generation_config.eos_token_id = sorted({EOS, *ends})
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     if told.auto == SEES_IMAGES:  # what its images go through is published beside it
@@ -1046,32 +1049,50 @@ def build(name: str, folder: Path) -> Path:
     return folder
 
 
-def endings() -> list[int]:
-    """Return the tokens that end a turn: the tokenizer's, and a few that random models write."""
-    import torch
-
-    drawn = torch.randperm(VOCABULARY - len(SPECIAL), generator=torch.Generator().manual_seed(3))
-    return sorted({EOS, *(drawn[: VOCABULARY // 25] + len(SPECIAL)).tolist()})
-
-
 def _scale(model: Any) -> None:
     """Draw weights that have each token depend on much of what came before."""
     import torch
 
     draw = torch.Generator().manual_seed(1)
-    # Gemma multiplies its embeddings by the root of the width.
-    embedding = 0.1 if "gemma" in model.config.model_type else 0.7
-    own = ("conv", "vision", "visual", "a_log", "dt_", "time_")  # keep how they begin
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = ends[1] is not None and ends[0].weight is ends[1].weight
+    # What layers write has to outweigh the last token, or a tied model says it again and again.
+    embedding, layer = (0.15, 4.0) if tied else (0.7, 2.0)
+    if "gemma" in model.config.model_type or getattr(model.config, "scale_embedding", False):
+        embedding /= 5  # they are multiplied by the root of the width
+    own = ("conv", "vision", "visual", "a_log", "dt_", "time_")  # stay as they are drawn
     with torch.no_grad():
         for name, weight in model.named_parameters():
             name = name.lower()
+            if "q_norm" in name or "k_norm" in name:
+                weight.fill_(2.0)  # attention that looks at few places, not at the mean of all
             if weight.dim() < 2 or any(word in name for word in own):
                 continue
             fan_in = weight.shape[-1] if weight.dim() == 2 else weight.shape[-2]
             is_embedding = any(word in name for word in ("embed", "wte", "word_emb"))
-            scale = embedding if is_embedding else 1.6 / math.sqrt(fan_in)
+            scale = embedding if is_embedding else layer / math.sqrt(fan_in)
             weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
     model.tie_weights()
+
+
+def _written(model: Any, text: str, length: int) -> int:
+    """Return the last of the tokens that a model writes to a text, one row, without a cache."""
+    import torch
+
+    ids = asked(text)
+    with torch.inference_mode():
+        for _ in range(length):
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+    return ids[-1]
+
+
+def asked(text: str, begun: str = "") -> list[int]:
+    """Return the ids of a user's text in the template, and of how the answer begins."""
+    turns = [{"role": "user", "content": text}]
+    prompt = tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer()(prompt + begun, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @cache
