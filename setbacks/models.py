@@ -6,10 +6,11 @@ import importlib.util
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from setbacks.embedded import resolve
+from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,22 +29,66 @@ def load_tokenizer(spec: Engine) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _pretrained(AutoTokenizer, spec)
+    tokenizer = _pretrained(AutoTokenizer, spec)
+    known = getattr(load_config(spec).get_text_config(), "vocab_size", None)
+    if known and (tokenizer.pad_token_id or 0) >= known:
+        # A token that was added for padding, and no embedding for it. Padding is masked, so that
+        # any token will do that the model knows.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_config(spec: Engine) -> Any:
+    """Load the configuration of a model.
+
+    Raises:
+        InputError: there is no such model, or it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    return _pretrained(AutoConfig, spec)
 
 
 def load_model(spec: Engine) -> Any:
     """Load a causal language model onto its device, in its dtype.
 
     Raises:
-        InputError: there is no such model, or it cannot be had.
+        InputError: there is no such model, or it cannot be had; it does not write text, or weights
+            are missing.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     place = device(spec)
-    model = _pretrained(AutoModelForCausalLM, spec, dtype=dtype(spec, place), use_safetensors=True)
-    return model.to(place)
+    return _whole(spec, dtype=dtype(spec, place)).to(place)
+
+
+def check_model(spec: Engine) -> None:
+    """Look whether a model can be loaded and has all its weights; none of them is read.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    if _can_be_looked_at(spec):
+        _whole(spec, device_map="meta")
+
+
+def context(model: Any) -> int | None:
+    """Return how many tokens a text may have for a model at most; None if it does not say.
+
+    RoPE that is scaled goes beyond the positions that a model was first trained on. That of the
+    kind "dynamic" does not here: it makes what a model says depend on what it was asked before.
+    """
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "model_max_length")
+    limits = [getattr(config, name, None) for name in names]
+    for rope in ropes(config):
+        if rope.get("rope_type") == "yarn":
+            limits.append(int(rope["original_max_position_embeddings"] * rope.get("factor", 1)))
+    return max((limit for limit in limits if limit), default=None)
+
+
+def ropes(config: Any) -> list[dict[str, Any]]:
+    """Return the settings of a model's RoPE; a model may have several, for kinds of layers."""
+    told = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [rope for rope in (told, *told.values()) if isinstance(rope, dict)]
 
 
 def load_base(recipe: Recipe) -> Any:
@@ -59,15 +104,13 @@ def load_base(recipe: Recipe) -> Any:
         return load_model(recipe.model)
     check_quantize(recipe)
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     place = device(recipe.model)
     numbers = dtype(recipe.model, place)
-    model = _pretrained(
-        AutoModelForCausalLM,
+    model = _whole(
         recipe.model,
         dtype=numbers,
-        use_safetensors=True,
         device_map={"": place},
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
@@ -107,22 +150,34 @@ def load_reward_model(spec: Engine, tokenizer: Any) -> Any:
         tokenizer: whose padding the head looks past.
 
     Raises:
-        InputError: there is no such model, or it cannot be had.
+        InputError: there is no such model, or it cannot be had with such a head.
     """
-    from transformers import AutoModelForSequenceClassification
-
     place = device(spec)
-    model = _pretrained(
-        AutoModelForSequenceClassification,
-        spec,
-        dtype=dtype(spec, place),
-        use_safetensors=True,
-        num_labels=1,
-    )
+    model = _scoring(spec, dtype=dtype(spec, place))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.to(place)
+
+
+def check_reward_model(spec: Engine) -> None:
+    """Look whether a model can be had with a head that scores; no weights are read.
+
+    Raises:
+        InputError: as `load_reward_model`.
+    """
+    if _can_be_looked_at(spec):
+        _scoring(spec, device_map="meta")
+
+
+def _can_be_looked_at(spec: Engine) -> bool:
+    """Whether a model can be laid out without its weights, and whether there is need to.
+
+    One that is quantized asks for its device; those embedded are whole.
+    """
+    if spec.model in MODELS:
+        return False
+    return getattr(load_config(spec), "quantization_config", None) is None
 
 
 def no_memory(model: str, what: str) -> InputError:
@@ -177,13 +232,153 @@ def _say_that_code_runs(model: str) -> None:
     log.warning("%s: Python code that comes with it is run (trust_remote_code: true)", model)
 
 
+def _whole(spec: Engine, **options: Any) -> Any:
+    """Load a model that writes text, with all that its checkpoint has.
+
+    Raises:
+        InputError: it writes none, or some of its weights are missing.
+    """
+    config = load_config(spec)
+    auto = _class_that_writes(spec, config)
+    model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
+    missing, left_out = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise InputError(
+            f'model "{spec.model}": its checkpoint{_saved_as(config)} lacks {_count(missing)} of '
+            f"{type(model).__name__}, which would be random; save the whole language model again, "
+            "or name another"
+        )
+    if left_out:
+        _say_what_is_left_out(spec.model, _count(left_out), type(model).__name__)
+    return model
+
+
+def _class_that_writes(spec: Engine, config: Any) -> Any:
+    """Return transformers' automatic class for a model that writes text, with all its parts.
+
+    A model that sees or hears has a class for the whole and often one for its text alone, which
+    would drop the rest: the whole is taken, unless the checkpoint itself was saved as text alone.
+
+    Raises:
+        InputError: it is an encoder with a decoder, or has another kind of head, or none is known.
+    """
+    import transformers
+
+    text = config.get_text_config()
+    named = next(iter(config.architectures or ()), None)
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise InputError(
+            f'model "{spec.model}": {named or config.model_type} is an encoder-decoder; name a '
+            "decoder-only language model"
+        )
+    autos = (transformers.AutoModelForCausalLM, transformers.AutoModelForMultimodalLM)
+    theirs = getattr(config, "auto_map", None) or {} if spec.trust_remote_code else {}
+    known = [auto for auto in autos if _classes(auto, config) or auto.__name__ in theirs]
+    if not known:
+        raise InputError(
+            f'model "{spec.model}": transformers {transformers.__version__} has no class that '
+            f'writes text for models of type "{config.model_type}"; name a language model'
+        )
+    _check_head(spec, config, named)
+    as_saved = [auto for auto in known if named in _names(_classes(auto, config))]
+    return as_saved[0] if as_saved else known[0 if text is config else -1]
+
+
+def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
+    """The classes that an automatic class has for a configuration; none if it is not known."""
+    if type(config) not in auto._model_mapping:
+        return ()
+    found = auto._model_mapping[type(config)]
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _names(classes: Iterable[Any]) -> list[str]:
+    return [one.__name__ for one in classes]
+
+
+def _check_head(spec: Engine, config: Any, named: str | None) -> None:
+    """Refuse a checkpoint that was saved with a head that does not write text.
+
+    One without any head is let pass: where its embeddings are tied, nothing is missing.
+    """
+    import transformers
+
+    saved = getattr(transformers, named or "", None)
+    if (
+        saved is None
+        or saved.can_generate()
+        or named in _names(_classes(transformers.AutoModel, config))
+    ):
+        return
+    raise InputError(
+        f'model "{spec.model}": was saved as {named}, which writes no text; name a causal language '
+        "model"
+    )
+
+
+def _scoring(spec: Engine, **options: Any) -> Any:
+    """Load a model with a new head that gives a sequence one score.
+
+    Where transformers has no such class for a model, its general one is put on the model's body.
+
+    Raises:
+        InputError: the model cannot be had so, or weights are missing besides the head's.
+    """
+    import inspect
+
+    import transformers
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    config = load_config(spec)
+    config.num_labels = 1
+    auto: Any = transformers.AutoModelForSequenceClassification
+    if not _classes(auto, config):
+        writes = _classes(_class_that_writes(spec, config), config)[0]
+        family = next(
+            one for one in writes.__mro__[1:] if issubclass(one, transformers.PreTrainedModel)
+        )
+        body = {"base_model_prefix": family.base_model_prefix or "model"}
+        auto = type("Scoring", (GenericForSequenceClassification, family), body)
+    model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
+    missing = sorted(k for k in found["missing_keys"] if k.startswith(model.base_model_prefix))
+    takes = inspect.signature(model.base_model.forward).parameters
+    if missing or "past_key_values" not in takes:
+        raise InputError(
+            f'model "{spec.model}": no reward model can be made of it ({type(model).__name__}'
+            f"{' lacks ' + _count(missing) if missing else ''}); choose another train.method"
+        )
+    return model
+
+
+# All weights from safetensors, and a word on those that do not fit.
+_WEIGHTS = {"use_safetensors": True, "output_loading_info": True}
+
+
+def _count(keys: list[str]) -> str:
+    more = f" and {len(keys) - 1} more weights" if len(keys) > 1 else ""
+    return f"{keys[0]}{more}"
+
+
+def _saved_as(config: Any) -> str:
+    named = next(iter(config.architectures or ()), None)
+    return f" (saved as {named})" if named else ""
+
+
+@cache
+def _say_what_is_left_out(model: str, what: str, kind: str) -> None:
+    """Say once that a checkpoint has weights for which its class has no place."""
+    log.warning('model "%s": %s of its checkpoint are no part of %s: left out', model, what, kind)
+
+
 def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
     from safetensors import SafetensorError
+    from transformers.utils.logging import disable_progress_bar
 
     name = resolve(spec.model)
     if spec.trust_remote_code:
         _say_that_code_runs(spec.model)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     # peft still uses a name that transformers has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -191,7 +386,16 @@ def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
         return auto.from_pretrained(
             name, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ImportError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f'model "{spec.model}" cannot be loaded: {reason[:300]} (a hub id, a local folder with '

@@ -10,7 +10,7 @@ from setbacks.adapters import check_adapter
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
-from setbacks.models import check_quantize
+from setbacks.models import check_model, check_quantize
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -92,6 +92,8 @@ def check(recipe: Recipe) -> None:
         ours = engine.engine == "local" or engine is recipe.model
         if ours and engine.model not in MODELS:
             resolve(engine.model)
+        if engine.engine == "local":
+            check_model(engine)
     if recipe.respond.posterior and not hasattr(plugin("engines", recipe.model.engine), "choose"):
         raise InputError(
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
@@ -109,6 +111,8 @@ def check(recipe: Recipe) -> None:
         check_adapter(recipe.train.start, recipe.model.model)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
+    if check_more := getattr(method, "check", None):
+        check_more(recipe)
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))

@@ -30,7 +30,7 @@ def test_replayed_steps_give_the_texts_of_steps_that_are_started(tiny, monkeypat
     expected = started.generate(requests, sampling)
     assert replayed.generate(requests, sampling) == expected
     assert replayed.generate(requests, sampling) == expected  # and again, from the same graphs
-    steps = replayed._graphs._steps
+    steps = replayed._answering.graphs._steps
     assert len(steps) > 1 and all(step.graph is not None for step in steps.values())
     few = requests[:3]
     assert replayed.generate(few, sampling) == started.generate(few, sampling)

@@ -477,7 +477,7 @@ def test_a_cache_with_room_gives_the_logits_of_one_without(tiny):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
         stay = torch.tensor([0, 2]) if step == ROOM else torch.arange(len(mask))
         for cache in caches:
-            cache.batch_select_indices(stay)
+            cache.reorder_cache(stay)
         ids = plain[stay].argmax(dim=-1)[:, None]
         mask = torch.cat([mask[stay], torch.ones(len(stay), 1, dtype=torch.long)], dim=1)
 
@@ -488,7 +488,7 @@ def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, 
     import shutil
 
     import torch
-    from transformers import DynamicCache
+    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
     from setbacks.engines import graphs, local, reading
 
@@ -502,6 +502,8 @@ def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, 
         config["model_type"], config["architectures"] = "qwen2", ["Qwen2ForCausalLM"]
         config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
         (folder / "config.json").write_text(json.dumps(config))
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     spec = Engine(model=str(folder), dtype="float32", device="cpu")
     prompts = ["One", "Two of them", "A third, which is a good deal longer", "One", "Five " * 30]
     requests = [Request(prompt=p, seed=n) for n, p in enumerate(prompts * 4)]
@@ -509,13 +511,13 @@ def test_steps_at_fixed_places_give_the_same_texts(tiny, tmp_path, monkeypatch, 
     plain, fixed = Local(spec), Local(spec)
     expected = plain.generate(requests, sampling)
     fixed._load(None)
-    fixed._graphs = graphs.Graphs(fixed._model)
+    fixed._answering.graphs = graphs.Graphs(fixed._model)
     sizes = []
     run = graphs.Step.run
     monkeypatch.setattr(graphs.Step, "run", lambda self: (sizes.append(self.rows), run(self)))
     assert fixed.generate(requests, sampling) == expected
     assert sizes[0] == 32 and len(set(sizes)) > 1  # rounded up, and smaller as rows end
-    steps = fixed._graphs._steps.values()
+    steps = fixed._answering.graphs._steps.values()
     with torch.inference_mode():
         for step in steps:  # of rows that are nobody's it would grow from run to run
             step.position.fill_(step.room)

@@ -7,13 +7,14 @@ likeliest of many thousand tokens (`benchmarks/attention.py`, `benchmarks/genera
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     import torch
 
-PRODUCTS = "setbacks_products"  # our attention's name among transformers' own
+_BY_PRODUCTS: WeakSet[Any] = WeakSet()  # the modules of models that attend by our products
 MOST_PACKED = 1_000_000_000  # parameters
 ROOM = 16  # steps for which a cache has room when it is copied
 
@@ -53,7 +54,7 @@ class Running:
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows, [indices], each as often as it is named."""
-        self.cache.batch_select_indices(rows)
+        select_rows(self.cache, rows)
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -72,6 +73,15 @@ class Running:
         return logits
 
 
+def select_rows(cache: Any, rows: torch.Tensor) -> None:
+    """Keep these rows of a cache, [indices], each as often as it is named.
+
+    Of all the methods of a cache that select rows, only this one is there for recurrent states,
+    and moves the states and the keys of layers that have both.
+    """
+    cache.reorder_cache(rows)
+
+
 def decode_by_products(model: Any) -> None:
     """Have a model attend to its cache by plain matrix products, one token at a time.
 
@@ -80,18 +90,33 @@ def decode_by_products(model: Any) -> None:
     and values copied for each of their queries; there, outside a graph, two products are slower to
     start. Prompts keep it.
     """
-    if model.config._attn_implementation != "sdpa":
-        return
-    from transformers import AttentionInterface, AttentionMaskInterface
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        _extend_sdpa()
+        _BY_PRODUCTS.update(model.modules())
+
+
+@functools.cache
+def _extend_sdpa() -> None:
+    """Put our products into transformers' "sdpa", for the modules of `_BY_PRODUCTS` alone.
+
+    Under a name of our own, models that look at the name (`_attn_implementation in ("eager",
+    "sdpa")`) would leave out what they do for these two, such as sparse attention.
+    """
+    from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
 
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
     ) -> Any:
         rows, heads, length, width = query.shape
-        plain_query = length == 1 and not options.get("dropout") and set(options) <= _UNDERSTOOD
-        if not plain_query:
+        ours = (
+            length == 1
+            and module in _BY_PRODUCTS
+            and not options.get("dropout")
+            and set(options) <= _UNDERSTOOD
+            and (attention_mask is None or not attention_mask.is_floating_point())
+        )
+        if not ours:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         groups = key.shape[1]  # grouped queries share a key: they take the place of the length
         scale = options.get("scaling") or width**-0.5
@@ -102,9 +127,7 @@ def decode_by_products(model: Any) -> None:
         mixed = scores.softmax(dim=-1).to(value.dtype) @ value
         return mixed.reshape(rows, 1, heads, value.shape[-1]), None
 
-    AttentionInterface.register(PRODUCTS, attend)
-    AttentionMaskInterface.register(PRODUCTS, sdpa_mask)
-    model.set_attn_implementation(PRODUCTS)
+    AttentionInterface.register("sdpa", attend)
 
 
 def pack(model: Any) -> None:
@@ -124,7 +147,16 @@ def pack(model: Any) -> None:
     for one in linears:
         if one.weight.dtype == torch.bfloat16:
             packed = torch.ops.mkldnn._reorder_linear_weight(one.weight.detach(), None)
-            one.forward = partial(_linear, packed=packed, bias=one.bias)  # type: ignore[method-assign]
+            one.forward = functools.partial(_linear, packed=packed, bias=one.bias)  # type: ignore[method-assign]
+
+
+def as_it_came(model: Any) -> None:
+    """Have a model attend and multiply by transformers' and PyTorch's own code again."""
+    for one in model.modules():
+        _BY_PRODUCTS.discard(one)
+        forward = one.__dict__.get("forward")
+        if isinstance(forward, functools.partial) and forward.func is _linear:
+            del one.forward
 
 
 def _linear(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -184,7 +216,7 @@ def cache_for(model: Any) -> Any:
             return (self._room(needed) if self.length else needed), 0
 
     cache = DynamicCache(config=model.config)
-    if model.device.type == "cpu" and model.config._attn_implementation == PRODUCTS:
+    if model.device.type == "cpu" and model in _BY_PRODUCTS:
         cache.layers = [Roomy() if type(one) is DynamicLayer else one for one in cache.layers]
     return cache
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from setbacks.engines.decoding import Running
-from setbacks.engines.reading import keeps_all
+from setbacks.engines.reading import goes_by_positions, keeps_all
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +50,16 @@ class Graphs:
         import torch
 
         room = -(-(running.mask.shape[1] + more) // ROOM) * ROOM
-        if not self._works or not keeps_all(self.model, room):
+        if not (self._works and keeps_all(self.model, room)):
             return running
+        if not goes_by_positions(self.model, running.mask.shape[1] + more):
+            return running  # it would take the room for text
         try:
             return Replaying(self, running, room)
         except torch.OutOfMemoryError:
             self.forget()
             raise
-        except RuntimeError as error:  # a model that waits for the GPU within a step, for one
+        except Exception as error:  # a model that waits for the GPU within a step, for one
             log.info("no CUDA graph of %s: %s", type(self.model).__name__, error)
             self.forget()
             self._works = False
@@ -101,8 +103,8 @@ class Replaying(Running):
         for layer, kept in zip(running.cache.layers, step.cache.layers, strict=True):
             kept.keys[: self.rows, :, :length] = layer.keys
             kept.values[: self.rows, :, :length] = layer.values
-        step.mask.zero_()
-        step.mask[: self.rows, 0, 0, :length] = running.mask.bool()
+        step.mask.fill_(step.hidden)
+        step.mask[: self.rows, 0, 0, :length].masked_fill_(running.mask.bool(), step.seen)
         step.position.zero_()
         step.position[: self.rows] = running.position + 1
         step.at.fill_(length)
@@ -151,18 +153,27 @@ class Step:
         self.model, self.rows, self.room = model, rows, room
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.mask = torch.zeros(rows, 1, 1, room, dtype=torch.bool, device=device)
+        config = model.config.get_text_config()
+        # Eager attention adds its mask to the scores; the others take one of booleans.
+        eager = config._attn_implementation == "eager"
+        kind = model.dtype if eager else torch.bool
+        self.seen: float = 0.0 if eager else True
+        self.hidden: float = torch.finfo(kind).min if eager else False
+        self.mask = torch.full((rows, 1, 1, room), self.hidden, dtype=kind, device=device)
         # Where in the cache the token is written. The run before the capture must write somewhere:
         # the last place is read by nobody before it is written again.
         self.at = torch.full((1,), room - 1, dtype=torch.long, device=device)
         self.first = torch.zeros(1, dtype=torch.long, device=device)
         self.cache = fixed(layers, self.at)
-        kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
         # Within the window a sliding layer sees what a full one sees.
-        self.seen: Any = {k: self.mask for k in (*kinds, "full_attention")} if kinds else self.mask
+        names = (*kinds, "full_attention")
+        self.masks: Any = {name: self.mask for name in names} if kinds else self.mask
         self.graph: Any = None
         if device.type == "cuda":
             self._capture()
+        else:
+            self._forward()  # a model that takes no such steps is found here as well
 
     def run(self) -> None:
         """Read `tokens`, which leaves `logits`, and be ready for the next ones."""
@@ -185,10 +196,10 @@ class Step:
         self.graph = graph
 
     def _forward(self) -> None:
-        self.mask.index_fill_(3, self.at, True)
+        self.mask.index_fill_(3, self.at, self.seen)
         self.logits = self.model(
             input_ids=self.tokens,
-            attention_mask=self.seen,
+            attention_mask=self.masks,
             position_ids=self.position,
             past_key_values=self.cache,
             logits_to_keep=self.first,

@@ -7,8 +7,9 @@ draws come from its own seed, not from its neighbours; an adapter is merged into
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain, permutations, starmap
+import logging
+from collections.abc import Callable, Sequence
+from itertools import permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.chat import encode
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
-from setbacks.engines.decoding import Running, decode_by_products, likeliest, pack
-from setbacks.engines.reading import read
+from setbacks.engines.answering import Answer, Answering
+from setbacks.engines.decoding import likeliest
+from setbacks.engines.fidelity import find_way, prepare
 from setbacks.errors import InputError
-from setbacks.models import load_model, load_tokenizer, no_memory
+from setbacks.models import context, load_model, load_tokenizer, no_memory
 from setbacks.records import Message
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from setbacks.recipe import Engine as Spec
     from setbacks.recipe import Sampling
+
+log = logging.getLogger(__name__)
 
 
 class Local:
@@ -42,11 +46,14 @@ class Local:
         self.spec = spec
         self.language = language
         self.name = spec.model
+        self.note: Callable[[str], None] = log.debug
         self._model: Any = None
-        self._graphs: Any = None
         self._tokenizer: Any = None
         self._adapter: Path | None = None
         self._source = spec
+        self._answering: Any = None  # how the model in memory answers: an `Answering`
+        self._way: str | None = None  # the name of that, once the model was checked
+        self._said_cut = False
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
@@ -69,6 +76,7 @@ class Local:
 
         self._load(adapter)
         prompts = [self._encode(request) for request in requests]
+        self._check_fit(requests, prompts, 1)
         made = None
         try:
             made = self._generate(prompts, [request.seed for request in requests], sampling)
@@ -76,14 +84,14 @@ class Local:
             if len(requests) == 1:
                 raise no_memory(self.name, "for a single response") from error
         if made is None:  # outside the clause: the error holds on to all that did not fit
-            if self._graphs:
-                self._graphs.forget()
+            self._answering.forget()
             torch.cuda.empty_cache()
             half = len(requests) // 2
             return [
                 *self.generate(requests[:half], sampling, adapter),
                 *self.generate(requests[half:], sampling, adapter),
             ]
+        self._say_what_was_cut(made, sampling)
         return [
             Completion(
                 text=(
@@ -117,6 +125,7 @@ class Local:
 
         self._load(adapter)
         ways = [[self._encode(request, option) for option in options] for request in requests]
+        self._check_fit(requests, [max(way, key=len) for way in ways], 0)
         logs = None
         try:
             logs = self._log_probabilities(ways)
@@ -157,7 +166,7 @@ class Local:
         if adapter is not None:
             check_tokenizer(adapter, self._tokenizer)
         # No two at a time, and none that is half changed.
-        model, self._model, self._graphs = self._model, None, None
+        model, self._model, self._answering = self._model, None, None
         if model is None or self._adapter is not None:
             model = None
             try:
@@ -167,61 +176,92 @@ class Local:
         if adapter is not None:
             quantized = getattr(model, "is_quantized", False)
             model = attached(model, adapter) if quantized else merged(model, adapter)
-        self._model, self._adapter = model.eval(), adapter
-        if model.device.type == "cuda" and self.spec.cuda_graphs:
-            from setbacks.engines.graphs import Graphs
+        self._answering = self._prepare(model.eval())
+        self._model, self._adapter = model, adapter
 
-            self._graphs = Graphs(model)
-        if model.device.type == "cpu" or self._graphs:
-            decode_by_products(model)
-        pack(model)
+    def _prepare(self, model: Any) -> Answering:
+        """Prepare a model to answer: the first time in the way that is found to be right for it.
+
+        An adapter changes weights and not how they are used, so the way stays.
+
+        Raises:
+            InputError: there is no such way, or not enough memory to look for it.
+        """
+        import torch
+
+        pad = self._tokenizer.pad_token_id or 0
+        if self._way is not None:
+            return prepare(model, self._way, pad)
+        try:
+            found = find_way(
+                model, self._tokenizer, pad, context(model), self.spec.cuda_graphs, self.name
+            )
+        except torch.OutOfMemoryError as error:
+            raise no_memory(self.name, "to read a few short texts") from error
+        self._way = found.way
+        if found.fell_back:
+            log.warning(found.said)
+        self.note(found.said)
+        return found.answering
+
+    def _check_fit(
+        self, requests: Sequence[Request], texts: Sequence[list[int]], more: int
+    ) -> None:
+        """Look whether a model can read some texts, and so many tokens more after each.
+
+        Raises:
+            InputError: one is too long, or has a token that is unknown to the model.
+        """
+        limit = context(self._model)
+        known = self._model.get_input_embeddings().weight.shape[0]
+        for request, ids in zip(requests, texts, strict=True):
+            if limit is not None and len(ids) + more > limit:
+                words = " ".join(request.prompt.split())
+                shown = words if len(words) <= 120 else f"{words[:80]} ... {words[-40:]}"
+                raise InputError(
+                    f'model "{self.name}": a prompt of {len(ids):,} tokens does not fit into its '
+                    f"context of {limit:,} tokens, with room for an answer: shorten it or leave it "
+                    f'out ("{shown}")'
+                )
+            if (unknown := max(ids)) >= known:
+                raise InputError(
+                    f'model "{self.name}": it has no embedding for token {unknown} '
+                    f"({self._tokenizer.convert_ids_to_tokens(unknown)}) of its tokenizer; resize "
+                    "its embeddings, or use the tokenizer that it was trained with"
+                )
+
+    def _say_what_was_cut(self, made: Sequence[Answer], sampling: Sampling) -> None:
+        """Warn, once, of answers that end where the context does."""
+        cut = any(not stopped and len(ids) < sampling.max_new_tokens for ids, stopped in made)
+        if cut and not self._said_cut:
+            self._said_cut = True
+            said = (
+                f'model "{self.name}": some answers are cut off where prompt and answer fill its '
+                f"context of {context(self._model):,} tokens; use shorter prompts"
+            )
+            log.warning(said)
+            self.note(said)
 
     def _generate(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
-    ) -> list[tuple[list[int], bool]]:
+    ) -> list[Answer]:
         """Return, for each prompt, the new tokens and whether the model ended by itself."""
         import numpy as np
         import torch
 
-        model, device = self._model, self._model.device
-        stops = torch.tensor(sorted(stop_tokens(model, self._tokenizer)), device=device)
-        pad = self._tokenizer.pad_token_id or 0
-        # A prompt that is asked several times (candidates of one analysis) is read once.
-        different = list(dict.fromkeys(map(tuple, prompts)))
+        device = self._model.device
         draws = np.stack(
             [np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds]
         )
-        made: list[list[int]] = [[] for _ in prompts]
-        stopped = np.zeros(len(prompts), dtype=bool)
-        rows = np.arange(len(prompts))  # the prompt that each row of the running batch answers
-        with torch.inference_mode():
-            cache, mask, position, logits = read(model, different, pad, sampling.max_new_tokens)
-            running = Running(model, cache, mask, position)
-            if len(different) < len(prompts):
-                place = {prompt: index for index, prompt in enumerate(different)}
-                spread = torch.tensor([place[tuple(p)] for p in prompts], device=device)
-                running.select(spread)
-                logits = logits[spread]
-            if self._graphs:
-                del cache  # the graphs have a copy of it
-                running = self._graphs.take_over(running, sampling.max_new_tokens)
-            for step in range(sampling.max_new_tokens):
-                drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
-                token = pick(logits.float(), drawn, sampling)
-                ended = torch.isin(token, stops).cpu().numpy() | stopped[rows]
-                for row, value, end in zip(rows, token.tolist(), ended, strict=True):
-                    if not end:
-                        made[row].append(value)
-                stopped[rows] = ended
-                if ended.all() or step + 1 == sampling.max_new_tokens:
-                    break
-                if running.worth_dropping(int((~ended).sum())):
-                    rows = rows[~ended]
-                    stay = torch.as_tensor((~ended).nonzero()[0], device=device)
-                    running.select(stay)
-                    token = token[stay]
-                logits = running.step(token)
-        return list(zip(made, stopped.tolist(), strict=True))
+
+        def picked(logits: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
+            drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
+            return pick(logits, drawn, sampling)
+
+        limit = context(self._model) or np.inf
+        most = [int(min(sampling.max_new_tokens, limit - len(prompt))) for prompt in prompts]
+        stops = stop_tokens(self._model, self._tokenizer)
+        return self._answering.answer(prompts, most, stops, picked)
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:
         """Return the log-probability of each way to go on, [prompts, ways].
@@ -229,10 +269,6 @@ class Local:
         Args:
             ways: for each prompt its ids with each option; what they share is given.
         """
-        import torch
-
-        model, device = self._model, self._model.device
-        pad = self._tokenizer.pad_token_id or 0
         shared = [
             next((n for n, at in enumerate(zip(*w, strict=False)) if len(set(at)) > 1), 0)
             for w in ways
@@ -243,37 +279,7 @@ class Local:
                 "options to choose from: two or more, and none of them the beginning of another"
             )
         given = [w[0][:cut] for w, cut in zip(ways, shared, strict=True)]
-        with torch.inference_mode():
-            cache, mask, _, logits = read(model, given, pad, max(map(len, chain(*tails))))
-            first = torch.tensor([[tail[0] for tail in t] for t in tails], device=device)
-            logs = logits.float().log_softmax(dim=-1).gather(1, first).double()
-            # Options of several tokens are read further, each behind its prompt's cache.
-            more = [(n, k) for n, t in enumerate(tails) for k, tail in enumerate(t) if tail[1:]]
-            if more:
-                which = torch.tensor([n for n, _ in more], device=device)
-                cache.batch_select_indices(which)
-                after = [tails[n][k] for n, k in more]
-                width = max(map(len, after)) - 1
-                ids = torch.tensor(
-                    [[*tail[:-1], *[pad] * (width + 1 - len(tail))] for tail in after],
-                    device=device,
-                )
-                then = torch.tensor(
-                    [[*tail[1:], *[-1] * (width + 1 - len(tail))] for tail in after], device=device
-                )
-                mask = mask[which]
-                start = mask.sum(dim=1, keepdim=True)
-                logits = model(
-                    input_ids=ids,
-                    attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
-                    position_ids=start + torch.arange(width, device=device),
-                    past_key_values=cache,
-                ).logits
-                each = logits.float().log_softmax(dim=-1).gather(2, then.clamp(min=0)[..., None])
-                rest = each.squeeze(2).double().masked_fill(then < 0, 0.0).sum(dim=1)
-                places = torch.tensor([k for _, k in more], device=device)
-                logs[which, places] += rest
-        found: np.ndarray = logs.cpu().numpy()
+        found: np.ndarray = self._answering.log_probabilities(given, tails).cpu().numpy()
         return found
 
 

@@ -7,11 +7,13 @@ length, so that short prompts are not padded to the longest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Collection, Sequence
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.engines.decoding import cache_for
+from setbacks.models import ropes
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
         more: tokens that will follow each of them at most.
     """
     longest = max(map(len, prompts))
-    if not (keeps_all(model, longest + more) and _counts_positions(model.config)):
+    if not (keeps_all(model, longest + more) and goes_by_positions(model, longest + more)):
         return _part(model, None, prompts, pad)
     texts: Any = prompts  # to `commonprefix`, which takes any sequences
     same = min(len(commonprefix(texts)), min(map(len, prompts)) - 1)
@@ -80,15 +82,39 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
     return Read(cache, mask, mask.sum(dim=1, keepdim=True) - 1, logits)
 
 
-def _counts_positions(config: Any) -> bool:
-    """Whether a model's attention depends on the positions that it is told, and on no more.
+def goes_by_positions(model: Any, length: int) -> bool:
+    """Whether attention over so many tokens depends on the positions that it is given alone.
 
-    Others count places in the cache, where there is padding between what prompts share and the
-    rest; or their frequencies depend on how much is read at once.
+    Then padding may lie anywhere. Other models count places in the cache: those that take no
+    positions, and those that keep a causal mask of their own.
     """
-    told = getattr(config, "rope_parameters", None) or {}
-    kinds = {t.get("rope_type") for t in (told, *told.values()) if isinstance(t, dict)}
-    return config.model_type not in ("mpt", "gpt_neo") and not kinds & {"longrope", "dynamic"}
+    import torch
+
+    within = (limit := reach(model.config)) is None or length <= limit
+    masks = (b.dtype == torch.bool and b.dim() == 4 for b in model.buffers())
+    return within and "position_ids" in parameters(model) and not any(masks)
+
+
+def reach(config: Any) -> int | None:
+    """How many tokens a text may have, padding included, without regard to its neighbors.
+
+    Beyond them, RoPE of the kinds "dynamic" and "longrope" takes its frequencies from the longest
+    text of a batch, and attention in chunks counts padding. None: any number.
+    """
+    config = config.get_text_config()
+    limits = [getattr(config, "attention_chunk_size", None)]
+    for rope in ropes(config):
+        if rope.get("rope_type") == "longrope":
+            limits.append(rope["original_max_position_embeddings"])
+        elif rope.get("rope_type") == "dynamic":
+            limits.append(config.max_position_embeddings)
+    return min((limit for limit in limits if limit), default=None)
+
+
+def parameters(model: Any) -> Collection[str]:
+    """The names of what a model's `forward` takes."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hides it
+    return inspect.signature(type(base).forward).parameters
 
 
 def keeps_all(model: Any, length: int) -> bool:
@@ -102,7 +128,7 @@ def keeps_all(model: Any, length: int) -> bool:
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     if kinds <= {DynamicLayer}:
         return True
-    within = length <= (getattr(model.config, "sliding_window", None) or 0)
+    within = length <= (getattr(model.config.get_text_config(), "sliding_window", None) or 0)
     return within and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 

@@ -23,9 +23,10 @@ class Method(Protocol):
 
     A method may have more: ``learns_analyses = True`` has the model's own verdicts read before and
     after training; ``reads`` names keys of the recipe that its training depends on besides
-    ``train``, if they belong to a later stage; ``prepare(run, analyses)`` generates what the method
-    needs of its own, in a journal of the run, and what it returns is given to `examples` in place
-    of the analyses; ``fit(run, examples, adapter)`` trains in another way than
+    ``train``, if they belong to a later stage; ``check(recipe)`` raises an `InputError`, before any
+    work, where this model cannot be trained so; ``prepare(run, analyses)`` generates what the
+    method needs of its own, in a journal of the run, and what it returns is given to `examples` in
+    place of the analyses; ``fit(run, examples, adapter)`` trains in another way than
     `setbacks.training.supervised.fit`, with the same contract.
     """
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.chat import encode
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.preferences import pairs
-from setbacks.models import load_reward_model, load_tokenizer
+from setbacks.models import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Message
 from setbacks.training import (
@@ -44,6 +44,10 @@ class RLHF:
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the preference pairs; their prompts are those of the reinforcement."""
         return pairs(recipe, analyses, self.name)
+
+    def check(self, recipe: Recipe) -> None:
+        """Look whether a reward model can be made of the recipe's model."""
+        check_reward_model(recipe.model)
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""

@@ -1,0 +1,221 @@
+"""Whether the engine has a model say what the model says: checked before a model is used.
+
+Batches, padding, caches, our attention and CUDA graphs must not change a model's answers, and no
+list of architectures stays complete. So a few texts go through the engine as prompts do, and its
+logits are compared with those of one plain forward pass over each text. The fastest way that agrees
+is taken; a model for which none does is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from setbacks.chat import plain
+from setbacks.engines.answering import Answering, OneByOne, SideBySide, WithinReach, forward
+from setbacks.engines.decoding import as_it_came, decode_by_products, pack
+from setbacks.engines.reading import reach
+from setbacks.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# How far logits may be off, in standard deviations of the right ones. Sums in another order are off
+# by 1e-5 in float32; in bfloat16 by 0.04 in the median, and by 0.2 where a router takes another
+# expert. A wrong mask, position or state is off by 0.3 to 3, and by 0.1 and more in the median.
+LOOSEST, TYPICAL = 64, 12  # the most and the median, times the number format's precision,
+STRICTEST = 0.01  # and no less than this
+
+TEXT = (
+    "The river runs past the old mill, where 3 geese sleep under a willow. At noon a baker from "
+    "the next village walks by with warm bread, greets the miller and asks what is new."
+)
+# Prompts of uneven length, each from and to a token of the text, and how many tokens follow them.
+PROMPTS, MORE = ((0, 2), (5, 10), (13, 27)), 3
+# What is asked in one batch: which prompt, and how many tokens are to follow. Rows end at different
+# times, and one prompt is asked twice.
+BATCH = ((0, MORE), (1, 1), (2, MORE), (1, 2))
+# Prompts that begin alike and end in different tokens, and options to choose from, one of them of
+# two tokens.
+ALIKE, ENDINGS, OPTIONS = (30, 38), ((38, 39), (40, 44)), ((45, 46), (46, 48))
+LENGTH = 48  # tokens of the text that are used
+
+
+def _with_graphs(model: Any, pad: int) -> Answering:
+    from setbacks.engines.graphs import Graphs
+
+    decode_by_products(model)
+    return SideBySide(model, pad, Graphs(model))
+
+
+def _with_products(model: Any, pad: int) -> Answering:
+    decode_by_products(model)
+    pack(model)
+    return SideBySide(model, pad)
+
+
+# Each way to have a model answer, the fastest first: what it is called, and how it is prepared.
+WAYS: dict[str, Callable[[Any, int], Answering]] = {
+    "in batches with CUDA graphs": _with_graphs,
+    "in batches with our attention": _with_products,
+    "in batches with transformers' attention": SideBySide,
+    "one at a time by transformers' generate": OneByOne,
+}
+
+
+def ways(model: Any, graphs: bool) -> list[str]:
+    """Return the ways that are worth a try on a model's device, the fastest first."""
+    with_graphs, with_products, *others = WAYS
+    first = {"cuda": [with_graphs] if graphs else [], "cpu": [with_products]}
+    return [*first.get(model.device.type, []), *others]
+
+
+def prepare(model: Any, way: str, pad: int) -> Answering:
+    """Prepare a model to answer in one of `WAYS`."""
+    as_it_came(model)
+    answering = WAYS[way](model, pad)
+    limit = reach(model.config)
+    return answering if limit is None else WithinReach(answering, OneByOne(model, pad), limit)
+
+
+class Found(NamedTuple):
+    """The way in which a model is to answer.
+
+    Args:
+        way: one of `WAYS`.
+        answering: the model, prepared for it.
+        said: what the check found, in one line.
+        fell_back: whether a faster way is wrong for this model.
+    """
+
+    way: str
+    answering: Answering
+    said: str
+    fell_back: bool
+
+
+def find_way(
+    model: Any, tokenizer: Any, pad: int, context: int | None, graphs: bool, name: str
+) -> Found:
+    """Find the fastest way in which a model says what it says in plain forward passes.
+
+    Args:
+        model: a causal language model, as it was loaded.
+        tokenizer: the model's.
+        pad: the id of padding.
+        context: the most tokens of a text, if that is known.
+        graphs: whether CUDA graphs may be used.
+        name: what the user calls the model.
+
+    Raises:
+        InputError: there is none.
+    """
+    import torch
+
+    precision = torch.finfo(model.dtype).eps
+    most, typical = (max(STRICTEST, times * precision) for times in (LOOSEST, TYPICAL))
+    try:
+        check = Check(model, _tokens(model, tokenizer), context)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f'model "{name}": it cannot read a text ({_reason(error)})') from error
+    failed: list[str] = []
+    for way in ways(model, graphs):
+        answering = prepare(model, way, pad)
+        try:
+            off = check.distances(answering)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the model does not take what this way gives it
+            failed.append(f"{way} it fails ({_reason(error)})")
+            continue
+        if all(one <= most for one in off) and median(off) <= typical:
+            passed = f"{way} it agrees with plain forward passes ({max(off):.1g} of {most:.2g})"
+            said = f'model "{name}": {"; ".join([*failed, passed])}'
+            return Found(way, answering, said, bool(failed))
+        failed.append(f"{way} its logits are off by {max(off):.1g} standard deviations")
+    raise InputError(
+        f'model "{name}": {"; ".join(failed)}; {most:.2g} are allowed. Its answers would be wrong: '
+        "name a causal language model that this version of transformers runs, or try "
+        "model.dtype=float32"
+    )
+
+
+class Check:
+    """A few texts, and what one plain forward pass over each of them says.
+
+    Args:
+        model: a causal language model.
+        ids: the tokens that the texts are made of.
+        context: the most tokens of a text, if that is known.
+
+    Raises:
+        ValueError: the model's logits are no numbers.
+    """
+
+    def __init__(self, model: Any, ids: list[int], context: int | None) -> None:
+        room = None if context is None else max(1, context - MORE)
+        self.prompts = [ids[start:end][:room] for start, end in PROMPTS]
+        self.following = [ids[end : end + MORE] for _, end in PROMPTS]
+        self.logits = [
+            forward(model, prompt + following[:-1], MORE)
+            for prompt, following in zip(self.prompts, self.following, strict=True)
+        ]
+        self.alike = [(ids[slice(*ALIKE)] + ids[start:end])[:room] for start, end in ENDINGS]
+        self.options = [ids[start:end] for start, end in OPTIONS]
+        (one,), (two, three) = self.options
+        self.chosen = [forward(model, [*prompt, two], 2) for prompt in self.alike]
+        if any(logits.isnan().any() for logits in (*self.logits, *self.chosen)):
+            raise ValueError(f"its logits are no numbers in {model.dtype}; set model.dtype")
+        logs = [logits.log_softmax(dim=-1) for logits in self.chosen]
+        self.shares = [[float(a[one]), float(a[two] + b[three])] for a, b in logs]
+
+    def distances(self, answering: Answering) -> list[float]:
+        """Return how far each of a model's logits is off when it answers in some way."""
+        import torch
+
+        off: list[float] = []
+
+        def follow(logits: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
+            """Note the distance of each row's logits, and have it go on with the text."""
+            asked = [BATCH[row] for row in rows]
+            for ours, (prompt, most) in zip(logits.cpu(), asked, strict=True):
+                if step < most:
+                    off.append(_distance(ours, self.logits[prompt][step]))
+            tokens = [self.following[prompt][step] for prompt, _ in asked]
+            return torch.tensor(tokens, device=logits.device)
+
+        prompts, most = [self.prompts[prompt] for prompt, _ in BATCH], [more for _, more in BATCH]
+        answers = answering.answer(prompts, most, (), follow)
+        if answers != [(self.following[prompt][:more], False) for prompt, more in BATCH]:
+            raise ValueError("tokens are lost")
+        shares = answering.log_probabilities(self.alike, [self.options] * len(self.alike)).tolist()
+        for ours, right, logits in zip(shares, self.shares, self.chosen, strict=True):
+            off += [abs(a - b) / float(_spread(logits)) for a, b in zip(ours, right, strict=True)]
+        return off
+
+
+def _distance(ours: torch.Tensor, right: torch.Tensor) -> float:
+    """How far logits are from the right ones: root mean square, in standard deviations of those."""
+    import torch
+
+    apart = torch.where(ours == right, 0.0, ours - right)  # both may be minus infinity
+    return float(apart.square().mean().sqrt() / _spread(right))
+
+
+def _spread(logits: torch.Tensor) -> torch.Tensor:
+    return logits[logits.isfinite()].std().clamp(min=1e-6)
+
+
+def _tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The text's tokens, as far as the model has an embedding of them; again where they are few."""
+    known = model.get_input_embeddings().weight.shape[0]
+    ids = [token for token in plain(tokenizer, TEXT) if token < known] or [0]
+    return (ids * LENGTH)[:LENGTH]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
