@@ -52,7 +52,7 @@ def outcome(report: pytest.TestReport) -> str:
     """Say in a few words how a test ended."""
     notes = dict(report.user_properties)
     if report.passed:
-        return str(notes.get("note", "pass"))
+        return notes.get("cell", "pass")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(report.longrepr)
     return f"FAILED: {' '.join(message.split())[:200]}"
