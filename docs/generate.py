@@ -3,6 +3,8 @@
     python docs/generate.py            # docs/commands.md, docs/recipe.md, recipes/quickstart.yaml
     python docs/generate.py --check    # writes nothing; exits 1 and names what is not current
 
+The table of architectures in docs/own-model.md comes from what `benchmarks/architectures.py` found.
+
 So the help that people read on a page is the help that the program prints. A block of code under
 `<!-- FILE -->` in a page of `QUOTING` is that file, so the examples that people read are those that
 the tests run.
@@ -11,6 +13,7 @@ the tests run.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Pages that quote files.
 QUOTING = ("CONTRIBUTING.md", "docs/own-method.md", "docs/own-judge.md")
 QUOTED = re.compile(r"(<!-- (\S+) -->\n\n```\w*\n).*?(```\n)", re.DOTALL)
+ARCHITECTURES = "benchmarks/results/architectures.json"
+TABLE = re.compile(rf"(<!-- {ARCHITECTURES} -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 def main(words: list[str]) -> int:
@@ -37,6 +42,7 @@ def main(words: list[str]) -> int:
         "docs/commands.md": commands(),
         "docs/recipe.md": starter.reference(),
         "recipes/quickstart.yaml": starter.starter(),
+        "docs/own-model.md": architectures((ROOT / "docs/own-model.md").read_text("utf-8")),
         **{name: quoted((ROOT / name).read_text(encoding="utf-8")) for name in QUOTING},
     }
     stale = [name for name, text in pages.items() if _read(ROOT / name) != text]
@@ -57,6 +63,40 @@ def quoted(page: str) -> str:
         return match[1] + (ROOT / match[2]).read_text(encoding="utf-8") + match[3]
 
     return QUOTED.sub(current, page)
+
+
+def architectures(page: str) -> str:
+    """Return a page with the table of architectures as it was last measured."""
+    found = json.loads((ROOT / ARCHITECTURES).read_text(encoding="utf-8"))
+    columns = ("text", "choose", "replayed steps", "run", "merge", "export")
+    rows = [row for row in found["rows"] if "refused" not in row]
+    refused = [row for row in found["rows"] if "refused" in row]
+    killed = [f"`{row['architecture']}`" for row in rows if row.get("resume") == "pass"]
+    libraries = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    lines = [
+        "",
+        f"{len(rows)} architectures, with {libraries}:",
+        "",
+        "| architecture | what is special | " + " | ".join(columns) + " |",
+        "| --- | --- |" + " --- |" * len(columns),
+    ]
+    for row in rows:
+        cells = [f"`{row['architecture']}`", row["kind"], *(row[column] for column in columns)]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    lines += [
+        "",
+        f"Killed twice and resumed, with the same bytes in the end: {', '.join(killed)}.",
+        "",
+        f"{len(refused)} kinds of checkpoints are refused in one line, before any work:",
+        "",
+        "| checkpoint | what it is | the line |",
+        "| --- | --- | --- |",
+    ]
+    for row in refused:
+        cells = [f"`{row['architecture']}`", row["kind"], row["refused"]]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    block = "\n".join(lines) + "\n\n"
+    return TABLE.sub(lambda match: match[1] + block + match[2], page)
 
 
 def commands() -> str:
