@@ -26,7 +26,7 @@ LAYERS = [
     {"findings"},
     {"engines", "metrics", "overlap"},
     {"adapters", "chat", "models", "journal", "statistics", "substance"},
-    {"recipe"},
+    {"recipe", "sources"},
     {"data"},
     {"records", "embedded", "prompts", "progress"},
     {"plugins", "hub", "notices"},
