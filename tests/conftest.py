@@ -391,7 +391,7 @@ def model_of(tiny, tmp_path_factory):
                 torch.nn.init.normal_(weight, std=scale)
         model.tie_weights()
         if model.can_generate():
-            model.generation_config.eos_token_id = [1, *range(200, 216)]
+            model.generation_config.eos_token_id = [1, *range(150, 216)]
         folder = tmp_path_factory.mktemp(kind) / "model"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

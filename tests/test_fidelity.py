@@ -164,7 +164,7 @@ def test_a_model_answers_in_batches_as_it_does_in_plain_forward_passes(
     assert bool(caplog.records) is (way != OURS), "whoever falls back says so"
     assert all("\n" not in record.getMessage() for record in caplog.records)
     answers = engine._generate(ASKED, [0] * len(ASKED), GREEDY)
-    assert len({len(tokens) for tokens, _ in answers}) > 2, "or no row ends before another"
+    assert len({len(tokens) for tokens, _ in answers}) > 1, "or no row ends before another"
     check_answers(model, answers)
     options = [[[5], [6, 7, 8], [6, 9]]] * len(ASKED)
     made = engine._answering.log_probabilities(ASKED, options)
