@@ -25,7 +25,7 @@ from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.hub import connect
 from setbacks.journal import failed_write
 from setbacks.methods import open_method
-from setbacks.models import load_model, load_tokenizer
+from setbacks.models import load_model, load_tokenizer, loader
 from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Lora, Recipe, Source
@@ -113,7 +113,28 @@ def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
         tokenizer.chat_template = _alpaca(recipe.language)
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
+    _copy_processors(recipe, place)
     (place / CARD).write_text(card(recipe, folder, "merged"), encoding="utf-8")
+
+
+def _copy_processors(recipe: Recipe, place: Path) -> None:
+    """Copy the settings that prepare images, videos and sound, if the base takes any."""
+    from transformers.utils import (
+        FEATURE_EXTRACTOR_NAME,
+        PROCESSOR_NAME,
+        VIDEO_PROCESSOR_NAME,
+        cached_file,
+    )
+
+    for name in (FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME):
+        found = cached_file(
+            resolve(recipe.model.model),
+            name,
+            revision=recipe.model.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        if found is not None:
+            shutil.copyfile(found, place / name)
 
 
 def _inspect(recipe: Recipe, folder: Path, place: Path) -> None:
@@ -334,22 +355,30 @@ def _source(source: Source) -> str:
     return name if name.startswith(("builtin:", "hub:", "preset:")) else Path(name).name
 
 
+def _loader(recipe: Recipe) -> str:
+    """The class of transformers that loads the base: another one where it sees images, too."""
+    try:
+        return loader(recipe.model)
+    except InputError:  # the base is not at hand; most are plain language models
+        return "AutoModelForCausalLM"
+
+
 def _use(recipe: Recipe, form: str) -> str:
-    base = base_name(recipe)
+    base, auto = base_name(recipe), _loader(recipe)
     load = (
         [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {auto}",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{base}")',
+            f'model = {auto}.from_pretrained("{base}")',
             'model = PeftModel.from_pretrained(model, "THIS_FOLDER")',
         ]
         if form == "adapter"
         else [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {auto}, AutoTokenizer",
             "",
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
-            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+            f'model = {auto}.from_pretrained("THIS_FOLDER")',
         ]
     )
     guided = fill(prompts(recipe.language)["guided"], instruction="(the instruction)")

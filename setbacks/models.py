@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,16 @@ def load_model(spec: Engine) -> Any:
     return _whole(spec, dtype=dtype(spec, place)).to(place)
 
 
+def loader(spec: Engine) -> str:
+    """Return the name of the class of transformers by which others load a model whole.
+
+    Raises:
+        InputError: there is no such model, or none that writes text.
+    """
+    name: str = _class_that_writes(spec, load_config(spec)).__name__
+    return name
+
+
 def check_model(spec: Engine) -> None:
     """Look whether a model can be loaded and has all its weights; none of them is read.
 
@@ -83,6 +94,12 @@ def context(model: Any) -> int | None:
         if rope.get("rope_type") == "yarn":
             limits.append(int(rope["original_max_position_embeddings"] * rope.get("factor", 1)))
     return max((limit for limit in limits if limit), default=None)
+
+
+def parameters(model: Any) -> Collection[str]:
+    """Return the names of what a model's `forward` takes."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hides it
+    return inspect.signature(type(base).forward).parameters
 
 
 def ropes(config: Any) -> list[dict[str, Any]]:
@@ -372,17 +389,18 @@ def _scoring(spec: Engine, **options: Any) -> Any:
     Raises:
         InputError: the model cannot be had so, or weights are missing besides the head's.
     """
-    import inspect
 
     config = load_config(spec)
     auto = _class_that_scores(spec, config)
     model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
     missing = sorted(k for k in found["missing_keys"] if k.startswith(model.base_model_prefix))
-    takes = inspect.signature(model.base_model.forward).parameters
-    if missing or "past_key_values" not in takes:
+    body = model.base_model
+    # The head reads the body's last states, and hands on a cache of the usual kind.
+    fits = not body.can_generate() and "past_key_values" in parameters(body)
+    if missing or not fits:
         raise InputError(
-            f'model "{spec.model}": no reward model can be made of it ({type(model).__name__}'
-            f"{' lacks ' + _count(missing) if missing else ''}); choose another train.method"
+            f'model "{spec.model}": no reward model can be made of {config.model_type}; choose '
+            "another train.method"
         )
     return model
 

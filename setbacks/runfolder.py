@@ -202,6 +202,7 @@ class RunFolder:
             self._engines[key] = opened = open_engine(spec, self.recipe.language)
             if opened.elsewhere:
                 opened.keep(self.path / f"unfinished-{digest(key)}.jsonl")
+            opened.note = self.log
         return self._engines[key]
 
     def _remote(self) -> list[Engine]:

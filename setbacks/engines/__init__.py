@@ -6,6 +6,7 @@ group ``setbacks.engines``, in another.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -104,6 +105,7 @@ class Engine(ABC):
         ahead: batches that are begun before they are asked for.
         name: the model's.
         money: spent since the engine was opened, in the currency of its price.
+        note: takes a line for the log of a run; an open run folder sets it.
     """
 
     Options: ClassVar[type[Spec]] = Spec
@@ -112,6 +114,7 @@ class Engine(ABC):
     ahead: ClassVar[int] = 0
     name: str
     money: float = 0.0
+    note: Callable[[str], None] = staticmethod(logging.getLogger(__name__).debug)
 
     @abstractmethod
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

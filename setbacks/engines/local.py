@@ -8,7 +8,7 @@ draws come from its own seed, not from its neighbours; an adapter is merged into
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from setbacks.embedded import resolve
 from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.engines.answering import Answer, Answering
 from setbacks.engines.decoding import likeliest
-from setbacks.engines.fidelity import find_way, prepare
+from setbacks.engines.fidelity import Found, find_way, prepare
 from setbacks.errors import InputError
 from setbacks.models import context, load_model, load_tokenizer, no_memory
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from setbacks.recipe import Sampling
 
 log = logging.getLogger(__name__)
+
+_found: dict[str, Found] = {}  # how to run each model that this process has checked
 
 
 class Local(Engine):
@@ -47,14 +49,13 @@ class Local(Engine):
         self.spec = spec
         self.language = language
         self.name = spec.model
-        self.note: Callable[[str], None] = log.debug
         self._model: Any = None
         self._tokenizer: Any = None
         self._adapter: Path | None = None
         self._source = spec
         self._answering: Any = None  # how the model in memory answers: an `Answering`
-        self._way: str | None = None  # the name of that, once the model was checked
-        self._said_cut = False
+        self._noted = False  # whether the run's log has how the model is answered,
+        self._said_cut = False  # and whether the user knows that answers are cut
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
@@ -180,29 +181,33 @@ class Local(Engine):
         self._model, self._adapter = model, adapter
 
     def _prepare(self, model: Any) -> Answering:
-        """Prepare a model to answer: the first time in the way that is found to be right for it.
+        """Prepare a model to answer, in the way that is found to be right for it.
 
-        An adapter changes weights and not how they are used, so the way stays.
+        An adapter changes weights and not how they are used, so the way of the base is its own.
 
         Raises:
             InputError: there is no such way, or not enough memory to look for it.
         """
         import torch
 
-        pad = self._tokenizer.pad_token_id or 0
-        if self._way is not None:
-            return prepare(model, self._way, pad)
-        try:
-            found = find_way(
-                model, self._tokenizer, pad, context(model), self.spec.cuda_graphs, self.name
-            )
-        except torch.OutOfMemoryError as error:
-            raise no_memory(self.name, "to read a few short texts") from error
-        self._way = found.way
-        if found.fell_back:
-            log.warning(found.said)
-        self.note(found.said)
-        return found.answering
+        pad, key = self._tokenizer.pad_token_id or 0, self._source.model_dump_json()
+        if known := _found.get(key):
+            answering = prepare(model, known.way, pad)
+        else:
+            graphs = self.spec.cuda_graphs
+            try:
+                known, answering = find_way(
+                    model, self._tokenizer, pad, context(model), graphs, self.name
+                )
+            except torch.OutOfMemoryError as error:
+                raise no_memory(self.name, "to read a few short texts") from error
+            _found[key] = known
+            if known.fell_back:
+                log.warning(known.said)
+        if not self._noted:
+            self._noted = True
+            self.note(known.said)
+        return answering
 
     def _check_fit(
         self, requests: Sequence[Request], texts: Sequence[list[int]], more: int

@@ -7,13 +7,12 @@ length, so that short prompts are not padded to the longest.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.engines.decoding import cache_for
-from setbacks.models import ropes
+from setbacks.models import parameters, ropes
 
 if TYPE_CHECKING:
     import torch
@@ -109,12 +108,6 @@ def reach(config: Any) -> int | None:
         elif rope.get("rope_type") == "dynamic":
             limits.append(config.max_position_embeddings)
     return min((limit for limit in limits if limit), default=None)
-
-
-def parameters(model: Any) -> Collection[str]:
-    """The names of what a model's `forward` takes."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hides it
-    return inspect.signature(type(base).forward).parameters
 
 
 def keeps_all(model: Any, length: int) -> bool:
