@@ -18,13 +18,14 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linu
 BEGIN = """
 import ctypes, os, signal, sys, time
 from setbacks import signals
-signals.GRACE = 0.5
+signals.GRACE = 30
 signals.handle(lambda: print("last words", flush=True))
 print("ready", flush=True)
 """
 SLEEP = "time.sleep(60)"
 # A lock that its own thread holds: no signal interrupts the wait for it.
 STUCK = """
+signals.GRACE = 0.5
 mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
 lock(mutex)
