@@ -688,7 +688,7 @@ def main() -> None:
         else:
             reason = " ".join(str(error).split())[:300]
             code = _fail(
-                f"{type(error).__name__}: {reason} (what was done is kept; --debug shows more)", 1
+                f"{type(error).__name__}: {reason} (progress is saved; --debug shows more)", 1
             )
     sys.exit(_flushed(code if isinstance(code, int) else 0))
 

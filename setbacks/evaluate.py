@@ -76,8 +76,10 @@ def _is_override(word: str) -> bool:
     first = re.split(r"[.[]", key)[0]
     if key in Recipe.model_fields and _is_answers(value):
         raise InputError(f'{word}: "{key}" is a key of the recipe; give the arm another name')
-    slip = first != key and bool(nearest(first, Recipe.model_fields))
-    return first in Recipe.model_fields or slip
+    if first in Recipe.model_fields:
+        return True
+    looks_like_a_key = first != key and re.fullmatch("[a-z_]+", first)
+    return bool(looks_like_a_key and nearest(first, Recipe.model_fields))
 
 
 def _is_answers(value: str) -> bool:

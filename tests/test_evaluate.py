@@ -275,7 +275,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(told, tmp_path):
 def test_arms_have_dots_in_their_names_as_models_do(typed, answered, judged):
     answered("a", harmful=lambda i: i < 3)
     answered("b")
-    arms = ["gpt-4=a.jsonl", "gpt-4.1=b.jsonl", "Llama-3.1-8B=b.jsonl", "gpt-4.human=b.jsonl"]
+    arms = ["gpt-4=a.jsonl", "gpt-4.1=b.jsonl", "model-1.5=b.jsonl", "gpt-4.human=b.jsonl"]
     ran = typed("evaluate", *arms, *judged, "--suite", "harmful=a.jsonl", "-q", "--json")
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)["judges"]
