@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,18 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
         )
 
 
+def ignore_peft_warnings() -> None:
+    """Keep from the terminal what PEFT warns of and a user can do nothing about.
+
+    It uses a name that transformers has renamed, fears for tied weights, which `merged` unties, and
+    speaks of what it sets by itself, for experts and GPT-2's layers.
+    """
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+    warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+    warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+
+
 def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
     """Return a model with a PEFT adapter beside its weights; the model itself is changed.
 
@@ -78,6 +91,7 @@ def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
     from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
+    ignore_peft_warnings()
     try:
         if hasattr(model, "peft_config"):
             raise ValueError("the model is itself an adapter")

@@ -633,18 +633,29 @@ def check_chat(tokenizer: Any, spec: Engine, *, trains: bool = True) -> None:
         trains: whether answers are learned, too.
 
     Raises:
+        InputError: as `chat_notes`.
+    """
+    for note in chat_notes(tokenizer, spec, trains=trains):
+        log.warning("%s: %s", spec.model, note)
+
+
+def chat_notes(tokenizer: Any, spec: Engine, *, trains: bool = True) -> list[str]:
+    """Check as `check_chat`, and return what a user should know of the template.
+
+    Raises:
         InputError: there is no usable chat template, or nothing would end an answer.
     """
+    notes: list[str] = []
     if spec.chat_template == "own":
         asked = _pieces(tokenizer, [_USER], {"add_generation_prompt": True})
         learn = _pieces if trains else _optional_pieces
         rendered = learn(tokenizer, [_USER, _ANSWER])
         turns = [_USER] if rendered is None else [_USER, _ANSWER]
         _check_unchanged(tokenizer, turns, rendered or _pieces(tokenizer, [_USER]))
-        for warning in _warnings(tokenizer, asked, rendered):
-            log.warning("%s: %s", spec.model, warning)
+        notes += _warnings(tokenizer, asked, rendered)
     if trains:
         ending(tokenizer, spec.chat_template)
+    return notes
 
 
 def _check_unchanged(tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str]) -> None:

@@ -12,13 +12,12 @@ import logging
 import math
 import random
 import shutil
-import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.adapters import attached, coverage, untouched
+from setbacks.adapters import attached, coverage, ignore_peft_warnings, untouched
 from setbacks.chat import encode_answer
 from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
@@ -124,8 +123,7 @@ def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
 
 def adapter_config(recipe: Recipe, task: str = "CAUSAL_LM") -> Any:
     """Return the LoRA (arXiv 2106.09685) that the recipe asks for, as PEFT takes it."""
-    # peft still uses a name that transformers has renamed; the user can do nothing about it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    ignore_peft_warnings()
     return look_up(recipe, task).config
 
 
