@@ -10,6 +10,7 @@ from setbacks.chat import chat_notes, encode_answer, ending, plain, stop_tokens
 from setbacks.doctor import Check, memory
 from setbacks.engines.fidelity import Found, find_way
 from setbacks.errors import InputError, SetbacksError
+from setbacks.methods import Method
 from setbacks.models import (
     check_model,
     context,
@@ -35,7 +36,7 @@ def examine(recipe: Recipe) -> Iterator[Check]:
     Raises:
         InputError: the model is on a server.
     """
-    if hasattr(plugin("engines", recipe.model.engine), "check"):
+    if plugin("engines", recipe.model.engine).elsewhere:
         raise InputError(f"model: {recipe.model.model} is on a server; name one that runs here")
     examined = _Examined(recipe)
     if not (yield from _safely("model", _layout, examined)):
@@ -250,12 +251,12 @@ def _lora(examined: _Examined) -> Iterator[Check]:
 def _methods(examined: _Examined) -> Iterator[Check]:
     """What other methods ask of a model; most ask nothing."""
     for name in sorted(installed("methods")):
-        check = getattr(plugin("methods", name)(), "check", None)
-        if check is None:
+        method: Method = plugin("methods", name)()
+        if type(method).check is Method.check:
             continue
 
-        def look(examined: _Examined, name: str = name, check: Any = check) -> Iterator[Check]:
-            check(examined.recipe)
+        def look(examined: _Examined, name: str = name, method: Method = method) -> Iterator[Check]:
+            method.check(examined.recipe)
             yield Check(f"method {name}", True, "possible")
 
         chosen = name == examined.train.method
@@ -279,7 +280,7 @@ def _room(examined: _Examined) -> Iterator[Check]:
 def _fidelity(examined: _Examined) -> Iterator[Check]:
     spec, model, tokenizer = examined.spec, examined.model, examined.tokenizer
     pad = tokenizer.pad_token_id or 0
-    found = find_way(model, tokenizer, pad, context(model), spec.cuda_graphs, spec.model)
+    found, _ = find_way(model, tokenizer, pad, context(model), spec.cuda_graphs, spec.model)
     said = found.said.removeprefix(f'model "{spec.model}": ')
     yield Check("answers", not found.fell_back, said, needed=False)
     yield _graphs(examined, found)
