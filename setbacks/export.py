@@ -25,7 +25,7 @@ from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.hub import connect
 from setbacks.journal import failed_write
 from setbacks.methods import open_method
-from setbacks.models import load_model, load_tokenizer, loader
+from setbacks.models import load_model, load_tokenizer
 from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Lora, Recipe, Source
@@ -356,11 +356,18 @@ def _source(source: Source) -> str:
 
 
 def _loader(recipe: Recipe) -> str:
-    """The class of transformers that loads the base: another one where it sees images, too."""
-    try:
-        return loader(recipe.model)
-    except InputError:  # the base is not at hand; most are plain language models
+    """The class of transformers that loads the base: another one where it sees or hears, too."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, local = recipe.model.model, expanded(recipe.model.model)
+    path: Any = local / "config.json"
+    if not local.is_dir():
+        hub = name not in MODELS
+        path = hub and try_to_load_from_cache(name, path.name, revision=recipe.model.revision)
+    if not (isinstance(path, str | Path) and Path(path).is_file()):
         return "AutoModelForCausalLM"
+    parts = json.loads(Path(path).read_text(encoding="utf-8"))
+    return "AutoModelForMultimodalLM" if "text_config" in parts else "AutoModelForCausalLM"
 
 
 def _use(recipe: Recipe, form: str) -> str:

@@ -61,16 +61,6 @@ def load_model(spec: Engine) -> Any:
     return _whole(spec, dtype=dtype(spec, place)).to(place)
 
 
-def loader(spec: Engine) -> str:
-    """Return the name of the class of transformers by which others load a model whole.
-
-    Raises:
-        InputError: there is no such model, or none that writes text.
-    """
-    name: str = _class_that_writes(spec, load_config(spec)).__name__
-    return name
-
-
 def check_model(spec: Engine) -> None:
     """Look whether a model can be loaded and has all its weights; none of them is read.
 
@@ -148,7 +138,7 @@ def load_base(recipe: Recipe) -> Any:
         InputError: there is no such model, or it cannot be had in 4 bits here.
     """
     if recipe.train.quantize is None:
-        return load_model(recipe.model)
+        return _without_empty_routers(load_model(recipe.model))
     check_quantize(recipe)
     from peft import prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
@@ -167,8 +157,20 @@ def load_base(recipe: Recipe) -> Any:
         ),
     )
     return prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=recipe.train.gradient_checkpointing
+        _without_empty_routers(model),
+        use_gradient_checkpointing=recipe.train.gradient_checkpointing,
     )
+
+
+def _without_empty_routers(model: Any) -> Any:
+    """Have no loss that balances experts where there are none, as in the dense ones of Granite 4.
+
+    TRL asks for it wherever the configuration could have it, and the model fails.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "num_local_experts", None) == 0:
+        config.router_aux_loss_coef = 0.0
+    return model
 
 
 def check_quantize(recipe: Recipe) -> None:

@@ -98,10 +98,13 @@ def reach(config: Any) -> int | None:
     """How many tokens a text may have, padding included, without regard to its neighbors.
 
     Beyond them, RoPE of the kinds "dynamic" and "longrope" takes its frequencies from the longest
-    text of a batch, and attention in chunks counts padding. None: any number.
+    text of a batch; attention in chunks or blocks counts padding; and what sparse attention picks
+    among equals depends on their places. None: any number.
     """
     config = config.get_text_config()
-    limits = [getattr(config, "attention_chunk_size", None)]
+    limits = [getattr(config, name, None) for name in ("attention_chunk_size", "index_topk")]
+    blocks = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
+    limits += [blocks[0] * blocks[1]] if all(blocks) else []
     for rope in ropes(config):
         if rope.get("rope_type") == "longrope":
             limits.append(rope["original_max_position_embeddings"])
