@@ -12,6 +12,7 @@ A name's ending says how the model's sliding window lies: `_near` is shorter tha
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +126,8 @@ LATENT = {
     "v_head_dim": 12,
     "num_key_value_heads": 4,
 }
+# With few heads many keys score 0, and which of them are looked at is chance.
+INDEX = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 32}
 LATER_SPARSE = ["dense", "sparse", "sparse"]
 STATE_AND_ATTENTION = ["linear_attention", "linear_attention", "full_attention"]
 DELTA = {
@@ -323,7 +326,7 @@ ZOO = {
     "llama_dynamic": A(
         "dynamic rotary positions",
         "llama",
-        usual(max_position_embeddings=CROSSED, **rope("dynamic", factor=4.0)),
+        usual(**rope("dynamic", factor=4.0)),
     ),
     "phi3_longrope": A(
         "LongRoPE",
@@ -442,13 +445,13 @@ ZOO = {
     "deepseek_v32": A(
         "sparse attention",
         "deepseek_v32",
-        usual(**LATENT, **ROUTED_MOE, index_topk=16, index_head_dim=16, index_n_heads=2),
+        usual(**LATENT, **ROUTED_MOE, **INDEX),
         every_run=True,
     ),
     "glm_moe_dsa": A(
         "sparse attention",
         "glm_moe_dsa",
-        usual(**LATENT, **ROUTED_MOE, index_topk=16, index_head_dim=16, index_n_heads=2),
+        usual(**LATENT, **ROUTED_MOE, **INDEX),
     ),
     "hy_v3": A(
         "experts",
@@ -517,7 +520,7 @@ ZOO = {
             sliding_window=CROSSED,
             index_topk=8,
             index_head_dim=16,
-            index_n_heads=2,
+            index_n_heads=32,
             compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
             layer_types=[
                 "sliding_attention",
@@ -1021,7 +1024,7 @@ ZOO = {
         usual(num_labels=1),
         auto="AutoModelForSequenceClassification",
         every_run=True,
-        refused="lm_head",
+        refused="writes no text",
     ),
 }
 
@@ -1038,9 +1041,7 @@ def build(name: str, folder: Path) -> Path:
     _scale(model)
     if told.refused is None:
         model.generation_config.pad_token_id = PAD
-        # Two of its own answers end on the way, at different steps.
-        ends = [_written(model, text, length) for text, length in (("Hi", 6), ("Say yes.", 12))]
-        model.generation_config.eos_token_id = sorted({EOS, *ends})
+        model.generation_config.eos_token_id = sorted({EOS, *_ends(model)})
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     if told.auto == SEES_IMAGES:  # what its images go through is published beside it
@@ -1075,16 +1076,25 @@ def _scale(model: Any) -> None:
     model.tie_weights()
 
 
-def _written(model: Any, text: str, length: int) -> int:
-    """Return the last of the tokens that a model writes to a text, one row, without a cache."""
+def _ends(model: Any) -> Iterator[int]:
+    """Yield two tokens at which answers of a model are to end: on the way, at different steps."""
+    answers = [_written(model, text, 16) for text in ("Hi", "Say yes.")]
+    begun = {token for answer in answers for token in answer[:3]}
+    for answer, step in zip(answers, (4, 10), strict=True):
+        yield next((token for token in answer[step:] if token not in begun), EOS)
+
+
+def _written(model: Any, text: str, length: int) -> list[int]:
+    """Return the tokens that a model writes to a text, one row, without a cache."""
     import torch
 
     ids = asked(text)
+    start = len(ids)
     with torch.inference_mode():
         for _ in range(length):
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
             ids.append(int(logits[0, -1].argmax()))
-    return ids[-1]
+    return ids[start:]
 
 
 def asked(text: str, begun: str = "") -> list[int]:
