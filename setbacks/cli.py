@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from setbacks.stages.report import Report
 
 app = typer.Typer(
-    help="Align a language model by having it analyse its own mistakes (arXiv 2310.10477).",
+    help="Align a language model by having it analyze its own mistakes (arXiv 2310.10477).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -138,10 +138,10 @@ def _stage(name: str, summary: str) -> None:
 
 
 _stage("induce", "Step 1: draw mistakes from the model.")
-_stage("analyze", "Step 2: have the mistakes analysed.")
+_stage("analyze", "Step 2: have the mistakes analyzed.")
 _stage("preflight", "Ask the model what it takes for harmful: near chance, it cannot learn yet.")
 _stage("train", "Step 3: fine-tune an adapter on the analyses.")
-_stage("introspect", "Have the trained model analyse, and see whether it still does.")
+_stage("introspect", "Have the trained model analyze, and check whether it still does.")
 _stage("respond", "Step 4: answer the suites before and after, with and without guidance.")
 _stage("judge", "Step 5: have the responses judged.")
 _stage("report", "Write metrics.json and report.html.")
