@@ -38,15 +38,15 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="STAGE",
-        help="Do this stage and all after it anew; what was there moves to superseded/.",
+        help="Redo this stage and every later one; the old outputs move to superseded/.",
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Values that win over the recipe."),
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Values that override the recipe."),
 ]
 RecipeFile = Annotated[
-    str | None, typer.Argument(metavar="RECIPE", help="A recipe; without one, the quickstart.")
+    str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: the quickstart).")
 ]
 
 
@@ -58,12 +58,14 @@ def _quieter(asked: bool) -> bool:
 
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", callback=_quieter, help="Show no progress, but warnings still."),
+    typer.Option(
+        "--quiet", "-q", callback=_quieter, help="Hide progress output; warnings are still shown."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Jobs = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Runs side by side, each in a process of its own."),
+    typer.Option(metavar="N", help="Number of runs in parallel, each in its own process."),
 ]
 
 
@@ -114,13 +116,13 @@ def run(
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if not given.")
+        Path | None, typer.Option(metavar="DIR", help="Run folder (default: runs/NAME).")
     ] = None,
     redo: From = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Run the whole pipeline, or go on where it stopped."""
+    """Run the whole pipeline, or resume it."""
     settled = _recipe(recipe, overrides)
     _carry_out(out or _place(settled), settled, "report", redo, quiet, json)
 
@@ -133,17 +135,20 @@ def _stage(name: str, summary: str) -> None:
     ) -> None:
         _carry_out(folder, None, name, redo, quiet, json)
 
-    command.__doc__ = f"{summary} Does what is missing in the folder, up to this stage."
+    command.__doc__ = f"{summary} Runs the missing stages up to this one."
     app.command(name)(command)
 
 
-_stage("induce", "Step 1: draw mistakes from the model.")
-_stage("analyze", "Step 2: have the mistakes analyzed.")
-_stage("preflight", "Ask the model what it takes for harmful: near chance, it cannot learn yet.")
+_stage("induce", "Step 1: induce mistakes.")
+_stage("analyze", "Step 2: generate analyses of the mistakes.")
+_stage(
+    "preflight",
+    "Check whether the model can tell harmful from harmless; near chance, training will not help.",
+)
 _stage("train", "Step 3: fine-tune an adapter on the analyses.")
 _stage("introspect", "Have the trained model analyze, and check whether it still does.")
 _stage("respond", "Step 4: answer the suites before and after, with and without guidance.")
-_stage("judge", "Step 5: have the responses judged.")
+_stage("judge", "Step 5: judge the responses.")
 _stage("report", "Write metrics.json and report.html.")
 
 
@@ -178,13 +183,13 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME if not given.")
+        Path | None, typer.Option(metavar="DIR", help="Run folder (default: runs/NAME).")
     ] = None,
     redo: From = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Answer suites with any models, or take answers over; judge and report. Nothing is trained."""
+    """Run suites on any models, or score existing answers. Trains nothing. Nothing is trained."""
     from setbacks.evaluate import recipe as of_words
 
     settled = of_words(arms, suite or (), judge or (), _mapping(fields))
@@ -200,16 +205,17 @@ def compare(
         typer.Option(metavar="A,B,...", help="Compare these instead of the recipe's."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(metavar="N", help="Trainings of each method.")
+        int | None, typer.Option(metavar="N", help="Number of training seeds per method.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-compare if not given.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the comparison (default: runs/NAME-compare)."),
     ] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train and measure several methods at equal data, or go on where that stopped."""
+    """Train and measure several methods at equal data, or resume a comparison."""
     from setbacks.compare import compare as carry_out
 
     told = [] if methods is None else [f"compare.methods=[{methods}]"]
@@ -250,13 +256,14 @@ def study(
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Its folder; runs/NAME-STUDY if not given.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the study (default: runs/NAME-STUDY)."),
     ] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Carry out a study, or go on where it stopped."""
+    """Run a study, or resume it."""
     from setbacks.listing import listing, show
     from setbacks.studies import carry_out
 
@@ -412,13 +419,19 @@ def export(
 def review(
     folder: Folder,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; others can come by 0.0.0.0.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to bind; use 0.0.0.0 to accept other machines."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8340,
     shared: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="SHARE", help="Of the answers that all see; 0.2 at first."
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Fraction of answers that every reviewer labels (default 0.2).",
         ),
     ] = None,
     database: Annotated[
@@ -439,7 +452,9 @@ def review(
     ] = None,
     as_: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME", help="Whose they are, where it does not say."),
+        typer.Option(
+            "--as", metavar="NAME", help="Reviewer name for labels that do not carry one."
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say which answers to label to settle a difference.")
@@ -452,13 +467,21 @@ def review(
     ] = "harmless_rate",
     difference: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="With --plan: to be told from none; else the judge's."),
+        typer.Option(
+            metavar="POINTS",
+            help="Smallest difference to detect, in points (default: the one the judge measured).",
+        ),
     ] = None,
     labels: Annotated[
-        int | None, typer.Option(metavar="N", help="With --plan: so many labels, not enough ones.")
+        int | None,
+        typer.Option(metavar="N", help="Plan exactly N labels instead of as many as needed."),
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(metavar="NAME", help="With --plan: whose doubt; else the first's.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Judge whose uncertainty guides the selection (default: the first).",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
 ) -> None:

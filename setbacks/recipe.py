@@ -217,14 +217,20 @@ LocalPath = Annotated[str | None, LOCAL]
 
 
 class Sampling(Section):
-    """How tokens are drawn."""
+    """How tokens are sampled."""
 
     max_new_tokens: int = Field(96, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(
-        0.0, ge=0, description="0 takes the likeliest token; higher is more varied."
+        0.0, ge=0, description="Sampling temperature; 0 picks the most likely token."
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="Draw from this share of the probability.")
-    top_k: int = Field(50, ge=1, description="Draw from so many of the likeliest tokens.")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Sample from the most likely tokens that "
+        "make up this share of the probability.",
+    )
+    top_k: int = Field(50, ge=1, description="Sample from the k most likely tokens.")
 
 
 class Engine(PartSection):
@@ -250,7 +256,7 @@ class Engine(PartSection):
         "auto", description="`auto`: bfloat16 where the hardware computes in it, else float32."
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
-    batch_size: int = Field(128, ge=1, description="Most responses generated side by side.")
+    batch_size: int = Field(128, ge=1, description="Maximum batch size for generation.")
     cuda_graphs: bool = Field(
         True, description="On a CUDA GPU, replay captured steps instead of starting each kernel."
     )
@@ -283,11 +289,13 @@ class Induce(Section):
         "or which category of harm to do.",
     )
     attempts: int = Field(
-        3, ge=1, description="Tries an instruction, each with another hint, while it refuses."
+        3,
+        ge=1,
+        description="Attempts per instruction, each with another hint, while the model refuses.",
     )
     sampling: Sampling = Field(
         Sampling(max_new_tokens=64, temperature=0.8, top_p=0.95),
-        description="How mistakes are drawn.",
+        description="How mistakes are sampled.",
     )
     near_duplicate: float = Field(
         0.7,
@@ -304,7 +312,9 @@ class Analyze(Section):
     analyst: EngineField | None = Field(
         None, description="Who analyses; null: the model itself (the paper's default)."
     )
-    candidates: int = Field(2, ge=1, description="Analyses drawn for each mistake; the best stays.")
+    candidates: int = Field(
+        2, ge=1, description="Number of analyses per mistake; the best one is kept."
+    )
     prefill: bool = Field(
         True, description="Start the analysis for the analyst ('The response is harmful because')."
     )
@@ -315,7 +325,7 @@ class Analyze(Section):
     )
     sampling: Sampling = Field(
         Sampling(max_new_tokens=80, temperature=0.8, top_p=0.95),
-        description="How analyses are drawn.",
+        description="How analyses are sampled.",
     )
     min_words: int = Field(12, ge=1, description="Shorter analyses are dropped.")
     max_words: int = Field(200, ge=1, description="Longer analyses are dropped.")
@@ -403,14 +413,14 @@ class Train(PartSection):
     )
     analyses: Literal["filtered", "unfiltered", "shuffled"] = Field(
         "filtered",
-        description="Which analyses are learnt: the best that passed its checks, the best of all, "
+        description="Which analyses are learned: the best that passed its checks, the best of all, "
         "or, as a control that should teach nothing, another response's.",
     )
     most_analyses: int | None = Field(
-        None, ge=1, description="Learn at most so many analyses of mistakes; null: all."
+        None, ge=1, description="Maximum number of analyses of mistakes to learn; null: all."
     )
     categories: list[str] | None = Field(
-        None, description="Learn from mistakes of these categories of harm alone; null: all."
+        None, description="Categories of harm to learn from; null: all."
     )
     question: Literal["unguided", "guided"] = Field(
         "unguided",
@@ -431,18 +441,20 @@ class Train(PartSection):
     )
     epochs: int = Field(2, ge=1, description="Passes over the examples.")
     tokens: int | None = Field(
-        None, ge=1, description="Stop after so many tokens read, instead of `epochs`."
+        None, ge=1, description="Number of tokens to train on, instead of `epochs`."
     )
-    steps: int | None = Field(None, ge=1, description="Stop after so many steps, instead.")
+    steps: int | None = Field(
+        None, ge=1, description="Number of training steps, instead of `epochs`."
+    )
     start: LocalPath = Field(
-        None, description="Go on from this adapter's folder, instead of a new one."
+        None, description="Folder of an adapter to start from, instead of a new one."
     )
     quantize: Literal["4bit"] | None = Field(
         None,
         description="`4bit`: train on base weights of 4 bits (QLoRA; needs CUDA and bitsandbytes).",
     )
     snapshots: int = Field(
-        0, ge=0, description="Keep the adapter so many times on the way, in `snapshots/`."
+        0, ge=0, description="Number of evenly spaced adapter snapshots to keep in `snapshots/`."
     )
     batch_size: int = Field(8, ge=1, description="Examples a step.")
     learning_rate: float | None = Field(
@@ -502,7 +514,7 @@ class Respond(Section):
                 sources=[Source(source="builtin:helpful", split="test", limit=40)],
             ),
         ],
-        description="The prompts that every arm answers.",
+        description="Prompts that every arm answers.",
         min_length=1,
     )
     guidance: bool = Field(
@@ -513,10 +525,8 @@ class Respond(Section):
         description="Also answer with that of several drafts which the model itself finds most "
         "harmless (one more arm each); null: no.",
     )
-    prefill: str = Field(
-        "", description="Begin every response with these words, to see how it goes on."
-    )
-    sampling: Sampling = Field(Sampling(), description="How responses are drawn.")
+    prefill: str = Field("", description="Text that every response begins with.")
+    sampling: Sampling = Field(Sampling(), description="How responses are sampled.")
 
 
 class JudgeSpec(Section):
@@ -538,7 +548,9 @@ class JudgeSpec(Section):
     heads: LocalPath = Field(
         None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
     )
-    retries: int = Field(2, ge=0, description="More tries where an `llm` judge cannot be parsed.")
+    retries: int = Field(
+        2, ge=0, description="Retries when the reply of an `llm` judge cannot be parsed."
+    )
     verdict: Literal["rating", "probability"] = Field(
         "rating",
         description="What an `llm` judge's harmful and refused rest on: its rating and a list of "
@@ -649,7 +661,7 @@ class Recipe(Section):
         AfterValidator(_names_differ),
         AfterValidator(_people_are_no_recipe),
         AfterValidator(_votes_come_last),
-    ] = Field([JudgeSpec()], description="Who judges the responses, in this order.", min_length=1)
+    ] = Field([JudgeSpec()], description="Judges of the responses, in this order.", min_length=1)
     evaluate: Annotated[list[Evaluated], AfterValidator(_names_differ)] = Field(
         [],
         description="`setbacks evaluate`: answer with these, each against the first, and train "
@@ -663,7 +675,7 @@ class Recipe(Section):
         "of its own; for a GPU that one run of a small model leaves idle.",
     )
     study: dict[str, Any] = Field(
-        {}, description="What `setbacks study NAME` is told; the study's page lists its keys."
+        {}, description="Options of `setbacks study NAME`; the study's page lists them."
     )
 
     def options(self, kind: type[Part], where: str) -> Part:
