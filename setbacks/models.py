@@ -71,13 +71,13 @@ def check_model(spec: Engine) -> None:
         _whole(spec, device_map="meta")
 
 
-def context(model: Any) -> int | None:
-    """Return how many tokens a text may have for a model at most; None if it does not say.
+def context(config: Any) -> int | None:
+    """Return the most tokens that a text may have for a model; None if its configuration is silent.
 
-    RoPE that is scaled goes beyond the positions that a model was first trained on. That of the
-    kind "dynamic" does not here: it makes what a model says depend on what it was asked before.
+    RoPE of the kind "yarn" goes beyond the positions that a model was first trained on. The kind
+    "dynamic" does too, but not here: beyond them, answers depend on what was asked before.
     """
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "model_max_length")
     limits = [getattr(config, name, None) for name in names]
     for rope in ropes(config):
@@ -352,12 +352,8 @@ def _check_head(spec: Engine, config: Any, named: str | None) -> None:
     """
     import transformers
 
-    saved = getattr(transformers, named or "", None)
-    if (
-        saved is None
-        or saved.can_generate()
-        or named in _names(_classes(transformers.AutoModel, config))
-    ):
+    writes = getattr(getattr(transformers, named or "", None), "can_generate", lambda: True)
+    if writes() or named in _names(_classes(transformers.AutoModel, config)):
         return
     raise InputError(
         f'model "{spec.model}": was saved as {named}, which writes no text; name a causal language '
@@ -391,12 +387,11 @@ def _scoring(spec: Engine, **options: Any) -> Any:
     Raises:
         InputError: the model cannot be had so, or weights are missing besides the head's.
     """
-
     config = load_config(spec)
     auto = _class_that_scores(spec, config)
     model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
-    missing = sorted(k for k in found["missing_keys"] if k.startswith(model.base_model_prefix))
     body = model.base_model
+    missing = any(key.startswith(model.base_model_prefix) for key in found["missing_keys"])
     # The head reads the body's last states, and hands on a cache of the usual kind.
     fits = not body.can_generate() and "past_key_values" in parameters(body)
     if missing or not fits:
@@ -428,6 +423,7 @@ def _say_what_is_left_out(model: str, what: str, kind: str) -> None:
 
 
 def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
 
@@ -452,6 +448,7 @@ def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
         AttributeError,
         RuntimeError,
         SafetensorError,
+        StrictDataclassError,
     ) as error:
         reason = " ".join(str(error).split())
         raise InputError(

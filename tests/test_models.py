@@ -14,6 +14,7 @@ from setbacks.models import (
     check_model,
     check_reward_model,
     context,
+    load_config,
     load_model,
     load_reward_model,
     load_tokenizer,
@@ -211,7 +212,7 @@ def test_a_reward_model_without_its_body_is_refused(model_of):
     ],
 )
 def test_the_context_is_what_the_configuration_says(model_of, kind, told, limit):
-    assert context(load_model(spec_of(model_of(kind, **told)))) == limit
+    assert context(load_config(spec_of(model_of(kind, **told)))) == limit
 
 
 def test_a_padding_token_without_an_embedding_is_replaced(model_of):

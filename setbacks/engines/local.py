@@ -197,7 +197,7 @@ class Local(Engine):
             graphs = self.spec.cuda_graphs
             try:
                 known, answering = find_way(
-                    model, self._tokenizer, pad, context(model), graphs, self.name
+                    model, self._tokenizer, pad, context(model.config), graphs, self.name
                 )
             except torch.OutOfMemoryError as error:
                 raise no_memory(self.name, "to read a few short texts") from error
@@ -217,7 +217,7 @@ class Local(Engine):
         Raises:
             InputError: one is too long, or has a token that is unknown to the model.
         """
-        limit = context(self._model)
+        limit = context(self._model.config)
         known = self._model.get_input_embeddings().weight.shape[0]
         for request, ids in zip(requests, texts, strict=True):
             if limit is not None and len(ids) + more > limit:
@@ -242,7 +242,7 @@ class Local(Engine):
             self._said_cut = True
             said = (
                 f'model "{self.name}": some answers are cut off where prompt and answer fill its '
-                f"context of {context(self._model):,} tokens; use shorter prompts"
+                f"context of {context(self._model.config):,} tokens; use shorter prompts"
             )
             log.warning(said)
             self.note(said)
@@ -263,7 +263,7 @@ class Local(Engine):
             drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
             return pick(logits, drawn, sampling)
 
-        limit = context(self._model) or np.inf
+        limit = context(self._model.config) or np.inf
         most = [int(min(sampling.max_new_tokens, limit - len(prompt))) for prompt in prompts]
         stops = stop_tokens(self._model, self._tokenizer, self.spec.chat_template)
         return self._answering.answer(prompts, most, stops, picked)

@@ -102,9 +102,10 @@ def reach(config: Any) -> int | None:
     among equals depends on their places. None: any number.
     """
     config = config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("attention_chunk_size", "index_topk")]
-    blocks = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
-    limits += [blocks[0] * blocks[1]] if all(blocks) else []
+    names = ("attention_chunk_size", "index_topk")
+    limits: list[int | None] = [getattr(config, name, None) for name in names]
+    if blocks := getattr(config, "index_topk_blocks", None):
+        limits.append(blocks * config.index_block_size)
     for rope in ropes(config):
         if rope.get("rope_type") == "longrope":
             limits.append(rope["original_max_position_embeddings"])

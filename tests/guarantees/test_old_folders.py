@@ -58,7 +58,10 @@ def test_it_is_reported_with_the_same_rates(old):
     was, now = (found["judges"]["probe"]["arms"] for found in (before, made.metrics))
     for old_arm, arm in zip(was, now, strict=True):
         for key in ("arm", "harmless_rate", "compliance", "balanced_safety"):
-            assert arm[key] == old_arm[key], (arm["arm"], key)
+            then, today = old_arm[key], arm[key]
+            if isinstance(then, dict):  # new fields may stand beside the old ones
+                today = {name: today[name] for name in then}
+            assert today == then, (arm["arm"], key)
 
 
 def test_a_record_of_a_later_release_is_told(old):

@@ -128,10 +128,10 @@ def test_of_several_that_start_at_once_one_has_the_folder(tmp_path):
 def test_a_second_comparison_of_a_folder_is_refused(cli, command, environment, told, tmp_path):
     """And so is a run in the folder of an arm at work; the first one goes on."""
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told("sleeper")))
-    words = ["compare", "recipe.yaml", "--methods", "sft,mistake_analysis", "--out", "both", "-q"]
+    words = ["compare", "recipe.yaml", "--methods", "mistake_analysis,sft", "--out", "both", "-q"]
     first = subprocess.Popen([*command, *words], cwd=tmp_path, env=environment)
     try:
-        arm = tmp_path / "both/arms/sft.0"
+        arm = tmp_path / "both/arms/mistake_analysis.0"
         while not (arm / "recipe.yaml").exists():
             assert first.poll() is None
             time.sleep(0.1)
