@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import torch
 
+from setbacks import pipeline
 from setbacks.adapters import coverage, merged, untouched
 from setbacks.errors import InputError
 from setbacks.export import export
@@ -167,6 +168,7 @@ def test_all_linear_leaves_out_what_peft_refuses_and_says_so(weighed):
 
 @pytest.mark.parametrize(("name", "said"), [("gpt_oss", True), ("qwen3_moe", False)])
 def test_experts_that_all_linear_leaves_out_are_named(weighed, small, caplog, name, said):
+    pipeline._warn_once.cache_clear()
     recipe = small(8, model={"model": str(weighed(name)), "dtype": "float32", "device": "cpu"})
     with caplog.at_level(logging.WARNING, "setbacks"):
         check(recipe)
