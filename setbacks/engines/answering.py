@@ -12,7 +12,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from setbacks.engines.decoding import Running, select_rows
-from setbacks.engines.reading import parameters, read
+from setbacks.engines.reading import read
+from setbacks.models import parameters
 
 if TYPE_CHECKING:
     import numpy as np
