@@ -30,6 +30,9 @@ from setbacks.training.targets import check_served, look_up, look_up_start
 
 log = logging.getLogger(__name__)
 
+# Engines that run what transformers knows; what those of other packages run, they alone can say.
+OURS = ("local", "vllm", "ray")
+
 
 def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
     """The method of arXiv 2310.10477, section 3, each step with what it made.
@@ -117,20 +120,24 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_training(recipe: Recipe) -> None:
-    """Look up what a recipe that trains names besides, and what its adapter is put on."""
+    """Look up what a recipe that trains names besides, and what its adapter is put on.
+
+    A model that another package's engine runs is looked up when its training begins.
+    """
     check_quantize(recipe)
     method = open_method(recipe)
     method.examples(recipe, [])
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+    if recipe.model.engine not in OURS:
+        return
     if recipe.train.start is not None:
         look_up_start(recipe, recipe.train.start)
     else:
         check_served(recipe)
-        found = look_up(recipe)
-        if found.left_out:
-            log.warning(found.left_out)
+        if left_out := look_up(recipe).left_out:
+            _warn_once(left_out)
     method.check(recipe)
 
 
@@ -144,6 +151,12 @@ def _is_used(engine: Engine, recipe: Recipe) -> bool:
     )
 
 
+@cache
+def _warn_once(line: str) -> None:
+    """Warn of something that all the runs of a comparison have in common."""
+    log.warning(line)
+
+
 def _check_chats(recipe: Recipe) -> None:
     """Check that conversations can be put to the models that run here; last, since it loads them.
 
@@ -155,7 +168,7 @@ def _check_chats(recipe: Recipe) -> None:
         asked = [recipe.model, recipe.analyze.analyst]
     asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
     for spec in asked:
-        if spec is not None and spec.engine in ("local", "vllm", "ray"):
+        if spec is not None and spec.engine in OURS:
             trains = spec is recipe.model and not recipe.evaluate
             _check_chat(spec.model_dump_json(), trains)
 

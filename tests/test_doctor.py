@@ -182,6 +182,7 @@ def test_a_broken_folder_is_one_line(typed, copied, spoil, name):
     assert ran.returncode == 2 and "Traceback" not in ran.stdout + ran.stderr
     (missing,) = [c for checks in looked_at(ran).values() for c in checks if not c["ok"]][:1]
     assert missing["name"] == name and missing["needed"]
+    assert "copy" in missing["found"], "an error of ours, with the folder's name"
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(typed, tiny, monkeypatch):

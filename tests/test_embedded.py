@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from setbacks import doctor, embedded
+from setbacks import embedded
+from setbacks.doctor import machine
 from setbacks.errors import InputError, SetbacksError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,7 +233,7 @@ def test_without_a_home_folder_the_variable_is_named(no_home, monkeypatch):
     monkeypatch.delenv("SETBACKS_CACHE", raising=False)
     with pytest.raises(InputError, match="no home folder; set HOME, or set SETBACKS_CACHE"):
         embedded.path()
-    assert [check for check in doctor.examine() if "SETBACKS_CACHE" in check.found]
+    assert [check for check in machine.examine() if "SETBACKS_CACHE" in check.found]
 
 
 # What else may be called a model

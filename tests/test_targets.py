@@ -2,12 +2,13 @@
 
 import json
 import logging
-import shutil
 from functools import cache
 
 import pytest
 import torch
+from conftest import SIZES
 
+from setbacks import pipeline
 from setbacks.adapters import coverage, merged, untouched
 from setbacks.errors import InputError
 from setbacks.export import export
@@ -17,18 +18,6 @@ from setbacks.recipe import Recipe
 from setbacks.runfolder import RunFolder
 from setbacks.training.targets import look_up
 
-SIZES = {
-    "vocab_size": 259,  # those of the tiny model's tokenizer
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ATTENTION = [f"self_attn.{name}_proj" for name in "koqv"]
 MLP = [f"mlp.{name}_proj" for name in ("down", "gate", "up")]
@@ -41,15 +30,19 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+# What each kind of model is told besides the usual sizes.
 MODELS = {
-    "llama": SIZES,
-    "tied llama": SIZES | {"tie_word_embeddings": True},
-    "gpt_oss": SIZES | EXPERTS | {"head_dim": 8, "sliding_window": 16},
-    "qwen3_moe": SIZES
-    | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-    "phimoe": SIZES | EXPERTS,
-    "falcon_h1": SIZES
-    | {
+    "llama": {},
+    "tied llama": {"tie_word_embeddings": True},
+    "gpt_oss": EXPERTS | {"head_dim": 8, "sliding_window": 16},
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "phimoe": EXPERTS,
+    "falcon_h1": {
         "head_dim": 8,
         "mamba_d_ssm": 32,
         "mamba_n_heads": 4,
@@ -58,9 +51,8 @@ MODELS = {
         "mamba_d_state": 8,
         "mamba_chunk_size": 16,
     },
-    "lfm2": SIZES | {"layer_types": ["conv", "full_attention", "conv"], "block_ff_dim": 48},
-    "gemma3n_text": SIZES
-    | {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_ff_dim": 48},
+    "gemma3n_text": {
         "num_hidden_layers": 4,
         "intermediate_size": [48] * 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -71,9 +63,9 @@ MODELS = {
         "laurel_rank": 8,
         "head_dim": 8,
     },
-    "gpt2": {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gemma3": {
-        "text_config": SIZES | {"model_type": "gemma3_text", "head_dim": 8},
+        "text_config": SIZES | {"model_type": "gemma3_text", "head_dim": 8, "vocab_size": 259},
         "vision_config": VISION,
         "mm_tokens_per_image": 4,
         "image_token_index": 258,
@@ -82,19 +74,15 @@ MODELS = {
 
 
 @pytest.fixture(scope="session")
-def weighed(tiny, tmp_path_factory):
-    """Make, once, a folder of a model with random weights and the tiny model's tokenizer."""
+def weighed(model_of):
+    """Make, once, a folder of a model with random weights."""
 
     @cache
     def make(name):
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        folder = tmp_path_factory.mktemp("weighed") / "model"
-        shutil.copytree(tiny, folder)
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(name.rpartition(" ")[2], **MODELS[name])
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        return folder
+        kind = name.rpartition(" ")[2]
+        auto = "AutoModelForImageTextToText" if kind == "gemma3" else "AutoModelForCausalLM"
+        sizes = {} if kind in ("gpt2", "gemma3") else SIZES
+        return model_of(kind, auto, sizes=sizes, **MODELS[name])
 
     return make
 
@@ -167,6 +155,7 @@ def test_all_linear_leaves_out_what_peft_refuses_and_says_so(weighed):
 
 @pytest.mark.parametrize(("name", "said"), [("gpt_oss", True), ("qwen3_moe", False)])
 def test_experts_that_all_linear_leaves_out_are_named(weighed, small, caplog, name, said):
+    pipeline._warn_once.cache_clear()
     recipe = small(8, model={"model": str(weighed(name)), "dtype": "float32", "device": "cpu"})
     with caplog.at_level(logging.WARNING, "setbacks"):
         check(recipe)

@@ -135,7 +135,7 @@ def _tokenizer(examined: _Examined) -> Iterator[Check]:
 
 
 def _context(examined: _Examined) -> Iterator[Check]:
-    limit, longest = context(examined.layout), examined.train.max_length
+    limit, longest = context(examined.layout.config), examined.train.max_length
     if limit is None:
         yield Check("context", True, "the model names no limit")
         return
@@ -280,7 +280,7 @@ def _room(examined: _Examined) -> Iterator[Check]:
 def _fidelity(examined: _Examined) -> Iterator[Check]:
     spec, model, tokenizer = examined.spec, examined.model, examined.tokenizer
     pad = tokenizer.pad_token_id or 0
-    found, _ = find_way(model, tokenizer, pad, context(model), spec.cuda_graphs, spec.model)
+    found, _ = find_way(model, tokenizer, pad, context(model.config), spec.cuda_graphs, spec.model)
     said = found.said.removeprefix(f'model "{spec.model}": ')
     yield Check("answers", not found.fell_back, said, needed=False)
     yield _graphs(examined, found)

@@ -154,11 +154,8 @@ def name_for_trl(model: Any) -> None:
         bodies = [name for name, m in model.named_children() if isinstance(m, PreTrainedModel)]
         model.base_model_prefix = next(iter(bodies), model.base_model_prefix)
     config = model.config.get_text_config()
-    experts = getattr(config, "num_local_experts", None)
-    if experts is not None and not hasattr(config, "num_experts"):
-        config.num_experts = experts
-    if experts == 0:  # Granite 4 has dense models of the same class: nothing to balance
-        config.router_aux_loss_coef = 0.0
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        config.num_experts = config.num_local_experts
 
 
 def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
