@@ -66,21 +66,10 @@ class _Examined:
         self.fits = False  # whether there is room for its weights
         self.room = 0
 
-    @cached_property
-    def layout(self) -> Any:
-        return skeleton(self.spec)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.spec)
-
-    @cached_property
-    def model(self) -> Any:
-        return load_model(self.spec).eval()
-
-    @cached_property
-    def place(self) -> str:
-        return device(self.spec)
+    layout = cached_property(lambda self: skeleton(self.spec))
+    tokenizer = cached_property(lambda self: load_tokenizer(self.spec))
+    model = cached_property(lambda self: load_model(self.spec).eval())
+    place = cached_property(lambda self: device(self.spec))
 
     @property
     def numbers(self) -> str:
