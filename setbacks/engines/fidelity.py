@@ -33,10 +33,11 @@ TEXT = (
     "the next village walks by with warm bread, greets the miller and asks what is new."
 )
 # Prompts of uneven length, each from and to a token of the text, and how many tokens follow them.
-PROMPTS, MORE = ((0, 2), (5, 10), (13, 27)), 3
+PROMPTS, MORE = ((0, 1), (5, 10), (13, 27)), 3
 # What is asked in one batch: which prompt, and how many tokens are to follow. Rows end at different
-# times, and one prompt is asked twice.
-BATCH = ((0, MORE), (1, 1), (2, MORE), (1, 2))
+# times, and one prompt is asked twice. Where one follows the other, the shortest comes last: it
+# overwrites the least of what is left of the others.
+BATCH = ((1, 1), (2, MORE), (1, 2), (0, MORE))
 # Prompts that begin alike and end in different tokens, and options to choose from, one of them of
 # two tokens.
 ALIKE, ENDINGS, OPTIONS = (30, 38), ((38, 39), (40, 44)), ((45, 46), (46, 48))
