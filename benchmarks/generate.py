@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from setbacks.chat import stop_tokens
 from setbacks.engines import Request, by_length
-from setbacks.engines.local import Local, stop_tokens
+from setbacks.engines.local import Local
 from setbacks.models import device, dtype, load_model, load_tokenizer
 from setbacks.recipe import Engine, Sampling
 from setbacks.sources import Source, load

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from setbacks.embedded import ALIAS, HUB_ID
 from setbacks.errors import InputError
@@ -64,6 +65,18 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
         )
 
 
+def ignore_peft_warnings() -> None:
+    """Keep from the terminal what PEFT warns of and a user can do nothing about.
+
+    It uses a name that transformers has renamed, warns of tied weights, which `merged` unties, and
+    of what it sets by itself, for experts and for GPT-2's layers.
+    """
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+    warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+    warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+
+
 def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
     """Return a model with a PEFT adapter beside its weights; the model itself is changed.
 
@@ -78,6 +91,7 @@ def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
     from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
+    ignore_peft_warnings()
     try:
         if hasattr(model, "peft_config"):
             raise ValueError("the model is itself an adapter")
@@ -137,3 +151,88 @@ def merged(model: Any, adapter: Path) -> Any:
         ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
         whole.config.tie_word_embeddings = ends[0].weight is ends[1].weight  # for who saves it
     return whole
+
+
+# The first number in a module's name is its layer's, as PEFT has it.
+_LAYER = re.compile(r".+?\.(?P<number>\d+)\.(?P<inside>.+)")
+
+
+def layer_number(module: str) -> int | None:
+    """Return the number of the layer that a module belongs to, if any."""
+    found = _LAYER.match(module)
+    return int(found["number"]) if found else None
+
+
+def inside(module: str) -> str:
+    """Return a module's name within its layer."""
+    found = _LAYER.match(module)
+    return found["inside"] if found else module
+
+
+def owner(parameter: str) -> str:
+    """Return the name of the module that a parameter belongs to."""
+    return parameter.rpartition(".")[0]
+
+
+def inside_of(parameter: str) -> str:
+    """Return a parameter's name within its layer."""
+    return f"{inside(owner(parameter))}.{parameter.rpartition('.')[2]}"
+
+
+class Coverage(NamedTuple):
+    """What an adapter trains: modules and parameters by name, and how much."""
+
+    modules: list[str]
+    parameters: list[str]
+    whole: list[str]  # trained and saved whole
+    trained: int
+    total: int
+
+    def __str__(self) -> str:
+        parts = []
+        if self.modules:
+            kinds = sorted(set(map(inside, self.modules)))
+            parts.append(f"{len(self.modules)} modules ({', '.join(kinds)})")
+        if self.parameters:
+            kinds = sorted(set(map(inside_of, self.parameters)))
+            parts.append(f"{len(self.parameters)} parameters ({', '.join(kinds)})")
+        parts += [f"{', '.join(self.whole)} whole"] if self.whole else []
+        return (
+            f"{' and '.join(parts)}; {self.trained:,} of {self.total:,} parameters "
+            f"({self.trained / self.total:.2%})"
+        )
+
+
+def coverage(peft_model: Any) -> Coverage:
+    """Return what the adapter of a PEFT model trains."""
+    from peft.utils import ModulesToSaveWrapper
+
+    trained, total = peft_model.get_nb_trainable_parameters()
+    return Coverage(
+        modules=list(peft_model.base_model.targeted_module_names),
+        parameters=list(peft_model.base_model.targeted_parameter_names),
+        whole=[
+            name.removeprefix("base_model.model.")
+            for name, module in peft_model.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        ],
+        trained=trained,
+        total=total,
+    )
+
+
+def untouched(peft_model: Any) -> list[str]:
+    """Return the kinds of modules whose adapters have learned nothing, if others have.
+
+    LoRA starts from a product of zero, which the first gradient changes. A module that the model
+    does not use, or whose weights it reads without calling it, gets no gradient.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    changed: dict[str, bool] = {}
+    for name, layer in peft_model.named_modules():
+        if isinstance(layer, LoraLayer) and "default" in layer.lora_B:
+            kind = inside(name.removeprefix("base_model.model."))
+            weights: Any = layer.lora_B["default"].weight
+            changed[kind] = changed.get(kind, False) or bool(weights.any())
+    return sorted(kind for kind in changed if not changed[kind]) if any(changed.values()) else []

@@ -486,15 +486,32 @@ def new(
 
 @app.command()
 def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="A model (smollm2-135m, a folder, a hub id), or a recipe, for its model and its "
+            "training; without one, the machine.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what this machine can run, and what is missing."""
-    from setbacks.doctor import examine, show
+    """Say what this machine can run, or what will work with a model; exit 2 if it will not."""
+    from setbacks import doctor as doctors
 
-    checks = examine()
-    show(checks, as_json=json)
-    if not all(check.ok for check in checks if check.needed):
-        raise typer.Exit(1)
+    if model is None:
+        from setbacks.doctor import machine
+
+        if not doctors.show(machine.examine(), as_json=json):
+            raise typer.Exit(1)
+        return
+    from setbacks.doctor.model import examine
+
+    named = Path(model).is_file() or "=" in model
+    recipe = _recipe(model if named else None, overrides, [] if named else [f"model.model={model}"])
+    if not doctors.show(examine(recipe), as_json=json):
+        raise typer.Exit(2)
 
 
 def _recipe(recipe: str | None, overrides: list[str] | None, more: Sequence[str] = ()) -> Recipe:

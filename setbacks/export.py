@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.adapters import merged as merge
+from setbacks.chat import stop_tokens
 from setbacks.embedded import MODELS, resolve
-from setbacks.engines.local import stop_tokens
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.journal import failed_write
 from setbacks.models import load_model, load_tokenizer
 from setbacks.paths import expanded, sync
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Recipe, Source
+from setbacks.recipe import Lora, Recipe, Source
 from setbacks.sources import PRESETS
 from setbacks.stages.report import HEADLINE, TITLES
 
@@ -117,13 +117,34 @@ def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
     spec = recipe.model.model_copy(update={"device": "cpu", "dtype": _dtype(recipe)})
     model = merge(load_model(spec), source)
     # What ends a turn here ends it everywhere, and a base model gets the template it was asked in.
-    model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer))
+    model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer, spec.chat_template))
     model.generation_config._from_model_config = False  # else `generate` may make it anew
     if spec.chat_template == "alpaca":
         tokenizer.chat_template = _alpaca(recipe.language)
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
+    _copy_processors(recipe, place)
     (place / CARD).write_text(card(recipe, folder, "merged"), encoding="utf-8")
+
+
+def _copy_processors(recipe: Recipe, place: Path) -> None:
+    """Copy the settings that prepare images, videos and sound, if the base takes any."""
+    from transformers.utils import (
+        FEATURE_EXTRACTOR_NAME,
+        PROCESSOR_NAME,
+        VIDEO_PROCESSOR_NAME,
+        cached_file,
+    )
+
+    for name in (FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME):
+        found = cached_file(
+            resolve(recipe.model.model),
+            name,
+            revision=recipe.model.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        if found is not None:
+            shutil.copyfile(found, place / name)
 
 
 def _inspect(recipe: Recipe, folder: Path, place: Path) -> None:
@@ -318,9 +339,16 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
     return (
         _table(["kind of example", "number", "made from"], rows)
         + "\n\nMistakes are responses that the base was led to, or that came with the data; "
-        f"analyses of them were written by {who}. LoRA of rank {recipe.train.lora.r}, "
+        f"analyses of them were written by {who}. {_lora(recipe.train.lora)}, "
         f"{steps} steps of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
     )
+
+
+def _lora(lora: Lora) -> str:
+    """The adapter in a few words."""
+    kind = f"{'Rank-stabilized ' * lora.rslora}{'DoRA' if lora.dora else 'LoRA'} of rank {lora.r}"
+    whole = ", ".join(f"`{name}`" for name in lora.modules_to_save)
+    return f"{kind}; {whole} trained whole" if whole else kind
 
 
 def _source(source: Source) -> str:
@@ -331,22 +359,37 @@ def _source(source: Source) -> str:
     return name if name.startswith(("builtin:", "hub:", "preset:")) else Path(name).name
 
 
+def _loader(recipe: Recipe) -> str:
+    """The class of transformers that loads the base: another one where it sees or hears, too."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, local = recipe.model.model, expanded(recipe.model.model)
+    path: Any = local / "config.json"
+    if not local.is_dir():
+        hub = name not in MODELS
+        path = hub and try_to_load_from_cache(name, path.name, revision=recipe.model.revision)
+    if not (isinstance(path, str | Path) and Path(path).is_file()):
+        return "AutoModelForCausalLM"
+    parts = json.loads(Path(path).read_text(encoding="utf-8"))
+    return "AutoModelForMultimodalLM" if "text_config" in parts else "AutoModelForCausalLM"
+
+
 def _use(recipe: Recipe, form: str) -> str:
-    base = base_name(recipe)
+    base, auto = base_name(recipe), _loader(recipe)
     load = (
         [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {auto}",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{base}")',
+            f'model = {auto}.from_pretrained("{base}")',
             'model = PeftModel.from_pretrained(model, "THIS_FOLDER")',
         ]
         if form == "adapter"
         else [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {auto}, AutoTokenizer",
             "",
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
-            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+            f'model = {auto}.from_pretrained("THIS_FOLDER")',
         ]
     )
     guided = fill(prompts(recipe.language)["guided"], instruction="(the instruction)")

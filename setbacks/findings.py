@@ -277,6 +277,15 @@ def _data_findings(
                 f"helpful answers {other['value']:.2f}: the analyses say much the same. Try more "
                 "varied ones: a higher temperature, no prefill, another analyst, fewer epochs.",
             )
+    if training and "cut" in training:
+        yield (
+            "warning",
+            f"{training['cut'] + training['left_out']} of {training['examples']} training examples "
+            f"are longer than `train.max_length`: {training['cut']} were cut, and so learned "
+            f"without an end of turn, and {training['left_out']} were left out. A model that "
+            "learns from cut examples may not stop. Try a larger `train.max_length`, or leave out "
+            "long examples.",
+        )
     if training and training["last"] >= training["first"]:
         yield (
             "warning",

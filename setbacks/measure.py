@@ -51,6 +51,7 @@ def measure(
     analyses: Sequence[Analysis] = (),
     examples: Sequence[Example] = (),
     loss: Sequence[Mapping[str, Any]] = (),
+    trained: Mapping[str, Any] | None = None,
     preflight: Sequence[Reading] = (),
     introspection: Sequence[Reading] = (),
     responses: Mapping[str, Sequence[Response]],
@@ -66,6 +67,7 @@ def measure(
         analyses: all candidates, failed ones too.
         examples: what the model was trained on.
         loss: rows of step, epoch, loss, learning_rate, and maybe eval_loss.
+        trained: what `trained.json` says of the training.
         preflight: what the model said of responses before training.
         introspection: what it said, and wrote, of the same ones afterwards.
         responses: by arm.
@@ -122,7 +124,7 @@ def measure(
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
         },
-        "training": _training(loss),
+        "training": _training(loss, trained or {}),
         "introspection": _introspection(
             preflight, introspection, examples, recipe.get("language", "en")
         ),
@@ -516,7 +518,9 @@ def _answered(rows: Sequence[Response]) -> dict[str, Any]:
     }
 
 
-def _training(loss: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _training(
+    loss: Sequence[Mapping[str, Any]], trained: Mapping[str, Any]
+) -> dict[str, Any] | None:
     rows = [dict(row) for row in loss if row.get("loss") is not None]
     if not rows:
         return None
@@ -527,6 +531,8 @@ def _training(loss: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "first": sum(row["loss"] for row in rows[:tenth]) / tenth,
         "last": sum(row["loss"] for row in rows[-tenth:]) / tenth,
         "last_by_kind": _last_by_kind(rows),
+        # Of a training in which everything fitted, nothing is said.
+        **{key: trained[key] for key in ("examples", "cut", "left_out") if key in trained},
     }
 
 

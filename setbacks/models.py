@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -70,13 +71,13 @@ def check_model(spec: Engine) -> None:
         _whole(spec, device_map="meta")
 
 
-def context(model: Any) -> int | None:
-    """Return how many tokens a text may have for a model at most; None if it does not say.
+def context(config: Any) -> int | None:
+    """Return the most tokens that a text may have for a model; None if its configuration is silent.
 
-    RoPE that is scaled goes beyond the positions that a model was first trained on. That of the
-    kind "dynamic" does not here: it makes what a model says depend on what it was asked before.
+    RoPE of the kind "yarn" goes beyond the positions that a model was first trained on. The kind
+    "dynamic" does too, but not here: beyond them, answers depend on what was asked before.
     """
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "model_max_length")
     limits = [getattr(config, name, None) for name in names]
     for rope in ropes(config):
@@ -85,10 +86,46 @@ def context(model: Any) -> int | None:
     return max((limit for limit in limits if limit), default=None)
 
 
+def parameters(model: Any) -> Collection[str]:
+    """Return the names of what a model's `forward` takes."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hides it
+    return inspect.signature(type(base).forward).parameters
+
+
 def ropes(config: Any) -> list[dict[str, Any]]:
     """Return the settings of a model's RoPE; a model may have several, for kinds of layers."""
     told = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return [rope for rope in (told, *told.values()) if isinstance(rope, dict)]
+
+
+def skeleton(spec: Engine, *, scores: bool = False) -> Any:
+    """Lay a model out without its weights: it has all its modules, and takes no memory.
+
+    Args:
+        spec: the model.
+        scores: with the head of a reward model.
+
+    Raises:
+        InputError: there is no such model, or its configuration does not hold together.
+    """
+    import torch
+
+    config, numbers = load_config(spec), dtype(spec, device(spec))
+    auto = _class_that_scores(spec, config) if scores else _class_that_writes(spec, config)
+    if hasattr(config, "quantization_config"):  # of how weights rest, and not of what there is
+        del config.quantization_config
+    try:
+        with torch.device("meta"):
+            if hasattr(auto, "from_config"):
+                code = {"trust_remote_code": spec.trust_remote_code}
+                return auto.from_config(config, dtype=numbers, **code)
+            return auto._from_config(config, dtype=numbers)
+    except Exception as error:  # a configuration can break its class anywhere
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f'model "{spec.model}" cannot be laid out: {type(error).__name__}: {reason} (is its '
+            "config.json whole?)"
+        ) from error
 
 
 def load_base(recipe: Recipe) -> Any:
@@ -101,7 +138,7 @@ def load_base(recipe: Recipe) -> Any:
         InputError: there is no such model, or it cannot be had in 4 bits here.
     """
     if recipe.train.quantize is None:
-        return load_model(recipe.model)
+        return _without_empty_routers(load_model(recipe.model))
     check_quantize(recipe)
     from peft import prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
@@ -120,8 +157,20 @@ def load_base(recipe: Recipe) -> Any:
         ),
     )
     return prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=recipe.train.gradient_checkpointing
+        _without_empty_routers(model),
+        use_gradient_checkpointing=recipe.train.gradient_checkpointing,
     )
+
+
+def _without_empty_routers(model: Any) -> Any:
+    """Have no loss that balances experts where there are none, as in the dense ones of Granite 4.
+
+    TRL asks for it wherever the configuration could have it, and the model fails.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "num_local_experts", None) == 0:
+        config.router_aux_loss_coef = 0.0
+    return model
 
 
 def check_quantize(recipe: Recipe) -> None:
@@ -303,12 +352,8 @@ def _check_head(spec: Engine, config: Any, named: str | None) -> None:
     """
     import transformers
 
-    saved = getattr(transformers, named or "", None)
-    if (
-        saved is None
-        or saved.can_generate()
-        or named in _names(_classes(transformers.AutoModel, config))
-    ):
+    writes = getattr(getattr(transformers, named or "", None), "can_generate", lambda: True)
+    if writes() or named in _names(_classes(transformers.AutoModel, config)):
         return
     raise InputError(
         f'model "{spec.model}": was saved as {named}, which writes no text; name a causal language '
@@ -316,36 +361,43 @@ def _check_head(spec: Engine, config: Any, named: str | None) -> None:
     )
 
 
-def _scoring(spec: Engine, **options: Any) -> Any:
-    """Load a model with a new head that gives a sequence one score.
+def _class_that_scores(spec: Engine, config: Any) -> Any:
+    """Return a class of a model whose head gives a sequence one score; `config` is changed to it.
 
     Where transformers has no such class for a model, its general one is put on the model's body.
+    """
+    import transformers
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    config.num_labels = 1
+    auto: Any = transformers.AutoModelForSequenceClassification
+    if _classes(auto, config):
+        return auto
+    writes = _classes(_class_that_writes(spec, config), config)[0]
+    family = next(
+        one for one in writes.__mro__[1:] if issubclass(one, transformers.PreTrainedModel)
+    )
+    body = {"base_model_prefix": family.base_model_prefix or "model"}
+    return type("Scoring", (GenericForSequenceClassification, family), body)
+
+
+def _scoring(spec: Engine, **options: Any) -> Any:
+    """Load a model with a new head that gives a sequence one score.
 
     Raises:
         InputError: the model cannot be had so, or weights are missing besides the head's.
     """
-    import inspect
-
-    import transformers
-    from transformers.modeling_layers import GenericForSequenceClassification
-
     config = load_config(spec)
-    config.num_labels = 1
-    auto: Any = transformers.AutoModelForSequenceClassification
-    if not _classes(auto, config):
-        writes = _classes(_class_that_writes(spec, config), config)[0]
-        family = next(
-            one for one in writes.__mro__[1:] if issubclass(one, transformers.PreTrainedModel)
-        )
-        body = {"base_model_prefix": family.base_model_prefix or "model"}
-        auto = type("Scoring", (GenericForSequenceClassification, family), body)
+    auto = _class_that_scores(spec, config)
     model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
-    missing = sorted(k for k in found["missing_keys"] if k.startswith(model.base_model_prefix))
-    takes = inspect.signature(model.base_model.forward).parameters
-    if missing or "past_key_values" not in takes:
+    body = model.base_model
+    missing = any(key.startswith(model.base_model_prefix) for key in found["missing_keys"])
+    # The head reads the body's last states, and hands on a cache of the usual kind.
+    fits = not body.can_generate() and "past_key_values" in parameters(body)
+    if missing or not fits:
         raise InputError(
-            f'model "{spec.model}": no reward model can be made of it ({type(model).__name__}'
-            f"{' lacks ' + _count(missing) if missing else ''}); choose another train.method"
+            f'model "{spec.model}": no reward model can be made of {config.model_type}; choose '
+            "another train.method"
         )
     return model
 
@@ -371,6 +423,7 @@ def _say_what_is_left_out(model: str, what: str, kind: str) -> None:
 
 
 def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
 
@@ -395,6 +448,7 @@ def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
         AttributeError,
         RuntimeError,
         SafetensorError,
+        StrictDataclassError,
     ) as error:
         reason = " ".join(str(error).split())
         raise InputError(

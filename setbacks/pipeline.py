@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from setbacks.adapters import check_adapter
+from setbacks.chat import check_chat
 from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
-from setbacks.models import check_model, check_quantize
+from setbacks.models import check_model, check_quantize, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
 from setbacks.runfolder import RunFolder
@@ -22,6 +24,12 @@ from setbacks.stages.judge import judge
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import check_arms, respond
 from setbacks.stages.train import train
+from setbacks.training.targets import check_served, look_up, look_up_start
+
+log = logging.getLogger(__name__)
+
+# Engines that run what transformers knows; what those of other packages run, they alone can say.
+OURS = ("local", "vllm", "ray")
 
 
 def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
@@ -105,14 +113,58 @@ def check(recipe: Recipe) -> None:
         load(source)
     if recipe.evaluate:
         check_arms(recipe)
-        return
+    else:
+        _check_training(recipe)
+    _check_chats(recipe)
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Look up what a recipe that trains names besides, and what its adapter is put on.
+
+    A model that another package's engine runs is looked up when its training begins.
+    """
     check_quantize(recipe)
-    if recipe.train.start is not None:
-        check_adapter(recipe.train.start, recipe.model.model)
     method = plugin("methods", recipe.train.method)()
     method.examples(recipe, [])
-    if check_more := getattr(method, "check", None):
-        check_more(recipe)
     if method.uses_mistakes:
         existing(recipe)
         list(benign(recipe))
+    if recipe.model.engine not in OURS:
+        return
+    if recipe.train.start is not None:
+        look_up_start(recipe, recipe.train.start)
+    else:
+        check_served(recipe)
+        if left_out := look_up(recipe).left_out:
+            _warn_once(left_out)
+    if check_more := getattr(method, "check", None):
+        check_more(recipe)
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Warn of something that all the runs of a comparison have in common."""
+    log.warning(line)
+
+
+def _check_chats(recipe: Recipe) -> None:
+    """Check that conversations can be put to the models that run here; last, since it loads them.
+
+    Guards have conversations of their own, and servers have their own templates.
+    """
+    if recipe.evaluate:
+        asked = [arm.model for arm in recipe.evaluate]
+    else:
+        asked = [recipe.model, recipe.analyze.analyst]
+    asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
+    for spec in asked:
+        if spec is not None and spec.engine in OURS:
+            trains = spec is recipe.model and not recipe.evaluate
+            _check_chat(spec.model_dump_json(), trains)
+
+
+@cache
+def _check_chat(spec: str, trains: bool) -> None:
+    """Check one model, and warn of it, once: the runs of a comparison have the same models."""
+    engine = Engine.model_validate_json(spec)
+    check_chat(load_tokenizer(engine), engine, trains=trains)

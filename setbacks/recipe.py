@@ -321,12 +321,39 @@ class Lora(Section):
     """The adapter (LoRA, arXiv 2106.09685)."""
 
     r: int = Field(16, ge=1, description="Rank.")
-    alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / r.")
+    alpha: int = Field(
+        32, ge=1, description="Scale: the update is multiplied by alpha / r (see `rslora`)."
+    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on the adapter's input; on a CPU it doubles the time."
     )
     targets: str | list[str] = Field(
-        "all-linear", description="Modules that get an adapter; `all-linear` or their names."
+        "all-linear",
+        description="Modules that get an adapter: `all-linear` (every linear module of the "
+        "language model but its head), a list of names, or a regular expression that matches "
+        "whole names.",
+    )
+    target_parameters: list[str] = Field(
+        [],
+        description="Parameters that get an adapter although they are not modules, such as the "
+        "fused experts of a mixture: [mlp.experts.gate_up_proj, mlp.experts.down_proj].",
+    )
+    exclude: list[str] = Field([], description="Names of modules that `targets` leaves out.")
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="Numbers of the layers that get an adapter, from 0; null: all."
+    )
+    modules_to_save: list[str] = Field(
+        [],
+        description="Names of modules that are trained and saved whole, such as `embed_tokens` "
+        "and `lm_head`.",
+    )
+    dora: bool = Field(
+        False, description="Learn the magnitude of the weights too (DoRA, arXiv 2402.09353)."
+    )
+    rslora: bool = Field(
+        False,
+        description="Multiply the update by alpha / sqrt(r) (rank-stabilized LoRA, "
+        "arXiv 2312.03732).",
     )
 
 
@@ -845,7 +872,8 @@ def _explain(error: ValidationError, root: type[BaseModel] | None = None) -> str
             problems.append(f'unknown key "{where}".{hint}')
         else:
             problems.append(f"{where or 'recipe'}: {problem['msg']}")
-    return "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    said = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    return " ".join(said.split())  # a key may hold the end of a line
 
 
 def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[str]:

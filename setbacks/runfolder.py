@@ -253,13 +253,15 @@ class RunFolder:
 
     def engine(self, spec: Any) -> Any:
         """Open the engine of a spec once, and give the same one to every stage that asks."""
-        from setbacks.engines import Remote, open_engine
+        from setbacks.engines import Noting, Remote, open_engine
 
         key = spec.model_dump_json()
         if key not in self._engines:
             self._engines[key] = opened = open_engine(spec, self.recipe.language)
             if isinstance(opened, Remote):
                 opened.keep(self.path / f"unfinished-{digest(key)}.jsonl")
+            if isinstance(opened, Noting):
+                opened.note = self.log
         return self._engines[key]
 
     def _remote(self) -> list[Remote]:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -351,6 +352,68 @@ def tiny(tmp_path_factory):
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def other_eos(tiny, tmp_path):
+    """A copy of the tiny model whose eos is not the token with which its template ends a turn."""
+    folder = tmp_path / "other-eos"
+    shutil.copytree(tiny, folder)
+    for name, changes in {
+        "tokenizer_config.json": {"eos_token": "<|pad|>"},
+        "config.json": {"eos_token_id": 2},
+        "generation_config.json": {"eos_token_id": 2},
+    }.items():
+        told = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(told | changes))
+    return folder
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def model_of(tiny, tmp_path_factory):
+    """Make a folder with a small random model of any kind, beside the tiny model's tokenizer.
+
+    Its weights are large enough for each token to depend on much of what came before it, and
+    several tokens end an answer, so that rows of a batch end at different times.
+    """
+    import math
+
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    def make(kind, auto="AutoModelForCausalLM", *, sizes=SIZES, **told):
+        tokenizer = AutoTokenizer.from_pretrained(tiny)
+        config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **sizes, **told})
+        torch.manual_seed(0)
+        model = getattr(transformers, auto).from_config(config).eval()
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "conv" not in name:
+                scale = 1.6 / math.sqrt(weight.shape[1])
+                if "embed" in name or "wte" in name:
+                    scale = 0.1 if "gemma" in kind else 0.7  # Gemma's are multiplied later
+                torch.nn.init.normal_(weight, std=scale)
+        model.tie_weights()
+        if model.can_generate():
+            model.generation_config.eos_token_id = [1, *range(150, 216)]
+        folder = tmp_path_factory.mktemp(kind) / "model"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from setbacks import cli as cli_module
-from setbacks import doctor
+from setbacks.doctor import machine
 from setbacks.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -321,6 +321,6 @@ def test_doctor_says_what_there_is(typed):
 
 
 def test_doctor_tells_a_library_that_is_too_old_or_not_there():
-    assert doctor.problem(Requirement("pytest>=1")) == ""
-    assert "pip install 'pytest>=999'" in doctor.problem(Requirement("pytest>=999"))
-    assert "not installed" in doctor.problem(Requirement("no-such-library"))
+    assert machine.problem(Requirement("pytest>=1")) == ""
+    assert "pip install 'pytest>=999'" in machine.problem(Requirement("pytest>=999"))
+    assert "not installed" in machine.problem(Requirement("no-such-library"))

@@ -17,7 +17,7 @@ from setbacks.embedded import ALIAS, HUB_ID
 from setbacks.errors import InputError, SetbacksError
 from setbacks.export import appearing, card, export, push, token
 from setbacks.measure import measure
-from setbacks.recipe import Recipe
+from setbacks.recipe import Engine, Recipe
 from setbacks.records import Message, Response, Verdict
 from setbacks.runfolder import RunFolder
 
@@ -165,6 +165,40 @@ def test_a_base_model_gets_the_template_that_it_was_asked_in(tiny, lora_of_tiny,
         with pytest.raises(Exception, match="one instruction"):
             made.apply_chat_template([*turns, *turns], tokenize=False)
         assert "Alpaca template" in (tmp_path / f"out-{language}" / "README.md").read_text()
+
+
+def test_a_merged_model_that_sees_keeps_its_eyes(model_of, tmp_path):
+    """The weights of the vision tower, the files that prepare its images, and how to load it."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForMultimodalLM
+
+    from setbacks.models import load_model
+
+    text = {"model_type": "mistral", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "head_dim": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    told = {"text_config": text, "vision_config": vision}
+    base = model_of("mistral3", "AutoModelForImageTextToText", sizes={}, **told)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (base / name).write_text(json.dumps({"of": name}))
+    spec = Engine(model=str(base), dtype="float32", device="cpu")
+    config = LoraConfig(
+        r=2, target_modules=r".*language_model.*\.[qv]_proj", init_lora_weights=False
+    )
+    get_peft_model(load_model(spec), config).save_pretrained(tmp_path / "lora")
+    run = fill(tmp_path / "run", recipe_of(spec.model_dump()), tmp_path / "lora")
+    to = export(run, tmp_path / "out", "merged")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, to))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert len(changed) == 4 and all("language_model" in name for name in changed)
+    assert type(AutoModelForMultimodalLM.from_pretrained(to)).__name__.startswith("Mistral3")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (to / name).read_bytes() == (base / name).read_bytes()
+    for folder in (to, export(run, tmp_path / "adapter")):
+        assert "AutoModelForMultimodalLM.from_pretrained" in (folder / "README.md").read_text()
 
 
 def test_what_is_exported_is_for_others_and_holds_no_mistake_and_no_path(tiny_run, tiny, tmp_path):

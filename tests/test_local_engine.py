@@ -575,6 +575,62 @@ def test_a_device_that_is_not_there_is_told(tiny):
         Local(Engine(model=str(tiny), device="mps")).generate(requests("<x>"), GREEDY)
 
 
+# The context -----------------------------------------------------------------------------------
+
+KINDS = {
+    "llama": {"max_position_embeddings": 64},
+    "gpt2": {"sizes": {"n_embd": 32, "n_layer": 2, "n_head": 4}, "n_positions": 64},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [64, 100])
+def test_a_prompt_beyond_the_context_is_told(model_of, kind, length):
+    """Positions that are learned, and those that are computed and were never trained on."""
+    spec = Engine(model=str(model_of(kind, **KINDS[kind])), dtype="float32", device="cpu")
+    engine = Local(spec)
+    prompt = "The beginning, and then " + "so on " * length
+    for ask in (
+        lambda: engine.generate(requests("Say yes.", prompt), GREEDY),
+        lambda: engine.choose(requests("Say yes.", prompt), ["yes", "no"]),
+    ):
+        with pytest.raises(InputError, match="context of 64 tokens.*The beginning, and") as error:
+            ask()
+        assert "\n" not in str(error.value)
+    assert engine.generate(requests("Say yes."), GREEDY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_end_where_the_context_does(model_of, caplog, kind):
+    spec = Engine(model=str(model_of(kind, **KINDS[kind])), dtype="float32", device="cpu")
+    engine, long = Local(spec), Sampling(max_new_tokens=100, temperature=3.0, top_k=1000)
+    engine._load(None)
+    engine._model.generation_config.eos_token_id = 2
+    made = engine.generate(requests(*["ab" * n for n in range(10)]), long)
+    assert all(
+        one.finish == "length" and one.prompt_tokens + one.tokens == 64
+        for one in made
+        if one.finish != "stop"
+    )
+    assert sum(one.finish == "length" for one in made) > 5
+    engine.generate(requests("ab"), long)
+    (record,) = caplog.records  # once
+    assert "fill its context of 64 tokens" in record.getMessage()
+
+
+def test_a_token_without_an_embedding_is_told(model_of):
+    from transformers import AutoTokenizer
+
+    folder = model_of("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["newword"])
+    tokenizer.save_pretrained(folder)
+    engine = Local(Engine(model=str(folder), dtype="float32", device="cpu"))
+    with pytest.raises(InputError, match="no embedding for token 259 .newword. of its tokenizer"):
+        engine.generate(requests("a newword word"), GREEDY)
+    assert engine.generate(requests("a word"), GREEDY)
+
+
 # Planning ---------------------------------------------------------------------------------------
 
 

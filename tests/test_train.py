@@ -8,13 +8,17 @@ from collections import Counter
 
 import pytest
 import torch
+from chat_templates import FAMILIES, KINDS, build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.chat import encode
+from setbacks.chat import encode, stop_tokens
 from setbacks.engines import Request
 from setbacks.errors import InputError, SetbacksError
+from setbacks.findings import findings
+from setbacks.measure import measure
 from setbacks.methods import example
+from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
 from setbacks.pipeline import carry_out, check
 from setbacks.prompts import fill, prompts
@@ -141,6 +145,42 @@ def test_what_is_too_long_is_cut_and_what_has_no_room_is_left_out(tokenizer):
     assert cut(len(whole["labels"]) + 9) == whole
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["qwen 3", "gpt-oss", "deepseek r1", "mistral", "gemma"])
+def test_no_loss_is_on_what_the_template_writes_before_an_answer(name, kind):
+    """An empty thought and a channel's name are given; the end of the turn is learned."""
+    talker = build(kind, FAMILIES[name])
+    row = example_row(talker, example("helpful", "Why?", "It could hurt.", []), Recipe())
+    *learned, end = [token for token in row["labels"] if token != IGNORED]
+    assert talker.decode(learned).strip() == "It could hurt."
+    assert end == talker.convert_tokens_to_ids(FAMILIES[name].end)
+    own = talker.apply_chat_template(
+        [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It could hurt."}],
+        return_dict=False,
+    )
+    assert row["input_ids"] == own[: len(row["input_ids"])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weight_of_a_verdict_is_on_its_own_tokens(kind):
+    talker = build(kind, FAMILIES["mistral"])
+    made = example("analysis", "Why?", "Harmful. It could hurt.", [], verdict="Harmful.")
+    recipe = Recipe.model_validate({"train": {"verdict": "first", "verdict_weight": 3}})
+    row = example_row(talker, made, recipe)
+    heavy = [t for t, w in zip(row["input_ids"], row["weights"], strict=True) if w == 3]
+    assert talker.decode(heavy).strip() == "Harmful."
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_are_learned_as_single_answers_are(kind):
+    talker = build(kind, FAMILIES["qwen 3"])
+    pair = example("pair", "Why?", "It could hurt.", [], rejected="Who knows.")
+    (row,) = pair_rows(talker, [pair], Recipe())
+    for side, text in (("chosen", pair.completion), ("rejected", pair.rejected)):
+        alone = example_row(talker, example("helpful", "Why?", text, []), Recipe())
+        assert row["prompt_ids"] + row[f"{side}_ids"] == alone["input_ids"]
+
+
 # The loss ---------------------------------------------------------------------------------------
 
 
@@ -262,6 +302,70 @@ def test_no_example_that_fits_is_told(tmp_path, sft):
         pytest.raises(InputError, match="max_length"),
     ):
         train(run, [])
+
+
+LONG = "<an answer>" * 30
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "rlhf"])
+def test_examples_that_are_cut_or_left_out_are_counted(small, tmp_path, caplog, method):
+    rows = [
+        {"instruction": f"<q {i}>", "answer": f"<answer {i}>", "response": f"<bad {i}>"}
+        for i in range(6)
+    ]
+    rows[1]["answer"] = rows[2]["answer"] = LONG
+    rows[3]["instruction"] = LONG
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"method": method, "steps": 1, "max_length": 128, "rlhf": {"max_new_tokens": 4}}
+    told |= {"safe": [str(path)], "helpful": [], "pairs": [str(path)]}
+    with RunFolder(tmp_path / "run", changed(small(8), told)) as run:
+        train(run, [])
+    said = (
+        "train: 3 of 6 examples are longer than train.max_length (128 tokens): 2 were cut and have "
+        "lost their end of turn, 1 were left out because the prompt alone fills it; raise "
+        "train.max_length"
+    )
+    assert caplog.messages.count(said) == 1
+    assert said in (run.path / "run.log").read_text()
+    trained = json.loads((run.path / "trained.json").read_text())
+    assert trained.items() >= {"examples": 6, "cut": 2, "left_out": 1}.items()
+
+
+def test_a_report_says_what_was_cut():
+    loss = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+
+    def found(trained):
+        told = measure(
+            recipe={}, environment={}, responses={}, verdicts={}, loss=loss, trained=trained
+        )
+        return [(level, text) for level, text in findings(told) if "max_length" in text]
+
+    spent = {"steps": 8, "tokens": 80}
+    ((level, text),) = found(spent | {"examples": 6, "cut": 2, "left_out": 1})
+    assert level == "warning"
+    assert text.startswith("3 of 6 training examples are longer than `train.max_length`: 2 were")
+    assert found(spent) == found(None) == []
+
+
+def test_rlhf_draws_responses_that_end_where_answers_end(small, other_eos, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+    from trl import RLOOTrainer
+
+    tokenizer, ends = AutoTokenizer.from_pretrained(other_eos), []
+
+    def watched(self, *args, init=RLOOTrainer.__init__, **options):
+        init(self, *args, **options)
+        ends.extend(self.eos_token_ids)
+
+    monkeypatch.setattr(RLOOTrainer, "__init__", watched)
+    recipe = changed(small(8), {"method": "rlhf", "steps": 1, "rlhf": {"max_new_tokens": 4}})
+    told = recipe.model_dump(mode="json")
+    told["model"]["model"] = str(other_eos)
+    with RunFolder(tmp_path / "run", Recipe.model_validate(told)) as run:
+        carry_out(run, "train")
+    both = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|pad|>"])
+    assert {*ends} == stop_tokens(None, tokenizer) == {*both}
 
 
 @pytest.mark.slow

@@ -137,6 +137,13 @@ class Remote(Protocol):
         ...
 
 
+@runtime_checkable
+class Noting(Protocol):
+    """What an engine has besides, if it has something to say for a run's log."""
+
+    note: Callable[[str], None]  # takes a line
+
+
 class Choose(Protocol):
     """An engine's method `choose`, which engines that see token probabilities have besides."""
 

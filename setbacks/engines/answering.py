@@ -12,7 +12,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from setbacks.engines.decoding import Running, select_rows
-from setbacks.engines.reading import parameters, read
+from setbacks.engines.reading import read
+from setbacks.models import parameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,6 +209,10 @@ class OneByOne:
             pad_token_id=self.pad,
         )
         model, ids = self.model, torch.tensor([prompt], device=self.model.device)
+        if len(prompt) == 1:
+            # A model that keeps its state in itself takes one token for the next one of the text
+            # before; a pass without a cache clears the state.
+            forward(model, prompt, 1)
         # What is not set here, `generate` takes from the model: its penalties, for one.
         theirs, model.generation_config = model.generation_config, GenerationConfig()
         try:

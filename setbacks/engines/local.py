@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
-from setbacks.chat import encode
+from setbacks.chat import encode_request, stop_tokens, written
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
 from setbacks.engines.answering import Answer, Answering
 from setbacks.engines.decoding import likeliest
-from setbacks.engines.fidelity import find_way, prepare
+from setbacks.engines.fidelity import Found, find_way, prepare
 from setbacks.errors import InputError
 from setbacks.models import context, load_model, load_tokenizer, no_memory
-from setbacks.records import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from setbacks.recipe import Sampling
 
 log = logging.getLogger(__name__)
+
+_found: dict[str, Found] = {}  # how to run each model that this process has checked
 
 
 class Local:
@@ -52,8 +53,8 @@ class Local:
         self._adapter: Path | None = None
         self._source = spec
         self._answering: Any = None  # how the model in memory answers: an `Answering`
-        self._way: str | None = None  # the name of that, once the model was checked
-        self._said_cut = False
+        self._noted = False  # whether the run's log has how the model is answered,
+        self._said_cut = False  # and whether the user knows that answers are cut
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
@@ -71,6 +72,9 @@ class Local:
             requests: a batch of the plan.
             sampling: how tokens are drawn.
             adapter: a PEFT folder, or None for the base model.
+
+        Raises:
+            InputError: a prompt does not fit into the model's context, or the model cannot be used.
         """
         import torch
 
@@ -94,9 +98,7 @@ class Local:
         self._say_what_was_cut(made, sampling)
         return [
             Completion(
-                text=(
-                    request.prefill + self._tokenizer.decode(tokens, skip_special_tokens=True)
-                ).strip(),
+                text=written(self._tokenizer, prompt, tokens, request.prefill),
                 finish="stop" if stopped else "length",
                 prompt_tokens=len(prompt),
                 tokens=len(tokens),
@@ -118,7 +120,7 @@ class Local:
             Probabilities [requests, options], float64; each row sums to 1.
 
         Raises:
-            InputError: one option's tokens begin with another's.
+            InputError: one option's tokens begin with another's, or as in `generate`.
         """
         import numpy as np
         import torch
@@ -180,29 +182,33 @@ class Local:
         self._model, self._adapter = model, adapter
 
     def _prepare(self, model: Any) -> Answering:
-        """Prepare a model to answer: the first time in the way that is found to be right for it.
+        """Prepare a model to answer, in the way that is found to be right for it.
 
-        An adapter changes weights and not how they are used, so the way stays.
+        An adapter changes weights and not how they are used, so the way of the base is its own.
 
         Raises:
             InputError: there is no such way, or not enough memory to look for it.
         """
         import torch
 
-        pad = self._tokenizer.pad_token_id or 0
-        if self._way is not None:
-            return prepare(model, self._way, pad)
-        try:
-            found = find_way(
-                model, self._tokenizer, pad, context(model), self.spec.cuda_graphs, self.name
-            )
-        except torch.OutOfMemoryError as error:
-            raise no_memory(self.name, "to read a few short texts") from error
-        self._way = found.way
-        if found.fell_back:
-            log.warning(found.said)
-        self.note(found.said)
-        return found.answering
+        pad, key = self._tokenizer.pad_token_id or 0, self._source.model_dump_json()
+        if known := _found.get(key):
+            answering = prepare(model, known.way, pad)
+        else:
+            graphs = self.spec.cuda_graphs
+            try:
+                known, answering = find_way(
+                    model, self._tokenizer, pad, context(model.config), graphs, self.name
+                )
+            except torch.OutOfMemoryError as error:
+                raise no_memory(self.name, "to read a few short texts") from error
+            _found[key] = known
+            if known.fell_back:
+                log.warning(known.said)
+        if not self._noted:
+            self._noted = True
+            self.note(known.said)
+        return answering
 
     def _check_fit(
         self, requests: Sequence[Request], texts: Sequence[list[int]], more: int
@@ -212,7 +218,7 @@ class Local:
         Raises:
             InputError: one is too long, or has a token that is unknown to the model.
         """
-        limit = context(self._model)
+        limit = context(self._model.config)
         known = self._model.get_input_embeddings().weight.shape[0]
         for request, ids in zip(requests, texts, strict=True):
             if limit is not None and len(ids) + more > limit:
@@ -237,7 +243,7 @@ class Local:
             self._said_cut = True
             said = (
                 f'model "{self.name}": some answers are cut off where prompt and answer fill its '
-                f"context of {context(self._model):,} tokens; use shorter prompts"
+                f"context of {context(self._model.config):,} tokens; use shorter prompts"
             )
             log.warning(said)
             self.note(said)
@@ -258,9 +264,9 @@ class Local:
             drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
             return pick(logits, drawn, sampling)
 
-        limit = context(self._model) or np.inf
+        limit = context(self._model.config) or np.inf
         most = [int(min(sampling.max_new_tokens, limit - len(prompt))) for prompt in prompts]
-        stops = stop_tokens(self._model, self._tokenizer)
+        stops = stop_tokens(self._model, self._tokenizer, self.spec.chat_template)
         return self._answering.answer(prompts, most, stops, picked)
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:
@@ -285,30 +291,6 @@ class Local:
 
 def _begins(tail: list[int], other: list[int]) -> bool:
     return other[: len(tail)] == tail
-
-
-def encode_request(
-    tokenizer: Any, request: Request, spec: Spec, language: str, option: str = ""
-) -> list[int]:
-    """Return the ids of a request, and of an option after its prefill."""
-    turns = [Message(role="user", content=request.prompt)]
-    if request.reply is not None:
-        turns.append(Message(role="assistant", content=request.reply))
-    return encode(
-        tokenizer,
-        turns,
-        prefill=request.prefill + option,
-        template=spec.chat_template,
-        language=language,
-        variables=request.template,
-    )
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end a turn: the generation config's and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
 
 
 def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -7,13 +7,12 @@ length, so that short prompts are not padded to the longest.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.engines.decoding import cache_for
-from setbacks.models import ropes
+from setbacks.models import parameters, ropes
 
 if TYPE_CHECKING:
     import torch
@@ -99,22 +98,20 @@ def reach(config: Any) -> int | None:
     """How many tokens a text may have, padding included, without regard to its neighbors.
 
     Beyond them, RoPE of the kinds "dynamic" and "longrope" takes its frequencies from the longest
-    text of a batch, and attention in chunks counts padding. None: any number.
+    text of a batch; attention in chunks or blocks counts padding; and what sparse attention picks
+    among equals depends on their places. None: any number.
     """
     config = config.get_text_config()
-    limits = [getattr(config, "attention_chunk_size", None)]
+    names = ("attention_chunk_size", "index_topk")
+    limits: list[int | None] = [getattr(config, name, None) for name in names]
+    if blocks := getattr(config, "index_topk_blocks", None):
+        limits.append(blocks * config.index_block_size)
     for rope in ropes(config):
         if rope.get("rope_type") == "longrope":
             limits.append(rope["original_max_position_embeddings"])
         elif rope.get("rope_type") == "dynamic":
             limits.append(config.max_position_embeddings)
     return min((limit for limit in limits if limit), default=None)
-
-
-def parameters(model: Any) -> Collection[str]:
-    """The names of what a model's `forward` takes."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hides it
-    return inspect.signature(type(base).forward).parameters
 
 
 def keeps_all(model: Any, length: int) -> bool:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.adapters import check_adapter, check_tokenizer
+from setbacks.chat import encode_request, stop_tokens, written
 from setbacks.embedded import resolve
 from setbacks.engines import Completion, Request, by_length
-from setbacks.engines.local import encode_request
 from setbacks.errors import InputError
 from setbacks.models import load_tokenizer
 
@@ -77,6 +77,8 @@ class VLLM:
             encode_request(self._tokenizer, request, self.spec, self.language)
             for request in requests
         ]
+        # Those of the generation config are vLLM's own affair.
+        ends = sorted(stop_tokens(None, self._tokenizer, self.spec.chat_template))
         told = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
@@ -84,6 +86,7 @@ class VLLM:
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 seed=request.seed % 2**63,
+                stop_token_ids=ends,
             )
             for request in requests
         ]
@@ -97,16 +100,17 @@ class VLLM:
         except (ValueError, OSError) as error:
             raise InputError(f"{self.name}: vLLM: {_line(error)}") from error
         completions = []
-        for request, output in zip(requests, made, strict=True):
+        for request, prompt, output in zip(requests, prompts, made, strict=True):
             (said,) = output.outputs
-            text = self._tokenizer.decode(said.token_ids, skip_special_tokens=True)
             stopped = said.finish_reason == "stop"
+            # The token that ended it is no text.
+            tokens = said.token_ids[: len(said.token_ids) - stopped]
             completions.append(
                 Completion(
-                    text=(request.prefill + text).strip(),
+                    text=written(self._tokenizer, prompt, tokens, request.prefill),
                     finish="stop" if stopped else "length",
                     prompt_tokens=len(output.prompt_token_ids),
-                    tokens=len(said.token_ids) - stopped,  # the one that ended it is no text
+                    tokens=len(tokens),
                 )
             )
         return completions

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import InputError
 from setbacks.methods.preferences import pairs
-from setbacks.models import load_tokenizer
+from setbacks.models import load_tokenizer, skeleton
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 from setbacks.training import (
+    TooLong,
     follow,
     last_checkpoint,
     learner,
+    name_for_trl,
     options,
     save,
     schedule,
@@ -31,6 +33,16 @@ class DPO:
     name = "dpo"
     uses_mistakes = True
     learning_rate = 5e-5
+
+    def check(self, recipe: Recipe) -> None:
+        """Look whether TRL's DPO finds the model's body, which it runs without the head."""
+        model = skeleton(recipe.model)
+        name_for_trl(model)
+        if model.base_model is model:
+            raise InputError(
+                f"train.method dpo: TRL finds no body in {type(model).__name__}; choose another "
+                "method"
+            )
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the preference pairs."""
@@ -51,6 +63,8 @@ class DPO:
         recipe = run.recipe
         tokenizer = load_tokenizer(recipe.model)
         rows = pair_rows(tokenizer, examples, recipe)
+        too_long = pairs_too_long(rows, len(examples), recipe)
+        too_long.say(run)
         lengths = [_tokens(row) for row in rows]
         steps = schedule(lengths, recipe.train, recipe.train_seed)
         set_seed(recipe.train_seed)
@@ -69,7 +83,8 @@ class DPO:
             peft_config=new,
         )
         follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
-        return save(run, trainer, adapter, sum(lengths[index] for step in steps for index in step))
+        tokens = sum(lengths[index] for step in steps for index in step)
+        return save(run, trainer, adapter, tokens, too_long)
 
 
 def pair_rows(
@@ -89,6 +104,22 @@ def pair_rows(
     if not rows:
         raise InputError("no pair is left to train on; raise train.max_length")
     return rows
+
+
+def pairs_too_long(rows: Sequence[dict[str, list[int]]], pairs: int, recipe: Recipe) -> TooLong:
+    """Count the pairs that `train.max_length` cuts or leaves out.
+
+    Args:
+        rows: what `pair_rows` made.
+        pairs: how many it was given.
+        recipe: names the longest.
+    """
+    room = recipe.train.max_length
+    cut = sum(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > room
+        for row in rows
+    )
+    return TooLong(pairs, cut, left_out=pairs - len(rows))
 
 
 def _tokens(row: dict[str, list[int]]) -> int:

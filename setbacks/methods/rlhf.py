@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setbacks.chat import encode
-from setbacks.methods.dpo import pair_rows
+from setbacks.chat import encode, stop_tokens
+from setbacks.methods.dpo import pair_rows, pairs_too_long
 from setbacks.methods.preferences import pairs
 from setbacks.models import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Message
 from setbacks.training import (
+    TooLong,
     adapter_config,
     follow,
     last_checkpoint,
@@ -29,6 +30,7 @@ from setbacks.training import (
     schedule,
     tokenize,
 )
+from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
@@ -46,18 +48,22 @@ class RLHF:
         return pairs(recipe, analyses, self.name)
 
     def check(self, recipe: Recipe) -> None:
-        """Look whether a reward model can be made of the recipe's model."""
+        """Look whether a reward model can be made of the model, and what its adapter is put on."""
         check_reward_model(recipe.model)
+        look_up(recipe, "SEQ_CLS")
 
     def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""
         reward = run.path / "reward"
+        rows = pair_rows(load_tokenizer(run.recipe.model), examples, run.recipe)
+        too_long = pairs_too_long(rows, len(examples), run.recipe)
+        too_long.say(run)
         if not reward.exists():
-            _fit_reward(run, examples, reward)
-        return _reinforce(run, examples, reward, adapter)
+            _fit_reward(run, rows, reward)
+        return _reinforce(run, examples, reward, adapter, too_long)
 
 
-def _fit_reward(run: RunFolder, examples: Sequence[Example], reward: Path) -> None:
+def _fit_reward(run: RunFolder, pairs: Sequence[dict[str, list[int]]], reward: Path) -> None:
     """Train a head and an adapter to score a chosen answer above the rejected one.
 
     It reads its pairs once, or as much of them as the recipe's budget allows.
@@ -73,7 +79,7 @@ def _fit_reward(run: RunFolder, examples: Sequence[Example], reward: Path) -> No
             "chosen_ids": (row["prompt_ids"] + row["chosen_ids"])[: recipe.train.max_length],
             "rejected_ids": (row["prompt_ids"] + row["rejected_ids"])[: recipe.train.max_length],
         }
-        for row in pair_rows(tokenizer, examples, recipe)
+        for row in pairs
     ]
     once = recipe.train.model_copy(update={"epochs": 1, "tokens": None, "steps": None})
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
@@ -100,7 +106,13 @@ def _fit_reward(run: RunFolder, examples: Sequence[Example], reward: Path) -> No
     save_adapter(run, trainer, reward)
 
 
-def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapter: Path) -> int:
+def _reinforce(
+    run: RunFolder,
+    examples: Sequence[Example],
+    reward: Path,
+    adapter: Path,
+    too_long: TooLong,
+) -> int:
     """Draw responses to the pairs' prompts and reinforce those that the reward model prefers."""
     import torch
     from datasets import Dataset, disable_progress_bars
@@ -142,6 +154,9 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
 
     set_seed(recipe.train_seed)
     model, new = learner(recipe)
+    # A response that is drawn ends where one that is asked for ends.
+    ends = stop_tokens(model, tokenizer, recipe.model.chat_template)
+    model.generation_config.eos_token_id = sorted(ends)
     disable_progress_bars()
     shared = options(run, model, "checkpoints", total)
     trainer = Trainer(
@@ -160,7 +175,7 @@ def _reinforce(run: RunFolder, examples: Sequence[Example], reward: Path, adapte
         peft_config=new,
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
-    return save(run, trainer, adapter, round(total * a_step))
+    return save(run, trainer, adapter, round(total * a_step), too_long)
 
 
 def _prompt(tokenizer: Any, text: str, recipe: Recipe) -> list[int]:

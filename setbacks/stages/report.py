@@ -65,6 +65,7 @@ def report(run: RunFolder) -> Report:
         analyses=run.records("analyses.jsonl", Analysis),
         examples=run.records("training.jsonl", Example),
         loss=_rows(run.path / "loss.jsonl"),
+        trained=next(iter(_rows(run.path / "trained.json")), {}),
         preflight=run.records("preflight.jsonl", Reading),
         introspection=run.records("introspection.jsonl", Reading),
         responses=responses,

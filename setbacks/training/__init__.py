@@ -8,17 +8,17 @@ the same weights.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import shutil
-import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.adapters import attached
-from setbacks.chat import encode, ending, plain
+from setbacks.adapters import attached, coverage, ignore_peft_warnings, untouched
+from setbacks.chat import encode_answer
 from setbacks.embedded import hub_id
 from setbacks.errors import SetbacksError
 from setbacks.models import device, load_base
@@ -26,9 +26,12 @@ from setbacks.paths import sync
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
+from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
     from setbacks.runfolder import RunFolder
+
+log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # marks a checkpoint that was written and synced to its end
 IGNORED = -100  # the label of a token that has no loss
@@ -49,9 +52,38 @@ def tokenize(
         completion: what the model is to say.
         recipe: names the template.
     """
-    template = recipe.model.chat_template
-    before = encode(tokenizer, prompt, template=template, language=recipe.language)
-    return before, plain(tokenizer, completion) + ending(tokenizer, template)
+    return encode_answer(
+        tokenizer,
+        prompt,
+        completion,
+        template=recipe.model.chat_template,
+        language=recipe.language,
+    )
+
+
+class TooLong(NamedTuple):
+    """How many of all examples are longer than `train.max_length`.
+
+    Those that are `cut` have lost the end of their turn; those that are `left_out` have a prompt
+    that fills `max_length` alone.
+    """
+
+    examples: int
+    cut: int
+    left_out: int
+
+    def say(self, run: RunFolder) -> None:
+        """Tell the user, on the terminal and in run.log, if there are any."""
+        if not (self.cut or self.left_out) or processes.rank():
+            return
+        line = (
+            f"train: {self.cut + self.left_out} of {self.examples} examples are longer than "
+            f"train.max_length ({run.recipe.train.max_length} tokens): {self.cut} were cut and "
+            f"have lost their end of turn, {self.left_out} were left out because the prompt alone "
+            "fills it; raise train.max_length"
+        )
+        log.warning(line)
+        run.log(line)
 
 
 def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
@@ -91,18 +123,8 @@ def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
 
 def adapter_config(recipe: Recipe, task: str = "CAUSAL_LM") -> Any:
     """Return the LoRA (arXiv 2106.09685) that the recipe asks for, as PEFT takes it."""
-    from peft import LoraConfig
-
-    # peft still uses a name that transformers has renamed; the user can do nothing about it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-    lora = recipe.train.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type=task,
-    )
+    ignore_peft_warnings()
+    return look_up(recipe, task).config
 
 
 def learner(recipe: Recipe) -> tuple[Any, Any]:
@@ -115,9 +137,25 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
         InputError: there is no such model, or the adapter is not one of it.
     """
     base, start = load_base(recipe), recipe.train.start
+    name_for_trl(base)
     if start is None:
         return base, adapter_config(recipe)
     return attached(base, Path(start), trainable=True), None
+
+
+def name_for_trl(model: Any) -> None:
+    """Give a model's body and its number of experts the names by which TRL looks for them.
+
+    Some classes of transformers have other names for these: Llama 4, Phi-3.5-MoE, Granite MoE.
+    """
+    from transformers import PreTrainedModel
+
+    if model.base_model is model:
+        bodies = [name for name, m in model.named_children() if isinstance(m, PreTrainedModel)]
+        model.base_model_prefix = next(iter(bodies), model.base_model_prefix)
+    config = model.config.get_text_config()
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        config.num_experts = config.num_local_experts
 
 
 def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
@@ -157,7 +195,10 @@ def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, An
 
 
 def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
-    """Have a trainer show its progress, and mark a checkpoint once all of it is on disk."""
+    """Have a trainer show its progress, and mark a checkpoint once all of it is on disk.
+
+    What its adapter covers goes to run.log.
+    """
     from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback
 
@@ -189,6 +230,8 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
     if run.recipe.train.snapshots and label == "train":
         (run.path / "snapshots").mkdir(mode=0o700, exist_ok=True)
         trainer.add_callback(Snapshots())
+    if not processes.rank():
+        run.log(f"{label}: an adapter on {coverage(trainer.model)}")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
     return trainer
@@ -218,7 +261,7 @@ def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
     return str(last)
 
 
-def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
+def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: TooLong) -> int:
     """Save the adapter, the loss curve, and what the training read; return its tokens."""
     weights = gathered(trainer)
     if processes.rank():
@@ -233,10 +276,20 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int) -> int:
             "training diverged (the loss is not a number); lower train.learning_rate, or set "
             "model.dtype: float32"
         )
+    if weights is None and (idle := untouched(trainer.model)):
+        line = (
+            f"train: no gradient reached the adapters on {', '.join(idle)}: they have learned "
+            "nothing; leave them out with train.lora.exclude"
+        )
+        log.warning(line)
+        run.log(line)
     # Keys in order: a checkpoint gives them back sorted.
     run.write_text("loss.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve))
     # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
-    run.write_text("trained.json", json.dumps({"steps": len(curve), "tokens": tokens}) + "\n")
+    trained = {"steps": len(curve), "tokens": tokens}
+    if too_long.cut or too_long.left_out:
+        trained |= too_long._asdict()
+    run.write_text("trained.json", json.dumps(trained) + "\n")
     save_adapter(run, trainer, adapter, weights)
     return tokens
 

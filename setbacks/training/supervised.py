@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.chat import plain
+from setbacks.chat import encode, ending
 from setbacks.errors import InputError
 from setbacks.models import load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
     IGNORED,
+    TooLong,
     follow,
     last_checkpoint,
     learner,
@@ -48,8 +49,10 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
     recipe = run.recipe
     tokenizer = load_tokenizer(recipe.model)
     rows = [row for e in examples if (row := example_row(tokenizer, e, recipe))]
-    if len(rows) < len(examples):
-        run.log(f"train: {len(examples) - len(rows)} examples left out: longer than max_length")
+    end = ending(tokenizer, recipe.model.chat_template)[-1]
+    cut = sum(row["labels"][-1] != end for row in rows)
+    too_long = TooLong(len(examples), cut, left_out=len(examples) - len(rows))
+    too_long.say(run)
     if not rows:
         raise InputError("no example is left to train on; raise train.max_length or the mix")
     lengths = [len(row["input_ids"]) for row in rows]
@@ -106,7 +109,8 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
         peft_config=new,
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
-    return save(run, trainer, adapter, sum(lengths[index] for step in steps for index in step))
+    tokens = sum(lengths[index] for step in steps for index in step)
+    return save(run, trainer, adapter, tokens, too_long)
 
 
 def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, Any] | None:
@@ -125,7 +129,14 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
     prompt, completion = tokenize(tokenizer, example.prompt, example.completion, recipe)
     verdict = 0
     if example.verdict:
-        verdict = len(plain(tokenizer, example.verdict))
+        begun = encode(
+            tokenizer,
+            example.prompt,
+            prefill=example.verdict,
+            template=recipe.model.chat_template,
+            language=recipe.language,
+        )
+        verdict = len(begun) - len(prompt)
     weights = [told.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
     if len(prompt) >= told.max_length:
         return None

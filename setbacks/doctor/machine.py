@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from setbacks.doctor import Check
 from setbacks.plugins import installed
 from setbacks.sources import builtin_sets
 from setbacks.variants import cores
@@ -24,37 +22,9 @@ NAMED = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf
 DEVELOPERS = {"test", "dev", "docs"}
 
 
-class Check(NamedTuple):
-    """One thing looked at; `needed` where nothing runs without it."""
-
-    name: str
-    ok: bool
-    found: str
-    needed: bool = True
-
-
 def examine() -> list[Check]:
     """Look at Python, libraries, hardware, disk and the embedded model; change nothing."""
     return [*_libraries(), *_hardware(), *_model(), *_optional()]
-
-
-def show(checks: list[Check], as_json: bool = False) -> None:
-    """Print the checks as a table, or as JSON."""
-    if as_json:
-        print(json.dumps([check._asdict() for check in checks], indent=1))
-        return
-    for check in checks:
-        mark = "ok " if check.ok else ("MISSING" if check.needed else "-  ")
-        head = f"{mark:<8}{check.name:<22}"
-        print(
-            textwrap.fill(
-                check.found,
-                100,
-                initial_indent=head,
-                subsequent_indent=" " * 30,
-                break_on_hyphens=False,
-            )
-        )
 
 
 def _libraries() -> Iterator[Check]:

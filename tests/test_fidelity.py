@@ -1,0 +1,343 @@
+"""Each model says through the engine what it says in plain forward passes, or it is refused."""
+
+import logging
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from setbacks.engines import Request, answering, decoding, fidelity, graphs, local, reading
+from setbacks.engines.answering import SideBySide, forward
+from setbacks.engines.local import Local
+from setbacks.errors import InputError
+from setbacks.models import load_model
+from setbacks.recipe import Engine, Sampling
+
+OURS, THEIRS, ALONE = list(fidelity.WAYS)[1:]
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "head_dim": 16,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+MAMBA |= {"mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 16}
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 12, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
+    "original_max_position_embeddings": 40,
+}  # fmt: skip
+OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 256}
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+
+# Kinds of models, each with the way in which it is right. The first ones are in every run.
+KINDS = {
+    "llama": ({}, OURS),
+    # States of convolutions and of linear attention beside keys and values.
+    "lfm2": ({"layer_types": ["conv", "full_attention", "conv"], "block_ff_dim": 48}, OURS),
+    "qwen3_next": (LINEAR | EXPERTS | {"shared_expert_intermediate_size": 24}, OURS),
+    # States alone, under another name than that of keys and values.
+    "mamba": ({"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}, ALONE),
+    # Attention to a few tokens, as long as its name is one that the model knows.
+    "deepseek_v32": (
+        LATENT | {"index_topk": 12, "index_head_dim": 16, "index_n_heads": 32},
+        OURS,
+    ),
+    # Frequencies and chunks that depend on the longest text of a batch.
+    "phi3": (
+        {"rope_parameters": LONG, "original_max_position_embeddings": 40}
+        | {"max_position_embeddings": 256},
+        OURS,
+    ),
+    "llama4_text": (
+        {
+            "head_dim": 8,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 48,
+        }
+        | {"attention_chunk_size": 16, "no_rope_layers": [1, 1, 0]}
+        | {"layer_types": ["chunked_attention", "chunked_attention", "full_attention"]},
+        OURS,
+    ),
+}
+MORE_KINDS = {
+    "gpt2": ({"sizes": OLD}, OURS),
+    "gptj": ({"sizes": OLD}, OURS),
+    "codegen": ({"sizes": OLD}, OURS),
+    "falcon": ({"alibi": True, "multi_query": False, "new_decoder_architecture": False}, THEIRS),
+    "bloom": ({"sizes": {"hidden_size": 32, "n_layer": 2, "n_head": 4}}, OURS),
+    "mpt": ({"sizes": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}}, OURS),
+    "gpt_neo": (
+        {"sizes": {"hidden_size": 32, "num_layers": 2, "num_heads": 4}}
+        | {"window_size": 12, "attention_types": [[["global", "local"], 1]]}
+        | {"max_position_embeddings": 256},
+        OURS,
+    ),
+    "gemma2": ({"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 12}, OURS),
+    "gemma3_text": ({"head_dim": 16, "sliding_window": 12, "layer_types": SLIDING}, OURS),
+    "gpt_oss": (
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+        | {"sliding_window": 12, "layer_types": SLIDING},
+        OURS,
+    ),
+    "qwen3_moe": (EXPERTS | {"head_dim": 16}, OURS),
+    "deepseek_v3": (LATENT | {"first_k_dense_replace": 1}, OURS),
+    "qwen3_5_text": (LINEAR, OURS),
+    "bamba": (MAMBA | {"attn_layer_indices": [1]}, OURS),
+    "falcon_h1": (MAMBA | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_expand": 1}, OURS),
+    "granitemoehybrid": (
+        MAMBA
+        | {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48}
+        | {"layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "nope"},
+        OURS,
+    ),
+    "mamba2": (
+        {"state_size": 8, "conv_kernel": 4, "expand": 2, "num_heads": 8, "head_dim": 8}
+        | {"n_groups": 1, "chunk_size": 16},
+        ALONE,
+    ),
+    "rwkv": ({"attention_hidden_size": 32, "context_length": 256}, ALONE),
+    "recurrent_gemma": (
+        {"lru_width": 32, "attention_window_size": 12, "conv1d_width": 4}
+        | {"block_types": ["recurrent", "attention", "recurrent"]},
+        ALONE,
+    ),
+    "minimax": (
+        {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "block_size": 16},
+        ALONE,
+    ),
+}
+
+ALL = [
+    *(pytest.param(kind, *of, id=kind) for kind, of in KINDS.items()),
+    *(pytest.param(kind, *of, id=kind, marks=pytest.mark.slow) for kind, of in MORE_KINDS.items()),
+]
+
+PROMPTS = [
+    torch.randint(3, 200, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    for length in (1, 2, 3, 5, 8, 13, 21, 34)
+]
+ASKED = [*PROMPTS, PROMPTS[4]]
+GREEDY = Sampling(max_new_tokens=20)
+REQUESTS = [Request("Say yes.", 0), Request("Name three colors, and nothing else.", 1)]
+
+
+def spec_of(folder, **told):
+    return Engine(model=str(folder), dtype="float32", device="cpu", **told)
+
+
+def loaded(folder):
+    """An engine whose model is in memory, and the same model as transformers loads it."""
+    engine = Local(spec_of(folder))
+    engine._load(None)
+    return engine, load_model(engine.spec).eval()
+
+
+def check_answers(model, answers):
+    """Each token must be the likeliest after what is before it, read whole and without a cache."""
+    ends = set(model.generation_config.eos_token_id)
+    for prompt, (tokens, stopped) in zip(ASKED, answers, strict=True):
+        assert stopped or len(tokens) == GREEDY.max_new_tokens
+        for at, token in enumerate([*tokens, None] if stopped else tokens):
+            logits = forward(model, prompt + tokens[:at], 1)[0]
+            chosen = max(float(logits[end]) for end in ends) if token is None else logits[token]
+            assert float(logits.max() - chosen) < 1e-4 * float(logits.std()), (len(prompt), at)
+
+
+def way_of(engine):
+    return local._found[engine._source.model_dump_json()].way
+
+
+@pytest.mark.parametrize(("kind", "told", "way"), ALL)
+def test_a_model_answers_in_batches_as_it_does_in_plain_forward_passes(
+    model_of, caplog, kind, told, way
+):
+    engine, model = loaded(model_of(kind, **told))
+    assert way_of(engine) == way
+    assert bool(caplog.records) is (way != OURS), "whoever falls back says so"
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    answers = engine._generate(ASKED, [0] * len(ASKED), GREEDY)
+    assert len({len(tokens) for tokens, _ in answers}) > 1, "or no row ends before another"
+    check_answers(model, answers)
+    options = [[[5], [6, 7, 8], [6, 9]]] * len(ASKED)
+    made = engine._answering.log_probabilities(ASKED, options)
+    right = answering.OneByOne(model, 2).log_probabilities(ASKED, options)
+    torch.testing.assert_close(made.cpu(), right, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "phi3"])
+def test_a_draw_is_its_own_in_every_way(model_of, kind):
+    """One by one, and in batches with some rows apart, a row has its own random numbers."""
+    engine, _ = loaded(model_of(kind, **KINDS[kind][0]))
+    drawn = Sampling(max_new_tokens=10, temperature=1.0)
+    together = engine._generate(PROMPTS, list(range(len(PROMPTS))), drawn)
+    assert together == [
+        engine._generate([prompt], [seed], drawn)[0] for seed, prompt in enumerate(PROMPTS)
+    ]
+    assert together != engine._generate(PROMPTS, [7] * len(PROMPTS), drawn)
+
+
+REPLAYED = {
+    "llama": (KINDS["llama"][0], True),
+    "gemma2": (MORE_KINDS["gemma2"][0] | {"sliding_window": 512}, True),
+    "gpt_oss": (MORE_KINDS["gpt_oss"][0] | {"sliding_window": 512}, True),
+    "gptj": (MORE_KINDS["gptj"][0], True),
+    "codegen": (MORE_KINDS["codegen"][0], True),
+    "gpt_neo": (MORE_KINDS["gpt_neo"][0], False),
+    "mpt": (MORE_KINDS["mpt"][0], False),
+    "bloom": (MORE_KINDS["bloom"][0], False),
+    "falcon": (MORE_KINDS["falcon"][0], False),
+    "qwen3_next": (KINDS["qwen3_next"][0], False),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "replays"), [(kind, *of) for kind, of in REPLAYED.items()], ids=[*REPLAYED]
+)
+def test_steps_that_a_gpu_would_replay_are_right_or_not_taken(
+    model_of, monkeypatch, kind, told, replays
+):
+    # On a GPU the cache is transformers' own until the graphs take over.
+    monkeypatch.setattr(reading, "cache_for", lambda model: DynamicCache(config=model.config))
+    model = load_model(spec_of(model_of(kind, **told))).eval()
+    decoding.decode_by_products(model)
+    way = SideBySide(model, 2, graphs.Graphs(model))
+    ends = model.generation_config.eos_token_id
+    most = [GREEDY.max_new_tokens] * len(ASKED)
+    answers = way.answer(ASKED, most, ends, lambda logits, *_: logits.argmax(dim=-1))
+    assert bool(way.graphs._steps) is replays
+    check_answers(model, answers)
+
+
+# What is wrong is found ------------------------------------------------------------------------
+
+
+class Leaking(decoding.Running):
+    """Padding is attended to once tokens are drawn."""
+
+    def __init__(self, *told):
+        super().__init__(*told)
+        self.mask = torch.ones_like(self.mask)
+
+
+class Displaced(decoding.Running):
+    """Positions are one too high."""
+
+    def __init__(self, *told):
+        super().__init__(*told)
+        self.position = self.position + 1
+
+
+class Mixed(decoding.Running):
+    """A row that leaves takes another's place with it."""
+
+    def select(self, rows):
+        super().select(rows)
+        decoding.select_rows(self.cache, torch.arange(len(rows)).roll(1))
+
+
+@pytest.mark.parametrize("wrong", [Leaking, Displaced, Mixed])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_loop_is_found_and_not_used(model_of, monkeypatch, caplog, wrong, dtype):
+    monkeypatch.setattr(answering, "Running", wrong)
+    engine = Local(spec_of(model_of("llama")).model_copy(update={"dtype": dtype}))
+    engine._load(None)
+    assert way_of(engine) == ALONE
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "answered one at a time" in record.getMessage() and OURS in record.getMessage()
+    if dtype == "float32":
+        answers = engine._generate(ASKED, [0] * len(ASKED), GREEDY)
+        check_answers(load_model(engine.spec).eval(), answers)
+
+
+class Swapped(SideBySide):
+    """The options' probabilities are taken for each other's."""
+
+    def log_probabilities(self, prompts, options):
+        return super().log_probabilities(prompts, options).flip(1)
+
+
+@pytest.mark.parametrize("then", [THEIRS, ALONE])
+def test_what_is_wrong_in_choosing_alone_gives_way_to_the_next(model_of, monkeypatch, then):
+    for way in [*fidelity.WAYS][: [*fidelity.WAYS].index(then)]:
+        monkeypatch.setitem(fidelity.WAYS, way, Swapped)
+    engine, model = loaded(model_of("llama"))
+    assert way_of(engine) == then
+    check_answers(model, engine._generate(ASKED, [0] * len(ASKED), GREEDY))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [(lambda *_: 1 / 0, "it fails .ZeroDivisionError"), (lambda *_: [([4], True)] * 4, "lost")],
+)
+def test_a_model_without_a_right_way_is_refused_in_one_line(model_of, monkeypatch, wrong, says):
+    for way in (SideBySide, answering.OneByOne):
+        monkeypatch.setattr(way, "answer", wrong)
+    with pytest.raises(InputError, match=says) as error:
+        Local(spec_of(model_of("llama"))).generate(REQUESTS, GREEDY)
+    assert "\n" not in str(error.value) and "its answers would be wrong" in str(error.value)
+
+
+def test_a_model_that_looks_ahead_is_refused(model_of):
+    """An encoder with a language model head, which reads in both directions."""
+    folder = model_of("bert", tie_word_embeddings=False)
+    with pytest.raises(InputError, match="its answers would be wrong"):
+        Local(spec_of(folder)).generate(REQUESTS, GREEDY)
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused(model_of, tmp_path):
+    folder = model_of("llama")
+    model = load_model(spec_of(folder))
+    model.lm_head.weight.data.fill_(float("nan"))
+    model.save_pretrained(folder)
+    with pytest.raises(InputError, match="not numbers in torch.float32; set model.dtype"):
+        Local(spec_of(folder)).generate(REQUESTS, GREEDY)
+
+
+# What is said and what it costs ----------------------------------------------------------------
+
+
+def test_the_run_log_says_how_a_model_is_answered(model_of, opened, caplog):
+    run = opened()
+    for folder in (model_of("llama"), model_of("mamba", **KINDS["mamba"][0])):
+        run.engine(spec_of(folder)).generate(REQUESTS, Sampling(max_new_tokens=1))
+    lines = (run.path / "run.log").read_text().splitlines()[-2:]
+    assert f"answered {OURS}: this agrees with plain forward passes" in lines[0]
+    assert f"answered {ALONE}: {OURS} its logits differ" in lines[1]
+    assert len(caplog.records) == 1  # the second alone is a warning
+
+
+def test_a_model_is_checked_once(model_of, monkeypatch):
+    checked = []
+    real = fidelity.Check.__init__
+    monkeypatch.setattr(
+        fidelity.Check, "__init__", lambda *told: (checked.append(1), real(*told))[1]
+    )
+    folder = model_of("llama")
+    for _ in range(2):
+        Local(spec_of(folder)).generate(REQUESTS, GREEDY)
+    assert len(checked) == 1
+    Local(spec_of(folder, batch_size=1).model_copy(update={"dtype": "bfloat16"})).generate(
+        REQUESTS, GREEDY
+    )
+    assert len(checked) == 2
+
+
+def test_a_check_changes_no_answer(spec):
+    """Nothing of it is left in the model: the same logits, to the last bit."""
+    checked, plain = Local(spec), load_model(spec).eval()
+    checked._load(None)
+    way = fidelity.prepare(plain, way_of(checked), 2)
+    found = [
+        one.log_probabilities(PROMPTS, [[[5], [6, 7]]] * len(PROMPTS))
+        for one in (checked._answering, way)
+    ]
+    assert torch.equal(*found)
