@@ -68,8 +68,8 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
 def ignore_peft_warnings() -> None:
     """Keep from the terminal what PEFT warns of and a user can do nothing about.
 
-    It uses a name that transformers has renamed, fears for tied weights, which `merged` unties, and
-    speaks of what it sets by itself, for experts and GPT-2's layers.
+    It uses a name that transformers has renamed, warns of tied weights, which `merged` unties, and
+    of what it sets by itself, for experts and for GPT-2's layers.
     """
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
@@ -222,10 +222,10 @@ def coverage(peft_model: Any) -> Coverage:
 
 
 def untouched(peft_model: Any) -> list[str]:
-    """Return the kinds of modules whose LoRA is all as it was made, while others' has changed.
+    """Return the kinds of modules whose adapters have learned nothing, if others have.
 
-    LoRA begins with a product of zero, which the first gradient changes. A module that the model
-    does not use, or whose weights it reads without calling it, gets none.
+    LoRA starts from a product of zero, which the first gradient changes. A module that the model
+    does not use, or whose weights it reads without calling it, gets no gradient.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -56,8 +56,8 @@ def test_all_that_works_is_said(typed, tiny):
 
 
 def test_a_recipe_is_looked_at_with_what_it_trains(typed, tiny, tmp_path):
-    told = {"model": str(tiny), "train": {"lora": {"targets": ["q_proj"]}, "max_length": 64}}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(told))
+    recipe = {"model": str(tiny), "train": {"lora": {"targets": ["q_proj"]}, "max_length": 64}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     found = looked_at(typed("doctor", "mine.yaml", "model.device=cpu", "--json"))
     assert found["LoRA"][0]["found"].startswith("2 modules (self_attn.q_proj)")
     ran = typed("doctor", f"model.model={tiny}", *small("train.lora.targets=[qproj]"), "--json")
@@ -66,7 +66,7 @@ def test_a_recipe_is_looked_at_with_what_it_trains(typed, tiny, tmp_path):
     assert 'no module qproj. Did you mean "' in lora["found"]
 
 
-def test_an_adapter_to_go_on_from_is_looked_at(typed, tiny, lora_of_tiny):
+def test_an_adapter_to_continue_is_looked_at(typed, tiny, lora_of_tiny):
     start = f"train.start={lora_of_tiny}"
     found = looked_at(typed("doctor", tiny, *small(start), "--json"))
     assert found["LoRA"][0]["ok"] and "14 modules" in found["LoRA"][0]["found"]

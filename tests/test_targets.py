@@ -30,7 +30,7 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-# What each kind of model is told besides the usual sizes.
+# What each kind of model gets besides the usual sizes.
 MODELS = {
     "llama": {},
     "tied llama": {"tie_word_embeddings": True},
@@ -233,7 +233,7 @@ def _plugin_without_vllm(group, name):
     return plugin(group, "local" if name == "vllm" else name)
 
 
-def test_an_adapter_to_go_on_from_has_to_fit(small, weighed, lora_of_tiny):
+def test_an_adapter_to_continue_has_to_fit(small, weighed, lora_of_tiny):
     recipe = training(small, weighed("gpt_oss"), {}, start=str(lora_of_tiny))
     with pytest.raises(InputError, match="no adapter for this model.*tensors do not fit"):
         check(recipe)
@@ -255,10 +255,10 @@ options = pytest.mark.parametrize(("name", "lora"), OPTIONS.values(), ids=OPTION
 
 def training(small, folder, lora, **train):
     recipe = small(8, model={"model": str(folder), "dtype": "float32", "device": "cpu"})
-    told = recipe.model_dump(mode="json")
-    told["train"] |= {"method": "sft", "steps": 2, "learning_rate": 0.05, "checkpoint_every": 1}
-    told["train"] |= train | {"lora": {"r": 4} | lora}
-    return Recipe.model_validate(told)
+    values = recipe.model_dump(mode="json")
+    values["train"] |= {"method": "sft", "steps": 2, "learning_rate": 0.05, "checkpoint_every": 1}
+    values["train"] |= train | {"lora": {"r": 4} | lora}
+    return Recipe.model_validate(values)
 
 
 def logits(model):
@@ -280,7 +280,7 @@ def test_an_adapter_is_trained_merged_and_exported(small, weighed, tmp_path, nam
     beside = PeftModel.from_pretrained(load_base(recipe), str(adapter)).eval()
     assert str(look_up(recipe).coverage) in log
     right = logits(beside)
-    assert (logits(load_base(recipe).eval()) - right).abs().max() > 0.1, "it has learnt something"
+    assert (logits(load_base(recipe).eval()) - right).abs().max() > 0.1, "it has learned something"
     assert torch.allclose(logits(merged(load_base(recipe), adapter).eval()), right, atol=1e-4)
     export(tmp_path / "run", tmp_path / "out", "merged")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
@@ -315,15 +315,15 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bytes(
         assert "going on from checkpoint-1" in (run.path / "run.log").read_text()
     for path in whole.iterdir():
         assert (cut / path.name).read_bytes() == path.read_bytes(), path.name
-    # Another training goes on from it, in its own shape.
+    # Another training continues it, in its own shape.
     further = training(small, recipe.model.model, {}, start=str(whole), steps=1)
     check(further)
     with RunFolder(tmp_path / "further", further) as run:
-        told = json.loads((carry_out(run, "train") / "adapter_config.json").read_text())
-    assert told == json.loads((whole / "adapter_config.json").read_text())
+        config = json.loads((carry_out(run, "train") / "adapter_config.json").read_text())
+    assert config == json.loads((whole / "adapter_config.json").read_text())
 
 
-def test_adapters_that_no_gradient_reaches_are_told(small, weighed, tmp_path, caplog):
+def test_adapters_that_no_gradient_reaches_are_reported(small, weighed, tmp_path, caplog):
     # What these give is multiplied by a weight that is zero in a new model.
     lora = {"targets": ["q_proj", "per_layer_projection"]}
     recipe = training(small, weighed("gemma3n_text"), lora)
@@ -334,7 +334,7 @@ def test_adapters_that_no_gradient_reaches_are_told(small, weighed, tmp_path, ca
         assert "no gradient reached the adapters on per_layer_projection: " in text
 
 
-def test_an_adapter_that_nothing_was_learnt_with_is_not_told(weighed):
+def test_an_adapter_that_has_not_been_trained_is_not_reported(weighed):
     from peft import LoraConfig, get_peft_model
 
     recipe = asking(weighed("llama"))

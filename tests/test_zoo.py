@@ -258,8 +258,9 @@ def test_merged_is_beside(run, folder, plain):
                 lambda: merged(load_model(spec), run / "adapter"),
             )
         )
-    assert float((beside - base).abs().max()) > 0.01
-    assert torch.allclose(beside, within, atol=1e-3)
+    changed = float((beside - base).abs().max())
+    assert changed > 0.1
+    assert float((beside - within).abs().max()) < 1e-3 * changed
 
 
 def test_an_export_writes_what_the_run_wrote(architecture, run, folder, tmp_path):
@@ -286,7 +287,8 @@ def test_an_export_writes_what_the_run_wrote(architecture, run, folder, tmp_path
     beside = PeftModel.from_pretrained(loader.from_pretrained(folder, dtype=torch.float32), part)
     with torch.inference_mode():
         theirs = beside.eval()(input_ids=ids, use_cache=False).logits[0]
-    assert torch.allclose(theirs, exported.logits(ids[0].tolist()), atol=1e-3)
+    ours = exported.logits(ids[0].tolist())
+    assert float((theirs - ours).abs().max()) < 1e-3 * float(ours.std())
 
 
 # Killed ------------------------------------------------------------------------------------------

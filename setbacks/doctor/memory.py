@@ -1,8 +1,9 @@
 """How much memory a model takes to answer and to learn: measured on short texts, and scaled.
 
-What is measured is what has to be kept; peaks are about twice as high. Answering, the engine copies
-its cache when rows have ended. Learning, the backward pass has buffers of its own, and an allocator
-cannot reuse all that is given back: on a CPU, peaks of a step were 1.8 to 2.9 times what was kept.
+The measurement counts what has to be kept; peaks are about twice as high. When answering, the
+engine copies its cache as rows end. In training, the backward pass has buffers of its own, and an
+allocator cannot reuse everything that is freed: on a CPU, the peaks of a step were 1.8 to 2.9 times
+as high.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from setbacks.training.supervised import completion_loss
 
-PEAK = 2  # how much higher a peak is than what is kept
+PEAK = 2  # a peak, as a multiple of what is kept
 LENGTHS = (24, 48, 96)  # of the texts that are measured, in tokens
 ADAM = 16  # bytes a trained parameter takes: itself, its gradient and two moments, in float32
 
@@ -100,7 +101,7 @@ def kept_of_one(model: Any, tokens: int) -> int:
     labels[:, : tokens // 2] = -100
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = completion_loss(model, ids, torch.ones_like(ids), labels)
-    del loss  # until now it held on to what was kept
+    del loss  # it kept all of this alive until here
     return sum(kept.values())
 
 

@@ -41,20 +41,20 @@ def examine(recipe: Recipe) -> Iterator[Check]:
     examined = _Examined(recipe)
     if not (yield from _safely("model", _layout, examined)):
         return
-    whole = yield from _safely("weights", _weights, examined)
-    told = yield from _safely("tokenizer", _tokenizer, examined)
-    if told and (yield from _safely("chat template", _chat_template, examined)):
+    complete = yield from _safely("weights", _weights, examined)
+    has_tokenizer = yield from _safely("tokenizer", _tokenizer, examined)
+    if has_tokenizer and (yield from _safely("chat template", _chat_template, examined)):
         for name, look in CHAT.items():
             yield from _safely(name, look, examined)
     yield from _safely("context", _context, examined)
-    adapts = yield from _safely("LoRA", _lora, examined)
-    if whole and adapts:
+    has_adapter = yield from _safely("LoRA", _lora, examined)
+    if complete and has_adapter:
         yield from _methods(examined)
     yield from _safely("memory for weights", _room, examined)
-    if whole and told and examined.fits:
+    if complete and has_tokenizer and examined.fits:
         if (yield from _safely("answers", _fidelity, examined)):
             yield from _safely("memory for answers", _answering, examined, needed=False)
-        if adapts:
+        if has_adapter:
             yield from _safely("memory for training", _training, examined, needed=False)
     yield from _safely("export", _export, examined)
 
@@ -67,21 +67,10 @@ class _Examined:
         self.fits = False  # whether there is room for its weights
         self.room = 0
 
-    @cached_property
-    def layout(self) -> Any:
-        return skeleton(self.spec)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.spec)
-
-    @cached_property
-    def model(self) -> Any:
-        return load_model(self.spec).eval()
-
-    @cached_property
-    def place(self) -> str:
-        return device(self.spec)
+    layout = cached_property(lambda self: skeleton(self.spec))
+    tokenizer = cached_property(lambda self: load_tokenizer(self.spec))
+    model = cached_property(lambda self: load_model(self.spec).eval())
+    place = cached_property(lambda self: device(self.spec))
 
     @property
     def numbers(self) -> str:
@@ -95,9 +84,9 @@ def _safely(
     *,
     needed: bool = True,
 ) -> Generator[Check, None, bool]:
-    """Yield what a look finds, and return whether it came to its end.
+    """Yield the checks of one function, and return whether it ran to its end.
 
-    What it raises is a finding too: a model may bring anything.
+    An error is a failed check: a model can bring anything.
     """
     try:
         yield from look(examined)
@@ -281,8 +270,8 @@ def _fidelity(examined: _Examined) -> Iterator[Check]:
     spec, model, tokenizer = examined.spec, examined.model, examined.tokenizer
     pad = tokenizer.pad_token_id or 0
     found, _ = find_way(model, tokenizer, pad, context(model.config), spec.cuda_graphs, spec.model)
-    said = found.said.removeprefix(f'model "{spec.model}": ')
-    yield Check("answers", not found.fell_back, said, needed=False)
+    sentence = found.said.removeprefix(f'model "{spec.model}": ')
+    yield Check("answers", not found.fell_back, sentence, needed=False)
     yield _graphs(examined, found)
 
 
@@ -313,7 +302,7 @@ def _answering(examined: _Examined) -> Iterator[Check]:
 
 
 def _training(examined: _Examined) -> Iterator[Check]:
-    """Look last, for the model is given away: training has one of its own."""
+    """Load the model again, as training does; the one that answers is dropped first."""
     from peft import get_peft_model
 
     train = examined.train
@@ -331,7 +320,7 @@ def _training(examined: _Examined) -> Iterator[Check]:
 
 
 def _fits(name: str, parts: dict[str, int], examined: _Examined, remedy: str) -> Check:
-    """Compare what the longest texts would take with what is free: an estimate, and no verdict."""
+    """Compare what the longest texts would take with what is free: an estimate, not a verdict."""
     taken = sum(parts.values())
     words = ", ".join(f"{part} {_size(size)}" for part, size in parts.items())
     found = f"at most about {_size(taken)} of {_size(examined.room)} free ({words})"

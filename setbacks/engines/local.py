@@ -73,6 +73,9 @@ class Local(Engine):
             requests: a batch of the plan.
             sampling: how tokens are drawn.
             adapter: a PEFT folder, or None for the base model.
+
+        Raises:
+            InputError: a prompt does not fit into the model's context, or the model cannot be used.
         """
         import torch
 
@@ -118,7 +121,7 @@ class Local(Engine):
             Probabilities [requests, options], float64; each row sums to 1.
 
         Raises:
-            InputError: one option's tokens begin with another's.
+            InputError: one option's tokens begin with another's, or as in `generate`.
         """
         import numpy as np
         import torch

@@ -230,7 +230,8 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
     if run.recipe.train.snapshots and label == "train":
         (run.path / "snapshots").mkdir(mode=0o700, exist_ok=True)
         trainer.add_callback(Snapshots())
-    run.log(f"{label}: an adapter on {coverage(trainer.model)}")
+    if not processes.rank():
+        run.log(f"{label}: an adapter on {coverage(trainer.model)}")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
     return trainer

@@ -31,7 +31,7 @@ from setbacks.models import skeleton
 if TYPE_CHECKING:
     from setbacks.recipe import Lora, Recipe
 
-SAID = 0.01  # share of the layers' weights from which it is said that they get no adapter
+NOTABLE = 0.01  # share of the layers' weights without an adapter from which a warning says so
 
 
 class Found(NamedTuple):
@@ -74,7 +74,7 @@ def look_up(recipe: Recipe, task: str = "CAUSAL_LM") -> Found:
 
 
 def look_up_start(recipe: Recipe, start: str) -> Coverage:
-    """Find what the adapter that training goes on from is put on.
+    """Find what the adapter that training continues is put on.
 
     Args:
         recipe: names the model.
@@ -93,9 +93,10 @@ def look_up_start(recipe: Recipe, start: str) -> Coverage:
 
 
 def check_served(recipe: Recipe) -> None:
-    """Look whether the engine that is to answer can run the recipe's new adapter.
+    """Check that the engine that is to answer can run the recipe's new adapter.
 
-    The local engine merges an adapter into the weights; vLLM has it beside them, and lacks a few.
+    The local engine merges an adapter into the weights. vLLM keeps it beside them, and does not
+    support every kind.
 
     Raises:
         InputError: it cannot.
@@ -162,9 +163,9 @@ def _parts(model: Any) -> _Parts:
 
 def _towers(model: Any) -> list[str]:
     """Name what stands beside the language model in one that also reads images or sound."""
-    if model.config.get_text_config() is model.config:
-        return []
     inner = model.get_decoder()
+    if model.config.get_text_config() is model.config or inner is model:
+        return []
     path = next(name for name, module in model.named_modules() if module is inner).split(".")
     beside = []
     for depth, own in enumerate(path):
@@ -325,7 +326,7 @@ def _check_pattern(pattern: str, parts: _Parts) -> None:
 
 
 def _check_head(covered: Coverage, parts: _Parts) -> None:
-    """Refuse an adapter on the head: TRL computes losses from its weights, and calls it not."""
+    """Refuse an adapter on the head: TRL computes losses from its weights and does not call it."""
     for name in covered.modules:
         if parts.modules[name] is parts.head:
             raise InputError(
@@ -335,7 +336,7 @@ def _check_head(covered: Coverage, parts: _Parts) -> None:
 
 
 def _check_restrictions(lora: Lora, parts: _Parts, covered: Coverage) -> None:
-    """Refuse `exclude` and `layers` where PEFT adapts experts in spite of them."""
+    """Refuse `exclude` and `layers` if PEFT adapts experts in spite of them."""
     for name in covered.parameters:
         inner = _in_layers(owner(name), lora.layers)
         if not inner or _under(owner(name), lora.exclude):
@@ -347,7 +348,7 @@ def _check_restrictions(lora: Lora, parts: _Parts, covered: Coverage) -> None:
 
 
 def _check_plain(lora: Lora, parts: _Parts, task: str) -> None:
-    """Refuse dropout and DoRA where it is they that PEFT refuses, for parameters take neither."""
+    """Refuse dropout and DoRA if they are why PEFT refuses: parameters support neither."""
     plain = lora.model_copy(update={"dora": False, "dropout": 0.0})
     if plain == lora:
         return
@@ -420,7 +421,7 @@ def _all_linear(lora: Lora) -> bool:
 
 
 def _left_out(lora: Lora, parts: _Parts, covered: Coverage, refused: Sequence[str]) -> str:
-    """Say which weights `all-linear` does not reach, where they are more than a few."""
+    """Say which weights `all-linear` does not reach, if there are more than a few."""
     weights = [f"{name}.weight" for name in parts.linear if parts.modules[name] is not parts.head]
     weights += [n for n in parts.bare if min(parts.parameters[n].shape[-2:]) > lora.r]
     every = {name: parts.parameters[name].numel() for name in weights}
@@ -435,13 +436,13 @@ def _left_out(lora: Lora, parts: _Parts, covered: Coverage, refused: Sequence[st
             if module in parts.odd or _is_any(module, refused):
                 never.add(inside_of(name))
     total = sum(every.values())
-    much = [name for name in sorted(left) if left[name] / total >= SAID]
-    if not much:
+    notable = [name for name in sorted(left) if left[name] / total >= NOTABLE]
+    if not notable:
         return ""
-    said = (
+    sentence = (
         f"train.lora.targets: all-linear leaves out {left.total() / total:.0%} of the weights in "
-        f"the layers of {parts.kind} ({_list(much)})"
+        f"the layers of {parts.kind} ({_list(notable)})"
     )
-    if nameable := [name for name in much if name not in never]:
-        return f"{said}; to adapt them, set train.lora.target_parameters=[{','.join(nameable)}]"
-    return f"{said}: PEFT puts no adapter there"
+    if nameable := [name for name in notable if name not in never]:
+        return f"{sentence}; to adapt them, set train.lora.target_parameters=[{','.join(nameable)}]"
+    return f"{sentence}: PEFT puts no adapter there"
