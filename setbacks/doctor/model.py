@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
-from typing import Any
 
 from setbacks.chat import chat_notes, encode_answer, ending, plain, stop_tokens
 from setbacks.doctor import Check, memory
