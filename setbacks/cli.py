@@ -32,6 +32,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# The groups of commands in `setbacks --help`.
+RUN = "Run, whole or by stages"
+MEASURE = "Evaluate, compare, study"
+PEOPLE = "Judges and people"
+SHIP = "Try and ship"
+MACHINE = "Set up"
+
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 From = Annotated[
     str | None,
@@ -111,7 +118,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def run(
     recipe: RecipeFile = None,
     overrides: Overrides = None,
@@ -136,7 +143,7 @@ def _stage(name: str, summary: str) -> None:
         _carry_out(folder, None, name, redo, quiet, json)
 
     command.__doc__ = f"{summary} Runs the missing stages up to this one."
-    app.command(name)(command)
+    app.command(name, rich_help_panel=RUN)(command)
 
 
 _stage("induce", "Step 1: induce mistakes.")
@@ -152,7 +159,7 @@ _stage("judge", "Step 5: judge the responses.")
 _stage("report", "Write metrics.json and report.html.")
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def evaluate(
     arms: Annotated[
         list[str],
@@ -189,14 +196,14 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Run suites on any models, or score existing answers. Trains nothing. Nothing is trained."""
+    """Run suites on any models, or score existing answers. Trains nothing."""
     from setbacks.evaluate import recipe as of_words
 
     settled = of_words(arms, suite or (), judge or (), _mapping(fields))
     _carry_out(out or _place(settled), settled, "report", redo, quiet, json)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def compare(
     recipe: RecipeFile = None,
     overrides: Overrides = None,
@@ -225,7 +232,7 @@ def compare(
     _several(carry_out, settled, out or _place(settled, "-compare"), quiet, json)
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=MACHINE)
 def list_(
     kinds: Annotated[
         list[str] | None,
@@ -243,7 +250,7 @@ def list_(
     show(listing(kinds or KINDS), json)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def study(
     name: Annotated[
         str | None,
@@ -275,7 +282,7 @@ def study(
     _several(partial(carry_out, name), settled, folder, quiet, json)
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def calibrate(
     judge: Annotated[
         str,
@@ -331,7 +338,7 @@ def calibrate(
     _print_calibration(made, json)
 
 
-@app.command()
+@app.command(rich_help_panel=SHIP)
 def chat(
     folder: Folder,
     overrides: Overrides = None,
@@ -367,7 +374,7 @@ def chat(
             print(as_lines(turn), flush=True)
 
 
-@app.command()
+@app.command(rich_help_panel=SHIP)
 def export(
     folder: Folder,
     to: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for it.")],
@@ -415,7 +422,7 @@ def export(
         print(f"exported to {made}" + ("" if url is None else f", and pushed to {url}"))
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def review(
     folder: Folder,
     host: Annotated[
@@ -527,7 +534,7 @@ def review(
             print(f"{path} written; it holds the answers: keep it private")
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "recipe.yaml"
@@ -545,7 +552,7 @@ def new(
     print(f"{file} written; read it, change it, then: setbacks run {file}")
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def doctor(
     model: Annotated[
         str | None,

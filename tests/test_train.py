@@ -487,3 +487,18 @@ def test_a_training_that_diverges_is_told_and_leaves_no_adapter(tmp_path, sft):
     ):
         train(run, [])
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["mistake_analysis", "dpo"])
+def test_an_example_beyond_the_models_context_is_told(small, model_of, tmp_path, method):
+    """Learned positions end there: an index error in the middle of a step would not say so."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+    told = small(6).model_dump(mode="json")
+    told["model"]["model"] = str(model_of("gpt2", sizes=sizes, n_positions=64))
+    told["train"] |= {"method": method}
+    with RunFolder(tmp_path / "run", Recipe.model_validate(told)) as run:
+        examples = [
+            example("pair", "<q> " * 20, "<a> " * 20, [], rejected="<b> " * 20),
+        ]
+        with pytest.raises(InputError, match="does not fit into its context of 64 tokens; set"):
+            run.method.fit(run, examples, tmp_path / "adapter")

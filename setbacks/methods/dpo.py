@@ -15,6 +15,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
     TooLong,
+    check_context,
     follow,
     last_checkpoint,
     learner,
@@ -67,6 +68,7 @@ class DPO(PreferenceMethod):
         recipe = run.recipe
         tokenizer = load_tokenizer(recipe.model)
         rows = pair_rows(tokenizer, examples, recipe)
+        check_pairs(recipe, rows)
         too_long = pairs_too_long(rows, len(examples), recipe)
         too_long.say(run)
         lengths = [_tokens(row) for row in rows]
@@ -108,6 +110,19 @@ def pair_rows(
     if not rows:
         raise InputError("no pair is left to train on; raise train.max_length")
     return rows
+
+
+def check_pairs(recipe: Recipe, rows: Sequence[dict[str, list[int]]]) -> None:
+    """Look whether a model can read the longest of `pair_rows`.
+
+    Raises:
+        InputError: it is longer than the model's context.
+    """
+    longest = max(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        for row in rows
+    )
+    check_context(recipe.model, min(longest, recipe.train.max_length))
 
 
 def pairs_too_long(rows: Sequence[dict[str, list[int]]], pairs: int, recipe: Recipe) -> TooLong:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field
 
 from setbacks.chat import encode, stop_tokens
-from setbacks.methods.dpo import pair_rows, pairs_too_long
+from setbacks.methods.dpo import check_pairs, pair_rows, pairs_too_long
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
 from setbacks.models import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe, Section
@@ -73,6 +73,7 @@ class RLHF(PreferenceMethod):
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""
         reward = run.path / "reward"
         rows = pair_rows(load_tokenizer(run.recipe.model), examples, run.recipe)
+        check_pairs(run.recipe, rows)
         too_long = pairs_too_long(rows, len(examples), run.recipe)
         too_long.say(run)
         if not reward.exists():

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks.adapters import attached, coverage, ignore_peft_warnings, untouched
 from setbacks.chat import encode_answer
 from setbacks.embedded import hub_id
-from setbacks.errors import SetbacksError
-from setbacks.models import device, load_base
+from setbacks.errors import InputError, SetbacksError
+from setbacks.models import context, device, load_base, load_config
 from setbacks.paths import sync
-from setbacks.recipe import Recipe, Train
+from setbacks.recipe import Engine, Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
 from setbacks.training.targets import look_up
@@ -84,6 +84,24 @@ class TooLong(NamedTuple):
         )
         log.warning(line)
         run.log(line)
+
+
+def check_context(spec: Engine, longest: int) -> None:
+    """Look whether a model can read the longest example.
+
+    Args:
+        spec: the model.
+        longest: its tokens.
+
+    Raises:
+        InputError: it is longer than the model's context.
+    """
+    limit = context(load_config(spec))
+    if limit is not None and longest > limit:
+        raise InputError(
+            f'model "{spec.model}": a training example of {longest:,} tokens does not fit into its '
+            f"context of {limit:,} tokens; set train.max_length={limit}"
+        )
 
 
 def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:

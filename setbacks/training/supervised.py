@@ -14,6 +14,7 @@ from setbacks.records import Example
 from setbacks.training import (
     IGNORED,
     TooLong,
+    check_context,
     follow,
     last_checkpoint,
     learner,
@@ -56,6 +57,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
     if not rows:
         raise InputError("no example is left to train on; raise train.max_length or the mix")
     lengths = [len(row["input_ids"]) for row in rows]
+    check_context(recipe.model, max(lengths))
     steps = schedule(lengths, recipe.train, recipe.train_seed)
     if processes.count() > 1 and len(steps[-1]) < recipe.train.batch_size:
         steps.pop()  # too few examples for all processes
