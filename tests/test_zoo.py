@@ -15,7 +15,7 @@ import zoo
 
 from setbacks import pipeline
 from setbacks.adapters import attached, merged
-from setbacks.engines import Request
+from setbacks.engines import Request, fidelity, graphs, local, reading
 from setbacks.engines.local import Local
 from setbacks.export import export
 from setbacks.models import load_model
@@ -62,8 +62,13 @@ def plain(architecture, folder):
 
 
 @pytest.fixture(scope="module")
-def engine(folder):
-    return Local(Engine(model=str(folder), dtype="float32", device="cpu"))
+def spec(folder):
+    return Engine(model=str(folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(spec):
+    return Local(spec)
 
 
 class Plain:
@@ -135,11 +140,15 @@ def test_a_token_depends_on_what_is_far_before_it(plain):
 
 def test_greedy_text_is_that_of_a_plain_forward(engine, plain, record_property):
     """Prompts of uneven length in one batch, one of them twice; rows that end on the way."""
+    notes = []
+    engine.note = notes.append
     made = agree(engine, plain, [*TEXTS, TEXTS[1]])
     assert "stop" in {finish for _, finish, _ in made} and len({n for _, _, n in made}) > 1
     agree(engine, plain, [GUIDANCE + text for text in TEXTS[:3]])  # what they share is read once
-    if engine._way != "in batches with our attention":
-        record_property("cell", f"pass, {engine._way}")
+    (said,) = notes
+    *_, way = (way for way in fidelity.WAYS if way in said)
+    if way != "in batches with our attention":
+        record_property("cell", f"pass, {way}")
 
 
 def test_a_choice_is_that_of_a_plain_forward(engine, plain):
@@ -149,13 +158,9 @@ def test_a_choice_is_that_of_a_plain_forward(engine, plain):
         assert shares == pytest.approx(plain.shares(text, begun, options), abs=1e-4), text
 
 
-def test_replayed_steps_give_the_text_of_a_plain_forward(
-    folder, plain, monkeypatch, record_property
-):
+def test_replayed_steps_give_the_text_of_a_plain_forward(spec, plain, monkeypatch, record_property):
     """What a GPU captures in a graph and replays, run as it is: the same forward, fixed places."""
     from transformers import DynamicCache
-
-    from setbacks.engines import fidelity, graphs, reading
 
     def run(step):
         replayed.append(step)
@@ -163,11 +168,12 @@ def test_replayed_steps_give_the_text_of_a_plain_forward(
 
     replayed, forward = [], graphs.Step.run
     monkeypatch.setattr(graphs.Step, "run", run)
+    monkeypatch.setattr(local, "_found", {})
     monkeypatch.setattr(fidelity, "ways", lambda *_: list(fidelity.WAYS))
     monkeypatch.setattr(reading, "cache_for", lambda model: DynamicCache(config=model.config))
-    engine = Local(Engine(model=str(folder), dtype="float32", device="cpu"))
-    engine._load(None)
-    replayed.clear()  # those of the check
+    engine = Local(spec)
+    engine.generate([Request(TEXTS[0], 0)], SAMPLING)  # checks the model, with steps of its own
+    replayed.clear()
     agree(engine, plain, TEXTS)
     if not replayed:
         record_property("cell", "not replayed")
@@ -243,11 +249,10 @@ def test_a_run_of_two_steps(run):
     assert len(lines(run / "loss.jsonl")) == 2 and (run / "report.html").exists()
 
 
-def test_merged_is_beside(run, folder, plain):
+def test_merged_is_beside(run, spec):
     """An adapter merged into the weights gives the logits that it gives beside them."""
     import torch
 
-    spec = Engine(model=str(folder), dtype="float32", device="cpu")
     ids = torch.tensor([zoo.asked(TEXTS[-1])])
     with torch.inference_mode():
         base, beside, within = (
@@ -339,17 +344,19 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_language_model_is_refused_before_any_work(name, typed, tmp_path):
+def test_what_would_be_wrong_is_refused_in_one_line(name, typed, tmp_path, record_property):
+    """Before the model is asked anything: at most the mistakes that are in the data are there."""
     folder = zoo.build(name, tmp_path / name)
     (tmp_path / "recipe.yaml").write_text(recipe(folder, tmp_path).to_yaml())
     suite = f"harmful={tmp_path / 'data.jsonl'}"
     for words in (
-        ("run", "recipe.yaml", "--out", "made"),
-        ("evaluate", folder, "--suite", suite, "--judge", "refusal", "--out", "made"),
+        ("run", "recipe.yaml", "--out", "run"),
+        ("evaluate", folder, "--suite", suite, "--judge", "refusal", "--out", "evaluation"),
     ):
         ended = typed(*words)
-        assert ended.returncode == 2, ended.stderr
-        (line,) = ended.stderr.splitlines()
-        assert line.startswith("setbacks: ") and str(folder) in line
-        assert zoo.ZOO[name].refused in line
-        assert not list((tmp_path / "made").rglob("*.jsonl"))
+        *_, line = ended.stderr.splitlines()  # what comes before is progress: 0 of so many
+        assert ended.returncode == 2 and line.startswith("setbacks: "), ended.stderr
+        assert str(folder) in line and zoo.ZOO[name].refused in line
+    made = {path.name for path in tmp_path.glob("*/**/*.jsonl") if path.stat().st_size}
+    assert made <= {"mistakes.jsonl", "costs.jsonl"}
+    record_property("cell", line.removeprefix(f'setbacks: model "{folder}": '))
