@@ -29,7 +29,7 @@ COLUMNS = {
     "merge": "test_merged_is_beside",
     "export": "test_an_export_writes_what_the_run_wrote",
     "resume": "test_a_run_that_is_killed_ends_with_the_same_bytes",
-    "refused": "test_what_is_no_language_model_is_refused_before_any_work",
+    "refused": "test_what_would_be_wrong_is_refused_in_one_line",
 }
 
 

@@ -344,17 +344,19 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_language_model_is_refused_before_any_work(name, typed, tmp_path):
+def test_what_would_be_wrong_is_refused_in_one_line(name, typed, tmp_path, record_property):
+    """Before the model is asked anything: at most the mistakes that are in the data are there."""
     folder = zoo.build(name, tmp_path / name)
     (tmp_path / "recipe.yaml").write_text(recipe(folder, tmp_path).to_yaml())
     suite = f"harmful={tmp_path / 'data.jsonl'}"
     for words in (
-        ("run", "recipe.yaml", "--out", "made"),
-        ("evaluate", folder, "--suite", suite, "--judge", "refusal", "--out", "made"),
+        ("run", "recipe.yaml", "--out", "run"),
+        ("evaluate", folder, "--suite", suite, "--judge", "refusal", "--out", "evaluation"),
     ):
         ended = typed(*words)
-        assert ended.returncode == 2, ended.stderr
-        (line,) = ended.stderr.splitlines()
-        assert line.startswith("setbacks: ") and str(folder) in line
-        assert zoo.ZOO[name].refused in line
-        assert not list((tmp_path / "made").rglob("*.jsonl"))
+        *_, line = ended.stderr.splitlines()  # what comes before is progress: 0 of so many
+        assert ended.returncode == 2 and line.startswith("setbacks: "), ended.stderr
+        assert str(folder) in line and zoo.ZOO[name].refused in line
+    made = {path.name for path in tmp_path.glob("*/**/*.jsonl") if path.stat().st_size}
+    assert made <= {"mistakes.jsonl", "costs.jsonl"}
+    record_property("cell", line.removeprefix(f'setbacks: model "{folder}": '))
