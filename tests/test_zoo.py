@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import zoo
@@ -360,3 +361,13 @@ def test_what_would_be_wrong_is_refused_in_one_line(name, typed, tmp_path, recor
     made = {path.name for path in tmp_path.glob("*/**/*.jsonl") if path.stat().st_size}
     assert made <= {"mistakes.jsonl", "costs.jsonl"}
     record_property("cell", line.removeprefix(f'setbacks: model "{folder}": '))
+
+
+# The table ---------------------------------------------------------------------------------------
+
+
+def test_the_table_has_every_architecture_and_none_that_fails():
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "architectures.json"
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["architecture"] for row in rows] == list(zoo.ZOO)
+    assert not [row for row in rows if any(cell.startswith("FAILED") for cell in row.values())]
