@@ -11,6 +11,7 @@ float32. A cell is what a test found: "pass", a note of what the engine did inst
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +56,7 @@ def outcome(report: pytest.TestReport) -> str:
         return notes.get("cell", "pass")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(report.longrepr)
+    message = re.sub(r"/\S*/pytest-\S*?/run\d*/", "", message)  # the run's temporary folder
     return f"FAILED: {' '.join(message.split())[:200]}"
 
 
