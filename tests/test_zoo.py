@@ -299,10 +299,13 @@ def test_an_export_writes_what_the_run_wrote(architecture, run, folder, tmp_path
 
 # Killed ------------------------------------------------------------------------------------------
 
+KILLED = [  # with states; with a window; with a vision tower
+    *parameters(["qwen3_next"]),
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("mistral", "gemma3")),
+]
 
-@pytest.mark.parametrize(
-    "architecture", parameters(["qwen3_next", "mistral", "gemma3"]), indirect=True
-)
+
+@pytest.mark.parametrize("architecture", KILLED, indirect=True)
 def test_a_run_that_is_killed_ends_with_the_same_bytes(
     architecture, folder, tmp_path, command, environment
 ):
@@ -351,8 +354,8 @@ def test_what_would_be_wrong_is_refused_in_one_line(name, typed, tmp_path, recor
     (tmp_path / "recipe.yaml").write_text(recipe(folder, tmp_path).to_yaml())
     suite = f"harmful={tmp_path / 'data.jsonl'}"
     for words in (
-        ("run", "recipe.yaml", "--out", "run"),
         ("evaluate", folder, "--suite", suite, "--judge", "refusal", "--out", "evaluation"),
+        ("run", "recipe.yaml", "--out", "run"),
     ):
         ended = typed(*words)
         *_, line = ended.stderr.splitlines()  # what comes before is progress: 0 of so many
