@@ -63,6 +63,14 @@ MODELS = {
         "laurel_rank": 8,
         "head_dim": 8,
     },
+    "laguna": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "num_attention_heads_per_layer": [4, 4, 4],
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gemma3": {
         "text_config": SIZES | {"model_type": "gemma3_text", "head_dim": 8, "vocab_size": 259},
@@ -151,6 +159,15 @@ def test_all_linear_leaves_out_what_peft_refuses_and_says_so(weighed):
     assert "mamba.in_proj" in kinds(found.coverage)
     assert "mamba.out_proj" not in kinds(found.coverage)
     assert "(mamba.out_proj.weight): PEFT puts no adapter there" in found.left_out
+
+
+def test_no_adapter_is_put_where_peft_would_not_load_it_again(weighed):
+    """PEFT saves an adapter on these shared experts under names that it does not read back."""
+    found = look_up(asking(weighed("laguna")))
+    assert sorted(ATTENTION) == sorted({*kinds(found.coverage)} & {*ATTENTION})
+    assert not [name for name in found.coverage.modules if "shared_experts" in name]
+    with pytest.raises(InputError, match="would not load .* again"):
+        look_up(asking(weighed("laguna"), targets=["q_proj", "shared_experts.up_proj"]))
 
 
 @pytest.mark.parametrize(("name", "said"), [("gpt_oss", True), ("qwen3_moe", False)])

@@ -232,11 +232,17 @@ def _shortest(names: Collection[str], every: Iterable[str]) -> list[str]:
 
 def _tried(model: Any, config: Any) -> Coverage:
     """Have PEFT put an adapter on a copy of the skeleton."""
-    from peft import get_peft_model
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return coverage(get_peft_model(copy.deepcopy(model), config, low_cpu_mem_usage=True))
+        tried = get_peft_model(copy.deepcopy(model), config, low_cpu_mem_usage=True)
+        # Names are converted as those of the model's own checkpoint, some of them wrongly.
+        saved = get_peft_model_state_dict(tried)
+        loaded: Any = set_peft_model_state_dict(tried, saved, low_cpu_mem_usage=True)
+    if lost := [name for name in loaded.missing_keys if ".lora_" in name]:
+        raise ValueError(f"PEFT would not load {len(lost)} of its tensors again, as {lost[0]}")
+    return coverage(tried)
 
 
 def _refused(lora: Lora, parts: _Parts, task: str) -> list[str]:
