@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import setbacks.engines
-from setbacks.engines import Completion, Request, by_length
+from setbacks.engines import Completion, Engine, Request, by_length
 from setbacks.recipe import Recipe
 from setbacks.records import Response
 from setbacks.runfolder import RunFolder
@@ -38,7 +38,7 @@ from setbacks.stages.respond import respond
 SAID = "<a response> " + "word " * 60
 
 
-class Null:
+class Null(Engine):
     """An engine that costs nothing."""
 
     name = "null"
