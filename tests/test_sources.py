@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import setbacks.sources
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import setbacks.sources
 from setbacks.data import Row, Source, load, load_labels, sources
 from setbacks.data.instructions import instructions
 from setbacks.data.presets import PRESETS
