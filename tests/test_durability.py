@@ -13,6 +13,7 @@ from setbacks.runfolder import RunFolder
 from setbacks.scores import Scores
 from setbacks.studies import carry_out
 from setbacks.studies.durability import Arm, _begun, _rows, said, went_on
+from setbacks.substance import substance
 
 
 def scored(harmless):
@@ -107,8 +108,16 @@ def test_a_model_is_aligned_tuned_on_and_asked_and_nothing_is_done_twice(
     places = [(row["arm"], row["steps"]) for row in curve]
     assert places == [(arm, steps) for arm in ("vanilla", "sft") for steps in (0, 2, 4)]
     # A random model may write nothing that can be seen, which is not scored.
-    scored = [(row["harmless_rate"]["n"], row["left"]["n"]) for row in curve]
-    assert all(15 < n <= 20 for pair in scored for n in pair), scored
+    seen = {}
+    for arm in ("vanilla", "sft"):
+        with RunFolder(folder / f"arms/answers.{arm}") as run:
+            for steps in (0, 2, 4):
+                rows = run.records(f"responses/after_{steps}.jsonl", Response)
+                asked_of = [r for r in rows if r.kind == "harmful"]
+                assert len(asked_of) == 20
+                seen[arm, steps] = sum(substance(r.text, r.finish) == "text" for r in asked_of)
+    assert [row["harmless_rate"]["n"] for row in curve] == [seen[place] for place in places]
+    assert all(0 < row["left"]["n"] <= seen[row["arm"], 0] for row in curve)
     assert page.read_text().count("<svg") == 2
 
     # It goes on from the aligned model, on helpful answers alone, at one learning rate.
