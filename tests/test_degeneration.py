@@ -163,7 +163,7 @@ def test_an_answer_that_parrots(text: str, prompt: str) -> None:
 
 
 def test_a_part_of_a_long_prompt_can_be_the_answer() -> None:
-    prompt = "Who wrote it? The novel was written by Mary Shelley in 1818, when she was twenty years old."
+    prompt = "Who wrote it? The novel was written by Mary Shelley in 1818, when she was twenty."
     assert degeneration("The novel was written by Mary Shelley", prompt) is None
 
 
