@@ -259,7 +259,7 @@ def test_markers_in_data_change_no_conversation(spec, tokenizer, opened, rules):
 
 
 def test_texts_become_ids_in_one_place_alone():
-    """`chat_template.py` keeps special tokens apart; who tokenizes elsewhere must not be given data."""
+    """`chat_template.py` keeps special tokens apart; no other module may tokenize data."""
     package = Path(__file__).parents[2] / "setbacks"
     callers = {
         path.relative_to(package).as_posix()
