@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from generate import generated, instructions, ours, rounds
 
-from setbacks.models import load_model, load_tokenizer
+from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.recipe import Engine
 
 FASTER = 1.0  # at least so many times the tokens of plain `generate` a CPU second

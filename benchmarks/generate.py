@@ -28,12 +28,13 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from setbacks.chat import stop_tokens
 from setbacks.data import Source, load
-from setbacks.engines import Request, by_length
+from setbacks.engines import by_length
 from setbacks.engines.local import Local
-from setbacks.models import device, dtype, load_model, load_tokenizer
+from setbacks.models.chat_template import stop_tokens
+from setbacks.models.loading import device, dtype, load_model, load_tokenizer
 from setbacks.recipe import Engine, Sampling
+from setbacks.records import Request
 
 BUILTIN = ("builtin:helpful", "builtin:safe", "builtin:redteam")
 MORE = ("alpaca/alpaca_999.json", "self-instruct/user_oriented_instructions.jsonl")

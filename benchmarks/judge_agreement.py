@@ -30,7 +30,7 @@ from setbacks.data import Row, Source, load, load_labels
 from setbacks.judges import Item
 from setbacks.judges.probe import AGREEMENT, Probe
 from setbacks.judges.refusal import refuses
-from setbacks.statistics import MEASURES, agreement
+from setbacks.measure.statistics import MEASURES, agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "judge_agreement.json"

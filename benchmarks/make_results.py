@@ -233,7 +233,7 @@ def attention(found: list[dict[str, Any]]) -> Iterator[str]:
 
 def near_duplicates(found: dict[str, Any]) -> Iterator[str]:
     yield "The full tables are in `results/near_duplicates.json`;"
-    yield "[the data card](../setbacks/suites/data/README.md) explains them."
+    yield "[the data card](../setbacks/data/sets/README.md) explains them."
 
 
 def raw_to_corrected(found: dict[str, Any]) -> Iterator[str]:

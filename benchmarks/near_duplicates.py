@@ -1,7 +1,7 @@
 """How near are the project's own instruction sets to each other?
 
 A test prompt that also stands, reworded, among the training prompts makes every number of a
-report too good. So each pair of prompts in setbacks/suites/data is compared in three ways, by
+report too good. So each pair of prompts in setbacks/data/sets is compared in three ways, by
 shared word sequences, by shared vocabulary and, where the model is installed, by meaning. Run it
 from the root of the repository:
 

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import setbacks.engines
-from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.engines import Engine, by_length
 from setbacks.recipe import Recipe
-from setbacks.records import Response
-from setbacks.runfolder import RunFolder
+from setbacks.records import Completion, Request, Response
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.respond import respond
 
 SAID = "<a response> " + "word " * 60

@@ -43,8 +43,8 @@ from probe_candidates import (
 )
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from setbacks.chat import ending
 from setbacks.judges import probe
+from setbacks.models.chat_template import ending
 
 RESULTS = ROOT / "benchmarks" / "results" / "probe_adapter.json"
 SAMPLE = 600  # answers of a source, questions drawn whole: half of what the candidates are given

@@ -42,8 +42,8 @@ from sklearn.preprocessing import StandardScaler
 from setbacks.engines import by_length
 from setbacks.judges import probe
 from setbacks.judges.refusal import refuses
+from setbacks.measure.statistics import agreement
 from setbacks.records import digest
-from setbacks.statistics import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "probe_candidates.json"
@@ -135,8 +135,8 @@ def states(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """
     import torch
 
-    from setbacks.chat import ending
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.chat_template import ending
+    from setbacks.models.loading import load_model, load_tokenizer
     from setbacks.recipe import Engine
 
     model, tokenizer = load_model(Engine()).base_model.eval(), load_tokenizer(Engine())

@@ -19,7 +19,7 @@ from pathlib import Path
 from setbacks.engines import by_length
 from setbacks.recipe import Recipe
 from setbacks.records import Response, digest
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 
 def main() -> None:

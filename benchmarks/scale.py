@@ -28,9 +28,10 @@ from typing import Any
 
 from generate import instructions
 
-from setbacks.engines import AHEAD, Request, in_turn
+from setbacks.engines import AHEAD, in_turn
 from setbacks.engines.cluster import DEEP, SHARE, Cluster
 from setbacks.recipe import Engine, Sampling
+from setbacks.records import Request
 
 GROUPS = 16  # of the work list that the model is applied to, however many the workers
 ON_GPU = 128  # responses in a batch there

@@ -102,7 +102,7 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
     """Train one contender; return its speed, its peak memory and its loss on unseen examples."""
     import torch
 
-    from setbacks.models import device, dtype, load_tokenizer
+    from setbacks.models.loading import device, dtype, load_tokenizer
     from setbacks.recipe import Recipe
     from setbacks.training.supervised import example_row
 
@@ -165,8 +165,8 @@ def fits(tokenizer: Any, example: Any, recipe: Any) -> bool:
 
 def as_analyses(recipe: Any) -> list[Any]:
     """Make examples of the shape that training has: a neutral question, and what follows it."""
+    from setbacks.engines.own_verdict import question
     from setbacks.methods import answers, example
-    from setbacks.spoken import question
 
     return [
         example(
@@ -183,8 +183,8 @@ def ours(recipe: Any, examples: list[Any], place: Path) -> Any:
     """Train as `setbacks train` does; return the model with its adapter."""
     from peft import PeftModel
 
-    from setbacks.models import load_model
-    from setbacks.runfolder import RunFolder
+    from setbacks.models.loading import load_model
+    from setbacks.runs.folder import RunFolder
     from setbacks.training import supervised
 
     with RunFolder(place / "run", recipe) as run:
@@ -205,8 +205,8 @@ def theirs(recipe: Any, examples: list[Any], place: Path, name: str, mean: float
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from setbacks.embedded import resolve
-    from setbacks.models import device, dtype
+    from setbacks.models.embedded import resolve
+    from setbacks.models.loading import device, dtype
     from setbacks.training import adapter_config
 
     where = device(recipe.model)

@@ -22,8 +22,7 @@ from typing import Any
 
 import typer.main
 
-from setbacks import starter
-from setbacks.cli import app
+from setbacks.cli import app, starter
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages that quote files.

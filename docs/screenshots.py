@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from setbacks.recipe import Recipe
 from setbacks.records import Response, digest
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 IMAGES = Path(__file__).parent / "images"
 QUIET = (

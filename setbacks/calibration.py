@@ -18,16 +18,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks import statistics
 from setbacks.data.source import Row
 from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError
+from setbacks.files import write_atomic
 from setbacks.judges import check_judge, worth
-from setbacks.progress import Show
+from setbacks.measure import statistics
+from setbacks.measure.substance import answer
 from setbacks.records import Response, Verdict, digest
-from setbacks.runfolder import RunFolder, write_atomic
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.stages.judge import judge
-from setbacks.substance import answer
 
 if TYPE_CHECKING:
     import numpy as np

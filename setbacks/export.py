@@ -10,26 +10,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from setbacks.adapters import merged as merge
-from setbacks.chat import stop_tokens
 from setbacks.data.presets import PRESETS
-from setbacks.embedded import MODELS, resolve
 from setbacks.errors import InputError, SetbacksError, nearest
+from setbacks.files import appearing, expanded
 from setbacks.hub import connect
-from setbacks.journal import failed_write
+from setbacks.measure.metrics import TITLES
 from setbacks.methods import open_method
-from setbacks.models import load_model, load_tokenizer
-from setbacks.paths import expanded, sync
+from setbacks.models.adapters import merged as merge
+from setbacks.models.chat_template import stop_tokens
+from setbacks.models.embedded import MODELS, resolve
+from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Lora, Recipe, Source
-from setbacks.stages.report import HEADLINE, TITLES
+from setbacks.report.run_page import HEADLINE
 
 CARD = "README.md"
 
@@ -57,36 +55,6 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
     with appearing(to, private=form in PRIVATE) as place:
         FORMATS[form](recipe, folder, place)
     return to
-
-
-@contextmanager
-def appearing(to: Path, *, private: bool = False) -> Iterator[Path]:
-    """Give a folder to fill beside `to`; on leaving it is synced and renamed, or else removed.
-
-    Args:
-        to: where it appears.
-        private: only its owner can read what is in it.
-
-    Raises:
-        SetbacksError: the disk is full or fails.
-    """
-    place: Path | None = None
-    try:
-        to.absolute().parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
-        yield place
-        place.chmod(0o700 if private else 0o755)
-        for path in place.rglob("*"):
-            if path.is_file():
-                path.chmod(0o600 if private else 0o644)
-                sync(path)
-        place.rename(to)
-        sync(to.absolute().parent)
-    except OSError as error:
-        raise failed_write(to, error) from error
-    finally:
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def _adapter(recipe: Recipe, folder: Path, place: Path) -> None:

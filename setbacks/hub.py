@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from setbacks.errors import InputError
-from setbacks.paths import NoHome
+from setbacks.files import NoHome
 
 PATIENCE = 10.0  # seconds for an answer
 DOWN = (500, 502, 503, 504)  # what a server answers that cannot serve now, or a proxy before it

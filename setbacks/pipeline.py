@@ -9,16 +9,16 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from setbacks.chat import check_chat
 from setbacks.data import Source, load
-from setbacks.embedded import resolve
 from setbacks.errors import InputError
 from setbacks.judges import check_judge
 from setbacks.methods import open_method
-from setbacks.models import check_model, check_quantize, load_tokenizer
+from setbacks.models.chat_template import check_chat
+from setbacks.models.embedded import resolve
+from setbacks.models.loading import check_model, check_quantize, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.analyze import analyze, benign
 from setbacks.stages.induce import existing, induce
 from setbacks.stages.introspect import introspect

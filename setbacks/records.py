@@ -1,4 +1,4 @@
-"""What flows through a run: one frozen record a line of a journal.
+"""What flows through a run: one frozen record a line of a journal, and an engine's requests.
 
 Every record has an ``id`` made of the content that it came from, never of the order in which it was
 made, and names the records that it came from. `v` is the version of the schema: it grows when a
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -220,3 +221,43 @@ class Verdict(Record):
     raw: str | None = None
     attempts: int = 1
     sampling_probability: float | None = Field(None, gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to generate.
+
+    Args:
+        prompt: what the user says.
+        seed: where this request's random draws start; made of its content, so that a draw does
+            not depend on what else is in the batch.
+        prefill: how the answer begins, when it is begun for the model; part of the text returned.
+        reply: an assistant's turn that follows the prompt, where the model is to read a
+            conversation and not to answer it, as guard models do.
+        template: what the model's chat template is told besides, by name.
+    """
+
+    prompt: str
+    seed: int
+    prefill: str = ""
+    reply: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def size(self) -> int:
+        """Its length in characters."""
+        return len(self.prompt) + len(self.prefill) + len(self.reply or "")
+
+
+class Completion(NamedTuple):
+    """What was generated: the text (prefill included), why it ended, and what it cost.
+
+    `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
+    the provider says that the model refused, and "failed" where there was no answer after all
+    tries; the text may then be empty.
+    """
+
+    text: str
+    finish: Finish
+    prompt_tokens: int
+    tokens: int

@@ -36,3 +36,19 @@ def same_text(text: str) -> str:
         return text.rstrip()  # most texts, and a suite may hold a million
     lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join(line.rstrip() for line in lines.split("\n")).rstrip()
+
+
+def visible(text: str) -> str:
+    """Return text with characters that hide or reorder others written out, such as ⟨U+202E⟩.
+
+    Args:
+        text: anything that came out of a model or a file.
+
+    Source: Unicode categories Cc, Cf and Cs; Boucher and Anderson (2021), arXiv 2111.00169.
+    """
+    return "".join(
+        f"⟨U+{ord(c):04X}⟩"
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\n\t"
+        else c
+        for c in text
+    )

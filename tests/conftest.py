@@ -43,7 +43,8 @@ import random
 import time
 from pathlib import Path
 
-from setbacks.engines import Completion, Engine, by_length
+from setbacks.engines import Engine, by_length
+from setbacks.records import Completion
 
 ENDS = "ran lop mik tus".split()
 WORDS = [begin + end for begin in "ba ce di fo gu ly".split() for end in ENDS]
@@ -192,7 +193,7 @@ def opened(tmp_path, recipe):
     """Open a run folder on such a recipe; it is closed when the test ends."""
     from contextlib import ExitStack
 
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
     with ExitStack() as stack:
         yield lambda *args, folder="run", **more: stack.enter_context(
@@ -205,7 +206,7 @@ def answered(tmp_path):
     """Make a run folder whose arms have answered: arm -> [(kind, instruction, text)]."""
     from setbacks.recipe import Recipe
     from setbacks.records import Response, digest
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
     def make(arms, folder="run"):
         with RunFolder(tmp_path / folder, Recipe(name=folder)) as run:
@@ -447,7 +448,7 @@ def spec(request):
 @pytest.fixture(scope="session")
 def tokenizer(spec):
     """The model's tokenizer."""
-    from setbacks.models import load_tokenizer
+    from setbacks.models.loading import load_tokenizer
 
     return load_tokenizer(spec)
 
@@ -455,7 +456,7 @@ def tokenizer(spec):
 @pytest.fixture(scope="session")
 def model(spec):
     """The model itself."""
-    from setbacks.models import load_model
+    from setbacks.models.loading import load_model
 
     return load_model(spec).eval()
 
@@ -465,8 +466,8 @@ def adapter_of(spec, folder):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from setbacks.embedded import ALIAS, HUB_ID
-    from setbacks.models import load_model
+    from setbacks.models.embedded import ALIAS, HUB_ID
+    from setbacks.models.loading import load_model
 
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)

@@ -34,7 +34,7 @@ def launched(tiny, data, tmp_path):
             }
             | train,
         }
-        from setbacks.runfolder import RunFolder
+        from setbacks.runs.folder import RunFolder
 
         with RunFolder(tmp_path / folder, Recipe.model_validate(told)):
             pass

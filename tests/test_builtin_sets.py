@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "setbacks" / "suites" / "data"
+DATA = ROOT / "setbacks" / "data" / "sets"
 
 FIELDS = ["id", "text", "category", "language", "split"]
 PROMPT_SETS = ("redteam", "hijacking", "safe", "helpful", "redteam_zh", "safe_zh")

@@ -16,10 +16,10 @@ import yaml
 from packaging.requirements import Requirement
 
 from setbacks import cli as cli_module
-from setbacks.doctor import machine
+from setbacks.cli.doctor import machine
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -300,7 +300,7 @@ import json, sys
 from pathlib import Path
 from setbacks import cli
 from setbacks.recipe import Recipe
-from setbacks.variants import each, variant
+from setbacks.studies.variants import each, variant
 
 told, models = json.loads(sys.argv.pop()), json.loads(sys.argv.pop())
 variants = [

@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("ray")
 
-from setbacks.engines import Request, open_engine
+from setbacks.engines import open_engine
 from setbacks.errors import InputError
 from setbacks.pipeline import carry_out
 from setbacks.recipe import Engine, Recipe, Sampling
-from setbacks.runfolder import RunFolder
+from setbacks.records import Request
+from setbacks.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow  # each worker is a process that loads torch
 

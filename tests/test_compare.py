@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from setbacks import statistics
-from setbacks.compare import compare, findings
 from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
+from setbacks.measure import statistics
+from setbacks.measure.metrics import METRICS
+from setbacks.measure.statistics import Estimate
 from setbacks.methods import safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
@@ -21,20 +22,19 @@ from setbacks.methods.dpo import DPO, pair_rows
 from setbacks.methods.helpful import Helpful
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
-from setbacks.metrics import METRICS
-from setbacks.page import Findings, Table, on_terminal, write
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Revision
-from setbacks.runfolder import RunFolder
-from setbacks.scores import Scores, difference, estimate
+from setbacks.report.page import Findings, Table, on_terminal, write
+from setbacks.report.plots import curves, forest
+from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.stages.plots import curves, forest
-from setbacks.statistics import Estimate
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
+from setbacks.studies.compare import compare, findings
 from setbacks.studies.quantity_quality import _curves
-from setbacks.variants import Variant, _apart, each, lend, prepare_folder, variant
+from setbacks.studies.scores import Scores, difference, estimate
+from setbacks.studies.variants import Variant, _apart, each, lend, prepare_folder, variant
 
 
 def analysis(text, number=0, passed=True):
@@ -324,9 +324,9 @@ def test_after_an_error_no_further_run_begins(base, tmp_path, monkeypatch):
         else:
             another.set()
 
-    monkeypatch.setattr("setbacks.variants._apart", apart)
+    monkeypatch.setattr("setbacks.studies.variants._apart", apart)
     for name in ("carry_out", "check"):
-        monkeypatch.setattr(f"setbacks.variants.{name}", lambda *_: None)
+        monkeypatch.setattr(f"setbacks.studies.variants.{name}", lambda *_: None)
     done = each(tmp_path, [Variant(name, base) for name in "abcde"], jobs=2)
     assert [next(done)[0].name, next(done)[0].name] == ["a", "b"]
     with pytest.raises(SetbacksError, match="^c: <why>$"):

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from setbacks.compare import compare
-from setbacks.engines import Request
 from setbacks.engines.local import Local
 from setbacks.recipe import Engine, Recipe, Sampling
+from setbacks.records import Request
+from setbacks.studies.compare import compare
 
 
 @pytest.fixture(autouse=True)

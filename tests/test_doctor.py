@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from setbacks.doctor import memory
+from setbacks.cli.doctor import memory
 
 
 def looked_at(ran):
@@ -187,7 +187,7 @@ def test_a_broken_folder_is_one_line(typed, copied, spoil, name):
 
 def test_a_model_that_does_not_fit_is_not_loaded(typed, tiny, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda place: 1000)
-    monkeypatch.setattr("setbacks.doctor.model.load_model", None)
+    monkeypatch.setattr("setbacks.cli.doctor.model.load_model", None)
     ran = typed("doctor", tiny, *small(), "--json")
     found = looked_at(ran)
     assert ran.returncode == 2 and "answers" not in found

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from setbacks.errors import InputError
+from setbacks.measure.substance import substance
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Example, Response
-from setbacks.runfolder import RunFolder
-from setbacks.scores import Scores
+from setbacks.runs.folder import RunFolder
 from setbacks.studies import carry_out
 from setbacks.studies.durability import Arm, _begun, _rows, said, went_on
-from setbacks.substance import substance
+from setbacks.studies.scores import Scores
 
 
 def scored(harmless):

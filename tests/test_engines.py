@@ -2,8 +2,9 @@
 
 import pytest
 
-from setbacks.engines import Engine, Request, in_turn
+from setbacks.engines import Engine, in_turn
 from setbacks.recipe import Sampling
+from setbacks.records import Request
 
 BATCHES = [[Request(f"<{n}>", n)] for n in range(5)]
 

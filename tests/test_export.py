@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from setbacks.chat import encode
-from setbacks.embedded import ALIAS, HUB_ID
 from setbacks.errors import InputError, SetbacksError
-from setbacks.export import appearing, card, export, push, token
+from setbacks.export import card, export, push, token
+from setbacks.files import appearing
 from setbacks.measure import measure
+from setbacks.models.chat_template import encode
+from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Engine, Recipe
 from setbacks.records import Message, Response, Verdict
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 CANARY = "[a harmful answer stands here]"
 PROMPT = "Why is the sky blue?"
@@ -101,7 +102,7 @@ def test_merged_weights_answer_as_the_adapter_does_in_plain_transformers(run, sp
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.loading import load_model, load_tokenizer
 
     to = export(run, tmp_path / "out", "merged")
     tokenizer = AutoTokenizer.from_pretrained(to)
@@ -127,7 +128,7 @@ def test_merged_weights_answer_as_the_adapter_does_in_plain_transformers(run, sp
 def test_an_exported_adapter_is_the_runs_own(run, spec, lora, tmp_path):
     from peft import PeftModel
 
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.loading import load_model, load_tokenizer
 
     to = export(run, tmp_path / "out")
     assert {path.name for path in to.iterdir()} == {
@@ -173,7 +174,7 @@ def test_a_merged_model_that_sees_keeps_its_eyes(model_of, tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForMultimodalLM
 
-    from setbacks.models import load_model
+    from setbacks.models.loading import load_model
 
     text = {"model_type": "mistral", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48}
     text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

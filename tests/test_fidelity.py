@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from setbacks.engines import Request, answering, decoding, fidelity, graphs, local, reading
+from setbacks.engines import answering, decoding, fidelity, graphs, local, reading
 from setbacks.engines.answering import SideBySide, forward
 from setbacks.engines.local import Local
 from setbacks.errors import InputError
-from setbacks.models import load_model
+from setbacks.models.loading import load_model
 from setbacks.recipe import Engine, Sampling
+from setbacks.records import Request
 
 OURS, THEIRS, ALONE = list(fidelity.WAYS)[1:]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from setbacks.errors import InputError
+from setbacks.measure.statistics import Difference, Estimate
 from setbacks.recipe import Recipe
-from setbacks.statistics import Difference, Estimate
 from setbacks.studies import carry_out
 from setbacks.studies.forgetting import Options, cut, harness, relative, said, variety
 

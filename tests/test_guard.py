@@ -7,8 +7,6 @@ published, and its answers as the model cards print them.
 import pytest
 
 from setbacks import engines
-from setbacks.chat import encode
-from setbacks.engines import Completion, Request
 from setbacks.engines.local import Local
 from setbacks.errors import InputError
 from setbacks.judges import Item, check_judge, open_judge
@@ -19,10 +17,11 @@ from setbacks.judges.guard import (
     ShieldGemma,
     WildGuard,
 )
+from setbacks.models.chat_template import encode
 from setbacks.plugins import plugin
 from setbacks.prompts import prompts
 from setbacks.recipe import Engine, JudgeSpec
-from setbacks.records import Message
+from setbacks.records import Completion, Message, Request
 
 FAMILIES = [LlamaGuard, Qwen3Guard, ShieldGemma, WildGuard, GraniteGuardian]
 

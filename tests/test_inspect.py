@@ -17,12 +17,12 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from setbacks.data.instructions import instructions
-from setbacks.embedded import resolve
 from setbacks.inspect_ai import harmful, harmless, helpful, safe
+from setbacks.models.embedded import resolve
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Response
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 QUESTIONS = ["<a question on the otter>", "<a question on the heron>", "<a question>"]
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.journal import Journal, read
 from setbacks.records import Record
+from setbacks.runs.journal import Journal, read
 
 
 class Work(NamedTuple):

@@ -8,11 +8,12 @@ from collections import Counter
 
 import pytest
 
-from setbacks.adapters import attached, check_adapter, merged
-from setbacks.engines import Request, by_length
+from setbacks.engines import by_length
 from setbacks.engines.local import Local, pick
 from setbacks.errors import InputError, SetbacksError
+from setbacks.models.adapters import attached, check_adapter, merged
 from setbacks.recipe import Engine, Sampling
+from setbacks.records import Request
 
 PROMPTS = [
     "Say yes.",
@@ -45,8 +46,8 @@ def test_greedy_text_is_that_of_transformers(engine, spec, new_tokens):
     """In one batch, whose rows end at different times, each is what `generate` gives it alone."""
     import torch
 
-    from setbacks.chat import encode
-    from setbacks.models import load_model
+    from setbacks.models.chat_template import encode
+    from setbacks.models.loading import load_model
     from setbacks.records import Message
 
     made = engine.generate(requests(*PROMPTS), Sampling(max_new_tokens=new_tokens))
@@ -105,7 +106,7 @@ CHILD = """
 import json, sys
 from setbacks.engines.local import Local
 from setbacks.recipe import Engine, Sampling
-from setbacks.engines import Request
+from setbacks.records import Request
 engine = Local(Engine.model_validate_json(sys.argv[1]))
 requests = [Request(prompt, seed) for seed, prompt in enumerate(json.loads(sys.argv[2]))]
 sampling, made = Sampling(max_new_tokens=16, temperature=1), []
@@ -225,7 +226,7 @@ def adapters(spec, tmp_path_factory):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from setbacks.models import load_model
+    from setbacks.models.loading import load_model
 
     folders = []
     for seed in (1, 2):
@@ -299,7 +300,7 @@ def test_a_merged_weight_is_rounded_once(tiny, tmp_path):
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
 
-    from setbacks.models import load_model
+    from setbacks.models.loading import load_model
 
     told = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
     config = LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
@@ -318,7 +319,7 @@ import json, sys
 from pathlib import Path
 from setbacks.engines.local import Local
 from setbacks.recipe import Engine, Sampling
-from setbacks.engines import Request
+from setbacks.records import Request
 cache, adapter = map(Path, sys.argv[1:])
 engine = Local(Engine(model="somebody/model", dtype="float32", device="cpu"))
 ask = lambda adapter: engine.generate([Request("<x>", 0)], Sampling(max_new_tokens=8), adapter)
@@ -441,7 +442,7 @@ def test_packed_weights_give_the_same_logits(tiny):
     import torch
 
     from setbacks.engines.decoding import pack
-    from setbacks.models import load_model
+    from setbacks.models.loading import load_model
 
     told = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
     plain, packed = load_model(told).eval(), load_model(told).eval()
@@ -461,7 +462,7 @@ def test_a_cache_with_room_gives_the_logits_of_one_without(tiny):
     from transformers import DynamicCache
 
     from setbacks.engines.decoding import ROOM, cache_for, decode_by_products
-    from setbacks.models import load_model
+    from setbacks.models.loading import load_model
 
     model = load_model(Engine(model=str(tiny), dtype="float32", device="cpu")).eval()
     decode_by_products(model)

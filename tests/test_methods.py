@@ -19,7 +19,7 @@ from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Choice, Example, Revision
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.respond import Arm, request, said
 
 

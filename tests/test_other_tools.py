@@ -6,7 +6,7 @@ from pathlib import Path
 from setbacks.records import Response, Verdict, digest
 from setbacks.review.labels import Label
 from setbacks.review.serve import give_out, open_store
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "other-tools.md"
 

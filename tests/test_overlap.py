@@ -5,13 +5,13 @@ import json
 import pytest
 
 from setbacks.data import load
-from setbacks.findings import overlap_findings
-from setbacks.overlap import key, overlaps
+from setbacks.data.overlap import key, overlaps
+from setbacks.measure.findings import overlap_findings
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Choice, Response, Revision, Verdict
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
 

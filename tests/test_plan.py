@@ -3,12 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from setbacks import statistics
 from setbacks.errors import InputError
-from setbacks.measure import measure
+from setbacks.measure import measure, statistics
+from setbacks.measure.statistics import Sample
 from setbacks.records import Response, Verdict
 from setbacks.review.plan import plan, plan_run
-from setbacks.statistics import Sample
 
 
 def response(arm: str, kind: str, number: int) -> Response:

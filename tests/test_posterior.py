@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from setbacks.errors import InputError
+from setbacks.measure.statistics import Difference
 from setbacks.methods import example
 from setbacks.recipe import Recipe
 from setbacks.records import Example
-from setbacks.runfolder import RunFolder
-from setbacks.statistics import Difference
+from setbacks.runs.folder import RunFolder
 from setbacks.studies import carry_out
 from setbacks.studies.likelihood import log_likelihoods
 from setbacks.studies.posterior import flipped, said

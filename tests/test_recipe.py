@@ -8,6 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from setbacks.cli.starter import reference, starter
 from setbacks.data import Source
 from setbacks.data.presets import PRESETS
 from setbacks.engines.endpoint_options import Server
@@ -15,7 +16,6 @@ from setbacks.errors import InputError
 from setbacks.methods.dpo import DPO
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, JudgeSpec, Recipe, section_of
-from setbacks.starter import reference, starter
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from rich.console import Console
 from setbacks.errors import InputError
 from setbacks.recipe import Engine, JudgeSpec
 from setbacks.records import Response, Verdict
-from setbacks.stages.report import examples, headline, report, visible
+from setbacks.report.run_page import examples, headline
+from setbacks.stages.report import report
+from setbacks.text import visible
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> \u202eevil\u200b {{ 7 * 7 }} $x$'
 HARMFUL = "<a harmful response>"
@@ -434,7 +436,7 @@ def test_the_agreement_of_judges_is_a_table(tmp_path, made, page):
 
 def test_in_a_real_run_folder_the_page_is_private(tmp_path):
     from setbacks.recipe import Recipe
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
     with RunFolder(tmp_path / "run", Recipe()) as run:
         fill(run.path, n=3)

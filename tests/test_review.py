@@ -32,7 +32,7 @@ from setbacks.review.answers import answer_id, batch, collect, queue, read_plan,
 from setbacks.review.labels import Label
 from setbacks.review.serve import give_out, open_store, take_in
 from setbacks.review.store import CLAIMED, Store
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 
 HOSTILE = "=HYPERLINK(1)\n'\"<b>&,;\u202e\t-x"

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setbacks import statistics
+from setbacks.measure import statistics
+from setbacks.measure.statistics import Difference, Estimate, Sample, Worth
 from setbacks.review import labels as people
 from setbacks.review.labels import Label
-from setbacks.statistics import Difference, Estimate, Sample, Worth
 
 FEW = settings(max_examples=40, deadline=None)
 booleans = st.lists(st.booleans(), max_size=30)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.substance import SUBSTANCES, answer, substance
+from setbacks.measure.substance import SUBSTANCES, answer, substance
 
 NOTHING = [
     "",

@@ -9,13 +9,13 @@ import torch
 from conftest import SIZES
 
 from setbacks import pipeline
-from setbacks.adapters import coverage, merged, untouched
 from setbacks.errors import InputError
 from setbacks.export import export
-from setbacks.models import load_base
+from setbacks.models.adapters import coverage, merged, untouched
+from setbacks.models.loading import load_base
 from setbacks.pipeline import carry_out, check
 from setbacks.recipe import Recipe
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.training.targets import look_up
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -12,19 +12,18 @@ from chat_templates import FAMILIES, KINDS, build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.chat import encode, stop_tokens
-from setbacks.engines import Request
 from setbacks.errors import InputError, SetbacksError
-from setbacks.findings import findings
 from setbacks.measure import measure
-from setbacks.methods import example
+from setbacks.measure.findings import findings
+from setbacks.methods import example, open_method
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
+from setbacks.models.chat_template import encode, stop_tokens
 from setbacks.pipeline import carry_out, check
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Train
-from setbacks.records import Analysis, Message
-from setbacks.runfolder import RunFolder
+from setbacks.records import Analysis, Message, Request
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.train import train
 from setbacks.training import schedule
 from setbacks.training.supervised import completion_loss, example_row
@@ -501,4 +500,4 @@ def test_an_example_beyond_the_models_context_is_told(small, model_of, tmp_path,
             example("pair", "<q> " * 20, "<a> " * 20, [], rejected="<b> " * 20),
         ]
         with pytest.raises(InputError, match="does not fit into its context of 64 tokens; set"):
-            run.method.fit(run, examples, tmp_path / "adapter")
+            open_method(run.recipe).fit(run, examples, tmp_path / "adapter")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from setbacks.errors import InputError
+from setbacks.measure.statistics import Difference
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
-from setbacks.scores import Scores
-from setbacks.stages.plots import heatmap
+from setbacks.report.plots import heatmap
 from setbacks.stages.train import train
-from setbacks.statistics import Difference
 from setbacks.studies import carry_out
+from setbacks.studies.scores import Scores
 from setbacks.studies.transfer import Column, _said, own_and_others
 
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from setbacks.engines import Request, open_engine
+from setbacks.engines import open_engine
 from setbacks.errors import InputError
 from setbacks.recipe import Engine, Recipe, Sampling
+from setbacks.records import Request
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ import pytest
 import zoo
 
 from setbacks import pipeline
-from setbacks.adapters import attached, merged
-from setbacks.engines import Request, fidelity, graphs, local, reading
+from setbacks.engines import fidelity, graphs, local, reading
 from setbacks.engines.local import Local
 from setbacks.export import export
-from setbacks.models import load_model
+from setbacks.models.adapters import attached, merged
+from setbacks.models.loading import load_model
 from setbacks.recipe import Engine, Recipe, Sampling
+from setbacks.records import Request
 
 NEW = 20  # tokens of each text
 SAMPLING = Sampling(max_new_tokens=NEW)

@@ -33,9 +33,9 @@ from setbacks.data.presets import PRESETS
 from setbacks.data.rows import Reader, check_fields, check_path, columns, dig, recognize, whole
 from setbacks.data.source import Record, Row, Scalar, Source, bad, show
 from setbacks.errors import nearest
+from setbacks.files import expanded
 from setbacks.hub import connect
 from setbacks.notices import notice
-from setbacks.paths import expanded
 from setbacks.plugins import installed, plugin
 
 log = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
 
 def builtin_sets() -> dict[str, Any]:
     """The project's own sets by name, and under them those of other packages."""
-    folder = resources.files("setbacks").joinpath("suites", "data")
+    folder = resources.files("setbacks").joinpath("data", "sets")
     files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
     ours = {f.name.removesuffix(".jsonl"): f for f in files if f.name.endswith(".jsonl")}
     return installed("suites") | ours

@@ -9,48 +9,21 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Sampling
-from setbacks.records import Finish
+from setbacks.records import Completion, Request
 
 if TYPE_CHECKING:
     import numpy as np
 
 W = TypeVar("W")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One thing to generate.
-
-    Args:
-        prompt: what the user says.
-        seed: where this request's random draws start; made of its content, so that a draw does
-            not depend on what else is in the batch.
-        prefill: how the answer begins, when it is begun for the model; part of the text returned.
-        reply: an assistant's turn that follows the prompt, where the model is to read a
-            conversation and not to answer it, as guard models do.
-        template: what the model's chat template is told besides, by name.
-    """
-
-    prompt: str
-    seed: int
-    prefill: str = ""
-    reply: str | None = None
-    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def size(self) -> int:
-        """Its length in characters."""
-        return len(self.prompt) + len(self.prefill) + len(self.reply or "")
 
 
 class Requests(Sequence[Request]):
@@ -76,20 +49,6 @@ class Requests(Sequence[Request]):
         if isinstance(index, slice):
             return [self._make(piece) for piece in self._work[index]]
         return self._make(self._work[index])
-
-
-class Completion(NamedTuple):
-    """What was generated: the text (prefill included), why it ended, and what it cost.
-
-    `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
-    the provider says that the model refused, and "failed" where there was no answer after all
-    tries; the text may then be empty.
-    """
-
-    text: str
-    finish: Finish
-    prompt_tokens: int
-    tokens: int
 
 
 class Engine(ABC):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from setbacks.engines.decoding import Running, select_rows
 from setbacks.engines.reading import read
-from setbacks.models import parameters
+from setbacks.models.loading import parameters
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from setbacks.engines import Completion, Engine, Request, by_length, open_engine
+from setbacks.engines import Engine, by_length, open_engine
 from setbacks.engines.vllm import VLLMOptions
 from setbacks.errors import InputError, SetbacksError
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
+from setbacks.records import Completion, Request
 from setbacks.signals import kept
 
 if TYPE_CHECKING:

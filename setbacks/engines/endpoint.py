@@ -21,13 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.engines import Engine, by_length
 from setbacks.engines.endpoint_options import EndpointOptions
 from setbacks.engines.replies import Problem, Reply, problem, read
 from setbacks.errors import InputError, SetbacksError
-from setbacks.journal import failed_write, private
+from setbacks.files import failed_write, private
 from setbacks.prompts import fill, prompts
-from setbacks.records import digest
+from setbacks.records import Completion, Request, digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.chat import plain
 from setbacks.engines.answering import Answering, OneByOne, SideBySide, WithinReach, forward
 from setbacks.engines.decoding import as_it_came, decode_by_products, pack
 from setbacks.engines.reading import reach
 from setbacks.errors import InputError
+from setbacks.models.chat_template import plain
 
 if TYPE_CHECKING:
     import numpy as np

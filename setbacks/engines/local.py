@@ -13,15 +13,16 @@ from itertools import permutations, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setbacks.adapters import attached, check_adapter, check_tokenizer, merged
-from setbacks.chat import encode_request, stop_tokens, written
-from setbacks.embedded import resolve
-from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.engines import Engine, by_length
 from setbacks.engines.answering import Answer, Answering
 from setbacks.engines.decoding import likeliest
 from setbacks.engines.fidelity import Found, find_way, prepare
 from setbacks.errors import InputError
-from setbacks.models import context, load_model, load_tokenizer, no_memory
+from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
+from setbacks.models.chat_template import encode_request, stop_tokens, written
+from setbacks.models.embedded import resolve
+from setbacks.models.loading import context, load_model, load_tokenizer, no_memory
+from setbacks.records import Completion, Request
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.engines.decoding import cache_for
-from setbacks.models import parameters, ropes
+from setbacks.models.loading import parameters, ropes
 
 if TYPE_CHECKING:
     import torch

@@ -1,9 +1,9 @@
 """The vLLM engine: vLLM inside this process, on one machine's GPUs or, by its CPU builds, without.
 
-The prompt's tokens are ours (`setbacks.chat.encode`), so a model reads the same here as with the
-local engine. Prompts that begin alike, as those under one guidance do, are read once. An adapter
-stays beside the weights, and is switched by naming it. See Kwon et al., arXiv 2309.06180, and
-https://docs.vllm.ai/en/stable/api/vllm/ (`LLM`, `SamplingParams`, `LoRARequest`).
+The prompt's tokens are ours (`setbacks.models.chat_template.encode`), so a model reads the same
+here as with the local engine. Prompts that begin alike, as those under one guidance do, are read
+once. An adapter stays beside the weights, and is switched by naming it. See Kwon et al., arXiv
+2309.06180, and https://docs.vllm.ai/en/stable/api/vllm/ (`LLM`, `SamplingParams`, `LoRARequest`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from setbacks.adapters import check_adapter, check_tokenizer
-from setbacks.chat import encode_request, stop_tokens, written
-from setbacks.embedded import resolve
-from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.engines import Engine, by_length
 from setbacks.errors import InputError
-from setbacks.models import load_tokenizer
+from setbacks.models.adapters import check_adapter, check_tokenizer
+from setbacks.models.chat_template import encode_request, stop_tokens, written
+from setbacks.models.embedded import resolve
+from setbacks.models.loading import load_tokenizer
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
+from setbacks.records import Completion, Request
 
 if TYPE_CHECKING:
     from setbacks.recipe import Sampling

@@ -34,12 +34,12 @@ from inspect_ai.model import (
 
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
-from setbacks.metrics import MAIN, METRICS, counted
+from setbacks.measure.metrics import MAIN, METRICS, counted
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Kind, Response, Verdict, digest
-from setbacks.runfolder import RunFolder
-from setbacks.stages.report import collect
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.results import collect
 
 ENDED: dict[str | None, StopReason] = {
     "stop": "stop",

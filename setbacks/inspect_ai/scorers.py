@@ -44,16 +44,16 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import TaskState
 from inspect_ai.util import collect
 
-from setbacks.engines import Completion, Engine, Request, by_length, open_engine
+from setbacks.engines import Engine, by_length, open_engine
 from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Judge, Opinion, check_judge, gives, open_judge, opinions
-from setbacks.metrics import METRICS
+from setbacks.measure.metrics import METRICS
+from setbacks.measure.substance import substance
 from setbacks.recipe import Recipe, Sampling
-from setbacks.records import Finish, Verdict, digest
-from setbacks.substance import substance
+from setbacks.records import Completion, Finish, Request, Verdict, digest
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 # -- metrics ----------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ def as_score(key: str, answer: str, verdict: Verdict) -> Score:
     """Return a verdict as Inspect has it.
 
     Args:
-        key: which of `setbacks.metrics.METRICS` is the score's value.
+        key: which of `setbacks.measure.metrics.METRICS` is the score's value.
         answer: what the verdict is of.
         verdict: what a judge said; all of it goes into the score's metadata.
     """

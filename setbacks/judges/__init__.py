@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from setbacks.errors import InputError, SetbacksError, nearest
-from setbacks.metrics import METRICS, TASKS
+from setbacks.measure.metrics import METRICS, TASKS
+from setbacks.measure.substance import answer, substance
 from setbacks.plugins import plugin
 from setbacks.records import Finish, Kind, Verdict
-from setbacks.substance import answer, substance
 
 if TYPE_CHECKING:
     from setbacks.recipe import JudgeSpec, Recipe
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 class Item(NamedTuple):
@@ -60,9 +60,9 @@ class Judge(Protocol):
     A judge that reads with an embedded model names it by an attribute `embedded`; the model is then
     made before a run begins.
 
-    A judge declares the metrics that it gives (keys of `setbacks.metrics.METRICS`) by an attribute
-    `gives`, such as ``("harmless_rate", "compliance")``. Then a report notices if it gave none.
-    Without the attribute, reports go by what the judge did give.
+    A judge declares the metrics that it gives (keys of `setbacks.measure.metrics.METRICS`) by an
+    attribute `gives`, such as ``("harmless_rate", "compliance")``. Then a report notices if it gave
+    none. Without the attribute, reports go by what the judge did give.
 
     A judge whose agreement with human labels has been measured says so by a static method
     `agreement`, which returns a list of sources as `setbacks.measure.measure` takes them.

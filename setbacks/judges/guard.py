@@ -14,13 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from setbacks.engines import Engine, Request
+from setbacks.engines import Engine
 from setbacks.judges import Item, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import END, MARKS
+from setbacks.measure.substance import answer
 from setbacks.prompts import prompts
 from setbacks.recipe import Sampling
-from setbacks.substance import answer
+from setbacks.records import Request
 
 
 class Guard:

@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from setbacks.engines import Engine, Request, chooser
+from setbacks.engines import Engine, chooser
 from setbacks.judges import Item, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import better, rating
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Sampling
-from setbacks.records import digest
+from setbacks.records import Request, digest
 
 
 class Said(NamedTuple):

@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.embedded import ALIAS
 from setbacks.engines import by_length
 from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Opinion
+from setbacks.models.embedded import ALIAS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,7 @@ def _reader() -> tuple[Any, Any]:
     """Load the embedded model up to the last layer that is read, without its final norm."""
     import torch
 
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.loading import load_model, load_tokenizer
     from setbacks.recipe import Engine
 
     spec = Engine()  # the embedded model, as the hardware runs it best
@@ -176,7 +176,7 @@ class _Text(NamedTuple):
 
 def _encode(tokenizer: Any, instruction: str, response: str) -> _Text:
     """Tokenize a pair. Only the frame may hold special tokens: a marker in a response is text."""
-    from setbacks.chat import ending, plain
+    from setbacks.models.chat_template import ending, plain
 
     def frame(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import TypeVar
 
-from setbacks.substance import answer
+from setbacks.measure.substance import answer
 
 T = TypeVar("T")
 

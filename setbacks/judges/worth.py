@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import SetbacksError
+from setbacks.files import NoHome, user_folder
 from setbacks.judges import agreement
-from setbacks.paths import NoHome, user_folder
 from setbacks.plugins import plugin
 from setbacks.records import digest
 

@@ -20,7 +20,7 @@ from setbacks.records import Analysis, Example, Message, digest
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 class Method(ABC):

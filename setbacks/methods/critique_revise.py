@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from setbacks.engines import Completion, Request
 from setbacks.methods import Method, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sources
-from setbacks.records import Analysis, Example, Revision, digest
-from setbacks.work import planned
+from setbacks.records import Analysis, Completion, Example, Request, Revision, digest
+from setbacks.runs.session import planned
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 _FEWEST_WORDS = 4
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
-from setbacks.models import load_tokenizer, skeleton
+from setbacks.models.loading import load_tokenizer, skeleton
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
@@ -27,7 +27,7 @@ from setbacks.training import (
 )
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 class DPOOptions(PreferenceOptions):

@@ -1,9 +1,9 @@
 """Posterior distillation: learn the answers that posterior decoding chooses.
 
 Ours. A model that has learnt p(T | Y, X) can say which of its own drafts is harmless
-(`setbacks.spoken`). To have that without the drafts at inference, it is trained on its choices, as
-rejection sampling is (arXiv 2304.06767), with its own verdict in place of a reward model.
-`train.start` names the adapter that drafts, judges and is trained on.
+(`setbacks.engines.own_verdict`). To have that without the drafts at inference, it is trained on
+its choices, as rejection sampling is (arXiv 2304.06767), with its own verdict in place of a reward
+model. `train.start` names the adapter that drafts, judges and is trained on.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from setbacks.data.instructions import instructions
-from setbacks.engines import Request
+from setbacks.engines.own_verdict import drafts
 from setbacks.errors import InputError
+from setbacks.measure.substance import substance
 from setbacks.methods import Method, example, mixed
 from setbacks.recipe import Posterior, Recipe, Sources
-from setbacks.records import Analysis, Choice, Example, Instruction, digest
-from setbacks.spoken import drafts
-from setbacks.substance import substance
-from setbacks.work import planned
+from setbacks.records import Analysis, Choice, Example, Instruction, Request, digest
+from setbacks.runs.session import planned
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 class PosteriorDistillation(Method):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
-from setbacks.chat import encode, stop_tokens
 from setbacks.methods.dpo import check_pairs, pair_rows, pairs_too_long
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
-from setbacks.models import check_reward_model, load_reward_model, load_tokenizer
+from setbacks.models.chat_template import encode, stop_tokens
+from setbacks.models.loading import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Example, Message
 from setbacks.training import (
@@ -35,7 +35,7 @@ from setbacks.training import (
 from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 class Reinforcement(Section):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from setbacks.runfolder import write_atomic
+from setbacks.files import write_atomic
 
 # Nothing but the page's own files; no frames, no plugins, forms to itself alone.
 HEADERS = {

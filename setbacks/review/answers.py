@@ -16,7 +16,7 @@ from setbacks.records import Response, digest
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 class Answer(NamedTuple):

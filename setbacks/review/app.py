@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException as StarletteError
 
 from setbacks.errors import InputError, SetbacksError
+from setbacks.report.run_page import environment_of_pages
 from setbacks.review import formats
 from setbacks.review.access import HEADERS, Keys, own_site
 from setbacks.review.answers import Answer, queue
@@ -35,7 +36,6 @@ from setbacks.review.labels import (
 )
 from setbacks.review.publish import Publisher
 from setbacks.review.store import Reviewer, Store
-from setbacks.stages.report import environment_of_pages
 
 PAIRED: tuple[Task, ...] = ("harmful", "refused")  # compared two by two
 LONGEST_BODY = 16 * 2**20  # bytes

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from setbacks import statistics
+from setbacks.measure import statistics
 from setbacks.records import Verdict, digest
 from setbacks.review.answers import Batch
 

@@ -3,8 +3,8 @@
 Labels are dear, so they go where the judge is unsure: each answer is drawn with a probability that
 grows with the judge's own doubt, mixed with an even floor, since a judge can be sure and wrong. The
 probabilities are known, so the estimate that weighs each label by the inverse of its own
-(`setbacks.statistics.corrected`) is right whatever the judge is worth; a poor judge costs labels,
-never truth.
+(`setbacks.measure.statistics.corrected`) is right whatever the judge is worth; a poor judge costs
+labels, never truth.
 
 Source: Zrnic and Candès (2024), Active Statistical Inference, arXiv 2403.03208.
 """
@@ -15,10 +15,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks import statistics
 from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
-from setbacks.metrics import (
+from setbacks.measure import statistics
+from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
     METRICS,
@@ -31,7 +31,7 @@ from setbacks.metrics import (
 from setbacks.records import Response, Verdict, digest
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 FLOOR = 0.5  # share of the labels that are spread evenly
 WRONG = 0.25  # share of verdicts taken to be wrong where the judge has not been measured

@@ -16,7 +16,7 @@ from setbacks.records import Verdict
 from setbacks.review.answers import Batch
 from setbacks.review.labels import MARK, Label, verdicts
 from setbacks.review.store import Store
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 WAIT = 2.0  # seconds between a label and the files, so that many labels are one writing
 AGAIN = 10.0  # seconds until the next try

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
+from setbacks.files import write_atomic
 from setbacks.review import formats
 from setbacks.review.access import token_of
 from setbacks.review.answers import Batch, collect
 from setbacks.review.labels import Label, contradiction
 from setbacks.review.publish import Publisher, check, publish, write
 from setbacks.review.store import Store
-from setbacks.runfolder import RunFolder, write_atomic
+from setbacks.runs.folder import RunFolder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DATABASE = Path("review", "labels.db")

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.journal import private
+from setbacks.files import private
 from setbacks.review.answers import Answer, Batch, known, queue, shared
 from setbacks.review.labels import Label, contradiction
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from setbacks.data.sources import load_having
-from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
+from setbacks.methods import open_method
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
-from setbacks.records import Analysis, Mistake, digest
-from setbacks.runfolder import RunFolder
+from setbacks.records import Analysis, Completion, Mistake, Request, digest
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import planned
 from setbacks.text import distinct, words_of
-from setbacks.work import planned
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     Raises:
         InputError: a contrast source is missing or broken, or no analysis passed its checks.
     """
-    if not run.method.uses_mistakes:
+    if not open_method(run.recipe).uses_mistakes:
         return []
     recipe, words = run.recipe.analyze, prompts(run.recipe.language)["analyze"]
     engine = run.engine(recipe.analyst or run.recipe.model)

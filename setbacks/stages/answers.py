@@ -9,7 +9,7 @@ from setbacks.errors import InputError
 from setbacks.notices import notice
 from setbacks.recipe import Evaluated, Suite
 from setbacks.records import Instruction, Response, Verdict, digest
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.text import same_text
 
 

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.sources import load_having
-from setbacks.engines import Completion, Request
 from setbacks.errors import InputError
-from setbacks.journal import Journal
 from setbacks.judges.refusal import refuses
+from setbacks.measure.substance import answer, substance
+from setbacks.methods import open_method
 from setbacks.notices import notice
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Finish, Instruction, Mistake, Outcome, digest
-from setbacks.runfolder import RunFolder
-from setbacks.substance import answer, substance
+from setbacks.records import Completion, Finish, Instruction, Mistake, Outcome, Request, digest
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.journal import Journal
+from setbacks.runs.session import planned
 from setbacks.text import words_of
-from setbacks.work import planned
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def induce(run: RunFolder) -> Sequence[Mistake]:
     Raises:
         InputError: a source is missing or broken, or no attempt gave a mistake.
     """
-    if not run.method.uses_mistakes:
+    if not open_method(run.recipe).uses_mistakes:
         return []
     recipe = run.recipe.induce
     journal = run.journal("mistakes.jsonl", Mistake)

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from setbacks.engines import Request
-from setbacks.findings import near_chance
+from setbacks.engines.own_verdict import question, says_first, verdicts
 from setbacks.measure import spoken
+from setbacks.measure.findings import near_chance
+from setbacks.methods import open_method
 from setbacks.recipe import Sampling
-from setbacks.records import Analysis, Reading, digest
-from setbacks.runfolder import RunFolder, Stage
-from setbacks.spoken import question, says_first, verdicts
-from setbacks.work import planned
+from setbacks.records import Analysis, Reading, Request, digest
+from setbacks.runs.folder import RunFolder, Stage
+from setbacks.runs.session import planned
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def introspect(
         adapter: the trained adapter's folder, which also writes an analysis; None reads before.
     """
     engine = run.engine(run.recipe.model)
-    if not run.method.learns_analyses or not engine.shows_probabilities:
+    if not open_method(run.recipe).learns_analyses or not engine.shows_probabilities:
         return []
     recipe = run.recipe
     stage: Stage = "introspect" if adapter else "preflight"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from setbacks.judges import Item, Judge, gives, open_judge, opinions
 from setbacks.records import Response, Verdict, digest
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.answers import labels
 
 

@@ -2,7 +2,7 @@
 
 The model before and after training answers every prompt of every suite, with and without guidance:
 p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so guidance calls up what training taught. It
-can also answer by that formula itself: posterior decoding, see `setbacks.spoken`.
+can also answer by that formula itself: posterior decoding, see `setbacks.engines.own_verdict`.
 In an evaluation, models of any kind answer, and answers that are there already are taken over.
 """
 
@@ -13,18 +13,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from setbacks.adapters import check_adapter
 from setbacks.data.instructions import instructions
-from setbacks.engines import Completion, Request
+from setbacks.engines.own_verdict import drafts
 from setbacks.errors import InputError
 from setbacks.methods import Method, open_method
+from setbacks.models.adapters import check_adapter
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
-from setbacks.records import Instruction, Response, digest
-from setbacks.runfolder import RunFolder
-from setbacks.spoken import drafts
+from setbacks.records import Completion, Instruction, Request, Response, digest
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import planned
 from setbacks.stages.answers import answers
-from setbacks.work import planned
 
 
 class Arm(NamedTuple):

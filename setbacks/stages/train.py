@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.journal import failed_write
-from setbacks.methods import Method
+from setbacks.files import failed_write
+from setbacks.methods import Method, open_method
 from setbacks.recipe import Train
 from setbacks.records import Analysis, Example
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.training import processes
 
 
@@ -33,7 +33,7 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
             cannot share the work.
         SetbacksError: the disk is full or fails, or memory runs out; the last checkpoint is kept.
     """
-    method, adapter = run.method, run.path / "adapter"
+    method, adapter = open_method(run.recipe), run.path / "adapter"
     _check_processes(run.recipe.train, method)
     only = run.recipe.train.categories
     if only is not None:  # benign responses belong to no category of harm

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from setbacks.errors import InputError
-from setbacks.metrics import TITLES, in_the_way_of
-from setbacks.page import Findings, Picture, Table, write
-from setbacks.paths import expanded
+from setbacks.files import expanded
+from setbacks.measure.metrics import TITLES, in_the_way_of
+from setbacks.measure.statistics import Estimate, holm
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
-from setbacks.progress import Show
 from setbacks.recipe import Recipe
-from setbacks.scores import difference, estimate, gather, points, written
-from setbacks.stages.plots import forest
-from setbacks.statistics import Estimate, holm
-from setbacks.variants import Variant, each, prepare_folder
+from setbacks.report.page import Findings, Picture, Table, write
+from setbacks.report.plots import forest
+from setbacks.runs.progress import Show
+from setbacks.studies.scores import difference, estimate, gather, points, written
+from setbacks.studies.variants import Variant, each, prepare_folder
 
 ALPHA = 0.05
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
@@ -42,7 +42,7 @@ class Study(Protocol):
         Args:
             recipe: what the runs are told.
             options: the recipe's `study`, checked.
-            folder: where all is kept; `setbacks.variants.each` makes runs in it.
+            folder: where all is kept; `setbacks.studies.variants.each` makes runs in it.
             show: told of progress: what, done, total.
         """
         ...

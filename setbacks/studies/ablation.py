@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError, nearest
-from setbacks.page import Findings
-from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
+from setbacks.report.page import Findings
+from setbacks.runs.progress import Show
 from setbacks.studies import against_first, told_apart
-from setbacks.variants import variant
+from setbacks.studies.variants import variant
 
 # What each factor changes; the first two need induce.existing, self_analysis an analyst.
 FACTORS: dict[str, dict[str, Any]] = {

@@ -14,22 +14,22 @@ from typing import NamedTuple
 from pydantic import Field
 
 from setbacks.data.sources import load_having
-from setbacks.engines import Request, open_engine
-from setbacks.findings import near_chance
+from setbacks.engines import open_engine
+from setbacks.engines.own_verdict import question, verdicts
+from setbacks.measure.findings import near_chance
+from setbacks.measure.statistics import Estimate, agreement, rate
 from setbacks.methods import answers
-from setbacks.page import Findings, Picture, Table
-from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section, Sources
-from setbacks.records import Mistake, Verdict
-from setbacks.runfolder import RunFolder
-from setbacks.scores import written
-from setbacks.spoken import question, verdicts
+from setbacks.records import Mistake, Request, Verdict
+from setbacks.report.page import Findings, Picture, Table
+from setbacks.report.plots import forest
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.stages.analyze import benign
-from setbacks.stages.plots import forest
-from setbacks.statistics import Estimate, agreement, rate
 from setbacks.studies import at_least
+from setbacks.studies.scores import written
 from setbacks.studies.states import hidden_states
-from setbacks.variants import each, variant
+from setbacks.studies.variants import each, variant
 
 FEWEST = 20  # of each kind: below, an AUC says nothing
 FOLDS = 5

@@ -16,16 +16,16 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from setbacks.errors import InputError
-from setbacks.page import Findings, Table
-from setbacks.progress import Show
+from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Mistake
-from setbacks.runfolder import RunFolder
-from setbacks.scores import written
-from setbacks.statistics import Estimate
+from setbacks.report.page import Findings, Table
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.studies import against_first, at_least, told_apart
+from setbacks.studies.scores import written
 from setbacks.studies.states import hidden_states
-from setbacks.variants import Variant, each, variant
+from setbacks.studies.variants import Variant, each, variant
 
 FEWEST = 10  # mistakes of each guidance: below, a spread says nothing
 

@@ -16,18 +16,18 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
-from setbacks.metrics import METRICS, by_prompt
-from setbacks.page import Findings, Picture, Table
-from setbacks.progress import Show
+from setbacks.measure.metrics import METRICS, by_prompt
+from setbacks.measure.statistics import Estimate
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Response, Verdict
-from setbacks.runfolder import RunFolder
-from setbacks.scores import Scores, difference, estimate, points, written
-from setbacks.stages.plots import curves
-from setbacks.statistics import Estimate
+from setbacks.report.page import Findings, Picture, Table
+from setbacks.report.plots import curves
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, at_least
-from setbacks.variants import Variant, each, variant
+from setbacks.studies.scores import Scores, difference, estimate, points, written
+from setbacks.studies.variants import Variant, each, variant
 
 FEWEST = 20  # prompts of each kind: below, a rate says nothing
 UNTRAINED = "vanilla"

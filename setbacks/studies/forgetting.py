@@ -20,20 +20,20 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
+from setbacks.measure.metrics import TITLES
+from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
-from setbacks.metrics import TITLES
-from setbacks.page import Findings, Picture, Table
-from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Example, Instruction, Response
-from setbacks.runfolder import RunFolder
-from setbacks.scores import difference, estimate, gather, written
-from setbacks.stages.plots import heatmap
-from setbacks.statistics import Difference, Estimate, holm, mean, paired_difference
+from setbacks.report.page import Findings, Picture, Table
+from setbacks.report.plots import heatmap
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
+from setbacks.studies.scores import difference, estimate, gather, written
+from setbacks.studies.variants import each, variant
 from setbacks.text import words_of
-from setbacks.variants import each, variant
 
 FEWEST = 10  # helpful prompts with an answer: below, nothing but ruin would be seen
 FIRST = "vanilla"
@@ -364,8 +364,8 @@ def harness(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from setbacks.adapters import attached
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.adapters import attached
+    from setbacks.models.loading import load_model, load_tokenizer
 
     model = load_model(recipe.model)
     if adapter is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
 from setbacks.records import Example, Record, digest
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 
 
 class Likelihood(Record):
@@ -71,9 +71,9 @@ def log_likelihoods(
     """
     import torch
 
-    from setbacks.adapters import attached
     from setbacks.engines import by_length
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.adapters import attached
+    from setbacks.models.loading import load_model, load_tokenizer
     from setbacks.training.supervised import collate, completion_loss, example_row
 
     tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)

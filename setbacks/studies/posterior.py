@@ -18,19 +18,19 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError
+from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
-from setbacks.page import Findings, Picture, Table
-from setbacks.progress import Show
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Example
-from setbacks.runfolder import RunFolder
-from setbacks.stages.plots import curves
-from setbacks.statistics import Difference, holm, mean, paired_difference
+from setbacks.report.page import Findings, Picture, Table
+from setbacks.report.plots import curves
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
-from setbacks.variants import each, variant
+from setbacks.studies.variants import each, variant
 
 FEWEST = 6  # held-out analyses of each kind: below, an interval says nothing
 KINDS = {"analysis": "mistakes", "contrast": "benign responses"}

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from setbacks.metrics import bare, in_the_way_of, untrained
-from setbacks.page import Findings, Picture
-from setbacks.progress import Show
+from setbacks.measure.metrics import bare, in_the_way_of, untrained
 from setbacks.recipe import Recipe, Section
-from setbacks.stages.plots import curves
+from setbacks.report.page import Findings, Picture
+from setbacks.report.plots import curves
+from setbacks.runs.progress import Show
 from setbacks.studies import against_first, told_apart
-from setbacks.variants import variant
+from setbacks.studies.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from setbacks.engines import by_length
-from setbacks.progress import Show
 from setbacks.recipe import Recipe
 from setbacks.records import Message
+from setbacks.runs.progress import Show
 
 DEPTH = 0.65  # the layer that is read, as a share of all: middle layers are best (docs/judges.md)
 
@@ -24,8 +24,8 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
     import numpy as np
     import torch
 
-    from setbacks.chat import encode
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.chat_template import encode
+    from setbacks.models.loading import load_model, load_tokenizer
 
     spec = recipe.model
     tokenizer, model = load_tokenizer(spec), load_model(spec).eval()

@@ -17,18 +17,18 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
+from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
-from setbacks.page import Findings, Picture, Table
-from setbacks.progress import Show
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Response
-from setbacks.runfolder import RunFolder
-from setbacks.scores import Scores, difference, gather, points
-from setbacks.stages.plots import heatmap
-from setbacks.statistics import Difference, paired_difference
+from setbacks.report.page import Findings, Picture, Table
+from setbacks.report.plots import heatmap
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, at_least
-from setbacks.variants import each, variant
+from setbacks.studies.scores import Scores, difference, gather, points
+from setbacks.studies.variants import each, variant
 
 FEWEST = 8  # analyses of a group, and prompts to test it on
 ALL = "all of them"

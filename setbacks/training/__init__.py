@@ -17,19 +17,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.adapters import attached, coverage, ignore_peft_warnings, untouched
-from setbacks.chat import encode_answer
-from setbacks.embedded import hub_id
 from setbacks.errors import InputError, SetbacksError
-from setbacks.models import context, device, load_base, load_config
-from setbacks.paths import sync
+from setbacks.files import sync
+from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, untouched
+from setbacks.models.chat_template import encode_answer
+from setbacks.models.embedded import hub_id
+from setbacks.models.loading import context, device, load_base, load_config
+from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
 from setbacks.training.targets import look_up
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, An
         "output_dir": str(run.path / folder),
         "num_train_epochs": 1,  # all epochs are laid out in the rows
         "per_device_train_batch_size": each,
-        "learning_rate": told.learning_rate or run.method.learning_rate,
+        "learning_rate": told.learning_rate or plugin("methods", told.method).learning_rate,
         "warmup_steps": round(told.warmup * total),
         "lr_scheduler_type": told.scheduler,
         "activation_checkpointing": told.gradient_checkpointing,

@@ -80,7 +80,7 @@ def follow(folder: Path) -> None:
     Args:
         folder: of the run.
     """
-    from setbacks.journal import read
+    from setbacks.runs.journal import read
     from setbacks.training import supervised
 
     meet()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.chat import encode, ending
 from setbacks.errors import InputError
-from setbacks.models import load_tokenizer
+from setbacks.models.chat_template import encode, ending
+from setbacks.models.loading import load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
@@ -26,7 +26,7 @@ from setbacks.training import (
 )
 
 if TYPE_CHECKING:
-    from setbacks.runfolder import RunFolder
+    from setbacks.runs.folder import RunFolder
 
 
 def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.adapters import (
+from setbacks.errors import InputError, nearest
+from setbacks.models.adapters import (
     Coverage,
     attached,
     check_adapter,
@@ -25,8 +26,7 @@ from setbacks.adapters import (
     layer_number,
     owner,
 )
-from setbacks.errors import InputError, nearest
-from setbacks.models import skeleton
+from setbacks.models.loading import skeleton
 
 if TYPE_CHECKING:
     from setbacks.recipe import Lora, Recipe

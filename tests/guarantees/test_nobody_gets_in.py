@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from setbacks.chat import encode
 from setbacks.cli import _place
-from setbacks.engines import Request, open_engine
+from setbacks.engines import open_engine
 from setbacks.errors import InputError, SetbacksError
+from setbacks.files import write_atomic
 from setbacks.judges import Item, open_judge
-from setbacks.models import load_model, load_tokenizer
+from setbacks.models.chat_template import encode
+from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
-from setbacks.records import Message
-from setbacks.runfolder import RunFolder, write_atomic
+from setbacks.records import Message, Request
+from setbacks.runs.folder import RunFolder
 
 
 class Bomb:
@@ -258,11 +259,11 @@ def test_markers_in_data_change_no_conversation(spec, tokenizer, opened, rules):
 
 
 def test_texts_become_ids_in_one_place_alone():
-    """`chat.py` keeps special tokens apart; who tokenizes elsewhere must not be given data."""
+    """`chat_template.py` keeps special tokens apart; no other module may tokenize data."""
     package = Path(__file__).parents[2] / "setbacks"
     callers = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         if re.search(r"(?<![\w.])(?<!def )(self\._)?tokenizer\(", path.read_text("utf-8"))
     }
-    assert callers == {"chat.py", "judges/probe.py"}
+    assert callers == {"models/chat_template.py", "judges/probe.py"}

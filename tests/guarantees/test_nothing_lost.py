@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from setbacks import journal
 from setbacks.errors import InputError, SetbacksError
 from setbacks.pipeline import carry_out
-from setbacks.runfolder import RunFolder
+from setbacks.runs import journal
+from setbacks.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TELL_THE_TIME = {"costs.jsonl", "run.log", ".lock", "environment.json"}

@@ -8,7 +8,7 @@ import pytest
 
 from setbacks.errors import SetbacksError
 from setbacks.records import SCHEMA_VERSION, Analysis, Example, Mistake, Response, Verdict
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 
 OLD = sorted((Path(__file__).parents[1] / "data").glob("run-*"))

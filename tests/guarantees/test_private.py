@@ -9,9 +9,10 @@ import time
 import pytest
 import yaml
 
+from setbacks.files import write_atomic
 from setbacks.pipeline import carry_out
 from setbacks.recipe import Recipe
-from setbacks.runfolder import RunFolder, write_atomic
+from setbacks.runs.folder import RunFolder
 
 CANARY = "canary-5b1e0c77"
 
@@ -66,7 +67,7 @@ def test_secrets_of_the_environment_are_in_no_file_and_no_line(
 WRITE = """
 import sys
 from pathlib import Path
-from setbacks.runfolder import write_atomic
+from setbacks.files import write_atomic
 for number in range(300):
     write_atomic(Path(sys.argv[1]), b"%d\\n" % number * 20_000)
 """
@@ -89,7 +90,7 @@ import sys
 from pathlib import Path
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
-from setbacks.runfolder import RunFolder
+from setbacks.runs.folder import RunFolder
 sys.stdin.readline()
 try:
     with RunFolder(Path(sys.argv[1]), Recipe(seed=int(sys.argv[2]))) as run:

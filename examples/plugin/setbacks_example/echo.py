@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from setbacks.engines import Completion, Engine, Request, by_length
+from setbacks.engines import Engine, by_length
 from setbacks.recipe import Engine as Model
 from setbacks.recipe import Sampling
+from setbacks.records import Completion, Request
 
 
 class Options(Model):

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from setbacks.page import Findings
 from setbacks.recipe import Section
+from setbacks.report.page import Findings
 from setbacks.studies import against_first, told_apart
-from setbacks.variants import variant
+from setbacks.studies.variants import variant
 
 
 class Options(Section):

@@ -1,0 +1,152 @@
+"""Evaluations: from the words of a command line to a recipe that trains nothing.
+
+A word names an arm, as MODEL, NAME=MODEL or NAME=ANSWERS, or it is an override of the recipe, as
+key.path=value. What comes out is an ordinary recipe with `evaluate`, so an ordinary run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from setbacks.errors import InputError, nearest
+from setbacks.files import expanded
+from setbacks.models.embedded import MODELS
+from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem
+from setbacks.records import Kind
+
+# What a file of answers, and no model, begins or ends with.
+_BEGINS = ("hub:", "preset:", "builtin:")
+_ENDS = (".json", ".jsonl", ".csv", ".parquet")
+
+
+def recipe(
+    words: Sequence[str],
+    suites: Sequence[str] = (),
+    judges: Sequence[str] = (),
+    fields: Mapping[str, str] | None = None,
+) -> Recipe:
+    """Return the recipe of an evaluation.
+
+    Args:
+        words: arms and overrides, in any order; the others are compared with the first arm.
+        suites: each the name of a built-in suite, KIND=SOURCE, or a recipe whose suites are taken;
+            none for all the built-in ones.
+        judges: their names; none for the recipe's.
+        fields: our field -> theirs, in the files of answers.
+
+    Raises:
+        InputError: a word is neither, there is no arm, or the recipe would be at fault.
+    """
+    keys = [word for word in words if _is_override(word)]
+    base = next((word for word in keys if word.startswith(("model=", "model.model="))), None)
+    arms = [_arm(word, dict(fields or {}), base) for word in words if word not in keys]
+    if not arms:
+        raise InputError(
+            "nothing to evaluate: name a model (smollm2-135m, a folder, a PEFT adapter, a hub id) "
+            "or NAME=answers.jsonl"
+        )
+    # Guidance belongs to the method; who wants it here says so.
+    told = Recipe.load(None, ["name=evaluation", "respond.guidance=false", *keys]).model_dump(
+        mode="json"
+    )
+    told["evaluate"] = [
+        arm | {"model": told["model"] | arm["model"]} if "model" in arm else arm for arm in arms
+    ]
+    if suites:
+        own = {source["source"]: source for arm in arms for source in arm.get("answers", ())}
+        told["respond"]["suites"] = _suites(suites, own)
+    if judges:
+        told["judges"] = list(judges)
+    return Recipe.parse(told, "the command line").rebased(Path.cwd())
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word sets a key of the recipe: its first part is one, or looks like a slip of one.
+
+    Raises:
+        InputError: it could be meant for an arm with a key's name.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or Path(word).exists():
+        return False
+    first = re.split(r"[.[]", key)[0]
+    if key in Recipe.model_fields and _is_answers(value):
+        raise InputError(f'{word}: "{key}" is a key of the recipe; give the arm another name')
+    if first in Recipe.model_fields:
+        return True
+    looks_like_a_key = first != key and re.fullmatch("[a-z_]+", first)
+    return bool(looks_like_a_key and nearest(first, Recipe.model_fields))
+
+
+def _is_answers(value: str) -> bool:
+    """Whether a word names answers, and no model."""
+    return value.startswith(_BEGINS) or value.lower().removesuffix(".gz").endswith(_ENDS)
+
+
+def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
+    """What a recipe says of the arm that a word names; an adapter's base may be overridden."""
+    name, equals, value = word.partition("=")
+    if not equals or Path(word).exists():
+        name, value = "", word
+    if name and (problem := name_problem(name, DOTTED)):
+        raise InputError(f"{word}: {problem}")
+    if _is_answers(value):
+        return {"name": name or _name(value), "answers": [{"source": value, "fields": fields}]}
+    if not value:
+        raise InputError(f"{word}: names no model and no file.{nearest(name, Recipe.model_fields)}")
+    config = expanded(value) / "adapter_config.json"
+    if config.is_file():
+        model = {} if base else {"model": _base(config)}
+        return {"name": name or _name(value), "model": model, "adapter": value}
+    return {"name": name or _name(value), "model": {"model": value}}
+
+
+def _name(value: str) -> str:
+    """A name for an arm: of its file or folder; of the run, for a run's adapter."""
+    path = Path(value)
+    last = path.absolute().parent.name if path.name == "adapter" else path.name
+    for ending in (".gz", *_ENDS):
+        last = last.removesuffix(ending)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-")[:LONGEST_NAME] or "model"
+
+
+def _base(config: Path) -> str:
+    """The model that a PEFT adapter was trained on."""
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"{config}: does not say which model it is an adapter of; say so: model.model=BASE"
+        )
+    return next((alias for alias, model in MODELS.items() if model.hub_id == base), base)
+
+
+def _suites(words: Sequence[str], answers: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a recipe says of suites; a file of answers is read with the same fields again."""
+    builtin = {suite.name: suite for suite in Recipe().respond.suites}
+    kinds = get_args(Kind)
+    found: list[dict[str, Any]] = []
+    for word in words:
+        kind, equals, source = word.partition("=")
+        if word in builtin:
+            found.append(builtin[word].model_dump(mode="json"))
+        elif word.endswith((".yaml", ".yml")):
+            found += [suite.model_dump(mode="json") for suite in Recipe.load(word).respond.suites]
+        elif equals and kind in kinds:
+            before = sum(suite["kind"] == kind for suite in found)
+            name = f"{kind}-{before + 1}" if before else kind
+            sources = [answers.get(source, {"source": source})]
+            found.append({"name": name, "kind": kind, "sources": sources})
+        else:
+            raise InputError(
+                f'no suite "{word}".{nearest(kind, [*builtin, *kinds])} Name one of '
+                f"{', '.join(builtin)}, a recipe that has suites, or KIND=SOURCE, where KIND is "
+                f"{', '.join(kinds)}"
+            )
+    return found

@@ -1,0 +1,140 @@
+"""`setbacks chat`: a prompt, answered before and after training, side by side.
+
+It only reads the run folder, so it needs no lock, and works beside a run that goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from setbacks.engines import open_engine
+from setbacks.errors import InputError
+from setbacks.recipe import Recipe
+from setbacks.stages.respond import arms, request
+from setbacks.text import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HELP = "/guidance on, /guidance off, /help, /quit; everything else is a prompt by itself"
+
+
+class Turn(NamedTuple):
+    """A prompt, and what each arm answered to it; or, with no answers, a word of the program's."""
+
+    prompt: str
+    guided: bool
+    answers: dict[str, str]
+    note: str = ""
+
+
+class SideBySide:
+    """The models of a run, before and after, to be asked one prompt at a time.
+
+    Each stays in memory, so two arms take twice the memory of one.
+
+    Args:
+        folder: the run's folder.
+        overrides: ``key.path=value`` strings that win over its recipe.
+
+    Raises:
+        InputError: there is no run, no adapter yet, or no model in it.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+        if not (folder / "recipe.yaml").is_file():
+            raise InputError(f"{folder}: no run folder (no recipe.yaml)")
+        recipe = Recipe.load(folder / "recipe.yaml", overrides)
+        adapter = folder / "adapter"
+        if not recipe.evaluate and not adapter.is_dir():
+            raise InputError(
+                f"{folder}: no adapter yet, so there is nothing to compare; `setbacks train "
+                f"{folder}` makes it, or the run that is going on"
+            )
+        bare = recipe.model_copy(
+            update={"respond": recipe.respond.model_copy(update={"guidance": False})}
+        )
+        self.recipe = recipe
+        models = [(arm, arm.model) for arm in arms(bare, adapter) if arm.model is not None]
+        self.arms = [arm for arm, _ in models]
+        if not self.arms:
+            raise InputError(f"{folder}: evaluates answers from files, so there is no model to ask")
+        self._engines = [open_engine(model, recipe.language) for _, model in models]
+
+    def ask(self, prompt: str, guided: bool = False) -> Turn:
+        """Have every arm answer a prompt, with the seed that it would have in a suite.
+
+        Args:
+            prompt: what the user says.
+            guided: put guidance around it.
+        """
+        answers = {}
+        for arm, engine in zip(self.arms, self._engines, strict=True):
+            asked = request(self.recipe, arm._replace(guided=guided), prompt)
+            (made,) = engine.generate([asked], self.recipe.respond.sampling, arm.adapter)
+            answers[arm.name] = made.text
+        return Turn(prompt, guided, answers)
+
+    def converse(self, lines: Iterable[str], guided: bool = False) -> Iterator[Turn]:
+        """Yield a turn for each line: what is said to a prompt, or what a command did.
+
+        Args:
+            lines: prompts and commands; empty ones are passed over.
+            guided: whether guidance is on to begin with.
+        """
+        for line in map(str.strip, lines):
+            command, _, word = line.partition(" ")
+            if command == "/quit":
+                return
+            if command == "/help":
+                yield Turn(line, guided, {}, HELP)
+            elif command == "/guidance":
+                if word.strip() in ("on", "off"):
+                    guided = word.strip() == "on"
+                yield Turn(line, guided, {}, f"guidance: {'on' if guided else 'off'}")
+            elif line:
+                yield self.ask(line, guided)
+
+
+def typed() -> Iterator[str]:
+    """Yield the lines that somebody types at a terminal, until Ctrl-D."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  arrow keys and history
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+
+
+def as_json(turn: Turn) -> str:
+    """Return a turn as one line of JSON."""
+    told: dict[str, Any] = {"prompt": turn.prompt, "guidance": turn.guided}
+    return json.dumps(told | {"answers": turn.answers}, ensure_ascii=False)
+
+
+def as_lines(turn: Turn) -> str:
+    """Return a turn as plain lines: the prompt, then each answer under its arm's name."""
+    said = [f"> {visible(turn.prompt)}"]
+    for arm, text in turn.answers.items():
+        said += [f"[{arm}{', guided' if turn.guided else ''}]", visible(text)]
+    return "\n".join(said) + "\n"
+
+
+def as_columns(turn: Turn) -> Table:
+    """Return a turn for a terminal: a column an arm."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True)
+    for arm in turn.answers:
+        table.add_column(f"{arm}{', guided' if turn.guided else ''}", ratio=1, overflow="fold")
+    table.add_row(*(Text(visible(text)) for text in turn.answers.values()))
+    return table

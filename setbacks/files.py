@@ -1,0 +1,146 @@
+"""Files: paths as a user writes them, and writes that survive a crash and stay private."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from setbacks.errors import InputError, SetbacksError
+
+
+class NoHome(InputError):
+    """The user has no home folder, as a numeric user in a container often has none."""
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with `~` or `~user` at its beginning replaced by the home folder.
+
+    Raises:
+        NoHome: there is no such user, or no home folder is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise NoHome(f'{path}: "{user}" has no home folder here; write the full path') from None
+
+
+def user_folder(variable: str, xdg: str, default: str) -> Path:
+    """Return a folder of this user's, which may not be there yet.
+
+    Args:
+        variable: our own environment variable that names it.
+        xdg: the variable of the XDG base directories for files of this sort.
+        default: its place in the home folder, where neither is set.
+
+    Raises:
+        NoHome: there is none, and no variable names the folder.
+    """
+    if own := os.environ.get(variable):
+        return expanded(own).absolute()
+    if shared := os.environ.get(xdg):
+        return expanded(shared).absolute() / "setbacks"
+    try:
+        return Path.home() / default / "setbacks"
+    except RuntimeError:
+        raise NoHome(
+            f"this user has no home folder; set HOME, or set {variable} to a folder that can be "
+            "written"
+        ) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlast a power cut."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a private file whole: to a temporary one beside it, fsynced, then renamed.
+
+    Raises:
+        SetbacksError: the disk is full or fails; the old file is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb", opener=private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise failed_write(path, error) from error
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read, never through a link: an `opener` for `open`."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says while something is done to a path into one line.
+
+    Raises:
+        SetbacksError: the disk is full or fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise failed_write(path, error) from error
+
+
+def failed_write(path: Path, error: OSError) -> SetbacksError:
+    """Say in one line why a write failed and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SetbacksError(
+            f"{path}: the disk is full; what was done is kept: free some space, then run the same "
+            "command again"
+        )
+    return SetbacksError(
+        f"{path}: cannot be written ({error.strerror}); what was done is kept: mend it, then run "
+        "the same command again"
+    )
+
+
+@contextlib.contextmanager
+def appearing(to: Path, *, private: bool = False) -> Iterator[Path]:
+    """Give a folder to fill beside `to`; on leaving it is synced and renamed, or else removed.
+
+    Args:
+        to: where it appears.
+        private: only its owner can read what is in it.
+
+    Raises:
+        SetbacksError: the disk is full or fails.
+    """
+    place: Path | None = None
+    try:
+        to.absolute().parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
+        yield place
+        place.chmod(0o700 if private else 0o755)
+        for path in place.rglob("*"):
+            if path.is_file():
+                path.chmod(0o600 if private else 0o644)
+                sync(path)
+        place.rename(to)
+        sync(to.absolute().parent)
+    except OSError as error:
+        raise failed_write(to, error) from error
+    finally:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)

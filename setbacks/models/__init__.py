@@ -1,0 +1,5 @@
+"""Models: the embedded ones, loading, adapters, chat templates."""
+
+from setbacks.models.loading import load_model, load_tokenizer
+
+__all__ = ["load_model", "load_tokenizer"]

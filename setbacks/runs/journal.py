@@ -1,0 +1,289 @@
+"""Where records rest: one JSON object a line, appended a batch at a time, fsynced, resumable.
+
+A stage plans its batches from its whole work list; a batch is the unit of commit. A process that is
+killed leaves whole batches and, at most, a part of one, which nobody has been shown: it is cut off
+and made again, so a resumed file ends with the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Generic, Protocol, TypeVar, overload
+
+from pydantic import ValidationError
+
+from setbacks.errors import InputError, SetbacksError
+from setbacks.files import failed_write, private, sync, writing
+from setbacks.records import Record, in_bulk
+
+
+class Identified(Protocol):
+    """A piece of work: `id` is the id that its record will have."""
+
+    @property
+    def id(self) -> str:
+        """The id of the record to be."""
+        ...
+
+
+R = TypeVar("R", bound=Record)
+W = TypeVar("W", bound=Identified)
+
+
+class Records(Sequence[R]):
+    """The records of a file, read from the disk when they are asked for: a million take no memory.
+
+    Args:
+        path: the file.
+        kind: the type of its records.
+        starts: where each record begins in the file, in bytes.
+    """
+
+    def __init__(self, path: Path, kind: type[R], starts: Sequence[int]) -> None:
+        self.path = path
+        self.kind = kind
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[R]:
+        return self._read(range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        if isinstance(index, slice):
+            return list(self._read(range(len(self))[index]))
+        (record,) = self._read([range(len(self))[index]])
+        return record
+
+    def _read(self, numbers: Sequence[int]) -> Iterator[R]:
+        if not numbers:
+            return
+        with open(self.path, "rb") as file:
+            for number in numbers:
+                file.seek(self._starts[number])
+                yield _parse(self.path, self.kind, number, file.readline())
+
+
+class Journal(Generic[R]):
+    """An append-only file of records of one type.
+
+    It is walked through once, beside the plan: of what is there only the ids are looked at, a batch
+    at a time, so that going on in a folder of a million records costs little time and no memory.
+
+    Args:
+        path: the file; made when the first batch is committed.
+        kind: the type of its records.
+        log: told of a repair, in one line.
+    """
+
+    def __init__(self, path: Path, kind: type[R], log: Callable[[str], None]) -> None:
+        self.path = path
+        self.kind = kind
+        self.log = log
+        self._size = _mend(path, log)  # of the file, in bytes
+        self._end = 0  # where the batches so far end in it
+        self._starts = array("Q")  # where each record of theirs begins
+        self.records: Records[R] = Records(path, kind, self._starts)
+        """Those of the batches so far."""
+
+    def pending(self, batches: Sequence[Sequence[W]]) -> Sequence[Sequence[W]]:
+        """Return the planned batches that are not on disk yet: what is there is a beginning of it.
+
+        A part of a batch, as a crash leaves it, is cut off.
+
+        Args:
+            batches: the plan, or its next part; `batch[i].id` is the id of the record to be.
+
+        Raises:
+            InputError: what is on disk came from another plan (the data behind the run changed).
+            SetbacksError: the disk fails.
+        """
+        for at, batch in enumerate(batches):
+            there = self._next(len(batch))
+            for number, (planned, line) in enumerate(zip(batch, there, strict=False), len(self)):
+                if (found := self._id(number, line)) != planned.id:
+                    raise InputError(
+                        f"{self.path}: line {number + 1} holds record {found} where {planned.id} "
+                        "was planned: the data behind this run has changed; use a new folder, or "
+                        "redo with --from"
+                    )
+            if len(there) < len(batch):
+                if there:
+                    self._cut_off(len(there))
+                return batches[at:]
+            self._account_for(there)
+        return []
+
+    def commit(self, batch: Sequence[W], records: Sequence[R]) -> None:
+        """Append the records of a pending batch; on return they are on disk.
+
+        Args:
+            batch: the next pending one.
+            records: one for each piece of work, in order.
+
+        Raises:
+            SetbacksError: the records are not those of the batch; or the disk is full or fails,
+                and what was committed before is kept.
+        """
+        if [record.id for record in records] != [work.id for work in batch]:
+            raise SetbacksError(
+                f"{self.path.name}: the records of a batch do not have the ids that were planned"
+            )
+        self._append(records)
+
+    def write(self, records: Sequence[R]) -> None:
+        """Commit records that are made already, as one batch, unless they are on disk."""
+        for batch in self.pending([records]):
+            self.commit(batch, batch)
+
+    def __len__(self) -> int:
+        """How many records the planned batches so far account for."""
+        return len(self._starts)
+
+    def finish(self) -> Records[R]:
+        """Return all the records, once every planned batch is done.
+
+        Raises:
+            InputError: there are more records than were planned.
+        """
+        if more := len(self._next(None)):
+            raise InputError(
+                f"{self.path}: holds {len(self) + more} records where {len(self)} were planned: "
+                "the data behind this run has changed; use a new folder, or redo with --from"
+            )
+        return self.records
+
+    def _cut_off(self, number: int) -> None:
+        """Cut off the records of a batch that was not finished."""
+        self.log(
+            f"{self.path.name}: {number} records of an unfinished batch cut off, to be made again"
+        )
+        with writing(self.path):
+            os.truncate(self.path, self._end)
+        self._size = self._end
+
+    def _next(self, number: int | None) -> list[bytes]:
+        """So many lines that follow the batches so far, or all, as far as there are any."""
+        if self._end == self._size:
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self._end)
+            return list(islice(file, number))
+
+    def _account_for(self, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            self._starts.append(self._end)
+            self._end += len(line)
+
+    def _append(self, records: Sequence[R]) -> None:
+        lines = [record.model_dump_json().encode() + b"\n" for record in records]
+        try:
+            with open(self.path, "ab", opener=private) as file:
+                file.write(b"".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
+            if not self._size:  # a new file: its name must last through a power cut, too
+                sync(self.path.parent)
+        except OSError as error:
+            # Best effort: a half-written batch would be cut off on the next opening all the same.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self._size)
+            raise failed_write(self.path, error) from error
+        self._account_for(lines)
+        self._size = self._end
+
+    def _id(self, number: int, line: bytes) -> str:
+        """The id of a line's record, without parsing the rest: it is the first field."""
+        end = line.find(b'"', 7)
+        if line.startswith(b'{"id":"') and end > 0:
+            return line[7:end].decode(errors="replace")
+        return _parse(self.path, self.kind, number, line).id
+
+
+@in_bulk()
+def read(path: Path, kind: type[R], log: Callable[[str], None]) -> list[R]:
+    """Return all the records of a file that nobody adds to; nothing where it is missing.
+
+    Raises:
+        SetbacksError: a line does not hold such a record.
+    """
+    if not _mend(path, log):
+        return []
+    with open(path, "rb") as file:
+        return [_parse(path, kind, number, line) for number, line in enumerate(file)]
+
+
+def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["loc"] == ("v",) and problem["type"] == "less_than_equal":
+            raise SetbacksError(
+                f"{path}: line {number + 1} was written by a later version of setbacks "
+                f"(records of schema {problem['input']}); update setbacks to open it"
+            ) from None
+        raise SetbacksError(
+            f"{path}: line {number + 1} is no {kind.__name__} record "
+            f"({problem['msg']}); restore the file from a copy, or cut it off before that line "
+            "to have the rest done again"
+        ) from None
+
+
+def _mend(path: Path, log: Callable[[str], None]) -> int:
+    """Cut off a file's last line if a crash has torn it; return the size of what stays."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = _line_before(file, size)
+            file.seek(start)
+            last = file.read()
+            # A power cut can leave a hole, too, before the newline.
+            if last.endswith(b"\n") and _is_json(last) or not last:
+                return size
+            file.seek(0)
+            number = sum(1 for _ in file)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
+    log(f"{path.name}: line {number} was torn by a crash; cut off, to be made again")
+    with writing(path):
+        os.truncate(path, start)
+    return start
+
+
+def _line_before(file: BinaryIO, end: int) -> int:
+    """Where the line begins that ends at `end`, with or without a newline."""
+    start = end
+    while start:
+        size = min(start, 1 << 16)
+        start -= size
+        file.seek(start)
+        at = file.read(min(size, end - 1 - start)).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+    return 0
+
+
+def _is_json(line: bytes) -> bool:
+    """Whether a line is whole. What is whole and no record is not ours to cut off."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""What a run has measured so far: its responses and its verdicts, checked and put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setbacks.errors import InputError
+from setbacks.records import Response, Verdict
+
+if TYPE_CHECKING:
+    from setbacks.runs.folder import RunFolder
+
+
+def collect(
+    run: RunFolder,
+) -> tuple[dict[str, list[Response]], dict[tuple[str, str], list[Verdict]]]:
+    """Return what a run's arms answered, by arm, and what was said of it, by arm and judge.
+
+    Args:
+        run: an open run folder.
+
+    Raises:
+        InputError: as `report`.
+    """
+    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    if not any(responses.values()):
+        raise InputError(f"{run.path}: no responses yet; first `setbacks respond RUN`")
+    verdicts = {
+        (arm, judge): run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+        for arm in responses
+        for judge in _judges(run.path, arm)
+    }
+    if not any(verdicts.values()):
+        raise InputError(f"{run.path}: no verdicts yet; first `setbacks judge RUN`")
+    drawn = _drawn(run.path / "review" / "plan.json")
+    for (arm, judge), found in verdicts.items():
+        if judge == "human":
+            where = run.path / "verdicts" / f"{arm}.human.jsonl"
+            verdicts[arm, judge] = _labels(where, found, responses[arm], drawn)
+    return responses, verdicts
+
+
+def _labels(
+    where: Path,
+    labels: Sequence[Verdict],
+    responses: Sequence[Response],
+    drawn: Mapping[str, float],
+) -> list[Verdict]:
+    """Check people's labels of one arm, and give each the probability with which it was drawn."""
+    known = {response.id for response in responses}
+    by_id: dict[str, Verdict] = {}
+    for label in labels:
+        if label.response_id not in known:
+            raise InputError(
+                f"{where}: labels {label.response_id}, which is no answer of this run; take that "
+                "line out, or put back the responses that it belongs to"
+            )
+        before = by_id.setdefault(label.response_id, label)
+        said = [(v.harmful, v.refused, v.helpful_score) for v in (before, label)]
+        if said[0] != said[1]:
+            raise InputError(
+                f"{where}: two labels of {label.response_id} contradict each other; keep one"
+            )
+    return [
+        label.model_copy(
+            update={
+                "sampling_probability": drawn.get(label.response_id, label.sampling_probability)
+            }
+        )
+        for label in by_id.values()
+    ]
+
+
+def _drawn(plan: Path) -> dict[str, float]:
+    """Return with which probability a review's plan drew each answer; nothing without a plan."""
+    if not plan.exists():
+        return {}
+    try:
+        found = {
+            answer["response_id"]: float(answer["probability"])
+            for answer in json.loads(plan.read_text(encoding="utf-8"))["answers"]
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{plan}: no plan of a review; make it again with `setbacks review RUN --plan`"
+        ) from None
+    wrong = [p for p in found.values() if not 0 < p <= 1]
+    if wrong:
+        raise InputError(f"{plan}: {wrong[0]} is no probability; it must be above 0 and at most 1")
+    return found
+
+
+def _judges(folder: Path, arm: str) -> list[str]:
+    found = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
+    return sorted(judge for of, _, judge in found if of == arm)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Plain JSON lines; a torn last one (training was killed) is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

@@ -1,0 +1,219 @@
+"""Variants: several runs that differ in a few values, side by side, each in a folder of its own.
+
+A comparison or a study is a list of variants. Each is an ordinary run folder, so it is resumed,
+inspected and reported like one. What two of them would make alike (mistakes, analyses, what the
+untrained model answers, and the verdicts on it) is made by the first and copied to the others.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+from setbacks.errors import InputError, SetbacksError
+from setbacks.files import write_atomic
+from setbacks.pipeline import carry_out, check
+from setbacks.recipe import Recipe
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.progress import Show
+from setbacks.signals import Tie
+
+# What can be shared, and the recipe's keys that it depends on.
+_ASKED = ("seed", "language", "model")
+_DRAWN = (*_ASKED, "instructions", "induce")
+SHARED: dict[str, tuple[str, ...]] = {
+    "mistakes.jsonl": _DRAWN,
+    "analyses.jsonl": (*_DRAWN, "analyze"),
+    "preflight.jsonl": (*_DRAWN, "analyze"),
+    "responses/vanilla*.jsonl": (*_ASKED, "respond"),
+    "verdicts/vanilla*.jsonl": (*_ASKED, "respond", "judges"),
+}
+
+
+class Variant(NamedTuple):
+    """One run among several: its folder's name and all that it is told."""
+
+    name: str
+    recipe: Recipe
+
+
+def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
+    """Make a variant of a recipe: `variant(recipe, "short", {"train.epochs": 1})`.
+
+    Args:
+        recipe: what the variant differs from.
+        name: of the variant; in its recipe it follows the recipe's own.
+        changes: values by dotted key.
+
+    Raises:
+        InputError: there is no such key, or the value does not fit.
+    """
+    # What else is compared is none of a run's affair: a comparison may grow without touching it.
+    told = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
+    for dotted, value in changes.items():
+        *path, key = dotted.split(".")
+        section = told
+        for part in path:  # where there is no such section, what is put there is refused below
+            inner = section.get(part)
+            section[part] = inner if isinstance(inner, dict) else {}
+            section = section[part]
+        section[key] = value
+    told["name"] = f"{recipe.name}: {name}"
+    return Variant(name, Recipe.parse(told, name))
+
+
+def each(
+    folder: Path,
+    variants: Sequence[Variant],
+    until: str = "report",
+    show: Show | None = None,
+    lenders: Sequence[tuple[Variant, Path]] = (),
+    jobs: int = 1,
+) -> Iterator[tuple[Variant, Path]]:
+    """Carry out the variants; yield each with its folder once it is done, in their order.
+
+    Args:
+        folder: of the whole; the variants' are in `arms/` in it.
+        variants: in the order in which they are carried out.
+        until: the last step of each.
+        show: told of progress.
+        lenders: other runs of the folder, from which what is alike is copied too.
+        jobs: how many are carried out side by side, once the first has made what it lends.
+
+    Raises:
+        InputError: two variants have one name, or a recipe is at fault.
+        SetbacksError: a variant in a process of its own failed; what was done is kept.
+    """
+    names = [v.name for v in variants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two variants are called {min(twice)}; give each a name of its own")
+    done = list(lenders)
+
+    def said(name: str, number: int, what: str, at: int, total: int) -> None:
+        if show:
+            show(f"{name} ({number}/{len(variants)}) {what}", at, total)
+
+    def opened(number: int, made: Variant) -> RunFolder:
+        path = folder / "arms" / made.name
+        if not (path / "recipe.yaml").exists():
+            check(made.recipe)
+        return RunFolder(path, made.recipe, show=partial(said, made.name, number) if show else None)
+
+    alone = len(variants) if jobs == 1 else 1
+    for number, made in enumerate(variants[:alone], 1):
+        with opened(number, made) as run:
+            for earlier, place in done:
+                lend(earlier.recipe, place, made.recipe, run.path)
+            carry_out(run, until)
+        done.append((made, run.path))
+        yield made, run.path
+    over = Event()  # after an error those that run go on to their end, and no other begins
+
+    def go_on(path: Path) -> None:
+        if over.is_set():  # the one that failed comes before this one: nobody is told of this one
+            return
+        try:
+            _apart(path, until, jobs, tie)
+        except BaseException:
+            over.set()
+            raise
+
+    with Tie() as tie, ThreadPoolExecutor(jobs) as pool:
+        try:
+            started = []
+            for number, made in enumerate(variants[alone:], alone + 1):
+                with opened(number, made) as run:
+                    for earlier, place in done:
+                        lend(earlier.recipe, place, made.recipe, run.path)
+                started.append((number, made, run.path, pool.submit(go_on, run.path)))
+            for number, made, path, ended in started:
+                said(made.name, number, until, 0, 1)
+                ended.result()
+                said(made.name, number, until, 1, 1)
+                yield made, path
+        except SetbacksError:
+            raise
+        except BaseException:  # this process is told to stop
+            tie.cut()
+            raise
+        finally:
+            over.set()
+
+
+def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:
+    """Carry out one run in a process of its own, with its share of the cores.
+
+    Raises:
+        SetbacksError: it failed; the message is its own.
+    """
+    threads = max(1, cores() // jobs)
+    ended = subprocess.run(
+        [sys.executable, "-m", "setbacks", until, str(path), "--quiet"],
+        env={"OMP_NUM_THREADS": str(threads), **os.environ, **tie.environment},
+        stdin=tie.stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if ended.returncode:
+        *_, last = ended.stderr.strip().splitlines() or [_ended(ended.returncode)]
+        raise SetbacksError(f"{path.name}: {last.removeprefix('setbacks: ')}")
+
+
+def _ended(code: int) -> str:
+    """Say how a process ended that said nothing itself."""
+    if code == -9:
+        return (
+            "its process was killed, perhaps because memory ran out; progress is saved: run the "
+            "same command with fewer --jobs to resume"
+        )
+    return f"its process ended with exit code {code}; run the same command to resume"
+
+
+def cores() -> int:
+    """How many cores this process may use, which in a container can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
+    """Copy what one finished run made and another, still without it, would make alike."""
+    for pattern, keys in SHARED.items():
+        if any(getattr(giver, key) != getattr(taker, key) for key in keys):
+            continue
+        for path in sorted(source.glob(pattern)):
+            place = target / path.relative_to(source)
+            if not place.exists():
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomic(place, path.read_bytes())
+
+
+def prepare_folder(folder: Path, recipe: Recipe) -> None:
+    """Make the folder of a comparison or a study, private to its owner, with its recipe.
+
+    What is compared may grow from one command to the next; what the runs share may not.
+
+    Raises:
+        InputError: the folder is something else, or holds the work of another recipe.
+    """
+    told = folder / "recipe.yaml"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
+    if told.exists():
+        same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
+        if Recipe.load(told).model_copy(update=same) != recipe:
+            raise InputError(
+                f"{folder}: holds the work of another recipe; choose another folder with --out"
+            )
+    elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # a crash leaves that
+        raise InputError(f"{folder}: not empty, and no comparison or study; choose another")
+    write_atomic(told, recipe.to_yaml().encode())

@@ -1,0 +1,229 @@
+"""`setbacks chat`: before and after, one prompt at a time, from a pipe and at a terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+
+import pytest
+
+from setbacks.cli.chat import SideBySide, Turn, as_columns, as_json, as_lines
+from setbacks.errors import InputError
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe
+from setbacks.runs.folder import RunFolder
+from setbacks.stages.respond import respond
+
+NAMES = ["vanilla", "mistake_analysis"]
+
+
+@pytest.fixture
+def made(opened):
+    """A run whose training is done, and its answers to its own suite."""
+    run = opened("talker")
+    (run.path / "adapter").mkdir()
+    return run.path, respond(run, run.path / "adapter")
+
+
+def test_both_answer_and_the_adapter_is_on_for_one(made, rules):
+    folder, _ = made
+    rules.asked.clear()
+    turn = SideBySide(folder).ask("<a question>")
+    assert list(turn.answers) == NAMES and not turn.guided
+    assert [adapter for _, _, adapter in rules.asked] == [None, folder / "adapter"]
+    assert {request.prompt for batch, *_ in rules.asked for request in batch} == {"<a question>"}
+
+
+def test_a_prompt_of_a_suite_gets_the_answer_that_it_got_in_the_run(made):
+    folder, responses = made
+    sides = SideBySide(folder)
+    for guided, ending in ((False, ""), (True, "-guided")):
+        for r in responses[f"mistake_analysis{ending}"]:
+            assert sides.ask(r.instruction, guided).answers["mistake_analysis"] == r.text
+
+
+def test_guidance_is_switched_on_and_off_between_prompts(made, rules):
+    folder, _ = made
+    rules.asked.clear()
+    lines = ["<a>", "", "  /guidance on ", "<b>\n", "/guidance off", "<c>", "/quit", "<never>"]
+    turns = list(SideBySide(folder).converse(lines))
+    assert [(t.prompt, t.guided, t.note) for t in turns] == [
+        ("<a>", False, ""),
+        ("/guidance on", True, "guidance: on"),
+        ("<b>", True, ""),
+        ("/guidance off", False, "guidance: off"),
+        ("<c>", False, ""),
+    ]
+    asked = [request.prompt for batch, *_ in rules.asked for request in batch]
+    guided = fill(prompts("en")["guided"], instruction="<b>")
+    assert asked == ["<a>", "<a>", guided, guided, "<c>", "<c>"]
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [("/guidance", "guidance: on"), ("/guidance maybe", "guidance: on"), ("/help", "/quit")],
+)
+def test_commands_that_change_nothing(made, line, note):
+    (turn,) = SideBySide(made[0]).converse([line], guided=True)
+    assert note in turn.note and turn.guided and not turn.answers
+
+
+def test_what_only_looks_like_a_command_is_a_prompt(made):
+    (turn,) = SideBySide(made[0]).converse(["/etc/passwd is what?"])
+    assert list(turn.answers) == NAMES
+
+
+def test_overrides_win_over_the_runs_recipe(made, rules):
+    SideBySide(made[0], ["respond.sampling.max_new_tokens=7", "respond.prefill=Well"]).ask("<x>")
+    (request,), sampling, _ = rules.asked[-1]
+    assert sampling.max_new_tokens == 7 and request.prefill == "Well"
+
+
+def test_the_models_of_an_evaluation_can_be_asked_too(rules, rule, recipe, data, tmp_path):
+    arms = [{"name": name, "model": rule(name)} for name in ("talker", "shouter")]
+    answers = {"name": "file", "answers": [str(data)]}
+    with RunFolder(tmp_path / "run", recipe(evaluate=[*arms, answers])):
+        pass
+    said = SideBySide(tmp_path / "run").ask("<x>").answers
+    assert list(said) == ["talker", "shouter"] and said["shouter"] == said["talker"].upper()
+    with RunFolder(tmp_path / "files", recipe(evaluate=[answers])):
+        pass
+    with pytest.raises(InputError, match="no model to ask"):
+        SideBySide(tmp_path / "files")
+
+
+def test_no_run_and_no_adapter_are_told(opened, tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        SideBySide(tmp_path / "nowhere")
+    folder = opened().path
+    with pytest.raises(InputError, match="no adapter yet.*setbacks train"):
+        SideBySide(folder)
+
+
+# How it looks -----------------------------------------------------------------------------------
+
+TURN = Turn("<a \u202eprompt>", True, {"vanilla": "one\x1b[31m red", "other": "[bold]two[/bold]"})
+
+
+def test_what_could_move_the_terminal_is_written_out():
+    from rich.console import Console
+
+    console = Console(width=70, record=True, file=io.StringIO())
+    console.print(as_columns(TURN))
+    for text in (as_lines(TURN), console.export_text()):
+        assert "\x1b" not in text and "⟨U+001B⟩" in text
+        assert "[bold]two[/bold]" in text, "markup is text"
+        assert "vanilla, guided" in text
+    assert "⟨U+202E⟩" in as_lines(TURN)
+    assert json.loads(as_json(TURN)) == {
+        "prompt": TURN.prompt, "guidance": True, "answers": TURN.answers,
+    }  # fmt: skip
+
+
+def test_columns_stand_side_by_side():
+    from rich.console import Console
+
+    console = Console(width=70, record=True, file=io.StringIO())
+    console.print(as_columns(Turn("<x>", False, {"a": "left " * 40, "b": "right " * 40})))
+    line = next(line for line in console.export_text().splitlines() if "left" in line)
+    assert "right" in line
+
+
+# The command ------------------------------------------------------------------------------------
+
+
+def chat(command, environment, folder, *words, said=b""):
+    return subprocess.run(
+        [*command, "chat", str(folder), *words],
+        env=environment,
+        input=said,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_pipe_of_prompts(made, command, environment):
+    """The run's lock is held by this very process: reading needs none."""
+    said = "<a question>\n/guidance on\n<\u00e9>\n".encode() + b"half \xff a character"
+    ran = chat(command, environment, made[0], "--json", said=said)
+    assert ran.returncode == 0, ran.stderr
+    turns = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [(t["prompt"], t["guidance"]) for t in turns] == [
+        ("<a question>", False),
+        ("<\u00e9>", True),
+        ("half \ufffd a character", True),
+    ]
+    assert ran.stderr == b"guidance: on\n"
+    ran = chat(command, environment, made[0], said=b"<a question>\n")
+    answers = turns[0]["answers"]
+    assert (
+        ran.stdout.decode()
+        == "> <a question>\n" + "".join(f"[{name}]\n{answers[name]}\n" for name in NAMES) + "\n"
+    )
+
+
+def test_one_prompt_and_none(made, command, environment):
+    ran = chat(command, environment, made[0], "--prompt", "<x>", "--guidance", "--json")
+    assert json.loads(ran.stdout)["guidance"] is True and ran.returncode == 0
+    ran = chat(command, environment, made[0])
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
+    (made[0] / "adapter").rmdir()
+    ran = chat(command, environment, made[0], "--prompt", "<x>")
+    assert ran.returncode == 2 and ran.stderr.count(b"\n") == 1 and b"no adapter yet" in ran.stderr
+
+
+def test_at_a_terminal(made, command, environment):
+    """Typed at a real terminal: columns, and Ctrl-D ends it with 0."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*command, "chat", str(made[0])],
+        env=environment | {"TERM": "xterm", "COLUMNS": "90"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        close_fds=True,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = ""
+
+    def wait_for(pattern):
+        nonlocal seen
+        end = time.monotonic() + 120
+        while not re.search(pattern, seen):
+            assert time.monotonic() < end, seen
+            if select.select([ours], [], [], 1)[0]:
+                seen += os.read(ours, 65536).decode(errors="replace")
+
+    try:
+        wait_for(r"vanilla \| mistake_analysis.*Ctrl-D ends\s+.*> ")
+        os.write(ours, b"<a question>\n")
+        wait_for(r"(?s)vanilla.*mistake_analysis.*└.*┘.*> ")
+        os.write(ours, b"/guidance on\n")
+        wait_for(
+            r"(?s)guidance: on.*> "
+        )  # Ctrl-D ends what reads a line, not what is still writing
+        os.write(ours, b"\x04")
+        assert child.wait(timeout=120) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+    assert "Traceback" not in seen
+
+
+def test_a_real_model(spec, lora, tmp_path):
+    recipe = Recipe.model_validate(
+        {"model": spec.model_dump(), "respond": {"sampling": {"max_new_tokens": 6}}}
+    )
+    with RunFolder(tmp_path / "run", recipe) as run:
+        (run.path / "adapter").symlink_to(lora)
+    sides = SideBySide(tmp_path / "run")
+    said = [sides.ask("Why is the sky blue?").answers for _ in range(2)]
+    assert said[0] == said[1] and list(said[0]) == NAMES
+    assert said[0]["vanilla"] != said[0]["mistake_analysis"]
