@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.degeneration import REASONS, degeneration
+from setbacks.measure.degeneration import REASONS, degeneration
 from setbacks.prompts import prompts
 
 GUIDANCE = prompts("en")["guided"].replace("{instruction}", "")

@@ -118,8 +118,8 @@ def train(way: Way, language: str, folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from setbacks.chat import encode, ending
-    from setbacks.models import load_model, load_tokenizer
+    from setbacks.models.chat_template import encode, ending
+    from setbacks.models.loading import load_model, load_tokenizer
     from setbacks.records import Message
 
     torch.manual_seed(0)

@@ -15,7 +15,8 @@ from typing import Any
 from setbacks.data import Source
 from setbacks.data.instructions import instructions
 from setbacks.measure import degeneration
-from setbacks.measure.degeneration import REASONS, degeneration as detect, guidance
+from setbacks.measure.degeneration import REASONS, guidance
+from setbacks.measure.degeneration import degeneration as detect
 from setbacks.measure.statistics import rate
 
 HERE = Path(__file__).parent
@@ -65,7 +66,7 @@ def scores(rows: Sequence[Row], language: str) -> dict[str, Any]:
             for reason in REASONS
         },
         # Nonsense without repetition: nothing here looks for it.
-        "nonsense_flagged": share(found is not None for label, found in pairs if label == "nonsense"),
+        "nonsense_flagged": share(bool(found) for label, found in pairs if label == "nonsense"),
     }
 
 
@@ -103,7 +104,8 @@ def shown(estimate: Row) -> str:
 
 def main() -> None:
     """Print the tables and write results.json."""
-    result: dict[str, Any] = {"thresholds": {name: getattr(degeneration, name) for name in THRESHOLDS}}
+    thresholds = {name: getattr(degeneration, name) for name in THRESHOLDS}
+    result: dict[str, Any] = {"thresholds": thresholds}
     for language in LANGUAGES:
         result[language] = {
             split: scores(rows_of(language, split), language) for split in ("choose", "report")
@@ -111,7 +113,8 @@ def main() -> None:
         result[language]["sweep"] = sweep(language)
         for split in ("choose", "report"):
             part = result[language][split]
-            print(f"\n{language}, half to {split}: {part['answers']} answers, {part['degenerate']} degenerate")
+            print(f"\n{language}, half to {split}: {part['answers']} answers", end=", ")
+            print(f"{part['degenerate']} degenerate")
             print(f"  precision  {shown(part['precision'])}")
             print(f"  recall     {shown(part['recall'])}")
             for reason in REASONS:

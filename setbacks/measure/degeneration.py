@@ -1,8 +1,9 @@
 """Whether an answer fell apart: there is text, but it answers nothing.
 
-`substance` decides whether there is an answer at all; this looks at what it calls "text". An answer
-is *degenerate* if it repeats itself, repeats what the model was told, continues with turns that
-nobody took, or holds no word. The rules read only the answer, the prompt and the guidance, so that
+`substance` decides whether there is an answer at all; what it does not call "text" has no score.
+Of text, this decides whether it counts as an answer; what does not is a failure. An answer is
+*degenerate* if it repeats itself, repeats what the model was told, continues with turns that nobody
+took, or holds no word. The rules read only the answer, the prompt and the guidance, so that
 answers can be measured long after they were judged. They do not see nonsense, and they cannot know
 that a user asked for a text to be repeated.
 
@@ -18,8 +19,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
+from setbacks.prompts import LANGUAGES, fill, prompts
 from setbacks.text import distinct, words_of
 
 # repeats: mostly the same few phrases. parrots: mostly the prompt or the guidance, word for word.
@@ -93,6 +96,15 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
     if (share := _copied(units, cut, prompt, guidance)) is not None:
         return Degeneration("parrots", f"{share:.0%} of it was given to the model")
     return None
+
+
+@cache
+def guidance() -> str:
+    """Return what a model may have been told beside an instruction, in every language."""
+    told = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
+    return "\n".join(
+        fill(part if isinstance(part, str) else part["prompt"], instruction="") for part in told
+    )
 
 
 def _is_fragment(text: str) -> bool:
