@@ -223,13 +223,14 @@ def compare(
     json: Json = False,
 ) -> None:
     """Train and measure several methods at equal data, or resume a comparison."""
-    from setbacks.studies.compare import compare as carry_out
+    from setbacks.studies import carry_out
 
     told = [] if methods is None else [f"compare.methods=[{methods}]"]
     told += [] if seeds is None else [f"compare.seeds={seeds}"]
     told += [] if jobs is None else [f"jobs={jobs}"]
     settled = _recipe(recipe, overrides, told)
-    _several(carry_out, settled, out or _place(settled, "-compare"), quiet, json)
+    folder = out or _place(settled, "-compare")
+    _several(partial(carry_out, "compare"), settled, folder, quiet, json)
 
 
 @app.command("list", rich_help_panel=MACHINE)
