@@ -44,7 +44,7 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[s
     for made, path in done:
         name = made.name.rpartition(".")[0]
         with RunFolder(path) as run:
-            for arm in run.arms():
+            for arm in (arm.name for arm in run.arms()):
                 untrained = arm.startswith("vanilla")
                 called = arm if untrained else arm.replace(open_method(run.recipe).name, name, 1)
                 if untrained and called in by_arm:
