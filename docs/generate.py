@@ -105,16 +105,24 @@ def commands() -> str:
         lines = [
             "# Commands",
             "",
-            "Made from the code by `python docs/generate.py`. Exit codes: 0 it worked, 1 something "
-            "failed on the way, 2 the input was wrong, 130 it was stopped with Ctrl-C.",
+            "Generated from the code by `python docs/generate.py`. Exit codes: 0 success, 1 a "
+            "failure at work, 2 bad input, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.",
             "",
             *_command(group, context),
         ]
-        for name in group.list_commands(context):
-            command = group.get_command(context, name)
-            with command.make_context(name, [], parent=context, resilient_parsing=True) as inner:
-                lines += [f"## {name}", "", *_command(command, inner)]
+        lines += _commands(group, context)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _commands(group: Any, parent: Any) -> Iterator[str]:
+    """The commands of a group, and theirs, each under its name."""
+    for name in group.list_commands(parent):
+        command = group.get_command(parent, name)
+        with command.make_context(name, [], parent=parent, resilient_parsing=True) as context:
+            title = context.command_path.partition(" ")[2]
+            yield from (f"## {title}", "", *_command(command, context))
+            if hasattr(command, "list_commands"):
+                yield from _commands(command, context)
 
 
 def _command(command: Any, context: Any) -> Iterator[str]:
