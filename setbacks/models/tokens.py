@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from setbacks.text import encodable
+
 MARKER = re.compile(r"[<\[{][^<>\[\]{}]+[>\]}]")  # how control tokens are spelled
 
 
@@ -26,7 +28,7 @@ class Part(NamedTuple):
 def plain(tokenizer: Any, text: str) -> list[int]:
     """Return the ids of a text that follows another, in which nothing is a special token.
 
-    A lone surrogate, which JSON can hold and no tokenizer can, becomes a replacement character.
+    A lone surrogate, which JSON can hold and no tokenizer can, becomes a question mark.
     """
     if not text:
         return []
@@ -91,11 +93,6 @@ def inner_ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
 def message_part(text: str) -> Part:
     """Return the text of a message as a part of a conversation."""
     return Part(encodable(text), True)
-
-
-def encodable(text: str) -> str:
-    """Return a text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Controls(NamedTuple):
