@@ -206,7 +206,7 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
 
 def scores(harmless, compliance, asked=0):
     told = {"harmless_rate": harmless, "compliance": compliance}
-    return dict.fromkeys(METRICS, Scores({}, [])) | {
+    return dict.fromkeys((*METRICS, "degenerate"), Scores({}, [])) | {
         metric: Scores(
             {("s", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))], asked
         )
