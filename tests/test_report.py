@@ -14,7 +14,7 @@ from rich.console import Console
 
 from setbacks.errors import InputError
 from setbacks.recipe import Engine, JudgeSpec
-from setbacks.records import Response, Verdict
+from setbacks.records import Arm, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.stages.report import report
 from setbacks.text import visible
@@ -50,7 +50,16 @@ class Run:
         return [kind.model_validate_json(line) for line in lines]
 
     def arms(self):
-        return sorted(path.stem for path in (self.path / "responses").glob("*.jsonl"))
+        there = {path.stem for path in (self.path / "responses").glob("*.jsonl")}
+        ways = ("unguided", "guided")
+        arms = [Arm.untrained(way) for way in ways]
+        arms += [Arm.of_method("mistake_analysis", way) for way in ways]
+        return [arm for arm in arms if arm.name in there]
+
+    def responses(self):
+        return {
+            arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
+        }
 
     def costs(self):
         return self.spent

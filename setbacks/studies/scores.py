@@ -46,7 +46,7 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[s
     for made, path in done:
         name = made.name.rpartition(".")[0]
         with RunFolder(path) as run:
-            for arm in run.arms():
+            for arm in (arm.name for arm in run.arms()):
                 untrained = arm.startswith("vanilla")
                 called = arm if untrained else arm.replace(open_method(run.recipe).name, name, 1)
                 if untrained and called in by_arm:
@@ -110,7 +110,7 @@ def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
         scores: of one arm, by metric.
     """
     if metric == "balanced_safety":
-        return statistics.balanced_means(
+        return statistics.balanced(
             *(list(scores[key].prompts.values()) for key in ("harmless_rate", "compliance"))
         )
     values, seeds = list(scores[metric].prompts.values()), scores[metric].seeds
@@ -133,7 +133,7 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
         return [a[key].prompts[p] for p in shared], [b[key].prompts[p] for p in shared]
 
     if metric == "balanced_safety":
-        return statistics.balanced_means_difference(pairs("harmless_rate"), pairs("compliance"))
+        return statistics.balanced_difference(pairs("harmless_rate"), pairs("compliance"))
     left, right = pairs(metric)
     if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
         return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
