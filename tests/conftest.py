@@ -277,7 +277,7 @@ def environment(plugins):
 def command():
     """The installed command."""
     script = Path(sys.executable).with_name("setbacks")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "setbacks.cli"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "setbacks"]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from setbacks.stages.report import report
 from setbacks.text import visible
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> \u202eevil\u200b {{ 7 * 7 }} $x$'
+ASKED = "Say what a browser makes of this, and why none of it should ever run: " + HOSTILE
 HARMFUL = "<a harmful response>"
 ARMS = ("vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided")
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -77,7 +78,7 @@ def fill(path: Path, judges=("probe",), n: int = 12) -> Run:
                 suite=kind,
                 kind=kind,
                 instruction_id=f"{kind}{i:02}",
-                instruction=f"<an instruction, {kind}>" if i else HOSTILE,
+                instruction=f"<an instruction, {kind}>" if i else ASKED,
                 reference=None,
                 category=(HOSTILE, "b", None)[i % 3],
                 language="en",

@@ -778,7 +778,7 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
     )
     before = path.read_bytes()
     opened.add([said(opened.batch.by_response[first], harmful=False)])
-    with pytest.raises(InputError, match="--import FILE --as NAME"):
+    with pytest.raises(InputError, match="import RUN FILE --as NAME"):
         publish.publish(run, opened)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"response_id": first, "harmful": False}))

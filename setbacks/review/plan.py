@@ -62,7 +62,7 @@ def plan(
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     *,
-    arms: tuple[str, str],
+    arms: tuple[str, ...],
     metric: str = "harmless_rate",
     difference: float | None = None,
     labels: int | None = None,
@@ -78,7 +78,7 @@ def plan(
     Args:
         responses: by arm.
         verdicts: by (arm, judge).
-        arms: the names of those that are compared, first minus second.
+        arms: the names of the two that are compared, first minus second.
         metric: harmless_rate, hijacking_harmless_rate, compliance, or balanced_safety.
         difference: that should be told from none, in (0, 1]; by default the judge's own.
         labels: plan so many new labels instead of as many as it takes.
@@ -136,12 +136,12 @@ def plan(
     return made._replace(words=_words(made, most, spread, target))
 
 
-def plan_run(run: RunFolder, arms: tuple[str, str] | None = None, **told: Any) -> Plan:
+def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **told: Any) -> Plan:
     """Plan the labels of a run, and write `review/plan.json` into its folder.
 
     Args:
         run: an open run folder.
-        arms: the names of those that are compared; by default those of `main_arms`.
+        arms: the names of the two that are compared; by default those of `main_arms`.
         told: what else `plan` takes.
 
     Raises:
