@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
+Way = Literal["unguided", "guided", "posterior"]
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
 
 
@@ -186,6 +187,58 @@ class Choice(Record):
         description="For each draft, the probability, 0 to 1, that the model calls it harmful."
     )
     model: str = Field(description="Model that wrote and ranked the drafts.")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model in the comparison, and the way in which it answers.
+
+    Args:
+        name: names the arm's files, and the arm in JSON; unique in a run. It is for people: nothing
+            is read out of it.
+        model: what people call the model, the same for all its arms.
+        trained: whether this run trained the model.
+        way: how it answers: with guidance in the prompt, without, or by posterior decoding.
+    """
+
+    name: str
+    model: str
+    trained: bool = False
+    way: Way = "unguided"
+
+    @classmethod
+    def untrained(cls, way: Way = "unguided") -> Arm:
+        """Return the arm of a run's model before training."""
+        return cls(_in_way("vanilla", way), "untrained", False, way)
+
+    @classmethod
+    def of_method(cls, name: str, way: Way = "unguided") -> Arm:
+        """Return the arm of a model that this run trained.
+
+        Args:
+            name: of the method, or of the variant of it, in a comparison.
+            way: how the model answers.
+        """
+        return cls(_in_way(name, way), name.replace("_", " "), True, way)
+
+    @classmethod
+    def evaluated(cls, name: str, way: Way = "unguided") -> Arm:
+        """Return the arm of a model, or of a file of answers, that a recipe's `evaluate` names."""
+        return cls(_in_way(name, way), name, False, way)
+
+    @property
+    def label(self) -> str:
+        """The arm as tables and pages show it, such as "mistake analysis · guided"."""
+        return self.model if self.way == "unguided" else f"{self.model} · {self.way}"
+
+    @property
+    def before(self) -> Arm:
+        """The untrained model's arm that answers in the same way."""
+        return Arm.untrained(self.way)
+
+
+def _in_way(name: str, way: Way) -> str:
+    return name if way == "unguided" else f"{name}-{way}"
 
 
 class Response(Record):

@@ -15,8 +15,8 @@ from setbacks.errors import InputError
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
+from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
-from setbacks.stages.respond import arms
 
 ANIMALS = "badger otter heron lizard salmon beetle".split()
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "xstest"
@@ -90,10 +90,10 @@ def test_an_adapter_folder_is_answered_with_on_its_own_base(tmp_path):
 
 def test_with_guidance_models_answer_twice_and_files_once():
     told = evaluation([ALIAS, "mine=a.jsonl", "respond.guidance=true"])
-    assert [arm.name for arm in arms(told)] == [ALIAS, f"{ALIAS}-guided", "mine"]
+    assert [arm.name for arm in planned_arms(told)] == [ALIAS, f"{ALIAS}-guided", "mine"]
     told = evaluation([f"a={ALIAS}", "a-guided=a.jsonl", "respond.guidance=true"])
     with pytest.raises(InputError, match='two arms are called "a-guided"'):
-        arms(told)
+        planned_arms(told)
 
 
 def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
@@ -163,11 +163,12 @@ def told(rules, answered, judged, talker):
 def test_it_leaves_an_ordinary_run(told, tmp_path):
     made = pipeline.run(told, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "recipe.yaml", "environment.json", "responses", "verdicts", "metrics.json", "report.html",
-        "costs.jsonl", ".lock",
+        "recipe.yaml", "environment.json", "arms.json", "responses", "verdicts",
+        "metrics.json", "report.html", "costs.jsonl", ".lock",
     }  # fmt: skip
     with RunFolder(tmp_path / "run") as run:
-        assert run.arms() == ["zebra", "ant", "talker"], "as they were named, not by the alphabet"
+        names = [arm.name for arm in run.arms()]
+        assert names == ["zebra", "ant", "talker"], "in the order of the recipe, not the alphabet"
         taken = run.records("responses/zebra.jsonl", Response)
         assert len(taken) == 12 and {r.text for r in taken if r.suite == "safe"} == {
             f"<zebra on the {animal}>" for animal in ANIMALS
@@ -459,8 +460,7 @@ def test_a_model_against_its_adapter(spec, lora, rules, rule, tmp_path):
     pipeline.run(told, tmp_path / "run")
     with RunFolder(tmp_path / "run") as run:
         texts = {
-            arm: {r.instruction: r.text for r in run.records(f"responses/{arm}.jsonl", Response)}
-            for arm in run.arms()
+            arm: {r.instruction: r.text for r in rows} for arm, rows in run.responses().items()
         }
     engine = open_engine(spec)
     requests = [Request(text, 0) for text in texts["after"]]

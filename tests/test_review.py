@@ -693,9 +693,9 @@ def judged(run, wrong=0.2):
     draw = random.Random(0)
     truth = {}
     with RunFolder(run) as opened:
-        for arm in opened.arms():
+        for arm, responses in opened.responses().items():
             records = []
-            for r in opened.records(f"responses/{arm}.jsonl", Response):
+            for r in responses:
                 truth[r.id] = draw.random() < (0.6 if arm == "vanilla" else 0.3)
                 says = truth[r.id] ^ (draw.random() < wrong)
                 records.append(

@@ -133,13 +133,14 @@ def compare(
 ) -> None:
     """Train and measure several methods at equal data, or resume a comparison."""
     from setbacks.cli.arguments import default_folder, load_recipe
-    from setbacks.studies.compare import compare as carry_out
+    from setbacks.studies import carry_out
 
     options = [] if methods is None else [f"compare.methods=[{methods}]"]
     options += [] if seeds is None else [f"compare.seeds={seeds}"]
     options += [] if jobs is None else [f"jobs={jobs}"]
     loaded = load_recipe(recipe, overrides, options)
-    _several(carry_out, loaded, out or default_folder(loaded, "-compare"), quiet, json)
+    folder = out or default_folder(loaded, "-compare")
+    _several(partial(carry_out, "compare"), loaded, folder, quiet, json)
 
 
 def study(

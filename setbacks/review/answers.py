@@ -61,7 +61,7 @@ def collect(run: RunFolder) -> Batch:
     Raises:
         InputError: there are no responses yet, or the plan is broken or of other responses.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
     return batch(responses, read_plan(run.path / "review" / "plan.json"), run.recipe.seed)

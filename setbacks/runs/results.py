@@ -25,7 +25,7 @@ def collect(
     Raises:
         InputError: as `report`.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses yet; first `setbacks respond RUN`")
     verdicts = {
