@@ -9,7 +9,6 @@ from typing import Any
 
 from setbacks.errors import InputError, SetbacksError, nearest
 
-
 # What a plugin of a group is a subclass of; suites are packages with files.
 BASES = {
     "methods": "setbacks.methods.Method",

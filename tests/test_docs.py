@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import logging
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -284,6 +285,25 @@ def test_the_page_has_the_fields_of_every_journal():
     assert opened == documented
     for kind in generate.JOURNALS.values():
         assert all(field.description for field in kind.model_fields.values()), kind
+
+
+# Naming ---------------------------------------------------------------------------------------
+
+IN_CODE = re.findall(r"\| `([\w./]+)` \|$", (ROOT / "docs/naming.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", IN_CODE)
+def test_what_a_word_is_in_the_code_is_there(name):
+    """A file of the package or of a run, a key of a recipe, or a name in a module."""
+    head, *rest = name.split(".")
+    if "/" in name or rest == ["py"]:
+        assert (ROOT / "setbacks" / name).exists() or is_listed(name)
+    elif head in Recipe.model_fields:
+        section = Recipe()
+        for key in name.split("."):
+            section = getattr(section, key)
+    else:
+        pkgutil.resolve_name(f"setbacks.{name}")
 
 
 # Messages -------------------------------------------------------------------------------------
