@@ -323,7 +323,7 @@ def _calibrated(
             value, low, high, n = statistics.rogan_gladen(bad, len(values), finds, leaves)
             if value is not None and low is not None and high is not None:
                 usable = len(values) / len(outcomes[key])
-                good = Estimate(*(usable * (1 - share) for share in (value, high, low)), n)
+                good = Estimate(usable * (1 - value), usable * (1 - high), usable * (1 - low), n)
                 found[key] = good._asdict() | {"sources": [row["source"] for row in measured]}
     return found
 
