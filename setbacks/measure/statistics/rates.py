@@ -220,7 +220,7 @@ def _contingency(a: Outcomes, b: Outcomes) -> list[int]:
     return [int(n) for n in np.bincount(code, minlength=4)]
 
 
-def resample(counts: Sequence[int], generator: np.random.Generator) -> Any:
+def resample(counts: Sequence[int] | np.ndarray, generator: np.random.Generator) -> Any:
     """Return the shares of each outcome in bootstrap samples, shape (RESAMPLES, outcomes).
 
     Drawing n outcomes with replacement is one multinomial draw of their counts.
