@@ -24,7 +24,7 @@ from setbacks.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/RESULTS.md",
-                *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
+                *ROOT.glob("research/*.md"), *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
 PARSED = {page: MarkdownIt("commonmark").enable("table").parse(page.read_text()) for page in PAGES}
 # What pages call files of the reader's own; everything else that a command names must be there.
 THEIRS = re.compile(
