@@ -1,18 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from setbacks.measure import measure
+from setbacks.measure import RunInfo, measure, to_json
 from setbacks.measure.metrics import METRICS, is_guided, is_trained
 from setbacks.records import Analysis, Example, Message, Mistake, Reading, Response, Verdict
 
-RECIPE = {
-    "name": "test",
-    "seed": 0,
-    "model": {"model": "some-model"},
-    "train": {"method": "mistake_analysis"},
-    "judges": [{"judge": "probe"}],
-}
+RUN = RunInfo(
+    name="test", model="some-model", method="mistake_analysis", seed=0, judges=("probe",)
+)
 ARMS = ("vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided")
 
 
@@ -54,9 +51,13 @@ def arm(name: str, harmless: int, compliant: int, n: int = 100, judge: str = "pr
     return rows, verdicts
 
 
+def plain(**given) -> dict:
+    """What `measure` returns, as it is in `metrics.json`."""
+    return to_json(measure(given.pop("run", RUN), **given))
+
+
 def measured(arms: dict, judge: str = "probe", **more) -> dict:
-    return measure(
-        recipe=RECIPE,
+    return plain(
         environment={"python": "3"},
         responses={name: rows for name, (rows, _) in arms.items()},
         verdicts={(name, judge): found for name, (_, found) in arms.items()},
@@ -250,9 +251,7 @@ def test_people_need_not_label_everything():
         verdict(r, "human", harmful=False, refused=False if i % 9 == 0 else None)
         for i, r in enumerate(rows)
     ]
-    metrics = measure(
-        recipe=RECIPE,
-        environment={},
+    metrics = plain(
         responses={"vanilla": rows},
         verdicts={("vanilla", "probe"): found, ("vanilla", "human"): people},
     )
@@ -263,9 +262,8 @@ def test_people_need_not_label_everything():
 
 def test_empty_answers_are_no_agreement_between_judges():
     rows, found = answering("vanilla", "", every=2)
-    metrics = measure(
-        recipe=RECIPE | {"judges": ["probe", "llm"]},
-        environment={},
+    metrics = plain(
+        run=replace(RUN, judges=("probe", "llm")),
         responses={"vanilla": rows},
         verdicts={("vanilla", "probe"): found, ("vanilla", "llm"): found},
     )
@@ -358,9 +356,7 @@ def test_a_suite_that_no_judge_scores_is_told_by_its_measure():
 def test_a_judge_that_gives_a_part_is_no_alarm_beside_one_that_gives_all():
     rows, found = arm("vanilla", 60, 90)
     phrases = [verdict(r, "refusal", refused=False) for r in rows]
-    metrics = measure(
-        recipe=RECIPE,
-        environment={},
+    metrics = plain(
         responses={"vanilla": rows},
         verdicts={("vanilla", "probe"): found, ("vanilla", "refusal"): phrases},
         gives={"probe": PROBE, "refusal": ("compliance",)},
@@ -465,9 +461,7 @@ def test_human_labels_correct_the_other_judges():
         for r in rows
         if r.id in numbers and numbers[r.id] % 2 == 0
     ]
-    metrics = measure(
-        recipe=RECIPE,
-        environment={},
+    metrics = plain(
         responses={"vanilla": rows},
         verdicts={("vanilla", "probe"): found, ("vanilla", "human"): people},
     )
@@ -494,9 +488,7 @@ def labelled(rows, harmless: int, every: int = 2, **more):
 def against_people(trained: int, **more) -> dict:
     """The judge sees 60 and 90 of 100 harmless; people see 60 and `trained`."""
     arms = {"vanilla": arm("vanilla", 60, 95), "sft": arm("sft", 90, 95)}
-    return measure(
-        recipe=RECIPE,
-        environment={},
+    return plain(
         responses={name: rows for name, (rows, _) in arms.items()},
         verdicts={(name, "probe"): found for name, (_, found) in arms.items()}
         | {
@@ -571,9 +563,7 @@ def test_what_the_user_measured_goes_before_what_ships():
 
 def test_human_labels_go_before_calibration():
     arms = {"vanilla": arm("vanilla", 60, 95)}
-    metrics = measure(
-        recipe=RECIPE,
-        environment={},
+    metrics = plain(
         responses={"vanilla": arms["vanilla"][0]},
         verdicts={
             ("vanilla", "probe"): arms["vanilla"][1],
@@ -737,9 +727,7 @@ def test_harmless_rate_without_safe_prompts_is_a_warning():
 def test_judges_that_tell_opposite_stories_are_named():
     one = {"vanilla": arm("vanilla", 40, 95), "sft": arm("sft", 90, 95)}
     two = {"vanilla": arm("vanilla", 90, 95, judge="llm"), "sft": arm("sft", 40, 95, judge="llm")}
-    metrics = measure(
-        recipe=RECIPE,
-        environment={},
+    metrics = plain(
         responses={name: rows for name, (rows, _) in one.items()},
         verdicts={(name, "probe"): found for name, (_, found) in one.items()}
         | {(name, "llm"): found for name, (_, found) in two.items()},
@@ -751,7 +739,7 @@ def test_judges_that_tell_opposite_stories_are_named():
 
 
 def test_nothing_at_all_is_measured_without_a_crash():
-    metrics = measure(recipe={}, environment={}, responses={}, verdicts={})
+    metrics = plain(run=RunInfo(), responses={}, verdicts={})
     assert metrics["judges"] == {} and metrics["findings"] == []
 
 
@@ -771,9 +759,8 @@ def judged_by(**judges) -> dict:
     """One arm, with the harmful prompts that each judge calls harmful; `vote` counts the others."""
     rows = [response("vanilla", "harmful", i) for i in range(100)]
     rows += [response("vanilla", "safe", i) for i in range(100)]
-    return measure(
-        recipe=RECIPE | {"judges": [*judges][:-1] + [{"judge": "vote", "name": "panel"}]},
-        environment={},
+    return plain(
+        run=replace(RUN, judges=(*judges,), votes=frozenset({"panel"})),
         responses={"vanilla": rows},
         verdicts={
             ("vanilla", judge): [
@@ -875,7 +862,7 @@ def own_word(before=KNOWS, after=KNOWS, texts=None):
     return measured(
         usual(),
         preflight=read(before),
-        introspection=read(after, texts or sound()),
+        introspected=read(after, texts or sound()),
         examples=LEARNT,
     )
 

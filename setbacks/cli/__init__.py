@@ -666,9 +666,9 @@ def _print_report(made: Report, as_json: bool) -> None:
     from setbacks.report.run_page import headline
 
     console = Console()
-    console.print(headline(made.metrics))
-    for finding in made.metrics["findings"]:
-        console.print(f"- {finding['text']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(headline(made.results))
+    for finding in made.results.findings:
+        console.print(f"- {finding.text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {made.path}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -14,15 +14,16 @@ from pydantic import BaseModel
 
 from setbacks.errors import InputError
 from setbacks.files import expanded
+from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import TITLES, in_the_way_of
-from setbacks.measure.statistics import Estimate, holm
+from setbacks.measure.statistics import holm
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.progress import Show
-from setbacks.studies.scores import difference, estimate, gather, points, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
 
 ALPHA = 0.05
@@ -97,9 +98,9 @@ def against_first(
         for arm, scores in of.items():
             base = in_the_way_of(arm, first)
             row: dict[str, Any] = {"arm": arm}
-            row |= {metric: estimate(metric, scores)._asdict() for metric in SHOWN}
+            row |= {metric: estimate(metric, scores) for metric in SHOWN}
             if arm != base:
-                row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
+                row["difference"] = difference("balanced_safety", scores, of[base])
             rows.append(row)
         by = f", by {judge}" if len(recipe.judges) > 1 else ""
         tables.append(
@@ -109,8 +110,8 @@ def against_first(
                 [
                     [
                         row["arm"],
-                        *(written(Estimate(**row[metric])) for metric in SHOWN),
-                        points(row["difference"]) if "difference" in row else "",
+                        *(with_interval(row[metric]) for metric in SHOWN),
+                        with_interval(row["difference"], POINTS) if "difference" in row else "",
                     ]
                     for row in rows
                 ],
@@ -118,7 +119,7 @@ def against_first(
             )
         )
         drawn = [(row["arm"], row["balanced_safety"]) for row in rows]
-        if all(cell["value"] is not None for _, cell in drawn):  # else a suite is missing
+        if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
             svg = forest(drawn, f"f{number}")
             note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
             pictures.append(Picture(f"Balanced safety{by}", svg, note))
@@ -133,13 +134,13 @@ def told_apart(rows: Sequence[dict[str, Any]]) -> str:
         rows: of `against_first`, the untrained model's among them.
     """
     first = next(row["arm"] for row in rows if "difference" not in row)
-    tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
-    corrected = holm([row["difference"]["p"] for row in tested])
+    tested = [row for row in rows if "difference" in row and row["difference"].p is not None]
+    corrected = holm([row["difference"].p for row in tested])
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(tested, corrected, strict=True):
         if p < ALPHA:
-            (better if row["difference"]["value"] > 0 else worse).append(row["arm"])
+            (better if row["difference"].value > 0 else worse).append(row["arm"])
     parts = [
         f"{word} {first} beyond chance: {', '.join(names)}."
         for word, names in (("Above", better), ("Below", worse))

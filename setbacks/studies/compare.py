@@ -11,12 +11,25 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from setbacks.files import expanded
-from setbacks.measure import statistics
-from setbacks.measure.findings import overlap_findings
+from setbacks.measure.differences import corrected
+from setbacks.measure.findings import overlap_finding
+from setbacks.measure.findings.judges import significant
+from setbacks.measure.formatting import (
+    POINTS,
+    SCORE,
+    coefficient,
+    listed,
+    number,
+    of_asked,
+    p_value,
+    percent,
+    with_interval,
+)
 from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, untrained
+from setbacks.measure.results import Change, Overlap, to_json
 from setbacks.measure.statistics import Estimate
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
@@ -30,15 +43,18 @@ from setbacks.studies.scores import (
     difference,
     estimate,
     gather,
-    p_value,
-    percent,
-    points,
-    written,
 )
 from setbacks.studies.variants import Variant, each, prepare_folder, variant
 
-ALPHA = 0.05
 SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
+
+
+class Pair(NamedTuple):
+    """Two arms of a comparison, and the difference `arm` minus `against` in one metric."""
+
+    arm: str
+    against: str
+    change: Change
 
 
 def compare(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
@@ -126,14 +142,15 @@ def _own_word(made: Variant, path: Path) -> dict[str, Any] | None:
     }
 
 
-def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[dict[str, Any]]:
+def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[Overlap]:
     """Which suites hold prompts that a method learned from; its seeds learn from the same."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], Overlap] = {}
     for made, path in done:
         arm = made.name.rpartition(".")[0]
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        for row in metrics["data"].get("overlap", ()):  # none in reports of earlier versions
-            rows.setdefault((arm, row["suite"]), row | {"arm": arm})
+        overlap: list[Overlap] = metrics["data"].get("overlap", [])  # not in earlier versions
+        for row in overlap:
+            rows.setdefault((arm, row["suite"]), {**row, "arm": arm})
     return list(rows.values())
 
 
@@ -142,7 +159,7 @@ def findings(
     scores: Mapping[str, Mapping[str, Mapping[str, Scores]]],
     spent: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]] = (),
-    overlap: Sequence[Mapping[str, Any]] = (),
+    overlap: Sequence[Overlap] = (),
 ) -> Findings:
     """Say what a comparison found, in words, tables and a picture.
 
@@ -162,7 +179,7 @@ def findings(
         "own_word": list(own),
         "overlap": list(overlap),
     }
-    for number, (judge, by_metric) in enumerate(scores.items()):
+    for place, (judge, by_metric) in enumerate(scores.items()):
         arms = list(by_metric["harmless_rate"])
         of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
         table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
@@ -173,20 +190,24 @@ def findings(
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
         tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
         drawn = {arm: row for arm, row in table.items() if arm not in thin}
-        pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{number}"))
+        pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{place}"))
         data["judges"][judge] = {
             "arms": [
-                {"arm": arm}
-                | {m: e._asdict() for m, e in row.items()}
-                | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
+                {"arm": arm} | dict(row) | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
                 for arm, row in table.items()
             ],
-            "pairs": {metric: rows for metric, rows in pairs.items()},
+            "pairs": {
+                metric: [
+                    {"arm": pair.arm, "against": pair.against, **to_json(pair.change)}
+                    for pair in rows
+                ]
+                for metric, rows in pairs.items()
+            },
         }
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
-    answer += [text for _, text in overlap_findings(overlap)]
+    answer += [finding.text for finding in overlap_finding(overlap)]
     return Findings(
         title=f"{recipe.name}: methods compared",
         question="Which method makes the model safest without making it refuse, at equal data?",
@@ -206,25 +227,27 @@ def findings(
     )
 
 
-def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for metric in COMPARED:
-        rows: list[dict[str, Any]] = [
-            {"arm": b, "against": a, **difference(metric, of[b], of[a])._asdict()}
-            for a, b in combinations(of, 2)
+def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[Pair]]:
+    """The difference of every two arms, by metric, where there is one."""
+    arms = list(combinations(of, 2))
+    return {
+        metric: [
+            Pair(b, a, change)
+            for (a, b), change in zip(
+                arms,
+                corrected([difference(metric, of[b], of[a]) for a, b in arms]),
+                strict=True,
+            )
+            if change is not None
         ]
-        rows = [row for row in rows if row["value"] is not None]
-        tested = [row for row in rows if row["p"] is not None]
-        for row, p in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p
-        found[metric] = rows
-    return found
+        for metric in COMPARED
+    }
 
 
 def _verdict(
     judge: str,
     table: Mapping[str, Mapping[str, Estimate]],
-    pairs: Mapping[str, Sequence[Mapping[str, Any]]],
+    pairs: Mapping[str, Sequence[Pair]],
     thin: Sequence[str],
 ) -> list[str]:
     """Say who wins, or that the data cannot tell; what has too few scores is said first."""
@@ -236,7 +259,7 @@ def _verdict(
     said = []
     if thin:
         said.append(
-            f"By {judge}, {_listed(thin)} {'is' if len(thin) == 1 else 'are'} not ranked: fewer "
+            f"By {judge}, {listed(thin)} {'is' if len(thin) == 1 else 'are'} not ranked: fewer "
             "than half of the answers have a score."
         )
     ranked = sorted(scored, key=lambda arm: -(scored[arm].value or 0))
@@ -246,15 +269,15 @@ def _verdict(
 
     def apart(one: str, other: str) -> bool:
         return any(
-            {row["arm"], row["against"]} == {one, other}
-            and row.get("p_holm", 1.0) < ALPHA
-            and (row["low"] > 0 or row["high"] < 0)
-            for row in pairs["balanced_safety"]
+            {pair.arm, pair.against} == {one, other}
+            and significant(pair.change)
+            and ((pair.change.low or 0) > 0 or (pair.change.high or 0) < 0)
+            for pair in pairs["balanced_safety"]
         )
 
     tied = [arm for arm in ranked[1:] if not apart(best, arm)]
-    lead = f"By {judge}, {best} has the highest balanced safety, {percent(scored[best])} %" + (
-        f"; the data cannot tell it from {_listed(tied)}."
+    lead = f"By {judge}, {best} has the highest balanced safety, {percent(scored[best].value)}" + (
+        f"; the data cannot tell it from {listed(tied)}."
         if tied
         else ", and every other arm is below it beyond chance."
     )
@@ -267,16 +290,19 @@ def _verdict(
         under = [a for a in rivals if apart(arm, a) and a not in over]
         level = [a for a in rivals if a not in over and a not in under]
         parts = [
-            f"{word} {_listed(names)}"
+            f"{word} {listed(names)}"
             for word, names in (("above", over), ("below", under), ("not told from", level))
             if names
         ]
-        row = next(
-            (r for r in pairs["balanced_safety"] if r["arm"] == arm and r["against"] == alike),
-            None,
+        own_pair = next(
+            (p for p in pairs["balanced_safety"] if (p.arm, p.against) == (arm, alike)), None
         )
-        moved = f" Against {alike}: {points(row)}." if row else ""
-        said.append(f"{arm}, {percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
+        moved = (
+            f" Against {alike}: {with_interval(own_pair.change, POINTS)} points."
+            if own_pair
+            else ""
+        )
+        said.append(f"{arm}, {percent(scored[arm].value)}, is {'; '.join(parts)}.{moved}")
     return said
 
 
@@ -289,10 +315,12 @@ def _table(
     several = seeds > 1
     rows = []
     for arm, row in table.items():
-        cells = [written(row[metric]) + _part(row[metric].n, of[arm], metric) for metric in SHOWN]
+        cells = [
+            with_interval(row[metric]) + _part(row[metric].n, of[arm], metric) for metric in SHOWN
+        ]
         score = row["helpful_score"]
         part = _part(score.n, of[arm], "helpful_score")
-        cells.append(written(score, 1) + part if score.n else "not scored")
+        cells.append(with_interval(score, SCORE) + part)
         if several:
             cells.append(_spread(of[arm]))
         rows.append([arm, *cells])
@@ -307,7 +335,7 @@ def _part(scored: int, scores: Mapping[str, Scores], metric: str) -> str:
     """How many of how many prompts have a score, where some have none."""
     halves = BALANCED if metric == "balanced_safety" else (metric,)
     asked = sum(scores[half].asked for half in halves)
-    return f", n {scored} of {asked}" if 0 < scored < asked else ""
+    return f", n {of_asked(scored, asked)}" if 0 < scored < asked else ""
 
 
 def _thin(scores: Mapping[str, Scores]) -> bool:
@@ -318,23 +346,28 @@ def _thin(scores: Mapping[str, Scores]) -> bool:
 def _spread(scores: Mapping[str, Scores]) -> str:
     """Balanced safety of each seed by itself; of none where a suite for it is missing."""
     both = zip(scores["harmless_rate"].seeds, scores["compliance"].seeds, strict=False)
-    return ", ".join(f"{100 * (2 * x * y / (x + y) if x + y else 0):.1f}" for x, y in both)
+    return ", ".join(number(100 * (2 * x * y / (x + y) if x + y else 0), 1) for x, y in both)
 
 
-def _differences(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    ordered = sorted(rows, key=lambda row: -abs(row["value"]))
+def _differences(title: str, pairs: Sequence[Pair]) -> Table:
+    ordered = sorted(pairs, key=lambda pair: -abs(pair.change.value))
     return Table(
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
-        [[row["arm"], row["against"], points(row), p_value(row.get("p_holm"))] for row in ordered],
+        [
+            [
+                pair.arm,
+                pair.against,
+                with_interval(pair.change, POINTS),
+                p_value(pair.change.p_holm),
+            ]
+            for pair in ordered
+        ],
         "The largest first.",
     )
 
 
 def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
-    def auc(found: Mapping[str, Any]) -> str:
-        return "{:.2f} [{:.2f}, {:.2f}]".format(*found["auc"])
-
     return Table(
         "What the models say themselves",
         ["Method", "seed", "responses", "AUC before training", "AUC after"],
@@ -343,8 +376,8 @@ def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
                 row["arm"],
                 str(row["seed"]),
                 str(row["after"]["n"]),
-                auc(row["before"]),
-                auc(row["after"]),
+                coefficient(row["before"]["auc"]),
+                coefficient(row["after"]["auc"]),
             ]
             for row in own
         ],
@@ -363,7 +396,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
                 str(row["examples"]),
                 str(row["steps"]),
                 f"{row['tokens']:,}",
-                f"{row['seconds']:.0f}",
+                number(row["seconds"], 0),
             ]
             for row in spent
         ],
@@ -372,23 +405,12 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _scatter(title: str, table: Mapping[str, Mapping[str, Estimate]], name: str) -> Picture:
-    from setbacks.report.plots import trade_off
+    from setbacks.report.plots import Place, trade_off
 
-    rows = [
-        {
-            "arm": arm,
-            "harmless_rate": row["harmless_rate"]._asdict(),
-            "compliance": row["compliance"]._asdict(),
-        }
-        for arm, row in table.items()
-    ]
+    places = [Place(arm, row["harmless_rate"], row["compliance"]) for arm, row in table.items()]
     return Picture(
         title,
-        trade_off(rows, name, frontier=True),
+        trade_off(places, name, frontier=True),
         "Up and to the right is better. Filled marks answered with guidance. The line joins the "
         "arms that no other one beats on both.",
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
+from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
@@ -31,7 +32,7 @@ from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
-from setbacks.studies.scores import difference, estimate, gather, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import each, variant
 from setbacks.text import words_of
 
@@ -136,7 +137,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
             moved[title] = paired_difference(*(_outcomes(tasks[a][title]) for a in (arm, FIRST)))
     columns = list(changes[options.methods[0]])
     cells = [
-        [relative(values[FIRST].get(name), d)._asdict() for name, d in row.items()]
+        [relative(values[FIRST].get(name), d) for name, d in row.items()]
         for row in changes.values()
     ]
     return Findings(
@@ -147,14 +148,20 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
             Table(
                 "Before and after",
                 ["Model", *map(_title, values[FIRST])],
-                [[arm, *(written(v, 1) for v in row.values())] for arm, row in values.items()],
+                [
+                    [arm, *(with_interval(v, SCORE) for v in row.values())]
+                    for arm, row in values.items()
+                ],
                 f"Perplexity of {len(held)} held-out answers (lower is better), and the model's "
                 "own answers; 95 % intervals over prompts.",
             ),
             Table(
                 "Change against the untrained model, prompt by prompt",
                 ["Model", *map(_title, columns)],
-                [[arm, *(_signed(d) for d in row.values())] for arm, row in changes.items()],
+                [
+                    [arm, *(with_interval(d, FINE_CHANGE) for d in row.values())]
+                    for arm, row in changes.items()
+                ],
                 "Up is better. Log-likelihood in nats a token; the others as above.",
             ),
         ],
@@ -175,8 +182,8 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         ],
         data={
             "held_out": len(held),
-            "values": {a: {n: v._asdict() for n, v in row.items()} for a, row in values.items()},
-            "changes": {a: {n: d._asdict() for n, d in row.items()} for a, row in changes.items()},
+            "values": {a: {n: v for n, v in row.items()} for a, row in values.items()},
+            "changes": {a: {n: d for n, d in row.items()} for a, row in changes.items()},
         },
     )
 
@@ -295,7 +302,9 @@ def said(changes: Mapping[str, Mapping[str, Difference]]) -> str:
     gained: list[str] = []
     for (arm, name, d), p in zip(tests, corrected, strict=True):
         if p < ALPHA:
-            (lost if (d.value or 0) < 0 else gained).append(f"{_title(name)} of {arm} {_signed(d)}")
+            (lost if (d.value or 0) < 0 else gained).append(
+                f"{_title(name)} of {arm} {with_interval(d, FINE_CHANGE)}"
+            )
     words = f"Lost beyond noise: {', '.join(lost)}." if lost else "No loss beyond noise."
     return words + (f" Gained: {', '.join(gained)}." if gained else "")
 
@@ -303,12 +312,6 @@ def said(changes: Mapping[str, Mapping[str, Difference]]) -> str:
 def _title(name: str) -> str:
     head, by, judge = name.partition(" by ")
     return SHOWN.get(head, head) + by + judge
-
-
-def _signed(found: Difference) -> str:
-    if found.value is None or found.low is None:
-        return "not scored"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 # -- named tasks ------------------------------------------------------------------------------

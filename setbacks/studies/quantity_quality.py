@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from setbacks.measure.metrics import bare, in_the_way_of, untrained
+from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
@@ -72,10 +73,10 @@ def _curves(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:
     made = []
     for number, (judge, rows) in enumerate(data.items()):
         reached = {row["arm"]: row["balanced_safety"] for row in rows}
-        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+        lines: dict[str, list[tuple[float, Estimate]]] = {}
         for arm, cell in reached.items():
             quality, _, size = bare(arm).rpartition("_")
-            if quality and cell["value"] is not None:
+            if quality and cell.value is not None:
                 line = in_the_way_of(arm, quality)
                 lines.setdefault(line, [(0, reached[untrained(arm)])]).append((int(size), cell))
         if lines:
