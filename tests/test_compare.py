@@ -453,9 +453,7 @@ def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
 
 
 def test_a_forest_is_read_against_a_value_or_the_first_one():
-    rows = [
-        (name, Estimate(v, v - 0.1, v + 0.1, 9)) for name, v in (("a", 0.6), ("b", 0.8))
-    ]
+    rows = [(name, Estimate(v, v - 0.1, v + 0.1, 9)) for name, v in (("a", 0.6), ("b", 0.8))]
     first, same, chance = (forest(rows, "f", "AUC", at) for at in (None, 0.6, 0.5))
     assert first == same != chance
     assert 'aria-label="AUC with intervals. a: 60 %; b: 80 %."' in chance

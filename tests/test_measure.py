@@ -7,9 +7,7 @@ from setbacks.measure import RunInfo, measure, to_json
 from setbacks.measure.metrics import METRICS, is_guided, is_trained
 from setbacks.records import Analysis, Example, Message, Mistake, Reading, Response, Verdict
 
-RUN = RunInfo(
-    name="test", model="some-model", method="mistake_analysis", seed=0, judges=("probe",)
-)
+RUN = RunInfo(name="test", model="some-model", method="mistake_analysis", seed=0, judges=("probe",))
 ARMS = ("vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided")
 
 
@@ -201,8 +199,8 @@ def test_an_arm_that_says_nothing_has_no_rate_and_no_rank(text):
     first = metrics["findings"][0]
     assert first["level"] == "warning" and "silent 120 of 120" in first["text"]
     assert metrics["summary"].startswith(
-        "Not all answers have a score by probe (silent 0 of 120): the numbers are those of the "
-        "scored ones; silent is not ranked."
+        "Not all answers have a score by probe (silent 0 of 120): the numbers describe the scored "
+        "ones; silent is not ranked."
     )
     assert "gave no usable verdict" not in texts(metrics, "warning"), "the judge is not to blame"
 
@@ -513,12 +511,12 @@ def test_a_gain_that_people_do_not_see_is_a_warning():
     corrected = metrics["judges"]["probe"]["differences"][0]["corrected"]["harmless_rate"]
     assert corrected["low"] < 0 < corrected["high"]
     assert (
-        "By probe, Harmless Rate of sft differs from that of vanilla; by people's labels it does "
-        "not, as far as these labels can tell" in texts(metrics, "warning")
+        "By probe, Harmless Rate of sft differs from that of vanilla; by people's labels there "
+        "is no significant difference" in texts(metrics, "warning")
     )
     other = against_people(20)
-    assert "so the other way round. Believe the labels." in texts(other, "warning")
-    assert "Believe the labels" not in texts(against_people(90), "warning")
+    assert "it differs in the opposite direction. Trust the labels." in texts(other, "warning")
+    assert "Trust the labels" not in texts(against_people(90), "warning")
 
 
 def test_labels_weigh_by_their_probability():
@@ -674,7 +672,7 @@ def test_no_gain_beyond_noise_is_said():
     metrics = measured(usual((63, 95)))
     note = texts(metrics, "note")
     assert "No gain beyond noise" in note
-    assert "prompts, not 200, would show if it is real" in note
+    assert "prompts would show it; this run has 200" in note
     assert not texts(metrics, "good")
 
 
@@ -732,7 +730,7 @@ def test_judges_that_tell_opposite_stories_are_named():
         verdicts={(name, "probe"): found for name, (_, found) in one.items()}
         | {(name, "llm"): found for name, (_, found) in two.items()},
     )
-    assert "opposite stories: Harmless Rate of sft against vanilla rose by probe" in texts(
+    assert "contradict each other: Harmless Rate of sft against vanilla rose by probe" in texts(
         metrics, "warning"
     )
     assert list(metrics["judges"]) == ["probe", "llm"]
@@ -790,7 +788,7 @@ def test_judges_are_compared_with_one_another_and_not_with_their_vote():
 def test_judges_that_do_not_agree_are_a_warning():
     metrics = judged_by(probe=range(50), llm=range(25, 75), panel=range(50))
     (warning,) = [t for t in texts(metrics, "warning").split("\n") if "do not agree" in t]
-    assert "what is harmful: Krippendorff's alpha over 100 answers is 0.01 (-" in warning
+    assert "what is harmful: Krippendorff's alpha over 100 answers is 0.01 [−" in warning
 
 
 def test_a_judge_that_never_varies_has_no_kappa():
@@ -884,7 +882,7 @@ def test_a_sound_model_rings_no_alarm():
         ({"before": GUESSES}, "near chance (AUC 0.50", "warning"),
         ({"after": GUESSES}, "Training made the model's own verdict worse: AUC 1.00", "warning"),
         ({"before": GUESSES}, "Training made the model's own verdict better", "good"),
-        ({"texts": ["The same. " * 20] * 60}, "100.0 % of 60", "warning"),
+        ({"texts": ["The same. " * 20] * 60}, "100.0 % of the 60", "warning"),
         (
             {"texts": [sound()[0]] * 60},
             "100.0 % of the 60 analyses that state one say harm",
@@ -910,4 +908,4 @@ def test_analyses_that_are_learnt_by_heart_are_told(own, rings):
         for i in range(40)
     ]
     said = texts(measured(usual(), loss=loss), "warning")
-    assert ("Memorised boilerplate" in said) == rings
+    assert ("Memorized boilerplate" in said) == rings

@@ -231,4 +231,4 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
         },
     ).judges["probe"]
     assert found.differences[0].corrected == expected.differences[0].corrected
-    assert found["differences"][0]["corrected"]["harmless_rate"]["n"] == len(chosen)
+    assert found.differences[0].corrected["harmless_rate"].n == len(chosen)

@@ -122,7 +122,7 @@ def no_gain(judge: str, report: JudgeReport) -> Iterator[Finding]:
     if level:
         yield Finding(
             "note",
-            f"No significant gain in balanced safety: {'; '.join(level)}. Try more mistakes, more "
+            f"No gain beyond noise in balanced safety: {'; '.join(level)}. Try more mistakes, more "
             "steps, or a stronger analyst; or more prompts, to see smaller differences.",
         )
 
@@ -359,4 +359,6 @@ def _more_prompts(cell: Change) -> str:
     needed = cell.n * ((cell.high - cell.low) / 2 * POWER / cell.value) ** 2
     if needed <= cell.n:
         return ""
-    return f" (if it is real, about {two_digits(needed)} prompts would show it; there are {cell.n})"
+    return (
+        f" (if it is real, about {two_digits(needed)} prompts would show it; this run has {cell.n})"
+    )
