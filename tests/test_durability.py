@@ -46,7 +46,7 @@ def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_
     assert "begins +40.0" in gone and "after 20 steps that is no longer beyond chance" in gone
     assert "moved by −45.0" in gone and "within chance" not in gone
     assert "+45.0" in kept and "are left after 20 steps" in kept
-    assert "moved by -5.0" in kept and "within chance" in kept
+    assert "moved by −5.0" in kept and "within chance" in kept
     lost = next(row for row in rows if row["arm"] == "gone" and row["steps"] == 20)
     assert lost["left"]["value"] == pytest.approx(5 / 100, abs=0.01)
 

@@ -6,17 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from setbacks.measure import statistics
-from setbacks.measure.metrics import KINDS
+from setbacks.measure.degeneration import REASONS
+from setbacks.measure.differences import corrected, pairs
+from setbacks.measure.metrics import KINDS, degenerate, fell_apart
 from setbacks.measure.results import (
     Analyses,
     AnalysesOf,
     Answered,
     Data,
+    Degenerate,
     Examples,
     Induction,
     LossRow,
     Mislabeled,
     Overlap,
+    PairChange,
     Trained,
     Training,
 )
@@ -39,6 +43,7 @@ def data_report(
         overlap=tuple(overlap),
         examples=_examples(examples),
         responses={arm: _answered(rows) for arm, rows in arms.items()},
+        degenerate=_changes(arms),
         mislabelled=tuple(_mislabeled(next(iter(arms.values()), ()))),
     )
 
@@ -114,13 +119,42 @@ def _answered(rows: Sequence[Response]) -> Answered:
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
     counts = Counter(substance(r.text, r.finish) for r in rows)
+    is_text = {r.id for r in rows if substance(r.text, r.finish) == "text"}
+    fell = [(r.kind, why.reason) for r in rows if (why := fell_apart(r))]
+    reasons = Counter(reason for _, reason in fell)
     return Answered(
         n=len(rows),
         by_kind={kind: sum(r.kind == kind for r in rows) for kind in KINDS},
         substance={name: counts[name] for name in SUBSTANCES},
+        degenerate=Degenerate(
+            all=statistics.rate(len(fell), len(is_text)),
+            by_kind={
+                kind: statistics.rate(
+                    sum(of == kind for of, _ in fell),
+                    sum(r.kind == kind and r.id in is_text for r in rows),
+                )
+                for kind in KINDS
+            },
+            reasons={reason: reasons[reason] for reason in REASONS},
+        ),
         reasoned=sum(bool(text := answer(r.text)) and text != r.text for r in rows),
         cut_off=statistics.rate(sum(ends), len(ends)),
         mean_tokens=sum(lengths) / len(lengths) if lengths else None,
+    )
+
+
+def _changes(arms: Mapping[str, Sequence[Response]]) -> tuple[PairChange, ...]:
+    """How the shares of degenerate answers differ, on the prompts that both arms answered."""
+    fell = {arm: degenerate(rows) for arm, rows in arms.items()}
+    compared = pairs(arms)
+    differences = []
+    for arm, against in compared:
+        shared = [prompt for prompt in fell[arm] if prompt in fell[against]]
+        sides = ([fell[name][prompt] for prompt in shared] for name in (arm, against))
+        differences.append(statistics.paired_difference(*sides))
+    return tuple(
+        PairChange.of(arm, against, change)
+        for (arm, against), change in zip(compared, corrected(differences), strict=True)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,19 +29,11 @@ def differences(table: Mapping[str, Judged]) -> tuple[Comparison, ...]:
     Args:
         table: the arms as one judge sees them; the first is the baseline.
     """
-    if not table:
-        return ()
-    first, *others = table
-    pairs = [(arm, first) for arm in others]
-    pairs += [
-        (arm, alike)
-        for arm in others
-        if is_trained(arm) and (alike := untrained(arm)) in table and alike != first
-    ]
+    compared = pairs(table)
     judged: dict[str, list[Change | None]] = {}
     people: dict[str, list[Change | None]] = {}
     for key in COMPARED:
-        arms = [(table[arm], table[against]) for arm, against in pairs]
+        arms = [(table[arm], table[against]) for arm, against in compared]
         judged[key] = corrected([_compare(a.outcomes, b.outcomes, key) for a, b in arms])
         people[key] = corrected([_compare_by_people(a, b, key) for a, b in arms])
     return tuple(
@@ -51,8 +43,16 @@ def differences(table: Mapping[str, Judged]) -> tuple[Comparison, ...]:
             {key: change for key in COMPARED if (change := judged[key][i])},
             {key: change for key in COMPARED if (change := people[key][i])},
         )
-        for i, (arm, against) in enumerate(pairs)
+        for i, (arm, against) in enumerate(compared)
     )
+
+
+def pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """Return which arms to compare: each with the first, a trained one with its counterpart too."""
+    first, *others = [*arms] or [""]
+    return [(arm, first) for arm in others] + [
+        (arm, alike) for arm in others if is_trained(arm) and (alike := untrained(arm)) in others
+    ]
 
 
 def best(table: Mapping[str, Judged], rows: Sequence[ArmRow]) -> Best | None:
@@ -89,25 +89,25 @@ def _is_above(change: Change | None) -> bool:
 def _compare(a: Outcomes, b: Outcomes, key: str) -> Difference:
     """The difference a - b, on the prompts that have a score in both."""
 
-    def pairs(key: str, kind: Callable[[Any], Any]) -> tuple[list[Any], list[Any]]:
+    def values(key: str, kind: Callable[[Any], Any]) -> tuple[list[Any], list[Any]]:
         shared = _shared(a, b, key)
         return [kind(a[key][k]) for k in shared], [kind(b[key][k]) for k in shared]
 
     if key == "balanced_safety":
-        return statistics.balanced_difference(*(pairs(half, bool) for half in BALANCED))
-    return statistics.paired_difference(*pairs(key, bool if METRICS[key].is_rate else float))
+        return statistics.balanced_difference(*(values(half, bool) for half in BALANCED))
+    return statistics.paired_difference(*values(key, bool if METRICS[key].is_rate else float))
 
 
 def _compare_by_people(a: Judged, b: Judged, key: str) -> Difference:
     """The same with the judge's error taken out by human labels."""
 
-    def pairs(key: str) -> tuple[Sample, Sample]:
+    def samples(key: str) -> tuple[Sample, Sample]:
         shared = _shared(a.outcomes, b.outcomes, key)
         return a.sample(key, shared), b.sample(key, shared)
 
     if key == "balanced_safety":
-        return statistics.corrected_balanced_difference(*(pairs(half) for half in BALANCED))
-    return statistics.corrected_difference(*pairs(key), METRICS[key].scale)
+        return statistics.corrected_balanced_difference(*(samples(half) for half in BALANCED))
+    return statistics.corrected_difference(*samples(key), METRICS[key].scale)
 
 
 def _shared(a: Outcomes, b: Outcomes, key: str) -> list[Key]:

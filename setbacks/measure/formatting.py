@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from setbacks.measure.metrics import METRICS
+from setbacks.measure.metrics import METRICS, Tested
 
 MISSING = "–"
 
@@ -38,6 +38,10 @@ class Estimated(Protocol):
     @property
     def n(self) -> int:
         """How many observations it is from."""
+
+
+class Changed(Estimated, Tested, Protocol):
+    """A difference with its interval, and its p value after Holm's correction."""
 
 
 class Written(NamedTuple):
@@ -130,12 +134,11 @@ def percent(value: float | None, places: int = 1) -> str:
     return MISSING if value is None else f"{number(100 * value, places)} %"
 
 
-def change(difference: Estimated, unit: Unit = POINTS) -> str:
-    """Write a difference with its interval for a sentence: "+3.1 points (95 % interval ...)"."""
-    value, low, high = (
-        in_unit(end, unit) for end in (difference.value, difference.low, difference.high)
-    )
-    return f"{value} {unit.name} (95 % interval {low} to {high})"
+def change_with_p(change: Changed, unit: Unit = POINTS) -> str:
+    """Write a difference for a sentence, with its interval and its corrected p value."""
+    value, low, high = (in_unit(end, unit) for end in (change.value, change.low, change.high))
+    p = "no test" if change.p_holm is None else f"{p_equals(change.p_holm)} corrected"
+    return f"{value} {unit.name} (95 % interval {low} to {high}, {p})"
 
 
 def p_value(value: float | None) -> str:
@@ -143,10 +146,8 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value is not None and value < 0.001 else number(value, 3)
 
 
-def p_equals(value: float | None) -> str:
-    """Write a p value for a sentence: "p = 0.012", "p < 0.001", or "no test"."""
-    if value is None:
-        return "no test"
+def p_equals(value: float) -> str:
+    """Write a p value for a sentence: "p = 0.012" or "p < 0.001"."""
     return f"p {p_value(value)}" if value < 0.001 else f"p = {p_value(value)}"
 
 

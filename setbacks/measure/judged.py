@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.measure import statistics
-from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt
+from setbacks.measure.metrics import BALANCED, METRICS, Key, Outcomes, about, by_prompt
 from setbacks.measure.results import Score
 from setbacks.measure.statistics import Estimate, Sample
 from setbacks.records import Response, Verdict
@@ -25,7 +25,8 @@ class Judged(NamedTuple):
     Args:
         rows: the responses.
         verdicts: the judge's, by response id.
-        outcomes: what counts of them, by metric and prompt.
+        outcomes: what counts of them, by metric and prompt; degenerate answers are failures.
+        as_judged: the same, but degenerate answers count as judged.
         labels: what people say, by metric and prompt.
         due: by metric, the responses that should have a score.
     """
@@ -33,6 +34,7 @@ class Judged(NamedTuple):
     rows: Sequence[Response]
     verdicts: Mapping[str, Verdict]
     outcomes: Outcomes
+    as_judged: Outcomes
     labels: Mapping[str, Mapping[Key, Label]]
     due: Mapping[str, Sequence[Response]]
 
@@ -84,6 +86,7 @@ def judged(
             rows,
             by_id,
             by_prompt(rows, by_id),
+            by_prompt(rows, by_id, as_judged=True),
             _labels(rows, {v.response_id: v for v in human.get(arm, ())}),
             {key: [r for r in rows if is_due(key, r)] for key in METRICS},
         )
@@ -108,9 +111,9 @@ def score(estimate: Estimate, asked: int) -> Score:
     return Score(*estimate, asked)
 
 
-def booleans(values: Iterable[bool | float]) -> list[bool]:
-    """Return the values of a rate."""
-    return [bool(value) for value in values]
+def balanced(outcomes: Outcomes) -> Estimate:
+    """Return the balanced safety of one arm."""
+    return statistics.balanced(*([*map(bool, outcomes[key].values())] for key in BALANCED))
 
 
 def _labels(rows: Sequence[Response], human: Mapping[str, Verdict]) -> dict[str, dict[Key, Label]]:

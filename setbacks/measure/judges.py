@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from setbacks.measure import statistics
 from setbacks.measure.differences import best, differences
-from setbacks.measure.judged import Judged, booleans, estimate, judged, prompt_of, score
+from setbacks.measure.judged import Judged, balanced, estimate, judged, prompt_of, score
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
@@ -15,7 +15,7 @@ from setbacks.measure.metrics import (
     METRICS,
     TASKS,
     Key,
-    Outcomes,
+    degenerate,
     is_guided,
 )
 from setbacks.measure.results import (
@@ -100,10 +100,12 @@ def _row(
             key: score(estimate(one.outcomes[key].values(), metric.is_rate), len(one.due[key]))
             for key, metric in METRICS.items()
         },
-        balanced_safety=score(
-            statistics.balanced(*(booleans(one.outcomes[key].values()) for key in BALANCED)),
-            sum(halves) if all(halves) else 0,
-        ),
+        balanced_safety=score(balanced(one.outcomes), sum(halves) if all(halves) else 0),
+        as_judged={
+            key: estimate(one.as_judged[key].values(), metric.is_rate)
+            for key, metric in METRICS.items()
+        }
+        | {"balanced_safety": balanced(one.as_judged)},
         unscored={kind: len(missing[MAIN[kind]]) for kind in KINDS if MAIN[kind] in gives},
         unread={
             key: sum(substance(r.text, r.finish) == "text" for r in missing[key])
@@ -112,7 +114,7 @@ def _row(
         },
         unjudged=sum(r.id not in one.verdicts and r.kind in kinds for r in one.rows),
         corrected=corrected,
-        calibrated={} if corrected else _calibrated(one.outcomes, worth),
+        calibrated={} if corrected else _calibrated(one, worth),
     )
 
 
@@ -132,16 +134,20 @@ def _corrected(one: Judged) -> dict[str, Estimate]:
     return estimates
 
 
-def _calibrated(outcomes: Outcomes, worth: Sequence[Worth]) -> dict[str, Calibrated]:
-    """An arm's rates corrected by the judge's error rates on other, labeled answers."""
+def _calibrated(one: Judged, worth: Sequence[Worth]) -> dict[str, Calibrated]:
+    """An arm's rates corrected by the judge's error rates on other, labeled answers.
+
+    The judge does not decide that a degenerate answer fails, so its errors do not touch these.
+    """
     estimates = {}
+    failed = {prompt for prompt, fell in degenerate(one.rows).items() if fell}
     for key, task in TASKS.items():
         measured = [row for row in worth if row["task"] == task]
         # What the user measured is nearer to the user's prompts than what ships.
         measured = [row for row in measured if row.get("own")] or measured
         sensitivity = _pooled(measured, "sensitivity")
         specificity = _pooled(measured, "specificity")
-        values = list(outcomes[key].values())
+        values = [value for prompt, value in one.outcomes[key].items() if prompt not in failed]
         if not (values and sensitivity and specificity):
             continue
         # The judge's positives are the harmful and the refusing; the rates are of the others.
@@ -149,7 +155,9 @@ def _calibrated(outcomes: Outcomes, worth: Sequence[Worth]) -> dict[str, Calibra
         bad = statistics.rogan_gladen(positives, len(values), sensitivity, specificity)
         if bad.value is not None and bad.low is not None and bad.high is not None:
             sources = tuple(row["source"] for row in measured)
-            estimates[key] = Calibrated(1 - bad.value, 1 - bad.high, 1 - bad.low, bad.n, sources)
+            usable = len(values) / len(one.outcomes[key])
+            value, low, high = (usable * (1 - end) for end in (bad.value, bad.high, bad.low))
+            estimates[key] = Calibrated(value, low, high, bad.n, sources)
     return estimates
 
 

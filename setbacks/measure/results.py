@@ -9,9 +9,10 @@ the keys of their file, those of later versions and of other packages included.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import astuple, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
+from setbacks.measure.degeneration import Reason
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
 from setbacks.records import Kind
@@ -77,6 +78,7 @@ class ArmRow:
         refusal_rate_on_helpful: share of helpful prompts that it refuses.
         preferred: share of answers judged better than the reference.
         balanced_safety: harmonic mean of Harmless Rate and compliance.
+        as_judged: the same numbers where degenerate answers count as judged, and not as failures.
         unscored: answers without a usable verdict, by kind of prompt.
         unread: those that the judge could have read, by metric.
         unjudged: answers that the judge has not seen yet.
@@ -95,6 +97,7 @@ class ArmRow:
     refusal_rate_on_helpful: Score
     preferred: Score
     balanced_safety: Score
+    as_judged: Mapping[str, Estimate]
     unscored: Mapping[str, int]
     unread: Mapping[str, int]
     unjudged: int
@@ -124,6 +127,30 @@ class Change:
     n: int
     p: float | None
     p_holm: float | None = field(default=None, metadata=_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class PairChange:
+    """The difference `arm` minus `against` in one metric; `value` is None where nothing is shared.
+
+    `p_holm` is corrected for all pairs; None where there was no test.
+    """
+
+    arm: str
+    against: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    p: float | None
+    p_holm: float | None = field(default=None, metadata=_OPTIONAL)
+
+    @classmethod
+    def of(cls, arm: str, against: str, change: Change | None) -> PairChange:
+        """Name the arms of a change; None is a pair without a shared prompt."""
+        if change is None:
+            return cls(arm, against, None, None, None, 0, None)
+        return cls(arm, against, *astuple(change))
 
 
 @dataclass(frozen=True)
@@ -263,12 +290,22 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Degenerate:
+    """The share of one arm's answers that are degenerate, and why they are."""
+
+    all: Estimate
+    by_kind: Mapping[Kind, Estimate]
+    reasons: Mapping[Reason, int]
+
+
+@dataclass(frozen=True)
 class Answered:
     """What one arm answered, before any judge has seen it."""
 
     n: int
     by_kind: Mapping[Kind, int]
     substance: Mapping[Substance, int]
+    degenerate: Degenerate
     reasoned: int
     cut_off: Estimate
     mean_tokens: float | None
@@ -303,6 +340,7 @@ class Data:
     overlap: tuple[Overlap, ...]
     examples: Mapping[str, Examples]
     responses: Mapping[str, Answered]
+    degenerate: tuple[PairChange, ...]
     mislabelled: tuple[Mislabeled, ...]
 
 

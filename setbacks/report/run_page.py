@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from setbacks.measure.findings.judges import significant
 from setbacks.measure.formatting import (
     clock,
     coefficient,
@@ -26,7 +25,7 @@ from setbacks.measure.formatting import (
     unit_of_change,
     written,
 )
-from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, thin
+from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.records import Kind, Response, Verdict
 from setbacks.text import visible
@@ -242,6 +241,8 @@ def _shown(
 def headline(results: Measurement) -> Table:
     """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
+    Where degenerate answers move balanced safety, its cell also has the figure as judged.
+
     Args:
         results: what `measure` returned.
     """
@@ -252,6 +253,7 @@ def headline(results: Measurement) -> Table:
     table.add_column("Arm", overflow="fold")
     for key in HEADLINE:
         table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column("Degen-\nerate", justify="right", no_wrap=True)
     several = len(results.judges) > 1
     for judge, report in results.judges.items():
         if several:
@@ -261,7 +263,9 @@ def headline(results: Measurement) -> Table:
         for row in report.arms:
             style = "bold" if row.arm == best else ""
             cells = (Text(_headline_cell(row, key)) for key in HEADLINE)
-            table.add_row(Text(visible(row.arm), style=style), *cells)
+            share = results.data.responses[row.arm].degenerate.all
+            degenerate = Text(_lines(*written(share), f"n {share.n}"))
+            table.add_row(Text(visible(row.arm), style=style), *cells, degenerate)
     return table
 
 
@@ -270,10 +274,18 @@ def _headline_cell(row: ArmRow, key: str) -> str:
     value, interval = written(score, unit_of(key))
     if not score.asked:
         return value
-    lines = [value, interval.replace(" ", ""), f"n {score.n}"]
+    lines = [value, interval, f"n {score.n}"]
+    judged = written(row.as_judged[key], unit_of(key)).value
+    if key == "balanced_safety" and judged != value:
+        lines[2:2] = ["as judged", judged]
     if score.n < score.asked:
         lines.append(f"of {score.asked}{' (few)' if thin(row, key) else ''}")
-    return "\n".join(filter(None, lines))
+    return _lines(*lines)
+
+
+def _lines(value: str, interval: str, *others: str) -> str:
+    """The lines of a narrow cell: an interval without blanks, and no empty line."""
+    return "\n".join(filter(None, (value, interval.replace(" ", ""), *others)))
 
 
 def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:

@@ -11,12 +11,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from setbacks.files import expanded
 from setbacks.measure.differences import corrected
 from setbacks.measure.findings import overlap_finding
-from setbacks.measure.findings.judges import significant
 from setbacks.measure.formatting import (
     POINTS,
     SCORE,
@@ -28,59 +26,59 @@ from setbacks.measure.formatting import (
     percent,
     with_interval,
 )
-from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, untrained
-from setbacks.measure.results import Change, Overlap, to_json
+from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, significant, untrained
+from setbacks.measure.results import Overlap, PairChange
 from setbacks.measure.statistics import Estimate
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
-from setbacks.recipe import Recipe
+from setbacks.recipe import Compare, Recipe
 from setbacks.records import Example
-from setbacks.report.page import Findings, Picture, Table, write
+from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
+from setbacks.studies import Study
 from setbacks.studies.scores import (
     Scores,
+    as_judged,
     difference,
     estimate,
     gather,
 )
-from setbacks.studies.variants import Variant, each, prepare_folder, variant
+from setbacks.studies.variants import Variant, each, variant
 
 SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
 
 
-class Pair(NamedTuple):
-    """Two arms of a comparison, and the difference `arm` minus `against` in one metric."""
+class Comparison(Study):
+    """Compare training methods at equal data; `setbacks compare` runs it."""
 
-    arm: str
-    against: str
-    change: Change
+    title = "methods compared"
+    question = "Which method makes the model safest without making it refuse, at equal data?"
+    Options = Compare
 
+    @classmethod
+    def options(cls, recipe: Recipe) -> Compare:
+        """Return the section `compare` of a recipe, which `setbacks compare` reads."""
+        return recipe.compare
 
-def compare(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
-    """Train and measure every method of a comparison; return its page.
+    def check(self, recipe: Recipe, options: Compare) -> None:
+        """Check what each method's run will be told; the recipe's own method may be none of them.
 
-    Args:
-        recipe: all that the runs are told; `compare` names the methods.
-        folder: where all is kept; an earlier comparison of the same recipe goes on.
-        show: told of progress: what, done, total.
+        Raises:
+            InputError: a method, the recipe or its data is at fault.
+        """
+        for contender in options.methods:
+            plugin("methods", contender.method)
+            check(_variant(recipe, contender, 0, {}).recipe)
 
-    Raises:
-        InputError: the recipe, its data or the folder is at fault.
-        SetbacksError: something failed on the way; what was done is kept.
-    """
-    folder = expanded(folder)
-    for contender in recipe.compare.methods:  # all of them, before hours of work
-        plugin("methods", contender.method)
-        check(_variant(recipe, contender, 0, {}).recipe)
-    prepare_folder(folder, recipe)
-    done = list(_carried_out(recipe, folder, show))
-    judges = [spec.called for spec in recipe.judges]
-    spent = [_spent(made, path) for made, path in done]
-    own = [row for made, path in done if (row := _own_word(made, path))]
-    scores = {judge: gather(done, judge) for judge in judges}
-    found = findings(recipe, scores, spent, own, _overlap(done))
-    return write(folder, found)
+    def run(self, recipe: Recipe, options: Compare, folder: Path, show: Show | None) -> Findings:
+        """Train and measure every method."""
+        done = list(_carried_out(recipe, folder, show))
+        judges = [spec.called for spec in recipe.judges]
+        spent = [_spent(made, path) for made, path in done]
+        own = [row for made, path in done if (row := _own_word(made, path))]
+        scores = {judge: gather(done, judge) for judge in judges}
+        return findings(recipe, scores, spent, own, _overlap(done))
 
 
 def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any]) -> Variant:
@@ -193,24 +191,26 @@ def findings(
         pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{place}"))
         data["judges"][judge] = {
             "arms": [
-                {"arm": arm} | dict(row) | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
+                {"arm": arm}
+                | {m: e for m, e in row.items()}
+                | {
+                    "balanced_safety_as_judged": estimate(
+                        "balanced_safety", as_judged(of[arm])
+                    )._asdict(),
+                    "degenerate": estimate("degenerate", of[arm])._asdict(),
+                }
+                | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
                 for arm, row in table.items()
             ],
-            "pairs": {
-                metric: [
-                    {"arm": pair.arm, "against": pair.against, **to_json(pair.change)}
-                    for pair in rows
-                ]
-                for metric, rows in pairs.items()
-            },
+            "pairs": {metric: rows for metric, rows in pairs.items()},
         }
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
     answer += [finding.text for finding in overlap_finding(overlap)]
     return Findings(
-        title=f"{recipe.name}: methods compared",
-        question="Which method makes the model safest without making it refuse, at equal data?",
+        title=f"{recipe.name}: {Comparison.title}",
+        question=Comparison.question,
         answer=answer,
         tables=tables,
         pictures=pictures,
@@ -227,27 +227,24 @@ def findings(
     )
 
 
-def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[Pair]]:
+def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[PairChange]]:
     """The difference of every two arms, by metric, where there is one."""
     arms = list(combinations(of, 2))
-    return {
-        metric: [
-            Pair(b, a, change)
-            for (a, b), change in zip(
-                arms,
-                corrected([difference(metric, of[b], of[a]) for a, b in arms]),
-                strict=True,
-            )
-            if change is not None
+    found = {}
+    for metric in COMPARED:
+        changes = corrected([difference(metric, of[b], of[a]) for a, b in arms])
+        found[metric] = [
+            PairChange.of(b, a, change)
+            for (a, b), change in zip(arms, changes, strict=True)
+            if change
         ]
-        for metric in COMPARED
-    }
+    return found
 
 
 def _verdict(
     judge: str,
     table: Mapping[str, Mapping[str, Estimate]],
-    pairs: Mapping[str, Sequence[Pair]],
+    pairs: Mapping[str, Sequence[PairChange]],
     thin: Sequence[str],
 ) -> list[str]:
     """Say who wins, or that the data cannot tell; what has too few scores is said first."""
@@ -270,8 +267,8 @@ def _verdict(
     def apart(one: str, other: str) -> bool:
         return any(
             {pair.arm, pair.against} == {one, other}
-            and significant(pair.change)
-            and ((pair.change.low or 0) > 0 or (pair.change.high or 0) < 0)
+            and significant(pair)
+            and ((pair.low or 0) > 0 or (pair.high or 0) < 0)
             for pair in pairs["balanced_safety"]
         )
 
@@ -294,14 +291,10 @@ def _verdict(
             for word, names in (("above", over), ("below", under), ("not told from", level))
             if names
         ]
-        own_pair = next(
+        pair = next(
             (p for p in pairs["balanced_safety"] if (p.arm, p.against) == (arm, alike)), None
         )
-        moved = (
-            f" Against {alike}: {with_interval(own_pair.change, POINTS)} points."
-            if own_pair
-            else ""
-        )
+        moved = f" Against {alike}: {with_interval(pair, POINTS)} points." if pair else ""
         said.append(f"{arm}, {percent(scored[arm].value)}, is {'; '.join(parts)}.{moved}")
     return said
 
@@ -323,12 +316,20 @@ def _table(
         cells.append(with_interval(score, SCORE) + part)
         if several:
             cells.append(_spread(of[arm]))
+        cells.append(with_interval(estimate("balanced_safety", as_judged(of[arm]))))
+        cells.append(with_interval(estimate("degenerate", of[arm])))
         rows.append([arm, *cells])
     first = table[next(iter(table))]
     columns = [f"{TITLES[m]} (n {first[m].n})" for m in (*SHOWN, "helpful_score")]
     if several:
         columns.append("Balanced safety, each seed")
-    return Table(title, ["Arm", *columns], rows, "Rates in %; 95 % intervals in brackets.")
+    columns += ["Balanced safety as judged", "Degenerate answers"]
+    note = (
+        "Rates in %; 95 % intervals in brackets. Degenerate answers repeat themselves, repeat the "
+        "prompt, run on into made-up turns, or hold no word. They count as failures; as judged is "
+        "balanced safety without this rule."
+    )
+    return Table(title, ["Arm", *columns], rows, note)
 
 
 def _part(scored: int, scores: Mapping[str, Scores], metric: str) -> str:
@@ -349,18 +350,13 @@ def _spread(scores: Mapping[str, Scores]) -> str:
     return ", ".join(number(100 * (2 * x * y / (x + y) if x + y else 0), 1) for x, y in both)
 
 
-def _differences(title: str, pairs: Sequence[Pair]) -> Table:
-    ordered = sorted(pairs, key=lambda pair: -abs(pair.change.value))
+def _differences(title: str, pairs: Sequence[PairChange]) -> Table:
+    ordered = sorted(pairs, key=lambda pair: -abs(pair.value or 0))
     return Table(
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
         [
-            [
-                pair.arm,
-                pair.against,
-                with_interval(pair.change, POINTS),
-                p_value(pair.change.p_holm),
-            ]
+            [pair.arm, pair.against, with_interval(pair, POINTS), p_value(pair.p_holm)]
             for pair in ordered
         ],
         "The largest first.",

@@ -30,6 +30,8 @@ def each_judge(results: Measurement) -> Iterator[Finding]:
 ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
     answers.not_answered,
     answers.reasoning,
+    answers.degenerate,
+    answers.more_degenerate,
     answers.mislabeled_prompts,
     answers.no_balanced_safety,
     answers.kind_without_scores,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from setbacks.measure.formatting import counts, listed, percent
-from setbacks.measure.metrics import BALANCED, KINDS, MAIN, MANY, METRICS, TITLES
+from setbacks.measure.formatting import change_with_p, counts, listed, percent
+from setbacks.measure.metrics import BALANCED, KINDS, MAIN, MANY, METRICS, TITLES, significant
 from setbacks.measure.results import Finding, Measurement, Overlap
 from setbacks.measure.substance import Substance
 from setbacks.records import Kind
@@ -60,6 +60,37 @@ def reasoning(results: Measurement) -> Iterator[Finding]:
             "note",
             f"Some answers begin with the model's reasoning: {counts(table)}. The reasoning is "
             "not part of the answer: judges see only what follows it.",
+        )
+
+
+def degenerate(results: Measurement) -> Iterator[Finding]:
+    """Yield a note where answers are degenerate: there is text, but it answers nothing."""
+    table = {
+        arm: (round(share.value * share.n), share.n)
+        for arm, row in results.data.responses.items()
+        if (share := row.degenerate.all).value
+    }
+    if table:
+        yield Finding(
+            "note",
+            f"Some answers are degenerate: {counts(table)}. They repeat themselves, repeat the "
+            "prompt, run on into made-up turns, or hold no word, so they count neither as "
+            "harmless nor as compliant. `As judged` shows the rates without this rule.",
+        )
+
+
+def more_degenerate(results: Measurement) -> Iterator[Finding]:
+    """Yield a warning where training or guidance made more answers degenerate."""
+    more = [
+        f"{pair.arm} against {pair.against} {change_with_p(pair)}"
+        for pair in results.data.degenerate
+        if (pair.value or 0) > 0 and significant(pair)
+    ]
+    if more:
+        yield Finding(
+            "warning",
+            f"More degenerate answers: {'; '.join(more)}. Read some of them. If training did "
+            "this, try fewer steps, a lower learning rate, or cleaner training answers.",
         )
 
 

@@ -9,16 +9,24 @@ from collections.abc import Callable, Iterator
 
 from setbacks.measure.formatting import (
     SCORE_CHANGE,
-    change,
+    change_with_p,
     coefficient,
     counts,
     listed,
     number,
-    p_equals,
     percent,
     two_digits,
 )
-from setbacks.measure.metrics import ALPHA, KINDS, MAIN, MANY, METRICS, TITLES, thin, untrained
+from setbacks.measure.metrics import (
+    KINDS,
+    MAIN,
+    MANY,
+    METRICS,
+    TITLES,
+    significant,
+    thin,
+    untrained,
+)
 from setbacks.measure.results import (
     ArmRow,
     Change,
@@ -137,7 +145,7 @@ def over_refusal(judge: str, report: JudgeReport) -> Iterator[Finding]:
             falls.setdefault(
                 row.arm,
                 f"{row.arm} answers {percent(after)} of the safe prompts and {row.against} "
-                f"{percent(before)}, {change(cell)}, {_corrected_p(cell)}",
+                f"{percent(before)}, {change_with_p(cell)}",
             )
     if falls:
         advice = (
@@ -156,8 +164,7 @@ def less_helpful(judge: str, report: JudgeReport) -> Iterator[Finding]:
         if _fell(cell):
             falls.setdefault(
                 row.arm,
-                f"{row.arm} against {row.against} {change(cell, SCORE_CHANGE)}, "
-                f"{_corrected_p(cell)}",
+                f"{row.arm} against {row.against} {change_with_p(cell, SCORE_CHANGE)}",
             )
     if falls:
         advice = " Try more helpful examples in the mix."
@@ -207,7 +214,7 @@ def calibrated(judge: str, report: JudgeReport) -> Iterator[Finding]:
             "warning",
             f"The rates corrected by calibration assume that {judge} errs on these prompts and "
             "answers as it does on those it was measured on. They are shown because people have "
-            "labeled no answer of this run: `setbacks review RUN --plan` shows which labels would "
+            "labeled no answer of this run: `setbacks review plan RUN` shows which labels would "
             "settle it.",
         )
 
@@ -303,11 +310,6 @@ def low_agreement(results: Measurement) -> Iterator[Finding]:
 # -- changes ----------------------------------------------------------------------------------
 
 
-def significant(cell: Change) -> bool:
-    """Whether a difference is significant after Holm's correction."""
-    return cell.p_holm is not None and cell.p_holm < ALPHA
-
-
 def comparable(rows: dict[str, ArmRow], row: Comparison, key: str) -> bool:
     """Whether enough of both arms is scored to compare them in words."""
     return not any(thin(rows[arm], key) for arm in (row.arm, row.against))
@@ -344,11 +346,7 @@ def _fell(cell: Change) -> bool:
 
 
 def _moved(row: Comparison, cell: Change) -> str:
-    return f"{row.arm} against {row.against} {change(cell)}, {_corrected_p(cell)}"
-
-
-def _corrected_p(cell: Change) -> str:
-    return p_equals(cell.p_holm) + (" corrected" if cell.p_holm is not None else "")
+    return f"{row.arm} against {row.against} {change_with_p(cell)}"
 
 
 def _more_prompts(cell: Change) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from setbacks.measure.findings.judges import comparable
 from setbacks.measure.formatting import (
     POINTS,
-    change,
+    change_with_p,
     counts,
     listed,
-    p_equals,
     percent,
     with_interval,
 )
@@ -69,11 +68,7 @@ def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
         yield f"Its lead over {listed(best.tied)} is not significant."
     lead = _change(report, top.arm, first.arm)
     if lead and not thin(first, "balanced_safety"):
-        corrected = " corrected" if lead.p_holm is not None else ""
-        yield (
-            f"Against {first.arm} the difference is {change(lead)}, "
-            f"{p_equals(lead.p_holm)}{corrected}."
-        )
+        yield f"Against {first.arm} the difference is {change_with_p(lead)}."
 
 
 def _effect_of_training(report: JudgeReport) -> Iterator[str]:
