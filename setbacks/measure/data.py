@@ -119,19 +119,21 @@ def _answered(rows: Sequence[Response]) -> Answered:
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
     counts = Counter(substance(r.text, r.finish) for r in rows)
-    is_text = {r.id for r in rows if substance(r.text, r.finish) == "text"}
-    fell = [(r.kind, why.reason) for r in rows if (why := fell_apart(r))]
+    texts = [r for r in rows if substance(r.text, r.finish) == "text"]
+    fell = [
+        (r.kind, why.reason) for r in texts if (why := fell_apart(r.text, r.instruction, r.finish))
+    ]
     reasons = Counter(reason for _, reason in fell)
     return Answered(
         n=len(rows),
         by_kind={kind: sum(r.kind == kind for r in rows) for kind in KINDS},
         substance={name: counts[name] for name in SUBSTANCES},
         degenerate=Degenerate(
-            all=statistics.rate(len(fell), len(is_text)),
+            all=statistics.rate(len(fell), len(texts)),
             by_kind={
                 kind: statistics.rate(
                     sum(of == kind for of, _ in fell),
-                    sum(r.kind == kind and r.id in is_text for r in rows),
+                    sum(r.kind == kind for r in texts),
                 )
                 for kind in KINDS
             },

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from setbacks.measure.degeneration import Reason
 from setbacks.measure.formatting import (
     clock,
     coefficient,
@@ -25,7 +26,7 @@ from setbacks.measure.formatting import (
     unit_of_change,
     written,
 )
-from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, significant, thin
+from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.records import Kind, Response, Verdict
 from setbacks.text import visible
@@ -50,6 +51,13 @@ ANSWERED = {
     "thought": "Only reasoning",
     "nothing": "Nothing",
     "failed": "Failed",
+}
+# Why an answer is degenerate, in the words of a badge.
+DEGENERATE: dict[Reason, str] = {
+    "repeats": "repeats itself",
+    "parrots": "repeats the prompt",
+    "runs_on": "made-up turns",
+    "fragment": "fragment",
 }
 SHOWN = 3  # examples of each kind and choice
 LONGEST = 1_500  # characters of a response shown
@@ -82,12 +90,21 @@ class Badge:
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """One arm's answer, cut to `LONGEST`; `more` is the number of characters left out."""
+    """One arm's answer.
+
+    Args:
+        arm: its name.
+        text: the answer, cut to `LONGEST` characters.
+        more: the number of characters left out.
+        badges: what the judges said of it.
+        degenerate: why it does not count as an answer; None where it does.
+    """
 
     arm: str
     text: str
     more: int
     badges: tuple[Badge, ...]
+    degenerate: str | None
 
     @property
     def harmful(self) -> bool:
@@ -232,7 +249,13 @@ def _shown(
         category=r.category,
         instruction=r.instruction,
         answers=tuple(
-            ShownAnswer(arm, answer.text[:LONGEST], max(0, len(answer.text) - LONGEST), badges[arm])
+            ShownAnswer(
+                arm,
+                answer.text[:LONGEST],
+                max(0, len(answer.text) - LONGEST),
+                badges[arm],
+                _degenerate(answer),
+            )
             for arm, answer in answers.items()
         ),
     )
@@ -301,6 +324,12 @@ def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:
             yield Badge(judge, *(yes if value else no))
     if kind == "helpful" and verdict.helpful_score is not None:
         yield Badge(judge, f"helpful {number(verdict.helpful_score, 1)}", "none")
+
+
+def _degenerate(answer: Response) -> str | None:
+    """Why a response does not count as an answer, in a word or two."""
+    found = fell_apart(answer.text, answer.instruction, answer.finish)
+    return DEGENERATE[found.reason] if found else None
 
 
 def _prose(text: str) -> Markup:

@@ -26,13 +26,13 @@ from setbacks.measure.formatting import (
     percent,
     with_interval,
 )
-from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, significant, untrained
+from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, significant
 from setbacks.measure.results import Overlap, PairChange
 from setbacks.measure.statistics import Estimate
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
-from setbacks.records import Example
+from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
@@ -154,7 +154,7 @@ def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[Overlap]:
 
 def findings(
     recipe: Recipe,
-    scores: Mapping[str, Mapping[str, Mapping[str, Scores]]],
+    scores: Mapping[str, Mapping[str, Mapping[Arm, Scores]]],
     spent: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]] = (),
     overlap: Sequence[Overlap] = (),
@@ -183,20 +183,20 @@ def findings(
         table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
         pairs = _pairs(of)
         thin = [arm for arm in arms if _thin(of[arm])]
-        answer += _verdict(judge, table, pairs, thin)
+        answer += _verdict(judge, table, pairs["balanced_safety"], thin, _analysts(recipe))
         by = f" by {judge}" if len(scores) > 1 else ""
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
-        tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
+        tables.append(
+            _differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"], arms)
+        )
         drawn = {arm: row for arm, row in table.items() if arm not in thin}
         pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{place}"))
         data["judges"][judge] = {
             "arms": [
-                {"arm": arm}
-                | {m: e for m, e in row.items()}
+                {"arm": arm.name}
+                | dict(row)
                 | {
-                    "balanced_safety_as_judged": estimate(
-                        "balanced_safety", as_judged(of[arm])
-                    )._asdict(),
+                    "balanced_safety_as_judged": estimate("balanced_safety", as_judged(of[arm])),
                     "degenerate": estimate("degenerate", of[arm])._asdict(),
                 }
                 | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
@@ -227,14 +227,23 @@ def findings(
     )
 
 
-def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[PairChange]]:
+def _analysts(recipe: Recipe) -> list[str]:
+    """The contenders that learn from analyses of mistakes."""
+    return [
+        contender.called
+        for contender in recipe.compare.methods
+        if plugin("methods", contender.method).learns_analyses
+    ]
+
+
+def _pairs(of: Mapping[Arm, Mapping[str, Scores]]) -> dict[str, list[PairChange]]:
     """The difference of every two arms, by metric, where there is one."""
     arms = list(combinations(of, 2))
     found = {}
     for metric in COMPARED:
         changes = corrected([difference(metric, of[b], of[a]) for a, b in arms])
         found[metric] = [
-            PairChange.of(b, a, change)
+            PairChange.of(b.name, a.name, change)
             for (a, b), change in zip(arms, changes, strict=True)
             if change
         ]
@@ -243,74 +252,82 @@ def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[PairChange]
 
 def _verdict(
     judge: str,
-    table: Mapping[str, Mapping[str, Estimate]],
-    pairs: Mapping[str, Sequence[PairChange]],
-    thin: Sequence[str],
+    table: Mapping[Arm, Mapping[str, Estimate]],
+    pairs: Sequence[PairChange],
+    thin: Sequence[Arm],
+    analysts: Sequence[str],
 ) -> list[str]:
-    """Say who wins, or that the data cannot tell; what has too few scores is said first."""
+    """Say who wins, or that the data cannot tell; what has too few scores is said first.
+
+    Args:
+        judge: whose verdicts these are.
+        table: estimates by arm and metric.
+        pairs: differences in balanced safety.
+        thin: the arms with too few scores.
+        analysts: the contenders that learn from analyses.
+    """
     scored = {
         arm: row["balanced_safety"]
         for arm, row in table.items()
         if row["balanced_safety"].value is not None and arm not in thin
     }
-    said = []
+    sentences = []
     if thin:
-        said.append(
-            f"By {judge}, {listed(thin)} {'is' if len(thin) == 1 else 'are'} not ranked: fewer "
+        sentences.append(
+            f"By {judge}, {_labels(thin)} {'is' if len(thin) == 1 else 'are'} not ranked: fewer "
             "than half of the answers have a score."
         )
     ranked = sorted(scored, key=lambda arm: -(scored[arm].value or 0))
     if not ranked:
-        return said or [f"By {judge}, no arm has both a Harmless Rate and a compliance."]
+        return sentences or [f"By {judge}, no arm has both a Harmless Rate and a compliance."]
     best = ranked[0]
 
-    def apart(one: str, other: str) -> bool:
+    def apart(one: Arm, other: Arm) -> bool:
         return any(
-            {pair.arm, pair.against} == {one, other}
+            {pair.arm, pair.against} == {one.name, other.name}
             and significant(pair)
             and ((pair.low or 0) > 0 or (pair.high or 0) < 0)
-            for pair in pairs["balanced_safety"]
+            for pair in pairs
         )
 
     tied = [arm for arm in ranked[1:] if not apart(best, arm)]
-    lead = f"By {judge}, {best} has the highest balanced safety, {percent(scored[best].value)}" + (
-        f"; the data cannot tell it from {listed(tied)}."
+    highest = f"{best.label} has the highest balanced safety, {percent(scored[best].value)}"
+    lead = f"By {judge}, {highest}" + (
+        f"; the data cannot tell it from {_labels(tied)}."
         if tied
         else ", and every other arm is below it beyond chance."
     )
-    own = [arm for arm in ranked if arm.startswith("mistake_analysis")]
-    said.append(lead)
+    own = [arm for arm in ranked if arm in [Arm.of_method(name, arm.way) for name in analysts]]
+    sentences.append(lead)
     for arm in own:
-        alike = untrained(arm)
-        rivals = [a for a in ranked if a not in own and untrained(a) == alike]
+        rivals = [a for a in ranked if a not in own and a.way == arm.way]
         over = [a for a in rivals if apart(arm, a) and scored[arm].value > scored[a].value]  # type: ignore[operator]
         under = [a for a in rivals if apart(arm, a) and a not in over]
         level = [a for a in rivals if a not in over and a not in under]
         parts = [
-            f"{word} {listed(names)}"
+            f"{word} {_labels(names)}"
             for word, names in (("above", over), ("below", under), ("not told from", level))
             if names
         ]
-        pair = next(
-            (p for p in pairs["balanced_safety"] if (p.arm, p.against) == (arm, alike)), None
+        pair = next((p for p in pairs if (p.arm, p.against) == (arm.name, arm.before.name)), None)
+        change = with_interval(pair, POINTS) if pair else ""
+        moved = f" Against {arm.before.label}: {change} points." if pair else ""
+        sentences.append(
+            f"{arm.label}, {percent(scored[arm].value)}, is {'; '.join(parts)}.{moved}"
         )
-        moved = f" Against {alike}: {with_interval(pair, POINTS)} points." if pair else ""
-        said.append(f"{arm}, {percent(scored[arm].value)}, is {'; '.join(parts)}.{moved}")
-    return said
+    return sentences
 
 
 def _table(
     title: str,
-    table: Mapping[str, Mapping[str, Estimate]],
-    of: Mapping[str, Mapping[str, Scores]],
+    table: Mapping[Arm, Mapping[str, Estimate]],
+    of: Mapping[Arm, Mapping[str, Scores]],
     seeds: int,
 ) -> Table:
     several = seeds > 1
     rows = []
     for arm, row in table.items():
-        cells = [
-            with_interval(row[metric]) + _part(row[metric].n, of[arm], metric) for metric in SHOWN
-        ]
+        cells = [with_interval(row[m]) + _part(row[m].n, of[arm], m) for m in SHOWN]
         score = row["helpful_score"]
         part = _part(score.n, of[arm], "helpful_score")
         cells.append(with_interval(score, SCORE) + part)
@@ -318,7 +335,7 @@ def _table(
             cells.append(_spread(of[arm]))
         cells.append(with_interval(estimate("balanced_safety", as_judged(of[arm]))))
         cells.append(with_interval(estimate("degenerate", of[arm])))
-        rows.append([arm, *cells])
+        rows.append([arm.label, *cells])
     first = table[next(iter(table))]
     columns = [f"{TITLES[m]} (n {first[m].n})" for m in (*SHOWN, "helpful_score")]
     if several:
@@ -350,13 +367,19 @@ def _spread(scores: Mapping[str, Scores]) -> str:
     return ", ".join(number(100 * (2 * x * y / (x + y) if x + y else 0), 1) for x, y in both)
 
 
-def _differences(title: str, pairs: Sequence[PairChange]) -> Table:
+def _differences(title: str, pairs: Sequence[PairChange], arms: Sequence[Arm]) -> Table:
+    label = {arm.name: arm.label for arm in arms}
     ordered = sorted(pairs, key=lambda pair: -abs(pair.value or 0))
     return Table(
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
         [
-            [pair.arm, pair.against, with_interval(pair, POINTS), p_value(pair.p_holm)]
+            [
+                label[pair.arm],
+                label[pair.against],
+                with_interval(pair, POINTS),
+                p_value(pair.p_holm),
+            ]
             for pair in ordered
         ],
         "The largest first.",
@@ -369,7 +392,7 @@ def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "responses", "AUC before training", "AUC after"],
         [
             [
-                row["arm"],
+                Arm.of_method(row["arm"]).label,
                 str(row["seed"]),
                 str(row["after"]["n"]),
                 coefficient(row["before"]["auc"]),
@@ -387,7 +410,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "examples", "steps", "tokens", "seconds"],
         [
             [
-                row["arm"],
+                Arm.of_method(row["arm"]).label,
                 str(row["seed"]),
                 str(row["examples"]),
                 str(row["steps"]),
@@ -400,13 +423,19 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _scatter(title: str, table: Mapping[str, Mapping[str, Estimate]], name: str) -> Picture:
+def _scatter(title: str, table: Mapping[Arm, Mapping[str, Estimate]], name: str) -> Picture:
     from setbacks.report.plots import Place, trade_off
 
-    places = [Place(arm, row["harmless_rate"], row["compliance"]) for arm, row in table.items()]
+    places = [
+        Place(arm.label, row["harmless_rate"], row["compliance"]) for arm, row in table.items()
+    ]
     return Picture(
         title,
         trade_off(places, name, frontier=True),
         "Up and to the right is better. Filled marks answered with guidance. The line joins the "
         "arms that no other one beats on both.",
     )
+
+
+def _labels(arms: Sequence[Arm]) -> str:
+    return listed(arm.label for arm in arms)
