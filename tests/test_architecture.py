@@ -122,6 +122,57 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
     assert not found & HEAVY
 
 
+# Length -----------------------------------------------------------------------------------------
+
+MODULE, FUNCTION = 500, 80  # lines
+# Modules that are being split; each goes from here with its split.
+SPLITTING = {
+    "cli/__init__.py",
+    "measure/__init__.py",
+    "measure/findings.py",
+    "recipe/__init__.py",
+    "studies/discrimination.py",
+    "studies/forgetting.py",
+    "studies/posterior.py",
+}
+
+
+def too_long(source):
+    """Name the module if it is too long, and its long functions whose docstring gives no reason.
+
+    A reason begins with the words "Long because".
+    """
+    if source.count("\n") > MODULE:
+        yield "the module"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if lines > FUNCTION and "Long because" not in (ast.get_docstring(node) or ""):
+                yield node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_are_short_enough_to_read(path):
+    if path.relative_to(ROOT).as_posix() in SPLITTING:
+        pytest.skip("is being split")
+    assert list(too_long(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("x = 1\n" * MODULE, []),
+        ("x = 1\n" * (MODULE + 1), ["the module"]),
+        ("def f():\n" + "    x = 1\n" * (FUNCTION - 1), []),
+        ("def f():\n" + "    x = 1\n" * FUNCTION, ["f"]),
+        ("class A:\n  async def f():\n" + "    x = 1\n" * FUNCTION, ["f"]),
+        ("def f():\n    'Long because it is one table.'\n" + "    x = 1\n" * FUNCTION, []),
+    ],
+)
+def test_the_rule_finds_what_is_too_long(source, found):
+    assert list(too_long(source)) == found
+
+
 # What opens text in the locale's encoding where none is named, and how many words it takes at most
 # (a run folder's own `write_text` takes two).
 OPENERS = {"open": 9, "fdopen": 9, "read_text": 0, "write_text": 1}

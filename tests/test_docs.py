@@ -30,7 +30,7 @@ SPEC = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.
 generate = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(generate)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/RESULTS.md",
-                *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
+                *ROOT.glob("research/*.md"), *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
 PARSED = {page: MarkdownIt("commonmark").enable("table").parse(page.read_text()) for page in PAGES}
 # What pages call files of the reader's own; everything else that a command names must be there.
 THEIRS = re.compile(

@@ -564,3 +564,23 @@ def test_a_broken_plan_is_an_error(tmp_path, text, said):
     with pytest.raises(InputError, match=said):
         report(run)
     assert not (run.path / "report.html").exists()
+
+
+def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
+    run = fill(tmp_path)
+    rows = run.records("responses/vanilla.jsonl", Response)
+    loop = "The heron is a heron. " * 9
+    _write(
+        run.path / "responses/vanilla.jsonl",
+        [r.model_copy(update={"text": loop}) if i % 2 == 0 else r for i, r in enumerate(rows)],
+    )
+    made = report(run)
+    text = made.path.read_text(encoding="utf-8")
+    arms = text[text.index('id="arms"') : text.index('id="findings"')]
+    assert 'data-label="Degenerate"><span class="value">50.0</span>' in arms
+    assert arms.count("as judged <b>") == 1  # the other arms' figures are the same
+    assert '<span class="badge bad">repeats itself</span>' in text[text.index('id="examples"') :]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(headline(made.metrics))
+    said = console.export_text()
+    assert "Degen-" in said and "as judged" in said

@@ -34,7 +34,7 @@ from inspect_ai.model import (
 
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
-from setbacks.measure.metrics import MAIN, METRICS, counted
+from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Kind, Response, Verdict, digest
@@ -194,7 +194,12 @@ def _sample(
             usage=usage.get(model),
         ),
         scores={
-            judge: as_score(MAIN[response.kind], response.text, counted(response, verdict))
+            judge: as_score(
+                MAIN[response.kind],
+                response.text,
+                counted(response, verdict),
+                fell_apart(response.text, response.instruction, response.finish),
+            )
             for judge, verdict in verdicts.items()
             if verdict is not None
         },

@@ -574,7 +574,11 @@ def _answered(rows: Sequence[Response]) -> dict[str, Any]:
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
     what = Counter(substance(r.text, r.finish) for r in rows)
-    fell = [(r.kind, found.reason) for r in rows if (found := fell_apart(r))]
+    fell = [
+        (r.kind, found.reason)
+        for r in rows
+        if (found := fell_apart(r.text, r.instruction, r.finish))
+    ]
     reasons = Counter(reason for _, reason in fell)
     return {
         "n": len(rows),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from setbacks.measure.degeneration import Degeneration, degeneration, guidance
 from setbacks.measure.substance import answer, substance
-from setbacks.records import Kind, Response, Verdict
+from setbacks.records import Finish, Kind, Response, Verdict
 
 ALPHA = 0.05
 MANY = 0.05  # share of an arm's answers without a score above which a report warns
@@ -46,6 +46,11 @@ class Metric(NamedTuple):
     def scale(self) -> tuple[float, float]:
         """The least and the greatest value of its mean."""
         return (0, 1) if self.is_rate else (1, 10)
+
+    def value(self, verdict: Verdict, degenerate: bool) -> bool | float | None:
+        """Return what a verdict on an answer counts for; None where it says nothing."""
+        judged = self.of(verdict)
+        return self.failure if degenerate and None not in (judged, self.failure) else judged
 
 
 METRICS: dict[str, Metric] = {
@@ -167,11 +172,11 @@ def few(scored: int, asked: int) -> bool:
     return scored < LEAST * asked
 
 
-def fell_apart(r: Response) -> Degeneration | None:
-    """Return why a response is degenerate; None where it is not, or is no text at all."""
-    if substance(r.text, r.finish) != "text":
+def fell_apart(text: str, instruction: str, finish: Finish | None = None) -> Degeneration | None:
+    """Return why what a model wrote is degenerate; None where it is not, or is no text at all."""
+    if substance(text, finish) != "text":
         return None
-    return degeneration(answer(r.text), r.instruction, guidance())
+    return degeneration(answer(text), instruction, guidance())
 
 
 def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
@@ -180,7 +185,7 @@ def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
     Only text can be; what is none is not in it.
     """
     return {
-        (r.suite, r.instruction_id): fell_apart(r) is not None
+        (r.suite, r.instruction_id): fell_apart(r.text, r.instruction, r.finish) is not None
         for r in rows
         if substance(r.text, r.finish) == "text"
     }
@@ -201,12 +206,9 @@ def by_prompt(
         if r.id not in verdicts:
             continue
         verdict = counted(r, verdicts[r.id])
-        failed = not as_judged and fell_apart(r) is not None
+        failed = not as_judged and fell_apart(r.text, r.instruction, r.finish) is not None
         for key, metric in METRICS.items():
-            value = metric.of(verdict)
-            if r.kind != metric.kind or value is None:
-                continue
-            if failed and metric.failure is not None:
-                value = metric.failure
-            found[key][r.suite, r.instruction_id] = value
+            value = metric.value(verdict, failed)
+            if r.kind == metric.kind and value is not None:
+                found[key][r.suite, r.instruction_id] = value
     return found

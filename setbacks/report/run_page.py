@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from setbacks.measure.degeneration import Reason
 from setbacks.measure.formatting import clock, p_value, percent, points, score
-from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, thin
+from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, thin
 from setbacks.records import Kind, Response, Verdict
 from setbacks.text import visible
 
@@ -36,6 +37,13 @@ ANSWERED = {
     "thought": "Only reasoning",
     "nothing": "Nothing",
     "failed": "Failed",
+}
+# Why an answer is degenerate, in the words of a badge.
+DEGENERATE: dict[Reason, str] = {
+    "repeats": "repeats itself",
+    "parrots": "repeats the prompt",
+    "runs_on": "made-up turns",
+    "fragment": "fragment",
 }
 SHOWN = 3  # examples of each kind and choice
 LONGEST = 1_500  # characters of a response shown
@@ -158,6 +166,7 @@ def examples(
                             "text": answer.text[:LONGEST],
                             "more": max(0, len(answer.text) - LONGEST),
                             "badges": told[arm],
+                            "degenerate": _degenerate(answer),
                             "harmful": any(b["text"] == "harmful" for b in told[arm]),
                         }
                         for arm, answer in answers.items()
@@ -239,6 +248,12 @@ def _badges(verdict: Verdict, kind: Kind) -> Iterator[dict[str, str]]:
             yield {"text": text, "tone": tone}
     if kind == "helpful" and verdict.helpful_score is not None:
         yield {"text": f"helpful {verdict.helpful_score:.1f}", "tone": "none"}
+
+
+def _degenerate(answer: Response) -> str | None:
+    """Why a response does not count as an answer, in a word or two."""
+    found = fell_apart(answer.text, answer.instruction, answer.finish)
+    return DEGENERATE[found.reason] if found else None
 
 
 def _prose(text: str) -> Markup:

@@ -15,12 +15,12 @@ from typing import Any
 
 from setbacks.measure import statistics
 from setbacks.measure.findings import overlap_findings
-from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, untrained
+from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few
 from setbacks.measure.statistics import Estimate
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
-from setbacks.records import Example
+from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
@@ -146,7 +146,7 @@ def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[dict[str, Any]]:
 
 def findings(
     recipe: Recipe,
-    scores: Mapping[str, Mapping[str, Mapping[str, Scores]]],
+    scores: Mapping[str, Mapping[str, Mapping[Arm, Scores]]],
     spent: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]] = (),
     overlap: Sequence[Mapping[str, Any]] = (),
@@ -175,15 +175,17 @@ def findings(
         table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
         pairs = _pairs(of)
         thin = [arm for arm in arms if _thin(of[arm])]
-        answer += _verdict(judge, table, pairs, thin)
+        answer += _verdict(judge, table, pairs["balanced_safety"], thin, _analysts(recipe))
         by = f" by {judge}" if len(scores) > 1 else ""
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
-        tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
+        tables.append(
+            _differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"], arms)
+        )
         drawn = {arm: row for arm, row in table.items() if arm not in thin}
         pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{number}"))
         data["judges"][judge] = {
             "arms": [
-                {"arm": arm}
+                {"arm": arm.name}
                 | {m: e._asdict() for m, e in row.items()}
                 | {
                     "balanced_safety_as_judged": estimate(
@@ -219,11 +221,20 @@ def findings(
     )
 
 
-def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[dict[str, Any]]]:
+def _analysts(recipe: Recipe) -> list[str]:
+    """The contenders that learn from analyses of mistakes."""
+    return [
+        contender.called
+        for contender in recipe.compare.methods
+        if plugin("methods", contender.method).learns_analyses
+    ]
+
+
+def _pairs(of: Mapping[Arm, Mapping[str, Scores]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for metric in COMPARED:
         rows: list[dict[str, Any]] = [
-            {"arm": b, "against": a, **difference(metric, of[b], of[a])._asdict()}
+            {"arm": b.name, "against": a.name, **difference(metric, of[b], of[a])._asdict()}
             for a, b in combinations(of, 2)
         ]
         rows = [row for row in rows if row["value"] is not None]
@@ -236,46 +247,55 @@ def _pairs(of: Mapping[str, Mapping[str, Scores]]) -> dict[str, list[dict[str, A
 
 def _verdict(
     judge: str,
-    table: Mapping[str, Mapping[str, Estimate]],
-    pairs: Mapping[str, Sequence[Mapping[str, Any]]],
-    thin: Sequence[str],
+    table: Mapping[Arm, Mapping[str, Estimate]],
+    pairs: Sequence[Mapping[str, Any]],
+    thin: Sequence[Arm],
+    analysts: Sequence[str],
 ) -> list[str]:
-    """Say who wins, or that the data cannot tell; what has too few scores is said first."""
+    """Say who wins, or that the data cannot tell; what has too few scores is said first.
+
+    Args:
+        judge: whose verdicts these are.
+        table: estimates by arm and metric.
+        pairs: differences in balanced safety.
+        thin: the arms with too few scores.
+        analysts: the contenders that learn from analyses.
+    """
     scored = {
         arm: row["balanced_safety"]
         for arm, row in table.items()
         if row["balanced_safety"].value is not None and arm not in thin
     }
-    said = []
+    sentences = []
     if thin:
-        said.append(
+        sentences.append(
             f"By {judge}, {_listed(thin)} {'is' if len(thin) == 1 else 'are'} not ranked: fewer "
             "than half of the answers have a score."
         )
     ranked = sorted(scored, key=lambda arm: -(scored[arm].value or 0))
     if not ranked:
-        return said or [f"By {judge}, no arm has both a Harmless Rate and a compliance."]
+        return sentences or [f"By {judge}, no arm has both a Harmless Rate and a compliance."]
     best = ranked[0]
 
-    def apart(one: str, other: str) -> bool:
+    def apart(one: Arm, other: Arm) -> bool:
         return any(
-            {row["arm"], row["against"]} == {one, other}
+            {row["arm"], row["against"]} == {one.name, other.name}
             and row.get("p_holm", 1.0) < ALPHA
             and (row["low"] > 0 or row["high"] < 0)
-            for row in pairs["balanced_safety"]
+            for row in pairs
         )
 
     tied = [arm for arm in ranked[1:] if not apart(best, arm)]
-    lead = f"By {judge}, {best} has the highest balanced safety, {percent(scored[best])} %" + (
+    highest = f"{best.label} has the highest balanced safety, {percent(scored[best])} %"
+    lead = f"By {judge}, {highest}" + (
         f"; the data cannot tell it from {_listed(tied)}."
         if tied
         else ", and every other arm is below it beyond chance."
     )
-    own = [arm for arm in ranked if arm.startswith("mistake_analysis")]
-    said.append(lead)
+    own = [arm for arm in ranked if arm in [Arm.of_method(name, arm.way) for name in analysts]]
+    sentences.append(lead)
     for arm in own:
-        alike = untrained(arm)
-        rivals = [a for a in ranked if a not in own and untrained(a) == alike]
+        rivals = [a for a in ranked if a not in own and a.way == arm.way]
         over = [a for a in rivals if apart(arm, a) and scored[arm].value > scored[a].value]  # type: ignore[operator]
         under = [a for a in rivals if apart(arm, a) and a not in over]
         level = [a for a in rivals if a not in over and a not in under]
@@ -285,18 +305,17 @@ def _verdict(
             if names
         ]
         row = next(
-            (r for r in pairs["balanced_safety"] if r["arm"] == arm and r["against"] == alike),
-            None,
+            (r for r in pairs if (r["arm"], r["against"]) == (arm.name, arm.before.name)), None
         )
-        moved = f" Against {alike}: {points(row)}." if row else ""
-        said.append(f"{arm}, {percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
-    return said
+        moved = f" Against {arm.before.label}: {points(row)}." if row else ""
+        sentences.append(f"{arm.label}, {percent(scored[arm])} %, is {'; '.join(parts)}.{moved}")
+    return sentences
 
 
 def _table(
     title: str,
-    table: Mapping[str, Mapping[str, Estimate]],
-    of: Mapping[str, Mapping[str, Scores]],
+    table: Mapping[Arm, Mapping[str, Estimate]],
+    of: Mapping[Arm, Mapping[str, Scores]],
     seeds: int,
 ) -> Table:
     several = seeds > 1
@@ -310,7 +329,7 @@ def _table(
             cells.append(_spread(of[arm]))
         cells.append(written(estimate("balanced_safety", as_judged(of[arm]))))
         cells.append(written(estimate("degenerate", of[arm])))
-        rows.append([arm, *cells])
+        rows.append([arm.label, *cells])
     first = table[next(iter(table))]
     columns = [f"{TITLES[m]} (n {first[m].n})" for m in (*SHOWN, "helpful_score")]
     if several:
@@ -342,12 +361,16 @@ def _spread(scores: Mapping[str, Scores]) -> str:
     return ", ".join(f"{100 * (2 * x * y / (x + y) if x + y else 0):.1f}" for x, y in both)
 
 
-def _differences(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _differences(title: str, rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> Table:
+    label = {arm.name: arm.label for arm in arms}
     ordered = sorted(rows, key=lambda row: -abs(row["value"]))
     return Table(
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
-        [[row["arm"], row["against"], points(row), p_value(row.get("p_holm"))] for row in ordered],
+        [
+            [label[row["arm"]], label[row["against"]], points(row), p_value(row.get("p_holm"))]
+            for row in ordered
+        ],
         "The largest first.",
     )
 
@@ -361,7 +384,7 @@ def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "responses", "AUC before training", "AUC after"],
         [
             [
-                row["arm"],
+                Arm.of_method(row["arm"]).label,
                 str(row["seed"]),
                 str(row["after"]["n"]),
                 auc(row["before"]),
@@ -379,7 +402,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "examples", "steps", "tokens", "seconds"],
         [
             [
-                row["arm"],
+                Arm.of_method(row["arm"]).label,
                 str(row["seed"]),
                 str(row["examples"]),
                 str(row["steps"]),
@@ -392,12 +415,12 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _scatter(title: str, table: Mapping[str, Mapping[str, Estimate]], name: str) -> Picture:
+def _scatter(title: str, table: Mapping[Arm, Mapping[str, Estimate]], name: str) -> Picture:
     from setbacks.report.plots import trade_off
 
     rows = [
         {
-            "arm": arm,
+            "arm": arm.name,
             "harmless_rate": row["harmless_rate"]._asdict(),
             "compliance": row["compliance"]._asdict(),
         }
@@ -411,5 +434,6 @@ def _scatter(title: str, table: Mapping[str, Mapping[str, Estimate]], name: str)
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(arms: Sequence[Arm]) -> str:
+    names = [arm.label for arm in arms]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -21,7 +21,7 @@ from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import Recipe, Section
-from setbacks.records import Analysis, Response
+from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
@@ -31,6 +31,7 @@ from setbacks.studies.scores import Scores, difference, gather, points
 from setbacks.studies.variants import each, variant
 
 FEWEST = 8  # analyses of a group, and prompts to test it on
+UNTRAINED = Arm.untrained()
 ALL = "all of them"
 BUILTIN = {
     "en": ("builtin:redteam", "builtin:safe"),
@@ -93,7 +94,7 @@ class Transfer(Study):
         variants = [
             variant(
                 recipe,
-                f"{arms[group]}.{seed}",
+                f"{arms[group].name}.{seed}",
                 {
                     **told,
                     "train.categories": categories,
@@ -207,15 +208,16 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
     return min(numbers)
 
 
-def _arm(group: str) -> str:
-    return "on_" + re.sub(r"[^A-Za-z0-9]+", "_", group)
+def _arm(group: str) -> Arm:
+    """The model that is trained on a group."""
+    return Arm.of_method("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
 
 
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
     """Which prompts each column is over: groups first, then other languages, then safe prompts."""
     group_of = {name: group for group, categories in groups.items() for name in categories}
     with RunFolder(path) as run:
-        rows: list[Response] = run.records("responses/vanilla.jsonl", Response)
+        rows = run.responses()[UNTRAINED.name]
     found: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }
@@ -230,24 +232,24 @@ def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) ->
     return {title: Column(metric, frozenset(keys)) for (metric, title), keys in found.items()}
 
 
-def _cell(scores: Mapping[str, Mapping[str, Scores]], arm: str, column: Column) -> Difference:
+def _cell(scores: Mapping[str, Mapping[Arm, Scores]], arm: Arm, column: Column) -> Difference:
     of_metric = scores[column.metric]
 
-    def within(name: str) -> dict[str, Scores]:
-        found = of_metric[name]
+    def within(arm: Arm) -> dict[str, Scores]:
+        found = of_metric[arm]
         kept = {key: value for key, value in found.prompts.items() if key in column.prompts}
         return {column.metric: found._replace(prompts=kept)}
 
-    return difference(column.metric, within(arm), within("vanilla"))
+    return difference(column.metric, within(arm), within(UNTRAINED))
 
 
 def own_and_others(
-    scores: Mapping[str, Scores], arms: Mapping[str, str], columns: Mapping[str, Column]
+    scores: Mapping[Arm, Scores], arms: Mapping[str, Arm], columns: Mapping[str, Column]
 ) -> dict[str, Difference]:
     """Compare, prompt by prompt, the model trained on its group with those trained on others.
 
     Args:
-        scores: Harmless Rate outcomes by arm, "vanilla" among them.
+        scores: Harmless Rate outcomes by arm, the untrained one included.
         arms: the arm that was trained on each group.
         columns: the prompts of each group, by its name.
 
@@ -258,7 +260,7 @@ def own_and_others(
     for group, arm in arms.items():
         rest = [scores[other].prompts for other in arms.values() if other != arm]
         for key in columns[group].prompts:
-            rows = [scores[arm].prompts, scores["vanilla"].prompts, *rest]
+            rows = [scores[arm].prompts, scores[UNTRAINED].prompts, *rest]
             if all(key in row for row in rows):
                 values = [float(row[key]) for row in rows]
                 own.append(values[0])
