@@ -26,7 +26,7 @@ from setbacks.measure.results import (
 )
 from setbacks.measure.statistics import Estimate
 from setbacks.measure.substance import SUBSTANCES, answer, substance
-from setbacks.records import Analysis, Example, Kind, Mistake, Response
+from setbacks.records import Analysis, Arm, Example, Kind, Mistake, Response
 
 
 def data_report(
@@ -34,7 +34,7 @@ def data_report(
     analyses: Sequence[Analysis],
     examples: Iterable[Example],
     overlap: Iterable[Overlap],
-    arms: Mapping[str, Sequence[Response]],
+    arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
     """Return what went into a run, and what was dropped on the way."""
     return Data(
@@ -145,7 +145,7 @@ def _answered(rows: Sequence[Response]) -> Answered:
     )
 
 
-def _changes(arms: Mapping[str, Sequence[Response]]) -> tuple[PairChange, ...]:
+def _changes(arms: Mapping[Arm, Sequence[Response]]) -> tuple[PairChange, ...]:
     """How the shares of degenerate answers differ, on the prompts that both arms answered."""
     fell = {arm: degenerate(rows) for arm, rows in arms.items()}
     compared = pairs(arms)
