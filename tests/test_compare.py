@@ -14,7 +14,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS
-from setbacks.measure.statistics import Estimate
+from setbacks.measure.statistics import Difference, Estimate
 from setbacks.methods import safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
@@ -417,9 +417,8 @@ def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
 
 def test_a_study_names_what_its_variants_are_set_against():
     def row(arm, value=None, p=None):
-        return {"arm": arm, "label": f"{arm}, shown"} | (
-            {"difference": {"value": value, "p": p}} if p else {}
-        )
+        change = Difference(value, None, None, 9, p)
+        return {"arm": arm, "label": f"{arm}, shown"} | ({"difference": change} if p else {})
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
     assert (
@@ -436,13 +435,13 @@ def test_a_study_names_what_its_variants_are_set_against():
 def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     arms = {"vanilla": 0.5, "vanilla-guided": 0.6, "filtered_8": 0.8, "filtered_8-guided": 0.9}
     arms |= {"filtered_4": 0.7, "filtered_4-guided": 0.65, "shuffled_4": 0.4}
-    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)._asdict()} for a, v in arms.items()]
+    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)} for a, v in arms.items()]
     options = QuantityQuality.Options(sizes=[8, 4], qualities=["filtered", "shuffled"])
     (picture,) = _curves({"<judge>": rows}, options)
     for line in ("filtered: from 50 to 80", "filtered · guided: from 60 to 90"):
         assert line in picture.svg
     assert "shuffled: from 50 to 40" in picture.svg
-    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)._asdict()
+    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)
     assert "filtered: from 50 to 70" in _curves({"<judge>": rows}, options)[0].svg
     assert not _curves({"<judge>": rows[:2]}, options)
 
@@ -471,16 +470,14 @@ def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
 
 
 def test_a_forest_is_read_against_a_value_or_the_first_one():
-    rows = [
-        (name, Estimate(v, v - 0.1, v + 0.1, 9)._asdict()) for name, v in (("a", 0.6), ("b", 0.8))
-    ]
+    rows = [(name, Estimate(v, v - 0.1, v + 0.1, 9)) for name, v in (("a", 0.6), ("b", 0.8))]
     first, same, chance = (forest(rows, "f", "AUC", at) for at in (None, 0.6, 0.5))
     assert first == same != chance
     assert 'aria-label="AUC with intervals. a: 60 %; b: 80 %."' in chance
 
 
 def test_steps_are_whole_numbers_on_the_axis():
-    cell = Estimate(0.5, 0.4, 0.6, 9)._asdict()
+    cell = Estimate(0.5, 0.4, 0.6, 9)
     svg = curves({"a": [(step, cell) for step in (0, 4, 9, 18)]}, "c", "Step", "Rate")
     ticks = re.findall(r">([^<>\s]+)<", svg.partition(">Step<")[0])
     assert ticks and all(tick.isdigit() for tick in ticks)

@@ -48,11 +48,11 @@ def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_
     rows = _rows(made)
     gone, kept = said(GONE, rows), said(KEPT, rows)
     assert "begins +40.0" in gone and "after 20 steps that is no longer beyond chance" in gone
-    assert "moved by -45.0" in gone and "within chance" not in gone
+    assert "moved by −45.0" in gone and "within chance" not in gone
     assert "+45.0" in kept and "are left after 20 steps" in kept
-    assert "moved by -5.0" in kept and "within chance" in kept
+    assert "moved by −5.0" in kept and "within chance" in kept
     lost = next(row for row in rows if row["arm"] == "gone" and row["steps"] == 20)
-    assert lost["left"]["value"] == pytest.approx(5 / 100, abs=0.01)
+    assert lost["left"].value == pytest.approx(5 / 100, abs=0.01)
 
 
 def test_without_a_gain_there_is_none_to_undo():
@@ -67,7 +67,7 @@ def test_what_an_opening_does_is_told_from_nothing():
     told = {arm.name: went_on(arm, row) for arm, row in _begun(made).items()}
     assert (
         "so much of its safety lay in its first words" in told["shallow"]
-        and "change of -50.0" in told["shallow"]
+        and "change of −50.0" in told["shallow"]
     )
     assert "cannot tell" in told["deep"] and "cannot tell" in told["vanilla"]
     assert "more harmless" in told["better"]

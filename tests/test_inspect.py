@@ -249,6 +249,9 @@ def test_a_run_is_exported_as_logs_that_inspect_opens(judged, typed, environment
         arm = file.name.split(".")[0]
         with RunFolder(judged) as folder:
             responses = folder.records(f"responses/{arm}.jsonl", Response)
+        about = dumped["eval"]["metadata"]
+        assert (about["arm"], about["label"], about["trained"]) == (arm, arm, False)
+        assert about["way"] == "unguided" and about["guided"] is False
         told = {s["id"]: s["messages"][-1]["content"] for s in dumped["samples"]}
         assert told == {r.instruction_id: r.text for r in responses}
         # The rates are those of the report, of people as of the judge.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from setbacks.errors import InputError
-from setbacks.measure import measure, statistics
+from setbacks.measure import RunInfo, measure, statistics
 from setbacks.measure.statistics import Sample
 from setbacks.records import Arm, Response, Verdict
 from setbacks.review.plan import main_arms, plan, plan_run
@@ -220,11 +220,10 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
         (run.path / f"verdicts/{arm}.human.jsonl").write_text(
             "".join(v.model_dump_json() + "\n" for v in labels)
         )
-    found = report(run).metrics["judges"]["probe"]
+    found = report(run).results.judges["probe"]
     chance = {a["response_id"]: a["probability"] for a in made.answers}
     expected = measure(
-        recipe={},
-        environment={},
+        RunInfo(),
         responses=world.responses,
         verdicts=world.verdicts
         | {
@@ -235,6 +234,6 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
             ]
             for arm, rows in world.responses.items()
         },
-    )["judges"]["probe"]
-    assert found["differences"][0]["corrected"] == expected["differences"][0]["corrected"]
-    assert found["differences"][0]["corrected"]["harmless_rate"]["n"] == len(chosen)
+    ).judges["probe"]
+    assert found.differences[0].corrected == expected.differences[0].corrected
+    assert found.differences[0].corrected["harmless_rate"].n == len(chosen)

@@ -112,12 +112,12 @@ def test_own_and_others_are_told_apart_prompt_by_prompt():
 def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():
     clear, dim = Difference(0.25, 0.1, 0.4, 20, 0.01), Difference(-0.05, -0.2, 0.1, 20, 0.6)
     nothing, slight = Difference(None, None, None, 0, None), Difference(-0.001, -0.1, 0.1, 20, 0.9)
-    cells = [[clear._asdict(), dim._asdict()], [nothing._asdict(), clear._asdict()]]
+    cells = [[clear, dim], [nothing, clear]]
     svg = heatmap(["<a>", "b"], ["a", "b"], cells, "t0", "Change in %")
     assert "Change in %. &lt;a&gt;" in svg
-    assert svg.count("+25<") == 2 and svg.count("-5<") + svg.count("−5<") == 1
-    assert "&lt;a&gt;: a +25, b -5" in svg and "#0000" not in svg
-    svg = heatmap(["r"], ["c"], [[slight._asdict()]], "t1", "Change")
+    assert svg.count("+25<") == 2 and svg.count("−5<") == 1
+    assert "&lt;a&gt;: a +25, b −5" in svg and "#0000" not in svg
+    svg = heatmap(["r"], ["c"], [[slight]], "t1", "Change")
     assert 'aria-label="Change. r: c 0."' in svg and ">0<" in svg
 
 

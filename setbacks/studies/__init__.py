@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from setbacks.errors import InputError
 from setbacks.files import expanded
+from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import TITLES
-from setbacks.measure.statistics import Estimate, holm
+from setbacks.measure.statistics import holm
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe, Section
@@ -21,7 +22,7 @@ from setbacks.records import Arm
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.progress import Show
-from setbacks.studies.scores import difference, estimate, gather, points, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
 
 ALPHA = 0.05
@@ -134,9 +135,9 @@ def against_first(
         for arm, scores in of.items():
             base = Arm.of_method(first, arm.way)
             row: dict[str, Any] = {"arm": arm.name, "label": arm.label}
-            row |= {metric: estimate(metric, scores)._asdict() for metric in (*SHOWN, "degenerate")}
+            row |= {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
             if arm != base:
-                row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
+                row["difference"] = difference("balanced_safety", scores, of[base])
             rows.append(row)
         by = f", by {judge}" if len(recipe.judges) > 1 else ""
         tables.append(
@@ -151,8 +152,8 @@ def against_first(
                 [
                     [
                         row["label"],
-                        *(written(Estimate(**row[m])) for m in (*SHOWN, "degenerate")),
-                        points(row["difference"]) if "difference" in row else "",
+                        *(with_interval(row[m]) for m in (*SHOWN, "degenerate")),
+                        with_interval(row["difference"], POINTS) if "difference" in row else "",
                     ]
                     for row in rows
                 ],
@@ -160,7 +161,7 @@ def against_first(
             )
         )
         drawn = [(row["label"], row["balanced_safety"]) for row in rows]
-        if all(cell["value"] is not None for _, cell in drawn):  # else a suite is missing
+        if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
             svg = forest(drawn, f"f{number}")
             note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
             pictures.append(Picture(f"Balanced safety{by}", svg, note))
@@ -175,13 +176,13 @@ def told_apart(rows: Sequence[dict[str, Any]]) -> str:
         rows: of `against_first`, the untrained model's among them.
     """
     first = next(row["label"] for row in rows if "difference" not in row)
-    tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
-    corrected = holm([row["difference"]["p"] for row in tested])
+    tested = [row for row in rows if "difference" in row and row["difference"].p is not None]
+    corrected = holm([row["difference"].p for row in tested])
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(tested, corrected, strict=True):
         if p < ALPHA:
-            (better if row["difference"]["value"] > 0 else worse).append(row["label"])
+            (better if row["difference"].value > 0 else worse).append(row["label"])
     parts = [
         f"{word} {first} beyond chance: {', '.join(names)}."
         for word, names in (("Above", better), ("Below", worse))

@@ -16,8 +16,9 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
+from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import METRICS, by_prompt
-from setbacks.measure.statistics import Estimate
+from setbacks.measure.statistics import Difference
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Arm, Verdict
@@ -26,7 +27,7 @@ from setbacks.report.plots import curves
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, Study, at_least
-from setbacks.studies.scores import Scores, difference, estimate, points, written
+from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, each, variant
 
 FEWEST = 20  # prompts of each kind: below, a rate says nothing
@@ -211,9 +212,9 @@ def _rows(models: Mapping[Arm, Tuned]) -> list[dict[str, Any]]:
         {
             "arm": arm.name,
             "steps": steps,
-            **{m: estimate(m, scores)._asdict() for m in ("harmless_rate", "compliance")},
-            "moved": difference("harmless_rate", scores, model.after[0])._asdict(),
-            "left": difference("harmless_rate", scores, base[steps])._asdict(),
+            **{m: estimate(m, scores) for m in ("harmless_rate", "compliance")},
+            "moved": difference("harmless_rate", scores, model.after[0]),
+            "left": difference("harmless_rate", scores, base[steps]),
         }
         for arm, model in models.items()
         for steps, scores in model.after.items()
@@ -224,9 +225,9 @@ def _begun(models: Mapping[Arm, Tuned]) -> dict[Arm, dict[str, Any]]:
     """Harmless Rate with the answer begun and not, on the same prompts, by model."""
     return {
         arm: {
-            "plain": estimate("harmless_rate", model.after[0])._asdict(),
-            "begun": estimate("harmless_rate", model.begun)._asdict(),
-            "moved": difference("harmless_rate", model.begun, model.after[0])._asdict(),
+            "plain": estimate("harmless_rate", model.after[0]),
+            "begun": estimate("harmless_rate", model.begun),
+            "moved": difference("harmless_rate", model.begun, model.after[0]),
         }
         for arm, model in models.items()
     }
@@ -241,24 +242,25 @@ def said(arm: Arm, rows: Sequence[Mapping[str, Any]]) -> str:
     """
     own = sorted((row for row in rows if row["arm"] == arm.name), key=lambda row: row["steps"])
     first, last = own[0], own[-1]
+    begins, left = (with_interval(row["left"], POINTS) for row in (first, last))
     fell = (
         f"after {last['steps']} steps of ordinary fine-tuning its Harmless Rate moved by "
-        f"{points(last['moved'])} points{'' if _clear(last['moved']) else ', within chance'}"
+        f"{with_interval(last['moved'], POINTS)} points"
+        f"{'' if _clear(last['moved']) else ', within chance'}"
     )
-    if not (_clear(first["left"]) and first["left"]["value"] > 0):
+    if not (_clear(first["left"]) and first["left"].value > 0):
         return (
             f"{arm.label} begins no safer than the untrained model beyond chance "
-            f"({points(first['left'])} points), so there is no gain to undo; {fell}."
+            f"({begins} points), so there is no gain to undo; {fell}."
         )
-    gone = [row for row in own if not (_clear(row["left"]) and row["left"]["value"] > 0)]
+    gone = [row for row in own if not (_clear(row["left"]) and row["left"].value > 0)]
     lasted = (
         f"after {gone[0]['steps']} steps that is no longer beyond chance "
-        f"({points(gone[0]['left'])}, against the untrained model tuned as long)"
+        f"({with_interval(gone[0]['left'], POINTS)}, against the untrained model tuned as long)"
         if gone
-        else f"{points(last['left'])} are left after {last['steps']} steps, still beyond chance"
+        else f"{left} are left after {last['steps']} steps, still beyond chance"
     )
-    gain = points(first["left"])
-    return f"{arm.label} begins {gain} points above the untrained model; {lasted}; {fell}."
+    return f"{arm.label} begins {begins} points above the untrained model; {lasted}; {fell}."
 
 
 def went_on(arm: Arm, row: Mapping[str, Any]) -> str:
@@ -268,18 +270,18 @@ def went_on(arm: Arm, row: Mapping[str, Any]) -> str:
         "the data cannot tell that from no change"
         if not _clear(moved)
         else "so much of its safety lay in its first words"
-        if moved["value"] < 0
+        if moved.value < 0
         else "it goes on more harmless than it would have begun"
     )
     return (
         f"With its answer begun for it, {arm.label} has a Harmless Rate of "
-        f"{written(Estimate(**row['begun']))} % against {written(Estimate(**row['plain']))} %, a "
-        f"change of {points(moved)} points: {verdict}."
+        f"{with_interval(row['begun'])} % against {with_interval(row['plain'])} %, a "
+        f"change of {with_interval(moved, POINTS)} points: {verdict}."
     )
 
 
-def _clear(row: Mapping[str, Any]) -> bool:
-    return row["p"] is not None and row["p"] < ALPHA
+def _clear(found: Difference) -> bool:
+    return found.p is not None and found.p < ALPHA
 
 
 def _curve_table(models: Iterable[Arm], rows: Sequence[Mapping[str, Any]], by: str) -> Table:
@@ -296,9 +298,9 @@ def _curve_table(models: Iterable[Arm], rows: Sequence[Mapping[str, Any]], by: s
         [
             [
                 f"{label[row['arm']]}, {row['steps']}",
-                *(written(Estimate(**row[m])) for m in ("harmless_rate", "compliance")),
-                points(row["moved"]) if row["steps"] else "",
-                points(row["left"]) if row["arm"] != UNTRAINED.name else "",
+                *(with_interval(row[m]) for m in ("harmless_rate", "compliance")),
+                with_interval(row["moved"], POINTS) if row["steps"] else "",
+                with_interval(row["left"], POINTS) if row["arm"] != UNTRAINED.name else "",
             ]
             for row in rows
         ],
@@ -313,8 +315,8 @@ def _begun_table(begun: Mapping[Arm, Mapping[str, Any]], opening: str, by: str) 
         [
             [
                 arm.label,
-                *(written(Estimate(**row[key])) for key in ("plain", "begun")),
-                points(row["moved"]),
+                *(with_interval(row[key]) for key in ("plain", "begun")),
+                with_interval(row["moved"], POINTS),
             ]
             for arm, row in begun.items()
         ],

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
+from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
@@ -31,7 +32,7 @@ from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, Study, at_least
 from setbacks.studies.likelihood import read
-from setbacks.studies.scores import difference, estimate, gather, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import each, variant
 from setbacks.text import words_of
 
@@ -150,7 +151,7 @@ class Forgetting(Study):
                 )
         columns = list(changes[trained[0]])
         cells = [
-            [relative(values[UNTRAINED].get(name), d)._asdict() for name, d in row.items()]
+            [relative(values[UNTRAINED].get(name), d) for name, d in row.items()]
             for row in changes.values()
         ]
         return Findings(
@@ -162,7 +163,7 @@ class Forgetting(Study):
                     "Before and after",
                     ["Model", *map(_title, values[UNTRAINED])],
                     [
-                        [a.label, *(written(v, 1) for v in row.values())]
+                        [a.label, *(with_interval(v, SCORE) for v in row.values())]
                         for a, row in values.items()
                     ],
                     f"Perplexity of {len(held)} held-out answers (lower is better), and the "
@@ -171,7 +172,10 @@ class Forgetting(Study):
                 Table(
                     "Change against the untrained model, prompt by prompt",
                     ["Model", *map(_title, columns)],
-                    [[a.label, *(_signed(d) for d in row.values())] for a, row in changes.items()],
+                    [
+                        [a.label, *(with_interval(d, FINE_CHANGE) for d in row.values())]
+                        for a, row in changes.items()
+                    ],
                     "Up is better. Log-likelihood in nats a token; the others as above.",
                 ),
             ],
@@ -199,16 +203,10 @@ class Forgetting(Study):
             ],
             data={
                 "held_out": len(held),
-                "values": _as_json(values),
-                "changes": _as_json(changes),
+                "values": {arm.name: row for arm, row in values.items()},
+                "changes": {arm.name: row for arm, row in changes.items()},
             },
         )
-
-
-def _as_json(table: Mapping[Arm, Mapping[str, Estimate | Difference]]) -> dict[str, Any]:
-    return {
-        arm.name: {name: cell._asdict() for name, cell in row.items()} for arm, row in table.items()
-    }
 
 
 def _example(asked: Instruction) -> Example:
@@ -325,9 +323,8 @@ def said(changes: Mapping[Arm, Mapping[str, Difference]]) -> str:
     gained: list[str] = []
     for (arm, name, d), p in zip(tests, corrected, strict=True):
         if p < ALPHA:
-            (lost if (d.value or 0) < 0 else gained).append(
-                f"{_title(name)} of {arm.label} {_signed(d)}"
-            )
+            moved = f"{_title(name)} of {arm.label} {with_interval(d, FINE_CHANGE)}"
+            (lost if (d.value or 0) < 0 else gained).append(moved)
     losses = f"Lost beyond noise: {', '.join(lost)}." if lost else "No loss beyond noise."
     return losses + (f" Gained: {', '.join(gained)}." if gained else "")
 
@@ -335,12 +332,6 @@ def said(changes: Mapping[Arm, Mapping[str, Difference]]) -> str:
 def _title(name: str) -> str:
     head, by, judge = name.partition(" by ")
     return SHOWN.get(head, head) + by + judge
-
-
-def _signed(found: Difference) -> str:
-    if found.value is None or found.low is None:
-        return "not scored"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 # -- named tasks ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
 from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
@@ -82,14 +83,14 @@ def _curves(
     pictures = []
     for number, (judge, rows) in enumerate(data.items()):
         reached = {row["arm"]: row["balanced_safety"] for row in rows}
-        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+        lines: dict[str, list[tuple[float, Estimate]]] = {}
         for quality, way in product(options.qualities, WAYS):
             arms = {0: Arm.untrained(way)}
             arms |= {n: Arm.of_method(_name(quality, n), way) for n in sorted(options.sizes)}
-            points: list[tuple[float, Mapping[str, Any]]] = [
+            points: list[tuple[float, Estimate]] = [
                 (size, cell)
                 for size, arm in arms.items()
-                if (cell := reached.get(arm.name)) and cell["value"] is not None
+                if (cell := reached.get(arm.name)) and cell.value is not None
             ]
             if any(size for size, _ in points):
                 lines[Arm.of_method(quality, way).label] = points

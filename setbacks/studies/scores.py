@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from setbacks.judges import gives
 from setbacks.measure import statistics
@@ -138,31 +138,3 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
     if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
         return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
     return statistics.paired_difference(left, right)
-
-
-def written(found: Estimate, scale: int = 100) -> str:
-    """Write an estimate with its interval: rates in %, scores as they are."""
-    if found.value is None:
-        return "not scored"
-    places = 1 if scale == 100 else 2
-    value = f"{scale * found.value:.{places}f}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{scale * found.low:.{places}f}, {scale * found.high:.{places}f}]"
-
-
-def percent(found: Estimate) -> str:
-    """Write the value of a rate in %."""
-    return f"{100 * found.value:.1f}" if found.value is not None else "?"
-
-
-def points(row: Mapping[str, Any]) -> str:
-    """Write the difference of two rates with its interval, in points."""
-    if row["value"] is None:
-        return "not scored"
-    return f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-
-
-def p_value(value: float | None) -> str:
-    """Write a p value."""
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
+from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -27,7 +28,7 @@ from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, Study, at_least
-from setbacks.studies.scores import Scores, difference, gather, points
+from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
 FEWEST = 8  # analyses of a group, and prompts to test it on
@@ -122,16 +123,13 @@ class Transfer(Study):
             own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
             answer.append(_said(own, by))
             tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
-            drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
+            drawn = [list(row.values()) for row in cells.values()]
             svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
             note = "Change against the untrained model, in points; bold: beyond chance by itself."
             pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
             data["judges"][judge] = {
-                "matrix": {
-                    group: {title: cell._asdict() for title, cell in row.items()}
-                    for group, row in cells.items()
-                },
-                **{name: found._asdict() for name, found in own.items()},
+                "matrix": cells,
+                **own,
             }
         return Findings(
             title=f"{recipe.name}: {self.title}",
@@ -285,8 +283,8 @@ def _said(own: Mapping[str, Difference], by: str) -> str:
     )
     return (
         f"On prompts of the categories trained on, Harmless Rate moved by "
-        f"{points(own['own']._asdict())} points, on prompts of the others by "
-        f"{points(own['others']._asdict())}{by} (n {gap.n}): {verdict}."
+        f"{with_interval(own['own'], POINTS)} points, on prompts of the others by "
+        f"{with_interval(own['others'], POINTS)}{by} (n {gap.n}): {verdict}."
     )
 
 
@@ -297,7 +295,7 @@ def _table(
         title,
         ["Trained on", *(f"{name} (n {len(c.prompts)})" for name, c in columns.items())],
         [
-            [group, *(points(cell._asdict()) if cell.n else "not scored" for cell in row.values())]
+            [group, *(with_interval(cell, POINTS) for cell in row.values())]
             for group, row in cells.items()
         ],
         "Change against the untrained model in points, 95 % intervals: Harmless Rate on harmful "
