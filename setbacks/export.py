@@ -222,7 +222,7 @@ def _licence(recipe: Recipe) -> str | None:
 
     model = recipe.model.model
     if model in MODELS:
-        return MODELS[model].licence
+        return MODELS[model].license
     local = expanded(model)
     if local.is_dir() and not (local / CARD).is_file():
         return None
@@ -311,7 +311,7 @@ def _source(source: Source) -> str:
     """A source by name, without the path that it has on this machine; a public one's licence."""
     name = source.source
     if name.startswith("preset:") and (known := PRESETS.get(name.removeprefix("preset:"))):
-        return f"{name} ({known.licence})"
+        return f"{name} ({known.license})"
     return name if name.startswith(("builtin:", "hub:", "preset:")) else Path(name).name
 
 

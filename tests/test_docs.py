@@ -377,19 +377,30 @@ THEIR_LINES = ("Input should be", "No such option", "No such command")
 
 
 def quoted_messages():
-    """The messages that pages quote: in the tables of troubleshooting, and in blocks anywhere."""
-    page = ROOT / "docs/troubleshooting.md"
-    for number, line in enumerate(page.read_text().splitlines(), 1):
-        if line.startswith("| "):
-            first = line.replace("\\|", "").split(" | ")[0]
-            for span in re.findall(r"``(.+?)``|`(.+?)`", first):
-                if len(re.findall(r"[a-z]{2,}", text := "".join(span).strip())) >= 3:
-                    yield Block(page, number, "message", text)
+    """The messages that pages quote: in columns of that name, and in blocks of text."""
+    for page in PAGES:
+        columns = []
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            cells = [cell.strip() for cell in line.strip("| ").replace("\\|", "/").split(" | ")]
+            if not line.startswith("|"):
+                columns = []
+            elif not columns:
+                columns = [n for n, cell in enumerate(cells) if is_of_messages(cell)] or [
+                    len(cells)
+                ]
+            for cell in [cells[column] for column in columns if column < len(cells)]:
+                for span in re.findall(r"``(.+?)``|`(.+?)`", cell):
+                    if len(re.findall(r"[a-z]{2,}", text := "".join(span).strip())) >= 3:
+                        yield Block(page, number, "message", text)
     for block in blocks():
         for number, line in enumerate(block.text.splitlines(), 1):
             if line.startswith("setbacks: ") and block.language in ("", "text"):
                 text = line.removeprefix("setbacks: ")
                 yield block._replace(line=block.line + number, text=text)
+
+
+def is_of_messages(heading):
+    return heading in ("message", "what you see") or heading.endswith(" says")
 
 
 def test_quoted_messages_are_those_of_the_code():

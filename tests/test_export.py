@@ -233,7 +233,7 @@ def test_nothing_is_overwritten(tiny_run, tmp_path, taken):
 def test_what_fails_on_the_way_leaves_nothing(tiny_run, tmp_path):
     """The stand-in weights are no weights: merging them fails after the folder was begun."""
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InputError, match="no adapter for this model"):
+    with pytest.raises(InputError, match="not an adapter for this model"):
         export(tiny_run, tmp_path / "out", "merged")
     assert sorted(os.listdir(tmp_path)) == before
     with (
