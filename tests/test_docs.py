@@ -328,11 +328,14 @@ TOKEN = re.compile(r"…|\w+|[^\w\s]")
 
 
 def source_messages():
-    """Every text of the code, as tokens."""
+    """Every text of the code but documentation, as tokens."""
     found = set()
     for path in (ROOT / "setbacks").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found.update(literals(node))
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) not in documentation:
+                found.update(literals(node))
     return [("…", *TOKEN.findall(text), "…") for text in found if " " in text]
 
 
@@ -384,10 +387,8 @@ def quoted_messages():
             cells = [cell.strip() for cell in line.strip("| ").replace("\\|", "/").split(" | ")]
             if not line.startswith("|"):
                 columns = []
-            elif not columns:
-                columns = [n for n, cell in enumerate(cells) if is_of_messages(cell)] or [
-                    len(cells)
-                ]
+            elif not columns:  # the heading; a number that no column has stands for none
+                columns = [n for n, cell in enumerate(cells) if is_of_messages(cell)] or [99]
             for cell in [cells[column] for column in columns if column < len(cells)]:
                 for span in re.findall(r"``(.+?)``|`(.+?)`", cell):
                     if len(re.findall(r"[a-z]{2,}", text := "".join(span).strip())) >= 3:
