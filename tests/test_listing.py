@@ -27,7 +27,8 @@ def test_a_study_without_a_name_lists_them(typed):
 )
 def test_help_ends_with_the_parts_that_a_command_names(typed, command, kind):
     """With the line that `setbacks list` has on each."""
-    assert typed(command, "--help").stdout.endswith(typed("list", kind).stdout)
+    listed = typed("list", kind).stdout.rstrip()
+    assert typed(command, "--help").stdout.rstrip().endswith(listed)
 
 
 @pytest.mark.parametrize(
