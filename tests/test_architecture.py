@@ -1,6 +1,7 @@
 """The arrows between modules point one way, and heavy libraries are loaded when they are needed."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_every_module_has_a_place():
     placed = set().union(*LAYERS)
     assert {part(path) for path in FILES} - ANYTHING <= placed
     assert sum(map(len, LAYERS)) == len(placed)
+
+
+def test_pages_show_this_order():
+    """In one line for contributors, and as a picture, whose rows are at their heights."""
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"```\n(cli -> .*?)\n```", page, re.DOTALL)
+    assert [set(re.findall(r"\w+", layer)) for layer in line.split("->")] == LAYERS
+    picture = (ROOT.parent / "docs/images/layers.svg").read_text(encoding="utf-8")
+    rows = {}
+    for height, name in re.findall(r'y="(\d+)" text-anchor="middle"[^>]*>(\w+)<', picture):
+        rows.setdefault(int(height), set()).add(name)
+    assert [rows[height] for height in sorted(rows)] == LAYERS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -406,7 +406,7 @@ def test_there_is_nothing_to_train(told, tmp_path):
 def test_an_adapter_that_is_gone_is_told_before_any_work(rules, rule, judged, tmp_path):
     told = evaluation([rule("talker")["model"], *judged])
     arm = told.evaluate[0].model_copy(update={"adapter": str(tmp_path / "gone")})
-    with pytest.raises(InputError, match="gone: no adapter"):
+    with pytest.raises(InputError, match="gone: not an adapter"):
         pipeline.check(told.model_copy(update={"evaluate": [arm]}))
 
 
