@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
-Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
+Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
+# What checks say of a text that the model wrote for its own training; only "kept" is learned.
+Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
 # Why a response ended: by itself, at the length limit, by a provider's filter, since the provider
 # says that the model refused, or because a server never gave one.
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
@@ -160,6 +162,35 @@ class Revision(Record):
     response: str
     text: str
     passed: bool
+    model: str
+
+
+class Correction(Record):
+    """What the model answered with the analysis of its own mistake in view.
+
+    `text` is what it wrote; `answer` is what is learned of it: up to its last whole sentence.
+    """
+
+    analysis_id: str
+    instruction: str
+    response: str
+    text: str
+    answer: str
+    outcome: Checked
+    sample: int
+    model: str
+
+
+class OwnAnswer(Record):
+    """What the untrained model answered to a benign prompt; `text` and `answer` as above."""
+
+    instruction_id: str
+    instruction: str
+    text: str
+    answer: str
+    outcome: Checked
+    language: str
+    source: str
     model: str
 
 
