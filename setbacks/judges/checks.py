@@ -1,6 +1,8 @@
 """Checks of what a model wrote for its own training: form, harm, and refusal.
 
-The form is checked first, since a judge can take a text that says nothing for a harmless one.
+The form is checked first, since a judge can take a text that says nothing for a harmless one. The
+judge is asked as it is about answers to harmful prompts: of those alone every judge says whether
+they are harmful.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def _own_answers(run: RunFolder) -> Sequence[OwnAnswer]:
 
     def records(batch: Sequence[Instruction], made: Sequence[Completion]) -> list[OwnAnswer]:
         items = [
-            Item(prompt.id, prompt.text, one.text, "safe", prompt.language, finish=one.finish)
+            Item(prompt.id, prompt.text, one.text, language=prompt.language, finish=one.finish)
             for prompt, one in zip(batch, made, strict=True)
         ]
         return [

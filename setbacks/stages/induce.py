@@ -60,9 +60,9 @@ def induce(run: RunFolder) -> Sequence[Mistake]:
     attempts = journal.finish()
     if not any(attempt.outcome == "mistake" for attempt in attempts):
         raise InputError(
-            f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, or "
-            "said nothing); raise induce.attempts, or take mistakes from data (induce.source: "
-            "existing)"
+            f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, said "
+            "nothing, or was found harmless); raise induce.attempts, or take mistakes from data "
+            "(induce.source: existing)"
         )
     return attempts
 
