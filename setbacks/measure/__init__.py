@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from setbacks.measure import statistics
 from setbacks.measure.degeneration import REASONS
@@ -40,7 +40,19 @@ from setbacks.measure.metrics import (
 from setbacks.measure.statistics import Difference, Estimate, Sample
 from setbacks.measure.substance import SUBSTANCES, answer, substance
 from setbacks.prompts import prompts
-from setbacks.records import Analysis, Example, Kind, Mistake, Reading, Response, Verdict
+from setbacks.records import (
+    Analysis,
+    Checked,
+    Correction,
+    Example,
+    Kind,
+    Mistake,
+    Outcome,
+    OwnAnswer,
+    Reading,
+    Response,
+    Verdict,
+)
 from setbacks.text import distinct, words_of
 
 SCHEMA = 1
@@ -57,6 +69,7 @@ def measure(
     examples: Sequence[Example] = (),
     loss: Sequence[Mapping[str, Any]] = (),
     trained: Mapping[str, Any] | None = None,
+    checked: Mapping[str, Sequence[Correction | OwnAnswer]] | None = None,
     preflight: Sequence[Reading] = (),
     introspection: Sequence[Reading] = (),
     overlap: Sequence[Mapping[str, Any]] = (),
@@ -75,6 +88,7 @@ def measure(
         examples: what the model was trained on.
         loss: rows of step, epoch, loss, learning_rate, and maybe eval_loss.
         trained: what `trained.json` says of the training.
+        checked: texts that the model wrote for its own training, by what they are.
         preflight: what the model said of responses before training.
         introspection: what it said, and wrote, of the same ones afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
@@ -133,6 +147,7 @@ def measure(
         "data": {
             "induction": _induction(mistakes),
             "analysis": _analysis(analyses),
+            "checked": {what: _checked(rows) for what, rows in (checked or {}).items() if rows},
             "overlap": [dict(row) for row in overlap],
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
@@ -532,7 +547,7 @@ def _induction(mistakes: Sequence[Mistake]) -> dict[str, Any]:
     return {
         "instructions": len(instructions),
         "attempts": len(mistakes),
-        "outcomes": {key: outcomes[key] for key in ("mistake", "refusal", "empty", "duplicate")},
+        "outcomes": {key: outcomes[key] for key in get_args(Outcome)},
         "instructions_with_mistake": statistics.rate(len(gave), len(instructions))._asdict(),
         "instructions_without_mistake": len(instructions - gave),
     }
@@ -556,6 +571,12 @@ def _analysis(analyses: Sequence[Analysis]) -> dict[str, Any]:
         "mistakes": part([a for a in analyses if a.harmful]),
         "contrast": part([a for a in analyses if not a.harmful]),
     }
+
+
+def _checked(rows: Sequence[Correction | OwnAnswer]) -> dict[str, Any]:
+    outcomes = Counter(row.outcome for row in rows)
+    dropped = {key: outcomes[key] for key in get_args(Checked) if key != "kept" and outcomes[key]}
+    return {"n": len(rows), "kept": outcomes["kept"], "dropped": dropped}
 
 
 def _examples(examples: Sequence[Example]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from setbacks.judges import gives
 from setbacks.judges.worth import worth
 from setbacks.measure import measure
 from setbacks.measure.metrics import bare, is_trained
-from setbacks.records import Analysis, Example, Mistake, Reading
+from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
 from setbacks.runs.results import collect, json_lines
+from setbacks.stages.benign import JOURNAL
 
 if TYPE_CHECKING:
     from setbacks.runs.folder import RunFolder
@@ -47,6 +48,10 @@ def report(run: RunFolder) -> Report:
         examples=run.records("training.jsonl", Example),
         loss=json_lines(run.path / "loss.jsonl"),
         trained=next(iter(json_lines(run.path / "trained.json")), {}),
+        checked={
+            "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "The model's own helpful answers": run.records(JOURNAL, OwnAnswer),
+        },
         preflight=run.records("preflight.jsonl", Reading),
         introspection=run.records("introspection.jsonl", Reading),
         overlap=overlaps(responses, _adapters(run, responses)),
