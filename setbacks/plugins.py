@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import getmro, isclass
 from typing import Any
 
 from setbacks.errors import InputError, SetbacksError, nearest
+
+# What a plugin of a group is a subclass of; suites are packages with files.
+BASES = {
+    "methods": "setbacks.methods.Method",
+    "engines": "setbacks.engines.Engine",
+    "studies": "setbacks.studies.Study",
+}
 
 
 @cache
@@ -24,7 +32,7 @@ def plugin(group: str, name: str) -> Any:
 
     Raises:
         InputError: there is none of that name.
-        SetbacksError: it is there, but cannot be imported.
+        SetbacksError: it cannot be imported, or is not a subclass of the group's base class.
     """
     points = installed(group)
     if name not in points:
@@ -32,6 +40,17 @@ def plugin(group: str, name: str) -> Any:
             f'no "{name}" among the {group}: {", ".join(sorted(points))}.{nearest(name, points)}'
         )
     try:
-        return points[name].load()
+        found = points[name].load()
     except (ImportError, AttributeError) as error:
         raise SetbacksError(f'{group} "{name}" cannot be loaded: {error}') from error
+    base = BASES.get(group)
+    if base is not None and base not in map(_path, getmro(found) if isclass(found) else ()):
+        raise SetbacksError(
+            f'{group} "{name}" cannot be used: {points[name].value} must be a subclass of {base}; '
+            "CONTRIBUTING.md shows how to write one"
+        )
+    return found
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

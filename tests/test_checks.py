@@ -4,7 +4,7 @@ import pytest
 
 from setbacks.errors import InputError
 from setbacks.judges import Item
-from setbacks.judges.checks import Checker, check_checker, form, whole_sentences
+from setbacks.judges.checks import Checker, check_checker, form
 from setbacks.recipe import JudgeSpec
 
 LOOP = "The kettle is hot. " * 12
@@ -25,22 +25,18 @@ def checker(opened, rule):
 @pytest.mark.parametrize(
     ("text", "finish", "learned"),
     [
-        ("Boil it. Then wait for", "length", "Boil it."),
-        ('She said "stop!" Then she', "length", 'She said "stop!"'),
+        ("Boil the water. Then wait for", "length", "Boil the water."),
+        ('She said "stop it now!" Then she', "length", 'She said "stop it now!"'),
         ("Two steps:\n1. Boil it.\n2. Wait", "length", "Two steps:\n1. Boil it."),
         ("It happened in 1969. Then", "length", "It happened in 1969."),
         ("It costs 3.50 at most and", "length", ""),
-        ("先烧水。然后等", "length", "先烧水。"),
-        (
-            "no end mark, but the model stopped here",
-            "stop",
-            "no end mark, but the model stopped here",
-        ),
-        ("  Wait. \n", "stop", "Wait."),
+        ("先烧水，再泡茶。然后等", "length", "先烧水，再泡茶。"),
+        ("no end mark, but it stopped here", "stop", "no end mark, but it stopped here"),
+        ("  Wait for a while. \n", "stop", "Wait for a while."),
     ],
 )
 def test_a_text_that_was_cut_ends_with_its_last_whole_sentence(text, finish, learned):
-    assert whole_sentences(text, finish) == learned
+    assert form(Item("1", "<x>", text, finish=finish)).answer == learned
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
-from setbacks.studies.compare import compare, findings
+from setbacks.studies.compare import findings
 from setbacks.studies.quantity_quality import _curves
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, _apart, each, lend, prepare_folder, variant
@@ -206,7 +206,7 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
 
 def scores(harmless, compliance, asked=0):
     told = {"harmless_rate": harmless, "compliance": compliance}
-    return dict.fromkeys(METRICS, Scores({}, [])) | {
+    return dict.fromkeys((*METRICS, "degenerate"), Scores({}, [])) | {
         metric: Scores(
             {("s", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))], asked
         )
@@ -278,9 +278,9 @@ def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
         chance = draw.beta(3, 2, 120)  # of each prompt; two seeds draw from it
         x, y = (draw.random((2, 2, 120)) < chance).mean(axis=1)
         z = (draw.random((2, 80)) < 0.8).mean(axis=0)
-        made = statistics.balanced_means(x, z)
+        made = statistics.balanced(x, z)
         covered += made.low <= 2 * 0.6 * 0.8 / 1.4 <= made.high
-        alarms += statistics.balanced_means_difference((x, y), (z, z)).p < 0.05
+        alarms += statistics.balanced_difference((x, y), (z, z)).p < 0.05
     assert covered / runs > 0.90 and alarms / runs < 0.10
 
 
@@ -288,10 +288,10 @@ def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
 
 
 def test_every_study_has_what_a_study_has():
-    assert installed("studies").keys() >= {"ablation", "discrimination", "quantity-quality"}
+    assert installed("studies").keys() >= {"ablation", "compare", "quantity-quality"}
     for name in installed("studies"):
-        made = plugin("studies", name)
-        assert made.Options() and callable(made.study)
+        study = plugin("studies", name)()
+        assert study.title and study.question.endswith("?") and study.options(Recipe())
 
 
 def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
@@ -304,6 +304,7 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
     with pytest.raises(InputError, match="induce.existing"):
         carry_out("ablation", wrong, tmp_path / "s")
     assert "existing_mistakes" not in applicable(base)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
@@ -355,7 +356,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives(
     told["compare"] = {"seeds": 2, "methods": ["sft", "helpful"]}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on how they are split
     pages = [
-        compare(Recipe.model_validate(told | {"jobs": jobs}), tmp_path / str(jobs))
+        carry_out("compare", Recipe.model_validate(told | {"jobs": jobs}), tmp_path / str(jobs))
         for jobs in (1, 3)
     ]
     one, three = (json.loads((page.parent / "findings.json").read_text()) for page in pages)
@@ -374,7 +375,7 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
     told["compare"] = {"seeds": 1}
     recipe = Recipe.model_validate(told)
-    page = compare(recipe, tmp_path / "c")
+    page = carry_out("compare", recipe, tmp_path / "c")
     out = json.loads((page.parent / "findings.json").read_text())
     spent = out["data"]["spent"]
     assert {row["arm"] for row in spent} == {c.called for c in recipe.compare.methods}
@@ -385,12 +386,12 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     told_of = {row["arm"] for row in out["data"]["own_word"]}
     assert told_of <= {"mistake_analysis", "mistake_analysis_sft"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
-    compare(recipe, tmp_path / "c")
+    carry_out("compare", recipe, tmp_path / "c")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
     # What a crash may take is no part of what is compared, nor of the budget of the others.
     for path in (tmp_path / "c").rglob("costs.jsonl"):
         path.unlink()
-    compare(recipe, page.parent)
+    carry_out("compare", recipe, page.parent)
     now = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
     assert [row | {"seconds": 0.0} for row in spent] == now
 

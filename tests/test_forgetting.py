@@ -10,7 +10,7 @@ from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.recipe import Recipe
 from setbacks.studies import carry_out
-from setbacks.studies.forgetting import Options, cut, harness, relative, said, variety
+from setbacks.studies.forgetting import Forgetting, cut, harness, relative, said, variety
 
 
 def test_variety_is_1_where_nothing_is_said_twice_and_low_where_all_say_the_same():
@@ -136,12 +136,12 @@ def test_tasks_without_the_harness_are_told_before_anything_is_done(small, tmp_p
 def test_the_harness_scores_each_question_with_and_without_an_adapter(tiny, lora_of_tiny, capitals):
     pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
     recipe = Recipe.model_validate({"model": {"model": str(tiny), "device": "cpu"}})
-    before = harness(recipe, Options(**capitals))
+    before = harness(recipe, Forgetting.Options(**capitals))
     assert before.keys() == {"capitals acc", "capitals acc_norm"}
     assert all(len(scores) == 4 and {*scores} <= {0.0, 1.0} for scores in before.values())
-    assert harness(recipe, Options(**capitals)) == before
-    assert len(harness(recipe, Options(**capitals, task_limit=2))["capitals acc"]) == 2
-    seen = harness(recipe, Options(**capitals), lora_of_tiny)
+    assert harness(recipe, Forgetting.Options(**capitals)) == before
+    assert len(harness(recipe, Forgetting.Options(**capitals, task_limit=2))["capitals acc"]) == 2
+    seen = harness(recipe, Forgetting.Options(**capitals), lora_of_tiny)
     assert seen.keys() == before.keys()
     with pytest.raises(InputError, match='the harness knows no "capital"'):
-        harness(recipe, Options(**capitals | {"tasks": ["capital"]}))
+        harness(recipe, Forgetting.Options(**capitals | {"tasks": ["capital"]}))

@@ -7,7 +7,6 @@ they are harmful.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,11 +15,9 @@ from setbacks.judges import Item, Opinion, gives, open_judge, opinions
 from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
 from setbacks.recipe import JudgeSpec, Recipe
-from setbacks.records import Checked, Finish
+from setbacks.records import Checked
 from setbacks.runs.folder import RunFolder
-
-# The end of a sentence, quotes and brackets included; not the point of a list's number.
-_end = re.compile(r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?])[\"'”’)\]]*(?=\s|$)|[。！？][”’」）]*")
+from setbacks.text import whole_sentences
 
 
 class Check(NamedTuple):
@@ -109,22 +106,10 @@ def form(item: Item, guidance: str = "") -> Check:
     """
     if substance(item.response, item.finish) != "text":
         return Check("", "refusal" if item.finish in ("filter", "refusal") else "empty")
-    learned = whole_sentences(answer(item.response), item.finish)
+    learned = answer(item.response).strip()
+    if item.finish == "length":  # what the model ended by itself needs no mark at its end
+        learned = whole_sentences(learned)
     if not learned:
         return Check("", "unfinished")
     fell_apart = degeneration(learned, item.instruction, guidance)
     return Check(learned, "degenerate" if fell_apart else "kept")
-
-
-def whole_sentences(text: str, finish: Finish | None) -> str:
-    """Return a text up to its last whole sentence; all of it if the model ended it by itself.
-
-    Args:
-        text: what the model wrote.
-        finish: why it ended.
-    """
-    text = text.strip()
-    if finish != "length":
-        return text
-    ends = [match.end() for match in _end.finditer(text)]
-    return text[: ends[-1]] if ends else ""

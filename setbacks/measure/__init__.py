@@ -31,6 +31,7 @@ from setbacks.measure.metrics import (
     bare,
     by_prompt,
     counted,
+    degenerate,
     fell_apart,
     is_guided,
     is_trained,
@@ -233,7 +234,7 @@ def _judged(
         }
         row["unjudged"] = sum(r.id not in by_id[arm] and r.kind in asked for r in rows)
         row["corrected"] = _corrected(outcomes[arm], labels[arm])
-        failed = {_key(r) for r in rows if fell_apart(r)}
+        failed = {prompt for prompt, fell in degenerate(rows).items() if fell}
         row["calibrated"] = {} if row["corrected"] else _calibrated(outcomes[arm], failed, worth)
         table.append(row)
     return {
@@ -337,7 +338,7 @@ def _calibrated(
             value, low, high, n = statistics.rogan_gladen(bad, len(values), finds, leaves)
             if value is not None and low is not None and high is not None:
                 usable = len(values) / len(outcomes[key])
-                good = Estimate(*(usable * (1 - share) for share in (value, high, low)), n)
+                good = Estimate(usable * (1 - value), usable * (1 - high), usable * (1 - low), n)
                 found[key] = good._asdict() | {"sources": [row["source"] for row in measured]}
     return found
 
@@ -619,10 +620,7 @@ def _answered(rows: Sequence[Response]) -> dict[str, Any]:
 
 def _degenerate(arms: Mapping[str, Sequence[Response]]) -> list[dict[str, Any]]:
     """How the shares of degenerate answers differ, on the prompts that both arms answered."""
-    fell = {
-        arm: {_key(r): fell_apart(r) is not None for r in rows if _is_text(r)}
-        for arm, rows in arms.items()
-    }
+    fell = {arm: degenerate(rows) for arm, rows in arms.items()}
     found: list[dict[str, Any]] = []
     for arm, against in _pairs(arms):
         shared = [prompt for prompt in fell[arm] if prompt in fell[against]]

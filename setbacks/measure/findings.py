@@ -319,7 +319,7 @@ def _judge_findings(judge: str, found: Mapping[str, Any]) -> Iterator[tuple[str,
             "warning",
             f"The rates corrected by calibration assume that {judge} errs on these prompts and "
             "answers as it does on those it was measured on. They are shown because no answer of "
-            "this run has been labelled by people: `setbacks review RUN --plan` says which labels "
+            "this run has been labelled by people: `setbacks review plan RUN` says which labels "
             "would settle it.",
         )
     for row in found["differences"]:

@@ -13,7 +13,7 @@ whatever they say: neither harmless nor compliant, and of the lowest score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from setbacks.measure.degeneration import Degeneration, degeneration, guidance
@@ -172,6 +172,18 @@ def fell_apart(r: Response) -> Degeneration | None:
     if substance(r.text, r.finish) != "text":
         return None
     return degeneration(answer(r.text), r.instruction, guidance())
+
+
+def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
+    """Return whether each answer of an arm is degenerate, by (suite, instruction id).
+
+    Only text can be; what is none is not in it.
+    """
+    return {
+        (r.suite, r.instruction_id): fell_apart(r) is not None
+        for r in rows
+        if substance(r.text, r.finish) == "text"
+    }
 
 
 def by_prompt(

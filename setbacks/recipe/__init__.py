@@ -186,8 +186,8 @@ def _people_are_no_recipe(judges: list[Any]) -> list[Any]:
     """Refuse a judge called as people are: it would write where their labels stand."""
     if any(judge.called == "human" for judge in judges):
         raise ValueError(
-            '"human" is what people say, and comes from `setbacks review RUN`, or with the '
-            "`answers` of `evaluate`; leave it out here, or give the judge another name"
+            '"human" stands for labels by people, from `setbacks review serve RUN` or from the '
+            "`answers` of `evaluate`; remove it here, or rename the judge"
         )
     return judges
 
@@ -735,7 +735,7 @@ class Recipe(Section):
             with suppress(ValidationError):
                 cls.model_validate(told)
                 where = "the command line"  # since the file by itself is in order
-            told = _merge(_written_out(cls, told), _parse(overrides))
+            told = _merge(_written_out(cls, told), parse_overrides(overrides))
         base = Path.cwd() if path is None else Path(path).resolve().parent
         return cls.parse(told, where).rebased(base)
 
@@ -750,32 +750,6 @@ class Recipe(Section):
             return cls.model_validate(told)
         except ValidationError as error:
             raise InputError(f"{where}: {_explain(error)}") from None
-
-    @classmethod
-    def of_judge(cls, judge: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Make a recipe that is there for its one judge, the last.
-
-        Args:
-            judge: its name.
-            overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
-                and `seed` are the recipe's. The judges that a vote is `of` come before it, and
-                their own keys are under their names: of=[probe,llm] llm.engine.model=DIR.
-
-        Raises:
-            InputError: an unknown key or a bad value.
-        """
-        told = _parse(overrides) if overrides else {}
-        outer = {key: told.pop(key) for key in ("language", "seed") if key in told}
-        # What it judges is given to it; which suites it would choose is of no matter.
-        of = told.get("of")
-        specs = [
-            {"judge": name} | (told.pop(name) if isinstance(told.get(name), dict) else {})
-            for name in (of if isinstance(of, list) else [])
-            if isinstance(name, str)
-        ]
-        specs = [spec | {"kinds": ["harmful"]} for spec in (*specs, {"judge": judge} | told)]
-        made = cls.parse(outer | {"judges": specs}, "the command line")
-        return made.rebased(Path.cwd())
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with the paths of sources and models counted from `base`."""
@@ -863,7 +837,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return told
 
 
-def _parse(overrides: Sequence[str]) -> Any:
+def parse_overrides(overrides: Sequence[str]) -> Any:
     """Turn ``key.path=value`` strings into nested mappings."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

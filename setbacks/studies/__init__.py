@@ -1,16 +1,14 @@
-"""Studies: one question of the paper each, one file each.
+"""Studies: several runs that answer one question. One file each.
 
-A study is a module with a class `Options` (what `study` of a recipe may hold) and a function
-`study`; the entry point group ``setbacks.studies`` finds it by name, in this package or in another.
+The entry point group ``setbacks.studies`` finds a study by name, in this package or in another.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from pydantic import BaseModel
+from typing import Any, ClassVar
 
 from setbacks.errors import InputError
 from setbacks.files import expanded
@@ -18,7 +16,7 @@ from setbacks.measure.metrics import TITLES, in_the_way_of
 from setbacks.measure.statistics import Estimate, holm
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.progress import Show
@@ -29,40 +27,77 @@ ALPHA = 0.05
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
 
 
-class Study(Protocol):
-    """A module that carries out one study."""
+class Study(ABC):
+    """Answers one question by several runs in a folder.
 
-    Options: type[BaseModel]
+    A study is a subclass with a `title`, a `question` and `run`. Everything else has a default.
 
-    def study(
-        self, recipe: Recipe, options: BaseModel, folder: Path, show: Show | None
-    ) -> Findings:
-        """Do what is missing in the folder, and say what was found.
+    Attributes:
+        title: names the study on its page.
+        question: what the study answers, in a sentence.
+        Options: the section `study` of a recipe.
+    """
+
+    title: ClassVar[str]
+    question: ClassVar[str]
+    Options: ClassVar[type[Section]] = Section
+
+    @classmethod
+    def options(cls, recipe: Recipe) -> Any:
+        """Return the study's options in a recipe, an object of `Options`.
+
+        Raises:
+            InputError: an unknown key or a bad value.
+        """
+        return recipe.options(cls.Options, f"study {cls.title}")
+
+    def check(self, recipe: Recipe, options: Any) -> None:
+        """Look, before any work, whether the study can be carried out.
 
         Args:
-            recipe: what the runs are told.
-            options: the recipe's `study`, checked.
-            folder: where all is kept; `setbacks.studies.variants.each` makes runs in it.
-            show: told of progress: what, done, total.
+            recipe: the runs' recipe.
+            options: an object of `Options`.
+
+        Raises:
+            InputError: it cannot.
         """
-        ...
+        check(recipe)
+
+    @abstractmethod
+    def run(self, recipe: Recipe, options: Any, folder: Path, show: Show | None) -> Findings:
+        """Do what is missing in the folder, and return what the study found.
+
+        Args:
+            recipe: the runs' recipe.
+            options: an object of `Options`.
+            folder: the study's folder; `setbacks.studies.variants.each` makes runs in it.
+            show: takes the progress: what, done, total.
+
+        Raises:
+            InputError: there are too few records.
+        """
 
 
 def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
-    """Carry out the study `name`, or go on where it stopped; return its page.
+    """Carry out the study `name`, or resume it; return its page.
+
+    Args:
+        name: the study's.
+        recipe: the runs' recipe, with the study's options.
+        folder: the study's folder; an earlier study of the same recipe is resumed.
+        show: takes the progress: what, done, total.
 
     Raises:
         InputError: there is no such study; the recipe, its data or the folder is at fault, or
             there are too few records.
-        SetbacksError: something failed on the way; what was done is kept.
+        SetbacksError: something failed on the way; progress is saved.
     """
     folder = expanded(folder)
-    made: Study = plugin("studies", name)
-    options = recipe.options(made.Options, f"study {name}")
-    if not (folder / "recipe.yaml").exists():
-        check(recipe)  # what is mended may then have the same folder
+    study: Study = plugin("studies", name)()
+    options = study.options(recipe)
+    study.check(recipe, options)
     prepare_folder(folder, recipe)
-    return write(folder, made.study(recipe, options, folder, show))
+    return write(folder, study.run(recipe, options, folder, show))
 
 
 def against_first(
@@ -97,7 +132,7 @@ def against_first(
         for arm, scores in of.items():
             base = in_the_way_of(arm, first)
             row: dict[str, Any] = {"arm": arm}
-            row |= {metric: estimate(metric, scores)._asdict() for metric in SHOWN}
+            row |= {metric: estimate(metric, scores)._asdict() for metric in (*SHOWN, "degenerate")}
             if arm != base:
                 row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
             rows.append(row)
@@ -105,11 +140,16 @@ def against_first(
         tables.append(
             Table(
                 title + by,
-                ["Variant", *(TITLES[m] for m in SHOWN), f"against {first}, in points"],
+                [
+                    "Variant",
+                    *(TITLES[m] for m in SHOWN),
+                    "Degenerate answers",
+                    f"against {first}, in points",
+                ],
                 [
                     [
                         row["arm"],
-                        *(written(Estimate(**row[metric])) for metric in SHOWN),
+                        *(written(Estimate(**row[m])) for m in (*SHOWN, "degenerate")),
                         points(row["difference"]) if "difference" in row else "",
                     ]
                     for row in rows

@@ -13,20 +13,21 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from setbacks.files import expanded
 from setbacks.measure import statistics
 from setbacks.measure.findings import overlap_findings
 from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, untrained
 from setbacks.measure.statistics import Estimate
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
-from setbacks.recipe import Recipe
+from setbacks.recipe import Compare, Recipe
 from setbacks.records import Example
-from setbacks.report.page import Findings, Picture, Table, write
+from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
+from setbacks.studies import Study
 from setbacks.studies.scores import (
     Scores,
+    as_judged,
     difference,
     estimate,
     gather,
@@ -35,36 +36,42 @@ from setbacks.studies.scores import (
     points,
     written,
 )
-from setbacks.studies.variants import Variant, each, prepare_folder, variant
+from setbacks.studies.variants import Variant, each, variant
 
 ALPHA = 0.05
 SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
 
 
-def compare(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
-    """Train and measure every method of a comparison; return its page.
+class Comparison(Study):
+    """Compare training methods at equal data; `setbacks compare` runs it."""
 
-    Args:
-        recipe: all that the runs are told; `compare` names the methods.
-        folder: where all is kept; an earlier comparison of the same recipe goes on.
-        show: told of progress: what, done, total.
+    title = "methods compared"
+    question = "Which method makes the model safest without making it refuse, at equal data?"
+    Options = Compare
 
-    Raises:
-        InputError: the recipe, its data or the folder is at fault.
-        SetbacksError: something failed on the way; what was done is kept.
-    """
-    folder = expanded(folder)
-    for contender in recipe.compare.methods:  # all of them, before hours of work
-        plugin("methods", contender.method)
-        check(_variant(recipe, contender, 0, {}).recipe)
-    prepare_folder(folder, recipe)
-    done = list(_carried_out(recipe, folder, show))
-    judges = [spec.called for spec in recipe.judges]
-    spent = [_spent(made, path) for made, path in done]
-    own = [row for made, path in done if (row := _own_word(made, path))]
-    scores = {judge: gather(done, judge) for judge in judges}
-    found = findings(recipe, scores, spent, own, _overlap(done))
-    return write(folder, found)
+    @classmethod
+    def options(cls, recipe: Recipe) -> Compare:
+        """Return the section `compare` of a recipe, which `setbacks compare` reads."""
+        return recipe.compare
+
+    def check(self, recipe: Recipe, options: Compare) -> None:
+        """Check what each method's run will be told; the recipe's own method may be none of them.
+
+        Raises:
+            InputError: a method, the recipe or its data is at fault.
+        """
+        for contender in options.methods:
+            plugin("methods", contender.method)
+            check(_variant(recipe, contender, 0, {}).recipe)
+
+    def run(self, recipe: Recipe, options: Compare, folder: Path, show: Show | None) -> Findings:
+        """Train and measure every method."""
+        done = list(_carried_out(recipe, folder, show))
+        judges = [spec.called for spec in recipe.judges]
+        spent = [_spent(made, path) for made, path in done]
+        own = [row for made, path in done if (row := _own_word(made, path))]
+        scores = {judge: gather(done, judge) for judge in judges}
+        return findings(recipe, scores, spent, own, _overlap(done))
 
 
 def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any]) -> Variant:
@@ -178,6 +185,12 @@ def findings(
             "arms": [
                 {"arm": arm}
                 | {m: e._asdict() for m, e in row.items()}
+                | {
+                    "balanced_safety_as_judged": estimate(
+                        "balanced_safety", as_judged(of[arm])
+                    )._asdict(),
+                    "degenerate": estimate("degenerate", of[arm])._asdict(),
+                }
                 | {"seeds": {m: s.seeds for m, s in of[arm].items()}}
                 for arm, row in table.items()
             ],
@@ -188,8 +201,8 @@ def findings(
     tables.append(_costs(spent))
     answer += [text for _, text in overlap_findings(overlap)]
     return Findings(
-        title=f"{recipe.name}: methods compared",
-        question="Which method makes the model safest without making it refuse, at equal data?",
+        title=f"{recipe.name}: {Comparison.title}",
+        question=Comparison.question,
         answer=answer,
         tables=tables,
         pictures=pictures,
@@ -295,12 +308,20 @@ def _table(
         cells.append(written(score, 1) + part if score.n else "not scored")
         if several:
             cells.append(_spread(of[arm]))
+        cells.append(written(estimate("balanced_safety", as_judged(of[arm]))))
+        cells.append(written(estimate("degenerate", of[arm])))
         rows.append([arm, *cells])
     first = table[next(iter(table))]
     columns = [f"{TITLES[m]} (n {first[m].n})" for m in (*SHOWN, "helpful_score")]
     if several:
         columns.append("Balanced safety, each seed")
-    return Table(title, ["Arm", *columns], rows, "Rates in %; 95 % intervals in brackets.")
+    columns += ["Balanced safety as judged", "Degenerate answers"]
+    note = (
+        "Rates in %; 95 % intervals in brackets. Degenerate answers repeat themselves, repeat the "
+        "prompt, run on into made-up turns, or hold no word. They count as failures; as judged is "
+        "balanced safety without this rule."
+    )
+    return Table(title, ["Arm", *columns], rows, note)
 
 
 def _part(scored: int, scores: Mapping[str, Scores], metric: str) -> str:

@@ -25,7 +25,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, at_least
+from setbacks.studies import ALPHA, Study, at_least
 from setbacks.studies.scores import Scores, difference, estimate, points, written
 from setbacks.studies.variants import Variant, each, variant
 
@@ -35,22 +35,6 @@ UNTRAINED = "vanilla"
 Measured = Mapping[str, Scores]  # of one model, by metric
 
 
-class Options(Section):
-    """What `study` of a recipe may hold."""
-
-    methods: list[str] = Field(
-        ["mistake_analysis", "sft"], description="Methods whose models are tuned on.", min_length=1
-    )
-    steps: int = Field(40, ge=1, description="Steps of ordinary fine-tuning, in all.")
-    points: int = Field(4, ge=1, description="How often the models are asked on the way.")
-    data: Sources = Field(
-        [], description="Helpful answers to tune on; []: those of the recipe's train.helpful."
-    )
-    opening: str | None = Field(
-        None, description='How an answer is begun; null: "Sure, here is", in the language.'
-    )
-
-
 class Arm(NamedTuple):
     """What one model reached: after each number of further steps, and with its answer begun."""
 
@@ -58,73 +42,98 @@ class Arm(NamedTuple):
     begun: Measured
 
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Align with every method, tune on with helpful answers, and ask on the way.
+class Durability(Study):
+    """Measure how much ordinary fine-tuning undoes the alignment."""
 
-    Raises:
-        InputError: a method is named twice, or there are too few prompts.
-    """
-    if twice := sorted({m for m in options.methods if options.methods.count(m) > 1}):
-        raise InputError(f"study.methods: {twice[0]} is there twice; leave one out")
-    for kind in ("harmful", "safe"):
-        asked = [s for suite in recipe.respond.suites if suite.kind == kind for s in suite.sources]
-        at_least(len(instructions(asked)), FEWEST, f"{kind} prompts in respond.suites")
-    opening = options.opening or prompts(recipe.language)["opening"]
-    adapters = _tuned(recipe, options, folder, show)
-    answering = _asked(recipe, adapters, opening)
-    answered = list(each(folder, answering, "report", show, jobs=recipe.jobs))
-    answers: list[str] = []
-    tables: list[Table] = []
-    pictures: list[Picture] = []
-    data: dict[str, Any] = {}
-    for place, judge in enumerate(spec.called for spec in recipe.judges):
-        by, told = (f", by {judge}", f"By {judge}: ") if len(recipe.judges) > 1 else ("", "")
-        read = {made.name: _read(path, judge) for made, path in answered}
-        arms = {
-            name: Arm(
-                {int(at.rpartition("_")[2]): read[f"answers.{name}"][at] for at in found},
-                read[f"begun.{name}"]["begun"],
-            )
-            for name in adapters
-            for found in [read[f"answers.{name}"]]
-        }
-        rows, begun = _rows(arms), _begun(arms)
-        answers += [told + said(name, rows) for name in options.methods]
-        answers += [told + went_on(name, row) for name, row in begun.items()]
-        tables += [_curve_table(rows, by), _begun_table(begun, opening, by)]
-        for number, (metric, title) in enumerate(
-            (("harmless_rate", "Harmless Rate"), ("compliance", "Compliance"))
-        ):
-            lines = {
-                name: [(row["steps"], row[metric]) for row in rows if row["arm"] == name]
-                for name in arms
+    title = "durability"
+    question = "How much ordinary fine-tuning undoes the alignment, and how deep does it go?"
+
+    class Options(Section):
+        """Options of `setbacks study durability`."""
+
+        methods: list[str] = Field(
+            ["mistake_analysis", "sft"],
+            description="Methods whose models are tuned on.",
+            min_length=1,
+        )
+        steps: int = Field(40, ge=1, description="Steps of ordinary fine-tuning, in all.")
+        points: int = Field(4, ge=1, description="How often the models are asked on the way.")
+        data: Sources = Field(
+            [], description="Helpful answers to tune on; []: those of the recipe's train.helpful."
+        )
+        opening: str | None = Field(
+            None, description='How an answer is begun; null: "Sure, here is", in the language.'
+        )
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, the methods, and the number of prompts."""
+        super().check(recipe, options)
+        if twice := sorted({m for m in options.methods if options.methods.count(m) > 1}):
+            raise InputError(f"study.methods: {twice[0]} is there twice; leave one out")
+        for kind in ("harmful", "safe"):
+            asked = [
+                s for suite in recipe.respond.suites if suite.kind == kind for s in suite.sources
+            ]
+            at_least(len(instructions(asked)), FEWEST, f"{kind} prompts in respond.suites")
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Align with every method, tune on with helpful answers, and ask on the way."""
+        opening = options.opening or prompts(recipe.language)["opening"]
+        adapters = _tuned(recipe, options, folder, show)
+        answering = _asked(recipe, adapters, opening)
+        answered = list(each(folder, answering, "report", show, jobs=recipe.jobs))
+        answers: list[str] = []
+        tables: list[Table] = []
+        pictures: list[Picture] = []
+        data: dict[str, Any] = {}
+        for place, judge in enumerate(spec.called for spec in recipe.judges):
+            by, told = (f", by {judge}", f"By {judge}: ") if len(recipe.judges) > 1 else ("", "")
+            read = {made.name: _read(path, judge) for made, path in answered}
+            arms = {
+                name: Arm(
+                    {int(at.rpartition("_")[2]): read[f"answers.{name}"][at] for at in found},
+                    read[f"begun.{name}"]["begun"],
+                )
+                for name in adapters
+                for found in [read[f"answers.{name}"]]
             }
-            svg = curves(
-                lines, f"d{place}{number}", "Steps of ordinary fine-tuning", f"{title}, %", 100
-            )
-            pictures.append(Picture(f"{title}{by}", svg))
-        data[judge] = {"curve": rows, "begun": begun}
-    return Findings(
-        title=f"{recipe.name}: durability",
-        question="How much ordinary fine-tuning undoes the alignment, and how deep does it go?",
-        answer=answers,
-        tables=tables,
-        pictures=pictures,
-        method=[
-            f"One further training of {options.steps} steps for each model, on helpful answers "
-            "alone, at a constant learning rate, so that each point is a whole fine-tuning of so "
-            "many steps. The untrained model is tuned likewise: what is left of an alignment is "
-            "the difference from it after as many steps.",
-            "All answer without guidance. Intervals are over prompts, not over trainings. p is "
-            "McNemar's, uncorrected: the first point without a difference is an estimate, and with "
-            "few prompts an early one.",
-        ],
-        data=data,
-    )
+            rows, begun = _rows(arms), _begun(arms)
+            answers += [told + said(name, rows) for name in options.methods]
+            answers += [told + went_on(name, row) for name, row in begun.items()]
+            tables += [_curve_table(rows, by), _begun_table(begun, opening, by)]
+            for number, (metric, title) in enumerate(
+                (("harmless_rate", "Harmless Rate"), ("compliance", "Compliance"))
+            ):
+                lines = {
+                    name: [(row["steps"], row[metric]) for row in rows if row["arm"] == name]
+                    for name in arms
+                }
+                svg = curves(
+                    lines, f"d{place}{number}", "Steps of ordinary fine-tuning", f"{title}, %", 100
+                )
+                pictures.append(Picture(f"{title}{by}", svg))
+            data[judge] = {"curve": rows, "begun": begun}
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=answers,
+            tables=tables,
+            pictures=pictures,
+            method=[
+                f"One further training of {options.steps} steps for each model, on helpful "
+                "answers alone, at a constant learning rate, so that each point is a whole "
+                "fine-tuning of so many steps. The untrained model is tuned likewise: what is "
+                "left of an alignment is the difference from it after as many steps.",
+                "All answer without guidance. Intervals are over prompts, not over trainings. p "
+                "is McNemar's, uncorrected: the first point without a difference is an estimate, "
+                "and with few prompts an early one.",
+            ],
+            data=data,
+        )
 
 
 def _tuned(
-    recipe: Recipe, options: Options, folder: Path, show: Show | None
+    recipe: Recipe, options: Durability.Options, folder: Path, show: Show | None
 ) -> dict[str, dict[int, Path | None]]:
     """Train every model and tune it on; return its adapter after each number of further steps."""
     aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
@@ -178,7 +187,7 @@ def _read(path: Path, judge: str) -> dict[str, Measured]:
     """What each arm of an evaluation reached."""
     made: dict[str, Measured] = {}
     with RunFolder(path) as run:
-        for arm in run.arms():
+        for arm in (arm.name for arm in run.arms()):
             verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
             found = by_prompt(
                 run.records(f"responses/{arm}.jsonl", Response),

@@ -18,53 +18,60 @@ from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
 from setbacks.runs.progress import Show
-from setbacks.studies import against_first, told_apart
+from setbacks.studies import Study, against_first, told_apart
 from setbacks.studies.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
 
 
-class Options(Section):
-    """What `study` of a recipe may hold."""
+class QuantityQuality(Study):
+    """Measure how many analyses the method needs, and how good they must be."""
 
-    sizes: list[int] = Field([25, 50, 100], description="Numbers of analyses.", min_length=1)
-    qualities: list[Quality] = Field(
-        ["filtered", "unfiltered", "shuffled"], description="Which analyses.", min_length=1
-    )
-    seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+    title = "quantity and quality"
+    question = "How many analyses does it take, and how good must they be?"
 
+    class Options(Section):
+        """Options of `setbacks study quantity-quality`."""
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Train and measure every size and quality; the first is the largest of the first quality."""
-    sizes = sorted(options.sizes, reverse=True)
-    variants = [
-        variant(
-            recipe,
-            f"{quality}_{size}.{seed}",
-            {
-                "train.seed": recipe.seed + seed,
-                "train.analyses": quality,
-                "train.most_analyses": size,
-            },
+        sizes: list[int] = Field([25, 50, 100], description="Numbers of analyses.", min_length=1)
+        qualities: list[Quality] = Field(
+            ["filtered", "unfiltered", "shuffled"], description="Which analyses.", min_length=1
         )
-        for quality in options.qualities
-        for size in sizes
-        for seed in range(options.seeds)
-    ]
-    tables, pictures, data = against_first(recipe, folder, variants, show, "Quantity by quality")
-    return Findings(
-        title=f"{recipe.name}: quantity and quality",
-        question="How many analyses does it take, and how good must they be?",
-        answer=[told_apart(rows) for rows in data.values()],
-        tables=tables,
-        pictures=[*_curves(data), *pictures],
-        method=[
-            "A size is the most that is trained on: where fewer analyses passed their checks, the "
-            "variant has fewer. Shuffled analyses are the control: if they do as well, the content "
-            "of the analyses is not what helps."
-        ],
-        data=data,
-    )
+        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train and measure every size and quality, first the largest of the first quality."""
+        sizes = sorted(options.sizes, reverse=True)
+        variants = [
+            variant(
+                recipe,
+                f"{quality}_{size}.{seed}",
+                {
+                    "train.seed": recipe.seed + seed,
+                    "train.analyses": quality,
+                    "train.most_analyses": size,
+                },
+            )
+            for quality in options.qualities
+            for size in sizes
+            for seed in range(options.seeds)
+        ]
+        tables, pictures, data = against_first(
+            recipe, folder, variants, show, "Quantity by quality"
+        )
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=[told_apart(rows) for rows in data.values()],
+            tables=tables,
+            pictures=[*_curves(data), *pictures],
+            method=[
+                "A size is the most that is trained on: where fewer analyses passed their checks, "
+                "the variant has fewer. Shuffled analyses are the control: if they do as well, "
+                "the content of the analyses is not what helps."
+            ],
+            data=data,
+        )
 
 
 def _curves(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:

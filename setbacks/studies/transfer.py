@@ -26,7 +26,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, at_least
+from setbacks.studies import ALPHA, Study, at_least
 from setbacks.studies.scores import Scores, difference, gather, points
 from setbacks.studies.variants import each, variant
 
@@ -38,20 +38,6 @@ BUILTIN = {
 }
 
 
-class Options(Section):
-    """What `study` of a recipe may hold."""
-
-    groups: dict[str, list[str]] = Field(
-        {},
-        description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
-        "category by itself.",
-    )
-    to_language: Literal["en", "zh"] | None = Field(
-        None, description="Also test on the built-in prompts in this language."
-    )
-    seeds: int = Field(1, ge=1, description="Trainings of each group.")
-
-
 class Column(NamedTuple):
     """Prompts that an outcome is taken over: the metric, and which (suite, instruction id)."""
 
@@ -59,89 +45,112 @@ class Column(NamedTuple):
     prompts: frozenset[tuple[str, str]]
 
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Train on the analyses of each group, and test on all.
+class Transfer(Study):
+    """Measure whether training on some categories of harm helps with others, and in Chinese."""
 
-    Raises:
-        InputError: the instructions have too few categories, a group has too few analyses or
-            prompts, or the method does not learn from analyses.
-    """
-    if not open_method(recipe).learns_analyses:
-        raise InputError(
-            f"train.method: {recipe.train.method} learns no analyses, which this study divides by "
-            "category; use mistake_analysis"
+    title = "transfer"
+    question = "Does what is learnt from some categories of harm hold for others?"
+
+    class Options(Section):
+        """Options of `setbacks study transfer`."""
+
+        groups: dict[str, list[str]] = Field(
+            {},
+            description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
+            "category by itself.",
         )
-    groups = _groups(recipe, options)
-    suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
-    suites += _suites_in(recipe, options.to_language)
-    told = {"respond.suites": suites, "respond.guidance": False}
-    whole = variant(recipe, "analyses", told)
-    _enough_prompts(whole.recipe, groups)
-    ((_, path),) = each(folder, [whole], "analyze", show)
-    number = _equal_number(recipe, path, groups)
-    trained = groups | {ALL: [name for names in groups.values() for name in names]}
-    arms = {group: _arm(group) for group in trained}
-    variants = [
-        variant(
-            recipe,
-            f"{arms[group]}.{seed}",
-            {
-                **told,
-                "train.categories": categories,
-                "train.most_analyses": number,
-                "train.seed": recipe.seed + seed,
-            },
+        to_language: Literal["en", "zh"] | None = Field(
+            None, description="Also test on the built-in prompts in this language."
         )
-        for group, categories in trained.items()
-        for seed in range(options.seeds)
-    ]
-    lenders = [(whole, path)]
-    done = list(each(folder, variants, "report", show, lenders, recipe.jobs))
-    columns = _columns(recipe, done[0][1], groups)
-    answer: list[str] = []
-    tables: list[Table] = []
-    pictures: list[Picture] = []
-    data: dict[str, Any] = {"analyses_each": number, "judges": {}}
-    for place, judge in enumerate(spec.called for spec in recipe.judges):
-        by = f", by {judge}" if len(recipe.judges) > 1 else ""
-        scores = gather(done, judge)
-        cells = {
-            group: {title: _cell(scores, arm, column) for title, column in columns.items()}
-            for group, arm in arms.items()
-        }
-        own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
-        answer.append(_said(own, by))
-        tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
-        drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
-        svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
-        note = "Change against the untrained model, in points; bold: beyond chance by itself."
-        pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
-        data["judges"][judge] = {
-            "matrix": {
-                group: {title: cell._asdict() for title, cell in row.items()}
-                for group, row in cells.items()
-            },
-            **{name: found._asdict() for name, found in own.items()},
-        }
-    return Findings(
-        title=f"{recipe.name}: transfer",
-        question="Does what is learnt from some categories of harm hold for others?",
-        answer=answer,
-        tables=tables,
-        pictures=pictures,
-        method=[
-            f"Every model learnt from {number} analyses, as many as the smallest group has, with "
-            "the recipe's mix. A cell is the change against the untrained model on the same "
-            "prompts, answered without guidance; its interval is 95 % by itself, not corrected "
-            "for the number of cells.",
-            "Own and others': for each prompt, the model trained on its group, and the mean of "
-            "those trained on other groups; the interval is over prompts.",
-        ],
-        data=data,
-    )
+        seeds: int = Field(1, ge=1, description="Trainings of each group.")
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, its categories, and that its method learns analyses."""
+        super().check(recipe, options)
+        if not open_method(recipe).learns_analyses:
+            raise InputError(
+                f"train.method: {recipe.train.method} learns no analyses, which this study "
+                "divides by category; use mistake_analysis"
+            )
+        _groups(recipe, options)
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train on the analyses of each group, and test on all.
+
+        Raises:
+            InputError: a group has too few analyses or prompts.
+        """
+        groups = _groups(recipe, options)
+        suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
+        suites += _suites_in(recipe, options.to_language)
+        told = {"respond.suites": suites, "respond.guidance": False}
+        whole = variant(recipe, "analyses", told)
+        _enough_prompts(whole.recipe, groups)
+        ((_, path),) = each(folder, [whole], "analyze", show)
+        number = _equal_number(recipe, path, groups)
+        trained = groups | {ALL: [name for names in groups.values() for name in names]}
+        arms = {group: _arm(group) for group in trained}
+        variants = [
+            variant(
+                recipe,
+                f"{arms[group]}.{seed}",
+                {
+                    **told,
+                    "train.categories": categories,
+                    "train.most_analyses": number,
+                    "train.seed": recipe.seed + seed,
+                },
+            )
+            for group, categories in trained.items()
+            for seed in range(options.seeds)
+        ]
+        lenders = [(whole, path)]
+        done = list(each(folder, variants, "report", show, lenders, recipe.jobs))
+        columns = _columns(recipe, done[0][1], groups)
+        answer: list[str] = []
+        tables: list[Table] = []
+        pictures: list[Picture] = []
+        data: dict[str, Any] = {"analyses_each": number, "judges": {}}
+        for place, judge in enumerate(spec.called for spec in recipe.judges):
+            by = f", by {judge}" if len(recipe.judges) > 1 else ""
+            scores = gather(done, judge)
+            cells = {
+                group: {title: _cell(scores, arm, column) for title, column in columns.items()}
+                for group, arm in arms.items()
+            }
+            own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
+            answer.append(_said(own, by))
+            tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
+            drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
+            svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
+            note = "Change against the untrained model, in points; bold: beyond chance by itself."
+            pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
+            data["judges"][judge] = {
+                "matrix": {
+                    group: {title: cell._asdict() for title, cell in row.items()}
+                    for group, row in cells.items()
+                },
+                **{name: found._asdict() for name, found in own.items()},
+            }
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=answer,
+            tables=tables,
+            pictures=pictures,
+            method=[
+                f"Every model learnt from {number} analyses, as many as the smallest group has, "
+                "with the recipe's mix. A cell is the change against the untrained model on the "
+                "same prompts, answered without guidance; its interval is 95 % by itself, not "
+                "corrected for the number of cells.",
+                "Own and others': for each prompt, the model trained on its group, and the mean of "
+                "those trained on other groups; the interval is over prompts.",
+            ],
+            data=data,
+        )
 
 
-def _groups(recipe: Recipe, options: Options) -> dict[str, list[str]]:
+def _groups(recipe: Recipe, options: Transfer.Options) -> dict[str, list[str]]:
     """The groups of categories that instructions have; at least two."""
     found = Counter(i.category for i in instructions(recipe.instructions) if i.category)
     if len(found) < 2:
