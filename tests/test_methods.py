@@ -46,7 +46,8 @@ def recipe(data):
 
     def make(**mix):
         sources = {"safe": [str(data)], "helpful": [str(data)]}
-        return Recipe.model_validate({"train": {"mix": mix, **sources}})
+        train = {"method": "mistake_analysis", "mix": mix, **sources}
+        return Recipe.model_validate({"train": train})
 
     return make
 

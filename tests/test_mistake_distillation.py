@@ -98,6 +98,12 @@ def test_the_best_analysis_is_the_context_and_one_that_failed_is_better_than_non
     assert {c.analysis_id for c in corrections} == {analyses[1].id, analyses[2].id}
 
 
+def test_fewer_analyses_are_fewer_corrections(corrected):
+    every, _ = corrected(samples=1)
+    some, _ = corrected(samples=1, folder="other", most_analyses=2)
+    assert len(some) == 2 and {c.id for c in some} < {c.id for c in every}
+
+
 @pytest.mark.parametrize(
     ("model", "judge", "outcome"),
     [

@@ -31,11 +31,12 @@ class Checker:
     """A judge that looks at texts before the model is trained on them.
 
     Args:
-        spec: the judge.
+        spec: the judge; None takes the default one.
         run: the open run folder.
     """
 
-    def __init__(self, spec: JudgeSpec, run: RunFolder) -> None:
+    def __init__(self, spec: JudgeSpec | None, run: RunFolder) -> None:
+        spec = spec or JudgeSpec()
         self._name = spec.called
         self._judge = open_judge(spec, run)
 

@@ -148,8 +148,10 @@ def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
     """The best analysis of every mistake, by id; one that failed its checks is better than none."""
     harmful = [analysis for analysis in analyses if analysis.harmful]
     found = {one.response_id: one for one in best(harmful, filtered=False)}
-    found |= {one.response_id: one for one in best(harmful)}
+    if recipe.train.analyses != "unfiltered":
+        found |= {one.response_id: one for one in best(harmful)}
     subjects = sorted(found.values(), key=lambda analysis: analysis.response_id)
+    subjects = subjects[: recipe.train.most_analyses]
     if recipe.train.analyses != "shuffled":
         return subjects
     others = subjects[1:] + subjects[:1]  # the control: each with the analysis of another mistake

@@ -451,7 +451,7 @@ class Train(PartSection):
     group, names, keeps_others = "methods", "method", True
 
     method: str = Field(
-        "mistake_analysis",
+        "mistake_distillation",
         description="Method that trains the adapter; `setbacks list methods` shows them.",
     )
     mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
@@ -468,9 +468,10 @@ class Train(PartSection):
     helpful_sampling: Sampling = Field(
         Sampling(), description="How the model's own helpful answers are sampled."
     )
-    judge: Annotated[JudgeSpec, _named("judge")] = Field(
-        JudgeSpec(),
-        description="Judge that checks the texts that the model writes for its own training.",
+    judge: Annotated[JudgeSpec, _named("judge")] | None = Field(
+        None,
+        description="Judge that checks the texts that the model writes for its own training; "
+        "null: `probe`.",
     )
     safe: Sources = Field(
         [Source(source="builtin:refusals", split="train")],
@@ -644,6 +645,7 @@ class Compare(Section):
             Contender(method=name)
             for name in (
                 "mistake_analysis",
+                "mistake_distillation",
                 "mistake_analysis_sft",
                 "sft",
                 "chain_of_hindsight",

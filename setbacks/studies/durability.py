@@ -142,6 +142,7 @@ def _tuned(
     starts |= {made.name: path / "adapter" for made, path in trained}
     told: dict[str, Any] = {
         "train.method": "helpful",
+        "train.helpful_from": "data",
         "train.tokens": None,
         "train.steps": options.steps,
         "train.scheduler": "constant",
