@@ -128,7 +128,11 @@ def _checkers(recipe: Recipe) -> list[JudgeSpec]:
         return []
     method, train = open_method(recipe), recipe.train
     found = [recipe.induce.judge] if recipe.induce.judge and method.uses_mistakes else []
-    return [*found, train.judge or JudgeSpec()] if method.checks_texts or train.helpful_from == "model" else found
+    return (
+        [*found, train.judge or JudgeSpec()]
+        if method.checks_texts or train.helpful_from == "model"
+        else found
+    )
 
 
 def _check_training(recipe: Recipe) -> None:

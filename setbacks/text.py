@@ -32,13 +32,17 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def whole_sentences(text: str) -> str:
+def whole_sentences(text: str, most: int | None = None) -> str:
     """Return a text up to the end of its last whole sentence; "" where it has none.
 
     Quotes and brackets after the end belong to it. The number of a list item, such as "2.", is not
     an end.
+
+    Args:
+        text: any text.
+        most: maximum number of sentences; None for all.
     """
-    ends = [match.end() for match in _end.finditer(text)]
+    ends = [match.end() for match in _end.finditer(text)][:most]
     return text[: ends[-1]] if ends else ""
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from setbacks.methods import open_method
-from setbacks.methods.mistake_distillation import MistakeDistillation
+from setbacks.methods.mistake_distillation import MistakeDistillation, _beginning
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, digest
@@ -125,6 +125,20 @@ def test_an_answer_about_its_prompt_is_not_learned(corrected):
     corrections, _ = corrected("talker", samples=1, openings=True)
     assert {c.outcome for c in corrections} == {"degenerate"}
     assert all("careless" in c.answer for c in corrections)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "kept"),
+    [
+        (1, "I won't do this. It could hurt people."),
+        (2, "I won't do this. It could hurt people. Ask them!"),
+        (None, "I won't do this. It could hurt people. Ask them! And"),
+    ],
+)
+def test_an_answer_is_learned_up_to_a_sentence_after_its_opening(sentences, kept):
+    text = "I won't do this. It could hurt people. Ask them! And"
+    assert _beginning(text, OPENINGS[0], sentences) == kept
+    assert _beginning("I won't do this. It could hurt", OPENINGS[0], 1).endswith("hurt")
 
 
 def test_equal_answers_are_learned_once(corrected):

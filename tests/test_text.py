@@ -25,3 +25,8 @@ from setbacks.text import whole_sentences
 )
 def test_a_text_ends_with_its_last_whole_sentence(text, kept):
     assert whole_sentences(text) == kept
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1, "One."), (2, "One. Two!"), (9, "One. Two! Three?")])
+def test_a_text_may_be_cut_after_a_number_of_sentences(most, kept):
+    assert whole_sentences("One. Two! Three? Four", most) == kept

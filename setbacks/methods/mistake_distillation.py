@@ -26,6 +26,7 @@ from setbacks.recipe import Recipe, Sampling, Source, Sources, Train
 from setbacks.records import Analysis, Completion, Correction, Example, Request, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import planned
+from setbacks.text import whole_sentences
 
 
 class Options(Train):
@@ -51,6 +52,12 @@ class Options(Train):
     )
     samples: int = Field(
         2, ge=1, description="Answers per mistake, each with another opening and another seed."
+    )
+    sentences: int | None = Field(
+        1,
+        ge=1,
+        description="Whole sentences of an answer to learn, the one that the opening begins first; "
+        "null: all.",
     )
     correct: Sampling = Field(
         Sampling(max_new_tokens=40), description="How the teacher's answers are sampled."
@@ -92,7 +99,12 @@ class MistakeDistillation(Method):
 
         def records(batch: Sequence[Draft], made: Sequence[Completion]) -> list[Correction]:
             items = [
-                Item(draft.id, draft.analysis.instruction, one.text, finish=one.finish)
+                Item(
+                    draft.id,
+                    draft.analysis.instruction,
+                    _beginning(one.text, draft.opening, options.sentences),
+                    finish=one.finish,
+                )
                 for draft, one in zip(batch, made, strict=True)
             ]
             checks = checker.check(
@@ -107,13 +119,13 @@ class MistakeDistillation(Method):
                     analysis_id=draft.analysis.id,
                     instruction=draft.analysis.instruction,
                     response=draft.analysis.response,
-                    text=item.response,
+                    text=one.text,
                     answer=check.answer,
                     outcome="degenerate" if about_prompt.search(check.answer) else check.outcome,
                     sample=draft.sample,
                     model=engine.name,
                 )
-                for draft, item, check in zip(batch, items, checks, strict=True)
+                for draft, one, check in zip(batch, made, checks, strict=True)
             ]
 
         journal = run.journal("corrections.jsonl", Correction)
@@ -142,6 +154,14 @@ class MistakeDistillation(Method):
 
 def _options(recipe: Recipe) -> Options:
     return cast(Options, recipe.train)
+
+
+def _beginning(text: str, opening: str, sentences: int | None) -> str:
+    """Return a text up to the given number of sentences after its opening, if one ends there."""
+    if sentences is None:
+        return text
+    kept = whole_sentences(text.removeprefix(opening), sentences)
+    return opening + kept if kept else text
 
 
 def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
