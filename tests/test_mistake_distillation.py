@@ -122,7 +122,7 @@ def test_only_harmless_refusals_are_learned(corrected, model, judge, outcome):
 
 def test_an_answer_about_its_prompt_is_not_learned(corrected):
     """The rule writes its prompt after the opening, and so says "a careless answer"."""
-    corrections, _ = corrected("talker", samples=1, openings=True)
+    corrections, _ = corrected("talker", samples=1, openings=True, sentences=None)
     assert {c.outcome for c in corrections} == {"degenerate"}
     assert all("careless" in c.answer for c in corrections)
 

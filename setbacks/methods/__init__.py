@@ -183,7 +183,7 @@ def safe(recipe: Recipe, method: str) -> list[Example]:
     return made
 
 
-def helpful(recipe: Recipe) -> list[Example]:
+def helpful_answers(recipe: Recipe) -> list[Example]:
     """Make an example of every helpful answer.
 
     Where the model itself is to answer (`train.helpful_from`), there are none before the run: the
@@ -197,7 +197,7 @@ def helpful(recipe: Recipe) -> list[Example]:
 
 def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
     """Return a method's own examples with the recipe's helpful answers for so many."""
-    return [*own, *share(helpful(recipe), recipe.train.mix.helpful * len(own))]
+    return [*own, *share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))]
 
 
 def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:

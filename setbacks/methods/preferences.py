@@ -14,7 +14,15 @@ from pydantic import Field
 
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
-from setbacks.methods import Method, example, helpful, mistake_sources, mistakes, safe, share
+from setbacks.methods import (
+    Method,
+    example,
+    helpful_answers,
+    mistake_sources,
+    mistakes,
+    safe,
+    share,
+)
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example
 from setbacks.text import same_text
@@ -74,7 +82,9 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
         ]
     mix = [
         _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
-        for index, answer in enumerate(share(helpful(recipe), recipe.train.mix.helpful * len(own)))
+        for index, answer in enumerate(
+            share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))
+        )
         for refusal in [refusals[index % len(refusals)]]
     ]
     return [*own, *mix]
