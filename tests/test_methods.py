@@ -18,7 +18,7 @@ from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Arm, Choice, Example, Revision
+from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.respond import request, said
 
@@ -324,6 +324,10 @@ def test_every_kind_of_example_has_its_sources(name, data, recipe):
         ],
         "posterior_distillation": [
             Choice(id="1", instruction="<x>", drafts=["<y>"], p_harmful=[0.1], model="m")
+        ],
+        "mistake_distillation": [
+            Correction(id="1", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
+                       answer="<z>", outcome="kept", sample=0, model="m")
         ],
     }  # fmt: skip
     made = method.examples(told, prepared.get(name, joinable(recipe)))

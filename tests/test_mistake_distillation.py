@@ -4,11 +4,14 @@ from collections import Counter
 
 import pytest
 
+from setbacks.data import Source, load
 from setbacks.methods import open_method
 from setbacks.methods.mistake_distillation import MistakeDistillation, _beginning
+from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, digest
+from setbacks.records import Analysis, Correction, Example, OwnAnswer, digest
+from setbacks.runs.folder import RunFolder
 
 JOURNAL = "corrections.jsonl"
 OPENINGS = prompts("en")["correct"]["openings"]
@@ -170,3 +173,45 @@ def test_its_own_options_differ_from_those_of_all_methods():
     assert train.helpful_from == "model"
     assert [source.source for source in train.helpful] == ["builtin:helpful", "builtin:safe"]
     assert Recipe.model_validate({"train": {"method": "sft"}}).train.helpful_from == "data"
+
+
+@pytest.mark.slow
+def test_the_default_recipe_trains_the_embedded_model_on_its_own_checked_texts(tmp_path):
+    limited = {"limit": 8, "split": "train"}
+    recipe = Recipe.model_validate(
+        {
+            "instructions": [{"source": "builtin:redteam", **limited}],
+            "analyze": {"contrast": [], "candidates": 1},
+            "train": {
+                "helpful": [{"source": "builtin:helpful", **limited}],
+                "safe": [{"source": "builtin:refusals", **limited}],
+                "steps": 1,
+            },
+        }
+    )
+    assert recipe.train.method == "mistake_distillation"
+
+    def trained():
+        with RunFolder(tmp_path / "run", recipe) as run:
+            adapter = carry_out(run, "train")
+            return (
+                (adapter / "adapter_model.safetensors").read_bytes(),
+                run.records("corrections.jsonl", Correction),
+                run.records("benign.jsonl", OwnAnswer),
+                run.records("training.jsonl", Example),
+            )
+
+    weights, corrections, benign, learned = trained()
+    kept = {one.answer for one in corrections if one.outcome == "kept"}
+    own = {one.answer for one in benign if one.outcome == "kept"}
+    assert len(kept) >= 2 and all(text.startswith(tuple(OPENINGS)) for text in kept)
+    assert len(benign) == 8 and len(own) >= 4
+    by_kind: dict[str, set[str]] = {}
+    for made in learned:
+        by_kind.setdefault(made.kind, set()).add(made.completion)
+    given = {row.answer for row in load(Source(source="builtin:refusals", **limited))}
+    assert by_kind == {"correction": kept, "helpful": own, "safe": given}
+    assert not any("harmless" in e.prompt[0].content for e in learned), "no guidance is learned"
+    journal = tmp_path / "run" / "benign.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-40])
+    assert trained() == (weights, corrections, benign, learned), "a cut journal is completed"
