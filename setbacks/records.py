@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,7 @@ Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
 # What the checks of a text that the model wrote for its own training found; "kept" is learned.
 Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
 Way = Literal["unguided", "guided", "posterior"]
+WAYS: tuple[Way, ...] = get_args(Way)
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
 
 
@@ -264,6 +265,11 @@ class Arm:
     def label(self) -> str:
         """The arm as tables and pages show it, such as "mistake analysis · guided"."""
         return self.model if self.way == "unguided" else f"{self.model} · {self.way}"
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is a run's model before training, and no model of an evaluation."""
+        return self == self.before
 
     @property
     def before(self) -> Arm:
