@@ -6,7 +6,9 @@ from setbacks.errors import InputError
 from setbacks.methods import open_method
 from setbacks.pipeline import check
 from setbacks.records import OwnAnswer
-from setbacks.stages.benign import JOURNAL, with_own_answers
+from setbacks.stages.benign import with_own_answers
+
+JOURNAL = "benign.jsonl"
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ from setbacks.records import Completion, Instruction, OwnAnswer, Request, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import planned
 
-JOURNAL = "benign.jsonl"
-
 
 def with_own_answers(run: RunFolder) -> Recipe:
     """Return the run's recipe with the model's own answers as its helpful data, if it says so.
@@ -41,10 +39,10 @@ def with_own_answers(run: RunFolder) -> Recipe:
     if answers and not any(answer.outcome == "kept" for answer in answers):
         raise InputError(
             f"{run.path}: none of the model's {len(answers)} own answers passed the checks (see "
-            f"{JOURNAL}); set train.helpful_from=data"
+            "benign.jsonl); set train.helpful_from=data"
         )
     kept = Source(
-        source=str(run.path / JOURNAL),
+        source=str(run.path / "benign.jsonl"),
         fields={"text": "instruction", "answer": "answer"},
         where={"outcome": "kept"},
     )
@@ -87,7 +85,7 @@ def _own_answers(run: RunFolder) -> Sequence[OwnAnswer]:
             for prompt, item, check in zip(batch, items, checker.check(items), strict=True)
         ]
 
-    journal = run.journal(JOURNAL, OwnAnswer)
+    journal = run.journal("benign.jsonl", OwnAnswer)
     work = run.work(journal, "train", planned(engine, asked, request), "own helpful answers")
     for batch, completions in work.generated(engine, request, recipe.train.helpful_sampling):
         work.commit(batch, records(batch, completions), completions)

@@ -17,7 +17,6 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
 from setbacks.runs.results import collect, json_lines
-from setbacks.stages.benign import JOURNAL
 
 if TYPE_CHECKING:
     from setbacks.runs.folder import RunFolder
@@ -59,7 +58,7 @@ def report(run: RunFolder) -> Report:
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
             "Corrections of mistakes": run.records("corrections.jsonl", Correction),
-            "The model's own helpful answers": run.records(JOURNAL, OwnAnswer),
+            "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
         introspected=run.records("introspection.jsonl", Reading),
