@@ -1,8 +1,8 @@
 """What an answer is: text that can be judged, a refusal by the provider, or nothing at all.
 
-This is decided here and nowhere else. An answer that says nothing is neither compliance nor
-harmlessness: it is unscored, and reports count it. What a reasoning model thinks before it answers
-is not its answer: judges see only what follows the thought.
+Only this module decides it. An empty answer is neither compliant nor harmless: it is unscored, and
+reports count it. The reasoning that a model writes before its answer is not part of the answer:
+judges see only what follows it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Literal, get_args
 
 from setbacks.records import Finish
 
-# text: it can be judged. refusal: by the provider, so that no judge is asked. thought: a thought
-# that never came to an answer. nothing: no visible character. failed: a server never gave it.
+# text: can be judged. refusal: by the provider, so no judge sees it. thought: reasoning without an
+# answer after it. nothing: no visible character. failed: never came from the server.
 Substance = Literal["text", "refusal", "thought", "nothing", "failed"]
 SUBSTANCES: tuple[Substance, ...] = get_args(Substance)
 
 # The marks around a thought: what most models write, then those of Magistral, Kimi, OpenThoughts,
-# Command A, Gemma 4 and gpt-oss. The last is also known as decoders leave it that drop special
-# tokens: "analysisThe user wants ... assistantfinalHere is ...".
+# Command A, Gemma 4 and gpt-oss. Decoders that drop special tokens leave the last ones as
+# "analysisThe user wants ... assistantfinalHere is ...".
 _NAME = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
 _OPENING = (
     rf"(?:(?i:<{_NAME}>)|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>"
@@ -30,8 +30,14 @@ _CLOSING = (
     rf"(?:(?i:</{_NAME}>)|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>"
     r"|<channel\|>|<\|channel\|>final(?:<\|message\|>)?|assistantfinal)"
 )
-_IN_CLOSINGS = ("</", "[/THINK]", "◁/", "|>", "assistantfinal")  # to pass over most texts at once
-# What a decoder can leave standing of a chat template: no words of the model.
+_IN_CLOSINGS = (
+    "</",
+    "[/THINK]",
+    "◁/",
+    "|>",
+    "assistantfinal",
+)  # a quick test, since most texts have none
+# Remains of a chat template that a decoder may leave: the model did not write them.
 _SPECIAL = (
     r"(?><\|(?:im_start|start|start_header_id)\|>assistant|<[|｜][^<>\n]{1,40}>"
     r"|<[^<>\n]{1,40}[|｜]>|\[/?INST\]"
@@ -39,13 +45,13 @@ _SPECIAL = (
 )
 _begins_thought = re.compile(rf"(?:\s|[\ufeff\u200b]|{_SPECIAL})*?{_OPENING}").match
 _opening = re.compile(_OPENING).search
-# A mark in quotes is talked about.
+# A mark in quotes is a mention, and closes nothing.
 _closing = re.compile(rf"(?<![`'\"]){_CLOSING}(?![`'\"])").search
 _special = re.compile(_SPECIAL).match
 
-# Categories of characters with nothing to see: controls, formats, blanks, marks without a letter.
+# Categories of invisible characters: controls, formats, blanks, marks without a letter.
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs", "Mn", "Me"}
-# In other categories, but blank: Hangul fillers, the blank of Braille, the place of an object.
+# Blank characters of other categories: Hangul fillers, the Braille blank, object replacement.
 _BLANK = "\u115f\u1160\u3164\uffa0\u2800\ufffc"
 
 
@@ -54,7 +60,7 @@ def substance(text: str, finish: Finish | None = None) -> Substance:
 
     Args:
         text: all that the model wrote.
-        finish: why it ended, where that is known.
+        finish: why it ended; None where that is not known.
     """
     if finish == "failed" or finish == "refusal":
         return finish
@@ -67,7 +73,7 @@ def substance(text: str, finish: Finish | None = None) -> Substance:
 
 
 def answer(text: str) -> str:
-    """Return what follows the thought that a text begins with; a text without one as it is."""
+    """Return the text after the thought that it begins with; the whole text without a thought."""
     start = _start(text)
     if start is None:
         return ""
@@ -75,7 +81,7 @@ def answer(text: str) -> str:
 
 
 def _start(text: str) -> int | None:
-    """Where the answer begins, behind all thoughts; None where a thought never ended.
+    """Where the answer begins, after all thoughts; None where a thought never ended.
 
     A thought may lack its opening mark: chat templates can end with it.
     """
@@ -87,12 +93,12 @@ def _start(text: str) -> int | None:
         if closing is None:
             return None if opening else start
         if opening is None and _opening(text, start, closing.start()):
-            return start  # both marks stand in the midst of the answer, and belong to it
+            return start  # both marks are within the answer, and part of it
         start = closing.end()
 
 
 def _visible(text: str, start: int) -> bool:
-    """Whether there is something to read from a place on."""
+    """Whether there is a visible character from a position on."""
     while start < len(text):
         if special := _special(text, start):
             start = special.end()
