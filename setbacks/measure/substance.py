@@ -36,7 +36,7 @@ _IN_CLOSINGS = (
     "◁/",
     "|>",
     "assistantfinal",
-)  # a quick test, since most texts have none
+)  # a quick test
 # Remains of a chat template that a decoder may leave: the model did not write them.
 _SPECIAL = (
     r"(?><\|(?:im_start|start|start_header_id)\|>assistant|<[|｜][^<>\n]{1,40}>"
