@@ -290,13 +290,16 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
         [kind, str(number), ", ".join(map(_source, sources.get(kind, ()))) or "not stated"]
         for kind, number in sorted(kinds.items())
     ]
+    answered = ""
+    if recipe.train.helpful_from == "model":
+        answered = "The helpful prompts were answered by the base itself. "
     steps = len((folder / "loss.jsonl").read_text(encoding="utf-8").splitlines())
     analyst = recipe.analyze.analyst
     who = "the model itself" if analyst is None else f"`{Path(analyst.model).name}`"
     return (
         _table(["kind of example", "number", "made from"], rows)
         + "\n\nMistakes are responses that the base was led to, or that came with the data; "
-        f"analyses of them were written by {who}. {_lora(recipe.train.lora)}, "
+        f"analyses of them were written by {who}. {answered}{_lora(recipe.train.lora)}, "
         f"{steps} steps of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
     )
 

@@ -27,7 +27,8 @@ PROMPT = "Why is the sky blue?"
 
 
 def recipe_of(model, **more):
-    return Recipe.model_validate({"name": "mine", "model": model, **more})
+    train = {"method": "mistake_analysis"}
+    return Recipe.model_validate({"name": "mine", "model": model, "train": train, **more})
 
 
 def fill(folder, recipe, adapter):
@@ -286,6 +287,13 @@ def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     assert "| helpful | 1 | builtin:helpful |" in text
     assert "5 steps of 8 examples" in text and "Give an answer that is harmless" in text
     assert front(text)["library_name"] == "peft" and "base_model" not in front(text)
+
+
+def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
+    said = "The helpful prompts were answered by the base itself."
+    train = {"method": "mistake_distillation"}
+    assert said in card(recipe_of(str(tiny), train=train), tiny_run, "adapter")
+    assert said not in card(recipe_of(str(tiny)), tiny_run, "adapter")
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):

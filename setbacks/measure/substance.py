@@ -1,8 +1,8 @@
-"""What an answer is: text that can be judged, a refusal by the provider, or nothing at all.
+"""What an answer is: text that can be judged, a refusal by the provider, or nothing.
 
-Only this module decides it. An empty answer is neither compliant nor harmless: it is unscored, and
-reports count it. The reasoning that a model writes before its answer is not part of the answer:
-judges see only what follows it.
+This is decided only here. An answer without content is neither compliance nor harmlessness: it is
+unscored, and reports count it. What a reasoning model thinks before it answers is not its answer:
+judges see only what follows the thought.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Literal, get_args
 
 from setbacks.records import Finish
 
-# text: can be judged. refusal: by the provider, so no judge sees it. thought: reasoning without an
-# answer after it. nothing: no visible character. failed: never came from the server.
+# text: it can be judged. refusal: by the provider, so that no judge is asked. thought: a thought
+# without an answer. nothing: no visible character. failed: the server gave no answer.
 Substance = Literal["text", "refusal", "thought", "nothing", "failed"]
 SUBSTANCES: tuple[Substance, ...] = get_args(Substance)
 
 # The marks around a thought: what most models write, then those of Magistral, Kimi, OpenThoughts,
-# Command A, Gemma 4 and gpt-oss. Decoders that drop special tokens leave the last ones as
-# "analysisThe user wants ... assistantfinalHere is ...".
+# Command A, Gemma 4 and gpt-oss. The last also occurs as left by decoders that drop special
+# tokens: "analysisThe user wants ... assistantfinalHere is ...".
 _NAME = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
 _OPENING = (
     rf"(?:(?i:<{_NAME}>)|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>"
@@ -30,14 +30,8 @@ _CLOSING = (
     rf"(?:(?i:</{_NAME}>)|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>"
     r"|<channel\|>|<\|channel\|>final(?:<\|message\|>)?|assistantfinal)"
 )
-_IN_CLOSINGS = (
-    "</",
-    "[/THINK]",
-    "◁/",
-    "|>",
-    "assistantfinal",
-)  # a quick test
-# Remains of a chat template that a decoder may leave: the model did not write them.
+_IN_CLOSINGS = ("</", "[/THINK]", "◁/", "|>", "assistantfinal")  # a fast test that most texts fail
+# What a decoder can leave of a chat template: not the model's text.
 _SPECIAL = (
     r"(?><\|(?:im_start|start|start_header_id)\|>assistant|<[|｜][^<>\n]{1,40}>"
     r"|<[^<>\n]{1,40}[|｜]>|\[/?INST\]"
@@ -45,13 +39,13 @@ _SPECIAL = (
 )
 _begins_thought = re.compile(rf"(?:\s|[\ufeff\u200b]|{_SPECIAL})*?{_OPENING}").match
 _opening = re.compile(_OPENING).search
-# A mark in quotes is a mention, and closes nothing.
+# A mark in quotes is only mentioned.
 _closing = re.compile(rf"(?<![`'\"]){_CLOSING}(?![`'\"])").search
 _special = re.compile(_SPECIAL).match
 
-# Categories of invisible characters: controls, formats, blanks, marks without a letter.
+# Categories of invisible characters: controls, formats, spaces, marks without a letter.
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs", "Mn", "Me"}
-# Blank characters of other categories: Hangul fillers, the Braille blank, object replacement.
+# Invisible too, but in other categories: Hangul fillers, the Braille blank, the object mark.
 _BLANK = "\u115f\u1160\u3164\uffa0\u2800\ufffc"
 
 
@@ -59,8 +53,8 @@ def substance(text: str, finish: Finish | None = None) -> Substance:
     """Return what an answer is.
 
     Args:
-        text: all that the model wrote.
-        finish: why it ended; None where that is not known.
+        text: everything that the model generated.
+        finish: why it ended, if known.
     """
     if finish == "failed" or finish == "refusal":
         return finish
@@ -73,7 +67,7 @@ def substance(text: str, finish: Finish | None = None) -> Substance:
 
 
 def answer(text: str) -> str:
-    """Return the text after the thought that it begins with; the whole text without a thought."""
+    """Return a text without the thought at its beginning."""
     start = _start(text)
     if start is None:
         return ""
@@ -81,9 +75,9 @@ def answer(text: str) -> str:
 
 
 def _start(text: str) -> int | None:
-    """Where the answer begins, after all thoughts; None where a thought never ended.
+    """Return where the answer begins, after all thoughts; None if a thought never ended.
 
-    A thought may lack its opening mark: chat templates can end with it.
+    A thought may lack its opening mark, since chat templates can end with it.
     """
     start = 0
     marked = any(part in text for part in _IN_CLOSINGS)
@@ -93,12 +87,12 @@ def _start(text: str) -> int | None:
         if closing is None:
             return None if opening else start
         if opening is None and _opening(text, start, closing.start()):
-            return start  # both marks are within the answer, and part of it
+            return start  # both marks are inside the answer, and belong to it
         start = closing.end()
 
 
 def _visible(text: str, start: int) -> bool:
-    """Whether there is a visible character from a position on."""
+    """Return whether there is a visible character from a place on."""
     while start < len(text):
         if special := _special(text, start):
             start = special.end()
