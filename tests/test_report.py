@@ -316,7 +316,7 @@ def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
     assert "n&nbsp;7 of 12" in rows["mistake analysis"] and "few" not in rows["mistake analysis"]
     assert "n&nbsp;11 of 12" in rows["untrained · guided"]
     picture = text[text.index('id="picture"') : text.index('id="differences"')]
-    assert "which are not drawn: untrained." in picture
+    assert "answers are not drawn: untrained." in picture
     assert "untrained: " not in picture and "untrained · guided: 5" in picture
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(headline(made.results))
@@ -435,7 +435,7 @@ def test_several_judges_stand_side_by_side(tmp_path, monkeypatch):
     assert text.count("Judged by llm") == text.count("Judged by probe") == 5
     assert "<script" not in text
     words = "".join(text for text, _ in page.texts)
-    assert "the judge was fitted on this source" in words
+    assert "the judge was trained on this source" in words
     assert "llm has not been measured against people." in words
 
 
@@ -487,7 +487,7 @@ def test_a_browser_opens_it_without_complaint(made, tmp_path):
         text=True,
         timeout=120,
     )
-    assert "How safe, and still of use" in told.stdout
+    assert "How safe, and still useful" in told.stdout
     assert "CONSOLE" not in told.stderr, told.stderr
     # The browser asks for things of its own; what a page asks for has an initiator.
     events = json.loads((tmp_path / "net.json").read_text())["events"]
@@ -532,7 +532,7 @@ def test_corrected_numbers_stand_beside_the_raw_ones(tmp_path):
 def test_without_labels_rates_are_corrected_by_calibration(tmp_path):
     text = report(fill(tmp_path, n=30)).path.read_text()
     assert "by calibration <b>" in text
-    assert "it assumes that the prompts and answers here are of the same kind" in text
+    assert "it assumes that the judge errs here as it does there" in text
 
 
 def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):
