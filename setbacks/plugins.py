@@ -9,10 +9,10 @@ from typing import Any
 
 from setbacks.errors import InputError, SetbacksError, nearest
 
-
 # What a plugin of a group is a subclass of; suites are packages with files.
 BASES = {
     "methods": "setbacks.methods.Method",
+    "judges": "setbacks.judges.Judge",
     "engines": "setbacks.engines.Engine",
     "studies": "setbacks.studies.Study",
 }

@@ -29,7 +29,7 @@ from setbacks.measure.metrics import bare
 from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Record, digest
+from setbacks.records import Record, Verdict, digest
 from setbacks.runs.journal import Journal, W, read
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Work
@@ -178,6 +178,14 @@ class RunFolder:
     def records(self, name: str, kind: type[R]) -> list[R]:
         """Return what is in the journal `name`; nothing where it is missing."""
         return read(self.path / name, kind, self.log)
+
+    def verdicts(self, judge: str) -> dict[str, Verdict]:
+        """Return a judge's verdicts on all arms, by the response's id."""
+        return {
+            verdict.response_id: verdict
+            for file in sorted((self.path / "verdicts").glob(f"*.{judge}.jsonl"))
+            for verdict in self.records(f"verdicts/{file.name}", Verdict)
+        }
 
     def arms(self) -> list[str]:
         """Return the names of the arms that have responses: untrained ones, or the first, first."""
