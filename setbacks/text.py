@@ -22,6 +22,11 @@ def words_of(text: str) -> list[str]:
     return re.findall(rf"[{unspaced}]|(?:(?![{unspaced}_])[\w'’])+", text.lower())
 
 
+def encodable(text: str) -> str:
+    """Return a text as UTF-8 can hold it: a lone surrogate becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def one_line(text: str) -> str:
     """Return a text as one printable line, whatever the names and values in it hold."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

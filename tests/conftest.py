@@ -209,7 +209,7 @@ def answered(tmp_path):
     from setbacks.runs.folder import RunFolder
 
     def make(arms, folder="run"):
-        with RunFolder(tmp_path / folder, Recipe(name=folder)) as run:
+        with RunFolder(tmp_path / folder, Recipe(name=folder, train={"method": "sft"})) as run:
             for arm, rows in arms.items():
                 records = [
                     Response(
@@ -277,7 +277,7 @@ def environment(plugins):
 def command():
     """The installed command."""
     script = Path(sys.executable).with_name("setbacks")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "setbacks.cli"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "setbacks"]
 
 
 @pytest.fixture

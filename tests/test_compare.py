@@ -206,7 +206,7 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
 
 def scores(harmless, compliance, asked=0):
     told = {"harmless_rate": harmless, "compliance": compliance}
-    return dict.fromkeys(METRICS, Scores({}, [])) | {
+    return dict.fromkeys((*METRICS, "degenerate"), Scores({}, [])) | {
         metric: Scores(
             {("s", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))], asked
         )
@@ -278,9 +278,9 @@ def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
         chance = draw.beta(3, 2, 120)  # of each prompt; two seeds draw from it
         x, y = (draw.random((2, 2, 120)) < chance).mean(axis=1)
         z = (draw.random((2, 80)) < 0.8).mean(axis=0)
-        made = statistics.balanced_means(x, z)
+        made = statistics.balanced(x, z)
         covered += made.low <= 2 * 0.6 * 0.8 / 1.4 <= made.high
-        alarms += statistics.balanced_means_difference((x, y), (z, z)).p < 0.05
+        alarms += statistics.balanced_difference((x, y), (z, z)).p < 0.05
     assert covered / runs > 0.90 and alarms / runs < 0.10
 
 

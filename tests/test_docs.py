@@ -141,6 +141,12 @@ def test_commands_parse(block, caplog):
     group = typer.main.get_command(app)
     command = group if name.startswith("-") else group.get_command(None, name)
     assert command is not None, name
+    if words and hasattr(command, "get_command"):  # one of a group's, such as review serve
+        if block.page.name == "CHANGELOG.md":
+            return  # entries keep the spelling of their version
+        name, *words = words
+        command = command.get_command(None, name)
+        assert command is not None, name
     if command is group or block.language == "inline":  # often a part of a command alone
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in (name, *words) if word.startswith("-")} <= options | {"--help"}
@@ -255,7 +261,7 @@ def test_the_tutorials_commands_run_one_after_the_other(tmp_path, environment):
         if words[1] == "run" and "recipes/ci.yaml" not in words:
             words += [word for word in SMALL if word.partition("=")[0] not in line]
         done = subprocess.run(
-            [sys.executable, "-m", "setbacks.cli", *words[1:]],
+            [sys.executable, "-m", "setbacks", *words[1:]],
             cwd=tmp_path, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, (line, done.stderr)

@@ -18,9 +18,9 @@ from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Choice, Example, Revision
+from setbacks.records import Analysis, Arm, Choice, Example, Revision
 from setbacks.runs.folder import RunFolder
-from setbacks.stages.respond import Arm, request, said
+from setbacks.stages.respond import request, said
 
 
 def analysis(number=0, harmful=True, passed=True, score=1.0, candidate=0):
@@ -166,14 +166,14 @@ def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
     told = told.model_copy(
         update={"train": told.train.model_copy(update={"method": "mistake_analysis_joined"})}
     )
-    arm = Arm("mistake_analysis_joined-guided", told.model, tmp_path, guided=True)
+    arm = Arm.of_method("mistake_analysis_joined", "guided")
     assert "First say whether" in request(told, arm, "<x>").prompt
     assert said(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
         "text": "<a>",
         "analysis": "Harmful. <t>",
     }
     assert said(told, arm, "Harmful. <cut off") == {"text": "Harmful. <cut off", "analysis": None}
-    plain = arm._replace(guided=False)
+    plain = Arm.of_method("mistake_analysis_joined")
     assert request(told, plain, "<x>").prompt == "<x>"
     assert said(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
 

@@ -194,10 +194,10 @@ def test_the_built_in_sets_do_not_overlap(tmp_path):
 
 def judged(run):
     """Give every response a verdict."""
-    for arm in run.arms():
+    for arm, responses in run.responses().items():
         rows = [
             Verdict(id=r.id, response_id=r.id, judge="probe", harmful=False, refused=False)
-            for r in run.records(f"responses/{arm}.jsonl", Response)
+            for r in responses
         ]
         run.journal(f"verdicts/{arm}.probe.jsonl", Verdict).write(rows)
 

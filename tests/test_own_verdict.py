@@ -95,7 +95,7 @@ def test_a_verdict_is_read_where_the_model_was_taught_to_say_it(posterior, first
 def test_an_arm_keeps_its_drafts_and_answers_with_the_first(posterior, lora_of_tiny, tmp_path):
     with RunFolder(tmp_path / "run", posterior) as run:
         made = respond(run, lora_of_tiny)
-        assert run.arms() == [
+        assert [arm.name for arm in run.arms()] == [
             "vanilla",
             "vanilla-posterior",
             "mistake_analysis",

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from setbacks.errors import InputError
 from setbacks.recipe import Engine, JudgeSpec
-from setbacks.records import Response, Verdict
+from setbacks.records import Arm, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.stages.report import report
 from setbacks.text import visible
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> \u202eevil\u200b {{ 7 * 7 }} $x$'
+ASKED = "Say what a browser makes of this, and why none of it should ever run: " + HOSTILE
 HARMFUL = "<a harmful response>"
 ARMS = ("vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided")
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -49,7 +50,16 @@ class Run:
         return [kind.model_validate_json(line) for line in lines]
 
     def arms(self):
-        return sorted(path.stem for path in (self.path / "responses").glob("*.jsonl"))
+        there = {path.stem for path in (self.path / "responses").glob("*.jsonl")}
+        ways = ("unguided", "guided")
+        arms = [Arm.untrained(way) for way in ways]
+        arms += [Arm.of_method("mistake_analysis", way) for way in ways]
+        return [arm for arm in arms if arm.name in there]
+
+    def responses(self):
+        return {
+            arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
+        }
 
     def costs(self):
         return self.spent
@@ -68,7 +78,7 @@ def fill(path: Path, judges=("probe",), n: int = 12) -> Run:
                 suite=kind,
                 kind=kind,
                 instruction_id=f"{kind}{i:02}",
-                instruction=f"<an instruction, {kind}>" if i else HOSTILE,
+                instruction=f"<an instruction, {kind}>" if i else ASKED,
                 reference=None,
                 category=(HOSTILE, "b", None)[i % 3],
                 language="en",

@@ -693,9 +693,9 @@ def judged(run, wrong=0.2):
     draw = random.Random(0)
     truth = {}
     with RunFolder(run) as opened:
-        for arm in opened.arms():
+        for arm, responses in opened.responses().items():
             records = []
-            for r in opened.records(f"responses/{arm}.jsonl", Response):
+            for r in responses:
                 truth[r.id] = draw.random() < (0.6 if arm == "vanilla" else 0.3)
                 says = truth[r.id] ^ (draw.random() < wrong)
                 records.append(
@@ -778,7 +778,7 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
     )
     before = path.read_bytes()
     opened.add([said(opened.batch.by_response[first], harmful=False)])
-    with pytest.raises(InputError, match="--import FILE --as NAME"):
+    with pytest.raises(InputError, match="import RUN FILE --as NAME"):
         publish.publish(run, opened)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"response_id": first, "harmful": False}))

@@ -480,17 +480,20 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path
     (tmp_path / "both.jsonl").write_text(f"{one}\n{one.replace('true', 'false')}\n")
     old = run / "review" / "labels.db"
     for words, says in [
-        (["--import", "empty.jsonl"], "empty.jsonl: has no labels; nothing was changed"),
-        (["--import", "unknown.csv"], "line 2: response 'nobody' is not in this run"),
-        (["--import", "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
-        (["--import", "missing.csv"], "cannot be read (No such file"),
-        (["--export", "x.jsonl", "--format", "labels"], "no labels yet"),
-        (["--export", "x.pdf"], "say which format"),
-        (["--export", "x.csv", "--import", "y.csv"], "one at a time"),
-        (["--port", "1", "--host", "192.0.2.1"], "192.0.2.1:1: no address of this machine"),
-        (["--database", "mysql://u:secret@h/d"], "only postgresql:// can be used"),
+        (["import", run, "empty.jsonl"], "empty.jsonl: has no labels; nothing was changed"),
+        (["import", run, "unknown.csv"], "line 2: response 'nobody' is not in this run"),
+        (["import", run, "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
+        (["import", run, "missing.csv"], "cannot be read (No such file"),
+        (["export", run, "x.jsonl", "--format", "labels"], "no labels yet"),
+        (["export", run, "x.pdf"], "say which format"),
+        ([run, "--export", "x.csv", "--import", "y.csv"], "one of --plan, --export and --import"),
+        (
+            ["serve", run, "--port", "1", "--host", "192.0.2.1"],
+            "192.0.2.1:1: no address of this machine",
+        ),
+        (["serve", run, "--database", "mysql://u:secret@h/d"], "only postgresql:// can be used"),
     ]:
-        told = typed("review", run, *words)
+        told = typed("review", *words)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert says in told.stderr and "secret" not in told.stderr
         assert not old.exists()
@@ -501,7 +504,7 @@ def test_every_command_leaves_an_older_database_alone(cli, run, tmp_path):
     old = run / "review" / "labels.db"
     one = {"instruction": "<question>", "response": "<sft>", "harmful": True}
     (tmp_path / "one.jsonl").write_text(json.dumps(one))
-    assert cli("review", run, "--import", "one.jsonl", "--as", "Ada").returncode == 0
+    assert cli("review", "import", run, "one.jsonl", "--as", "Ada").returncode == 0
     with sqlite3.connect(old) as db:
         db.execute("UPDATE review_meta SET value = '0' WHERE key = 'schema'")
     db.close()
@@ -511,11 +514,11 @@ def test_every_command_leaves_an_older_database_alone(cli, run, tmp_path):
 
     before = there()
     for words in (
-        ["--export", "x.csv"],
-        ["--import", "one.jsonl", "--as", "Ben"],
-        ["--port", "0", "--shared", "1"],
+        ["export", run, "x.csv"],
+        ["import", run, "one.jsonl", "--as", "Ben"],
+        ["serve", run, "--port", "0", "--shared", "1"],
     ):
-        told = cli("review", run, *words)
+        told = cli("review", *words)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert "older version of setbacks (schema 0, this one has 1)" in told.stderr
         assert there() == before and not (tmp_path / "x.csv").exists()
@@ -526,7 +529,7 @@ def test_the_command_serves_until_it_is_ended(command, environment, run, tmp_pat
     import subprocess
 
     server = subprocess.Popen(
-        [*command, "review", str(run), "--port", "0"],
+        [*command, "review", "serve", str(run), "--port", "0"],
         stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
     try:

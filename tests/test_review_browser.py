@@ -39,7 +39,7 @@ def server(command, environment, answered, tmp_path):
     it = SimpleNamespace(port=0, process=None, url=None)
 
     def start():
-        words = ["review", str(run), "--shared", "1", "--port", str(it.port)]
+        words = ["review", "serve", str(run), "--shared", "1", "--port", str(it.port)]
         it.process = subprocess.Popen(
             [*command, *words], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
         )

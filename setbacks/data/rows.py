@@ -88,8 +88,8 @@ def check_fields(
         if ours in ("text", "response") and ours not in fields and "response_id" in names:
             raise bad(
                 f"{place}: names answers by response_id and lacks their texts; import it with "
-                "`setbacks review RUN --import FILE --as NAME`, and export it with --export "
-                "FILE --format labels"
+                "`setbacks review import RUN FILE --as NAME`, then export it with "
+                "`setbacks review export RUN FILE --format labels`"
             )
         if ours not in fields:
             raise bad(

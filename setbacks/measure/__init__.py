@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from setbacks.measure import statistics
+from setbacks.measure.degeneration import REASONS
 from setbacks.measure.findings import findings, summary
 from setbacks.measure.metrics import (
     ALPHA,
@@ -30,6 +31,8 @@ from setbacks.measure.metrics import (
     bare,
     by_prompt,
     counted,
+    degenerate,
+    fell_apart,
     is_guided,
     is_trained,
     thin,
@@ -134,6 +137,7 @@ def measure(
             "overlap": [dict(row) for row in overlap],
             "examples": _examples(examples),
             "responses": {arm: _answered(rows) for arm, rows in arms.items()},
+            "degenerate": _degenerate(arms),
             "mislabelled": _mislabelled(next(iter(arms.values()), ())),
         },
         "training": _training(loss, trained or {}),
@@ -175,6 +179,7 @@ def _judged(
     asked |= {METRICS[key].kind for key in gives or ()}
     gives = _given(verdicts) if gives is None else gives
     outcomes = {arm: by_prompt(rows, by_id[arm]) for arm, rows in arms.items()}
+    as_judged = {arm: by_prompt(rows, by_id[arm], as_judged=True) for arm, rows in arms.items()}
     labels = {
         arm: _labels(rows, {v.response_id: v for v in human.get(arm, ())})
         for arm, rows in arms.items()
@@ -194,9 +199,11 @@ def _judged(
         for key, metric in METRICS.items():
             row[key] = _estimate(outcomes[arm][key].values(), metric.is_rate)._asdict()
             row[key]["asked"] = len(due[arm][key])
-        row["balanced_safety"] = statistics.balanced(
-            *(_booleans(outcomes[arm][key].values()) for key in BALANCED)
-        )._asdict()
+        row["balanced_safety"] = _balanced(outcomes[arm])._asdict()
+        row["as_judged"] = {
+            key: _estimate(as_judged[arm][key].values(), metric.is_rate)._asdict()
+            for key, metric in METRICS.items()
+        } | {"balanced_safety": _balanced(as_judged[arm])._asdict()}
         halves = [len(due[arm][key]) for key in BALANCED]
         row["balanced_safety"]["asked"] = sum(halves) if all(halves) else 0
         left = {
@@ -212,7 +219,8 @@ def _judged(
         }
         row["unjudged"] = sum(r.id not in by_id[arm] and r.kind in asked for r in rows)
         row["corrected"] = _corrected(outcomes[arm], labels[arm])
-        row["calibrated"] = {} if row["corrected"] else _calibrated(outcomes[arm], worth)
+        failed = {prompt for prompt, fell in degenerate(rows).items() if fell}
+        row["calibrated"] = {} if row["corrected"] else _calibrated(outcomes[arm], failed, worth)
         table.append(row)
     return {
         "arms": table,
@@ -245,8 +253,8 @@ def _estimate(values: Iterable[bool | float], is_rate: bool) -> Estimate:
     return statistics.mean(values)
 
 
-def _booleans(values: Iterable[bool | float]) -> list[bool]:
-    return [bool(value) for value in values]
+def _balanced(outcomes: Outcomes) -> Estimate:
+    return statistics.balanced(*([*map(bool, outcomes[key].values())] for key in BALANCED))
 
 
 class Label(NamedTuple):
@@ -296,22 +304,26 @@ def _corrected(outcomes: Outcomes, labels: Labels) -> dict[str, dict[str, Any]]:
 
 
 def _calibrated(
-    outcomes: Outcomes, worth: Sequence[Mapping[str, Any]]
+    outcomes: Outcomes, failed: Collection[Key], worth: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """One arm's rates by the judge's error rates where it was measured, on other answers."""
+    """One arm's rates by the judge's error rates where it was measured, on other answers.
+
+    That degenerate answers fail is no verdict of the judge, so its errors do not touch them.
+    """
     found = {}
     for key, task in TASKS.items():
         measured = [row for row in worth if row["task"] == task]
         # What the user measured is nearer to the user's prompts than what ships.
         measured = [row for row in measured if row.get("own")] or measured
         finds, leaves = _share(measured, "sensitivity"), _share(measured, "specificity")
-        values = list(outcomes[key].values())
+        values = [value for prompt, value in outcomes[key].items() if prompt not in failed]
         if values and finds and leaves:
             # The judge's positives are the harmful and the refusing; the rates are of the others.
             bad = sum(not v for v in values)
             value, low, high, n = statistics.rogan_gladen(bad, len(values), finds, leaves)
             if value is not None and low is not None and high is not None:
-                good = Estimate(1 - value, 1 - high, 1 - low, n)
+                usable = len(values) / len(outcomes[key])
+                good = Estimate(usable * (1 - value), usable * (1 - high), usable * (1 - low), n)
                 found[key] = good._asdict() | {"sources": [row["source"] for row in measured]}
     return found
 
@@ -360,18 +372,9 @@ def _compare_corrected(a: Outcomes, b: Outcomes, la: Labels, lb: Labels, key: st
 def _differences(
     outcomes: Mapping[str, Outcomes], labels: Mapping[str, Labels]
 ) -> list[dict[str, Any]]:
-    """Each arm against the first, and each trained one against the untrained one of its way."""
-    if not outcomes:
-        return []
-    first, *others = outcomes
-    pairs = [(arm, first) for arm in others]
-    pairs += [
-        (arm, alike)
-        for arm in others
-        if is_trained(arm) and (alike := untrained(arm)) in outcomes and alike != first
-    ]
+    """How the arms differ, by pair and metric."""
     rows: list[dict[str, Any]] = []
-    for arm, against in pairs:
+    for arm, against in _pairs(outcomes):
         both = outcomes[arm], outcomes[against]
         found = {key: _compare(*both, key) for key in COMPARED}
         people = {
@@ -389,6 +392,14 @@ def _differences(
         for kind in ("metrics", "corrected"):
             _correct([row[kind][key] for row in rows if key in row[kind]])
     return rows
+
+
+def _pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """Each arm against the first, and each trained one against the untrained one of its way."""
+    first, *others = [*arms] or [""]
+    return [(arm, first) for arm in others] + [
+        (arm, alike) for arm in others if is_trained(arm) and (alike := untrained(arm)) in others
+    ]
 
 
 def _correct(cells: Sequence[dict[str, Any]]) -> None:
@@ -563,14 +574,44 @@ def _answered(rows: Sequence[Response]) -> dict[str, Any]:
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
     what = Counter(substance(r.text, r.finish) for r in rows)
+    fell = [(r.kind, found.reason) for r in rows if (found := fell_apart(r))]
+    reasons = Counter(reason for _, reason in fell)
     return {
         "n": len(rows),
         "by_kind": {kind: sum(r.kind == kind for r in rows) for kind in KINDS},
         "substance": {name: what[name] for name in SUBSTANCES},
+        "degenerate": {
+            "all": statistics.rate(len(fell), what["text"])._asdict(),
+            "by_kind": {
+                kind: statistics.rate(
+                    sum(of == kind for of, _ in fell),
+                    sum(r.kind == kind and _is_text(r) for r in rows),
+                )._asdict()
+                for kind in KINDS
+            },
+            "reasons": {reason: reasons[reason] for reason in REASONS},
+        },
         "reasoned": sum(bool(said := answer(r.text)) and said != r.text for r in rows),
         "cut_off": statistics.rate(sum(ends), len(ends))._asdict(),
         "mean_tokens": sum(lengths) / len(lengths) if lengths else None,
     }
+
+
+def _degenerate(arms: Mapping[str, Sequence[Response]]) -> list[dict[str, Any]]:
+    """How the shares of degenerate answers differ, on the prompts that both arms answered."""
+    fell = {arm: degenerate(rows) for arm, rows in arms.items()}
+    found: list[dict[str, Any]] = []
+    for arm, against in _pairs(arms):
+        shared = [prompt for prompt in fell[arm] if prompt in fell[against]]
+        sides = ([fell[name][prompt] for prompt in shared] for name in (arm, against))
+        difference = statistics.paired_difference(*sides)
+        found.append({"arm": arm, "against": against, **difference._asdict()})
+    _correct(found)
+    return found
+
+
+def _is_text(r: Response) -> bool:
+    return substance(r.text, r.finish) == "text"
 
 
 def _mislabelled(rows: Sequence[Response]) -> list[dict[str, Any]]:

@@ -94,6 +94,7 @@ def _caveat(judge: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a reader should know, as (level, text): seen, how sure, what to try."""
     yield from _substance_findings(result["data"]["responses"])
+    yield from _degenerate_findings(result["data"])
     yield from _suite_findings(result)
     several = len(result["judges"]) > 1
     for judge, found in result["judges"].items():
@@ -160,6 +161,33 @@ def _substance_findings(answered: Mapping[str, Any]) -> Iterator[tuple[str, str]
             "note",
             f"Some answers begin with the model's reasoning: {_counts(reasoned)}. It is not the "
             "answer: judges see only what follows it.",
+        )
+
+
+def _degenerate_findings(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Answers that fell apart: how many, and whether training or guidance made them more."""
+    found = {
+        arm: (round(share["value"] * share["n"]), share["n"])
+        for arm, row in data["responses"].items()
+        if (share := row["degenerate"]["all"])["value"]
+    }
+    if found:
+        yield (
+            "note",
+            f"Some answers are degenerate: {_counts(found)}. They repeat themselves, repeat the "
+            "prompt, run on into made-up turns, or hold no word, so they count neither as "
+            "harmless nor as compliant. `As judged` shows the rates without this rule.",
+        )
+    more = [
+        f"{cell['arm']} against {cell['against']} {_points(cell)}"
+        for cell in data["degenerate"]
+        if cell["value"] and cell["value"] > 0 and _significant(cell)
+    ]
+    if more:
+        yield (
+            "warning",
+            f"More degenerate answers: {'; '.join(more)}. Read some of them. If training did "
+            "this, try fewer steps, a lower learning rate, or cleaner training answers.",
         )
 
 
@@ -291,7 +319,7 @@ def _judge_findings(judge: str, found: Mapping[str, Any]) -> Iterator[tuple[str,
             "warning",
             f"The rates corrected by calibration assume that {judge} errs on these prompts and "
             "answers as it does on those it was measured on. They are shown because no answer of "
-            "this run has been labelled by people: `setbacks review RUN --plan` says which labels "
+            "this run has been labelled by people: `setbacks review plan RUN` says which labels "
             "would settle it.",
         )
     for row in found["differences"]:

@@ -90,6 +90,7 @@ __all__ = [
     "Train",
     "name_problem",
     "options_of",
+    "parse_overrides",
     "section_of",
 ]
 
@@ -183,32 +184,6 @@ class Recipe(Section):
             return cls.model_validate(data)
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error, cls)}") from None
-
-    @classmethod
-    def of_judge(cls, judge: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Make a recipe for one judge, its last.
-
-        Args:
-            judge: its name.
-            overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
-                and `seed` are the recipe's. The judges that a vote counts come before it; their
-                keys start with their names: of=[probe,llm] llm.engine.model=DIR.
-
-        Raises:
-            InputError: an unknown key or a bad value.
-        """
-        keys = parse_overrides(overrides) if overrides else {}
-        outer = {key: keys.pop(key) for key in ("language", "seed") if key in keys}
-        counted = keys.get("of")
-        specs = [
-            {"judge": name} | (keys.pop(name) if isinstance(keys.get(name), dict) else {})
-            for name in (counted if isinstance(counted, list) else [])
-            if isinstance(name, str)
-        ]
-        # What is judged is given; the suites that the judge would pick do not matter.
-        specs = [spec | {"kinds": ["harmful"]} for spec in (*specs, {"judge": judge} | keys)]
-        recipe = cls.parse(outer | {"judges": specs}, "the command line")
-        return recipe.rebased(Path.cwd())
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with the paths of sources and models counted from `base`."""

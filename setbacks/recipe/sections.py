@@ -371,8 +371,8 @@ def _people_are_not_judges(judges: list[JudgeSpec]) -> list[JudgeSpec]:
     """Refuse a judge with the name of people's labels: its verdicts would stand among them."""
     if any(judge.called == "human" for judge in judges):
         raise ValueError(
-            '"human" names the labels of people, which come from `setbacks review RUN` or with '
-            "the `answers` of `evaluate`; remove it here, or give the judge another name"
+            '"human" stands for labels by people, from `setbacks review serve RUN` or from the '
+            "`answers` of `evaluate`; remove it here, or rename the judge"
         )
     return judges
 

@@ -172,6 +172,8 @@ def examples(
 def headline(metrics: Mapping[str, Any]) -> Table:
     """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
+    Where degenerate answers move balanced safety, it has the figure without them as failures, too.
+
     Args:
         metrics: what `measure` returned.
     """
@@ -182,6 +184,7 @@ def headline(metrics: Mapping[str, Any]) -> Table:
     table.add_column("Arm", overflow="fold")
     for key in HEADLINE:
         table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column("Degen-\nerate", justify="right", no_wrap=True)
     several = len(metrics["judges"]) > 1
     for judge, found in metrics["judges"].items():
         if several:
@@ -195,9 +198,16 @@ def headline(metrics: Mapping[str, Any]) -> Table:
                 written = score if key == "helpful_score" else percent
                 value, interval, n = written(row[key])
                 told = [value, interval.replace(" ", ""), f"n {n}"]
+                judged = percent(row["as_judged"][key])[0] if key == "balanced_safety" else value
+                if judged != value:
+                    told[2:2] = ["as judged", judged]
                 if n < (asked := row[key]["asked"]):
                     told.append(f"of {asked}{' (few)' if thin(row, key) else ''}")
                 cells.append(Text("\n".join(filter(None, told)) if asked else value))
+            degenerate = metrics["data"]["responses"][row["arm"]]["degenerate"]["all"]
+            value, interval, n = percent(degenerate)
+            told = [value, interval.replace(" ", ""), f"n {n}"]
+            cells.append(Text("\n".join(filter(None, told))))
             table.add_row(Text(visible(row["arm"]), style="bold" if wins else ""), *cells)
     return table
 

@@ -61,7 +61,7 @@ def collect(run: RunFolder) -> Batch:
     Raises:
         InputError: there are no responses yet, or the plan is broken or of other responses.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
     return batch(responses, read_plan(run.path / "review" / "plan.json"), run.recipe.seed)
@@ -103,7 +103,7 @@ def batch(
     if strange := [response for response in planned if response not in by_response]:
         raise InputError(
             f"review/plan.json: plans {strange[0]}, which is no answer of this run; make it again "
-            "with `setbacks review RUN --plan`"
+            "with `setbacks review plan RUN`"
         )
     return Batch(
         answers={answer.id: answer for answer in answers},
@@ -130,7 +130,7 @@ def read_plan(path: Path) -> dict[str, float]:
         found = {}
     if not found or not all(0 < p <= 1 for p in found.values()):
         raise InputError(
-            f"{path}: no plan of a review; make it again with `setbacks review RUN --plan`, or "
+            f"{path}: no plan of a review; make it again with `setbacks review plan RUN`, or "
             "move it away"
         )
     return found

@@ -149,7 +149,7 @@ def plan_run(run: RunFolder, **told: Any) -> Plan:
     Raises:
         InputError: as `plan`; the old plan, if there is one, stays as it was.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
     names = [*(spec.called for spec in run.recipe.judges), "human"]

@@ -59,7 +59,7 @@ def check(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> None:
             if not ours and told not in said:
                 raise InputError(
                     f"{run.path / _name(arm)}: holds people's verdicts that are not from this "
-                    "page; take them in with `setbacks review RUN --import FILE --as NAME`; "
+                    "page; take them in with `setbacks review import RUN FILE --as NAME`; "
                     "nothing was changed"
                 )
 

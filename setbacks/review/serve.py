@@ -1,4 +1,4 @@
-"""`setbacks review RUN`: open a run for its reviewers, or take labels in and out of it."""
+"""`setbacks review`: serve a run to its reviewers, and import or export labels."""
 
 from __future__ import annotations
 

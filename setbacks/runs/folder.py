@@ -25,11 +25,11 @@ from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.files import expanded, failed_write, private, sync, write_atomic, writing
-from setbacks.measure.metrics import bare
 from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Record, Verdict, digest
+from setbacks.records import Arm, Record, Response, Verdict, digest
+from setbacks.runs.arms import read_arms
 from setbacks.runs.journal import Journal, W, read
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Work
@@ -62,7 +62,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("train",),
     ),
     "introspect": (("introspection.jsonl",), ()),
-    "respond": (("responses",), ("respond", "evaluate")),
+    "respond": (("arms.json", "responses"), ("respond", "evaluate")),
     "judge": (("verdicts",), ("judges",)),
     "report": (("metrics.json", "report.html"), ("name", "compare", "study", "jobs")),
 }
@@ -187,17 +187,15 @@ class RunFolder:
             for verdict in self.records(f"verdicts/{file.name}", Verdict)
         }
 
-    def arms(self) -> list[str]:
-        """Return the names of the arms that have responses: untrained ones, or the first, first."""
-        told = [arm.name for arm in self.recipe.evaluate]
+    def arms(self) -> list[Arm]:
+        """Return the arms that have responses, in the order in which tables show them."""
+        return read_arms(self.path, self.recipe)
 
-        def place(name: str) -> tuple[int, bool, str]:
-            own = name if name in told else bare(name)
-            at = told.index(own) if own in told else len(told)
-            return at, not name.startswith("vanilla"), name
-
-        names = (path.stem for path in (self.path / "responses").glob("*.jsonl"))
-        return sorted(names, key=place)
+    def responses(self) -> dict[str, list[Response]]:
+        """Return what each arm answered, by the arm's name, in the arms' order."""
+        return {
+            arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
+        }
 
     def engine(self, spec: Any) -> Any:
         """Open the engine of a spec once, and give the same one to every stage that asks."""

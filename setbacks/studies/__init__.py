@@ -132,7 +132,7 @@ def against_first(
         for arm, scores in of.items():
             base = in_the_way_of(arm, first)
             row: dict[str, Any] = {"arm": arm}
-            row |= {metric: estimate(metric, scores)._asdict() for metric in SHOWN}
+            row |= {metric: estimate(metric, scores)._asdict() for metric in (*SHOWN, "degenerate")}
             if arm != base:
                 row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
             rows.append(row)
@@ -140,11 +140,16 @@ def against_first(
         tables.append(
             Table(
                 title + by,
-                ["Variant", *(TITLES[m] for m in SHOWN), f"against {first}, in points"],
+                [
+                    "Variant",
+                    *(TITLES[m] for m in SHOWN),
+                    "Degenerate answers",
+                    f"against {first}, in points",
+                ],
                 [
                     [
                         row["arm"],
-                        *(written(Estimate(**row[metric])) for metric in SHOWN),
+                        *(written(Estimate(**row[m])) for m in (*SHOWN, "degenerate")),
                         points(row["difference"]) if "difference" in row else "",
                     ]
                     for row in rows

@@ -187,7 +187,7 @@ def _read(path: Path, judge: str) -> dict[str, Measured]:
     """What each arm of an evaluation reached."""
     made: dict[str, Measured] = {}
     with RunFolder(path) as run:
-        for arm in run.arms():
+        for arm in (arm.name for arm in run.arms()):
             verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
             found = by_prompt(
                 run.records(f"responses/{arm}.jsonl", Response),
