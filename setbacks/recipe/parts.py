@@ -86,14 +86,14 @@ class OptionsOf(NamedTuple):
 BLANK = BeforeValidator(lambda value: {} if value is None else value)  # a key without a value
 
 
-def options_of(group: str, name: str) -> type[PartSection]:
+def options_of(group: str, name: str) -> type[Section]:
     """Return the section that holds the options of an installed part.
 
     Args:
         group: of entry points, as `setbacks.plugins.plugin` takes it.
         name: the part's.
     """
-    kind: type[PartSection] = plugin(group, name).Options
+    kind: type[Section] = plugin(group, name).Options
     return kind
 
 
