@@ -19,7 +19,9 @@ from setbacks.data.presets import PRESETS
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.files import appearing, expanded
 from setbacks.hub import connect
+from setbacks.measure.formatting import coefficient, of_asked, unit_of, with_interval
 from setbacks.measure.metrics import TITLES
+from setbacks.measure.results import Score
 from setbacks.methods import open_method
 from setbacks.models.adapters import merged as merge
 from setbacks.models.chat_template import stop_tokens
@@ -220,7 +222,7 @@ def _licence(recipe: Recipe) -> str | None:
 
     model = recipe.model.model
     if model in MODELS:
-        return MODELS[model].licence
+        return MODELS[model].license
     local = expanded(model)
     if local.is_dir() and not (local / CARD).is_file():
         return None
@@ -250,7 +252,8 @@ def _measured(folder: Path) -> str:
         parts += [f"Judged by `{judge}`:", _table(head, rows)]
         if found["worth"]:
             rows = [
-                [source["source"], source["task"], _share(source, "auc"), _share(source, "kappa"),
+                [source["source"], source["task"], coefficient(source.get("auc")),
+                 coefficient(source.get("kappa")),
                  str(source["n"])]
                 for source in found["worth"]
             ]  # fmt: skip
@@ -261,25 +264,14 @@ def _measured(folder: Path) -> str:
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
-    scale, places = (1, 2) if key == "helpful_score" else (100, 1)
-
-    def written(cell: Mapping[str, Any]) -> str:
-        if cell["value"] is None:
-            return "not scored"
-        value, low, high = (
-            "?" if cell[name] is None else f"{scale * cell[name]:.{places}f}"
-            for name in ("value", "low", "high")
-        )
-        part = f" of {cell['asked']}" if cell["n"] < cell.get("asked", 0) else ""
-        return f"{value} ({low} to {high}), n {cell['n']}{part}"
-
-    by_people = row["corrected"].get(key)
-    return written(row[key]) + (f"; by people {written(by_people)}" if by_people else "")
-
-
-def _share(source: Mapping[str, Any], key: str) -> str:
-    value = (source.get(key) or [None])[0]
-    return "not known" if value is None else f"{value:.2f}"
+    score, people = Score.of_json(row[key]), row["corrected"].get(key)
+    text = with_interval(score, unit_of(key))
+    if score.n:
+        text += f", n {of_asked(score.n, score.asked)}"
+    if people:
+        by_people = Score.of_json(people)
+        text += f"; by people {with_interval(by_people, unit_of(key))}, n {by_people.n}"
+    return text
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -319,7 +311,7 @@ def _source(source: Source) -> str:
     """A source by name, without the path that it has on this machine; a public one's licence."""
     name = source.source
     if name.startswith("preset:") and (known := PRESETS.get(name.removeprefix("preset:"))):
-        return f"{name} ({known.licence})"
+        return f"{name} ({known.license})"
     return name if name.startswith(("builtin:", "hub:", "preset:")) else Path(name).name
 
 

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
 Way = Literal["unguided", "guided", "posterior"]
+WAYS: tuple[Way, ...] = get_args(Way)
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
 
 
@@ -230,6 +231,11 @@ class Arm:
     def label(self) -> str:
         """The arm as tables and pages show it, such as "mistake analysis · guided"."""
         return self.model if self.way == "unguided" else f"{self.model} · {self.way}"
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is a run's model before training, and no model of an evaluation."""
+        return self == self.before
 
     @property
     def before(self) -> Arm:

@@ -14,7 +14,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS
-from setbacks.measure.statistics import Estimate
+from setbacks.measure.statistics import Difference, Estimate
 from setbacks.methods import safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
@@ -24,7 +24,7 @@ from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example, Revision
+from setbacks.records import Analysis, Arm, Example, Revision
 from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
 from setbacks.runs.folder import RunFolder
@@ -32,7 +32,7 @@ from setbacks.signals import Tie
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import findings
-from setbacks.studies.quantity_quality import _curves
+from setbacks.studies.quantity_quality import QuantityQuality, _curves
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, _apart, each, lend, prepare_folder, variant
 
@@ -162,13 +162,17 @@ def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
     for name in ("mistakes.jsonl", "analyses.jsonl", "responses/vanilla.jsonl"):
         (source / name).write_text(name)
     (source / "responses" / "sft.jsonl").write_text("another's")
+    (source / "responses" / "vanilla_plus.jsonl").write_text("trained, whatever its name")
     (target / "mistakes.jsonl").write_text("there already")
     other = variant(base, "b", {"train.method": "sft", "analyze.candidates": 5}).recipe
     lend(base, source, other, target)
     assert (target / "mistakes.jsonl").read_text() == "there already"
     assert (target / "responses" / "vanilla.jsonl").exists()
     assert not (target / "analyses.jsonl").exists(), "it was drawn with other candidates"
-    assert not (target / "responses" / "sft.jsonl").exists()
+    assert [path.name for path in (target / "responses").iterdir()] == ["vanilla.jsonl"]
+    evaluation = variant(base, "e", {"evaluate": [{"name": "vanilla", "model": "embedded"}]}).recipe
+    lend(base, source, evaluation, tmp_path / "e")
+    assert not (tmp_path / "e" / "responses").exists(), "another model, of the same name"
 
 
 def test_a_run_does_not_know_what_else_is_compared(base):
@@ -219,20 +223,26 @@ def found(arms, overlap=()):
     return findings(Recipe(), {"probe": by_metric}, [], overlap=overlap)
 
 
+VANILLA, OURS, SFT, SILENT = (
+    Arm.untrained(),
+    *map(Arm.of_method, ("mistake_analysis", "sft", "silent")),
+)
+
+
 def test_a_winner_is_named_only_where_the_data_tell():
     draw = np.random.default_rng(0)
     bad, good = draw.random(200) < 0.4, draw.random(200) < 0.9
     comply = draw.random(100) < 0.9
-    clear = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(good, comply)})
+    clear = found({VANILLA: scores(bad, comply), OURS: scores(good, comply)})
     assert "every other arm is below it beyond chance" in clear.answer[0]
-    assert "is above vanilla" in clear.answer[1]
-    level = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(bad, comply)})
-    assert "cannot tell" in level.answer[0] and "not told from vanilla" in level.answer[1]
+    assert "mistake analysis, " in clear.answer[1] and "is above untrained" in clear.answer[1]
+    level = found({VANILLA: scores(bad, comply), OURS: scores(bad, comply)})
+    assert "cannot tell" in level.answer[0] and "not told from untrained" in level.answer[1]
     assert level.pictures[0].svg.startswith("<svg")
 
 
 def test_suites_that_overlap_with_training_data_are_named():
-    arms = {"vanilla": scores([True, False], [True, False])}
+    arms = {VANILLA: scores([True, False], [True, False])}
     row = {"arm": "sft", "suite": "t", "kind": "safe", "n": 9}
     assert "overlap" not in " ".join(found(arms, [row | {"seen": 0}]).answer)
     page = found(arms, [row | {"seen": 3}])
@@ -243,19 +253,19 @@ def test_suites_that_overlap_with_training_data_are_named():
 def test_an_arm_that_says_almost_nothing_is_not_ranked():
     draw = np.random.default_rng(0)
     some = scores(draw.random(40) < 0.5, draw.random(40) < 0.5, asked=40)
-    made = found({"vanilla": some, "sft": some, "silent": scores([True] * 2, [True] * 2, asked=40)})
+    made = found({VANILLA: some, SFT: some, SILENT: scores([True] * 2, [True] * 2, asked=40)})
     assert made.answer[0].startswith("By probe, silent is not ranked")
     assert "silent" not in made.answer[1]
     rows = {row[0]: row for row in made.tables[0].rows}
     assert "100.0" in rows["silent"][1] and rows["silent"][1].endswith("n 2 of 40")
-    assert " of " not in rows["vanilla"][1]
-    alone = found({"silent": scores([True] * 2, [True] * 2, asked=40)})
+    assert " of " not in rows["untrained"][1]
+    alone = found({SILENT: scores([True] * 2, [True] * 2, asked=40)})
     assert alone.answer[0].startswith("By probe, silent is not ranked")
 
 
 def test_a_judge_that_gives_no_harmless_rate_ranks_nobody():
     refusal = scores([True], [True, False]) | {"harmless_rate": Scores({}, [])}
-    made = found({"vanilla": refusal, "sft": refusal})
+    made = found({VANILLA: refusal, SFT: refusal})
     assert made.answer == ["By probe, no arm has both a Harmless Rate and a compliance."]
 
 
@@ -407,26 +417,33 @@ def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
 
 def test_a_study_names_what_its_variants_are_set_against():
     def row(arm, value=None, p=None):
-        return {"arm": arm} | ({"difference": {"value": value, "p": p}} if p else {})
+        change = Difference(value, None, None, 9, p)
+        return {"arm": arm, "label": f"{arm}, shown"} | ({"difference": change} if p else {})
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
-    assert told_apart(rows) == "Below <a> beyond chance: vanilla."  # .04 is not, of three
-    assert told_apart(rows[1:2]) == "No variant can be told from <a>."
+    assert (
+        told_apart(rows) == "Below <a>, shown beyond chance: vanilla, shown."
+    )  # .04 is not, of three
+    assert told_apart(rows[1:2]) == "No variant can be told from <a>, shown."
     both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
-    assert both == "Above <a> beyond chance: <d>. Below <a> beyond chance: vanilla."
+    assert both == (
+        "Above <a>, shown beyond chance: <d>, shown. "
+        "Below <a>, shown beyond chance: vanilla, shown."
+    )
 
 
 def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     arms = {"vanilla": 0.5, "vanilla-guided": 0.6, "filtered_8": 0.8, "filtered_8-guided": 0.9}
     arms |= {"filtered_4": 0.7, "filtered_4-guided": 0.65, "shuffled_4": 0.4}
-    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)._asdict()} for a, v in arms.items()]
-    (picture,) = _curves({"<judge>": rows})
-    for line in ("filtered: from 50 to 80", "filtered-guided: from 60 to 90"):
+    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)} for a, v in arms.items()]
+    options = QuantityQuality.Options(sizes=[8, 4], qualities=["filtered", "shuffled"])
+    (picture,) = _curves({"<judge>": rows}, options)
+    for line in ("filtered: from 50 to 80", "filtered · guided: from 60 to 90"):
         assert line in picture.svg
     assert "shuffled: from 50 to 40" in picture.svg
-    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)._asdict()
-    assert "filtered: from 50 to 70" in _curves({"<judge>": rows})[0].svg
-    assert not _curves({"<judge>": rows[:2]})
+    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)
+    assert "filtered: from 50 to 70" in _curves({"<judge>": rows}, options)[0].svg
+    assert not _curves({"<judge>": rows[:2]}, options)
 
 
 @pytest.mark.slow
@@ -453,16 +470,14 @@ def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
 
 
 def test_a_forest_is_read_against_a_value_or_the_first_one():
-    rows = [
-        (name, Estimate(v, v - 0.1, v + 0.1, 9)._asdict()) for name, v in (("a", 0.6), ("b", 0.8))
-    ]
+    rows = [(name, Estimate(v, v - 0.1, v + 0.1, 9)) for name, v in (("a", 0.6), ("b", 0.8))]
     first, same, chance = (forest(rows, "f", "AUC", at) for at in (None, 0.6, 0.5))
     assert first == same != chance
     assert 'aria-label="AUC with intervals. a: 60 %; b: 80 %."' in chance
 
 
 def test_steps_are_whole_numbers_on_the_axis():
-    cell = Estimate(0.5, 0.4, 0.6, 9)._asdict()
+    cell = Estimate(0.5, 0.4, 0.6, 9)
     svg = curves({"a": [(step, cell) for step in (0, 4, 9, 18)]}, "c", "Step", "Rate")
     ticks = re.findall(r">([^<>\s]+)<", svg.partition(">Step<")[0])
     assert ticks and all(tick.isdigit() for tick in ticks)

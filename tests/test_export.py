@@ -15,7 +15,7 @@ import yaml
 from setbacks.errors import InputError, SetbacksError
 from setbacks.export import card, export, push, token
 from setbacks.files import appearing
-from setbacks.measure import measure
+from setbacks.measure import RunInfo, measure, to_json
 from setbacks.models.chat_template import encode
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Engine, Recipe
@@ -60,12 +60,8 @@ def metrics(recipe):
                 refused=False,
             )  # fmt: skip
             verdicts.setdefault((arm, "probe"), []).append(said)
-    return measure(
-        recipe=recipe.model_dump(mode="json"),
-        environment={},
-        responses=responses,
-        verdicts=verdicts,
-    )
+    run = RunInfo(name=recipe.name, method=recipe.train.method)
+    return to_json(measure(run, responses=responses, verdicts=verdicts))
 
 
 @pytest.fixture
@@ -237,7 +233,7 @@ def test_nothing_is_overwritten(tiny_run, tmp_path, taken):
 def test_what_fails_on_the_way_leaves_nothing(tiny_run, tmp_path):
     """The stand-in weights are no weights: merging them fails after the folder was begun."""
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InputError, match="no adapter for this model"):
+    with pytest.raises(InputError, match="not an adapter for this model"):
         export(tiny_run, tmp_path / "out", "merged")
     assert sorted(os.listdir(tmp_path)) == before
     with (
@@ -282,9 +278,9 @@ def front(text):
 def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     text = (export(tiny_run, tmp_path / "out") / "README.md").read_text()
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert "50.0 (23.7 to 76.3), n 10" in rows["| vanilla"]
-    assert "80.0 (49.0 to 94.3), n 10" in rows["| mistake_analysis"]
-    assert "not scored" in rows["| vanilla"], "there were no helpful prompts"
+    assert "50.0 [23.7, 76.3], n 10" in rows["| vanilla"]
+    assert "80.0 [49.0, 94.3], n 10" in rows["| mistake_analysis"]
+    assert "| – |" in rows["| vanilla"], "there were no helpful prompts"
     assert "has not been measured against people" in text
     assert "| analysis | 2 | builtin:redteam |" in text
     assert "| helpful | 1 | builtin:helpful |" in text

@@ -398,7 +398,7 @@ def wrong(kind, tiny, folder):
         ("deeper", "tensors do not fit"),
         ("flatter", "tensors do not fit"),
         ("prompt", "PROMPT_TUNING changes the prompt"),
-        ("torn", "no adapter for this model"),
+        ("torn", "not an adapter for this model"),
         ("infinite", "cannot be merged"),
     ],
 )
@@ -548,7 +548,7 @@ def test_the_first_of_the_likeliest_is_taken():
     [
         ("smolm2-135m", 'Did you mean "smollm2-135m"'),
         ("nothing-like-it", "no model"),
-        ("./no/such/folder", "no folder"),
+        ("./no/such/folder", "folder not found"),
     ],
 )
 def test_an_unknown_model_is_told(name, says):

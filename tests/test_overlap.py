@@ -6,7 +6,7 @@ import pytest
 
 from setbacks.data import load
 from setbacks.data.overlap import key, overlaps
-from setbacks.measure.findings import overlap_findings
+from setbacks.measure.findings import overlap_finding
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
@@ -244,6 +244,6 @@ def test_an_evaluation_warns_of_what_an_adapter_was_trained_on(tmp_path):
 
 def test_without_overlap_there_is_no_warning():
     row = {"arm": "sft", "suite": "s", "kind": "safe", "n": 2}
-    assert list(overlap_findings([row | {"seen": 0}])) == []
-    ((level, text),) = overlap_findings([row | {"seen": 0}, row | {"suite": "t", "seen": 2}])
+    assert list(overlap_finding([row | {"seen": 0}])) == []
+    ((level, text),) = overlap_finding([row | {"seen": 0}, row | {"suite": "t", "seen": 2}])
     assert level == "warning" and "2 of 2 prompts of the suite t were" in text

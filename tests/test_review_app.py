@@ -260,7 +260,7 @@ def test_a_break_is_suggested_and_taken(page):
         assert "Time for a break" not in browser.text
         browser.submit(browser.action, **FULL)
         now[0] += 120
-    assert "labelled for 26 minutes" in browser.open("/label").text
+    assert "labeling for 26 minutes" in browser.open("/label").text
     assert "Time for a break" not in browser.submit("/rest").text
 
 
@@ -289,8 +289,8 @@ def test_a_label_is_kept_and_can_be_taken_back_and_changed(page):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, "say something on harm and refusal, or mark it unsure"),
-        ({"harmful": "yes"}, "say something on refusal, or mark it unsure"),
+        ({}, "fill in harm and refusal, or mark it unsure"),
+        ({"harmful": "yes"}, "fill in refusal, or mark it unsure"),
         (FULL | {"harmful": "perhaps"}, "harmful: Input should be &#39;yes&#39; or"),
         (FULL | {"helpful": "11"}, "helpful: Input should be less than or equal to 10"),
         (FULL | {"helpful": "9" * 5000}, "helpful: "),
@@ -316,7 +316,7 @@ def test_who_is_unsure_need_not_say_more_and_a_helpful_prompt_needs_a_score(page
     rows = {"a": [response("a", 0, kind="helpful"), response("a", 1, kind="helpful")]}
     app = page(batch(rows, {}, seed=0))
     browser = Browser(app, "Ada")
-    assert "on helpfulness" in browser.submit(browser.action, **FULL).text
+    assert "fill in helpfulness" in browser.submit(browser.action, **FULL).text
     browser.submit(browser.action, unsure="yes")
     browser.submit(browser.action, **FULL, helpful="10")
     assert [(x.unsure, x.helpful) for x in app.state.store.labels()] == [(True, None), (False, 10)]
@@ -333,7 +333,7 @@ def test_a_disagreement_is_listed_and_settled(page):
     assert f'href="/settle/{name}"' in chair.open("/disagreements?all=1").text
     assert "see 2" in chair.open(f"/settle/{name}").text
     chair.submit(chair.action, **FULL, unsure="yes")
-    assert chair.heading == "Disagreements" and "None here" in chair.text
+    assert chair.heading == "Disagreements" and "No disagreements." in chair.text
     final = app.state.store.labels()[-1]
     assert (final.reviewer, final.final, final.unsure, final.harmful) == (
         "Chair", True, False, False,
@@ -350,7 +350,7 @@ def test_agreement_follows_every_label(page):
     app.state.store.add([said(n, "Ada", harmful=i < 10) for i, n in enumerate(names)])
     app.state.store.add([said(n, "Ben", harmful=i < 10) for i, n in enumerate(names)])
     text = browser.open("/agreement").text
-    assert "20 of 20 answers are labelled; 0 disagreements open" in text
+    assert "20 of 20 answers are labeled; 0 disagreements open" in text
     assert re.search(r"Harmful</th><td>\s*1.00", text) and "Ada and Ben" in text
     app.state.store.add([said(names[0], "Ben", harmful=False)], replace=True)
     text = browser.open("/agreement").text

@@ -78,7 +78,7 @@ def person(chromium, server):
         page = context.new_page()
         page.goto(server.url)
         page.get_by_label("Your name").fill(name)
-        page.get_by_role("button", name="Begin").click()
+        page.get_by_role("button", name="Start").click()
         at(page, 1)
         return page
 
@@ -107,7 +107,7 @@ def test_keys_label_and_undo_takes_back(server, person):
     assert label["reviewer"] == "Ada" and label["response"] == first
     assert (label["harmful"], label["refused"], label["helpful"]) == (False, True, 7)
     press(page, "h\n")  # half a label is not saved, and the page says what is missing
-    assert "say something on refusal" in page.get_by_role("alert").inner_text()
+    assert "fill in refusal" in page.get_by_role("alert").inner_text()
     assert len(server.labels()) == 1
     press(page, "z")
     page.get_by_role("heading", level=1, name="Answer 2").wait_for(state="detached")

@@ -816,7 +816,7 @@ def test_label_files(tmp_path):
 
 def test_presets_say_what_they_are():
     for name, preset in PRESETS.items():
-        assert preset.licence and preset.note and preset.homepage.startswith("https://"), name
+        assert preset.license and preset.note and preset.homepage.startswith("https://"), name
         Source(source=preset.source, split=preset.split, fields=preset.fields)
 
 
@@ -1244,4 +1244,4 @@ def test_every_preset_is_on_the_page():
     page = (DOCS / "own-data.md").read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `preset:{name}`")]
-        assert preset.licence in line and preset.source.removeprefix("hub:") in line
+        assert preset.license in line and preset.source.removeprefix("hub:") in line

@@ -234,7 +234,7 @@ def _print_report(report: Report, as_json: bool) -> None:
     from setbacks.report.run_page import headline
 
     console = Console()
-    console.print(headline(report.metrics))
-    for finding in report.metrics["findings"]:
-        console.print(f"- {finding['text']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(headline(report.results))
+    for finding in report.results.findings:
+        console.print(f"- {finding.text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {report.path}", markup=False, highlight=False, soft_wrap=True)

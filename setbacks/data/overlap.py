@@ -13,12 +13,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
 from setbacks.files import expanded
+from setbacks.measure.results import Overlap
 from setbacks.prompts import prompts
 from setbacks.records import Example, Response
 
@@ -39,7 +40,7 @@ class _Frame(NamedTuple):
 
 def overlaps(
     responses: Mapping[str, Sequence[Response]], adapters: Mapping[str, Path]
-) -> list[dict[str, Any]]:
+) -> list[Overlap]:
     """Count the prompts of each suite that each trained arm has learned from.
 
     Args:
@@ -59,7 +60,7 @@ def overlaps(
                 keys[response.instruction_id] = key(response.instruction)
                 kinds[response.suite] = response.kind
     asked = {of_one for keys in suites.values() for of_one in keys.values()}
-    found = []
+    found: list[Overlap] = []
     for arm, adapter in adapters.items():
         run = _run_of(adapter)
         if run is None:

@@ -42,7 +42,7 @@ class Preset(NamedTuple):
     source: str
     split: str | None
     fields: dict[str, str]
-    licence: str
+    license: str
     homepage: str
     note: str
     language: str = "en"

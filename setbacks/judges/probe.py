@@ -137,7 +137,7 @@ class Probe(Judge):
 
         A row has the task, n, n_questions, licence, whether the head was fitted on other questions
         of that source, and auc, kappa, sensitivity, specificity and ece as [value, low, high].
-        `benchmarks/judge_agreement.py` measured the heads that ship, `setbacks calibrate probe
+        `research/judge_agreement.py` measured the heads that ship, `setbacks calibrate probe
         --fit` any others.
         """
         measured = _heads_of(spec).with_suffix(".json")

@@ -66,7 +66,7 @@ _TRICKY = 'Say "Ab",\n\n1 < 2 & 3.'
 class Prompt(NamedTuple):
     """What comes before an answer's words: its parts and its ids.
 
-    `blank` is written between it and the first word, and is part of that word's token.
+    `blank` is white space between it and the first word, and is part of that word's token.
     """
 
     parts: Sequence[Part]
@@ -83,16 +83,16 @@ def encode(
     language: str = "en",
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Return the ids of a prompt that ends where the assistant begins to speak.
+    """Return the ids of a prompt that ends where the assistant's answer begins.
 
     Args:
         tokenizer: a transformers tokenizer.
         messages: the turns so far.
-        prefill: how the assistant's turn begins, where it is begun for the model.
+        prefill: the given beginning of the assistant's turn.
         template: "own" for the tokenizer's chat template, "alpaca" for the paper's.
         language: which Alpaca template.
-        variables: more variables for the tokenizer's own template, as `apply_chat_template` takes
-            them; among them may be another `chat_template`.
+        variables: more variables for the tokenizer's template, as in `apply_chat_template`; another
+            `chat_template` may be among them.
 
     Raises:
         InputError: the tokenizer has no chat template, or one that cannot be used.
@@ -111,20 +111,20 @@ def encode_answer(
     template: str = "own",
     language: str = "en",
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a prompt, and those of an answer to it and of the end of the turn.
+    """Return the ids of a prompt, and those of an answer to it with the end of the turn.
 
-    Together they are the template's own rendering of the conversation, up to the end of the turn.
+    Together they are the template's rendering of the conversation, up to the end of the turn.
     The prompt's ids are those of `encode`.
 
     Args:
         tokenizer: a transformers tokenizer.
         messages: the turns before the answer.
-        answer: what the assistant says.
+        answer: the assistant's text.
         template: as in `encode`.
         language: as in `encode`.
 
     Raises:
-        InputError: as in `encode`; or nothing would end the answer.
+        InputError: as in `encode`; or no token ends the answer.
     """
     prompt = _prompt(tokenizer, messages, template, language, {})
     end = _turn_end(tokenizer) if template == "own" else TurnEnd()
@@ -133,12 +133,12 @@ def encode_answer(
         turns = [Turn.of(message.role, message.content) for message in messages]
         *_, bare_opening, bare_tail = template_pieces(tokenizer, [*turns, ANSWER])
         *_, opening, tail = template_pieces(tokenizer, [*turns, Turn.of("assistant", answer)])
-        # Blanks at the answer's ends, unless the template trims them.
+        # White space at the ends of the answer, unless the template trims it.
         answer = opening.removeprefix(bare_opening) + answer.strip()
         closing = tail.removesuffix(bare_tail) + end.text
     rest = [message_part(prompt.blank + answer), Part(closing, False)]
-    said = _following(tokenizer, prompt, rest)
-    return prompt.ids, said if end.text else [*said, _eos(tokenizer)]
+    completion = _following(tokenizer, prompt, rest)
+    return prompt.ids, completion if end.text else [*completion, _eos(tokenizer)]
 
 
 def encode_request(
@@ -163,8 +163,8 @@ def _following(tokenizer: Any, prompt: Prompt, rest: Sequence[Part]) -> list[int
     whole = part_ids(tokenizer, [*prompt.parts, *rest])
     if whole[: len(prompt.ids)] == prompt.ids:
         return whole[len(prompt.ids) :]
-    # The tokenizer would join the end of the prompt to what follows; a model that is asked sees the
-    # prompt alone.
+    # The tokenizer would merge the end of the prompt with what follows; in generation, a model sees
+    # the prompt alone.
     return part_ids(tokenizer, rest, inner=True)
 
 
@@ -180,26 +180,26 @@ def _prompt(
 ) -> Prompt:
     if template != "own":
         if [message.role for message in messages] != ["user"]:
-            raise InputError("the alpaca template has room for one instruction and nothing else")
+            raise InputError("the alpaca template takes one instruction and nothing else")
         filled = fill(prompts(language)["alpaca"], instruction=MARK.format(0))
         pieces = ((tokenizer.bos_token or "") + filled).split(MARK.format(0))
-        return _as_asked(tokenizer, join_parts(pieces, [messages[0].content]))
+        return _prompt_of(tokenizer, join_parts(pieces, [messages[0].content]))
     turns = [Turn.of(message.role, message.content) for message in messages]
     texts = [message.content.strip() for message in messages]
-    asked = template_pieces(tokenizer, turns, {"add_generation_prompt": True, **variables})
-    if turns[-1].role == "assistant":  # a conversation to be read, and not one to go on with
-        return _as_asked(tokenizer, join_parts(asked, texts))
+    question = template_pieces(tokenizer, turns, {"add_generation_prompt": True, **variables})
+    if turns[-1].role == "assistant":  # a conversation to read, not to continue
+        return _prompt_of(tokenizer, join_parts(question, texts))
     rendered = optional_pieces(
         tokenizer, [*turns, ANSWER], {**variables, "add_generation_prompt": False}
     )
-    if rendered is None:  # it renders no answers
-        return _as_asked(tokenizer, join_parts(asked, texts))
+    if rendered is None:  # it cannot render answers
+        return _prompt_of(tokenizer, join_parts(question, texts))
     *before, opening, _ = rendered
-    opening, blank = _opening(asked[-1], opening)
-    prompt = _as_asked(tokenizer, join_parts([*before, opening], texts), blank)
-    if opening == asked[-1]:
+    opening, blank = _opening(question[-1], opening)
+    prompt = _prompt_of(tokenizer, join_parts([*before, opening], texts), blank)
+    if opening == question[-1]:
         return prompt
-    # Nobody else asks with these words, so their ids are those that they have before an answer.
+    # Only this package asks with these words, so their ids are those before an answer.
     answer = message_part(blank + "I")
     tail = part_ids(tokenizer, [answer], inner=True)
     whole = part_ids(tokenizer, [*prompt.parts, answer])
@@ -208,24 +208,26 @@ def _prompt(
     return prompt._replace(ids=ids) if same else prompt
 
 
-def _as_asked(tokenizer: Any, parts: Sequence[Part], blank: str = "") -> Prompt:
+def _prompt_of(tokenizer: Any, parts: Sequence[Part], blank: str = "") -> Prompt:
     return Prompt(parts, blank, part_ids(tokenizer, parts))
 
 
-def _opening(asked: str, rendered: str) -> tuple[str, str]:
-    """Return what a template writes before an answer, and a blank that belongs to its first word.
+def _opening(generated: str, rendered: str) -> tuple[str, str]:
+    """Return what a template writes before an answer, and a space that belongs to its first word.
 
     Args:
-        asked: how its generation prompt ends.
+        generated: the end of its generation prompt.
         rendered: what it writes before an answer when it renders one.
     """
-    if asked == rendered:
-        return asked, ""
-    more = MARKER.findall(asked.removeprefix(rendered)) if asked.startswith(rendered) else []
-    # A thought that is opened and closed, which answers of the past are rendered without.
+    if generated == rendered:
+        return generated, ""
+    more = (
+        MARKER.findall(generated.removeprefix(rendered)) if generated.startswith(rendered) else []
+    )
+    # A thought that is opened and closed; earlier answers are rendered without it.
     if len(more) > 1 or any("/" in marker for marker in more):
-        return asked, ""
-    opening = rendered.rstrip(" ")  # tokenizers join a blank to the word after it
+        return generated, ""
+    opening = rendered.rstrip(" ")  # tokenizers merge a space with the word after it
     return opening, rendered[len(opening) :]
 
 
@@ -236,7 +238,7 @@ class TurnEnd(NamedTuple):
     """How a chat template ends an assistant's turn.
 
     `text` is what it writes after an answer, up to a control token that ends the turn; it is empty
-    if there is none. `stops` are the ids of which each ends a turn.
+    if there is none. `stops` are the ids that end a turn.
     """
 
     text: str = ""
@@ -247,7 +249,7 @@ def ending(tokenizer: Any, template: str = "own") -> list[int]:
     """Return the ids with which an assistant's turn ends.
 
     They are what the template writes after an answer, up to the token that ends the turn: what
-    follows (often a newline) is never generated, so nothing should learn it.
+    follows (often a newline) is never generated, so it should not be learned.
 
     Raises:
         InputError: there is no such token.
@@ -257,25 +259,25 @@ def ending(tokenizer: Any, template: str = "own") -> list[int]:
 
 
 def stop_tokens(model: Any, tokenizer: Any, template: str = "own") -> set[int]:
-    """Return the ids that end a turn: by the generation config, the tokenizer, and the template.
+    """Return the ids that end a turn, from the generation config, the tokenizer, and the template.
 
     Args:
-        model: a transformers model, or None where its generation config is heeded elsewhere.
+        model: a transformers model; None if its generation config is applied elsewhere.
         tokenizer: its tokenizer.
         template: as in `encode`.
     """
     configured = None if model is None else model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    found = {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
-    return found | (_turn_end(tokenizer).stops if template == "own" else set())
+    stops = {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
+    return stops | (_turn_end(tokenizer).stops if template == "own" else set())
 
 
 def _eos(tokenizer: Any) -> int:
     eos: int | None = tokenizer.eos_token_id
     if eos is None:
         raise InputError(
-            f"{tokenizer.name_or_path}: nothing ends an answer: its tokenizer names no eos_token, "
-            "and its chat template writes no special token after an answer; set eos_token in "
+            f"{tokenizer.name_or_path}: no token ends an answer: the tokenizer has no eos_token, "
+            "and the chat template writes no special token after an answer; set eos_token in "
             "tokenizer_config.json"
         )
     return eos
@@ -289,13 +291,13 @@ def _turn_end(tokenizer: Any) -> TurnEnd:
 def _turn_end_of(tokenizer: Any, state: str) -> TurnEnd:
     """Find the end of a turn in what the template writes after an answer.
 
-    After the last answer a template may write more, such as the eos; in the middle of a
-    conversation the next turn follows. What both share belongs to the turn.
+    After the last answer a template may write more, such as the eos token; in the middle of a
+    conversation the next turn follows. What both have in common belongs to the turn.
     """
     if not tokenizer.chat_template:
         return TurnEnd()
     rendered = optional_pieces(tokenizer, [USER, ANSWER])
-    if rendered is None:  # it renders no answers
+    if rendered is None:  # it cannot render answers
         return TurnEnd()
     last = rendered[2]
     middle = (optional_pieces(tokenizer, [USER, ANSWER, USER]) or [""] * 3)[2]
@@ -313,32 +315,32 @@ def _turn_end_of(tokenizer: Any, state: str) -> TurnEnd:
         return TurnEnd(text[: text.rindex(name) + len(name)], frozenset([token]))
 
     shared = commonprefix([last, middle])
-    if found := ends(shared):
-        return up_to(shared, found[-1])
-    if found := ends(last):
-        return up_to(last, found[0])
-    return TurnEnd("", frozenset(ends(middle)[:1]))  # the next turn's beginning ends this one
+    if tokens := ends(shared):
+        return up_to(shared, tokens[-1])
+    if tokens := ends(last):
+        return up_to(last, tokens[0])
+    return TurnEnd("", frozenset(ends(middle)[:1]))  # the beginning of the next turn ends this one
 
 
 def _after_thoughts(tokenizer: Any) -> set[int]:
-    """Return the control tokens between a thought and an answer: they end no turn."""
+    """Return the control tokens between a thought and an answer: they do not end a turn."""
     rendered = optional_pieces(tokenizer, [USER, ANSWER._replace(thought=_THOUGHT)])
-    _, found, after = rendered[1].rpartition(_THOUGHT) if rendered else ("", "", "")
-    return set(controls_in(tokenizer, after)) if found else set()
+    _, thought, after = rendered[1].rpartition(_THOUGHT) if rendered else ("", "", "")
+    return set(controls_in(tokenizer, after)) if thought else set()
 
 
 # Before any work ----------------------------------------------------------------------------------
 
 
 def check_chat(tokenizer: Any, spec: Engine, *, trains: bool = True) -> None:
-    """Check that conversations can be put to a model, and, where it is trained, learned.
+    """Check that a model can take conversations and, if it is trained, learn them.
 
-    What its template does that a user should know is logged as a warning.
+    What a user should know about its template is logged as a warning.
 
     Args:
         tokenizer: the model's tokenizer.
-        spec: names the model and its template.
-        trains: whether answers are learned, too.
+        spec: the model and its template.
+        trains: whether the model is trained too.
 
     Raises:
         InputError: as `chat_notes`.
@@ -348,26 +350,26 @@ def check_chat(tokenizer: Any, spec: Engine, *, trains: bool = True) -> None:
 
 
 def chat_notes(tokenizer: Any, spec: Engine, *, trains: bool = True) -> list[str]:
-    """Check as `check_chat`, and return what a user should know of the template.
+    """Check as `check_chat`, and return what a user should know about the template.
 
     Raises:
-        InputError: there is no usable chat template, or nothing would end an answer.
+        InputError: there is no usable chat template, or no token ends an answer.
     """
     notes: list[str] = []
     if spec.chat_template == "own":
-        asked = template_pieces(tokenizer, [USER], {"add_generation_prompt": True})
+        question = template_pieces(tokenizer, [USER], {"add_generation_prompt": True})
         learn = template_pieces if trains else optional_pieces
         rendered = learn(tokenizer, [USER, ANSWER])
         turns = [USER] if rendered is None else [USER, ANSWER]
         _check_unchanged(tokenizer, turns, rendered or template_pieces(tokenizer, [USER]))
-        notes += _warnings(tokenizer, asked, rendered)
+        notes += _warnings(tokenizer, question, rendered)
     if trains:
         ending(tokenizer, spec.chat_template)
     return notes
 
 
 def _check_unchanged(tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str]) -> None:
-    """Refuse a template that changes texts: marks may pass where capitals and quotes do not."""
+    """Reject a template that changes texts: it may keep marks but change capitals and quotes."""
     expected = "".join(part.text for part in join_parts(pieces, [_TRICKY] * len(turns)))
     for in_parts in (False, True):
         try:
@@ -383,36 +385,36 @@ def _check_unchanged(tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str
 
 
 def _warnings(
-    tokenizer: Any, asked: Sequence[str], rendered: Sequence[str] | None
+    tokenizer: Any, question: Sequence[str], rendered: Sequence[str] | None
 ) -> Iterator[str]:
-    """Yield what a user should know of a template.
+    """Yield what a user should know about a template.
 
     Args:
         tokenizer: a transformers tokenizer.
-        asked: its pieces around a question, with its generation prompt.
-        rendered: its pieces around a question and an answer; None if it renders no answers.
+        question: its pieces around a question, with its generation prompt.
+        rendered: its pieces around a question and an answer; None if it cannot render answers.
     """
     if "strftime_now" in str(tokenizer.chat_template):
         yield (
             "its chat template writes today's date into prompts; a run that is resumed on another "
-            "day asks the rest with that day's date"
+            "day uses that day's date for the rest"
         )
     if rendered is None:
         return
-    opening, _ = _opening(asked[-1], rendered[1])
-    shared = len(commonprefix([opening, asked[-1]]))
+    opening, _ = _opening(question[-1], rendered[1])
+    shared = len(commonprefix([opening, question[-1]]))
     if more := opening[shared:].strip():
         yield (
-            f"its chat template writes {more!r} before an answer, and its generation prompt does "
-            "not; prompts here end with it, so the model is asked for an answer without a thought"
+            f"its chat template writes {more!r} before an answer, but its generation prompt "
+            "does not; prompts here end with it, so the model answers without a thought"
         )
-    elif more := asked[-1][shared:].strip():
+    elif more := question[-1][shared:].strip():
         yield (
-            f"its generation prompt ends with {more!r}, and its rendering of an answer does not "
-            "have it; prompts here leave it out, and the model may still think before it answers"
+            f"its generation prompt ends with {more!r}, but its rendering of an answer does not; "
+            "prompts here omit it, and the model may still think before it answers"
         )
     if not any(_turn_end(tokenizer)):
         yield (
-            "its chat template ends an answer with no special token; an answer ends only where the "
-            f"model writes {tokenizer.eos_token or 'one of its generation config'}"
+            "its chat template writes no special token after an answer; an answer ends only where "
+            f"the model generates {tokenizer.eos_token or 'a stop token of its generation config'}"
         )

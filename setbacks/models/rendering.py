@@ -17,10 +17,10 @@ MARK = "\ue000{}\ue001"  # private-use characters: no template writes them
 
 
 class Turn(NamedTuple):
-    """What a template is shown of a message: its role, and the blanks at either end of its text.
+    """What a template sees of a message: its role, and the white space at either end of its text.
 
-    The text itself is replaced by a mark, so a template cannot change it. Blanks are shown because
-    many templates trim them.
+    The text is replaced by a mark, so a template cannot change it. White space is kept because many
+    templates trim it.
     """
 
     role: str
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
 
     @classmethod
     def of(cls, role: str, text: str) -> Turn:
-        """Return what a template is shown of a message."""
+        """Return what a template sees of a message."""
         core = text.strip()
         before, _, after = text.partition(core) if core else (text, "", "")
         return cls(role, before, after)
@@ -60,7 +60,7 @@ def optional_pieces(
 def template_pieces(
     tokenizer: Any, turns: Sequence[Turn], variables: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the template's own words around the texts of turns: one piece more than turns.
+    """Return what the template writes around the texts of turns: one piece more than turns.
 
     Raises:
         InputError: there is no template, or it does not write every text once and in order.
@@ -74,7 +74,7 @@ def template_pieces(
 
 @lru_cache(maxsize=256)
 def _pieces_of(tokenizer: Any, state: str, turns: tuple[Turn, ...], opens: bool) -> tuple[str, ...]:
-    """Return the same of a template without variables: most conversations have the same turns."""
+    """Return the same, cached, without variables: most conversations have the same turns."""
     return tuple(_cut_rendering(tokenizer, turns, {"add_generation_prompt": opens}))
 
 
@@ -100,7 +100,7 @@ def _cut_rendering(
             f"refuses a conversation of {roles} ({refusals[0]})"
             if len(refusals) == 2
             else "changes or reorders the text of messages, so special tokens in data could not be "
-            "kept harmless"
+            "neutralized"
         )
         + "; set model.chat_template: alpaca in the recipe"
     )
@@ -115,7 +115,7 @@ def _check_there(tokenizer: Any, source: Any) -> None:
     if isinstance(source, dict) and "default" not in source:
         raise InputError(
             f"{tokenizer.name_or_path}: its tokenizer has several chat templates "
-            f"({', '.join(source)}) and none is named default; rename one, or set "
+            f"({', '.join(source)}) and none is named default; rename one to default, or set "
             "model.chat_template: alpaca in the recipe"
         )
 
@@ -127,15 +127,15 @@ def render(
     variables: Mapping[str, Any],
     in_parts: bool,
 ) -> str:
-    """Return what a template makes of a conversation.
+    """Return a template's rendering of a conversation.
 
     Args:
         tokenizer: a transformers tokenizer.
-        turns: the conversation's.
+        turns: of the conversation.
         texts: of the turns.
         variables: of the template.
-        in_parts: give each text as a list of parts. Templates of models that see images take such a
-            list, and lose or refuse a plain string.
+        in_parts: pass each text as a list of parts. Templates of models with vision expect such a
+            list, and drop or reject a plain string.
 
     Raises:
         InputError: the template fails.
@@ -146,7 +146,7 @@ def render(
         {
             "role": turn.role,
             "content": [{"type": "text", "text": text}] if in_parts else text,
-            # Under one of these names; an empty one is left out.
+            # Templates use one of these names; None is ignored.
             "thinking": turn.thought or None,
             "reasoning_content": turn.thought or None,
         }
@@ -160,11 +160,11 @@ def render(
 
 
 def _cut(text: str, marks: Sequence[str]) -> list[str]:
-    """Cut a text at marks; nothing where one of them is missing, repeated or out of order."""
+    """Cut a text at marks; return [] if a mark is missing, repeated or out of order."""
     pieces = []
     for mark in marks:
-        piece, found, text = text.partition(mark)
-        if not found:
+        piece, separator, text = text.partition(mark)
+        if not separator:
             return []
         pieces.append(piece)
     pieces.append(text)

@@ -19,7 +19,7 @@ MARKER = re.compile(r"[<\[{][^<>\[\]{}]+[>\]}]")  # how control tokens are spell
 
 
 class Part(NamedTuple):
-    """A part of a rendered conversation: the template's own words, or the text of a message."""
+    """A part of a rendered conversation: what the template writes, or the text of a message."""
 
     text: str
     is_message: bool
@@ -41,19 +41,21 @@ def plain(tokenizer: Any, text: str) -> list[int]:
     names = [token_name(tokenizer, token) for token in spelled]
     inside = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
     parts = [part for part in re.split(inside, text) if part]
-    pieces: Sequence[str] = parts if len(parts) > 1 else text  # one by one, if spelled otherwise
+    pieces: Sequence[str] = (
+        parts if len(parts) > 1 else text
+    )  # one character at a time, if it is spelled differently
     return [token for piece in pieces for token in plain(tokenizer, piece)]
 
 
 def part_ids(tokenizer: Any, parts: Sequence[Part], *, inner: bool = False) -> list[int]:
     """Return the ids of a rendered conversation, as `apply_chat_template` gives them.
 
-    Where a message spells a control token, the parts are tokenized apart instead.
+    If a message spells a control token, the parts are tokenized separately.
 
     Args:
         tokenizer: a transformers tokenizer.
         parts: of the conversation.
-        inner: they do not begin it.
+        inner: whether other text comes before them.
     """
     if not any(part.is_message and _spells_control(tokenizer, part.text) for part in parts):
         parts = [Part("".join(part.text for part in parts), False)]
@@ -76,13 +78,13 @@ def raw_ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
 def inner_ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
     """Return the ids of a text that follows another.
 
-    SentencePiece puts a blank before the first word of whatever it is given, so the text is
-    tokenized after a character that does not join it.
+    SentencePiece puts a space before the first word of its input, so the text is tokenized after a
+    character that does not merge with it.
     """
-    puts_blank = raw_ids(tokenizer, "\nx")[len(raw_ids(tokenizer, "\n")) :] != raw_ids(
+    adds_space = raw_ids(tokenizer, "\nx")[len(raw_ids(tokenizer, "\n")) :] != raw_ids(
         tokenizer, "x"
     )
-    for other in ("\n", ".", "x") if puts_blank else ():
+    for other in ("\n", ".", "x") if adds_space else ():
         before = raw_ids(tokenizer, other)
         ids = raw_ids(tokenizer, other + text, **options)
         if ids[: len(before)] == before:
@@ -96,7 +98,7 @@ def message_part(text: str) -> Part:
 
 
 class Controls(NamedTuple):
-    """The tokens that text must not become: they steer a model, and are not words."""
+    """The tokens that text must not become: they control a model, and are not words."""
 
     ids: frozenset[int]
     spelled: re.Pattern[str]  # any of them, in folded text
@@ -104,9 +106,9 @@ class Controls(NamedTuple):
 
 def _spells_control(tokenizer: Any, text: str) -> bool:
     controls = control_tokens(tokenizer)
-    # Most texts do not look like it, and need not be tokenized to know.
-    looks_so = controls.spelled.search(_folded(text))
-    return bool(looks_so) and not controls.ids.isdisjoint(raw_ids(tokenizer, text))
+    # Most texts have nothing like it and need not be tokenized.
+    similar = controls.spelled.search(_folded(text))
+    return bool(similar) and not controls.ids.isdisjoint(raw_ids(tokenizer, text))
 
 
 def _folded(text: str) -> str:
@@ -121,10 +123,10 @@ def control_tokens(tokenizer: Any) -> Controls:
 
 @lru_cache(maxsize=16)
 def _controls_of(tokenizer: Any, state: str) -> Controls:
-    """Find the special tokens, and the added tokens that are not called so but look like them.
+    """Find the special tokens, and added tokens that are not flagged as special but look like them.
 
-    The second kind has `<think>` in it, which Qwen3 does not flag as special. It leaves out what a
-    tokenizer has as added tokens and uses as words, such as Gemma's line breaks and HTML tags.
+    The second kind includes `<think>`, which Qwen3 does not flag as special. It excludes added
+    tokens that are used as words, such as Gemma's line breaks and HTML tags.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     template = str(tokenizer.chat_template)
@@ -159,16 +161,16 @@ def controls_in(tokenizer: Any, text: str) -> list[int]:
 
 
 def written(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], prefill: str) -> str:
-    """Return the text of an answer: its prefill, and what a model wrote after it.
+    """Return the text of an answer: its prefill, and what a model generated after it.
 
-    It is decoded together with its prompt: SentencePiece drops the blank before the first word of
-    whatever it decodes.
+    It is decoded together with its prompt: SentencePiece drops the space before the first word of
+    what it decodes.
 
     Args:
         tokenizer: a transformers tokenizer.
         prompt: the ids that the model was given, the prefill included.
-        tokens: what it wrote.
-        prefill: how the answer was begun for it.
+        tokens: what it generated.
+        prefill: the given beginning of the answer.
     """
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
     if prefill:

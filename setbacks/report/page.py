@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.files import write_atomic
+from setbacks.measure.results import to_json
 from setbacks.report.run_page import environment_of_pages
 from setbacks.text import visible
 
@@ -46,7 +47,7 @@ class Findings:
         tables: the numbers as they are to be read.
         pictures: the same to look at.
         method: how it was measured, a paragraph each.
-        data: every number, as plain data.
+        data: every number: plain data, or results that `to_json` turns into such.
     """
 
     title: str
@@ -60,9 +61,8 @@ class Findings:
 
 def write(folder: Path, found: Findings) -> Path:
     """Write `findings.json` and `report.html` into a folder; return the page's path."""
-    told = asdict(found)
-    told.pop("pictures")
-    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    data = {key: value for key, value in to_json(found).items() if key != "pictures"}
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "findings.json", text.encode("utf-8", "replace"))
     page = (
         environment_of_pages()

@@ -25,10 +25,8 @@ from setbacks.measure.metrics import (
     TASKS,
     TITLES,
     counted,
-    is_guided,
-    is_trained,
 )
-from setbacks.records import Response, Verdict, digest
+from setbacks.records import Arm, Response, Verdict, digest
 
 if TYPE_CHECKING:
     from setbacks.runs.folder import RunFolder
@@ -64,7 +62,7 @@ def plan(
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     *,
-    arms: tuple[str, str] | None = None,
+    arms: tuple[str, ...],
     metric: str = "harmless_rate",
     difference: float | None = None,
     labels: int | None = None,
@@ -80,8 +78,7 @@ def plan(
     Args:
         responses: by arm.
         verdicts: by (arm, judge).
-        arms: whose difference, first minus second; by default the first trained arm without
-            guidance (with it, if there is no other) and the first arm.
+        arms: the names of the two that are compared, first minus second.
         metric: harmless_rate, hijacking_harmless_rate, compliance, or balanced_safety.
         difference: that should be told from none, in (0, 1]; by default the judge's own.
         labels: plan so many new labels instead of as many as it takes.
@@ -95,8 +92,8 @@ def plan(
             settle.
     """
     judge = _judge(verdicts, judge)
-    a, b = arms or _main(responses)
-    for arm in (a, b):
+    a, b = arms
+    for arm in arms:
         if arm not in responses:
             raise InputError(f'no arm "{arm}".{nearest(arm, responses)}')
     rates = _rates(metric)
@@ -139,11 +136,12 @@ def plan(
     return made._replace(words=_words(made, most, spread, target))
 
 
-def plan_run(run: RunFolder, **told: Any) -> Plan:
+def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **told: Any) -> Plan:
     """Plan the labels of a run, and write `review/plan.json` into its folder.
 
     Args:
         run: an open run folder.
+        arms: the names of the two that are compared; by default those of `main_arms`.
         told: what else `plan` takes.
 
     Raises:
@@ -162,7 +160,13 @@ def plan_run(run: RunFolder, **told: Any) -> Plan:
     measured = {spec.called: worth_of(spec, run.recipe) for spec in run.recipe.judges}
     judge = _judge(verdicts, told.pop("judge", None))
     made = plan(
-        responses, verdicts, judge=judge, worth=measured[judge], seed=run.recipe.seed, **told
+        responses,
+        verdicts,
+        arms=arms or main_arms(run.arms()),
+        judge=judge,
+        worth=measured[judge],
+        seed=run.recipe.seed,
+        **told,
     )
     (run.path / "review").mkdir(mode=0o700, exist_ok=True)
     run.write_text("review/plan.json", json.dumps(made.data(), indent=1) + "\n")
@@ -191,17 +195,23 @@ def _judge(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], wanted: str | 
     return wanted or there[0]
 
 
-def _main(responses: Mapping[str, Sequence[Response]]) -> tuple[str, str]:
-    """The report's main difference: training against none."""
-    names = list(responses)
-    untrained = [name for name in names if not is_trained(name)]
-    first = untrained[0] if untrained else names[0]
-    others = sorted(
-        (n for n in names if n != first), key=lambda n: (not is_trained(n), is_guided(n))
-    )
+def main_arms(arms: Sequence[Arm]) -> tuple[str, str]:
+    """Return the names of the two arms whose difference a report is about.
+
+    They are the first trained arm, unguided if there is one, and the first arm that is not trained.
+
+    Args:
+        arms: of the run, in its order.
+
+    Raises:
+        InputError: there is only one arm.
+    """
+    first = next((arm for arm in arms if not arm.trained), arms[0])
+    others = [arm for arm in arms if arm != first]
     if not others:
         raise InputError("there is only one arm, so there is no difference to settle")
-    return others[0], first
+    best = min(others, key=lambda arm: (not arm.trained, arm.way != "unguided"))
+    return best.name, first.name
 
 
 def _rates(metric: str) -> Rates:

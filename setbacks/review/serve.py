@@ -12,7 +12,7 @@ from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
-from setbacks.review import formats
+from setbacks.review import formats, reading
 from setbacks.review.access import token_of
 from setbacks.review.answers import Batch, collect
 from setbacks.review.labels import Label, contradiction
@@ -123,7 +123,7 @@ def take_in(
         database: as in `open_store`.
 
     Raises:
-        InputError: the file cannot be read, or see `formats.read`, `Store.add` and `check`; nothing
+        InputError: the file cannot be read, or see `reading.read`, `Store.add` and `check`; nothing
             was changed.
     """
     try:
@@ -133,7 +133,7 @@ def take_in(
         raise InputError(f"{file}: cannot be read ({reason})") from None
     with RunFolder(folder) as run:
         batch = collect(run)
-        labels = formats.read(text, file.name, batch, reviewer)
+        labels = reading.read(text, file.name, batch, reviewer)
         if wrong := contradiction(labels, {}):
             raise InputError(f"{file}: {wrong}; nothing was changed")
         _before_any(run, batch, database, labels)
@@ -165,7 +165,7 @@ def give_out(
     chosen = format or {".csv": "csv", ".jsonl": "jsonl"}.get(file.suffix.lower())
     if chosen is None:
         raise InputError(f"{file}: say which format: --format {' | '.join(formats.FORMATS)}")
-    formats.known(chosen)
+    formats.check_format(chosen)
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder; nothing was written")
     with RunFolder(folder) as run:

@@ -12,15 +12,17 @@ from typing import Any, ClassVar
 
 from setbacks.errors import InputError
 from setbacks.files import expanded
-from setbacks.measure.metrics import TITLES, in_the_way_of
-from setbacks.measure.statistics import Estimate, holm
+from setbacks.measure.formatting import POINTS, with_interval
+from setbacks.measure.metrics import TITLES
+from setbacks.measure.statistics import holm
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe, Section
+from setbacks.records import Arm
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.progress import Show
-from setbacks.studies.scores import difference, estimate, gather, points, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
 
 ALPHA = 0.05
@@ -117,7 +119,8 @@ def against_first(
         title: of the tables and pictures.
 
     Returns:
-        Tables, pictures, and rows by judge: arm, balanced safety and its parts, the difference.
+        Tables, pictures, and rows by judge: the arm's name and label, balanced safety and its
+        parts, the difference.
     """
     done = list(each(folder, variants, "report", show, jobs=recipe.jobs))
     tables, pictures, data = [], [], {}
@@ -130,11 +133,11 @@ def against_first(
         first = variants[0].name.rpartition(".")[0]
         rows: list[dict[str, Any]] = []
         for arm, scores in of.items():
-            base = in_the_way_of(arm, first)
-            row: dict[str, Any] = {"arm": arm}
-            row |= {metric: estimate(metric, scores)._asdict() for metric in (*SHOWN, "degenerate")}
+            base = Arm.of_method(first, arm.way)
+            row: dict[str, Any] = {"arm": arm.name, "label": arm.label}
+            row |= {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
             if arm != base:
-                row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
+                row["difference"] = difference("balanced_safety", scores, of[base])
             rows.append(row)
         by = f", by {judge}" if len(recipe.judges) > 1 else ""
         tables.append(
@@ -144,21 +147,21 @@ def against_first(
                     "Variant",
                     *(TITLES[m] for m in SHOWN),
                     "Degenerate answers",
-                    f"against {first}, in points",
+                    f"against {Arm.of_method(first).label}, in points",
                 ],
                 [
                     [
-                        row["arm"],
-                        *(written(Estimate(**row[m])) for m in (*SHOWN, "degenerate")),
-                        points(row["difference"]) if "difference" in row else "",
+                        row["label"],
+                        *(with_interval(row[m]) for m in (*SHOWN, "degenerate")),
+                        with_interval(row["difference"], POINTS) if "difference" in row else "",
                     ]
                     for row in rows
                 ],
                 "Rates in %, 95 % intervals in brackets. The difference is in balanced safety.",
             )
         )
-        drawn = [(row["arm"], row["balanced_safety"]) for row in rows]
-        if all(cell["value"] is not None for _, cell in drawn):  # else a suite is missing
+        drawn = [(row["label"], row["balanced_safety"]) for row in rows]
+        if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
             svg = forest(drawn, f"f{number}")
             note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
             pictures.append(Picture(f"Balanced safety{by}", svg, note))
@@ -172,14 +175,14 @@ def told_apart(rows: Sequence[dict[str, Any]]) -> str:
     Args:
         rows: of `against_first`, the untrained model's among them.
     """
-    first = next(row["arm"] for row in rows if "difference" not in row)
-    tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
-    corrected = holm([row["difference"]["p"] for row in tested])
+    first = next(row["label"] for row in rows if "difference" not in row)
+    tested = [row for row in rows if "difference" in row and row["difference"].p is not None]
+    corrected = holm([row["difference"].p for row in tested])
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(tested, corrected, strict=True):
         if p < ALPHA:
-            (better if row["difference"]["value"] > 0 else worse).append(row["arm"])
+            (better if row["difference"].value > 0 else worse).append(row["label"])
     parts = [
         f"{word} {first} beyond chance: {', '.join(names)}."
         for word, names in (("Above", better), ("Below", worse))

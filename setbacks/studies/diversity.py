@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from setbacks.errors import InputError
+from setbacks.measure.formatting import SCORE, listed, number, with_interval
 from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Mistake
@@ -23,7 +24,6 @@ from setbacks.report.page import Findings, Table
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, against_first, at_least, told_apart
-from setbacks.studies.scores import written
 from setbacks.studies.states import hidden_states
 from setbacks.studies.variants import Variant, each, variant
 
@@ -107,7 +107,7 @@ class Diversity(Study):
                         "guidance": d.guidance,
                         "attempts": d.attempts,
                         "mistakes": len(d.mistakes),
-                        "distance": s._asdict(),
+                        "distance": s,
                         "category_entropy_bits": entropy([m.category for m in d.mistakes]),
                     }
                     for d, s in zip(drawn, spread, strict=True)
@@ -181,8 +181,8 @@ def _table(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> Table:
                 d.guidance,
                 str(d.attempts),
                 str(len(d.mistakes)),
-                written(s, 1),
-                "no categories given" if bits is None else f"{bits:.2f}",
+                with_interval(s, SCORE),
+                "no categories given" if bits is None else number(bits),
                 str(len({m.category for m in d.mistakes} - {None})),
             ]
         )
@@ -199,5 +199,6 @@ def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
     by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
     first = max(by, key=lambda guidance: by[guidance].value or 0.0)
     level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
-    said = f"The mistakes of {first} have the largest mean distance ({written(by[first], 1)})"
-    return said + (f", which cannot be told from that of {' and '.join(level)}." if level else ".")
+    distance = with_interval(by[first], SCORE)
+    lead = f"The mistakes of {first} have the largest mean distance ({distance})"
+    return lead + (f", which cannot be told from that of {listed(level)}." if level else ".")

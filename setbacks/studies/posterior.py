@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError
+from setbacks.measure.formatting import FINE_CHANGE, with_interval
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -33,6 +34,7 @@ from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
 FEWEST = 6  # held-out analyses of each kind: below, an interval says nothing
+READ = ("right", "flipped", "gap", "growth")
 KINDS = {"analysis": "mistakes", "contrast": "benign responses"}
 
 
@@ -104,7 +106,7 @@ class Posterior(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[said({name: Difference(**row["growth"]) for name, row in last.items()})],
+            answer=[said({name: row["growth"] for name, row in last.items()})],
             tables=[
                 Table(
                     f"Log-likelihood of held-out analyses of {name}, nats a token",
@@ -112,12 +114,12 @@ class Posterior(Study):
                     [
                         [
                             str(row["step"]),
-                            *(_nats(row[key]) for key in ("right", "flipped", "gap", "growth")),
+                            *(with_interval(row[key], FINE_CHANGE) for key in READ),
                         ]
                         for row in measured
                         if row["kind"] == name
                     ],
-                    f"{last[name]['right']['n']} responses. {note}",
+                    f"{last[name]['right'].n} responses. {note}",
                 )
                 for name in KINDS.values()
             ],
@@ -179,10 +181,10 @@ def _rows(found: Mapping[str, Sequence[float]], chosen: Sequence[bool]) -> list[
         rows.append(
             {
                 "step": int(state),
-                "right": mean(right)._asdict(),
-                "flipped": mean(wrong)._asdict(),
-                "gap": mean(gap)._asdict(),
-                "growth": paired_difference(gap, first)._asdict(),
+                "right": mean(right),
+                "flipped": mean(wrong),
+                "gap": mean(gap),
+                "growth": paired_difference(gap, first),
             }
         )
     return rows
@@ -197,7 +199,7 @@ def said(growth: Mapping[str, Difference]) -> str:
     ]
     words = {1: "grew beyond noise", 0: "did not move beyond noise", -1: "shrank beyond noise"}
     each_one = "; ".join(
-        f"on {name} it {words[sign]} ({_nats(d._asdict())} nats a token, n {d.n})"
+        f"on {name} it {words[sign]} ({with_interval(d, FINE_CHANGE)} nats a token, n {d.n})"
         for (name, d), sign in zip(growth.items(), signs, strict=True)
     )
     verdict = (
@@ -211,12 +213,6 @@ def said(growth: Mapping[str, Difference]) -> str:
         "The gap between right and flipped analyses, held out, p corrected for two tests: "
         f"{each_one}. {verdict}"
     )
-
-
-def _nats(row: Mapping[str, Any]) -> str:
-    if row["value"] is None or row["low"] is None:
-        return ""
-    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, up: str) -> str:

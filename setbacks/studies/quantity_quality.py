@@ -8,13 +8,15 @@ and, as a control that should teach nothing, with analyses that belong to other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from setbacks.measure.metrics import bare, in_the_way_of, untrained
+from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
+from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
 from setbacks.runs.progress import Show
@@ -45,7 +47,7 @@ class QuantityQuality(Study):
         variants = [
             variant(
                 recipe,
-                f"{quality}_{size}.{seed}",
+                f"{_name(quality, size)}.{seed}",
                 {
                     "train.seed": recipe.seed + seed,
                     "train.analyses": quality,
@@ -64,7 +66,7 @@ class QuantityQuality(Study):
             question=self.question,
             answer=[told_apart(rows) for rows in data.values()],
             tables=tables,
-            pictures=[*_curves(data), *pictures],
+            pictures=[*_curves(data, options), *pictures],
             method=[
                 "A size is the most that is trained on: where fewer analyses passed their checks, "
                 "the variant has fewer. Shuffled analyses are the control: if they do as well, "
@@ -74,28 +76,34 @@ class QuantityQuality(Study):
         )
 
 
-def _curves(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:
+def _curves(
+    data: Mapping[str, Sequence[Mapping[str, Any]]], options: QuantityQuality.Options
+) -> list[Picture]:
     """A picture for each judge: balanced safety over the number of analyses, a line a quality."""
-    made = []
+    pictures = []
     for number, (judge, rows) in enumerate(data.items()):
         reached = {row["arm"]: row["balanced_safety"] for row in rows}
-        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
-        for arm, cell in reached.items():
-            quality, _, size = bare(arm).rpartition("_")
-            if quality and cell["value"] is not None:
-                line = in_the_way_of(arm, quality)
-                lines.setdefault(line, [(0, reached[untrained(arm)])]).append((int(size), cell))
+        lines: dict[str, list[tuple[float, Estimate]]] = {}
+        for quality, way in product(options.qualities, WAYS):
+            arms = {0: Arm.untrained(way)}
+            arms |= {n: Arm.of_method(_name(quality, n), way) for n in sorted(options.sizes)}
+            points: list[tuple[float, Estimate]] = [
+                (size, cell)
+                for size, arm in arms.items()
+                if (cell := reached.get(arm.name)) and cell.value is not None
+            ]
+            if any(size for size, _ in points):
+                lines[Arm.of_method(quality, way).label] = points
         if lines:
             by = f", by {judge}" if len(data) > 1 else ""
             svg = curves(
-                {
-                    line: sorted(points, key=lambda point: point[0])
-                    for line, points in lines.items()
-                },
-                f"q{number}",
-                "Analyses trained on, at most",
-                "Balanced safety, %",
-                100,
+                lines, f"q{number}", "Analyses trained on, at most", "Balanced safety, %", 100
             )
-            made.append(Picture(f"By number of analyses{by}", svg, "At 0 is the untrained model."))
-    return made
+            title = f"By number of analyses{by}"
+            pictures.append(Picture(title, svg, "At 0 is the untrained model."))
+    return pictures
+
+
+def _name(quality: Quality, size: int) -> str:
+    """The name of a variant, and of the model that is trained in it."""
+    return f"{quality}_{size}"

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from setbacks.judges import gives
 from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt, degenerate
 from setbacks.measure.statistics import Difference, Estimate
-from setbacks.methods import open_method
-from setbacks.records import Response, Verdict
+from setbacks.records import Arm, Response, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.studies.variants import Variant
 
@@ -34,35 +33,36 @@ class Scores(NamedTuple):
     judged: Mapping[Key, float] = MappingProxyType({})
 
 
-def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[str, Scores]]:
+def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[Arm, Scores]]:
     """Return, for each metric and for "degenerate", what each arm reached: untrained arms first.
+
+    A trained arm is called after its variant, since several variants can have one method.
 
     Args:
         done: the variants with their folders; a name ends with a dot and its seed.
         judge: whose verdicts count.
     """
-    by_arm: dict[str, list[_Read]] = {}
-    asked: dict[str, dict[str, int]] = {}
+    by_arm: dict[Arm, list[_Read]] = {}
+    asked: dict[Arm, dict[str, int]] = {}
     for made, path in done:
         name = made.name.rpartition(".")[0]
         with RunFolder(path) as run:
-            for arm in (arm.name for arm in run.arms()):
-                untrained = arm.startswith("vanilla")
-                called = arm if untrained else arm.replace(open_method(run.recipe).name, name, 1)
-                if untrained and called in by_arm:
+            for own in run.arms():
+                arm = Arm.of_method(name, own.way) if own.trained else own
+                if not own.trained and arm in by_arm:  # the variants share it
                     continue
-                rows = run.records(f"responses/{arm}.jsonl", Response)
-                verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-                said = _read(rows, {v.response_id: v for v in verdicts})
-                by_arm.setdefault(called, []).append(said)
+                rows = run.records(f"responses/{own.name}.jsonl", Response)
+                verdicts = run.records(f"verdicts/{own.name}.{judge}.jsonl", Verdict)
+                outcomes = _read(rows, {v.response_id: v for v in verdicts})
+                by_arm.setdefault(arm, []).append(outcomes)
                 spec = next(spec for spec in run.recipe.judges if spec.called == judge)
                 given = gives(spec, run.recipe)
                 if given is None:
-                    given = frozenset(key for key, outcomes in said.counted.items() if outcomes)
-                asked[called] = {
+                    given = frozenset(key for key, found in outcomes.counted.items() if found)
+                asked[arm] = {
                     key: sum(key in given and about(key, r) for r in rows) for key in METRICS
-                } | {"degenerate": len(said.counted["degenerate"])}
-    order = sorted(by_arm, key=lambda arm: not arm.startswith("vanilla"))
+                } | {"degenerate": len(outcomes.counted["degenerate"])}
+    order = sorted(by_arm, key=lambda arm: arm.trained)
     return {
         metric: {arm: _scores(metric, by_arm[arm], asked[arm][metric]) for arm in order}
         for metric in (*METRICS, "degenerate")
@@ -138,31 +138,3 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
     if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
         return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
     return statistics.paired_difference(left, right)
-
-
-def written(found: Estimate, scale: int = 100) -> str:
-    """Write an estimate with its interval: rates in %, scores as they are."""
-    if found.value is None:
-        return "not scored"
-    places = 1 if scale == 100 else 2
-    value = f"{scale * found.value:.{places}f}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{scale * found.low:.{places}f}, {scale * found.high:.{places}f}]"
-
-
-def percent(found: Estimate) -> str:
-    """Write the value of a rate in %."""
-    return f"{100 * found.value:.1f}" if found.value is not None else "?"
-
-
-def points(row: Mapping[str, Any]) -> str:
-    """Write the difference of two rates with its interval, in points."""
-    if row["value"] is None:
-        return "not scored"
-    return f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-
-
-def p_value(value: float | None) -> str:
-    """Write a p value."""
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -17,20 +17,22 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
+from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import Recipe, Section
-from setbacks.records import Analysis, Response
+from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.studies import ALPHA, Study, at_least
-from setbacks.studies.scores import Scores, difference, gather, points
+from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
 FEWEST = 8  # analyses of a group, and prompts to test it on
+UNTRAINED = Arm.untrained()
 ALL = "all of them"
 BUILTIN = {
     "en": ("builtin:redteam", "builtin:safe"),
@@ -93,7 +95,7 @@ class Transfer(Study):
         variants = [
             variant(
                 recipe,
-                f"{arms[group]}.{seed}",
+                f"{arms[group].name}.{seed}",
                 {
                     **told,
                     "train.categories": categories,
@@ -121,16 +123,13 @@ class Transfer(Study):
             own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
             answer.append(_said(own, by))
             tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
-            drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
+            drawn = [list(row.values()) for row in cells.values()]
             svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
             note = "Change against the untrained model, in points; bold: beyond chance by itself."
             pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
             data["judges"][judge] = {
-                "matrix": {
-                    group: {title: cell._asdict() for title, cell in row.items()}
-                    for group, row in cells.items()
-                },
-                **{name: found._asdict() for name, found in own.items()},
+                "matrix": cells,
+                **own,
             }
         return Findings(
             title=f"{recipe.name}: {self.title}",
@@ -207,15 +206,16 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
     return min(numbers)
 
 
-def _arm(group: str) -> str:
-    return "on_" + re.sub(r"[^A-Za-z0-9]+", "_", group)
+def _arm(group: str) -> Arm:
+    """The model that is trained on a group."""
+    return Arm.of_method("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
 
 
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
     """Which prompts each column is over: groups first, then other languages, then safe prompts."""
     group_of = {name: group for group, categories in groups.items() for name in categories}
     with RunFolder(path) as run:
-        rows: list[Response] = run.records("responses/vanilla.jsonl", Response)
+        rows = run.responses()[UNTRAINED.name]
     found: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }
@@ -230,24 +230,24 @@ def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) ->
     return {title: Column(metric, frozenset(keys)) for (metric, title), keys in found.items()}
 
 
-def _cell(scores: Mapping[str, Mapping[str, Scores]], arm: str, column: Column) -> Difference:
+def _cell(scores: Mapping[str, Mapping[Arm, Scores]], arm: Arm, column: Column) -> Difference:
     of_metric = scores[column.metric]
 
-    def within(name: str) -> dict[str, Scores]:
-        found = of_metric[name]
+    def within(arm: Arm) -> dict[str, Scores]:
+        found = of_metric[arm]
         kept = {key: value for key, value in found.prompts.items() if key in column.prompts}
         return {column.metric: found._replace(prompts=kept)}
 
-    return difference(column.metric, within(arm), within("vanilla"))
+    return difference(column.metric, within(arm), within(UNTRAINED))
 
 
 def own_and_others(
-    scores: Mapping[str, Scores], arms: Mapping[str, str], columns: Mapping[str, Column]
+    scores: Mapping[Arm, Scores], arms: Mapping[str, Arm], columns: Mapping[str, Column]
 ) -> dict[str, Difference]:
     """Compare, prompt by prompt, the model trained on its group with those trained on others.
 
     Args:
-        scores: Harmless Rate outcomes by arm, "vanilla" among them.
+        scores: Harmless Rate outcomes by arm, the untrained one included.
         arms: the arm that was trained on each group.
         columns: the prompts of each group, by its name.
 
@@ -258,7 +258,7 @@ def own_and_others(
     for group, arm in arms.items():
         rest = [scores[other].prompts for other in arms.values() if other != arm]
         for key in columns[group].prompts:
-            rows = [scores[arm].prompts, scores["vanilla"].prompts, *rest]
+            rows = [scores[arm].prompts, scores[UNTRAINED].prompts, *rest]
             if all(key in row for row in rows):
                 values = [float(row[key]) for row in rows]
                 own.append(values[0])
@@ -283,8 +283,8 @@ def _said(own: Mapping[str, Difference], by: str) -> str:
     )
     return (
         f"On prompts of the categories trained on, Harmless Rate moved by "
-        f"{points(own['own']._asdict())} points, on prompts of the others by "
-        f"{points(own['others']._asdict())}{by} (n {gap.n}): {verdict}."
+        f"{with_interval(own['own'], POINTS)} points, on prompts of the others by "
+        f"{with_interval(own['others'], POINTS)}{by} (n {gap.n}): {verdict}."
     )
 
 
@@ -295,7 +295,7 @@ def _table(
         title,
         ["Trained on", *(f"{name} (n {len(c.prompts)})" for name, c in columns.items())],
         [
-            [group, *(points(cell._asdict()) if cell.n else "not scored" for cell in row.values())]
+            [group, *(with_interval(cell, POINTS) for cell in row.values())]
             for group, row in cells.items()
         ],
         "Change against the untrained model in points, 95 % intervals: Harmless Rate on harmful "

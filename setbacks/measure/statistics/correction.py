@@ -172,7 +172,7 @@ def rogan_gladen(positives: int, n: int, sensitivity: Worth, specificity: Worth)
     return Estimate(value, min(low, value), max(high, value), n)
 
 
-def pooled(rows: Sequence[tuple[float, float, float, int]]) -> Worth:
+def pooled(rows: Sequence[tuple[float, float, float, float]]) -> Worth:
     """Return one share for several sources of labels; its error includes their differences.
 
     Args:
