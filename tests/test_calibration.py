@@ -358,7 +358,7 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
         ("reader", "either --labels FILE"),
         ("reader --labels missing.jsonl", "missing.jsonl"),
         ("nobody --labels labels.jsonl", 'no "nobody" among the judges'),
-        ("reader heads=x --labels labels.jsonl", "an option of probe and not of reader"),
+        ("reader heads=x --labels labels.jsonl", "an option of probe, not of reader"),
         ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such heads"),
         ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
         ("reader --fit labels.jsonl", "--fit is only for the probe"),

@@ -132,7 +132,7 @@ def found(plugins, monkeypatch):
             'unknown key "judges.0.word". Did you mean "words"?',
         ),
         ({"judges": [{"judge": "wordlist", "words": []}]}, "judges.0.words: List should have"),
-        ({"judges": [{"words": ["x"]}]}, "words: an option of wordlist and not of probe"),
+        ({"judges": [{"words": ["x"]}]}, "words: an option of wordlist, not of probe"),
         (
             {"model": {"engine": "echo", "echo_word": 2}},
             'unknown key "model.echo_word". Did you mean "echo_words"?',

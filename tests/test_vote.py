@@ -116,10 +116,10 @@ def test_no_judge_of_a_recipe_writes_where_peoples_labels_stand(spec):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({"of": ["llm"]}, "judges.0.of: an option of vote and not of probe"),
-        ({"pairwise": True}, "judges.0.pairwise: an option of llm and not of probe"),
-        ({"judge": "refusal", "verdict": "probability"}, "an option of llm and not of refusal"),
-        ({"judge": "llm", "heads": "x"}, "an option of probe and not of llm"),
+        ({"of": ["llm"]}, "judges.0.of: an option of vote, not of probe"),
+        ({"pairwise": True}, "judges.0.pairwise: an option of llm, not of probe"),
+        ({"judge": "refusal", "verdict": "probability"}, "an option of llm, not of refusal"),
+        ({"judge": "llm", "heads": "x"}, "an option of probe, not of llm"),
         ({"judge": "llm", "retires": 1}, 'unknown key "judges.0.retires". Did you mean "retries"?'),
     ],
 )

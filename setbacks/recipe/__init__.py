@@ -98,15 +98,17 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 class Recipe(Section):
-    """All that a run is told. Every field has a default; the defaults are the quickstart."""
+    """A run's recipe. Every field has a default; the defaults are the quickstart."""
 
-    name: str = Field("quickstart", description="The run's name in its report.")
-    seed: int = Field(0, ge=0, description="Every draw follows from this and from content.")
-    language: Literal["en", "zh"] = Field("en", description="Language of our own prompts.")
-    model: EngineField = Field(default_factory=Engine, description="The model that is aligned.")
+    name: str = Field("quickstart", description="Name of the run in its report.")
+    seed: int = Field(0, ge=0, description="Seed of all random draws.")
+    language: Literal["en", "zh"] = Field(
+        "en", description="Language of the prompts: `en` or `zh`."
+    )
+    model: EngineField = Field(default_factory=Engine, description="Model to align.")
     instructions: Sources = Field(
         [Source(source="builtin:redteam", split="train")],
-        description="Red-team instructions that mistakes are drawn for.",
+        description="Data sets with red-team instructions, to induce mistakes.",
         min_length=1,
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
@@ -117,20 +119,20 @@ class Recipe(Section):
     respond: Respond = Field(Respond(), description="Step 4: guided response generation.")
     judges: Judges = Field(
         default_factory=lambda: [JudgeSpec(judge="probe")],
-        description="Judges of the responses, in this order.",
+        description="Judges of the responses, in order.",
         min_length=1,
     )
     evaluate: Annotated[list[Evaluated], unique("name")] = Field(
         [],
-        description="`setbacks evaluate`: answer with these, each against the first, and train "
-        "nothing; [] for the method.",
+        description="Arms of an evaluation, which trains nothing and compares each with the first; "
+        "[]: train and compare with the untrained model.",
     )
-    compare: Compare = Field(Compare(), description="What `setbacks compare` compares.")
+    compare: Compare = Field(Compare(), description="Options of `setbacks compare`.")
     jobs: int = Field(
         1,
         ge=1,
-        description="Runs of a comparison or a study that go on side by side, each in a process "
-        "of its own; for a GPU that one run of a small model leaves idle.",
+        description="Number of parallel runs of a comparison or a study, each in its own process; "
+        "use more than 1 if one run leaves the GPU idle.",
     )
     study: Annotated[dict[str, Any], OptionsOf("studies"), BLANK] = Field(
         {}, description="Options of `setbacks study NAME`."
@@ -154,21 +156,21 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from YAML; paths in it count from its own folder.
+        """Read a recipe from YAML; relative paths in it start from its folder.
 
         Args:
             path: the YAML file; None for the quickstart.
             overrides: ``key.path=value`` strings that win over the file (omegaconf's dot list).
 
         Raises:
-            InputError: the file is missing, is no YAML, or holds an unknown key or a bad value.
+            InputError: the file is missing, is not YAML, or holds an unknown key or a bad value.
         """
         data: Any = {} if path is None else read_yaml(Path(path))
         where = "the command line" if path is None else str(path)
         if overrides:
             with suppress(ValidationError):
                 cls.model_validate(data)
-                where = "the command line"  # since the file by itself is in order
+                where = "the command line"  # the file alone is valid
             data = merge(written_out(cls, data), parse_overrides(overrides))
         base = Path.cwd() if path is None else Path(path).resolve().parent
         return cls.parse(data, where).rebased(base)
@@ -186,7 +188,7 @@ class Recipe(Section):
             raise InputError(f"{where}: {explain(error, cls)}") from None
 
     def rebased(self, base: Path) -> Recipe:
-        """Return this recipe with the paths of sources and models counted from `base`."""
+        """Return this recipe with relative paths of sources and models resolved from `base`."""
 
         rebased: Recipe = rebase(self, base)
         return rebased

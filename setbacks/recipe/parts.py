@@ -21,9 +21,9 @@ from pydantic_core import PydanticCustomError
 from setbacks.data import Source
 from setbacks.plugins import installed, plugin
 
-LONGEST_NAME = 100  # two of them, and an ending, fit into the 255 bytes of a file's name
-# An arm's name may have dots, as models' names do. Judges' and suites' have none, so a file's name,
-# such as ARM.JUDGE.jsonl, can be read from its end.
+LONGEST_NAME = 100  # two names and an ending fit into the 255 bytes of a file name
+# Arms' names may contain dots, as models' names do. Those of judges and suites may not, so that a
+# file name such as ARM.JUDGE.jsonl can be split from its end.
 DOTTED = ".-"
 LOCAL = "a path on this machine"
 # A file or folder; relative paths start from the folder of the recipe.
@@ -31,26 +31,26 @@ LocalPath = Annotated[str | None, LOCAL]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values never change after reading."""
+    """A section of a recipe. Unknown keys are refused, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PartSection(Section):
-    """A section that names a part: a method, for one. The part's options stand beside the name.
+    """A section that names a part, such as a method, and holds the part's options beside the name.
 
     The name picks the class: a part's `Options` is a subclass of the section that adds its fields,
-    so that they are checked, documented, and completed like all others. A key that is an option of
-    another part is kept where `keeps_others` says so (a comparison's methods share one section),
-    and refused otherwise. Where the named part is not installed, its options are kept as they are.
+    so that they are checked, documented and completed like all others. An option of another part is
+    kept if `keeps_others` is set (a comparison's methods share one section), and refused otherwise.
+    If the named part is not installed, its options are kept as they are.
     """
 
-    model_config = ConfigDict(extra="allow")  # `_of_its_part` refuses what nobody knows
+    model_config = ConfigDict(extra="allow")  # `_of_its_part` refuses unknown keys
 
     group: ClassVar[str]  # of entry points, as `setbacks.plugins.plugin` takes it
     names: ClassVar[str]  # the field that names the part
     keeps_others: ClassVar[bool] = False
-    ignored: ClassVar[tuple[str, ...]] = ()  # other parts' options that were always allowed
+    ignored: ClassVar[tuple[str, ...]] = ()  # options of other parts to accept and drop
 
     def __new__(cls, *_: Any, **data: Any) -> Self:
         """Make an object of the class that the name picks."""
@@ -98,12 +98,12 @@ def options_of(group: str, name: str) -> type[Section]:
 
 
 def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]:
-    """Sort out the keys that are not a part's own: other parts' options, and mistakes.
+    """Return the data of a part without other parts' options.
 
     Recipes of earlier versions hold the options of all parts, so another part's default is dropped.
 
     Raises:
-        ValidationError: a key is nobody's, or another part's and not kept.
+        ValidationError: a key is unknown, or an option of another part that is not kept.
     """
     kept = {}
     for key, value in data.items():
@@ -125,7 +125,7 @@ def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]
         if not cls.keeps_others:
             own = data.get(cls.names, cls.model_fields[cls.names].default)
             problem["type"] = PydanticCustomError(
-                "other_part", f"an option of {owner} and not of {own}; leave it out"
+                "other_part", f"an option of {owner}, not of {own}; remove it"
             )
             raise ValidationError.from_exception_data(cls.__name__, [problem])
         kept[key] = value
@@ -139,16 +139,16 @@ def _owner(cls: type[PartSection], key: Any) -> str | None:
 
 
 def short_for(key: str) -> BeforeValidator:
-    """Let a plain string stand for a section in which only `key` is given."""
+    """Accept a plain string as the short form of a section with one key."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 def name_problem(name: str, also: str = "-") -> str:
-    """Say why a name, which becomes part of file names, is refused; empty where it is not.
+    """Return why a name cannot be part of file names; empty if it can.
 
     Args:
-        name: of an arm, a suite, a judge or a contender.
-        also: what it may hold besides letters, digits and "_".
+        name: the name of an arm, a suite, a judge or a contender.
+        also: the characters that it may contain besides letters, digits and "_".
     """
     allowed = f"A-Za-z0-9_{also}"
     if re.fullmatch(rf"(?!\.)[{allowed}]{{1,{LONGEST_NAME}}}", name):
@@ -157,14 +157,15 @@ def name_problem(name: str, also: str = "-") -> str:
     without_accents = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     fit = re.sub(rf"[^{allowed}]+", filler, without_accents).strip(".-")[:LONGEST_NAME]
     signs = ", ".join(f'"{sign}"' for sign in also + "_")
+    example = f', such as "{fit}"' if fit else ""
     return (
-        f'"{name}" is no name here; use at most {LONGEST_NAME} letters (a to z), digits and {signs}'
-        + (f', such as "{fit}"' if fit else "")
+        f'"{name}" is not a valid name; use at most {LONGEST_NAME} letters (a to z), digits and '
+        f"{signs}{example}"
     )
 
 
 def file_name(also: str = "-") -> AfterValidator:
-    """Let only names pass that can be part of a file's name."""
+    """Refuse names that cannot be part of a file name."""
 
     def check(name: str | None) -> str | None:
         if name is not None and (problem := name_problem(name, also)):
@@ -175,7 +176,7 @@ def file_name(also: str = "-") -> AfterValidator:
 
 
 def unique(key: str) -> AfterValidator:
-    """Refuse two sections of one name: their records would have the same ids.
+    """Refuse sections with the same name: their records would have the same ids.
 
     Args:
         key: the attribute that holds a section's name.
@@ -184,7 +185,7 @@ def unique(key: str) -> AfterValidator:
     def check(sections: list[Any]) -> list[Any]:
         names = list(map(attrgetter(key), sections))
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f'"{twice[0]}" is there twice; give each a name of its own')
+            raise ValueError(f'duplicate name "{twice[0]}"; names must be unique')
         return sections
 
     return AfterValidator(check)

@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such recipe.{hint} `setbacks new {path.name}` writes one."
         ) from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name a recipe, which is a YAML file") from None
+        raise InputError(f"{path}: is a folder; a recipe is a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -56,7 +56,7 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:
-            raise InputError(f'"{item}" is no override; write key.path=value, such as seed=1')
+            raise InputError(f'"{item}" is not an override; write key.path=value, such as seed=1')
     try:
         # Interpolations stay text: a recipe is data and must not read the environment.
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
@@ -65,7 +65,7 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
 
 
 def merge(old: Any, new: Any) -> Any:
-    """Lay `new` over `old`, mapping by mapping."""
+    """Merge nested mappings; values of `new` win."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
     return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
@@ -84,7 +84,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """Say in one line what is wrong with the data of a section, and where."""
     problems = []
     for problem in error.errors(include_url=False):
-        # pydantic names union members and validators in the path; the user wrote neither.
+        # pydantic adds union members and validators to the path, which the user did not write.
         where = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
@@ -123,7 +123,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def rebase(value: Any, base: Path) -> Any:
-    """Return a part of a recipe with its relative paths counted from `base`."""
+    """Return a part of a recipe with its relative paths resolved from `base`."""
     if isinstance(value, Source):
         return _absolute(value, base)
     if isinstance(value, Section):
@@ -138,7 +138,7 @@ def rebase(value: Any, base: Path) -> Any:
 
 
 def _absolute(source: Source, base: Path) -> Source:
-    """Count a source's path from `base`; names such as builtin:redteam stay as they are."""
+    """Resolve a source's path from `base`; names such as builtin:redteam stay as they are."""
     update = {}
     if not source.source.startswith(("builtin:", "preset:", "hub:")):
         update["source"] = _from(base, source.source)
@@ -152,5 +152,5 @@ def _from(base: Path, path: str) -> str:
 
 
 def _is_folder(model: str, base: Path) -> bool:
-    """Whether a model is a folder and no hub id: it is written like one, or it is there."""
+    """Whether a model is a folder, not a hub id: it is written like one, or it exists."""
     return model.startswith((".", "~", os.sep)) or (base / model).is_dir()

@@ -21,7 +21,7 @@ from setbacks.records import Kind
 
 
 class Sampling(Section):
-    """How tokens are sampled."""
+    """Settings of sampling."""
 
     max_new_tokens: int = Field(96, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(
@@ -31,14 +31,13 @@ class Sampling(Section):
         1.0,
         gt=0,
         le=1,
-        description="Sample from the most likely tokens that "
-        "make up this share of the probability.",
+        description="Sample from the most likely tokens whose probabilities add up to this value.",
     )
     top_k: int = Field(50, ge=1, description="Sample from the k most likely tokens.")
 
 
 class Engine(PartSection):
-    """A model and what runs it. An engine's own options stand here too."""
+    """A model and the engine that runs it, with the engine's options."""
 
     group, names = "engines", "engine"
 
@@ -54,18 +53,24 @@ class Engine(PartSection):
         "cluster), `endpoint` (a server), or another that is installed.",
     )
     chat_template: Literal["own", "alpaca"] = Field(
-        "own", description="`own`: the tokenizer's; `alpaca`: for base models without one."
+        "own",
+        description="Chat template: `own` (the tokenizer's) or `alpaca` (for base models without "
+        "one).",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto`: bfloat16 where the hardware computes in it, else float32."
+        "auto",
+        description="Data type of the weights; `auto`: bfloat16 if the hardware computes in it, "
+        "else float32.",
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
-    batch_size: int = Field(128, ge=1, description="Maximum batch size for generation.")
+    device: str = Field("auto", description="Device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    batch_size: int = Field(
+        128, ge=1, description="Largest number of prompts in a batch of generation."
+    )
     cuda_graphs: bool = Field(
-        True, description="On a CUDA GPU, replay captured steps instead of starting each kernel."
+        True, description="Replay captured CUDA graphs instead of starting each kernel."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with a hub model. Leave it off."
+        False, description="Run Python code that comes with a hub model; unsafe."
     )
     on_disk: ClassVar[bool] = True  # whether a model may be a folder here
 
@@ -82,31 +87,33 @@ class Induce(Section):
     """Step 1, guided mistake induction: ask the unaligned model for bad responses."""
 
     source: Literal["induced", "existing", "both"] = Field(
-        "induced", description="Mistakes drawn from the model, taken from data, or both."
+        "induced",
+        description="Source of mistakes: `induced` (the model), `existing` (data) or `both`.",
     )
     existing: Sources = Field(
-        [], description="Data sets with `text` and a harmful `response` (for existing / both)."
+        [], description="Data sets with `text` and a harmful `response` (`existing` and `both`)."
     )
     guidance: Literal["hints", "persona", "category"] = Field(
         "hints",
-        description="What the model is told, to answer badly: `hints` of tone, whom to answer as, "
-        "or which category of harm to do.",
+        description="Instruction that makes the model answer badly: `hints` (a tone), `persona` "
+        "(a role) or `category` (a category of harm).",
     )
     attempts: int = Field(
         3,
         ge=1,
-        description="Attempts per instruction, each with another hint, while the model refuses.",
+        description="Maximum attempts per instruction, each with another hint, until the model "
+        "does not refuse.",
     )
     sampling: Sampling = Field(
         Sampling(max_new_tokens=64, temperature=0.8, top_p=0.95),
-        description="How mistakes are sampled.",
+        description="Sampling of mistakes.",
     )
     near_duplicate: float = Field(
         0.7,
         gt=0,
         le=1,
-        description="A response that shares this part of its word 5-grams with an earlier "
-        "mistake is dropped; 1 keeps all.",
+        description="Share of word 5-grams in common with an earlier mistake from which a response "
+        "is dropped; 1 keeps all.",
     )
 
 
@@ -114,47 +121,52 @@ class Analyze(Section):
     """Step 2, guided analysis: have the analyst explain why a response is harmful."""
 
     analyst: EngineField | None = Field(
-        None, description="Who analyses; null: the model itself (the paper's default)."
+        None, description="Model that analyzes; null: the model itself, as in the paper."
     )
     candidates: int = Field(
         2, ge=1, description="Number of analyses per mistake; the best one is kept."
     )
     prefill: bool = Field(
-        True, description="Start the analysis for the analyst ('The response is harmful because')."
+        True, description="Start each analysis with 'The response is harmful because'."
     )
     contrast: Sources = Field(
         [Source(source="builtin:safe", split="train", limit=40)],
-        description="Benign instructions with answers, analysed as harmless, so that the model "
-        "cannot learn to call everything harmful; [] for none.",
+        description="Data sets with benign `text` and an `answer`, to be analyzed as harmless, so "
+        "that the model does not learn to call everything harmful; []: none.",
     )
     sampling: Sampling = Field(
         Sampling(max_new_tokens=80, temperature=0.8, top_p=0.95),
-        description="How analyses are sampled.",
+        description="Sampling of analyses.",
     )
-    min_words: int = Field(12, ge=1, description="Shorter analyses are dropped.")
-    max_words: int = Field(200, ge=1, description="Longer analyses are dropped.")
+    min_words: int = Field(
+        12, ge=1, description="Fewest words in an analysis; shorter ones are dropped."
+    )
+    max_words: int = Field(
+        200, ge=1, description="Most words in an analysis; longer ones are dropped."
+    )
     min_overlap: int = Field(
         2,
         ge=0,
-        description="Content words of the instruction or response that an analysis must take up.",
+        description="Fewest content words of the instruction or response in an analysis.",
     )
     min_distinct: float = Field(
-        0.8, ge=0, le=1, description="Least share of distinct word 3-grams (repetition check)."
+        0.8,
+        ge=0,
+        le=1,
+        description="Smallest share of distinct word 3-grams in an analysis, against repetition.",
     )
 
 
 class Mix(Section):
-    """How many examples of each kind, for one example of the method's own."""
+    """How many examples of other kinds are mixed in, per example of the method."""
 
     contrast: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Analyses of benign responses, for one own."
+        1.0, ge=0, allow_inf_nan=False, description="Analyses of benign responses per example."
     )
     helpful: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Helpful answers, for one own."
+        1.0, ge=0, allow_inf_nan=False, description="Helpful answers per example."
     )
-    safe: float = Field(
-        0.0, ge=0, description="Safe answers to red-team instructions, for one own."
-    )
+    safe: float = Field(0.0, ge=0, description="Safe answers to red-team instructions per example.")
 
 
 class Lora(Section):
@@ -165,7 +177,7 @@ class Lora(Section):
         32, ge=1, description="Scale: the update is multiplied by alpha / r (see `rslora`)."
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout on the adapter's input; on a CPU it doubles the time."
+        0.0, ge=0, lt=1, description="Dropout on the adapter's input; doubles the time on a CPU."
     )
     targets: str | list[str] = Field(
         "all-linear",
@@ -175,20 +187,20 @@ class Lora(Section):
     )
     target_parameters: list[str] = Field(
         [],
-        description="Parameters that get an adapter although they are not modules, such as the "
-        "fused experts of a mixture: [mlp.experts.gate_up_proj, mlp.experts.down_proj].",
+        description="Parameters outside of modules that get an adapter, such as the fused experts "
+        "of a mixture: [mlp.experts.gate_up_proj, mlp.experts.down_proj].",
     )
-    exclude: list[str] = Field([], description="Names of modules that `targets` leaves out.")
+    exclude: list[str] = Field([], description="Names of modules to leave out of `targets`.")
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="Numbers of the layers that get an adapter, from 0; null: all."
+        None, description="Indices of the layers that get an adapter, from 0; null: all."
     )
     modules_to_save: list[str] = Field(
         [],
-        description="Names of modules that are trained and saved whole, such as `embed_tokens` "
-        "and `lm_head`.",
+        description="Names of modules to train and save in full, such as `embed_tokens` and "
+        "`lm_head`.",
     )
     dora: bool = Field(
-        False, description="Learn the magnitude of the weights too (DoRA, arXiv 2402.09353)."
+        False, description="Also learn the magnitude of the weights (DoRA, arXiv 2402.09353)."
     )
     rslora: bool = Field(
         False,
@@ -198,15 +210,15 @@ class Lora(Section):
 
 
 class Train(PartSection):
-    """Step 3, unguided-analysis fine-tuning. A method's own options stand here too."""
+    """Step 3, unguided-analysis fine-tuning, with the method's options."""
 
     group, names, keeps_others = "methods", "method", True
 
     method: str = Field(
         "mistake_analysis",
-        description="Method that trains the adapter; `setbacks list methods` shows them.",
+        description="Method that trains the adapter; `setbacks list methods` shows all.",
     )
-    mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
+    mix: Mix = Field(Mix(), description="Examples of other kinds, mixed with those of the method.")
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
         description="Data sets with `text` and a helpful `answer`.",
@@ -217,8 +229,9 @@ class Train(PartSection):
     )
     analyses: Literal["filtered", "unfiltered", "shuffled"] = Field(
         "filtered",
-        description="Which analyses are learned: the best that passed its checks, the best of all, "
-        "or, as a control that should teach nothing, another response's.",
+        description="Analyses to learn: `filtered` (the best that passed the checks), `unfiltered` "
+        "(the best of all) or `shuffled` (those of other responses, a control that should teach "
+        "nothing).",
     )
     most_analyses: int | None = Field(
         None, ge=1, description="Maximum number of analyses of mistakes to learn; null: all."
@@ -228,76 +241,85 @@ class Train(PartSection):
     )
     question: Literal["unguided", "guided"] = Field(
         "unguided",
-        description="What is asked before an analysis: the neutral question, or, for an ablation, "
-        "the one that tells the verdict.",
+        description="Question before an analysis: `unguided` (neutral) or, for an ablation, "
+        "`guided` (names the verdict).",
     )
     verdict: Literal["within", "first"] = Field(
         "within",
-        description="Where an analysis says harmful or harmless: `within` its text as it was "
-        "drawn, or `first`, in a word of its own.",
+        description="Place of the verdict, harmful or harmless: `within` the analysis as it was "
+        "generated, or `first`, as a separate word.",
     )
     verdict_weight: float = Field(
-        1.0, gt=0, description="Weight in the loss of a verdict that comes first."
+        1.0, gt=0, description="Weight in the loss of a verdict with `verdict: first`."
     )
-    lora: Lora = Field(Lora(), description="The adapter's shape.")
+    lora: Lora = Field(Lora(), description="Shape of the adapter.")
     seed: int | None = Field(
-        None, ge=0, description="Of the adapter's first weights and the order; null: the recipe's."
+        None,
+        ge=0,
+        description="Seed of the adapter's initial weights and the order of examples; null: the "
+        "recipe's `seed`.",
     )
     epochs: int = Field(2, ge=1, description="Passes over the examples.")
     tokens: int | None = Field(
-        None, ge=1, description="Number of tokens to train on, instead of `epochs`."
+        None, ge=1, description="Number of tokens to train on; replaces `epochs`."
     )
     steps: int | None = Field(
-        None, ge=1, description="Number of training steps, instead of `epochs`."
+        None, ge=1, description="Number of training steps; replaces `epochs`."
     )
     start: LocalPath = Field(
-        None, description="Folder of an adapter to start from, instead of a new one."
+        None, description="Folder of an adapter to start from; null: a new adapter."
     )
     quantize: Literal["4bit"] | None = Field(
         None,
-        description="`4bit`: train on base weights of 4 bits (QLoRA; needs CUDA and bitsandbytes).",
+        description="Quantization of the base weights: `4bit` (QLoRA; needs CUDA and bitsandbytes) "
+        "or null: none.",
     )
     snapshots: int = Field(
         0, ge=0, description="Number of evenly spaced adapter snapshots to keep in `snapshots/`."
     )
-    batch_size: int = Field(8, ge=1, description="Examples a step.")
+    batch_size: int = Field(8, ge=1, description="Examples per training step.")
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate (AdamW); null: the method's own, 2e-4 for supervised ones.",
+        description="Peak learning rate of AdamW; null: the method's, such as 2e-4 for supervised "
+        "fine-tuning.",
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up.")
-    scheduler: str = Field("cosine", description="Learning rate schedule (transformers' names).")
-    max_length: int = Field(1024, ge=16, description="Longest example, in tokens; longer are cut.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps for warm-up.")
+    scheduler: str = Field(
+        "cosine", description="Learning rate schedule, by its name in transformers."
+    )
+    max_length: int = Field(
+        1024, ge=16, description="Longest example, in tokens; longer ones are cut."
+    )
     gradient_checkpointing: bool = Field(
-        False, description="Save memory for about a third more time."
+        False, description="Save memory; takes about a third more time."
     )
     checkpoint_every: int = Field(20, ge=1, description="Steps between checkpoints.")
     report_to: list[str] = Field(
-        [], description="Trackers such as `wandb`, `tensorboard`, `trackio`; none by default."
+        [], description="Experiment trackers, such as `wandb`, `tensorboard` or `trackio`."
     )
 
 
 class Suite(Section):
-    """A named set of prompts with what is expected of an answer."""
+    """A named set of prompts, and how their answers are to be judged."""
 
-    name: Annotated[str, file_name()] = Field(description="The suite's name in reports.")
+    name: Annotated[str, file_name()] = Field(description="Name in files and reports.")
     kind: Kind = Field(
-        description="`harmful`, `hijacking` (must not be served), `safe` (must not be refused) "
-        "or `helpful`."
+        description="Kind of prompts: `harmful` or `hijacking` (must not be served), `safe` (must "
+        "not be refused) or `helpful`."
     )
-    sources: Sources = Field(description="Where its prompts come from.", min_length=1)
+    sources: Sources = Field(description="Data sets with the prompts, as `text`.", min_length=1)
 
 
 class Posterior(Section):
-    """Posterior decoding: of several drafts, the one that the model itself finds most harmless."""
+    """Posterior decoding: the model picks the draft that it finds most harmless."""
 
-    drafts: int = Field(4, ge=2, description="Drafts of each response.")
-    temperature: float = Field(0.8, gt=0, description="At which they are drawn.")
+    drafts: int = Field(4, ge=2, description="Drafts per response.")
+    temperature: float = Field(0.8, gt=0, description="Sampling temperature of drafts.")
 
 
 class Respond(Section):
-    """Step 4, guided response generation: what is asked of the model before and after."""
+    """Step 4, guided response generation: the prompts for the model before and after training."""
 
     suites: Annotated[list[Suite], unique("name")] = Field(
         [
@@ -318,19 +340,18 @@ class Respond(Section):
                 sources=[Source(source="builtin:helpful", split="test", limit=40)],
             ),
         ],
-        description="Prompts that every arm answers.",
+        description="Sets of prompts that every arm answers.",
         min_length=1,
     )
     guidance: bool = Field(
-        True, description="Also answer with guidance in the prompt (two more arms)."
+        True, description="Also answer with guidance in the prompt, as one more arm each."
     )
     posterior: Posterior | None = Field(
         None,
-        description="Also answer with that of several drafts which the model itself finds most "
-        "harmless (one more arm each); null: no.",
+        description="Also answer by posterior decoding, as one more arm each; null: no.",
     )
-    prefill: str = Field("", description="Text that every response begins with.")
-    sampling: Sampling = Field(Sampling(), description="How responses are sampled.")
+    prefill: str = Field("", description="Text that every response starts with.")
+    sampling: Sampling = Field(Sampling(), description="Sampling of responses.")
 
 
 class JudgeSpec(PartSection):
@@ -399,19 +420,19 @@ Judges = Annotated[
 
 
 class Evaluated(Section):
-    """One arm of an evaluation: a model as it is, or answers that are there already."""
+    """One arm of an evaluation: a model, or existing answers."""
 
     name: Annotated[str, file_name(DOTTED)] = Field(
-        description="The arm's name in files and reports."
+        description="Name of the arm in files and reports."
     )
-    model: EngineField | None = Field(None, description="The model that answers.")
+    model: EngineField | None = Field(None, description="Model that answers.")
     adapter: LocalPath = Field(
-        None, description="A PEFT folder that the model answers with; null: the bare model."
+        None, description="Folder of a PEFT adapter for the model; null: none."
     )
     answers: Sources = Field(
         [],
-        description="In place of a model: data sets with `text` and `response`, one answer to "
-        "every prompt of the suites. Human labels in them (`harmful`, `refused`) are kept.",
+        description="Data sets with existing answers instead of a model: `text` and `response` for "
+        "every prompt of the suites, and human labels (`harmful`, `refused`), if any.",
     )
 
     @model_validator(mode="after")
@@ -419,29 +440,29 @@ class Evaluated(Section):
         if (self.model is None) == (not self.answers):
             raise ValueError(f'"{self.name}" needs either a model or answers')
         if self.adapter is not None and self.model is None:
-            raise ValueError(f'"{self.name}" has an adapter and no model')
+            raise ValueError(f'"{self.name}" has an adapter but no model')
         return self
 
 
 class Contender(Section):
     """One method of a comparison."""
 
-    method: str = Field(description="A method's name, as in `train.method`.")
+    method: str = Field(description="Name of a method, as in `train.method`.")
     name: Annotated[str | None, file_name("")] = Field(
-        None, description="Its name in the report; null: the method's."
+        None, description="Name in files and reports; null: the value of `method`."
     )
     train: dict[str, Any] = Field(
-        {}, description="Keys of `train` that differ for it, such as {learning_rate: 1e-4}."
+        {}, description="Keys of `train` with other values, such as {learning_rate: 1e-4}."
     )
 
     @property
     def called(self) -> str:
-        """Its name, given or not."""
+        """Its name in files and reports."""
         return self.name or self.method
 
 
 class Compare(Section):
-    """`setbacks compare`: methods as arms, at equal data."""
+    """A comparison of methods as arms, at equal data."""
 
     methods: Annotated[list[Annotated[Contender, short_for("method")]], unique("called")] = Field(
         [
@@ -457,10 +478,10 @@ class Compare(Section):
                 "helpful",
             )
         ],
-        description="Who is compared. The first sets the budget where `train` gives none.",
+        description="Methods to compare; the first one sets the budget if `train` sets none.",
         min_length=1,
     )
-    seeds: int = Field(1, ge=1, description="Trainings of each method, from different seeds.")
+    seeds: int = Field(1, ge=1, description="Trainings of each method, with different seeds.")
     budget: Literal["tokens", "steps"] = Field(
-        "tokens", description="What is equal for all: tokens read in training, or steps."
+        "tokens", description="Training budget, equal for all methods: `tokens` or `steps`."
     )
