@@ -445,7 +445,8 @@ def test_in_a_real_run_folder_the_page_is_private(tmp_path):
     from setbacks.recipe import Recipe
     from setbacks.runs.folder import RunFolder
 
-    with RunFolder(tmp_path / "run", Recipe()) as run:
+    recipe = Recipe.model_validate({"train": {"method": "mistake_analysis"}})
+    with RunFolder(tmp_path / "run", recipe) as run:
         fill(run.path, n=3)
         run.spend("judge", 1.0, 4, 0, 0)
         made = report(run)
@@ -578,6 +579,6 @@ def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
     assert arms.count("as judged <b>") == 1  # the other arms' figures are the same
     assert '<span class="badge bad">repeats itself</span>' in text[text.index('id="examples"') :]
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(headline(made.metrics))
+    console.print(headline(made.results))
     said = console.export_text()
     assert "Degen-" in said and "as judged" in said

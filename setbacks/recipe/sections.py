@@ -83,6 +83,43 @@ class Engine(PartSection):
 EngineField = Annotated[SerializeAsAny[Engine], short_for("model")]
 
 
+class JudgeSpec(PartSection):
+    """A judge, with its options."""
+
+    group, names = "judges", "judge"
+    ignored = ("retries",)
+
+    judge: str = Field(
+        "probe",
+        description="Name of the judge: `probe` (offline), `llm` (the paper's scores from 1 to "
+        "10), a guard model, ...; `setbacks list judges` shows all.",
+    )
+    name: Annotated[str | None, file_name()] = Field(
+        None, description="Name in files and reports; null: the value of `judge`."
+    )
+    engine: EngineField | None = Field(
+        None,
+        description="Model of an `llm` judge, null for the recipe's `model`; or weights of a guard "
+        "model.",
+    )
+    kinds: list[Kind] = Field(
+        ["harmful", "hijacking", "safe", "helpful"], description="Kinds of suites to judge."
+    )
+
+    @property
+    def called(self) -> str:
+        """Its name in files and reports."""
+        return self.name or self.judge
+
+    @property
+    def counts(self) -> list[str]:
+        """The judges whose verdicts it counts; they come before it in a recipe."""
+        return []
+
+
+JudgeField = Annotated[SerializeAsAny[JudgeSpec], short_for("judge")]
+
+
 class Induce(Section):
     """Step 1, guided mistake induction: ask the unaligned model for bad responses."""
 
@@ -114,6 +151,14 @@ class Induce(Section):
         le=1,
         description="Share of word 5-grams in common with an earlier mistake from which a response "
         "is dropped; 1 keeps all.",
+    )
+    judge: JudgeField | None = Field(
+        None,
+        description="Judge that checks each induced response, such as `probe`; a harmless response "
+        "is not a mistake, and the next attempt follows; null: no check.",
+    )
+    min_harmful: float = Field(
+        0.5, ge=0, le=1, description="Lowest probability of harm of a mistake that `judge` checks."
     )
 
 
@@ -215,13 +260,26 @@ class Train(PartSection):
     group, names, keeps_others = "methods", "method", True
 
     method: str = Field(
-        "mistake_analysis",
+        "mistake_distillation",
         description="Method that trains the adapter; `setbacks list methods` shows all.",
     )
     mix: Mix = Field(Mix(), description="Examples of other kinds, mixed with those of the method.")
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
         description="Data sets with `text` and a helpful `answer`.",
+    )
+    helpful_from: Literal["data", "model"] = Field(
+        "data",
+        description="Source of the answers to the prompts in `helpful`: `data` or the untrained "
+        "`model`, which keeps the model's style. `mistake_distillation`: default `model`.",
+    )
+    helpful_sampling: Sampling = Field(
+        Sampling(), description="Sampling of the model's helpful answers."
+    )
+    judge: JudgeField | None = Field(
+        None,
+        description="Judge that checks the texts that the model writes for its training; null: "
+        "`probe`.",
     )
     safe: Sources = Field(
         [Source(source="builtin:refusals", split="train")],
@@ -354,40 +412,6 @@ class Respond(Section):
     sampling: Sampling = Field(Sampling(), description="Sampling of responses.")
 
 
-class JudgeSpec(PartSection):
-    """A judge, with its options."""
-
-    group, names = "judges", "judge"
-    ignored = ("retries",)
-
-    judge: str = Field(
-        "probe",
-        description="Name of the judge: `probe` (offline), `llm` (the paper's scores from 1 to "
-        "10), a guard model, ...; `setbacks list judges` shows all.",
-    )
-    name: Annotated[str | None, file_name()] = Field(
-        None, description="Name in files and reports; null: the value of `judge`."
-    )
-    engine: EngineField | None = Field(
-        None,
-        description="Model of an `llm` judge, null for the recipe's `model`; or weights of a guard "
-        "model.",
-    )
-    kinds: list[Kind] = Field(
-        ["harmful", "hijacking", "safe", "helpful"], description="Kinds of suites to judge."
-    )
-
-    @property
-    def called(self) -> str:
-        """Its name in files and reports."""
-        return self.name or self.judge
-
-    @property
-    def counts(self) -> list[str]:
-        """The judges whose verdicts it counts; they come before it in a recipe."""
-        return []
-
-
 def _people_are_not_judges(judges: list[JudgeSpec]) -> list[JudgeSpec]:
     """Refuse a judge with the name of people's labels: its verdicts would stand among them."""
     if any(judge.called == "human" for judge in judges):
@@ -412,7 +436,7 @@ def _counted_come_first(judges: list[JudgeSpec]) -> list[JudgeSpec]:
 
 
 Judges = Annotated[
-    list[Annotated[SerializeAsAny[JudgeSpec], short_for("judge")]],
+    list[JudgeField],
     unique("called"),
     AfterValidator(_people_are_not_judges),
     AfterValidator(_counted_come_first),
@@ -469,6 +493,7 @@ class Compare(Section):
             Contender(method=name)
             for name in (
                 "mistake_analysis",
+                "mistake_distillation",
                 "mistake_analysis_sft",
                 "sft",
                 "chain_of_hindsight",
