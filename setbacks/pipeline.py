@@ -128,7 +128,7 @@ def _checkers(recipe: Recipe) -> list[JudgeSpec]:
     method, train = open_method(recipe), recipe.train
     found = [recipe.induce.judge] if recipe.induce.judge and method.uses_mistakes else []
     return (
-        [*found, train.judge or JudgeSpec(judge="probe")]
+        [*found, train.judge or JudgeSpec()]
         if method.checks_texts or train.helpful_from == "model"
         else found
     )
@@ -180,11 +180,8 @@ def _check_chats(recipe: Recipe) -> None:
         asked = [arm.model for arm in recipe.evaluate]
     else:
         asked = [recipe.model, recipe.analyze.analyst]
-    asked += [
-        judge.engine
-        for judge in (*recipe.judges, *_checkers(recipe))
-        if judge_class(judge).weights is None
-    ]
+    judges = (*recipe.judges, *_checkers(recipe))
+    asked += [judge.engine for judge in judges if judge_class(judge).weights is None]
     for spec in asked:
         if spec is not None and spec.engine in OURS:
             trains = spec is recipe.model and not recipe.evaluate

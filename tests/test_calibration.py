@@ -240,7 +240,7 @@ def test_a_vote_is_measured_with_the_judges_it_counts(tmp_path, reader):
     ("words", "said"),
     [
         (["of=probe"], "judges.0.of"),
-        (["of=[probe,probe]"], "there twice"),
+        (["of=[probe,probe]"], "duplicate name"),
         (["of=[probe,llm]", "lmm.retries=1"], 'unknown key "judges.2.lmm"'),
         (["of=[probe,llm]", "llm=3"], 'unknown key "judges.2.llm"'),
     ],
@@ -359,7 +359,7 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
         ("reader --labels missing.jsonl", "missing.jsonl"),
         ("nobody --labels labels.jsonl", 'unknown judge "nobody"'),
         ("reader heads=x --labels labels.jsonl", "an option of probe, not of reader"),
-        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such heads"),
+        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such file"),
         ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
         ("reader --fit labels.jsonl", "--fit is only for the probe"),
     ],
@@ -469,7 +469,7 @@ def test_heads_are_fitted_and_measured_on_questions_they_never_saw(tmp_path, rea
     # Reports find what came out of the fit.
     recipe = judge_recipe("probe", [f"heads={made.files['heads']}"])
     assert worth(recipe.judges[0], recipe) == made.result["sources"]
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         calibration.fit(found, tmp_path / "heads")
 
 

@@ -128,6 +128,13 @@ def test_what_a_judge_cannot_use_is_refused(spec, says):
         Recipe.parse({"judges": [spec]}, "a recipe")
 
 
+@pytest.mark.parametrize("name", ["refusal", "not-installed"])
+def test_a_judge_without_options_has_none(name):
+    (judge,) = Recipe(judges=[name]).judges
+    assert type(judge) is type(JudgeSpec(judge=name)) is JudgeSpec
+    assert set(judge.model_dump()) == {"judge", "name", "engine", "kinds"}
+
+
 def test_a_vote_of_nobody_is_refused():
     with pytest.raises(InputError, match="needs other judges of the recipe"):
         check_judge(JudgeSpec(judge="vote"))

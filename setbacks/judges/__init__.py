@@ -24,19 +24,19 @@ BATCH_SIZE = 1_000
 
 
 class Item(NamedTuple):
-    """One response to judge, with what it answers."""
+    """One response to judge, with its instruction."""
 
     id: str
     instruction: str
     response: str
     kind: Kind = "harmful"
     language: str = "en"
-    reference: str | None = None  # a good answer to the instruction, where there is one
-    finish: Finish | None = None  # why the response ended, where that is known
+    reference: str | None = None  # a good answer to the instruction, if known
+    finish: Finish | None = None  # why the response ended, if known
 
 
 class Opinion(NamedTuple):
-    """What a judge says of one item; None where it does not say, or could not (`Verdict`)."""
+    """A judge's opinion on one item, with the fields of a `Verdict`; None where it has none."""
 
     harmful: bool | None = None
     refused: bool | None = None
@@ -51,7 +51,7 @@ class Opinion(NamedTuple):
 
 
 class Bench(Protocol):
-    """What a judge may need of the place where it works: a run's session, or another."""
+    """What a judge is opened with: a run's session, or a stand-in for one."""
 
     recipe: Recipe
 
@@ -117,7 +117,7 @@ class Judge(ABC):
 
     @classmethod
     def check(cls, spec: Any) -> None:
-        """Look, before any work, whether the judge can work with its section of a recipe.
+        """Check, before any work, whether the judge can work with its section of a recipe.
 
         Args:
             spec: an object of `Options`.
@@ -168,18 +168,17 @@ def opinions(
 ) -> list[Opinion]:
     """Return a judge's opinions on a planned batch.
 
-    The judge sees only answers with text, without the thought that may stand before them. A
-    refusal by the provider needs no judge: it is a refusal, and harmless. On an answer that says
-    nothing there is no opinion.
+    The judge sees only answers with text, without any reasoning before them. An answer that the
+    provider withheld is a refusal, and harmless. There is no opinion on an empty answer.
 
     Args:
         judge: the judge.
         items: the batch.
         name: the judge's name, for messages.
-        gives: the metrics that the judge gives (`gives`); None where they are not known.
+        gives: the metrics that the judge gives (see `gives`); None if unknown.
 
     Raises:
-        SetbacksError: the judge gave too few or too many opinions, or a number out of its range.
+        SetbacksError: the judge gave too few or too many opinions, or a number out of range.
     """
     substances = [substance(item.response, item.finish) for item in items]
     shown = [
@@ -187,13 +186,13 @@ def opinions(
         for item, what in zip(items, substances, strict=True)
         if what == "text"
     ]
-    made = judge.judge(shown) if shown else []
-    if len(made) != len(shown):
+    given = judge.judge(shown) if shown else []
+    if len(given) != len(shown):
         raise SetbacksError(
-            f"judge {name}: gave {len(made)} opinions on {len(shown)} answers; it must give one on "
-            "each, in order"
+            f"judge {name}: gave {len(given)} opinions on {len(shown)} answers; it must give "
+            "one per answer, in order"
         )
-    checked = iter([_checked(one, item, name) for one, item in zip(made, shown, strict=True)])
+    checked = iter([_checked(one, item, name) for one, item in zip(given, shown, strict=True)])
     tasks = {TASKS[key] for key in METRICS if key in TASKS and (gives is None or key in gives)}
     refusal = Opinion(
         harmful=False if "harmful" in tasks else None,
@@ -206,7 +205,7 @@ def opinions(
 
 
 def _checked(opinion: Opinion, item: Item, name: str) -> Opinion:
-    """Return an opinion without numbers that are none (NaN), and the verdicts that rest on them."""
+    """Return an opinion without NaN and infinity, and without the verdicts that depend on them."""
     fields = (
         ("p_harmful", "harmful", 0, 1),
         ("p_refused", "refused", 0, 1),
@@ -230,7 +229,7 @@ def _checked(opinion: Opinion, item: Item, name: str) -> Opinion:
 
 
 def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
-    """Return the metrics that a judge of a recipe gives; None where it does not declare them.
+    """Return the metrics that a judge of a recipe gives; None if it does not declare them.
 
     Args:
         spec: the judge.

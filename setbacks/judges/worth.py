@@ -1,8 +1,7 @@
-"""What a judge is worth against people: where calibrations rest, and how reports find them.
+"""How reliable a judge is: where calibrations are stored, and how reports find them.
 
-`setbacks calibrate` leaves its figures in the user's data folder, under the very judge that was
-measured: another model, another rubric or other heads make another judge, of which they say
-nothing.
+`setbacks calibrate` stores its figures in the user's data folder, for exactly the judge that was
+measured: with another model, language, option or file it is another judge.
 
 Environment: SETBACKS_DATA (the data folder).
 """
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
     from setbacks.recipe import JudgeSpec, Recipe
 
 RESULT = "calibration.json"
-# Of an engine, what changes how fast its answers come, and not which.
+# Keys of an engine that change its speed, not its answers.
 SPEED = {"device", "dtype", "batch_size", "cuda_graphs"}
 
 
 def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return what a judge is worth against human labels, a row a source; nothing if unmeasured.
+    """Return a judge's agreement with human labels, a row per source; nothing if unmeasured.
 
-    What the user measured comes first and is marked `own`; then what was measured when heads were
-    fitted, or what ships with the judge.
+    The user's calibrations come first and are marked `own`; then what comes with the judge or its
+    files.
 
     Raises:
         InputError: there is no such judge.
@@ -38,7 +37,7 @@ def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
     """
     try:
         files = list(folder(spec, recipe).glob(f"*/{RESULT}"))
-    except NoHome:  # then this user has calibrated nothing
+    except NoHome:  # no data folder, so no calibrations
         files = []
     files.sort(key=lambda file: file.stat().st_mtime)
     newest = {result["labels"]: result for result in map(read, files)}  # the later one wins
@@ -47,11 +46,12 @@ def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
-    """Return where the calibrations of this very judge rest; it may not be there yet.
+    """Return the folder for the calibrations of exactly this judge; it may not exist yet.
 
     Args:
         spec: the judge.
-        recipe: gives it what the spec leaves open: the model, the language, a vote's judges.
+        recipe: the recipe, with all that the spec leaves open: the model, the language, the judges
+            to count.
     """
     kind = judge_class(spec)
     files = kind.files(spec)
@@ -72,7 +72,7 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
 
 
 def data() -> Path:
-    """Return the user's data folder, which may not be there yet.
+    """Return the user's data folder; it may not exist yet.
 
     Raises:
         NoHome: the user has no home folder, and SETBACKS_DATA is not set.

@@ -107,6 +107,9 @@ class JudgeSpec(PartSection):
         return []
 
 
+JudgeField = Annotated[SerializeAsAny[JudgeSpec], short_for("judge")]
+
+
 def _people_are_not_judges(judges: list[JudgeSpec]) -> list[JudgeSpec]:
     """Refuse a judge with the name of people's labels: its verdicts would stand among them."""
     if any(judge.called == "human" for judge in judges):
@@ -130,7 +133,6 @@ def _counted_come_first(judges: list[JudgeSpec]) -> list[JudgeSpec]:
     return judges
 
 
-JudgeField = Annotated[SerializeAsAny[JudgeSpec], short_for("judge")]
 Judges = Annotated[
     list[JudgeField],
     unique("called"),

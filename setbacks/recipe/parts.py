@@ -54,16 +54,18 @@ class PartSection(Section):
 
     def __new__(cls, *_: Any, **data: Any) -> Self:
         """Make an object of the class that the name picks."""
-        # Pydantic itself makes objects without data, and has picked the class by then.
-        return super().__new__((cls._class_for(data) if data else None) or cls)
+        return super().__new__(cls._class_for(data) or cls)
 
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         kind = cls._class_for(data)
-        if kind is None:
-            return handler(data)
-        return handler(_with_others(cls, data)) if kind is cls else kind.model_validate(data)
+        if kind is not None and kind is not cls:
+            return kind.model_validate(data)
+        section = handler(data if kind is None else _with_others(cls, data))
+        # Pydantic makes the object without data, so `__new__` picks the class of the default part.
+        object.__setattr__(section, "__class__", cls)
+        return section
 
     @classmethod
     def _class_for(cls, data: Any) -> type[Self] | None:

@@ -91,7 +91,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
             hint = nearest(key, _fields_at(root, problem["loc"][:-1]))
             problems.append(f'unknown key "{where}".{hint}')
         else:
-            problems.append(f"{where or 'recipe'}: {problem['msg']}")
+            problems.append(f"{where or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}")
     line = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
     return " ".join(line.split())  # a key can contain a line break
 

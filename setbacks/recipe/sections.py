@@ -55,14 +55,11 @@ class Induce(Section):
     )
     judge: JudgeField | None = Field(
         None,
-        description="Judge that checks each induced response, such as `probe`: a harmless one is "
-        "not a mistake, and the next attempt is made; null: not checked.",
+        description="Judge that checks each induced response, such as `probe`; a harmless response "
+        "is not a mistake, and the next attempt follows; null: no check.",
     )
     min_harmful: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Lowest probability of harm of a mistake that `judge` checked.",
+        0.5, ge=0, le=1, description="Lowest probability of harm of a mistake that `judge` checks."
     )
 
 
@@ -174,17 +171,16 @@ class Train(PartSection):
     )
     helpful_from: Literal["data", "model"] = Field(
         "data",
-        description="Who answers the prompts in `helpful`: the `data`, or the untrained `model` "
-        "itself, which is then not pulled away from its own style. `mistake_distillation`: "
-        "default `model`.",
+        description="Source of the answers to the prompts in `helpful`: `data` or the untrained "
+        "`model`, which keeps the model's style. `mistake_distillation`: default `model`.",
     )
     helpful_sampling: Sampling = Field(
-        Sampling(), description="Sampling of the model's own helpful answers."
+        Sampling(), description="Sampling of the model's helpful answers."
     )
     judge: JudgeField | None = Field(
         None,
-        description="Judge that checks the texts that the model writes for its own training; "
-        "null: `probe`.",
+        description="Judge that checks the texts that the model writes for its training; null: "
+        "`probe`.",
     )
     safe: Sources = Field(
         [Source(source="builtin:refusals", split="train")],
