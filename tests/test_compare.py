@@ -62,7 +62,8 @@ def questions(data):
 @pytest.fixture
 def base(data):
     """A recipe whose safe and helpful answers are the six of the data file."""
-    return Recipe.model_validate({"train": {"safe": [str(data)], "helpful": [str(data)]}})
+    train = {"method": "mistake_analysis", "safe": [str(data)], "helpful": [str(data)]}
+    return Recipe.model_validate({"train": train})
 
 
 def by_dpo(recipe, **options):
