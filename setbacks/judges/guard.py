@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from setbacks.engines import Engine
-from setbacks.judges import Item, Opinion
+from setbacks.judges import Bench, Item, Judge, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import END, MARKS
 from setbacks.measure.substance import answer
 from setbacks.prompts import prompts
-from setbacks.recipe import Sampling
+from setbacks.recipe import JudgeSpec, Sampling
 from setbacks.records import Request
 
 
-class Guard:
+class Guard(Judge):
     """What the families share; a family is what stands in its class.
 
     Args:
@@ -32,6 +32,7 @@ class Guard:
     """
 
     gives = ("harmless_rate", "hijacking_harmless_rate", "compliance", "refusal_rate_on_helpful")
+    needs_engine = True
     weights: ClassVar[str]  # where the makers publish a model of the family
     # The answer, with groups: verdict, and, where the family says it, categories and refused.
     form: ClassVar[re.Pattern[str]]
@@ -44,6 +45,11 @@ class Guard:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    @classmethod
+    def open(cls, spec: JudgeSpec, bench: Bench) -> Self:
+        """Open the judge with the guard model that the recipe names."""
+        return cls(bench.engine(spec.engine or bench.recipe.model))
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the work list as the engine plans it."""

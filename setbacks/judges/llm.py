@@ -14,16 +14,34 @@ Source, besides the paper: Zheng et al. (2023), arXiv 2306.05685, on pairs and o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from setbacks.engines import Engine, chooser
-from setbacks.judges import Item, Opinion
+from setbacks.errors import InputError
+from setbacks.judges import Bench, Item, Judge, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import better, rating
+from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Sampling
+from setbacks.recipe import JudgeSpec, Recipe, Sampling
 from setbacks.records import Request, digest
+
+
+class LLMOptions(JudgeSpec):
+    """Options of the judge `llm`."""
+
+    retries: int = Field(2, ge=0, description="Retries when a reply cannot be parsed.")
+    verdict: Literal["rating", "probability"] = Field(
+        "rating",
+        description="Source of the verdicts harmful and refused: `rating` (the rating, and a list "
+        "of phrases) or `probability` (the probabilities of Yes and No).",
+    )
+    pairwise: bool = Field(
+        False, description="Also compare helpful responses with the reference answers."
+    )
 
 
 class Said(NamedTuple):
@@ -34,7 +52,7 @@ class Said(NamedTuple):
     attempts: int
 
 
-class LLMJudge:
+class LLMJudge(Judge):
     """Rates harmlessness (harmful, hijacking) or helpfulness (helpful) from 1 to 10.
 
     Args:
@@ -50,6 +68,9 @@ class LLMJudge:
         InputError: it takes probabilities that the engine does not give.
     """
 
+    Options = LLMOptions
+    needs_engine = True
+    reads = ("language",)
     gives = (
         "harmless_rate",
         "hijacking_harmless_rate",
@@ -75,6 +96,35 @@ class LLMJudge:
         self.seed = seed
         self.choose = chooser(engine) if verdict == "probability" else None
         self.pairwise = pairwise
+
+    @classmethod
+    def open(cls, spec: LLMOptions, bench: Bench) -> LLMJudge:
+        """Open the judge with its own model, or the recipe's."""
+        return cls(
+            bench.engine(spec.engine or bench.recipe.model),
+            language=bench.recipe.language,
+            retries=spec.retries,
+            seed=bench.recipe.seed,
+            verdict=spec.verdict,
+            pairwise=spec.pairwise,
+        )
+
+    @classmethod
+    def check(cls, spec: LLMOptions) -> None:
+        """Check that the judge's engine gives probabilities if they are asked for."""
+        super().check(spec)
+        if spec.verdict == "rating" or spec.engine is None:
+            return
+        if not plugin("engines", spec.engine.engine).shows_probabilities:
+            raise InputError(
+                f"judges: {spec.judge}: the engine {spec.engine.engine} gives no token "
+                "probabilities; remove `verdict: probability`, or name another engine"
+            )
+
+    @classmethod
+    def given(cls, spec: LLMOptions, recipe: Recipe) -> Collection[str]:
+        """Return all metrics, preference only if pairs are compared."""
+        return [key for key in cls.gives if spec.pairwise or key != "preferred"]
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the work list as the engine plans it."""

@@ -15,16 +15,19 @@ From top to bottom: the judge, what it sees (`features`), and a head: fitted, sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import Field
+
 from setbacks.engines import by_length
-from setbacks.errors import SetbacksError
-from setbacks.judges import Item, Opinion
+from setbacks.errors import InputError, SetbacksError
+from setbacks.judges import Bench, Item, Judge, Opinion
+from setbacks.judges.worth import read
 from setbacks.models.embedded import ALIAS
+from setbacks.recipe import JudgeSpec, LocalPath
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +51,17 @@ FEATURES = {
 }
 
 
-class Probe:
+class ProbeOptions(JudgeSpec):
+    """Options of the judge `probe`."""
+
+    heads: LocalPath = Field(
+        None,
+        description="File of heads that `setbacks calibrate probe --fit` wrote; null: the heads "
+        "that ship with setbacks.",
+    )
+
+
+class Probe(Judge):
     """Gives the probability that a response is harmful, that it refuses, and a Helpful Score.
 
     The Helpful Score, of helpful prompts alone, is 1 + 9 p, where p is the probability that the
@@ -59,6 +72,7 @@ class Probe:
         heads: the fitted heads, as `save` wrote them.
     """
 
+    Options = ProbeOptions
     embedded = ALIAS
     gives = (
         "harmless_rate",
@@ -71,6 +85,25 @@ class Probe:
     def __init__(self, heads: Path = HEADS) -> None:
         self._file = heads
         self._heads: dict[str, Head] | None = None
+
+    @classmethod
+    def open(cls, spec: ProbeOptions, bench: Bench) -> Probe:
+        """Open the judge with the heads that the recipe names, or those that ship with it."""
+        return cls(_heads_of(spec))
+
+    @classmethod
+    def check(cls, spec: ProbeOptions) -> None:
+        """Check that the heads are there."""
+        super().check(spec)
+        if not _heads_of(spec).is_file():
+            raise InputError(
+                f"{spec.heads}: no such heads; `setbacks calibrate probe --fit LABELS` makes some"
+            )
+
+    @classmethod
+    def files(cls, spec: ProbeOptions) -> dict[str, Path]:
+        """Return the file of the heads."""
+        return {"heads": _heads_of(spec)}
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the whole work list into batches of similar length, in bytes."""
@@ -98,16 +131,24 @@ class Probe:
             )
         ]
 
-    @staticmethod
-    def agreement() -> list[dict[str, Any]]:
-        """Return what the shipped heads are worth against human labels, a row a source.
+    @classmethod
+    def agreement(cls, spec: ProbeOptions) -> list[dict[str, Any]]:
+        """Return the agreement of the heads with human labels, a row per source.
 
-        Each has its task, n, n_questions, licence, whether the head was fitted on other questions
+        A row has the task, n, n_questions, licence, whether the head was fitted on other questions
         of that source, and auc, kappa, sensitivity, specificity and ece as [value, low, high].
-        Made by `research/judge_agreement.py`.
+        `research/judge_agreement.py` measured the heads that ship, `setbacks calibrate probe
+        --fit` any others.
         """
-        found: list[dict[str, Any]] = json.loads(AGREEMENT.read_text(encoding="utf-8"))["sources"]
-        return found
+        measured = _heads_of(spec).with_suffix(".json")
+        if spec.heads is not None and not measured.exists():
+            return []
+        rows: list[dict[str, Any]] = read(measured)["sources"]
+        return rows
+
+
+def _heads_of(spec: ProbeOptions) -> Path:
+    return HEADS if spec.heads is None else Path(spec.heads)
 
 
 # What the judge sees ---------------------------------------------------------------------------

@@ -6,17 +6,30 @@ It looks at nothing itself. How far its judges agree with one another is in the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
+from pydantic import Field
+
 from setbacks.engines import by_length
-from setbacks.judges import Item, Opinion
+from setbacks.errors import InputError
+from setbacks.judges import BATCH_SIZE, Bench, Item, Judge, Opinion, gives
+from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Verdict
 
-BATCH_SIZE = 1_000
+
+class VoteOptions(JudgeSpec):
+    """Options of the judge `vote`."""
+
+    of: list[str] = Field([], description="Judges to count; they come before the vote.")
+
+    @property
+    def counts(self) -> list[str]:
+        """The judges whose verdicts it counts."""
+        return self.of
 
 
-class Vote:
+class Vote(Judge):
     """Counts verdicts: more than half of the judges that say something must say it.
 
     A tie is unscored, so an odd number of judges is best. Scores are means.
@@ -25,8 +38,31 @@ class Vote:
         of: what each judge said, by its name and the response's id.
     """
 
+    Options = VoteOptions
+
     def __init__(self, of: Mapping[str, Mapping[str, Verdict]]) -> None:
         self.of = of
+
+    @classmethod
+    def open(cls, spec: VoteOptions, bench: Bench) -> Vote:
+        """Open the vote with the verdicts of the judges that it counts."""
+        return cls({name: bench.verdicts(name) for name in spec.of})
+
+    @classmethod
+    def check(cls, spec: VoteOptions) -> None:
+        """Check that the vote counts any judges."""
+        super().check(spec)
+        if not spec.of:
+            raise InputError(
+                f"judges: {spec.judge} needs other judges of the recipe, such as `of: [probe, llm]`"
+            )
+
+    @classmethod
+    def given(cls, spec: VoteOptions, recipe: Recipe) -> Collection[str] | None:
+        """Return the metrics that any of the counted judges gives; None if one does not say."""
+        counted = [gives(judge, recipe) for judge in recipe.judges if judge.called in spec.of]
+        known = [metrics for metrics in counted if metrics is not None]
+        return frozenset().union(*known) if known and len(known) == len(counted) else None
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the whole work list into batches of indices."""

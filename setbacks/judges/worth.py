@@ -9,15 +9,13 @@ Environment: SETBACKS_DATA (the data folder).
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import SetbacksError
 from setbacks.files import NoHome, user_folder
-from setbacks.judges import agreement
-from setbacks.plugins import plugin
+from setbacks.judges import judge_class
 from setbacks.records import digest
 
 if TYPE_CHECKING:
@@ -43,12 +41,9 @@ def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
     except NoHome:  # then this user has calibrated nothing
         files = []
     files.sort(key=lambda file: file.stat().st_mtime)
-    newest = {found["labels"]: found for found in map(_read, files)}  # the later one wins
-    own = [row | {"own": True} for found in newest.values() for row in found["sources"]]
-    if spec.heads is None:
-        return own + agreement(spec.judge)
-    fitted = Path(spec.heads).with_suffix(".json")
-    return own + (_read(fitted)["sources"] if fitted.exists() else [])
+    newest = {result["labels"]: result for result in map(read, files)}  # the later one wins
+    own = [row | {"own": True} for result in newest.values() for row in result["sources"]]
+    return own + judge_class(spec).agreement(spec)
 
 
 def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
@@ -58,22 +53,22 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
         spec: the judge.
         recipe: gives it what the spec leaves open: the model, the language, a vote's judges.
     """
-    asked = inspect.signature(plugin("judges", spec.judge)).parameters
-    told: dict[str, Any] = spec.model_dump(
-        mode="json", exclude={"name", "kinds", "engine", "heads"}, exclude_defaults=True
+    kind = judge_class(spec)
+    files = kind.files(spec)
+    identity: dict[str, Any] = spec.model_dump(
+        mode="json", exclude={"name", "kinds", "engine", *files}, exclude_defaults=True
     )
-    if "engine" in asked:
+    if kind.needs_engine:
         engine = spec.engine or recipe.model
-        told["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
-    if "language" in asked:
-        told["language"] = recipe.language
-    if "of" in asked:
+        identity["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
+    identity |= {key: getattr(recipe, key) for key in kind.reads}
+    if spec.counts:
         counted = {judge.called: judge for judge in recipe.judges}
-        told["of"] = [folder(counted[name], recipe).name for name in spec.of]
-    if "heads" in asked:
-        heads = Path(spec.heads or asked["heads"].default)
-        told["heads"] = digest(heads.read_bytes()) if heads.exists() else None
-    return data() / "calibrations" / f"{spec.judge}-{digest(json.dumps(told, sort_keys=True))}"
+        identity["of"] = [folder(counted[name], recipe).name for name in spec.counts]
+    for option, file in files.items():
+        identity[option] = digest(file.read_bytes()) if file.exists() else None
+    key = digest(json.dumps(identity, sort_keys=True))
+    return data() / "calibrations" / f"{spec.judge}-{key}"
 
 
 def data() -> Path:
@@ -85,12 +80,17 @@ def data() -> Path:
     return user_folder("SETBACKS_DATA", "XDG_DATA_HOME", ".local/share")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Return the `labels` (their name, if any) and the `sources` (rows) of a calibration.
+
+    Raises:
+        SetbacksError: the file is broken.
+    """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {"labels": found["labels"], "sources": list(found["sources"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return {"labels": data.get("labels"), "sources": list(data["sources"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetbacksError(
-            f"{file}: no calibration ({type(error).__name__}: {error}); remove it, and calibrate "
-            "anew with `setbacks calibrate`"
+            f"{file}: not a calibration ({type(error).__name__}: {error}); remove it, and run "
+            "`setbacks calibrate` again"
         ) from None
