@@ -37,6 +37,8 @@ JOURNALS: dict[str, type[records.Record]] = {
     "preflight.jsonl": records.Reading,
     "introspection.jsonl": records.Reading,
     "revisions.jsonl": records.Revision,
+    "corrections.jsonl": records.Correction,
+    "benign.jsonl": records.OwnAnswer,
     "choices.jsonl": records.Choice,
     "training.jsonl": records.Example,
     "responses/ARM.jsonl": records.Response,

@@ -240,7 +240,7 @@ def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, s
 
 def test_a_response_that_no_row_has_is_a_missing_field(tmp_path):
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}])
-    with pytest.raises(InputError, match="which field is the response"):
+    with pytest.raises(InputError, match="no known field for response"):
         pipeline.check(evaluation(["x=asked.jsonl"], ["safe=asked.jsonl"]))
 
 

@@ -305,7 +305,7 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
             lambda made: [{"instruction": "<q>", "response": "<a>"}],
             "neither a harmful nor",
         ),
-        (lambda made: [{"instruction": "<q>", "harmful": True}], "which field is the response"),
+        (lambda made: [{"instruction": "<q>", "harmful": True}], "no known field for response"),
         (
             lambda made: [{"id": "nobody", "response_id": "nobody", "harmful": True}],
             "names answers by response_id and lacks their texts",
@@ -338,7 +338,7 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
     [
         ("reader", "either --labels FILE"),
         ("reader --labels missing.jsonl", "missing.jsonl"),
-        ("nobody --labels labels.jsonl", 'no "nobody" among the judges'),
+        ("nobody --labels labels.jsonl", 'unknown judge "nobody"'),
         ("reader heads=x --labels labels.jsonl", "takes no `heads`"),
         ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such heads"),
         ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
@@ -365,7 +365,7 @@ def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, en
     good = rows()
     for made, said in [
         ([{"response_id": "nobody", "harmful": True}], "names answers by response_id and lacks"),
-        ([{"id": "nobody", "harmful": True}], "which field is the text?"),
+        ([{"id": "nobody", "harmful": True}], "no known field for text?"),
         ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
         ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),
         ([], "labels.jsonl is empty"),

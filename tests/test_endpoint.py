@@ -310,7 +310,7 @@ def test_a_prompt_that_utf8_cannot_hold(serve):
 
 
 def test_an_adapter_cannot_be_sent(serve):
-    with pytest.raises(InputError, match="have the server load the adapter"):
+    with pytest.raises(InputError, match="load the adapter in the server"):
         engine_of(serve()).generate(requests(1), Sampling(), Path("adapter"))
 
 

@@ -18,7 +18,7 @@ from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Arm, Choice, Example, Revision
+from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.respond import request, said
 
@@ -46,7 +46,8 @@ def recipe(data):
 
     def make(**mix):
         sources = {"safe": [str(data)], "helpful": [str(data)]}
-        return Recipe.model_validate({"train": {"mix": mix, **sources}})
+        train = {"method": "mistake_analysis", "mix": mix, **sources}
+        return Recipe.model_validate({"train": train})
 
     return make
 
@@ -324,6 +325,10 @@ def test_every_kind_of_example_has_its_sources(name, data, recipe):
         "posterior_distillation": [
             Choice(id="1", instruction="<x>", drafts=["<y>"], p_harmful=[0.1], model="m")
         ],
+        "mistake_distillation": [
+            Correction(id="1", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
+                       answer="<z>", outcome="kept", sample=0, model="m")
+        ],
     }  # fmt: skip
     made = method.examples(told, prepared.get(name, joinable(recipe)))
     sources = method.sources(told)
@@ -346,7 +351,7 @@ def test_every_method_has_the_name_by_which_it_is_found():
 
 
 def test_an_unknown_name_is_told_with_the_nearest():
-    with pytest.raises(InputError, match=r'no "mistake_analisis" among the methods.*Did you mean'):
+    with pytest.raises(InputError, match=r'unknown method "mistake_analisis".*Did you mean'):
         plugin("methods", "mistake_analisis")
 
 

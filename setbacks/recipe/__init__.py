@@ -274,6 +274,47 @@ class Engine(PartSection):
 EngineField = Annotated[SerializeAsAny[Engine], _named("model")]
 
 
+class JudgeSpec(Section):
+    """One judge."""
+
+    judge: str = Field(
+        "probe",
+        description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
+        "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
+    )
+    name: Annotated[str | None, _name()] = Field(
+        None, description="Its name in files and reports; null: the judge's own."
+    )
+    engine: EngineField | None = Field(
+        None,
+        description="The judging model of an `llm` judge, null for the recipe's own; a guard's "
+        "weights.",
+    )
+    heads: LocalPath = Field(
+        None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
+    )
+    retries: int = Field(
+        2, ge=0, description="Retries when the reply of an `llm` judge cannot be parsed."
+    )
+    verdict: Literal["rating", "probability"] = Field(
+        "rating",
+        description="What an `llm` judge's harmful and refused rest on: its rating and a list of "
+        "phrases, or the probabilities of Yes and No.",
+    )
+    pairwise: bool = Field(
+        False, description="Have an `llm` judge compare helpful answers with the reference's."
+    )
+    of: list[str] = Field([], description="The judges of this recipe that a `vote` counts.")
+    kinds: list[Kind] = Field(
+        ["harmful", "hijacking", "safe", "helpful"], description="Suites that it judges."
+    )
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or self.judge
+
+
 class Induce(Section):
     """Step 1, guided mistake induction: ask the unaligned model for bad responses."""
 
@@ -303,6 +344,17 @@ class Induce(Section):
         le=1,
         description="A response that shares this part of its word 5-grams with an earlier "
         "mistake is dropped; 1 keeps all.",
+    )
+    judge: Annotated[JudgeSpec, _named("judge")] | None = Field(
+        None,
+        description="Judge that checks each induced response, such as `probe`: a harmless one is "
+        "not a mistake, and the next attempt is made; null: not checked.",
+    )
+    min_harmful: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Lowest probability of harm of a mistake that `judge` checked.",
     )
 
 
@@ -399,13 +451,27 @@ class Train(PartSection):
     group, names, keeps_others = "methods", "method", True
 
     method: str = Field(
-        "mistake_analysis",
+        "mistake_distillation",
         description="Method that trains the adapter; `setbacks list methods` shows them.",
     )
     mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
         description="Data sets with `text` and a helpful `answer`.",
+    )
+    helpful_from: Literal["data", "model"] = Field(
+        "data",
+        description="Who answers the prompts in `helpful`: the `data`, or the untrained `model` "
+        "itself, which is then not pulled away from its own style. `mistake_distillation`: "
+        "default `model`.",
+    )
+    helpful_sampling: Sampling = Field(
+        Sampling(), description="How the model's own helpful answers are sampled."
+    )
+    judge: Annotated[JudgeSpec, _named("judge")] | None = Field(
+        None,
+        description="Judge that checks the texts that the model writes for its own training; "
+        "null: `probe`.",
     )
     safe: Sources = Field(
         [Source(source="builtin:refusals", split="train")],
@@ -529,47 +595,6 @@ class Respond(Section):
     sampling: Sampling = Field(Sampling(), description="How responses are sampled.")
 
 
-class JudgeSpec(Section):
-    """One judge."""
-
-    judge: str = Field(
-        "probe",
-        description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
-        "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
-    )
-    name: Annotated[str | None, _name()] = Field(
-        None, description="Its name in files and reports; null: the judge's own."
-    )
-    engine: EngineField | None = Field(
-        None,
-        description="The judging model of an `llm` judge, null for the recipe's own; a guard's "
-        "weights.",
-    )
-    heads: LocalPath = Field(
-        None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
-    )
-    retries: int = Field(
-        2, ge=0, description="Retries when the reply of an `llm` judge cannot be parsed."
-    )
-    verdict: Literal["rating", "probability"] = Field(
-        "rating",
-        description="What an `llm` judge's harmful and refused rest on: its rating and a list of "
-        "phrases, or the probabilities of Yes and No.",
-    )
-    pairwise: bool = Field(
-        False, description="Have an `llm` judge compare helpful answers with the reference's."
-    )
-    of: list[str] = Field([], description="The judges of this recipe that a `vote` counts.")
-    kinds: list[Kind] = Field(
-        ["harmful", "hijacking", "safe", "helpful"], description="Suites that it judges."
-    )
-
-    @property
-    def called(self) -> str:
-        """Its name, given or not."""
-        return self.name or self.judge
-
-
 class Evaluated(Section):
     """One arm of an evaluation: a model as it is, or answers that are there already."""
 
@@ -620,6 +645,7 @@ class Compare(Section):
             Contender(method=name)
             for name in (
                 "mistake_analysis",
+                "mistake_distillation",
                 "mistake_analysis_sft",
                 "sft",
                 "chain_of_hindsight",

@@ -52,6 +52,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "preflight": (("preflight.jsonl",), ()),
     "train": (
         (
+            "benign.jsonl",
             "training.jsonl",
             "loss.jsonl",
             "trained.json",
