@@ -118,31 +118,6 @@ Key = tuple[str, str]
 Outcomes = dict[str, dict[Key, bool | float]]
 
 
-def is_trained(arm: str) -> bool:
-    """Whether an arm is a trained model, by its name."""
-    return not arm.startswith("vanilla")
-
-
-def is_guided(arm: str) -> bool:
-    """Whether an arm had guidance in its prompt, by its name."""
-    return arm.endswith("-guided")
-
-
-def bare(arm: str) -> str:
-    """Return an arm's name without the way in which it answered."""
-    return arm.removesuffix("-guided").removesuffix("-posterior")
-
-
-def in_the_way_of(arm: str, model: str) -> str:
-    """Return the name of another model's arm that answered in the same way as `arm`."""
-    return model + arm.removeprefix(bare(arm))
-
-
-def untrained(arm: str) -> str:
-    """Return the untrained arm that answered in the same way."""
-    return in_the_way_of(arm, "vanilla")
-
-
 def about(key: str, r: Response) -> bool:
     """Whether a response is one of those that a metric is about."""
     return r.kind == METRICS[key].kind and (key != "preferred" or bool(r.reference))
