@@ -283,7 +283,7 @@ def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
     assert "50.0 [23.7, 76.3], n 10" in rows["| untrained"]
     assert "80.0 [49.0, 94.3], n 10" in rows["| mistake analysis"]
-    assert "| – |" in rows["| vanilla"], "there were no helpful prompts"
+    assert "| – |" in rows["| untrained"], "there were no helpful prompts"
     assert "has not been measured against people" in text
     assert "| analysis | 2 | builtin:redteam |" in text
     assert "| helpful | 1 | builtin:helpful |" in text
