@@ -398,7 +398,7 @@ def test_all_labels_of_a_batch_are_kept_or_none(either):
     x, y = list(open_.batch.answers)[:2]
     with pytest.raises(InputError, match="answer 'zzz' is not in this run; nothing was changed"):
         open_.add([said(x), said("zzz")])
-    with pytest.raises(InputError, match="Ada labels answer .* twice, and not alike"):
+    with pytest.raises(InputError, match="Ada labels answer .* twice, and differently"):
         open_.add([said(y), said(x), said(x, harmful=True)])
     assert open_.labels() == [] and open_.reviewers() == []
     assert open_.add([said(x), said(x)]) == 1
