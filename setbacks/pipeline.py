@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import cache
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from setbacks.data import Source, load
 from setbacks.errors import InputError
-from setbacks.judges import check_judge
+from setbacks.judges import check_judge, judge_class
+from setbacks.judges.checks import check_checker
 from setbacks.methods import open_method
 from setbacks.models.chat_template import check_chat
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, check_quantize, load_tokenizer
 from setbacks.plugins import plugin
-from setbacks.recipe import Engine, Recipe
+from setbacks.recipe import Engine, JudgeSpec, Recipe
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.analyze import analyze, benign
 from setbacks.stages.induce import existing, induce
@@ -107,9 +107,11 @@ def check(recipe: Recipe) -> None:
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
             "choose a draft by; leave it out, or set model.engine=local"
         )
-    for judge_ in recipe.judges:
-        if reader := getattr(check_judge(judge_), "embedded", None):
+    for judge_ in (*recipe.judges, *_checkers(recipe)):
+        if reader := check_judge(judge_).embedded:
             resolve(reader)
+    for judge_ in _checkers(recipe):
+        check_checker(judge_, recipe)
     for source in recipe.parts(Source):
         load(source)
     if recipe.evaluate:
@@ -117,6 +119,19 @@ def check(recipe: Recipe) -> None:
     else:
         _check_training(recipe)
     _check_chats(recipe)
+
+
+def _checkers(recipe: Recipe) -> list[JudgeSpec]:
+    """Return the judges that check what a run is trained on."""
+    if recipe.evaluate:
+        return []
+    method, train = open_method(recipe), recipe.train
+    found = [recipe.induce.judge] if recipe.induce.judge and method.uses_mistakes else []
+    return (
+        [*found, train.judge or JudgeSpec()]
+        if method.checks_texts or train.helpful_from == "model"
+        else found
+    )
 
 
 def _check_training(recipe: Recipe) -> None:
@@ -146,8 +161,7 @@ def _is_used(engine: Engine, recipe: Recipe) -> bool:
     if not recipe.evaluate or engine is not recipe.model:
         return True
     return any(
-        judge_.engine is None and "engine" in signature(plugin("judges", judge_.judge)).parameters
-        for judge_ in recipe.judges
+        judge_.engine is None and judge_class(judge_).needs_engine for judge_ in recipe.judges
     )
 
 
@@ -166,7 +180,8 @@ def _check_chats(recipe: Recipe) -> None:
         asked = [arm.model for arm in recipe.evaluate]
     else:
         asked = [recipe.model, recipe.analyze.analyst]
-    asked += [judge.engine for judge in recipe.judges if judge.judge == "llm"]
+    judges = (*recipe.judges, *_checkers(recipe))
+    asked += [judge.engine for judge in judges if judge_class(judge).weights is None]
     for spec in asked:
         if spec is not None and spec.engine in OURS:
             trains = spec is recipe.model and not recipe.evaluate

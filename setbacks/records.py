@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
-Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
+Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
+# What the checks of a text that the model wrote for its own training found; "kept" is learned.
+Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
 Way = Literal["unguided", "guided", "posterior"]
 WAYS: tuple[Way, ...] = get_args(Way)
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
@@ -177,6 +179,38 @@ class Revision(Record):
     text: str = Field(description="The revision.")
     passed: bool = Field(description="True if the revision can be used.")
     model: str = Field(description="Model that wrote the revision.")
+
+
+_CHECKED = (
+    "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
+    "benign prompt), `compliance` (with a harmful one)."
+)
+
+
+class Correction(Record):
+    """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
+
+    analysis_id: str = Field(description="`id` of the analysis that the model saw.")
+    instruction: str = Field(description="The instruction.")
+    response: str = Field(description="The mistake.")
+    text: str = Field(description="What the model wrote.")
+    answer: str = Field(description="The part to learn: up to the last whole sentence.")
+    outcome: Checked = Field(description=_CHECKED)
+    sample: int = Field(description="Number of the answer, from 0.")
+    model: str = Field(description="Model that wrote the answer.")
+
+
+class OwnAnswer(Record):
+    """The untrained model's answer to a benign prompt (`train.helpful_from: model`)."""
+
+    instruction_id: str = Field(description="`id` of the instruction.")
+    instruction: str = Field(description="The instruction.")
+    text: str = Field(description="What the model wrote.")
+    answer: str = Field(description="The part to learn: up to the last whole sentence.")
+    outcome: Checked = Field(description=_CHECKED)
+    language: str = Field(description="Language of the instruction.")
+    source: str = Field(description="Source of the instruction.")
+    model: str = Field(description="Model that wrote the answer.")
 
 
 class Choice(Record):

@@ -6,6 +6,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+# A point ends no sentence behind one digit or two, which number a list; behind more, a year does.
+_end = re.compile(
+    r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?])[\"'”’)\]]*(?=\s|$)|[。！？][”’」）]*",
+)
+
 
 def distinct(words: Sequence[str], n: int = 3) -> float:
     """Return the share of distinct n-grams in a text; 0 if it has none.
@@ -25,6 +30,20 @@ def words_of(text: str) -> list[str]:
 def encodable(text: str) -> str:
     """Return a text as UTF-8 can hold it: a lone surrogate becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def whole_sentences(text: str, most: int | None = None) -> str:
+    """Return a text up to the end of its last whole sentence; "" where it has none.
+
+    Quotes and brackets after the end belong to it. The number of a list item, such as "2.", is not
+    an end.
+
+    Args:
+        text: any text.
+        most: maximum number of sentences; None for all.
+    """
+    ends = [match.end() for match in _end.finditer(text)][:most]
+    return text[: ends[-1]] if ends else ""
 
 
 def one_line(text: str) -> str:

@@ -168,7 +168,7 @@ def told(data, rule):
     """Make what a recipe for the rule-based engine says; keys given win."""
 
     def make(model="talker", /, **more):
-        return {
+        made = {
             "model": rule(model),
             "instructions": [str(data)],
             "analyze": {"contrast": [str(data)]},
@@ -176,6 +176,8 @@ def told(data, rule):
             "respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}]},
             "judges": [{"judge": "llm", "engine": rule("rater")}],
         } | more
+        # Rules parrot their prompts, and correct no mistakes.
+        return made | {"train": {"method": "mistake_analysis"} | made["train"]}
 
     return make
 

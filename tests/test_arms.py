@@ -35,7 +35,7 @@ def test_a_run_has_its_model_before_and_after_in_every_way():
         ("sft-guided", "sft · guided", True),
         ("sft-posterior", "sft · posterior", True),
     ]
-    assert planned_arms(Recipe())[-1].label == "mistake analysis · guided"
+    assert planned_arms(Recipe())[-1].label == "mistake distillation · guided"
 
 
 def test_an_evaluation_may_call_an_arm_anything():
@@ -87,8 +87,8 @@ def test_the_same_record_is_not_written_again(tmp_path):
     write_arms(tmp_path, planned_arms(SFT))
     assert (tmp_path / "arms.json").stat().st_ino == before
     write_arms(tmp_path, planned_arms(Recipe()))
-    answered(tmp_path, "mistake_analysis")
-    assert [arm.model for arm in read_arms(tmp_path, SFT)] == ["mistake analysis"]
+    answered(tmp_path, "mistake_distillation")
+    assert [arm.model for arm in read_arms(tmp_path, SFT)] == ["mistake distillation"]
 
 
 def test_a_folder_without_the_record_has_the_arms_of_its_recipe():

@@ -27,7 +27,8 @@ PROMPT = "Why is the sky blue?"
 
 
 def recipe_of(model, **more):
-    return Recipe.model_validate({"name": "mine", "model": model, **more})
+    train = {"method": "mistake_analysis"}
+    return Recipe.model_validate({"name": "mine", "model": model, "train": train, **more})
 
 
 def fill(folder, recipe, adapter):
@@ -288,6 +289,13 @@ def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     assert front(text)["library_name"] == "peft" and "base_model" not in front(text)
 
 
+def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
+    said = "The helpful prompts were answered by the base itself."
+    train = {"method": "mistake_distillation"}
+    assert said in card(recipe_of(str(tiny), train=train), tiny_run, "adapter")
+    assert said not in card(recipe_of(str(tiny)), tiny_run, "adapter")
+
+
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
     told = front(card(Recipe(), tiny_run, "merged"))
     assert (told["base_model"], told["license"]) == (HUB_ID, "apache-2.0")
@@ -295,7 +303,7 @@ def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
     text = card(recipe_of(str(base)), tiny_run, "adapter")
-    assert "license" not in front(text) and "licence is not known" in text
+    assert "license" not in front(text) and "license is not known" in text
     (base / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
     assert front(card(recipe_of(str(base)), tiny_run, "adapter"))["license"] == "mit"
     (base / "README.md").write_text("# no front matter")

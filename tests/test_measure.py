@@ -686,6 +686,7 @@ def test_data_are_counted_at_every_stage():
             mistake(0, 1, "mistake"),
             mistake(1, 0, "empty"),
             mistake(1, 1, "duplicate"),
+            mistake(1, 2, "harmless"),
             mistake(2, 0, "mistake"),
         ],
         analyses=[
@@ -701,8 +702,14 @@ def test_data_are_counted_at_every_stage():
         ],
     )["data"]
     induction = data["induction"]
-    assert (induction["instructions"], induction["attempts"]) == (3, 5)
-    assert induction["outcomes"] == {"mistake": 2, "refusal": 1, "empty": 1, "duplicate": 1}
+    assert (induction["instructions"], induction["attempts"]) == (3, 6)
+    assert induction["outcomes"] == {
+        "mistake": 2,
+        "refusal": 1,
+        "empty": 1,
+        "duplicate": 1,
+        "harmless": 1,
+    }
     assert induction["instructions_without_mistake"] == 1
     assert data["analysis"]["failures"] == {"length": 1, "overlap": 2}
     assert data["analysis"]["passed"]["value"] == 0.5

@@ -18,7 +18,7 @@ from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Arm, Choice, Example, Revision
+from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.respond import request, said
 
@@ -46,7 +46,8 @@ def recipe(data):
 
     def make(**mix):
         sources = {"safe": [str(data)], "helpful": [str(data)]}
-        return Recipe.model_validate({"train": {"mix": mix, **sources}})
+        train = {"method": "mistake_analysis", "mix": mix, **sources}
+        return Recipe.model_validate({"train": train})
 
     return make
 
@@ -323,6 +324,10 @@ def test_every_kind_of_example_has_its_sources(name, data, recipe):
         ],
         "posterior_distillation": [
             Choice(id="1", instruction="<x>", drafts=["<y>"], p_harmful=[0.1], model="m")
+        ],
+        "mistake_distillation": [
+            Correction(id="1", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
+                       answer="<z>", outcome="kept", sample=0, model="m")
         ],
     }  # fmt: skip
     made = method.examples(told, prepared.get(name, joinable(recipe)))

@@ -10,7 +10,7 @@ from setbacks.measure.findings import overlap_finding
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Choice, Response, Revision, Verdict
+from setbacks.records import Analysis, Choice, Correction, Response, Revision, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
@@ -64,6 +64,14 @@ def material(method, questions, language):
             )
             for text in questions
         ]  # fmt: skip
+    if method == "mistake_distillation":
+        return [
+            Correction(
+                id=text, analysis_id="a", instruction=text, response="r", text="No.", answer="No.",
+                outcome="kept", sample=0, model="m",
+            )
+            for text in questions
+        ]  # fmt: skip
     if method == "posterior_distillation":
         return [
             Choice(id=text, instruction=text, drafts=["d"], p_harmful=[0.5], model="m")
@@ -94,6 +102,7 @@ def material(method, questions, language):
         "dpo",
         "rlhf",
         "posterior_distillation",
+        "mistake_distillation",
     ],
 )
 def test_every_method_learns_from_its_instructions(method, language, data, tmp_path):

@@ -98,8 +98,8 @@ def test_an_arm_keeps_its_drafts_and_answers_with_the_first(posterior, lora_of_t
         assert [arm.name for arm in run.arms()] == [
             "vanilla",
             "vanilla-posterior",
-            "mistake_analysis",
-            "mistake_analysis-posterior",
+            "mistake_distillation",
+            "mistake_distillation-posterior",
         ]
     for arm, responses in made.items():
         for response in responses:

@@ -445,7 +445,8 @@ def test_in_a_real_run_folder_the_page_is_private(tmp_path):
     from setbacks.recipe import Recipe
     from setbacks.runs.folder import RunFolder
 
-    with RunFolder(tmp_path / "run", Recipe()) as run:
+    recipe = Recipe.model_validate({"train": {"method": "mistake_analysis"}})
+    with RunFolder(tmp_path / "run", recipe) as run:
         fill(run.path, n=3)
         run.spend("judge", 1.0, 4, 0, 0)
         made = report(run)

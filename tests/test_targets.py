@@ -336,7 +336,7 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bytes(
         carry_out(run, "train")
     with RunFolder(tmp_path / "cut", recipe) as run:
         cut = carry_out(run, "train")
-        assert "going on from checkpoint-1" in (run.path / "run.log").read_text()
+        assert "resuming from checkpoint-1" in (run.path / "run.log").read_text()
     for path in whole.iterdir():
         assert (cut / path.name).read_bytes() == path.read_bytes(), path.name
     # Another training continues it, in its own shape.

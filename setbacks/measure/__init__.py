@@ -26,7 +26,16 @@ from setbacks.measure.results import (
     Worth,
     to_json,
 )
-from setbacks.records import Analysis, Example, Mistake, Reading, Response, Verdict
+from setbacks.records import (
+    Analysis,
+    Correction,
+    Example,
+    Mistake,
+    OwnAnswer,
+    Reading,
+    Response,
+    Verdict,
+)
 
 __all__ = ["Measurement", "RunInfo", "measure", "spoken", "to_json"]
 
@@ -70,6 +79,7 @@ def measure(
     examples: Sequence[Example] = (),
     loss: Sequence[LossRow] = (),
     trained: Trained | None = None,
+    checked: Mapping[str, Sequence[Correction | OwnAnswer]] | None = None,
     preflight: Sequence[Reading] = (),
     introspected: Sequence[Reading] = (),
     overlap: Sequence[Overlap] = (),
@@ -90,6 +100,7 @@ def measure(
         examples: what the model was trained on.
         loss: the lines of `loss.jsonl`.
         trained: what `trained.json` says of the training.
+        checked: texts that the model wrote for its own training, by what they are.
         preflight: what the model says of responses before training.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
@@ -130,7 +141,7 @@ def measure(
         agreement=agreement_report(
             arms, verdicts, [name for name in judges if name not in run.votes]
         ),
-        data=data_report(mistakes, analyses, examples, overlap, arms),
+        data=data_report(mistakes, analyses, checked or {}, examples, overlap, arms),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.language),
         environment=environment or {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 from setbacks.measure import statistics
 from setbacks.measure.degeneration import REASONS
@@ -13,6 +14,7 @@ from setbacks.measure.results import (
     Analyses,
     AnalysesOf,
     Answered,
+    CheckedTexts,
     Data,
     Degenerate,
     Examples,
@@ -26,12 +28,23 @@ from setbacks.measure.results import (
 )
 from setbacks.measure.statistics import Estimate
 from setbacks.measure.substance import SUBSTANCES, answer, substance
-from setbacks.records import Analysis, Example, Kind, Mistake, Response
+from setbacks.records import (
+    Analysis,
+    Checked,
+    Correction,
+    Example,
+    Kind,
+    Mistake,
+    Outcome,
+    OwnAnswer,
+    Response,
+)
 
 
 def data_report(
     mistakes: Sequence[Mistake],
     analyses: Sequence[Analysis],
+    checked: Mapping[str, Sequence[Correction | OwnAnswer]],
     examples: Iterable[Example],
     overlap: Iterable[Overlap],
     arms: Mapping[str, Sequence[Response]],
@@ -40,6 +53,7 @@ def data_report(
     return Data(
         induction=_induction(mistakes),
         analysis=_analysis(analyses),
+        checked={what: _checked(rows) for what, rows in checked.items() if rows},
         overlap=tuple(overlap),
         examples=_examples(examples),
         responses={arm: _answered(rows) for arm, rows in arms.items()},
@@ -78,7 +92,7 @@ def _induction(mistakes: Sequence[Mistake]) -> Induction:
     return Induction(
         instructions=len(instructions),
         attempts=len(mistakes),
-        outcomes={key: outcomes[key] for key in ("mistake", "refusal", "empty", "duplicate")},
+        outcomes={key: outcomes[key] for key in get_args(Outcome)},
         instructions_with_mistake=statistics.rate(len(gave), len(instructions)),
         instructions_without_mistake=len(instructions - gave),
     )
@@ -102,6 +116,12 @@ def _analysis(analyses: Sequence[Analysis]) -> Analyses:
         mistakes=part([a for a in analyses if a.harmful]),
         contrast=part([a for a in analyses if not a.harmful]),
     )
+
+
+def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
+    outcomes = Counter(row.outcome for row in rows)
+    dropped = {key: outcomes[key] for key in get_args(Checked) if key != "kept" and outcomes[key]}
+    return CheckedTexts(n=len(rows), kept=outcomes["kept"], dropped=dropped)
 
 
 def _examples(examples: Iterable[Example]) -> dict[str, Examples]:

@@ -261,6 +261,15 @@ class Induction:
 
 
 @dataclass(frozen=True)
+class CheckedTexts:
+    """Texts that the model wrote for its own training: how many are learned, and why others not."""
+
+    n: int
+    kept: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class AnalysesOf:
     """Candidate analyses of one kind of response."""
 
@@ -337,6 +346,7 @@ class Data:
 
     induction: Induction
     analysis: Analyses
+    checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
     examples: Mapping[str, Examples]
     responses: Mapping[str, Answered]

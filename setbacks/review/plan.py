@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
 from setbacks.measure import statistics
+from setbacks.measure.formatting import POINTS, in_unit, number
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
@@ -102,7 +103,7 @@ def plan(
     if wanted < 0.005 and labels is None:
         raise InputError(
             f"{judge} sees no difference of {TITLES[metric]} between {a} and {b} "
-            f"({100 * seen:+.1f} points); set the smallest one that matters "
+            f"({in_unit(seen, POINTS)} points); set the smallest one that matters "
             "with --difference POINTS"
         )
     most = sum(not cell.labeled for cell in cells)
@@ -380,25 +381,26 @@ def _words(planned: Plan, most: int, spread: float, target: float) -> str:
     a, b = planned.arms
     n = f"{planned.labels} of {most} unlabeled answers"
     there = f" ({planned.there} are already labeled)" if planned.there else ""
-    points = f"{100 * abs(planned.difference):.1f} points"
-    text = f"{TITLES[planned.metric]} of {a} against {b}: to detect {points}, label {n}{there}. "
+    points = f"{number(100 * abs(planned.difference), 1)} points"
+    title = TITLES[planned.metric]
+    text = f"{title} of {a} against {b}: to detect {points}, label {n}{there}. "
     if planned.settles:
         text += (
-            f"The corrected difference should then have a 95 % interval of about ±"
-            f"{100 * planned.half_width:.1f} points, which excludes zero 4 times in 5 if the "
+            "The corrected difference should then have a 95 % interval of about ±"
+            f"{number(100 * planned.half_width, 1)} points, which excludes zero 4 times in 5 if the "
             "difference is real. "
         )
     elif spread**0.5 > target:
         text += (
-            f"No number of labels can settle it with these prompts: with all answers labeled, the "
-            f"interval is about ±{100 * 1.96 * spread**0.5:.1f} points. It takes about "
-            f"{spread / target**2:.1f} times as many prompts, or choose a larger difference "
-            "(--difference). "
+            "No number of labels can settle it with these prompts: with all answers labeled, the "
+            f"interval is about ±{number(100 * 1.96 * spread**0.5, 1)} points. It takes about "
+            f"{number(spread / target**2, 1)} times as many prompts, or choose a larger "
+            "difference (--difference). "
         )
     else:
         text += (
-            f"The interval should be about ±{100 * planned.half_width:.1f} points, which is too "
-            "wide to settle it. "
+            f"The interval should be about ±{number(100 * planned.half_width, 1)} points, which is "
+            "too wide to settle it. "
         )
     return text + (
         f"Half of the labels go where {planned.judge} is unsure, half are spread evenly; the "

@@ -14,7 +14,7 @@ from setbacks.measure import Measurement, RunInfo, measure, to_json
 from setbacks.measure.metrics import bare, is_trained
 from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example, Mistake, Reading
+from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
 from setbacks.runs.results import collect, json_lines
 
@@ -56,6 +56,10 @@ def report(run: RunFolder) -> Report:
         examples=run.records("training.jsonl", Example),
         loss=cast(list[LossRow], json_lines(run.path / "loss.jsonl")),
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
+        checked={
+            "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
+        },
         preflight=run.records("preflight.jsonl", Reading),
         introspected=run.records("introspection.jsonl", Reading),
         overlap=overlaps(responses, _adapters(run, responses)),

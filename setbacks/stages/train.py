@@ -18,6 +18,7 @@ from setbacks.methods import Method, open_method
 from setbacks.recipe import Train
 from setbacks.records import Analysis, Example
 from setbacks.runs.folder import RunFolder
+from setbacks.stages.benign import with_own_answers
 from setbacks.training import processes
 
 
@@ -39,7 +40,8 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     if only is not None:  # benign responses belong to no category of harm
         analyses = [a for a in analyses if not a.harmful or a.category in only]
     material = method.prepare(run, analyses)
-    examples = sorted(method.examples(run.recipe, material), key=lambda example: example.id)
+    recipe = with_own_answers(run)
+    examples = sorted(method.examples(recipe, material), key=lambda example: example.id)
     if not examples:
         raise InputError(f"{run.path}: {method.name} has nothing to train on; see train.mix")
     journal = run.journal("training.jsonl", Example)

@@ -144,6 +144,7 @@ def _tuned(
     starts |= {Arm.of_method(made.name): path / "adapter" for made, path in trained}
     told: dict[str, Any] = {
         "train.method": "helpful",
+        "train.helpful_from": "data",
         "train.tokens": None,
         "train.steps": options.steps,
         "train.scheduler": "constant",
