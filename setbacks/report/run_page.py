@@ -272,7 +272,12 @@ def headline(results: Measurement) -> WholeWords:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="with 95 % intervals", caption_justify="left")
+    table = Table(
+        caption="with 95 % intervals",
+        caption_justify="left",
+        collapse_padding=True,  # room for the labels of arms
+        pad_edge=False,
+    )
     table.add_column(Text("Arm"))
     for key in HEADLINE:
         title = Text(TITLES[key].replace(" ", "\n"))

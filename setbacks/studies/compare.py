@@ -55,7 +55,6 @@ class Comparison(Study):
 
     title = "methods compared"
     question = "Which method makes the model safest without making it refuse, at equal data?"
-    Options = Compare
 
     @classmethod
     def options(cls, recipe: Recipe) -> Compare:
