@@ -16,6 +16,7 @@ from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.stages.respond import arms
 
 ANIMALS = "badger otter heron lizard salmon beetle".split()
@@ -302,9 +303,9 @@ def test_labels_that_a_review_adds_stay(told, tmp_path):
 
 def test_one_model_is_in_memory_at_a_time(rules, rule, judged, tmp_path, monkeypatch):
     open_at_once = []
-    get = RunFolder.engine
+    get = Session.engine
     monkeypatch.setattr(
-        RunFolder,
+        Session,
         "engine",
         lambda run, spec: (get(run, spec), open_at_once.append(len(run._engines)))[0],
     )

@@ -17,9 +17,13 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
 from setbacks.notices import notice
+from setbacks.pipeline import open_run
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Record
-from setbacks.runs.folder import STAGES, RunFolder
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.redo import STAGE_NAMES
+from setbacks.runs.session import Session
+from setbacks.stages import STAGES
 
 
 class Thing(Record):
@@ -41,8 +45,8 @@ def change(**told):
 
 def fill(run):
     """Leave something of every stage, each file holding the path of itself."""
-    for outputs, _ in STAGES.values():
-        for name in outputs:
+    for stage in STAGES:
+        for name in stage.outputs:
             if "." in name:
                 run.write_text(name, name)
             else:
@@ -52,7 +56,7 @@ def fill(run):
 
 def left(path):
     """What stages left in a folder."""
-    names = {name for outputs, _ in STAGES.values() for name in outputs}
+    names = {name for stage in STAGES for name in stage.outputs}
     return {entry.name for entry in path.iterdir()} & names
 
 
@@ -118,7 +122,7 @@ def test_the_environment_stays_that_of_the_first_opening(folder):
 
 def refusal(path, recipe=None, **opening):
     """Open what cannot be opened; return the message, which is one line."""
-    with pytest.raises(InputError) as error, RunFolder(path, recipe, **opening):
+    with pytest.raises(InputError) as error, open_run(path, recipe, **opening):
         pass
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -127,7 +131,7 @@ def refusal(path, recipe=None, **opening):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("<text>")
     assert "is a file" in refusal(tmp_path / "file", Recipe())
-    assert "cannot be made" in refusal(tmp_path / "file" / "run", Recipe())
+    assert "cannot be created" in refusal(tmp_path / "file" / "run", Recipe())
     assert (tmp_path / "file").read_text() == "<text>"
 
 
@@ -149,7 +153,7 @@ def test_without_a_recipe_there_must_be_a_run(folder, made):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write_is_refused(folder):
     folder.mkdir(mode=0o500)
-    assert "no right to write" in refusal(folder, Recipe())
+    assert "no permission to write" in refusal(folder, Recipe())
 
 
 def test_leftovers_of_a_crash_while_it_was_made_do_not_hinder(folder):
@@ -242,7 +246,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"respond": {"guidance": False}}, "respond.guidance: true -> false", "respond"),
         ({"judges": ["llm"]}, "judges: ", "judge"),
         ({"name": "other"}, "name: quickstart -> other", "report"),
-        ({"study": {"alpha": None}}, "study.alpha: (not there) -> null", "report"),
+        ({"study": {"alpha": None}}, "study.alpha: (not set) -> null", "report"),
         ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 2 -> 5", "train"),
     ],
 )
@@ -257,8 +261,12 @@ def test_another_recipe_is_refused_with_what_differs_and_where_to_redo(folder, t
 
 def test_every_recipe_key_belongs_to_a_stage():
     """A changed key that no stage names would be taken for a change of the first stage."""
-    named = [key for _, keys in STAGES.values() for key in keys]
+    named = [key for stage in STAGES for key in stage.keys]
     assert sorted(named) == sorted(Recipe.model_fields)
+
+
+def test_the_stages_are_in_the_order_of_their_names():
+    assert tuple(stage.name for stage in STAGES) == STAGE_NAMES
 
 
 def test_a_user_who_is_not_there_has_no_home():
@@ -269,14 +277,13 @@ def test_a_user_who_is_not_there_has_no_home():
 # Redoing ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_redoing_moves_a_stage_and_those_after_it_and_deletes_nothing(folder, stage):
     with RunFolder(folder, Recipe()) as run:
         fill(run)
-    names = list(STAGES)
-    later = {n for name in names[names.index(stage) :] for n in STAGES[name][0]}
+    later = {n for one in STAGES[STAGE_NAMES.index(stage) :] for n in one.outputs}
     everything = left(folder)
-    with RunFolder(folder, redo=stage):
+    with open_run(folder, redo=stage):
         assert left(folder) == everything - later
         place = folder / "superseded" / "001"
         assert left(place) == later
@@ -291,7 +298,7 @@ def test_redoing_with_a_changed_recipe_keeps_the_old_one_beside_what_it_made(fol
     with RunFolder(folder, Recipe()) as run:
         fill(run)
     changed = change(train={"epochs": 5})
-    with RunFolder(folder, changed, redo="train") as run:
+    with open_run(folder, changed, redo="train") as run:
         assert run.recipe == changed
         assert left(folder) == {"mistakes.jsonl", "analyses.jsonl", "preflight.jsonl"}
     assert Recipe.load(folder / "recipe.yaml") == changed
@@ -312,7 +319,7 @@ def test_redoing_the_training_sets_aside_what_its_method_left(folder):
     with RunFolder(folder, change(train={"method": "critique_revise"})) as run:
         run.write_text("revisions.jsonl", "<a revision>")
         run.write_text("notes.jsonl", "<nobody's>")
-    with RunFolder(folder, change(train={"method": "sft"}), redo="train"):
+    with open_run(folder, change(train={"method": "sft"}), redo="train"):
         assert not (folder / "revisions.jsonl").exists(), "another method must not find it"
         assert (folder / "notes.jsonl").exists()
     kept = folder / "superseded" / "001" / "revisions.jsonl"
@@ -321,9 +328,9 @@ def test_redoing_the_training_sets_aside_what_its_method_left(folder):
 
 def test_every_redoing_has_a_place_of_its_own(folder):
     for round_ in range(3):
-        with RunFolder(folder, Recipe(), redo="report") as run:
+        with open_run(folder, Recipe(), redo="report") as run:
             run.write_text("metrics.json", str(round_))
-    with RunFolder(folder, redo="report"):
+    with open_run(folder, redo="report"):
         pass
     kept = sorted((folder / "superseded").rglob("metrics.json"))
     assert [path.read_text() for path in kept] == ["0", "1", "2"]
@@ -331,16 +338,16 @@ def test_every_redoing_has_a_place_of_its_own(folder):
 
 def test_redoing_after_an_old_place_was_removed(folder):
     for text in "ab":
-        with RunFolder(folder, Recipe(), redo="report") as run:
+        with open_run(folder, Recipe(), redo="report") as run:
             run.write_text("metrics.json", text)
-    with RunFolder(folder, redo="report"):
+    with open_run(folder, redo="report"):
         pass
     (folder / "superseded" / "001" / "metrics.json").unlink()
     (folder / "superseded" / "001" / "recipe.yaml").unlink()
     (folder / "superseded" / "001").rmdir()
     with RunFolder(folder) as run:
         run.write_text("metrics.json", "c")
-    with RunFolder(folder, redo="report"):
+    with open_run(folder, redo="report"):
         assert not (folder / "metrics.json").exists()
     kept = sorted((folder / "superseded").rglob("metrics.json"))
     assert sorted(path.read_text() for path in kept) == ["b", "c"]
@@ -403,13 +410,13 @@ def test_progress_is_shown_only_for_what_is_on_disk(folder):
 
     work = [Thing(id=str(n), text="<x>") for n in range(5)]
     batches = [work[:2], work[2:4], work[4:]]
-    with RunFolder(folder, Recipe(), show=show) as run:
+    with RunFolder(folder, Recipe()) as opened, Session(opened, show) as run:
         journal = run.journal("things.jsonl", Thing)
         work = run.work(journal, "induce", batches, "(again)")
         for batch in work:
             work.commit(batch, batch, [Completion("<x>", "stop", 10, 1)])
         assert shown == [("induce (again)", n, 5, n) for n in (0, 2, 4, 5)]
-        (cost,) = run.costs()
+        (cost,) = opened.costs()
         assert (cost["records"], cost["prompt_tokens"], cost["tokens"]) == (5, 30, 3)
 
 

@@ -11,6 +11,7 @@ from setbacks.prompts import fill, prompts
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Verdict
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.stages.judge import judge
 from setbacks.stages.respond import arms, respond
 
@@ -34,7 +35,7 @@ def responses(run):
 
 
 def test_every_arm_answers_every_prompt(responses, run):
-    assert list(responses) == ARMS and run.arms() == ["vanilla", "vanilla-guided", *ARMS[2:]]
+    assert list(responses) == ARMS and run.folder.arms() == ["vanilla", "vanilla-guided", *ARMS[2:]]
     for arm, made in responses.items():
         assert len(made) == len({r.id for r in made}) == 6
         assert {r.arm for r in made} == {arm}
@@ -116,7 +117,7 @@ def test_two_judges_of_one_kind_are_told_apart(recipe, tmp_path):
     with pytest.raises(ValidationError, match="give each a name"):
         recipe(judges=[llm("praiser"), llm("scolder")])
     told = recipe(judges=[llm("praiser"), llm("scolder", name="strict")])
-    with RunFolder(tmp_path / "run", told) as run:
+    with RunFolder(tmp_path / "run", told) as opened, Session(opened) as run:
         verdicts = judge(run, respond(run, tmp_path))
     scores = {name: {v.harmless_score for v in made} for (_, name), made in verdicts.items()}
     assert len(verdicts) == 8 and scores == {"llm": {10.0}, "strict": {1.0}}
@@ -292,7 +293,7 @@ def test_the_real_model_answers_and_is_judged_by_itself(tmp_path):
     )
     files = []
     for folder in ("one", "other"):
-        with RunFolder(tmp_path / folder, recipe) as run:
+        with RunFolder(tmp_path / folder, recipe) as opened, Session(opened) as run:
             (arm,) = [arm for arm in arms(run.recipe, tmp_path) if arm.name == "vanilla"]
             made = {"vanilla": respond_arm(run, arm)}
             verdicts = judge(run, made)

@@ -38,7 +38,7 @@ from setbacks.measure.metrics import MAIN, METRICS, counted
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Kind, Response, Verdict, digest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.results import collect
 
 ENDED: dict[str | None, StopReason] = {
@@ -49,23 +49,22 @@ ENDED: dict[str | None, StopReason] = {
 }
 
 
-def write(folder: Path, place: Path) -> None:
+def write(run: Run, place: Path) -> None:
     """Write a run's responses as logs, ``ARM.SUITE.eval``.
 
     Args:
-        folder: the run's folder; nobody else may be writing to it.
+        run: the run; it is only read.
         place: a folder for the logs.
 
     Raises:
-        InputError: there are no responses or no verdicts yet, or the folder is in use.
+        InputError: there are no responses or no verdicts yet.
     """
-    with RunFolder(folder) as run:
-        responses, verdicts = collect(run)
-        for arm, answered in responses.items():
-            of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm}
-            when = (folder / "responses" / f"{arm}.jsonl").stat().st_mtime
-            for log in logs(run.recipe, answered, of_arm, datetime.fromtimestamp(when, UTC)):
-                write_eval_log(log, place / f"{arm}.{log.eval.task}.eval")
+    responses, verdicts = collect(run)
+    for arm, answered in responses.items():
+        of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm}
+        when = (run.path / "responses" / f"{arm}.jsonl").stat().st_mtime
+        for log in logs(run.recipe, answered, of_arm, datetime.fromtimestamp(when, UTC)):
+            write_eval_log(log, place / f"{arm}.{log.eval.task}.eval")
 
 
 def logs(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -20,8 +20,8 @@ from setbacks.plugins import plugin
 from setbacks.records import Finish, Kind, Verdict
 
 if TYPE_CHECKING:
+    from setbacks.engines import Engine
     from setbacks.recipe import JudgeSpec, Recipe
-    from setbacks.runs.folder import RunFolder
 
 
 class Item(NamedTuple):
@@ -74,6 +74,20 @@ class Judge(Protocol):
 
     def judge(self, items: Sequence[Item]) -> list[Opinion]:
         """Judge a planned batch, or a part of it; one opinion an item, in order."""
+        ...
+
+
+class Bench(Protocol):
+    """What a judge may need of the place where it works: a run's session, or another."""
+
+    recipe: Recipe
+
+    def engine(self, spec: Any) -> Engine:
+        """Open an engine once, and give the same one to every judge that asks."""
+        ...
+
+    def verdicts(self, judge: str) -> Mapping[str, Verdict]:
+        """Return what another judge of the recipe said, by the response's id."""
         ...
 
 
@@ -222,7 +236,7 @@ def check_judge(spec: JudgeSpec) -> Any:
     return kind
 
 
-def open_judge(spec: JudgeSpec, run: RunFolder) -> Judge:
+def open_judge(spec: JudgeSpec, bench: Bench) -> Judge:
     """Open the judge that a recipe's spec names; nothing heavy is loaded yet.
 
     A judge class is made with what its constructor asks for, of: `engine` (the spec's, or the
@@ -234,25 +248,16 @@ def open_judge(spec: JudgeSpec, run: RunFolder) -> Judge:
     """
     kind = check_judge(spec)
     offered: dict[str, Callable[[], Any]] = {
-        "engine": lambda: run.engine(spec.engine or run.recipe.model),
-        "language": lambda: run.recipe.language,
+        "engine": lambda: bench.engine(spec.engine or bench.recipe.model),
+        "language": lambda: bench.recipe.language,
         "retries": lambda: spec.retries,
-        "seed": lambda: run.recipe.seed,
+        "seed": lambda: bench.recipe.seed,
         "verdict": lambda: spec.verdict,
         "pairwise": lambda: spec.pairwise,
-        "of": lambda: {name: _said(run, name) for name in spec.of},
+        "of": lambda: {name: bench.verdicts(name) for name in spec.of},
     }
     if spec.heads is not None:
         offered["heads"] = lambda: Path(str(spec.heads))
     asked = inspect.signature(kind).parameters
     judge: Judge = kind(**{name: make() for name, make in offered.items() if name in asked})
     return judge
-
-
-def _said(run: RunFolder, name: str) -> dict[str, Verdict]:
-    """What a judge said in this run, by the response's id."""
-    return {
-        verdict.response_id: verdict
-        for file in sorted((run.path / "verdicts").glob(f"*.{name}.jsonl"))
-        for verdict in run.records(f"verdicts/{file.name}", Verdict)
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from setbacks.data.overlap import overlaps
 from setbacks.judges import gives
@@ -14,10 +14,9 @@ from setbacks.measure import measure
 from setbacks.measure.metrics import bare, is_trained
 from setbacks.records import Analysis, Example, Mistake, Reading
 from setbacks.report.run_page import examples, render
+from setbacks.runs.folder import Run, RunFolder
+from setbacks.runs.redo import Stage
 from setbacks.runs.results import collect, json_lines
-
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
 
 
 class Report(NamedTuple):
@@ -68,8 +67,16 @@ def report(run: RunFolder) -> Report:
     return Report(run.write_text("report.html", page), metrics)
 
 
-def _adapters(run: RunFolder, arms: Iterable[str]) -> dict[str, Path]:
+def _adapters(run: Run, arms: Iterable[str]) -> dict[str, Path]:
     """The folder of each trained arm's adapter."""
     if run.recipe.evaluate:
         return {arm.name: Path(arm.adapter) for arm in run.recipe.evaluate if arm.adapter}
     return {bare(arm): run.path / "adapter" for arm in arms if is_trained(arm)}
+
+
+STAGE = Stage(
+    "report",
+    outputs=("metrics.json", "report.html"),
+    keys=("name", "compare", "study", "jobs"),
+    evaluates=True,
+)

@@ -18,12 +18,14 @@ from setbacks.engines.own_verdict import drafts
 from setbacks.errors import InputError
 from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
+from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
 from setbacks.records import Completion, Instruction, Request, Response, digest
-from setbacks.runs.folder import RunFolder
-from setbacks.runs.session import planned
+from setbacks.runs.redo import Stage
+from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
+from setbacks.stages.checks import check_chat_of
 
 
 class Arm(NamedTuple):
@@ -48,11 +50,11 @@ class Question(NamedTuple):
     instruction: Instruction
 
 
-def respond(run: RunFolder, adapter: Path | None = None) -> dict[str, Sequence[Response]]:
+def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Response]]:
     """Return the responses of every arm, by the arm's name.
 
     Args:
-        run: the open run folder.
+        run: the session.
         adapter: the trained adapter's folder; None in an evaluation.
 
     Raises:
@@ -122,19 +124,27 @@ def _ways(arm: Arm, told: Respond) -> Iterator[Arm]:
         yield arm._replace(name=f"{arm.name}-posterior", posterior=told.posterior)
 
 
-def check_arms(recipe: Recipe) -> None:
-    """Look up what the arms of an evaluation need: adapters, and an answer to every prompt.
+def check(recipe: Recipe) -> None:
+    """Look up what the arms need: of an evaluation, adapters and an answer to every prompt.
 
     Raises:
-        InputError: something is missing, or two arms have one name.
+        InputError: something is missing, two arms have one name, or a model cannot be asked.
     """
+    if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
+        raise InputError(
+            f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
+            "choose a draft by; leave it out, or set model.engine=local"
+        )
     arms(recipe)
+    if not recipe.evaluate:
+        return
     asked = prompts_of(recipe)
     for told in recipe.evaluate:
         if told.model is not None and told.adapter is not None:
             check_adapter(told.adapter, told.model.model)
         if told.answers:
             answers(told, asked)
+        check_chat_of(told.model)
 
 
 def request(recipe: Recipe, arm: Arm, text: str) -> Request:
@@ -170,7 +180,7 @@ def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
 
 
 def _answer(
-    run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
@@ -225,9 +235,7 @@ def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
     return {"text": answer, "analysis": analysis}
 
 
-def _take(
-    run: RunFolder, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
-) -> Sequence[Response]:
+def _take(run: Session, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]) -> Sequence[Response]:
     """Take over the answers that an arm has already."""
     found = answers(next(told for told in run.recipe.evaluate if told.name == arm.name), asked)
     # The answer is part of the id, so that a changed file shows.
@@ -262,3 +270,8 @@ def _response(arm: Arm, question: Question, **said: Any) -> Response:
         prompt_harmful=question.instruction.harmful,
         **said,
     )
+
+
+STAGE = Stage(
+    "respond", outputs=("responses",), keys=("respond", "evaluate"), check=check, evaluates=True
+)

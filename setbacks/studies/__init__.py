@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from setbacks.data import read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded
 from setbacks.measure.metrics import TITLES, in_the_way_of
@@ -48,6 +49,7 @@ class Study(Protocol):
         ...
 
 
+@read_once()
 def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """Carry out the study `name`, or go on where it stopped; return its page.
 

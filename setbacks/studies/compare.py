@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from setbacks.data import read_once
 from setbacks.files import expanded
 from setbacks.measure import statistics
 from setbacks.measure.findings import overlap_findings
@@ -41,6 +42,7 @@ ALPHA = 0.05
 SHOWN = ("harmless_rate", "hijacking_harmless_rate", "compliance", "balanced_safety")
 
 
+@read_once()
 def compare(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """Train and measure every method of a comparison; return its page.
 

@@ -29,6 +29,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
+from setbacks.runs.session import Session
 from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.scores import difference, estimate, gather, written
@@ -94,7 +95,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
     texts: dict[str, list[list[str]]] = {}
     tasks: dict[str, dict[str, list[float]]] = {}
     for method, (_, path) in zip(options.methods, done, strict=True):
-        with RunFolder(path, show=show) as run:
+        with RunFolder(path) as opened, Session(opened, show) as run:
             arms = {FIRST: None, method: run.path / "adapter"}
             likely |= read(run, arms, [_example(i) for i in held])
             for arm, adapter in arms.items():
@@ -329,7 +330,7 @@ def _known(options: Options) -> Any:
 
 
 def _tasks(
-    run: RunFolder, options: Options, arm: str, adapter: Path | None
+    run: Session, options: Options, arm: str, adapter: Path | None
 ) -> dict[str, list[float]]:
     """Have an arm do the named tasks, or take up what it did of the very same ones."""
     told = options.model_dump(mode="json", exclude={"methods"})

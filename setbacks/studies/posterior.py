@@ -28,6 +28,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
+from setbacks.runs.session import Session
 from setbacks.studies import ALPHA, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
@@ -73,7 +74,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
     }
     lenders = [(whole, path)]
     ((_, path),) = each(folder, [variant(recipe, "held_out", told)], "train", show, lenders)
-    with RunFolder(path, show=show) as run:
+    with RunFolder(path) as opened, Session(opened, show) as run:
         trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
         held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
         pairs = [(e, wrong) for e in held if (wrong := flipped(e, recipe.language))]

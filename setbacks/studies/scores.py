@@ -16,7 +16,7 @@ from setbacks.measure.metrics import METRICS, about, by_prompt
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.methods import open_method
 from setbacks.records import Response, Verdict
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.studies.variants import Variant
 
 
@@ -43,23 +43,23 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[s
     asked: dict[str, dict[str, int]] = {}
     for made, path in done:
         name = made.name.rpartition(".")[0]
-        with RunFolder(path) as run:
-            for arm in run.arms():
-                untrained = arm.startswith("vanilla")
-                called = arm if untrained else arm.replace(open_method(run.recipe).name, name, 1)
-                if untrained and called in by_arm:
-                    continue
-                rows = run.records(f"responses/{arm}.jsonl", Response)
-                verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-                said = by_prompt(rows, {v.response_id: v for v in verdicts})
-                by_arm.setdefault(called, []).append(said)
-                spec = next(spec for spec in run.recipe.judges if spec.called == judge)
-                given = gives(spec, run.recipe)
-                if given is None:
-                    given = frozenset(key for key, outcomes in said.items() if outcomes)
-                asked[called] = {
-                    key: sum(key in given and about(key, r) for r in rows) for key in METRICS
-                }
+        run = Run(path)
+        for arm in run.arms():
+            untrained = arm.startswith("vanilla")
+            called = arm if untrained else arm.replace(open_method(run.recipe).name, name, 1)
+            if untrained and called in by_arm:
+                continue
+            rows = run.records(f"responses/{arm}.jsonl", Response)
+            verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+            said = by_prompt(rows, {v.response_id: v for v in verdicts})
+            by_arm.setdefault(called, []).append(said)
+            spec = next(spec for spec in run.recipe.judges if spec.called == judge)
+            given = gives(spec, run.recipe)
+            if given is None:
+                given = frozenset(key for key, outcomes in said.items() if outcomes)
+            asked[called] = {
+                key: sum(key in given and about(key, r) for r in rows) for key in METRICS
+            }
     order = sorted(by_arm, key=lambda arm: not arm.startswith("vanilla"))
     return {
         metric: {
