@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from setbacks.notices import notice
 from setbacks.pipeline import open_run
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Record
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import STAGE_NAMES
 from setbacks.runs.session import Session
 from setbacks.stages import STAGES
@@ -43,10 +45,25 @@ def change(**told):
     return Recipe.model_validate(told)
 
 
+# What every stage leaves, by docs/run-folder.md.
+LEFT = {
+    "induce": ["mistakes.jsonl"],
+    "analyze": ["analyses.jsonl"],
+    "preflight": ["preflight.jsonl"],
+    "train": [
+        "training.jsonl", "loss.jsonl", "trained.json", "checkpoints", "snapshots", "adapter",
+    ],
+    "introspect": ["introspection.jsonl"],
+    "respond": ["responses"],
+    "judge": ["verdicts"],
+    "report": ["metrics.json", "report.html"],
+}  # fmt: skip
+
+
 def fill(run):
     """Leave something of every stage, each file holding the path of itself."""
-    for stage in STAGES:
-        for name in stage.outputs:
+    for outputs in LEFT.values():
+        for name in outputs:
             if "." in name:
                 run.write_text(name, name)
             else:
@@ -56,7 +73,7 @@ def fill(run):
 
 def left(path):
     """What stages left in a folder."""
-    names = {name for stage in STAGES for name in stage.outputs}
+    names = {name for outputs in LEFT.values() for name in outputs}
     return {entry.name for entry in path.iterdir()} & names
 
 
@@ -77,9 +94,12 @@ def test_all_of_it_is_private(folder, existing):
             journal.write([Thing(id="1", text="<x>")])
     finally:
         os.umask(previous)
-    made = [folder, *folder.rglob("*")]
-    assert len(made) == 9
-    for path in made:
+    made = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    assert set(made) == {
+        ".lock", "costs.jsonl", "environment.json", "metrics.json", "recipe.yaml", "responses",
+        "responses/vanilla.jsonl", "run.log",
+    }  # fmt: skip
+    for path in [folder, *made.values()]:
         assert mode(path) == (0o700 if path.is_dir() else 0o600), path
 
 
@@ -170,7 +190,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from setbacks.recipe import Recipe
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 with RunFolder(Path(sys.argv[1]), Recipe()):
     print("open", flush=True)
     time.sleep(600)
@@ -277,11 +297,11 @@ def test_a_user_who_is_not_there_has_no_home():
 # Redoing ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", LEFT)
 def test_redoing_moves_a_stage_and_those_after_it_and_deletes_nothing(folder, stage):
     with RunFolder(folder, Recipe()) as run:
         fill(run)
-    later = {n for one in STAGES[STAGE_NAMES.index(stage) :] for n in one.outputs}
+    later = {name for outputs in list(LEFT.values())[[*LEFT].index(stage) :] for name in outputs}
     everything = left(folder)
     with open_run(folder, redo=stage):
         assert left(folder) == everything - later
@@ -434,6 +454,150 @@ def test_the_recipe_in_the_folder_is_yaml_for_people(folder):
         pass
     text = Path(folder / "recipe.yaml").read_text()
     assert text.startswith("name: ordinary\n") and yaml.safe_load(text)["name"] == "ordinary"
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def state(folder):
+    """What is in a folder, and when it was last written."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.stat().st_mtime_ns,
+            None if path.is_dir() else path.read_bytes(),
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def begin(run):
+    """Leave two records, a cost and a notice in an open run."""
+    journal = run.journal("responses/vanilla.jsonl", Thing)
+    journal.write([Thing(id=id_, text="<x>") for id_ in "ab"])
+    run.spend("induce", 1, 2, 3, 4)
+    run.note("<a notice>")
+
+
+def test_reading_needs_no_lock_and_writes_nothing(folder):
+    with RunFolder(folder, change(seed=3)) as writer:
+        begin(writer)
+        before = state(folder)
+        run = Run(folder)
+        assert run.recipe == writer.recipe and run.environment == writer.environment
+        assert [thing.id for thing in run.records("responses/vanilla.jsonl", Thing)] == ["a", "b"]
+        assert run.records("mistakes.jsonl", Thing) == []
+        assert run.arms() == ["vanilla"] and run.notices() == ["<a notice>"]
+        assert run.costs() == writer.costs() != []
+        assert state(folder) == before
+
+
+def test_a_value_may_win_over_the_recipe_of_a_run_that_is_read(folder):
+    with RunFolder(folder, change(seed=3)):
+        pass
+    assert Run(folder, ["seed=5"]).recipe.seed == 5
+    assert Run(folder).recipe.seed == 3
+
+
+@pytest.mark.parametrize("torn", [b'{"id":"c","te', b"\xc3", b"\0\0\0"])
+def test_lines_that_are_being_written_are_left_out(folder, torn):
+    with RunFolder(folder, Recipe()) as writer:
+        begin(writer)
+    for name in ("responses/vanilla.jsonl", "costs.jsonl", "run.log"):
+        with open(folder / name, "ab") as file:
+            file.write(torn)
+    before, run = state(folder), Run(folder)
+    assert [thing.id for thing in run.records("responses/vanilla.jsonl", Thing)] == ["a", "b"]
+    assert run.notices() == ["<a notice>"] and [row["records"] for row in run.costs()] == [2]
+    assert state(folder) == before
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from test_folder import Thing
+from setbacks.recipe import Recipe
+from setbacks.runs.folder import Run, RunFolder
+batches = [[Thing(id=str(n), text="<x>" * 9999)] for n in range(300)]
+with RunFolder(Path(sys.argv[1]), Recipe()) as run:
+    journal = run.journal("things.jsonl", Thing)
+    print("open", flush=True)
+    for batch in journal.pending(batches):
+        journal.commit(batch, batch)
+"""
+
+
+def test_a_run_is_read_while_another_process_writes_to_it(folder):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+    )
+    try:
+        assert writer.stdout.readline() == "open\n"
+        run, numbers = Run(folder), []
+        while writer.poll() is None:
+            ids = [thing.id for thing in run.records("things.jsonl", Thing)]
+            assert ids == [str(n) for n in range(len(ids))]
+            numbers.append(len(ids))
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert numbers == sorted(numbers) and len(set(numbers)) > 2
+    assert len(run.records("things.jsonl", Thing)) == 300
+
+
+@pytest.fixture
+def as_a_reader():
+    """Give a folder that somebody may read and not write, and be that somebody."""
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    me = os.geteuid()
+
+    def become():
+        for path in [place, *place.rglob("*")]:
+            path.chmod((0o500 if path.is_dir() else 0o400) if me else 0o755)
+        if me == 0:
+            os.seteuid(65534)
+
+    yield place / "run", become
+    os.seteuid(me)
+    for path in [place, *place.rglob("*")]:
+        path.chmod(0o700)
+    shutil.rmtree(place)
+
+
+def test_somebody_who_may_only_read_reads(as_a_reader):
+    folder, become = as_a_reader
+    with RunFolder(folder, Recipe()) as run:
+        begin(run)
+    become()
+    with pytest.raises(PermissionError):
+        (folder / "run.log").open("a")
+    run = Run(folder)
+    assert len(run.records("responses/vanilla.jsonl", Thing)) == 2
+    assert run.arms() == ["vanilla"] and run.notices() == ["<a notice>"] and run.costs()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_somebody_who_may_not_read_is_told(as_a_reader):
+    folder, become = as_a_reader
+    with RunFolder(folder, Recipe()):
+        pass
+    become()
+    os.seteuid(0)
+    folder.chmod(0o700)
+    os.seteuid(65534)
+    with pytest.raises(InputError, match="run: cannot be read .Permission denied.$"):
+        Run(folder)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_folder_without_a_recipe_is_not_a_run(folder, made):
+    if made:
+        folder.mkdir()
+    with pytest.raises(InputError, match="run: not a run folder .no recipe.yaml.$"):
+        Run(folder)
+    assert folder.exists() is made
 
 
 # Notices ----------------------------------------------------------------------------------------
