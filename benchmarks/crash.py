@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="a file of results, to which this one is added")
     told = parser.parse_args()
     until = time.monotonic() + 60 * told.minutes
-    command = [sys.executable, "-m", "setbacks.cli", told.command, told.recipe, "--quiet"]
+    command = [sys.executable, "-m", "setbacks", told.command, told.recipe, "--quiet"]
     if told.command == "compare":
         command += ["--methods", told.methods]
     with tempfile.TemporaryDirectory(prefix="setbacks-crash-") as place:

@@ -205,7 +205,8 @@ class Disk:
 
             def call(path, *rest, **more):
                 shown = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
-                ask(shown)
+                if not (name == "mkdir" and os.path.isdir(shown)):  # there is nothing to do
+                    ask(shown)
                 return real(path, *rest, **more)
 
             return call
