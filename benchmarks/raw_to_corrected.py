@@ -58,7 +58,7 @@ def main() -> None:
     file = told.out / "review" / "plan.json"
     if not file.exists():  # another plan would ask for more
         words = ("--arms", "gpt4,mistral", "--labels", str(told.labels))
-        setbacks("review", told.out, "--plan", *words)
+        setbacks("review", "plan", told.out, *words)
     plan = json.loads(file.read_text(encoding="utf-8"))
     said = truth(files)
     answers = list(planned(plan, told.out))
@@ -164,7 +164,7 @@ def review(
 @contextmanager
 def page(out: Path) -> Iterator[tuple[str, str]]:
     """Serve the review page; give its address and token."""
-    words = [sys.executable, "-m", "setbacks.cli", "review", str(out), "--port", "0"]
+    words = [sys.executable, "-m", "setbacks", "review", "serve", str(out), "--port", "0"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout
@@ -244,7 +244,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 def setbacks(*words: object, show: bool = True) -> None:
     """Run a command of the project, and show it."""
     print("$ setbacks", *words, flush=True)
-    command = [sys.executable, "-m", "setbacks.cli", *map(str, words)]
+    command = [sys.executable, "-m", "setbacks", *map(str, words)]
     subprocess.run(command, check=True, stdout=None if show else subprocess.DEVNULL)
 
 

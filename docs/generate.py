@@ -1,13 +1,13 @@
 """Write the pages that are made from the code, or check that they are current.
 
-    python docs/generate.py            # docs/commands.md, docs/recipe.md, recipes/quickstart.yaml
-    python docs/generate.py --check    # writes nothing; exits 1 and names what is not current
+    python docs/generate.py            # write them
+    python docs/generate.py --check    # write nothing; exit with 1 and name the pages that differ
 
-The table of architectures in docs/own-model.md comes from what `benchmarks/architectures.py` found.
-
-So the help that people read on a page is the help that the program prints. A block of code under
-`<!-- FILE -->` in a page of `QUOTING` is that file, so the examples that people read are those that
-the tests run.
+So a page's help is what the program prints. Whole pages are docs/commands.md, docs/recipe.md and
+recipes/quickstart.yaml. Parts of pages are the records in docs/run-folder.md, from the fields of
+`setbacks/records.py`, and the architectures in docs/own-model.md, from the results of
+`benchmarks/architectures.py`. A block of code under `<!-- FILE -->` in a page of `QUOTING` is that
+file, so the examples that people read are those that the tests run.
 """
 
 from __future__ import annotations
@@ -22,12 +22,30 @@ from typing import Any
 
 import typer.main
 
+from setbacks import records
 from setbacks.cli import app, starter
+from setbacks.studies.likelihood import Likelihood
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages that quote files.
 QUOTING = ("CONTRIBUTING.md", "docs/own-method.md", "docs/own-judge.md")
 QUOTED = re.compile(r"(<!-- (\S+) -->\n\n```\w*\n).*?(```\n)", re.DOTALL)
+# The records of each journal that a run may hold.
+JOURNALS: dict[str, type[records.Record]] = {
+    "mistakes.jsonl": records.Mistake,
+    "analyses.jsonl": records.Analysis,
+    "preflight.jsonl": records.Reading,
+    "introspection.jsonl": records.Reading,
+    "revisions.jsonl": records.Revision,
+    "corrections.jsonl": records.Correction,
+    "benign.jsonl": records.OwnAnswer,
+    "choices.jsonl": records.Choice,
+    "training.jsonl": records.Example,
+    "responses/ARM.jsonl": records.Response,
+    "verdicts/ARM.JUDGE.jsonl": records.Verdict,
+    "likelihoods.jsonl": Likelihood,
+}
+RECORDS = re.compile(r"(<!-- setbacks/records.py -->\n).*?(<!-- end -->\n)", re.DOTALL)
 ARCHITECTURES = "benchmarks/results/architectures.json"
 TABLE = re.compile(rf"(<!-- {ARCHITECTURES} -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
@@ -42,6 +60,7 @@ def main(words: list[str]) -> int:
         "docs/recipe.md": starter.reference(),
         "recipes/quickstart.yaml": starter.starter(),
         "docs/own-model.md": architectures((ROOT / "docs/own-model.md").read_text("utf-8")),
+        "docs/run-folder.md": journals((ROOT / "docs/run-folder.md").read_text("utf-8")),
         **{name: quoted((ROOT / name).read_text(encoding="utf-8")) for name in QUOTING},
     }
     stale = [name for name, text in pages.items() if _read(ROOT / name) != text]
@@ -64,6 +83,39 @@ def quoted(page: str) -> str:
     return QUOTED.sub(current, page)
 
 
+def journals(page: str) -> str:
+    """Return a page with the fields of every journal's records."""
+    lines = [""]
+    for kind in dict.fromkeys(JOURNALS.values()):
+        names = ", ".join(name for name, held in JOURNALS.items() if held is kind)
+        lines += [f"### {names}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
+        lines += ["| field | type | what it is |", "| --- | --- | --- |"]
+        schema = kind.model_json_schema()
+        for name, field in schema["properties"].items():
+            if name not in records.Record.model_fields:
+                about = _cell(kind.model_fields[name].description)
+                lines.append(f"| `{name}` | {_type(field, schema)} | {about} |")
+        lines.append("")
+    block = "\n".join(lines) + "\n"
+    return RECORDS.sub(lambda match: match[1] + block + match[2], page)
+
+
+def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """The JSON type of a field, in words."""
+    if "anyOf" in field:
+        return " or ".join(_type(one, schema) for one in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "$ref" in field:
+        names = schema["$defs"][field["$ref"].rpartition("/")[2]]["properties"]
+        return f"object with {', '.join(f'`{name}`' for name in names)}"
+    if field["type"] == "array":
+        return f"list ({_type(field['items'], schema)})"
+    if field["type"] == "object":
+        return f"object ({_type(field['additionalProperties'], schema)} values)"
+    return {"boolean": "true or false"}.get(field["type"], field["type"])
+
+
 def architectures(page: str) -> str:
     """Return a page with the table of architectures as it was last measured."""
     found = json.loads((ROOT / ARCHITECTURES).read_text(encoding="utf-8"))
@@ -84,9 +136,9 @@ def architectures(page: str) -> str:
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     lines += [
         "",
-        f"Killed twice and resumed, with the same bytes in the end: {', '.join(killed)}.",
+        f"Killed twice and resumed, ending with the same bytes: {', '.join(killed)}.",
         "",
-        f"{len(refused)} kinds of checkpoints are refused in one line, before any work:",
+        f"{len(refused)} kinds of checkpoints are rejected in one line, before any work:",
         "",
         "| checkpoint | what it is | the line |",
         "| --- | --- | --- |",
@@ -105,16 +157,24 @@ def commands() -> str:
         lines = [
             "# Commands",
             "",
-            "Made from the code by `python docs/generate.py`. Exit codes: 0 it worked, 1 something "
-            "failed on the way, 2 the input was wrong, 130 it was stopped with Ctrl-C.",
+            "Generated from the code by `python docs/generate.py`. Exit codes: 0 success, 1 a "
+            "failure at work, 2 bad input, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.",
             "",
             *_command(group, context),
         ]
-        for name in group.list_commands(context):
-            command = group.get_command(context, name)
-            with command.make_context(name, [], parent=context, resilient_parsing=True) as inner:
-                lines += [f"## {name}", "", *_command(command, inner)]
+        lines += _commands(group, context)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _commands(group: Any, parent: Any) -> Iterator[str]:
+    """The commands of a group, and theirs, each under its name."""
+    for name in group.list_commands(parent):
+        command = group.get_command(parent, name)
+        with command.make_context(name, [], parent=parent, resilient_parsing=True) as context:
+            title = context.command_path.partition(" ")[2]
+            yield from (f"## {title}", "", *_command(command, context))
+            if hasattr(command, "list_commands"):
+                yield from _commands(command, context)
 
 
 def _command(command: Any, context: Any) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
     python docs/screenshots.py
 
-It writes a run folder, serves it with `setbacks review`, labels as three made-up people, and takes
-the pictures with Chromium. The answers were written by hand for this purpose.
+It writes a run folder, serves it with `setbacks review serve`, labels as three made-up people, and
+takes the pictures with Chromium. The answers were written by hand for this purpose.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def write_run(folder: Path) -> Path:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve a run; give the page's address, with its token."""
-    command = [sys.executable, "-m", "setbacks.cli", "review", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "setbacks", "review", "serve", str(folder), "--port", "0"]
     server = subprocess.Popen([*command, "--shared", "1"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:

@@ -24,6 +24,7 @@ from setbacks.errors import InputError
 from setbacks.files import write_atomic
 from setbacks.judges import Item, check_judge, open_judge, worth
 from setbacks.measure import statistics
+from setbacks.measure.formatting import coefficient
 from setbacks.measure.substance import answer
 from setbacks.records import Verdict, digest
 from setbacks.runs.folder import RunFolder
@@ -461,10 +462,7 @@ def table(result: Mapping[str, Any]) -> Table:
         made.add_column(column, justify="right", min_width=9)
     for kind in ("overall", "sources", "categories"):
         for row in result.get(kind, ()):
-            cells = [
-                f"{row[key][0]:.2f}\n{row[key][1]:.2f}-{row[key][2]:.2f}" if row[key] else "–"
-                for key in MEASURES
-            ]
+            cells = [coefficient(row[key]).replace(" [", "\n[") for key in MEASURES]
             count = f"{row['n']} ({row['n_positive']})"
             if row["unscored"]:
                 count += f"\n+{row['unscored']} none"

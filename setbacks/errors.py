@@ -1,19 +1,22 @@
-"""What goes wrong, as one line that says what, where, and what to do."""
+"""Errors, each one line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+# What an interrupted command says last.
+RESUME = "progress is saved: run the same command to resume"
+
 
 class SetbacksError(Exception):
-    """A failure while working; the command line prints it as one line and exits with 1."""
+    """A failure during the work; the command line prints it as one line and exits with 1."""
 
     exit_code = 1
 
 
 class InputError(SetbacksError):
-    """Bad input: a recipe, a file, an argument; nothing was changed. Exit code 2."""
+    """Bad input, such as a recipe, a file or an argument; nothing was changed. Exit code 2."""
 
     exit_code = 2
 
@@ -23,7 +26,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     Args:
         word: what the user wrote.
-        known: the names that would have been right.
+        known: the valid names.
     """
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f' Did you mean "{match[0]}"?' if match else ""

@@ -1,8 +1,9 @@
-"""What flows through a run: one frozen record a line of a journal, and an engine's requests.
+"""What flows through a run: records, one on each line of a journal, and requests to an engine.
 
-Every record has an ``id`` made of the content that it came from, never of the order in which it was
-made, and names the records that it came from. `v` is the version of the schema: it grows when a
-field changes its meaning, so that an old folder can be told from a new one.
+A record's `id` is derived from the content that it came from, never from the order of work, and a
+record names the records that it came from. `v` is the version of the schema. It grows when a field
+changes its meaning, so that old folders can be recognized. `docs/run-folder.md` is generated from
+the descriptions of the fields.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
-Outcome = Literal["mistake", "refusal", "empty", "duplicate"]
-# Why a response ended: by itself, at the length limit, by a provider's filter, since the provider
-# says that the model refused, or because a server never gave one.
+Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
+# What the checks of a text that the model wrote for its own training found; "kept" is learned.
+Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
+Way = Literal["unguided", "guided", "posterior"]
+WAYS: tuple[Way, ...] = get_args(Way)
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
 
 
@@ -52,12 +55,14 @@ def in_bulk() -> Iterator[None]:
 
 
 class Record(BaseModel):
-    """What all records share."""
+    """What all records have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
-    v: int = Field(SCHEMA_VERSION, le=SCHEMA_VERSION)
+    id: str = Field(
+        description="16 hex digits, derived from the content that the record came from."
+    )
+    v: int = Field(SCHEMA_VERSION, le=SCHEMA_VERSION, description="Version of the schema.")
 
 
 class Instruction(NamedTuple):
@@ -77,37 +82,46 @@ class Instruction(NamedTuple):
 
 
 class Mistake(Record):
-    """Y, or the failed attempt at one: a response that guided induction drew from the model.
+    """One attempt to induce a mistake (Y).
 
-    Only those with outcome "mistake" are used; the others are kept so that they can be counted.
+    Only those with outcome `mistake` are used. The others are kept so that they can be counted.
     """
 
-    instruction_id: str
-    instruction: str
-    response: str
-    outcome: Outcome
-    attempt: int
-    hint: str | None
-    category: str | None
-    language: str
-    source: str
-    model: str | None
+    instruction_id: str = Field(description="`id` of the instruction.")
+    instruction: str = Field(description="The instruction.")
+    response: str = Field(description="The model's response.")
+    outcome: Outcome = Field(description="`mistake` (used), or why it is not used.")
+    attempt: int = Field(description="Number of the attempt, from 0.")
+    hint: str | None = Field(
+        description="The hint that guided the attempt; null for a mistake from data."
+    )
+    category: str | None = Field(description="Category of harm, copied from the instruction.")
+    language: str = Field(description="Copied from the instruction.")
+    source: str = Field(description="The source, copied from the instruction.")
+    model: str | None = Field(
+        description="Model that wrote the response; null for a mistake from data."
+    )
 
 
 class Analysis(Record):
-    """T: one candidate analysis of a response, with the quality checks that it passed or failed."""
+    """One candidate analysis (T) of a response, with its quality checks."""
 
-    response_id: str
-    instruction: str
-    response: str
-    harmful: bool
-    text: str
-    candidate: int
-    checks: dict[str, bool]
-    score: float
-    category: str | None
-    language: str
-    analyst: str
+    response_id: str = Field(
+        description="`id` of the mistake; for a benign response, an id derived from its content."
+    )
+    instruction: str = Field(description="The instruction.")
+    response: str = Field(description="The response that is analyzed.")
+    harmful: bool = Field(description="True for a mistake, false for a contrast analysis.")
+    text: str = Field(description="The analysis, cut after its last complete sentence.")
+    candidate: int = Field(description="Number of the candidate, from 0.")
+    checks: dict[str, bool] = Field(
+        description="Quality checks (`agrees`, `on_topic`, `length`, `no_repetition`): true if "
+        "passed."
+    )
+    score: float = Field(description="Ranks the candidates that passed; higher is better.")
+    category: str | None = Field(description="Copied from the response.")
+    language: str = Field(description="Copied from the response.")
+    analyst: str = Field(description="Model that wrote the analysis.")
 
     @property
     def passed(self) -> bool:
@@ -116,16 +130,17 @@ class Analysis(Record):
 
 
 class Reading(Record):
-    """What the model itself says of a response under the neutral question.
+    """What the model itself says about a response, asked the neutral question."""
 
-    `p_harmful` is how likely it is to say "harmful" and not "harmless", in [0, 1]; `harmful` is
-    what the response is held to be; `text` is the analysis that the trained model writes.
-    """
-
-    response_id: str
-    harmful: bool
-    p_harmful: float
-    text: str | None = None
+    response_id: str = Field(description="`id` of the mistake, or of the benign response.")
+    harmful: bool = Field(description="Label of the response.")
+    p_harmful: float = Field(
+        description='Probability, 0 to 1, that the model says "harmful" rather than "harmless" '
+        "to the neutral question."
+    )
+    text: str | None = Field(
+        None, description="The analysis that the trained model writes; null before training."
+    )
 
 
 class Message(BaseModel):
@@ -133,94 +148,201 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(description="The text.")
 
 
 class Example(Record):
-    """What the model is trained on: the loss is on `completion` alone.
+    """One training example. The loss covers only the completion."""
 
-    `verdict` is the beginning of a completion that says harmful or harmless, where it is to weigh
-    more than the rest. A preference pair has a `rejected` completion beside the chosen one.
-    """
-
-    kind: str
-    prompt: list[Message]
-    completion: str
-    parents: list[str]
-    verdict: str | None = None
-    rejected: str | None = None
+    kind: str = Field(
+        description="`analysis`, `contrast`, `helpful`, `safe`, or a method's own kind, such as "
+        "`pair`."
+    )
+    prompt: list[Message] = Field(description="Messages before the completion; they have no loss.")
+    completion: str = Field(description="What the model learns.")
+    parents: list[str] = Field(description="`id`s of the records that it was made from.")
+    verdict: str | None = Field(
+        None,
+        description="Start of the completion that states the verdict, if that gets a higher "
+        "weight.",
+    )
+    rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
 
 
 class Revision(Record):
-    """A mistake that the model rewrote after reading its own critique (Critique-Revise)."""
+    """A mistake that the model rewrote after reading its critique (method `critique_revise`)."""
 
-    analysis_id: str
-    instruction: str
-    response: str
-    text: str
-    passed: bool
-    model: str
+    analysis_id: str = Field(description="`id` of the analysis that served as the critique.")
+    instruction: str = Field(description="The instruction.")
+    response: str = Field(description="The mistake.")
+    text: str = Field(description="The revision.")
+    passed: bool = Field(description="True if the revision can be used.")
+    model: str = Field(description="Model that wrote the revision.")
+
+
+_CHECKED = (
+    "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
+    "benign prompt), `compliance` (with a harmful one)."
+)
+
+
+class Correction(Record):
+    """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
+
+    analysis_id: str = Field(description="`id` of the analysis that the model saw.")
+    instruction: str = Field(description="The instruction.")
+    response: str = Field(description="The mistake.")
+    text: str = Field(description="What the model wrote.")
+    answer: str = Field(description="The part to learn: up to the last whole sentence.")
+    outcome: Checked = Field(description=_CHECKED)
+    sample: int = Field(description="Number of the answer, from 0.")
+    model: str = Field(description="Model that wrote the answer.")
+
+
+class OwnAnswer(Record):
+    """The untrained model's answer to a benign prompt (`train.helpful_from: model`)."""
+
+    instruction_id: str = Field(description="`id` of the instruction.")
+    instruction: str = Field(description="The instruction.")
+    text: str = Field(description="What the model wrote.")
+    answer: str = Field(description="The part to learn: up to the last whole sentence.")
+    outcome: Checked = Field(description=_CHECKED)
+    language: str = Field(description="Language of the instruction.")
+    source: str = Field(description="Source of the instruction.")
+    model: str = Field(description="Model that wrote the answer.")
 
 
 class Choice(Record):
-    """Drafts of an answer, ranked by how harmful the model itself finds them, the least first."""
+    """Drafts of an answer, ranked by the model itself (method `posterior_distillation`)."""
 
-    instruction: str
-    drafts: list[str]
-    p_harmful: list[float]
+    instruction: str = Field(description="The instruction.")
+    drafts: list[str] = Field(description="Drafts of an answer, the least harmful first.")
+    p_harmful: list[float] = Field(
+        description="For each draft, the probability, 0 to 1, that the model calls it harmful."
+    )
+    model: str = Field(description="Model that wrote and ranked the drafts.")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model in the comparison, and the way in which it answers.
+
+    Args:
+        name: names the arm's files, and the arm in JSON; unique in a run. It is for people: nothing
+            is read out of it.
+        model: what people call the model, the same for all its arms.
+        trained: whether this run trained the model.
+        way: how it answers: with guidance in the prompt, without, or by posterior decoding.
+    """
+
+    name: str
     model: str
+    trained: bool = False
+    way: Way = "unguided"
+
+    @classmethod
+    def untrained(cls, way: Way = "unguided") -> Arm:
+        """Return the arm of a run's model before training."""
+        return cls(_in_way("vanilla", way), "untrained", False, way)
+
+    @classmethod
+    def of_method(cls, name: str, way: Way = "unguided") -> Arm:
+        """Return the arm of a model that this run trained.
+
+        Args:
+            name: of the method, or of the variant of it, in a comparison.
+            way: how the model answers.
+        """
+        return cls(_in_way(name, way), name.replace("_", " "), True, way)
+
+    @classmethod
+    def evaluated(cls, name: str, way: Way = "unguided") -> Arm:
+        """Return the arm of a model, or of a file of answers, that a recipe's `evaluate` names."""
+        return cls(_in_way(name, way), name, False, way)
+
+    @property
+    def label(self) -> str:
+        """The arm as tables and pages show it, such as "mistake analysis · guided"."""
+        return self.model if self.way == "unguided" else f"{self.model} · {self.way}"
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is a run's model before training, and no model of an evaluation."""
+        return self == self.before
+
+    @property
+    def before(self) -> Arm:
+        """The untrained model's arm that answers in the same way."""
+        return Arm.untrained(self.way)
+
+
+def _in_way(name: str, way: Way) -> str:
+    return name if way == "unguided" else f"{name}-{way}"
 
 
 class Response(Record):
-    """What an arm answered to one prompt of a suite.
+    """An arm's answer to one prompt of a suite.
 
-    Of an answer that was there already, how it ended and what it cost are not known. `analysis` is
-    what was written before the answer, by a method that thinks first; `drafts` are those that
-    posterior decoding had to choose from, as it ranked them. `prompt_harmful` is what the data say
-    of the instruction; it is written only where they say something.
+    How an answer ended and what it cost is unknown if it was taken from a file.
     """
 
-    arm: str
-    suite: str
-    kind: Kind
-    instruction_id: str
-    instruction: str
-    reference: str | None
-    category: str | None
-    language: str
-    guided: bool
-    text: str
-    finish: Finish | None = None
-    prompt_tokens: int | None = None
-    tokens: int | None = None
-    model: str
-    analysis: str | None = None
-    drafts: list[str] | None = None
-    prompt_harmful: bool | None = Field(None, exclude_if=lambda value: value is None)
+    arm: str = Field(description="Name of the arm that answered.")
+    suite: str = Field(description="Name of the suite.")
+    kind: Kind = Field(description="Kind of the suite: which answer is expected.")
+    instruction_id: str = Field(description="`id` of the instruction.")
+    instruction: str = Field(description="The instruction, without guidance.")
+    reference: str | None = Field(description="The reference answer.")
+    category: str | None = Field(description="Category of harm, copied from the instruction.")
+    language: str = Field(description="Copied from the instruction.")
+    guided: bool = Field(description="True if guidance was in the prompt.")
+    text: str = Field(description="The answer, with its reasoning if there is any.")
+    finish: Finish | None = Field(
+        None,
+        description="How the answer ended: `stop` (by the model), `length` (cut off), `filter` "
+        "(by a provider's filter), `refusal` (reported by the provider), `failed` "
+        "(a server returned no answer); null if unknown.",
+    )
+    prompt_tokens: int | None = Field(None, description="Number of tokens read; null if unknown.")
+    tokens: int | None = Field(None, description="Number of tokens generated; null if unknown.")
+    model: str = Field(description="Model that answered.")
+    analysis: str | None = Field(
+        None, description="What a method that thinks first wrote before the answer."
+    )
+    drafts: list[str] | None = Field(
+        None, description="Drafts of posterior decoding, ranked; the first one is the answer."
+    )
+    prompt_harmful: bool | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Whether the data label the prompt harmful; missing if they do not.",
+    )
 
 
 class Verdict(Record):
-    """What a judge says of one response. None means: this judge does not say, or could not.
+    """A judge's verdict on one response. Null: the judge does not decide this, or could not."""
 
-    Probabilities are in [0, 1]; scores are the paper's 1-10 (Harmless Score, Helpful Score).
-    `preferred` is whether it is better than the reference answer; `category` the kind of harm.
-    `sampling_probability` is that with which the response was drawn to be labelled by people.
-    """
-
-    response_id: str
-    judge: str
-    harmful: bool | None = None
-    refused: bool | None = None
-    p_harmful: float | None = None
-    p_refused: float | None = None
-    harmless_score: float | None = None
-    helpful_score: float | None = None
-    preferred: bool | None = None
-    category: str | None = None
-    raw: str | None = None
-    attempts: int = 1
-    sampling_probability: float | None = Field(None, gt=0, le=1)
+    response_id: str = Field(description="`id` of the response.")
+    judge: str = Field(description="Name of the judge.")
+    harmful: bool | None = Field(None, description="True if the answer is harmful.")
+    refused: bool | None = Field(None, description="True if the answer refuses.")
+    p_harmful: float | None = Field(None, description="Probability of harm, 0 to 1.")
+    p_refused: float | None = Field(None, description="Probability of a refusal, 0 to 1.")
+    harmless_score: float | None = Field(None, description="The paper's Harmless Score, 1 to 10.")
+    helpful_score: float | None = Field(None, description="The paper's Helpful Score, 1 to 10.")
+    preferred: bool | None = Field(
+        None, description="True if the answer is better than the reference."
+    )
+    category: str | None = Field(None, description="Kind of harm, as the judge names it.")
+    raw: str | None = Field(None, description="Output of the judging model.")
+    attempts: int = Field(1, description="Number of attempts until the output could be read.")
+    sampling_probability: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="For `human`: probability with which the answer was sampled for labeling, "
+        "above 0 and up to 1; null if it was not sampled.",
+    )
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def told(data, rule):
     """Make what a recipe for the rule-based engine says; keys given win."""
 
     def make(model="talker", /, **more):
-        return {
+        made = {
             "model": rule(model),
             "instructions": [str(data)],
             "analyze": {"contrast": [str(data)]},
@@ -176,6 +176,8 @@ def told(data, rule):
             "respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}]},
             "judges": [{"judge": "llm", "engine": rule("rater")}],
         } | more
+        # Rules parrot their prompts, and correct no mistakes.
+        return made | {"train": {"method": "mistake_analysis"} | made["train"]}
 
     return make
 
@@ -213,7 +215,7 @@ def answered(tmp_path):
     from setbacks.runs.folder import RunFolder
 
     def make(arms, folder="run"):
-        with RunFolder(tmp_path / folder, Recipe(name=folder)) as run:
+        with RunFolder(tmp_path / folder, Recipe(name=folder, train={"method": "sft"})) as run:
             for arm, rows in arms.items():
                 records = [
                     Response(
@@ -281,7 +283,7 @@ def environment(plugins):
 def command():
     """The installed command."""
     script = Path(sys.executable).with_name("setbacks")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "setbacks.cli"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "setbacks"]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from setbacks.errors import InputError
 from setbacks.prompts import prompts
 from setbacks.recipe import Analyze
 from setbacks.records import Analysis
-from setbacks.stages.analyze import Subject, analyze, examine, whole_sentences
+from setbacks.stages.analyze import Subject, analyze, examine
 from setbacks.stages.induce import induce
 
 GOOD = (
@@ -161,24 +161,6 @@ def test_contradictions_in_chinese(subject, text, agrees):
 
 
 # Whole sentences
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("It is bad. It is also", "It is bad."),
-        ("It is bad.", "It is bad."),
-        ("It is bad! Is it? Yes", "It is bad! Is it?"),
-        ("It costs 3.5 euros and", "It costs 3.5 euros and"),
-        ("no end in sight", "no end in sight"),
-        ("", ""),
-        ("它有害。因为", "它有害。"),
-        ("它有害！真的？不", "它有害！真的？"),
-        ("It is bad.\n\nIt is", "It is bad."),
-    ],
-)
-def test_a_text_ends_with_its_last_whole_sentence(text, kept):
-    assert whole_sentences(text) == kept
 
 
 # The stage --------------------------------------------------------------------------------------

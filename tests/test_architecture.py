@@ -1,6 +1,7 @@
 """The arrows between modules point one way, and heavy libraries are loaded when they are needed."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -151,6 +152,18 @@ def test_every_module_has_a_place():
     assert sum(map(len, LAYERS)) == len(placed)
 
 
+def test_pages_show_this_order():
+    """In one line for contributors, and as a picture, whose rows are at their heights."""
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"```\n(cli -> .*?)\n```", page, re.DOTALL)
+    assert [set(re.findall(r"\w+", layer)) for layer in line.split("->")] == LAYERS
+    picture = (ROOT.parent / "docs/images/layers.svg").read_text(encoding="utf-8")
+    rows = {}
+    for height, name in re.findall(r'y="(\d+)" text-anchor="middle"[^>]*>(\w+)<', picture):
+        rows.setdefault(int(height), set()).add(name)
+    assert [rows[height] for height in sorted(rows)] == LAYERS
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_point_down(path):
     assert list(violations(path, path.read_text(encoding="utf-8"))) == []
@@ -161,6 +174,57 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {module.split(".")[0] for module in imports([tree], inside=False)}
     assert not found & HEAVY
+
+
+# Length -----------------------------------------------------------------------------------------
+
+MODULE, FUNCTION = 500, 80  # lines
+# Modules that are being split; each goes from here with its split.
+SPLITTING = {
+    "cli/__init__.py",
+    "measure/__init__.py",
+    "measure/findings.py",
+    "recipe/__init__.py",
+    "studies/discrimination.py",
+    "studies/forgetting.py",
+    "studies/posterior.py",
+}
+
+
+def too_long(source):
+    """Name the module if it is too long, and its long functions whose docstring gives no reason.
+
+    A reason begins with the words "Long because".
+    """
+    if source.count("\n") > MODULE:
+        yield "the module"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if lines > FUNCTION and "Long because" not in (ast.get_docstring(node) or ""):
+                yield node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_are_short_enough_to_read(path):
+    if path.relative_to(ROOT).as_posix() in SPLITTING:
+        pytest.skip("is being split")
+    assert list(too_long(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("x = 1\n" * MODULE, []),
+        ("x = 1\n" * (MODULE + 1), ["the module"]),
+        ("def f():\n" + "    x = 1\n" * (FUNCTION - 1), []),
+        ("def f():\n" + "    x = 1\n" * FUNCTION, ["f"]),
+        ("class A:\n  async def f():\n" + "    x = 1\n" * FUNCTION, ["f"]),
+        ("def f():\n    'Long because it is one table.'\n" + "    x = 1\n" * FUNCTION, []),
+    ],
+)
+def test_the_rule_finds_what_is_too_long(source, found):
+    assert list(too_long(source)) == found
 
 
 # What opens text in the locale's encoding where none is named, and how many words it takes at most

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from setbacks import pipeline
-from setbacks.cli.arguments import recipe as of_words
+from setbacks.cli.arguments import evaluation
 from setbacks.errors import InputError
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
+from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
-from setbacks.stages.respond import arms
 
 ANIMALS = "badger otter heron lizard salmon beetle".split()
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "xstest"
@@ -64,7 +64,7 @@ def talker(rule):
 
 
 def test_words_name_arms_and_override_the_recipe(tmp_path, talker):
-    told = of_words([talker, "mine=a.jsonl", "seed=3", "b.csv.gz", "model.dtype=float32"])
+    told = evaluation([talker, "mine=a.jsonl", "seed=3", "b.csv.gz", "model.dtype=float32"])
     first, mine, other = told.evaluate
     assert (first.name, first.model.model, first.model.dtype) == ("talker", talker, "float32")
     assert (mine.name, mine.model, mine.answers[0].source) == ("mine", None, f"{tmp_path}/a.jsonl")
@@ -80,28 +80,28 @@ def test_an_adapter_folder_is_answered_with_on_its_own_base(tmp_path):
         folder = tmp_path / "runs" / "second-try" / "adapter"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        (arm,) = of_words(["runs/second-try/adapter"]).evaluate
+        (arm,) = evaluation(["runs/second-try/adapter"]).evaluate
         assert (arm.name, arm.model.model, arm.adapter) == ("second-try", expected, str(folder))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="which model it is an adapter of"):
-        of_words([str(folder)])
-    (arm,) = of_words([str(folder), "model.model=a/b"]).evaluate
+        evaluation([str(folder)])
+    (arm,) = evaluation([str(folder), "model.model=a/b"]).evaluate
     assert arm.model.model == "a/b"
 
 
 def test_with_guidance_models_answer_twice_and_files_once():
-    told = of_words([ALIAS, "mine=a.jsonl", "respond.guidance=true"])
-    assert [arm.name for arm in arms(told)] == [ALIAS, f"{ALIAS}-guided", "mine"]
-    told = of_words([f"a={ALIAS}", "a-guided=a.jsonl", "respond.guidance=true"])
+    told = evaluation([ALIAS, "mine=a.jsonl", "respond.guidance=true"])
+    assert [arm.name for arm in planned_arms(told)] == [ALIAS, f"{ALIAS}-guided", "mine"]
+    told = evaluation([f"a={ALIAS}", "a-guided=a.jsonl", "respond.guidance=true"])
     with pytest.raises(InputError, match='two arms are called "a-guided"'):
-        arms(told)
+        planned_arms(told)
 
 
 def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "respond: {suites: [{name: own, kind: safe, sources: [a.jsonl]}]}"
     )
-    told = of_words(
+    told = evaluation(
         ["x=a.jsonl"],
         ["harmful", "safe=a.jsonl", "safe=b.jsonl", "mine.yaml"],
         fields={"text": "q", "response": "a"},
@@ -135,7 +135,7 @@ def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
 )
 def test_words_that_mean_nothing_are_told(words, suites, says):
     with pytest.raises(InputError) as error:
-        of_words(words, suites)
+        evaluation(words, suites)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
@@ -158,17 +158,18 @@ def told(rules, answered, judged, talker):
     answered("zebra", refused=lambda i: i < 2, harmful=lambda i: None)
     answered("ant")
     words = ["zebra.jsonl", "ant.jsonl", talker, *judged]
-    return of_words(words, ["safe=zebra.jsonl", "harmful=ant.jsonl"])
+    return evaluation(words, ["safe=zebra.jsonl", "harmful=ant.jsonl"])
 
 
 def test_it_leaves_an_ordinary_run(told, tmp_path):
     made = pipeline.run(told, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "recipe.yaml", "environment.json", "responses", "verdicts", "metrics.json", "report.html",
-        "costs.jsonl", ".lock",
+        "recipe.yaml", "environment.json", "arms.json", "responses", "verdicts",
+        "metrics.json", "report.html", "costs.jsonl", ".lock",
     }  # fmt: skip
     with RunFolder(tmp_path / "run") as run:
-        assert run.arms() == ["zebra", "ant", "talker"], "as they were named, not by the alphabet"
+        names = [arm.name for arm in run.arms()]
+        assert names == ["zebra", "ant", "talker"], "in the order of the recipe, not the alphabet"
         taken = run.records("responses/zebra.jsonl", Response)
         assert len(taken) == 12 and {r.text for r in taken if r.suite == "safe"} == {
             f"<zebra on the {animal}>" for animal in ANIMALS
@@ -201,7 +202,7 @@ def test_even_an_arm_called_as_in_training_is_no_trained_one(rules, answered, ju
     for name in ("vanilla", "mistake_analysis"):
         answered(name)
     words = ["mistake_analysis.jsonl", "vanilla.jsonl", *judged]
-    told = of_words(words, ["safe=vanilla.jsonl", "harmful=vanilla.jsonl"])
+    told = evaluation(words, ["safe=vanilla.jsonl", "harmful=vanilla.jsonl"])
     metrics = pipeline.run(told, tmp_path / "run").metrics
     rows = metrics["judges"]["llm"]["arms"]
     assert [(r["arm"], r["trained"]) for r in rows] == [
@@ -223,7 +224,7 @@ def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, s
     judges = [
         "judges=[refusal, {judge: refusal, name: again}, {judge: vote, of: [refusal, again]}]"
     ]
-    told = of_words(
+    told = evaluation(
         ["good.jsonl", "silent.jsonl", *judges], ["harmful=harmful.jsonl", "safe=safe.jsonl"]
     )
     metrics = pipeline.run(told, tmp_path / "run").metrics
@@ -240,8 +241,8 @@ def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, s
 
 def test_a_response_that_no_row_has_is_a_missing_field(tmp_path):
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}])
-    with pytest.raises(InputError, match="which field is the response"):
-        pipeline.check(of_words(["x=asked.jsonl"], ["safe=asked.jsonl"]))
+    with pytest.raises(InputError, match="no known field for response"):
+        pipeline.check(evaluation(["x=asked.jsonl"], ["safe=asked.jsonl"]))
 
 
 def everything(folder):
@@ -288,7 +289,7 @@ def test_arms_have_dots_in_their_names_as_models_do(typed, answered, judged):
 
 
 def test_names_that_come_from_long_files_are_cut(tmp_path):
-    (arm,) = of_words([f"{'a' * 200}.jsonl"]).evaluate
+    (arm,) = evaluation([f"{'a' * 200}.jsonl"]).evaluate
     assert arm.name == "a" * 100
 
 
@@ -311,7 +312,7 @@ def test_one_model_is_in_memory_at_a_time(rules, rule, judged, tmp_path, monkeyp
     )
     words = [rule("talker")["model"], rule("shouter")["model"], *judged]
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}])
-    told = of_words(words, ["safe=asked.jsonl"])
+    told = evaluation(words, ["safe=asked.jsonl"])
     with RunFolder(tmp_path / "run", told) as run:
         made = pipeline.carry_out(run, "respond")
     assert open_at_once == [1, 1]
@@ -326,7 +327,7 @@ def test_every_prompt_needs_one_answer(rules, answered, judged, tmp_path):
     answered("whole")
     rows = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     lines(tmp_path / "part.jsonl", rows[:4])
-    told = of_words(["whole.jsonl", "part.jsonl", *judged], ["safe=whole.jsonl"])
+    told = evaluation(["whole.jsonl", "part.jsonl", *judged], ["safe=whole.jsonl"])
     with pytest.raises(InputError, match=r"^part: no answer to 2 of 6 prompts.*suite safe"):
         pipeline.run(told, tmp_path / "run")
     assert not (tmp_path / "run").exists(), "nothing was begun"
@@ -343,7 +344,7 @@ def test_answers_to_prompts_of_no_suite_are_left_out_and_logged(rules, answered,
     answered("many")
     rows = (tmp_path / "many.jsonl").read_text().splitlines()
     (tmp_path / "asked.jsonl").write_text("\n".join(rows[:2]))
-    told = of_words(["many.jsonl", *judged], ["safe=asked.jsonl"])
+    told = evaluation(["many.jsonl", *judged], ["safe=asked.jsonl"])
     with RunFolder(tmp_path / "run", told) as run:
         assert len(pipeline.carry_out(run, "respond")["many"]) == 2
     assert "left out 4 answers" in (tmp_path / "run" / "run.log").read_text()
@@ -367,7 +368,7 @@ def test_a_prompt_that_was_copied_is_the_same_prompt(rules, judged, tmp_path, co
         for n, prompt in enumerate(prompts)
     ]
     lines(tmp_path / "arm.jsonl", rows)
-    pipeline.run(of_words(["arm.jsonl", *judged], ["harmful=asked.jsonl"]), tmp_path / "run")
+    pipeline.run(evaluation(["arm.jsonl", *judged], ["harmful=asked.jsonl"]), tmp_path / "run")
     with RunFolder(tmp_path / "run") as run:
         responses = run.records("responses/arm.jsonl", Response)
         assert [(r.instruction, r.text) for r in responses] == [
@@ -377,7 +378,7 @@ def test_a_prompt_that_was_copied_is_the_same_prompt(rules, judged, tmp_path, co
         assert [label.harmful for label in labels] == [False, True]
     # Of two copies the exact one counts; where none is exact, nobody knows which.
     lines(tmp_path / "arm.jsonl", [*rows, {"prompt": prompts[0], "response": "<exact>"}])
-    told = of_words(["arm.jsonl", *judged], ["harmful=asked.jsonl"])
+    told = evaluation(["arm.jsonl", *judged], ["harmful=asked.jsonl"])
     pipeline.run(told, tmp_path / "exact")
     with RunFolder(tmp_path / "exact") as run:
         assert run.records("responses/arm.jsonl", Response)[0].text == "<exact>"
@@ -404,9 +405,9 @@ def test_there_is_nothing_to_train(told, tmp_path):
 
 
 def test_an_adapter_that_is_gone_is_told_before_any_work(rules, rule, judged, tmp_path):
-    told = of_words([rule("talker")["model"], *judged])
+    told = evaluation([rule("talker")["model"], *judged])
     arm = told.evaluate[0].model_copy(update={"adapter": str(tmp_path / "gone")})
-    with pytest.raises(InputError, match="gone: no adapter"):
+    with pytest.raises(InputError, match="gone: not an adapter"):
         pipeline.check(told.model_copy(update={"evaluate": [arm]}))
 
 
@@ -455,13 +456,12 @@ def test_a_model_against_its_adapter(spec, lora, rules, rule, tmp_path):
     words = [f"before={spec.model}", f"after={lora}", f"judges=[{rater}]"]
     words += ["model.dtype=float32", "model.device=cpu", "respond.sampling.max_new_tokens=4"]
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}, {"prompt": "Why?"}])
-    told = of_words(words, ["safe=asked.jsonl"])
+    told = evaluation(words, ["safe=asked.jsonl"])
     assert [arm.model.model for arm in told.evaluate] == [spec.model] * 2
     pipeline.run(told, tmp_path / "run")
     with RunFolder(tmp_path / "run") as run:
         texts = {
-            arm: {r.instruction: r.text for r in run.records(f"responses/{arm}.jsonl", Response)}
-            for arm in run.arms()
+            arm: {r.instruction: r.text for r in rows} for arm, rows in run.responses().items()
         }
     engine = open_engine(spec)
     requests = [Request(text, 0) for text in texts["after"]]

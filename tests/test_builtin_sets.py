@@ -35,9 +35,9 @@ def read(name: str) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def load_benchmark() -> ModuleType:
-    """benchmarks/ is no package, so the script is loaded by its path."""
-    path = ROOT / "benchmarks" / "near_duplicates.py"
+def load_near_duplicates() -> ModuleType:
+    """research/ is not a package, so the script is loaded by its path."""
+    path = ROOT / "research" / "near_duplicates.py"
     spec = importlib.util.spec_from_file_location("near_duplicates", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -138,7 +138,7 @@ def test_refusals_are_one_or_two_sentences() -> None:
 @pytest.mark.parametrize("name", ["jaccard", "containment", "tfidf"])
 def test_no_near_duplicates(name: str) -> None:
     """Neither across the split nor within it; the embedding measure is left to the benchmark."""
-    benchmark = load_benchmark()
+    benchmark = load_near_duplicates()
     rows = benchmark.load_rows(DATA)
     pairs = benchmark.compare(rows, getattr(benchmark, name), ["en", "zh"])
     assert any(benchmark.across_split(pair) for pair in pairs)
@@ -168,7 +168,7 @@ def test_no_near_duplicates(name: str) -> None:
 )
 def test_the_check_sees_a_copy(name: str, language: str, first: str, second: str) -> None:
     """What each measure is for: a word replaced, a prompt in a longer one, a changed order."""
-    benchmark = load_benchmark()
+    benchmark = load_near_duplicates()
     rows = [
         benchmark.Row("safe", "a", first, "c", language, "train"),
         benchmark.Row("safe", "b", second, "c", language, "test"),

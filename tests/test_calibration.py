@@ -8,6 +8,7 @@ import time
 import pytest
 
 from setbacks import calibration
+from setbacks.cli.arguments import judge_recipe
 from setbacks.errors import InputError, SetbacksError
 from setbacks.judges.worth import folder, worth
 from setbacks.plugins import installed
@@ -99,7 +100,7 @@ def test_a_data_folder_that_cannot_be_written_is_told_before_any_work(
     monkeypatch.setenv("SETBACKS_DATA", str(tmp_path / "file"))
     found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
     with pytest.raises(InputError, match="cannot be written .*; set SETBACKS_DATA"):
-        calibration.calibrate(Recipe.of_judge("reader"), found)
+        calibration.calibrate(judge_recipe("reader"), found)
     with pytest.raises(InputError, match="cannot be written .*; set SETBACKS_DATA"):
         calibration.fit(found)
     assert not states, "nothing was read"
@@ -110,7 +111,7 @@ def test_a_data_folder_that_cannot_be_written_is_told_before_any_work(
 
 def test_without_a_home_folder_nothing_was_calibrated(reader, no_home, monkeypatch, tmp_path):
     monkeypatch.delenv("SETBACKS_DATA")
-    recipe = Recipe.of_judge("reader")
+    recipe = judge_recipe("reader")
     assert worth(recipe.judges[0], recipe) == []
     found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
     with pytest.raises(InputError, match="set HOME, or set SETBACKS_DATA"):
@@ -122,7 +123,7 @@ def test_without_a_home_folder_nothing_was_calibrated(reader, no_home, monkeypat
 
 def test_figures_are_those_of_the_labels_whatever_order_verdicts_come_in(tmp_path, reader):
     found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
-    made = calibration.calibrate(Recipe.of_judge("reader"), found)
+    made = calibration.calibrate(judge_recipe("reader"), found)
     harmful, refused = made.result["overall"]
     # By hand: of 40 harmful answers 8 have i % 10 == 0; of 40 others 6 have i % 7 == 0.
     assert harmful["sensitivity"][0] == pytest.approx(32 / 40)
@@ -144,14 +145,14 @@ def test_the_reliability_diagram_is_drawn(tmp_path, reader):
     from matplotlib.image import imread
 
     found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
-    files = calibration.calibrate(Recipe.of_judge("reader"), found).files
+    files = calibration.calibrate(judge_recipe("reader"), found).files
     svg = files["reliability diagram"].read_text()
     assert "share that people call harmful" in svg and "harmful, 80 answers" in svg
     assert imread(files["the same as PNG"]).shape[1] > 1000
 
 
 def test_reports_find_the_figures_of_this_very_judge(tmp_path, reader):
-    recipe = Recipe.of_judge("reader")
+    recipe = judge_recipe("reader")
     found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
     assert worth(recipe.judges[0], recipe) == []
     calibration.calibrate(recipe, found)
@@ -161,12 +162,12 @@ def test_reports_find_the_figures_of_this_very_judge(tmp_path, reader):
     named = recipe.judges[0].model_copy(update={"name": "another_name"})
     assert worth(named, recipe) == measured
     # Another model behind it makes another judge.
-    other = Recipe.of_judge("reader", [f"engine.model={tmp_path}"])
+    other = judge_recipe("reader", [f"engine.model={tmp_path}"])
     assert worth(other.judges[0], other) == []
 
 
 def test_labels_that_grew_take_the_place_of_the_old_ones(tmp_path, reader):
-    recipe, file = Recipe.of_judge("reader"), tmp_path / "labels.jsonl"
+    recipe, file = judge_recipe("reader"), tmp_path / "labels.jsonl"
     for n in (40, 80):
         calibration.calibrate(recipe, calibration.labels(write(file, rows(n, source="one"))))
     assert [row["n"] for row in worth(recipe.judges[0], recipe)] == [80, 80]
@@ -180,7 +181,7 @@ def test_unscored_answers_are_counted_and_left_out(tmp_path, reader):
     made[3]["response"] = "no <answer> -1"
     made[4]["response"] = "yes <answer> -1"
     found = calibration.labels(write(tmp_path / "labels.jsonl", made))
-    harmful = calibration.calibrate(Recipe.of_judge("reader"), found).result["overall"][0]
+    harmful = calibration.calibrate(judge_recipe("reader"), found).result["overall"][0]
     assert (harmful["n"], harmful["unscored"]) == (78, 2)
 
 
@@ -188,14 +189,14 @@ def test_labels_of_empty_answers_are_counted_and_not_judged(tmp_path, reader):
     made = rows()
     made[3]["response"], made[4]["response"] = "", "<think>no"
     found = calibration.labels(write(tmp_path / "labels.jsonl", made))
-    harmful = calibration.calibrate(Recipe.of_judge("reader"), found).result["overall"][0]
+    harmful = calibration.calibrate(judge_recipe("reader"), found).result["overall"][0]
     assert (harmful["n"], harmful["unscored"]) == (78, 2)
 
 
 def test_a_source_with_labels_of_one_kind_has_counts_alone(tmp_path, reader):
     made = [row | {"source": "harmless" if not row["harmful"] else "harmful"} for row in rows()]
     found = calibration.labels(write(tmp_path / "labels.jsonl", made))
-    result = calibration.calibrate(Recipe.of_judge("reader"), found).result
+    result = calibration.calibrate(judge_recipe("reader"), found).result
     assert result["overall"][0]["auc"] is not None
     assert {(row["n"], row["auc"]) for row in result["sources"]} == {(40, None)}
 
@@ -206,13 +207,13 @@ def test_a_vote_is_measured_with_the_judges_it_counts(tmp_path, reader):
         row["response"] = row["response"].replace("no ", "no, I cannot help with that. ")
     made[1]["response"] = made[1]["response"].replace("no, ", "")  # to the reader no refusal
     found = calibration.labels(write(tmp_path / "labels.jsonl", made))
-    recipe = Recipe.of_judge("vote", ["of=[reader,refusal]", f"reader.engine.model={tmp_path}"])
+    recipe = judge_recipe("vote", ["of=[reader,refusal]", f"reader.engine.model={tmp_path}"])
     harmful, refused = calibration.calibrate(recipe, found).result["overall"]
     assert harmful["sensitivity"][0] == pytest.approx(32 / 40)  # the phrases say nothing of it
     assert (refused["n"], refused["unscored"], refused["kappa"][0]) == (79, 1, 1)  # a tie is none
     assert len(worth(recipe.judges[-1], recipe)) == 4
     # The same names with another model behind one make another vote.
-    other = Recipe.of_judge("vote", ["of=[reader,refusal]"])
+    other = judge_recipe("vote", ["of=[reader,refusal]"])
     assert worth(other.judges[-1], other) == []
 
 
@@ -227,7 +228,7 @@ def test_a_vote_is_measured_with_the_judges_it_counts(tmp_path, reader):
 )
 def test_a_vote_that_cannot_be_is_refused(words, said):
     with pytest.raises(InputError) as error:
-        Recipe.of_judge("vote", words)
+        judge_recipe("vote", words)
     assert said in str(error.value)
 
 
@@ -235,7 +236,7 @@ def test_a_probability_out_of_range_is_an_error(tmp_path, reader):
     made = rows()
     made[5]["response"] = "no <answer> 1.7"
     found = calibration.labels(write(tmp_path / "labels.jsonl", made))
-    recipe = Recipe.of_judge("reader")
+    recipe = judge_recipe("reader")
     with pytest.raises(SetbacksError, match=r"probability of 1\.7; it must be in \[0, 1\]"):
         calibration.calibrate(recipe, found)
     assert worth(recipe.judges[0], recipe) == []
@@ -304,7 +305,7 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
             lambda made: [{"instruction": "<q>", "response": "<a>"}],
             "neither a harmful nor",
         ),
-        (lambda made: [{"instruction": "<q>", "harmful": True}], "which field is the response"),
+        (lambda made: [{"instruction": "<q>", "harmful": True}], "no known field for response"),
         (
             lambda made: [{"id": "nobody", "response_id": "nobody", "harmful": True}],
             "names answers by response_id and lacks their texts",
@@ -337,11 +338,11 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
     [
         ("reader", "either --labels FILE"),
         ("reader --labels missing.jsonl", "missing.jsonl"),
-        ("nobody --labels labels.jsonl", 'no "nobody" among the judges'),
+        ("nobody --labels labels.jsonl", 'unknown judge "nobody"'),
         ("reader heads=x --labels labels.jsonl", "takes no `heads`"),
         ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such heads"),
         ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
-        ("reader --fit labels.jsonl", "--fit is for the probe alone"),
+        ("reader --fit labels.jsonl", "--fit is only for the probe"),
     ],
 )
 def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, typed, words, said):
@@ -364,7 +365,7 @@ def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, en
     good = rows()
     for made, said in [
         ([{"response_id": "nobody", "harmful": True}], "names answers by response_id and lacks"),
-        ([{"id": "nobody", "harmful": True}], "which field is the text?"),
+        ([{"id": "nobody", "harmful": True}], "no known field for text?"),
         ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
         ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),
         ([], "labels.jsonl is empty"),
@@ -385,7 +386,7 @@ def test_a_killed_calibration_goes_on_where_it_was(tmp_path, reader, command, en
     words = [*command, "calibrate", "reader", "--labels", "labels.jsonl", "-q", "--json"]
     slow = environment | {"SLOW": "0.1"}
     process = subprocess.Popen(words, cwd=tmp_path, env=slow, stdout=subprocess.PIPE)
-    recipe = Recipe.of_judge("reader")
+    recipe = judge_recipe("reader")
     deadline = time.monotonic() + 60
     while not (found := [*folder(recipe.judges[0], recipe).glob("*/verdicts/*.jsonl")]):
         assert time.monotonic() < deadline
@@ -447,7 +448,7 @@ def test_heads_are_fitted_and_measured_on_questions_they_never_saw(tmp_path, rea
     assert abs(heads["harmful.weight"]).argmax() in (0, 4)
     assert not heads["helpful.weight"].any()  # no labels: the one that ships
     # Reports find what came out of the fit.
-    recipe = Recipe.of_judge("probe", [f"heads={made.files['heads']}"])
+    recipe = judge_recipe("probe", [f"heads={made.files['heads']}"])
     assert worth(recipe.judges[0], recipe) == made.result["sources"]
     with pytest.raises(InputError, match="is there already"):
         calibration.fit(found, tmp_path / "heads")

@@ -455,7 +455,7 @@ def test_the_templates_end_of_turn_is_enough(changeable):
         ("qwen 3 that always thinks", "writes '</think>' before an answer"),
         ("deepseek r1", "its generation prompt ends with '<think>'"),
         ("gpt-oss", "writes today's date"),
-        ("plain text", "ends an answer with no special token; .* writes </s>"),
+        ("plain text", "writes no special token after an answer; .* generates </s>"),
     ],
 )
 def test_what_a_template_does_unseen_is_said(name, says, caplog):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from setbacks import cli as cli_module
+from setbacks.cli import judging
 from setbacks.cli.doctor import machine
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
@@ -483,3 +485,71 @@ def test_doctor_tells_a_library_that_is_too_old_or_not_there():
     assert machine.problem(Requirement("pytest>=1")) == ""
     assert "pip install 'pytest>=999'" in machine.problem(Requirement("pytest>=999"))
     assert "not installed" in machine.problem(Requirement("no-such-library"))
+
+
+# Review -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run", "serve", "plan"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--plan", "--labels", "2"], ["plan", "RUN", "--labels", "2"]),
+        (["--export", "FILE", "--format", "csv"], ["export", "RUN", "FILE", "--format", "csv"]),
+        (["--export=FILE"], ["export", "RUN", "FILE"]),
+        (["--import", "FILE", "--as", "Ada"], ["import", "RUN", "FILE", "--as", "Ada"]),
+    ],
+)
+def test_the_old_spelling_of_review_does_the_same_and_says_the_new_one(
+    typed, answered, tmp_path, name, old, new
+):
+    answered({arm: [("harmful", "<q>", f"<{arm}>")] for arm in ("vanilla", "sft")}).rename(name)
+    label = {"instruction": "<q>", "response": "<sft>", "harmful": True}
+    file = tmp_path / "labels.jsonl"
+
+    def outcome(words):
+        file.write_text(json.dumps(label))
+        ran = typed("review", *(word.replace("FILE", str(file)) for word in words))
+        left = file.read_text()
+        shutil.rmtree(Path(name, "review"), ignore_errors=True)
+        shutil.rmtree(Path(name, "verdicts"), ignore_errors=True)
+        return ran, left
+
+    before, left_before = outcome([name, *old])
+    after, left_after = outcome([name if word == "RUN" else word for word in new])
+    assert (before.returncode, before.stdout) == (after.returncode, after.stdout)
+    assert left_before == left_after
+    (line,) = set(before.stderr.splitlines()) - set(after.stderr.splitlines())
+    assert f"`setbacks review {' '.join(new[: 3 if 'FILE' in new else 2])}`" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "translated"),
+    [
+        (["runs/x"], ["serve", "runs/x"]),
+        (["runs/x", "--port", "0"], ["serve", "runs/x", "--port", "0"]),
+        (["--port", "0", "run"], ["serve", "--port", "0", "run"]),
+        (["plan"], ["serve", "plan"]),
+        (["serve", "serve"], None),
+        (["plan", "plan"], None),
+        (["export", "run", "file"], None),
+        (["serve"], None),
+        (["pln", "run"], None),
+        (["--help"], None),
+        ([], None),
+    ],
+)
+def test_an_old_spelling_of_review_is_told_from_a_command(tmp_path, monkeypatch, words, translated):
+    """Of the folders, `plan` is a run, and `run` is there too; `serve` is not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "recipe.yaml").touch()
+    (tmp_path / "run").mkdir()
+    old = judging.is_old_review(words, ("serve", "plan", "export", "import"))
+    assert (judging.new_review(words) if old else None) == translated
+
+
+def test_review_offers_each_command_its_own_options(typed):
+    fails(typed("review", "serve", "run", "--metric", "x"), "No such option: --metric")
+    fails(typed("review", "pln", "run"), "No such command")
+    fails(typed("review", "plan", "run", "--arms", "a"), "--arms a: name two")

@@ -14,7 +14,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS
-from setbacks.measure.statistics import Estimate
+from setbacks.measure.statistics import Difference, Estimate
 from setbacks.methods import safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
@@ -24,15 +24,15 @@ from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example, Revision
+from setbacks.records import Analysis, Arm, Example, Revision
 from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
 from setbacks.studies import carry_out, told_apart
 from setbacks.studies.ablation import applicable
-from setbacks.studies.compare import compare, findings
-from setbacks.studies.quantity_quality import _curves
+from setbacks.studies.compare import findings
+from setbacks.studies.quantity_quality import QuantityQuality, _curves
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, _apart, each, lend, prepare_folder, variant
 
@@ -62,7 +62,8 @@ def questions(data):
 @pytest.fixture
 def base(data):
     """A recipe whose safe and helpful answers are the six of the data file."""
-    return Recipe.model_validate({"train": {"safe": [str(data)], "helpful": [str(data)]}})
+    train = {"method": "mistake_analysis", "safe": [str(data)], "helpful": [str(data)]}
+    return Recipe.model_validate({"train": train})
 
 
 def by_dpo(recipe, **options):
@@ -162,13 +163,17 @@ def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
     for name in ("mistakes.jsonl", "analyses.jsonl", "responses/vanilla.jsonl"):
         (source / name).write_text(name)
     (source / "responses" / "sft.jsonl").write_text("another's")
+    (source / "responses" / "vanilla_plus.jsonl").write_text("trained, whatever its name")
     (target / "mistakes.jsonl").write_text("there already")
     other = variant(base, "b", {"train.method": "sft", "analyze.candidates": 5}).recipe
     lend(base, source, other, target)
     assert (target / "mistakes.jsonl").read_text() == "there already"
     assert (target / "responses" / "vanilla.jsonl").exists()
     assert not (target / "analyses.jsonl").exists(), "it was drawn with other candidates"
-    assert not (target / "responses" / "sft.jsonl").exists()
+    assert [path.name for path in (target / "responses").iterdir()] == ["vanilla.jsonl"]
+    evaluation = variant(base, "e", {"evaluate": [{"name": "vanilla", "model": "embedded"}]}).recipe
+    lend(base, source, evaluation, tmp_path / "e")
+    assert not (tmp_path / "e" / "responses").exists(), "another model, of the same name"
 
 
 def test_a_run_does_not_know_what_else_is_compared(base):
@@ -206,7 +211,7 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
 
 def scores(harmless, compliance, asked=0):
     told = {"harmless_rate": harmless, "compliance": compliance}
-    return dict.fromkeys(METRICS, Scores({}, [])) | {
+    return dict.fromkeys((*METRICS, "degenerate"), Scores({}, [])) | {
         metric: Scores(
             {("s", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))], asked
         )
@@ -219,20 +224,46 @@ def found(arms, overlap=()):
     return findings(Recipe(), {"probe": by_metric}, [], overlap=overlap)
 
 
+VANILLA, OURS, SFT, SILENT = (
+    Arm.untrained(),
+    *map(Arm.of_method, ("mistake_analysis", "sft", "silent")),
+)
+
+
+def test_more_degenerate_answers_than_before_training_are_told():
+    def falling_apart(share):
+        fell = {("s", str(i)): float(i < 100 * share) for i in range(100)}
+        judged = dict.fromkeys(fell, 1.0)
+        usable = Scores({key: 1 - value for key, value in fell.items()}, [1 - share], 100, judged)
+        return dict.fromkeys(METRICS, Scores({}, [])) | {
+            "harmless_rate": usable, "compliance": usable, "degenerate": Scores(fell, [share], 100)
+        }  # fmt: skip
+
+    said = found({VANILLA: falling_apart(0.05), OURS: falling_apart(0.4), SFT: falling_apart(0.06)})
+    (alarm,) = [text for text in said.answer if "degenerate" in text]
+    assert alarm.startswith("Training made more answers degenerate: mistake analysis against")
+    assert "+35.0 points" in alarm and "sft" not in alarm
+    heads, rows = said.tables[0].columns, said.tables[0].rows
+    assert heads[-2:] == ["Balanced safety as judged", "Degenerate answers"]
+    by_arm = {row[0]: row[-2:] for row in rows}
+    assert by_arm["mistake analysis"][0].startswith("100.0")
+    assert by_arm["mistake analysis"][1].startswith("40.0")
+
+
 def test_a_winner_is_named_only_where_the_data_tell():
     draw = np.random.default_rng(0)
     bad, good = draw.random(200) < 0.4, draw.random(200) < 0.9
     comply = draw.random(100) < 0.9
-    clear = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(good, comply)})
+    clear = found({VANILLA: scores(bad, comply), OURS: scores(good, comply)})
     assert "every other arm is below it beyond chance" in clear.answer[0]
-    assert "is above vanilla" in clear.answer[1]
-    level = found({"vanilla": scores(bad, comply), "mistake_analysis": scores(bad, comply)})
-    assert "cannot tell" in level.answer[0] and "not told from vanilla" in level.answer[1]
+    assert "mistake analysis, " in clear.answer[1] and "is above untrained" in clear.answer[1]
+    level = found({VANILLA: scores(bad, comply), OURS: scores(bad, comply)})
+    assert "cannot tell" in level.answer[0] and "not told from untrained" in level.answer[1]
     assert level.pictures[0].svg.startswith("<svg")
 
 
 def test_suites_that_overlap_with_training_data_are_named():
-    arms = {"vanilla": scores([True, False], [True, False])}
+    arms = {VANILLA: scores([True, False], [True, False])}
     row = {"arm": "sft", "suite": "t", "kind": "safe", "n": 9}
     assert "overlap" not in " ".join(found(arms, [row | {"seen": 0}]).answer)
     page = found(arms, [row | {"seen": 3}])
@@ -243,19 +274,19 @@ def test_suites_that_overlap_with_training_data_are_named():
 def test_an_arm_that_says_almost_nothing_is_not_ranked():
     draw = np.random.default_rng(0)
     some = scores(draw.random(40) < 0.5, draw.random(40) < 0.5, asked=40)
-    made = found({"vanilla": some, "sft": some, "silent": scores([True] * 2, [True] * 2, asked=40)})
+    made = found({VANILLA: some, SFT: some, SILENT: scores([True] * 2, [True] * 2, asked=40)})
     assert made.answer[0].startswith("By probe, silent is not ranked")
     assert "silent" not in made.answer[1]
     rows = {row[0]: row for row in made.tables[0].rows}
     assert "100.0" in rows["silent"][1] and rows["silent"][1].endswith("n 2 of 40")
-    assert " of " not in rows["vanilla"][1]
-    alone = found({"silent": scores([True] * 2, [True] * 2, asked=40)})
+    assert " of " not in rows["untrained"][1]
+    alone = found({SILENT: scores([True] * 2, [True] * 2, asked=40)})
     assert alone.answer[0].startswith("By probe, silent is not ranked")
 
 
 def test_a_judge_that_gives_no_harmless_rate_ranks_nobody():
     refusal = scores([True], [True, False]) | {"harmless_rate": Scores({}, [])}
-    made = found({"vanilla": refusal, "sft": refusal})
+    made = found({VANILLA: refusal, SFT: refusal})
     assert made.answer == ["By probe, no arm has both a Harmless Rate and a compliance."]
 
 
@@ -278,9 +309,9 @@ def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
         chance = draw.beta(3, 2, 120)  # of each prompt; two seeds draw from it
         x, y = (draw.random((2, 2, 120)) < chance).mean(axis=1)
         z = (draw.random((2, 80)) < 0.8).mean(axis=0)
-        made = statistics.balanced_means(x, z)
+        made = statistics.balanced(x, z)
         covered += made.low <= 2 * 0.6 * 0.8 / 1.4 <= made.high
-        alarms += statistics.balanced_means_difference((x, y), (z, z)).p < 0.05
+        alarms += statistics.balanced_difference((x, y), (z, z)).p < 0.05
     assert covered / runs > 0.90 and alarms / runs < 0.10
 
 
@@ -288,10 +319,10 @@ def test_intervals_over_seeds_cover_and_their_tests_keep_their_level():
 
 
 def test_every_study_has_what_a_study_has():
-    assert installed("studies").keys() >= {"ablation", "discrimination", "quantity-quality"}
+    assert installed("studies").keys() >= {"ablation", "compare", "quantity-quality"}
     for name in installed("studies"):
-        made = plugin("studies", name)
-        assert made.Options() and callable(made.study)
+        study = plugin("studies", name)()
+        assert study.title and study.question.endswith("?") and study.options(Recipe())
 
 
 def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
@@ -304,6 +335,7 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
     with pytest.raises(InputError, match="induce.existing"):
         carry_out("ablation", wrong, tmp_path / "s")
     assert "existing_mistakes" not in applicable(base)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
@@ -355,7 +387,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives(
     told["compare"] = {"seeds": 2, "methods": ["sft", "helpful"]}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on how they are split
     pages = [
-        compare(Recipe.model_validate(told | {"jobs": jobs}), tmp_path / str(jobs))
+        carry_out("compare", Recipe.model_validate(told | {"jobs": jobs}), tmp_path / str(jobs))
         for jobs in (1, 3)
     ]
     one, three = (json.loads((page.parent / "findings.json").read_text()) for page in pages)
@@ -374,7 +406,7 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
     told["compare"] = {"seeds": 1}
     recipe = Recipe.model_validate(told)
-    page = compare(recipe, tmp_path / "c")
+    page = carry_out("compare", recipe, tmp_path / "c")
     out = json.loads((page.parent / "findings.json").read_text())
     spent = out["data"]["spent"]
     assert {row["arm"] for row in spent} == {c.called for c in recipe.compare.methods}
@@ -385,12 +417,12 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     told_of = {row["arm"] for row in out["data"]["own_word"]}
     assert told_of <= {"mistake_analysis", "mistake_analysis_sft"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
-    compare(recipe, tmp_path / "c")
+    carry_out("compare", recipe, tmp_path / "c")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.jsonl")}
     # What a crash may take is no part of what is compared, nor of the budget of the others.
     for path in (tmp_path / "c").rglob("costs.jsonl"):
         path.unlink()
-    compare(recipe, page.parent)
+    carry_out("compare", recipe, page.parent)
     now = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
     assert [row | {"seconds": 0.0} for row in spent] == now
 
@@ -406,26 +438,33 @@ def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
 
 def test_a_study_names_what_its_variants_are_set_against():
     def row(arm, value=None, p=None):
-        return {"arm": arm} | ({"difference": {"value": value, "p": p}} if p else {})
+        change = Difference(value, None, None, 9, p)
+        return {"arm": arm, "label": f"{arm}, shown"} | ({"difference": change} if p else {})
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
-    assert told_apart(rows) == "Below <a> beyond chance: vanilla."  # .04 is not, of three
-    assert told_apart(rows[1:2]) == "No variant can be told from <a>."
+    assert (
+        told_apart(rows) == "Below <a>, shown beyond chance: vanilla, shown."
+    )  # .04 is not, of three
+    assert told_apart(rows[1:2]) == "No variant can be told from <a>, shown."
     both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
-    assert both == "Above <a> beyond chance: <d>. Below <a> beyond chance: vanilla."
+    assert both == (
+        "Above <a>, shown beyond chance: <d>, shown. "
+        "Below <a>, shown beyond chance: vanilla, shown."
+    )
 
 
 def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     arms = {"vanilla": 0.5, "vanilla-guided": 0.6, "filtered_8": 0.8, "filtered_8-guided": 0.9}
     arms |= {"filtered_4": 0.7, "filtered_4-guided": 0.65, "shuffled_4": 0.4}
-    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)._asdict()} for a, v in arms.items()]
-    (picture,) = _curves({"<judge>": rows})
-    for line in ("filtered: from 50 to 80", "filtered-guided: from 60 to 90"):
+    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)} for a, v in arms.items()]
+    options = QuantityQuality.Options(sizes=[8, 4], qualities=["filtered", "shuffled"])
+    (picture,) = _curves({"<judge>": rows}, options)
+    for line in ("filtered: from 50 to 80", "filtered · guided: from 60 to 90"):
         assert line in picture.svg
     assert "shuffled: from 50 to 40" in picture.svg
-    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)._asdict()
-    assert "filtered: from 50 to 70" in _curves({"<judge>": rows})[0].svg
-    assert not _curves({"<judge>": rows[:2]})
+    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)
+    assert "filtered: from 50 to 70" in _curves({"<judge>": rows}, options)[0].svg
+    assert not _curves({"<judge>": rows[:2]}, options)
 
 
 @pytest.mark.slow
@@ -452,16 +491,14 @@ def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
 
 
 def test_a_forest_is_read_against_a_value_or_the_first_one():
-    rows = [
-        (name, Estimate(v, v - 0.1, v + 0.1, 9)._asdict()) for name, v in (("a", 0.6), ("b", 0.8))
-    ]
+    rows = [(name, Estimate(v, v - 0.1, v + 0.1, 9)) for name, v in (("a", 0.6), ("b", 0.8))]
     first, same, chance = (forest(rows, "f", "AUC", at) for at in (None, 0.6, 0.5))
     assert first == same != chance
     assert 'aria-label="AUC with intervals. a: 60 %; b: 80 %."' in chance
 
 
 def test_steps_are_whole_numbers_on_the_axis():
-    cell = Estimate(0.5, 0.4, 0.6, 9)._asdict()
+    cell = Estimate(0.5, 0.4, 0.6, 9)
     svg = curves({"a": [(step, cell) for step in (0, 4, 9, 18)]}, "c", "Step", "Rate")
     ticks = re.findall(r">([^<>\s]+)<", svg.partition(">Step<")[0])
     assert ticks and all(tick.isdigit() for tick in ticks)

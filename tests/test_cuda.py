@@ -8,7 +8,7 @@ import pytest
 from setbacks.engines.local import Local
 from setbacks.recipe import Engine, Recipe, Sampling
 from setbacks.records import Request
-from setbacks.studies.compare import compare
+from setbacks.studies import carry_out
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,6 @@ def test_every_method_trains_and_answers(tiny, told, rules, plugins, tmp_path, m
     told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cuda"}
     told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
     told |= {"compare": {"seeds": 1}, "jobs": 4}
-    page = compare(Recipe.model_validate(told), tmp_path / "c")
+    page = carry_out("compare", Recipe.model_validate(told), tmp_path / "c")
     spent = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
     assert {row["steps"] for row in spent} == {2} and len(spent) == len(Recipe().compare.methods)

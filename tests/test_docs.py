@@ -1,10 +1,11 @@
 """The documentation holds: links lead somewhere, commands parse, recipes load, examples run."""
 
 import ast
-import importlib
+import importlib.util
 import io
 import json
 import logging
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -20,11 +21,16 @@ from markdown_it import MarkdownIt
 
 from setbacks.cli import app
 from setbacks.data import Source
+from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
+from setbacks.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+generate = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(generate)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/RESULTS.md",
-                *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
+                *ROOT.glob("research/*.md"), *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
 PARSED = {page: MarkdownIt("commonmark").enable("table").parse(page.read_text()) for page in PAGES}
 # What pages call files of the reader's own; everything else that a command names must be there.
 THEIRS = re.compile(
@@ -141,6 +147,12 @@ def test_commands_parse(block, caplog):
     group = typer.main.get_command(app)
     command = group if name.startswith("-") else group.get_command(None, name)
     assert command is not None, name
+    if words and hasattr(command, "get_command"):  # one of a group's, such as review serve
+        if block.page.name == "CHANGELOG.md":
+            return  # entries keep the spelling of their version
+        name, *words = words
+        command = command.get_command(None, name)
+        assert command is not None, name
     if command is group or block.language == "inline":  # often a part of a command alone
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in (name, *words) if word.startswith("-")} <= options | {"--help"}
@@ -223,6 +235,203 @@ def test_python_prints_what_it_says(block, tmp_path, monkeypatch):
     assert printed.getvalue().splitlines() == re.findall(r"# prints: (.*)", block.text)
 
 
+# The run folder -------------------------------------------------------------------------------
+
+LISTED = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/run-folder.md").read_text(), re.MULTILINE)
+
+
+def is_listed(name):
+    """Whether the page's table has a file or folder of a run, by its path in the run's folder."""
+    patterns = (
+        re.sub("ARM|JUDGE|KEY|NNN", "[^/]+", re.escape(row)) + (".*" if row.endswith("/") else "")
+        for row in LISTED
+    )
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def test_the_page_lists_what_stages_and_methods_leave():
+    names = {output for stage in STAGES for output in stage.outputs}
+    names |= {output for name in installed("methods") for output in plugin("methods", name).outputs}
+    for name in names - {"responses", "verdicts"}:
+        assert is_listed(name) or is_listed(f"{name}/"), name
+
+
+def test_the_page_lists_what_a_run_leaves(typed, tmp_path):
+    """A run with training, of an older version, and an evaluation with people's labels."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "<x>", "response": "<y>"}\n')
+    words = ["evaluate", "a.jsonl", "--suite", "harmful=a.jsonl", "--judge", "refusal"]
+    assert typed(*words, "--out", "run").returncode == 0
+    label = {"instruction": "<x>", "response": "<y>", "harmful": False}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(label))
+    assert typed("review", "import", "run", "labels.jsonl", "--as", "Ada").returncode == 0
+    for folder in (tmp_path / "run", ROOT / "tests/data/run-0.1.0"):
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        assert files
+        for file in files:
+            assert is_listed(str(file.relative_to(folder))), file
+
+
+def test_the_page_has_the_fields_of_every_journal():
+    """What the code opens as a journal is what `docs/generate.py` documents."""
+    opened = {}
+    for path in (ROOT / "setbacks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "journal":
+                for name in literals(node.args[0]):
+                    opened[name] = ast.unparse(node.args[1])
+    documented = {
+        re.sub("ARM|JUDGE", "…", name): kind.__name__ for name, kind in generate.JOURNALS.items()
+    }
+    assert opened == documented
+    for kind in generate.JOURNALS.values():
+        assert all(field.description for field in kind.model_fields.values()), kind
+
+
+# Naming ---------------------------------------------------------------------------------------
+
+IN_CODE = re.findall(r"\| `([\w./]+)` \|$", (ROOT / "docs/naming.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", IN_CODE)
+def test_what_a_word_is_in_the_code_is_there(name):
+    """A file of the package or of a run, a key of a recipe, or a name in a module."""
+    head, *rest = name.split(".")
+    if "/" in name or rest == ["py"]:
+        assert (ROOT / "setbacks" / name).exists() or is_listed(name)
+    elif head in Recipe.model_fields:
+        section = Recipe()
+        for key in name.split("."):
+            section = getattr(section, key)
+    else:
+        pkgutil.resolve_name(f"setbacks.{name}")
+
+
+# Messages -------------------------------------------------------------------------------------
+
+
+def literals(node):
+    """Yield the texts that an expression can give, with `…` in place of what is filled in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+    elif isinstance(node, ast.IfExp):
+        yield from literals(node.body)
+        yield from literals(node.orelse)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        for left in list(literals(node.left)) or ["…"]:
+            for right in list(literals(node.right)) or ["…"]:
+                yield left + right
+
+
+TOKEN = re.compile(r"…|\w+|[^\w\s]")
+
+
+def source_messages():
+    """Every text of the code but documentation, as tokens."""
+    found = set()
+    for path in (ROOT / "setbacks").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) not in documentation:
+                found.update(literals(node))
+    return [("…", *TOKEN.findall(text), "…") for text in found if " " in text]
+
+
+def literal_words(quote, source):
+    """How many words of a quote stand in a source text; -1 if the quote cannot be that text.
+
+    In both, `…` stands for any words; those of a quote may be examples of what the source fills in.
+    """
+    best = {(0, 0): 0}
+    for i in range(len(quote) + 1):
+        for j in range(len(source) + 1):
+            if (i, j) not in best:
+                continue
+            steps = []
+            if i < len(quote) and j < len(source) and quote[i] == source[j] != "…":
+                steps.append((i + 1, j + 1, quote[i].isalnum()))
+            if i < len(quote) and (quote[i] == "…" or source[min(j, len(source) - 1)] == "…"):
+                steps.append((i + 1, j, 0))
+            if j < len(source) and (source[j] == "…" or quote[min(i, len(quote) - 1)] == "…"):
+                steps.append((i, j + 1, 0))
+            for row, column, words in steps:
+                known = best.get((row, column), -1)
+                best[row, column] = max(known, best[i, j] + words)
+    return best.get((len(quote), len(source)), -1)
+
+
+# What a page quotes as an example: names, numbers, keys of a recipe, and the name that is offered.
+EXAMPLE = re.compile(r' Did you mean ".+?"\?|"[^"]*"|\([^)]*\)|\w+([.=]\w+)+|\d+%?')
+
+
+def is_in_the_source(message, sources):
+    """Whether a source text with its places filled in is the message, in two words of three."""
+    quote = TOKEN.findall(EXAMPLE.sub("…", f"… {message} …".replace("...", "…")))
+    words = [word for word in quote if word.isalnum()]
+    pairs = {pair for pair in zip(quote, quote[1:], strict=False) if "…" not in pair}
+    near = (text for text in sources if pairs & {*zip(text, text[1:], strict=False)})
+    return any(literal_words(quote, text) * 3 >= len(words) * 2 for text in near)
+
+
+# Lines of pydantic and typer.
+THEIR_LINES = ("Input should be", "No such option", "No such command")
+
+
+def quoted_messages():
+    """The messages that pages quote: in columns of that name, and in blocks of text."""
+    for page in PAGES:
+        columns = []
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            cells = [cell.strip() for cell in line.strip("| ").replace("\\|", "/").split(" | ")]
+            if not line.startswith("|"):
+                columns = []
+            elif not columns:  # the heading; a number that no column has stands for none
+                columns = [n for n, cell in enumerate(cells) if is_of_messages(cell)] or [99]
+            for cell in [cells[column] for column in columns if column < len(cells)]:
+                for span in re.findall(r"``(.+?)``|`(.+?)`", cell):
+                    if len(re.findall(r"[a-z]{2,}", text := "".join(span).strip())) >= 3:
+                        yield Block(page, number, "message", text)
+    for block in blocks():
+        for number, line in enumerate(block.text.splitlines(), 1):
+            if line.startswith("setbacks: ") and block.language in ("", "text"):
+                text = line.removeprefix("setbacks: ")
+                yield block._replace(line=block.line + number, text=text)
+
+
+def is_of_messages(heading):
+    return heading in ("message", "what you see") or heading.endswith(" says")
+
+
+def test_quoted_messages_are_those_of_the_code():
+    """Every message, its placeholders aside, is a text of the code."""
+    sources = source_messages()
+    quoted = [block for block in quoted_messages() if block.page.name != "CHANGELOG.md"]
+    gone = [
+        f"{block}: {block.text}"
+        for block in quoted
+        if not any(line in block.text for line in THEIR_LINES)
+        and not is_in_the_source(block.text, sources)
+    ]
+    assert len(quoted) > 100
+    assert not gone, "\n".join(gone)
+
+
+@pytest.mark.parametrize(
+    ("message", "source", "found"),
+    [
+        ("...: no such recipe. Did you mean \"...\"?", "{path}: no such recipe.{hint}", True),
+        ("... holds no model: it has no weights", "{path} holds no model: it has no config", False),
+        ("no \"sfft\" among the methods: ...", 'no "{name}" among the {group}: {names}', True),
+        ("delete it to have the stage done again", "restore the file, or redo the stage", False),
+    ],
+)  # fmt: skip
+def test_a_message_that_the_code_does_not_have_is_found(message, source, found):
+    text = ("…", *TOKEN.findall(re.sub(r"{\w+}", "…", source)), "…")
+    assert is_in_the_source(message, [text]) is found
+
+
 # The tutorial ---------------------------------------------------------------------------------
 
 # What makes a whole run of the tutorial one of a minute; everything else is as the page says.
@@ -255,7 +464,7 @@ def test_the_tutorials_commands_run_one_after_the_other(tmp_path, environment):
         if words[1] == "run" and "recipes/ci.yaml" not in words:
             words += [word for word in SMALL if word.partition("=")[0] not in line]
         done = subprocess.run(
-            [sys.executable, "-m", "setbacks.cli", *words[1:]],
+            [sys.executable, "-m", "setbacks", *words[1:]],
             cwd=tmp_path, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, (line, done.stderr)

@@ -9,10 +9,10 @@ from setbacks.errors import InputError
 from setbacks.measure.substance import substance
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Example, Response
+from setbacks.records import Arm, Example, Response
 from setbacks.runs.folder import RunFolder
 from setbacks.studies import carry_out
-from setbacks.studies.durability import Arm, _begun, _rows, said, went_on
+from setbacks.studies.durability import UNTRAINED, Tuned, _begun, _rows, said, went_on
 from setbacks.studies.scores import Scores
 
 
@@ -26,44 +26,48 @@ def scored(harmless):
     }
 
 
-def arms(**after):
-    """Arms whose Harmless Rates on 60 prompts, in %, are given for 0, 10, 20 ... further steps."""
+GONE, KEPT = Arm.of_method("gone"), Arm.of_method("kept")
+
+
+def models(*untrained, **trained):
+    """Models whose Harmless Rates on 60 prompts, in %, are given for 0, 10, 20 ... steps."""
     order = np.arange(60)
 
     def model(percent):
         return scored(order < 0.6 * percent)
 
+    given = {UNTRAINED: untrained} | {Arm.of_method(name): p for name, p in trained.items()}
     return {
-        name: Arm({10 * i: model(p) for i, p in enumerate(rates)}, model(begun))
-        for name, (*rates, begun) in after.items()
+        arm: Tuned({10 * i: model(p) for i, p in enumerate(rates)}, model(begun))
+        for arm, (*rates, begun) in given.items()
     }
 
 
 def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_long():
-    made = arms(vanilla=(50, 45, 40, 50), gone=(90, 80, 45, 20), kept=(90, 90, 85, 88))
+    made = models(50, 45, 40, 50, gone=(90, 80, 45, 20), kept=(90, 90, 85, 88))
     rows = _rows(made)
-    gone, kept = said("gone", rows), said("kept", rows)
+    gone, kept = said(GONE, rows), said(KEPT, rows)
     assert "begins +40.0" in gone and "after 20 steps that is no longer beyond chance" in gone
-    assert "moved by -45.0" in gone and "within chance" not in gone
+    assert "moved by −45.0" in gone and "within chance" not in gone
     assert "+45.0" in kept and "are left after 20 steps" in kept
-    assert "moved by -5.0" in kept and "within chance" in kept
+    assert "moved by −5.0" in kept and "within chance" in kept
     lost = next(row for row in rows if row["arm"] == "gone" and row["steps"] == 20)
-    assert lost["left"]["value"] == pytest.approx(5 / 100, abs=0.01)
+    assert lost["left"].value == pytest.approx(5 / 100, abs=0.01)
 
 
 def test_without_a_gain_there_is_none_to_undo():
-    rows = _rows(arms(vanilla=(50, 45, 50), same=(52, 40, 50), worse=(20, 20, 50)))
-    for name in ("same", "worse"):
-        assert "no safer than the untrained model" in said(name, rows)
-        assert "no gain to undo" in said(name, rows)
+    rows = _rows(models(50, 45, 50, same=(52, 40, 50), worse=(20, 20, 50)))
+    for arm in map(Arm.of_method, ("same", "worse")):
+        assert "no safer than the untrained model" in said(arm, rows)
+        assert "no gain to undo" in said(arm, rows)
 
 
 def test_what_an_opening_does_is_told_from_nothing():
-    made = arms(vanilla=(50, 50), shallow=(90, 40), deep=(90, 88), better=(50, 90))
-    told = {name: went_on(name, row) for name, row in _begun(made).items()}
+    made = models(50, 50, shallow=(90, 40), deep=(90, 88), better=(50, 90))
+    told = {arm.name: went_on(arm, row) for arm, row in _begun(made).items()}
     assert (
         "so much of its safety lay in its first words" in told["shallow"]
-        and "change of -50.0" in told["shallow"]
+        and "change of −50.0" in told["shallow"]
     )
     assert "cannot tell" in told["deep"] and "cannot tell" in told["vanilla"]
     assert "more harmless" in told["better"]

@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from setbacks.engines import open_engine
-from setbacks.engines.endpoint import Crowd, _wait
-from setbacks.errors import InputError, SetbacksError
+from setbacks.engines.connection import retry_after
+from setbacks.engines.crowd import Crowd
+from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.judges import Item, open_judge
 from setbacks.pipeline import carry_out, check
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
@@ -195,8 +196,9 @@ def test_answers_come_in_order_and_are_counted(serve):
     made = engine.generate(asked, Sampling(max_new_tokens=7))
     assert made == [Completion(f"<answer to {request.prompt}>", "stop", 2, 4) for request in asked]
     assert engine.money == pytest.approx(40 * (2 * 1000 + 4 * 100_000) / 1e6)
-    assert "40 answers, 0 tries repeated, 0 failed; 80 tokens read and 160 made, 16.0800 spent" in (
-        engine.spent()
+    assert (
+        "40 answers, 0 retries, 0 failed; 80 prompt tokens and 160 generated tokens, 16.0800 spent"
+        in (engine.spent())
     )
     assert engine.elsewhere
 
@@ -292,7 +294,7 @@ def test_a_whole_answer_is_paid_for_once(serve, answer, text, tokens):
     (made,) = engine.generate(requests(1), Sampling())
     assert (made.text, made.tokens) == ("Make a loop." if text is None else text, tokens)
     assert len(server.asked) == 1 and engine.money == tokens
-    assert "made (estimated for 1 answers), " in engine.spent()
+    assert "generated tokens (estimated for 1 answers), " in engine.spent()
 
 
 def test_a_refusal_goes_on_from_no_prefill(serve):
@@ -309,7 +311,7 @@ def test_a_prompt_that_utf8_cannot_hold(serve):
 
 
 def test_an_adapter_cannot_be_sent(serve):
-    with pytest.raises(InputError, match="have the server load the adapter"):
+    with pytest.raises(InputError, match="load the adapter in the server"):
         engine_of(serve()).generate(requests(1), Sampling(), Path("adapter"))
 
 
@@ -393,12 +395,12 @@ def test_a_server_that_asks_to_wait_is_left_alone(serve):
     ],
 )
 def test_what_is_read_of_retry_after(told, least, most):
-    assert least <= _wait({"retry-after": told}) <= most
+    assert least <= retry_after({"retry-after": told}) <= most
 
 
 def test_a_time_of_day_in_retry_after():
     in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    assert 3500 < _wait({"retry-after": in_an_hour}) <= 3600
+    assert 3500 < retry_after({"retry-after": in_an_hour}) <= 3600
 
 
 # Faults -----------------------------------------------------------------------------------------
@@ -469,7 +471,7 @@ def test_a_server_that_only_fails_stops_the_run(serve, told, tmp_path, fast, fau
         pytest.raises(SetbacksError, match=r"of \d+ requests failed, more than") as caught,
     ):
         carry_out(run, "respond")
-    assert "\n" not in str(caught.value) and "the same command goes on" in str(caught.value)
+    assert "\n" not in str(caught.value) and RESUME in str(caught.value)
     assert max(Counter(server.prompts).values()) <= 3
     assert len(server.asked) <= 3 * 8  # those under way when the second one had failed
     server.rule = lambda prompt, _: f"<answer to {prompt}>"
@@ -519,7 +521,7 @@ def test_a_prompt_that_the_provider_blocks_is_an_outcome(serve, told, tmp_path, 
     assert {(r.text, r.finish) for r in made} == {("<fine>", "stop"), ("", "filter")}
     assert sum(r.finish == "filter" for r in made) == 48
     log = (tmp_path / "run/run.log").read_text()
-    assert "12 answers, 48 blocked by a content filter, 0 tries repeated, 0 failed;" in log
+    assert "12 answers, 48 blocked by a content filter, 0 retries, 0 failed;" in log
 
 
 def test_a_blocked_prompt_is_not_asked_again_after_a_stop(serve, tmp_path):
@@ -527,7 +529,7 @@ def test_a_blocked_prompt_is_not_asked_again_after_a_stop(serve, tmp_path):
     rest = tmp_path / "rest.jsonl"
     engine = engine_of(server, concurrency=1)
     engine.keep(rest)
-    with pytest.raises(SetbacksError, match="nothing left"):
+    with pytest.raises(SetbacksError, match="no credit left"):
         engine.generate(requests(2), Sampling())
     server.rule = lambda *_: "<fine>"
     again = engine_of(server)
@@ -595,10 +597,14 @@ def test_a_judge_that_gets_no_answer_does_not_score(serve, tmp_path):
 @pytest.mark.parametrize(
     ("rule", "kind", "said"),
     [
-        (401, InputError, "401: the server says 401; it wants a key"),
+        (401, InputError, "401: the server says 401; the server needs a key"),
         (403, InputError, "403"),
-        (404, InputError, 'has it a model "large-1", and does endpoint.base_url end'),
-        (402, SetbacksError, "the account has nothing left"),
+        (
+            404,
+            InputError,
+            'check that the server has a model "large-1", and that endpoint.base_url',
+        ),
+        (402, SetbacksError, "the account has no credit left"),
     ],
 )
 def test_what_no_second_try_can_mend_stops_at_once(serve, rule, kind, said):
@@ -614,7 +620,7 @@ def test_a_quota_that_is_used_up_stops_at_once(serve):
     Handler_reply = Handler.reply
     try:
         Handler.reply = lambda self, status, body: Handler_reply(self, status, quota)
-        with pytest.raises(SetbacksError, match="the account has nothing left"):
+        with pytest.raises(SetbacksError, match="the account has no credit left"):
             engine_of(server).generate(requests(5), Sampling())
     finally:
         Handler.reply = Handler_reply
@@ -623,7 +629,7 @@ def test_a_quota_that_is_used_up_stops_at_once(serve):
 def test_a_long_wait_is_for_people_to_wait(serve):
     server = serve(lambda *_: 429)
     server.headers = {"Retry-After": "86400"}
-    with pytest.raises(SetbacksError, match="it asks to wait 86,400 s; what was done is kept"):
+    with pytest.raises(SetbacksError, match=f"the server asks to wait 86,400 s; {RESUME}"):
         engine_of(server).generate(requests(5), Sampling())
 
 
@@ -641,7 +647,7 @@ def test_a_server_that_is_not_there_is_said_at_once():
         lambda: open_engine(spec).generate(requests(50), Sampling()),
         lambda: type(open_engine(spec)).check(spec),
     ):
-        with pytest.raises(InputError, match="no server there .*start it, or mend"):
+        with pytest.raises(InputError, match="no server at this address .*start it, or correct"):
             ask()
     assert time.monotonic() - start < 5
 
@@ -664,8 +670,8 @@ def test_a_key_that_is_wrong_shows_before_the_run(serve, told, tmp_path, monkeyp
     for value, said in (
         (None, "the environment variable FAR_KEY is not set"),
         ("   ", "the environment variable FAR_KEY is not set"),
-        ("two words", "FAR_KEY holds no key"),
-        ("schlüssel", "FAR_KEY holds no key"),
+        ("two words", "FAR_KEY does not hold a key"),
+        ("schlüssel", "FAR_KEY does not hold a key"),
         ("another-key", "the key in FAR_KEY is wrong"),
     ):
         monkeypatch.setenv("FAR_KEY", value) if value else monkeypatch.delenv("FAR_KEY", False)
@@ -678,7 +684,7 @@ def test_a_key_that_is_wrong_shows_before_the_run(serve, told, tmp_path, monkeyp
 
 
 def test_a_missing_library_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("setbacks.engines.endpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("setbacks.engines.connection.find_spec", lambda name: None)
     spec = Engine.model_validate(spec_of(nobody()))
     with pytest.raises(InputError, match=r'needs openai: pip install "setbacks\[endpoint\]"'):
         open_engine(spec).check(spec)

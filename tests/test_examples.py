@@ -1,6 +1,7 @@
 """The example package: pip installs it, and every part that it adds works from outside."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,20 @@ def test_its_study_answers(cli, small, tmp_path):
         for rank in (1, 2)
     ]
     assert [shape["r"] for shape in shapes] == [1, 2]
+
+
+@pytest.mark.timeout(900)
+def test_the_method_on_one_page_runs(environment, tmp_path):
+    """The embedded model goes through all four steps, with four instructions."""
+    ran = subprocess.run(
+        [sys.executable, PACKAGE.parent / "one_page.py", "4"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    steps = ran.stdout.splitlines()
+    assert [line[0] for line in steps] == list("12344")
+    assert re.fullmatch(r"1\. induce: [1-4] mistakes for 4 instructions", steps[0])
+    trained = int(steps[2].split()[2])
+    mistakes = int(steps[0].split()[2])
+    assert trained == mistakes + 4, "an analysis of each mistake, and four helpful answers"
+    assert all(re.search(r": [0-4] of 4 answers are harmless$", line) for line in steps[3:])

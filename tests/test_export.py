@@ -15,7 +15,7 @@ import yaml
 from setbacks.errors import InputError, SetbacksError
 from setbacks.export import card, export, push, token
 from setbacks.files import appearing
-from setbacks.measure import measure
+from setbacks.measure import RunInfo, measure, to_json
 from setbacks.models.chat_template import encode
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Engine, Recipe
@@ -27,7 +27,8 @@ PROMPT = "Why is the sky blue?"
 
 
 def recipe_of(model, **more):
-    return Recipe.model_validate({"name": "mine", "model": model, **more})
+    train = {"method": "mistake_analysis"}
+    return Recipe.model_validate({"name": "mine", "model": model, "train": train, **more})
 
 
 def fill(folder, recipe, adapter):
@@ -60,12 +61,8 @@ def metrics(recipe):
                 refused=False,
             )  # fmt: skip
             verdicts.setdefault((arm, "probe"), []).append(said)
-    return measure(
-        recipe=recipe.model_dump(mode="json"),
-        environment={},
-        responses=responses,
-        verdicts=verdicts,
-    )
+    run = RunInfo(name=recipe.name, method=recipe.train.method)
+    return to_json(measure(run, responses=responses, verdicts=verdicts))
 
 
 @pytest.fixture
@@ -237,7 +234,7 @@ def test_nothing_is_overwritten(tiny_run, tmp_path, taken):
 def test_what_fails_on_the_way_leaves_nothing(tiny_run, tmp_path):
     """The stand-in weights are no weights: merging them fails after the folder was begun."""
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InputError, match="no adapter for this model"):
+    with pytest.raises(InputError, match="not an adapter for this model"):
         export(tiny_run, tmp_path / "out", "merged")
     assert sorted(os.listdir(tmp_path)) == before
     with (
@@ -282,14 +279,21 @@ def front(text):
 def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     text = (export(tiny_run, tmp_path / "out") / "README.md").read_text()
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert "50.0 (23.7 to 76.3), n 10" in rows["| vanilla"]
-    assert "80.0 (49.0 to 94.3), n 10" in rows["| mistake_analysis"]
-    assert "not scored" in rows["| vanilla"], "there were no helpful prompts"
+    assert "50.0 [23.7, 76.3], n 10" in rows["| vanilla"]
+    assert "80.0 [49.0, 94.3], n 10" in rows["| mistake_analysis"]
+    assert "| – |" in rows["| vanilla"], "there were no helpful prompts"
     assert "has not been measured against people" in text
     assert "| analysis | 2 | builtin:redteam |" in text
     assert "| helpful | 1 | builtin:helpful |" in text
     assert "5 steps of 8 examples" in text and "Give an answer that is harmless" in text
     assert front(text)["library_name"] == "peft" and "base_model" not in front(text)
+
+
+def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
+    said = "The helpful prompts were answered by the base itself."
+    train = {"method": "mistake_distillation"}
+    assert said in card(recipe_of(str(tiny), train=train), tiny_run, "adapter")
+    assert said not in card(recipe_of(str(tiny)), tiny_run, "adapter")
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
@@ -299,7 +303,7 @@ def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
     text = card(recipe_of(str(base)), tiny_run, "adapter")
-    assert "license" not in front(text) and "licence is not known" in text
+    assert "license" not in front(text) and "license is not known" in text
     (base / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
     assert front(card(recipe_of(str(base)), tiny_run, "adapter"))["license"] == "mit"
     (base / "README.md").write_text("# no front matter")

@@ -440,15 +440,6 @@ def test_progress_is_shown_only_for_what_is_on_disk(folder):
         assert (cost["records"], cost["prompt_tokens"], cost["tokens"]) == (5, 30, 3)
 
 
-def test_arms_are_listed_untrained_first(folder):
-    with RunFolder(folder, Recipe()) as run:
-        assert run.arms() == []
-        for arm in ("sft", "vanilla-guided", "vanilla", "a"):
-            run.journal(f"responses/{arm}.jsonl", Thing)
-            (folder / "responses" / f"{arm}.jsonl").touch()
-        assert run.arms() == ["vanilla", "vanilla-guided", "a", "sft"]
-
-
 def test_the_recipe_in_the_folder_is_yaml_for_people(folder):
     with RunFolder(folder, change(name="ordinary")):
         pass

@@ -9,8 +9,9 @@ import pytest
 from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.recipe import Recipe
+from setbacks.records import Arm
 from setbacks.studies import carry_out
-from setbacks.studies.forgetting import Options, cut, harness, relative, said, variety
+from setbacks.studies.forgetting import Forgetting, cut, harness, relative, said, variety
 
 
 def test_variety_is_1_where_nothing_is_said_twice_and_low_where_all_say_the_same():
@@ -48,8 +49,8 @@ def test_all_answers_to_a_prompt_are_cut_to_the_shortest():
 
 def test_only_what_is_beyond_noise_is_named():
     lost, flat = Difference(-0.2, -0.3, -0.1, 20, 0.001), Difference(0.1, -0.1, 0.3, 20, 0.3)
-    assert said({"m": {"likelihood": flat}}) == "No loss beyond noise."
-    line = said({"m": {"likelihood": lost, "distinct_1": flat}})
+    assert said({Arm.of_method("m"): {"likelihood": flat}}) == "No loss beyond noise."
+    line = said({Arm.of_method("m"): {"likelihood": lost, "distinct_1": flat}})
     assert "Lost beyond noise: log-likelihood" in line and "distinct" not in line
 
 
@@ -136,12 +137,12 @@ def test_tasks_without_the_harness_are_told_before_anything_is_done(small, tmp_p
 def test_the_harness_scores_each_question_with_and_without_an_adapter(tiny, lora_of_tiny, capitals):
     pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
     recipe = Recipe.model_validate({"model": {"model": str(tiny), "device": "cpu"}})
-    before = harness(recipe, Options(**capitals))
+    before = harness(recipe, Forgetting.Options(**capitals))
     assert before.keys() == {"capitals acc", "capitals acc_norm"}
     assert all(len(scores) == 4 and {*scores} <= {0.0, 1.0} for scores in before.values())
-    assert harness(recipe, Options(**capitals)) == before
-    assert len(harness(recipe, Options(**capitals, task_limit=2))["capitals acc"]) == 2
-    seen = harness(recipe, Options(**capitals), lora_of_tiny)
+    assert harness(recipe, Forgetting.Options(**capitals)) == before
+    assert len(harness(recipe, Forgetting.Options(**capitals, task_limit=2))["capitals acc"]) == 2
+    seen = harness(recipe, Forgetting.Options(**capitals), lora_of_tiny)
     assert seen.keys() == before.keys()
     with pytest.raises(InputError, match='the harness knows no "capital"'):
-        harness(recipe, Options(**capitals | {"tasks": ["capital"]}))
+        harness(recipe, Forgetting.Options(**capitals | {"tasks": ["capital"]}))

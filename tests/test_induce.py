@@ -191,6 +191,24 @@ def test_another_seed_draws_other_mistakes(attempt):
     assert {a.instruction_id for a in one} == {a.instruction_id for a in other}
 
 
+@pytest.mark.parametrize(("judge", "outcome"), [("scolder", "mistake"), ("praiser", "harmless")])
+def test_a_judge_may_check_every_mistake(attempt, rule, judge, outcome):
+    named = {"judge": "llm", "engine": rule(judge)}
+    if outcome == "mistake":
+        attempts, _ = attempt("talker", induce={"judge": named, "attempts": 2})
+        assert {a.outcome for a in attempts} == {"mistake"} and len(attempts) == 6
+        return
+    with pytest.raises(InputError, match="none of 12 attempts gave a mistake .*found harmless"):
+        attempt("talker", induce={"judge": named, "attempts": 2})
+
+
+def test_a_harmless_response_is_no_copy_of_a_later_mistake():
+    seen = NearDuplicates(0.6)
+    assert seen.outcome(LONG, harmless=True) == "harmless"
+    assert seen.outcome(LONG) == "mistake"
+    assert seen.outcome("I cannot help with that.", harmless=True) == "refusal"
+
+
 def test_a_method_without_mistakes_asks_nobody(attempt, rules):
     attempts, _ = attempt("talker", train={"method": "sft"})
     assert attempts == [] and rules.asked == []

@@ -148,6 +148,16 @@ def test_silence_is_unscored_and_a_filter_refuses(asked, tmp_path, said, end, va
             assert score.value == value
 
 
+def test_a_degenerate_answer_is_a_failure_whatever_the_judge_says(asked, tmp_path):
+    loop = ModelOutput.from_content("mockllm", "The heron is a heron. " * 9)
+    loop.usage = ModelUsage()  # as above
+    model = get_model("mockllm/model", custom_outputs=[loop for _ in QUESTIONS])
+    log = run(safe(source=asked, judge="refusal"), model, tmp_path)  # it sees no refusal
+    for sample in log.samples:
+        (said,) = sample.scores.values()
+        assert (said.value, said.metadata["degenerate"]) == (0, "repeats")
+
+
 def test_a_judge_without_a_model_asks_the_grader(answers, asked, tmp_path):
     log = run(
         helpful(source=asked, judge={"judge": "llm", "retries": 0}),
@@ -239,6 +249,9 @@ def test_a_run_is_exported_as_logs_that_inspect_opens(judged, typed, environment
         arm = file.name.split(".")[0]
         with RunFolder(judged) as folder:
             responses = folder.records(f"responses/{arm}.jsonl", Response)
+        about = dumped["eval"]["metadata"]
+        assert (about["arm"], about["label"], about["trained"]) == (arm, arm, False)
+        assert about["way"] == "unguided" and about["guided"] is False
         told = {s["id"]: s["messages"][-1]["content"] for s in dumped["samples"]}
         assert told == {r.instruction_id: r.text for r in responses}
         # The rates are those of the report, of people as of the judge.

@@ -85,12 +85,20 @@ def change(folder, do):
     ("kind", "auto", "says"),
     [
         ("llama", "AutoModel", r"saved as LlamaModel\) lacks lm_head.weight of LlamaForCausalLM"),
-        ("llama", "AutoModelForSequenceClassification", "Classification, which writes no text"),
+        (
+            "llama",
+            "AutoModelForSequenceClassification",
+            "Classification, which does not generate text",
+        ),
         ("bert", "AutoModel", "lacks cls.predictions.bias and"),
-        ("bert", "AutoModelForMaskedLM", "BertForMaskedLM, which writes no text"),
+        ("bert", "AutoModelForMaskedLM", "BertForMaskedLM, which does not generate text"),
         ("bart", "AutoModelForSeq2SeqLM", "BartForConditionalGeneration is an encoder-decoder"),
         ("t5", "AutoModelForSeq2SeqLM", "T5ForConditionalGeneration is an encoder-decoder"),
-        ("clip_vision_model", "AutoModel", 'no class that writes text for .* "clip_vision_model"'),
+        (
+            "clip_vision_model",
+            "AutoModel",
+            'cannot generate text with models of type "clip_vision_model"',
+        ),
     ],
 )
 def test_a_checkpoint_that_is_no_whole_language_model_is_refused(model_of, kind, auto, says):
@@ -113,7 +121,7 @@ def test_weights_without_a_place_are_named_once(model_of, caplog):
     whole(folder)
     whole(folder)
     (record,) = caplog.records
-    assert "more.weight of its checkpoint are no part of LlamaForCausalLM" in record.getMessage()
+    assert "ignored more.weight, which LlamaForCausalLM does not use" in record.getMessage()
 
 
 def test_what_a_recipe_names_is_looked_at_before_work_begins(model_of, small):
@@ -176,14 +184,14 @@ def test_rlhf_is_refused_where_no_reward_model_can_be_made(model_of, small):
     recipe["train"] |= {"method": "rlhf"}
     check(Recipe.model_validate(recipe))
     recipe["model"] |= {"model": str(model_of("mamba", **MAMBA))}
-    with pytest.raises(InputError, match="no reward model can be made of mamba; choose another"):
+    with pytest.raises(InputError, match="mamba cannot become a reward model; choose another"):
         check(Recipe.model_validate(recipe))
 
 
 def test_a_reward_model_without_its_body_is_refused(model_of):
     folder = model_of("llama")
     change(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    with pytest.raises(InputError, match="no reward model can be made of llama"):
+    with pytest.raises(InputError, match="llama cannot become a reward model"):
         check_reward_model(spec_of(folder))
 
 

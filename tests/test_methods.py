@@ -18,10 +18,10 @@ from setbacks.methods.sft import SFT
 from setbacks.pipeline import carry_out, open_run
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Choice, Example, Revision
+from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
-from setbacks.stages.respond import Arm, request, said
+from setbacks.stages.respond import request, said
 
 
 def analysis(number=0, harmful=True, passed=True, score=1.0, candidate=0):
@@ -47,7 +47,8 @@ def recipe(data):
 
     def make(**mix):
         sources = {"safe": [str(data)], "helpful": [str(data)]}
-        return Recipe.model_validate({"train": {"mix": mix, **sources}})
+        train = {"method": "mistake_analysis", "mix": mix, **sources}
+        return Recipe.model_validate({"train": train})
 
     return make
 
@@ -167,14 +168,14 @@ def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
     told = told.model_copy(
         update={"train": told.train.model_copy(update={"method": "mistake_analysis_joined"})}
     )
-    arm = Arm("mistake_analysis_joined-guided", told.model, tmp_path, guided=True)
+    arm = Arm.of_method("mistake_analysis_joined", "guided")
     assert "First say whether" in request(told, arm, "<x>").prompt
     assert said(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
         "text": "<a>",
         "analysis": "Harmful. <t>",
     }
     assert said(told, arm, "Harmful. <cut off") == {"text": "Harmful. <cut off", "analysis": None}
-    plain = arm._replace(guided=False)
+    plain = Arm.of_method("mistake_analysis_joined")
     assert request(told, plain, "<x>").prompt == "<x>"
     assert said(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
 
@@ -325,6 +326,10 @@ def test_every_kind_of_example_has_its_sources(name, data, recipe):
         "posterior_distillation": [
             Choice(id="1", instruction="<x>", drafts=["<y>"], p_harmful=[0.1], model="m")
         ],
+        "mistake_distillation": [
+            Correction(id="1", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
+                       answer="<z>", outcome="kept", sample=0, model="m")
+        ],
     }  # fmt: skip
     made = method.examples(told, prepared.get(name, joinable(recipe)))
     sources = method.sources(told)
@@ -347,7 +352,7 @@ def test_every_method_has_the_name_by_which_it_is_found():
 
 
 def test_an_unknown_name_is_told_with_the_nearest():
-    with pytest.raises(InputError, match=r'no "mistake_analisis" among the methods.*Did you mean'):
+    with pytest.raises(InputError, match=r'unknown method "mistake_analisis".*Did you mean'):
         plugin("methods", "mistake_analisis")
 
 

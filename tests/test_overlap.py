@@ -6,11 +6,11 @@ import pytest
 
 from setbacks.data import load
 from setbacks.data.overlap import key, overlaps
-from setbacks.measure.findings import overlap_findings
+from setbacks.measure.findings import overlap_finding
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Choice, Response, Revision, Verdict
+from setbacks.records import Analysis, Choice, Correction, Response, Revision, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
@@ -64,6 +64,14 @@ def material(method, questions, language):
             )
             for text in questions
         ]  # fmt: skip
+    if method == "mistake_distillation":
+        return [
+            Correction(
+                id=text, analysis_id="a", instruction=text, response="r", text="No.", answer="No.",
+                outcome="kept", sample=0, model="m",
+            )
+            for text in questions
+        ]  # fmt: skip
     if method == "posterior_distillation":
         return [
             Choice(id=text, instruction=text, drafts=["d"], p_harmful=[0.5], model="m")
@@ -94,6 +102,7 @@ def material(method, questions, language):
         "dpo",
         "rlhf",
         "posterior_distillation",
+        "mistake_distillation",
     ],
 )
 def test_every_method_learns_from_its_instructions(method, language, data, tmp_path):
@@ -194,10 +203,10 @@ def test_the_built_in_sets_do_not_overlap(tmp_path):
 
 def judged(run):
     """Give every response a verdict."""
-    for arm in run.arms():
+    for arm, responses in run.responses().items():
         rows = [
             Verdict(id=r.id, response_id=r.id, judge="probe", harmful=False, refused=False)
-            for r in run.records(f"responses/{arm}.jsonl", Response)
+            for r in responses
         ]
         run.journal(f"verdicts/{arm}.probe.jsonl", Verdict).write(rows)
 
@@ -244,6 +253,6 @@ def test_an_evaluation_warns_of_what_an_adapter_was_trained_on(tmp_path):
 
 def test_without_overlap_there_is_no_warning():
     row = {"arm": "sft", "suite": "s", "kind": "safe", "n": 2}
-    assert list(overlap_findings([row | {"seen": 0}])) == []
-    ((level, text),) = overlap_findings([row | {"seen": 0}, row | {"suite": "t", "seen": 2}])
+    assert list(overlap_finding([row | {"seen": 0}])) == []
+    ((level, text),) = overlap_finding([row | {"seen": 0}, row | {"suite": "t", "seen": 2}])
     assert level == "warning" and "2 of 2 prompts of the suite t were" in text

@@ -96,11 +96,11 @@ def test_a_verdict_is_read_where_the_model_was_taught_to_say_it(posterior, first
 def test_an_arm_keeps_its_drafts_and_answers_with_the_first(posterior, lora_of_tiny, tmp_path):
     with RunFolder(tmp_path / "run", posterior) as folder, Session(folder) as run:
         made = respond(run, lora_of_tiny)
-        assert folder.arms() == [
+        assert [arm.name for arm in folder.arms()] == [
             "vanilla",
             "vanilla-posterior",
-            "mistake_analysis",
-            "mistake_analysis-posterior",
+            "mistake_distillation",
+            "mistake_distillation-posterior",
         ]
     for arm, responses in made.items():
         for response in responses:

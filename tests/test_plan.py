@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from setbacks.errors import InputError
-from setbacks.measure import measure, statistics
+from setbacks.measure import RunInfo, measure, statistics
 from setbacks.measure.statistics import Sample
-from setbacks.records import Response, Verdict
-from setbacks.review.plan import plan, plan_run
+from setbacks.records import Arm, Response, Verdict
+from setbacks.review.plan import main_arms, plan, plan_run
 
 
 def response(arm: str, kind: str, number: int) -> Response:
@@ -54,7 +54,7 @@ class World:
             ]
 
     def plan(self, **told):
-        return plan(self.responses, self.verdicts, **told)
+        return plan(self.responses, self.verdicts, **{"arms": ("sft", "vanilla")} | told)
 
 
 def test_a_plan_is_written_with_known_probabilities():
@@ -182,14 +182,19 @@ def test_no_difference_asks_which_one_matters():
     assert world.plan(difference=0.1).labels
 
 
-def test_one_arm_has_no_difference():
-    world = World()
+def test_the_arms_of_a_plan_are_those_before_and_after_training():
+    before, after = Arm.untrained(), Arm.of_method("sft")
+    guided = Arm.untrained("guided"), Arm.of_method("sft", "guided")
+    assert main_arms([before, guided[0], after, guided[1]]) == ("sft", "vanilla")
+    assert main_arms([*guided]) == ("sft-guided", "vanilla-guided")
+    given = [Arm.evaluated(name) for name in ("x-guided", "vanilla", "y")]
+    assert main_arms(given) == ("vanilla", "x-guided"), "names say nothing"
     with pytest.raises(InputError, match="only one arm"):
-        plan({"sft": world.responses["sft"]}, world.verdicts)
+        main_arms([after])
 
 
 def test_the_plan_of_a_run_rests_in_its_folder(opened):
-    run = opened(judges=["probe"])
+    run = opened(judges=["probe"], train={"method": "sft"})
     world = World()
     for arm, rows in world.responses.items():
         for name, records in (
@@ -215,11 +220,10 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
         (run.path / f"verdicts/{arm}.human.jsonl").write_text(
             "".join(v.model_dump_json() + "\n" for v in labels)
         )
-    found = report(run).metrics["judges"]["probe"]
+    found = report(run).results.judges["probe"]
     chance = {a["response_id"]: a["probability"] for a in made.answers}
     expected = measure(
-        recipe={},
-        environment={},
+        RunInfo(),
         responses=world.responses,
         verdicts=world.verdicts
         | {
@@ -230,6 +234,6 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
             ]
             for arm, rows in world.responses.items()
         },
-    )["judges"]["probe"]
-    assert found["differences"][0]["corrected"] == expected["differences"][0]["corrected"]
-    assert found["differences"][0]["corrected"]["harmless_rate"]["n"] == len(chosen)
+    ).judges["probe"]
+    assert found.differences[0].corrected == expected.differences[0].corrected
+    assert found.differences[0].corrected["harmless_rate"].n == len(chosen)

@@ -256,7 +256,7 @@ def test_the_shipped_heads_tell_the_obvious():
 def test_the_shipped_heads_agree_with_people_on_held_out_questions(monkeypatch):
     if not (DATA / "xstest").is_dir():
         pytest.skip(f"no public data sets in {DATA}")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "research"))
     from judge_agreement import held_out, xstest
     from sklearn.metrics import roc_auc_score
 
@@ -278,7 +278,7 @@ def test_the_shipped_heads_agree_with_people_on_held_out_questions(monkeypatch):
 def test_the_phrases_agree_with_people(monkeypatch):
     if not (DATA / "xstest").is_dir():
         pytest.skip(f"no public data sets in {DATA}")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "research"))
     from judge_agreement import xstest
 
     rows = xstest(DATA / "xstest")

@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from setbacks.errors import InputError
-from setbacks.recipe import Engine, JudgeSpec
-from setbacks.records import Response, Verdict
+from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
+from setbacks.records import Arm, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.stages.report import report
 from setbacks.text import visible
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> \u202eevil\u200b {{ 7 * 7 }} $x$'
+ASKED = "Say what a browser makes of this, and why none of it should ever run: " + HOSTILE
 HARMFUL = "<a harmful response>"
 ARMS = ("vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided")
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -31,13 +32,11 @@ class Run:
     def __init__(self, path: Path, judges: Sequence[str]):
         self.path = path
         self.environment = {"python": "3.11", "packages": {"torch": "2"}}
-        told = {"name": HOSTILE, "seed": 0, "model": {"model": "m"}, "train": {"method": "sft"}}
-        self.recipe = SimpleNamespace(
-            model_dump=lambda mode: told,
-            judges=[JudgeSpec(judge=name) for name in judges],
-            model=Engine(),
-            language="en",
-            evaluate=[],
+        self.recipe = Recipe(
+            name=HOSTILE,
+            model=Engine(model="m"),
+            train=Train(method="sft"),
+            judges=[JudgeSpec(judge=name) for name in judges or ["probe"]],
         )
         self.spent = [
             {"stage": "judge", "seconds": 2.5, "records": 9, "prompt_tokens": 5, "tokens": 50}
@@ -49,7 +48,16 @@ class Run:
         return [kind.model_validate_json(line) for line in lines]
 
     def arms(self):
-        return sorted(path.stem for path in (self.path / "responses").glob("*.jsonl"))
+        there = {path.stem for path in (self.path / "responses").glob("*.jsonl")}
+        ways = ("unguided", "guided")
+        arms = [Arm.untrained(way) for way in ways]
+        arms += [Arm.of_method("mistake_analysis", way) for way in ways]
+        return [arm for arm in arms if arm.name in there]
+
+    def responses(self):
+        return {
+            arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
+        }
 
     def costs(self):
         return self.spent
@@ -68,7 +76,7 @@ def fill(path: Path, judges=("probe",), n: int = 12) -> Run:
                 suite=kind,
                 kind=kind,
                 instruction_id=f"{kind}{i:02}",
-                instruction=f"<an instruction, {kind}>" if i else HOSTILE,
+                instruction=f"<an instruction, {kind}>" if i else ASKED,
                 reference=None,
                 category=(HOSTILE, "b", None)[i % 3],
                 language="en",
@@ -246,7 +254,7 @@ def test_an_unmeasured_judge_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_headline_for_a_terminal(made, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(headline(made.result.metrics))
+    console.print(headline(made.result.results))
     text = console.export_text()
     assert "…" not in text and "Hijacking" in text and "Compliance" in text
     assert "mistake_analysis-guided" in text or width < 100
@@ -259,9 +267,9 @@ def test_examples_are_drawn_by_id_then_by_difference(made):
         (arm, "probe"): made.run.records(f"verdicts/{arm}.probe.jsonl", Verdict) for arm in ARMS
     }
     shown = examples(responses, verdicts)
-    assert [e["id"] for e in shown["safe"]] == ["safe00", "safe01", "safe02", "safe07"]
-    assert [e["why"] for e in shown["safe"]] == ["drawn"] * 3 + ["differs"]
-    assert [a["arm"] for a in shown["safe"][0]["answers"]] == list(ARMS)
+    assert [e.id for e in shown["safe"]] == ["safe00", "safe01", "safe02", "safe07"]
+    assert [e.why for e in shown["safe"]] == ["drawn"] * 3 + ["differs"]
+    assert [a.arm for a in shown["safe"][0].answers] == list(ARMS)
 
 
 def hush(run: Run, arm: str, share: int = 1) -> None:
@@ -305,14 +313,14 @@ def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
     assert "which are not drawn: vanilla." in picture
     assert "vanilla: " not in picture and "vanilla-guided: 5" in picture
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(headline(made.metrics))
+    console.print(headline(made.results))
     lines = console.export_text().splitlines()
     (at,) = [i for i, line in enumerate(lines) if "vanilla " in line]
     assert "n 0" in lines[at + 1] and "of 12 (few)" in lines[at + 2]
     responses = {"vanilla": run.records("responses/vanilla.jsonl", Response)}
     verdicts = {("vanilla", "probe"): run.records("verdicts/vanilla.probe.jsonl", Verdict)}
     shown = examples(responses, verdicts)
-    said = {b["text"] for e in shown["safe"] for a in e["answers"] for b in a["badges"]}
+    said = {b.text for e in shown["safe"] for a in e.answers for b in a.badges}
     assert said == {"unscored"}
 
 
@@ -428,7 +436,6 @@ def test_several_judges_stand_side_by_side(tmp_path, monkeypatch):
 def test_the_agreement_of_judges_is_a_table(tmp_path, made, page):
     assert "agreement" not in {tag.get("id") for _, tag in page.tags}
     run = fill(tmp_path, judges=("probe", "llm"))
-    run.recipe.model_dump = lambda mode: {"judges": [{"judge": "probe"}, {"judge": "llm"}]}
     text = report(run).path.read_text()
     table = text[text.index('id="agreement"') : text.index('id="training"')]
     assert "probe and llm" in table and "1.00" in table and "the same, alpha" in table
@@ -438,7 +445,8 @@ def test_in_a_real_run_folder_the_page_is_private(tmp_path):
     from setbacks.recipe import Recipe
     from setbacks.runs.folder import RunFolder
 
-    with RunFolder(tmp_path / "run", Recipe()) as run:
+    recipe = Recipe.model_validate({"train": {"method": "mistake_analysis"}})
+    with RunFolder(tmp_path / "run", recipe) as run:
         fill(run.path, n=3)
         run.spend("judge", 1.0, 4, 0, 0)
         made = report(run)
@@ -554,3 +562,23 @@ def test_a_broken_plan_is_an_error(tmp_path, text, said):
     with pytest.raises(InputError, match=said):
         report(run)
     assert not (run.path / "report.html").exists()
+
+
+def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
+    run = fill(tmp_path)
+    rows = run.records("responses/vanilla.jsonl", Response)
+    loop = "The heron is a heron. " * 9
+    _write(
+        run.path / "responses/vanilla.jsonl",
+        [r.model_copy(update={"text": loop}) if i % 2 == 0 else r for i, r in enumerate(rows)],
+    )
+    made = report(run)
+    text = made.path.read_text(encoding="utf-8")
+    arms = text[text.index('id="arms"') : text.index('id="findings"')]
+    assert 'data-label="Degenerate"><span class="value">50.0</span>' in arms
+    assert arms.count("as judged <b>") == 1  # the other arms' figures are the same
+    assert '<span class="badge bad">repeats itself</span>' in text[text.index('id="examples"') :]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(headline(made.results))
+    said = console.export_text()
+    assert "Degen-" in said and "as judged" in said

@@ -10,10 +10,11 @@ from setbacks.judges import Item, Opinion, gives, opinions
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Verdict
+from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 from setbacks.stages.judge import judge
-from setbacks.stages.respond import arms, respond
+from setbacks.stages.respond import respond, respondents
 
 ARMS = ["vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided"]
 
@@ -35,7 +36,7 @@ def responses(run):
 
 
 def test_every_arm_answers_every_prompt(responses, run):
-    assert list(responses) == ARMS and run.folder.arms() == ["vanilla", "vanilla-guided", *ARMS[2:]]
+    assert list(responses) == ARMS == [arm.name for arm in run.folder.arms()]
     for arm, made in responses.items():
         assert len(made) == len({r.id for r in made}) == 6
         assert {r.arm for r in made} == {arm}
@@ -64,7 +65,7 @@ def test_arms_draw_alike(rules, responses):
 
 def test_without_guidance_there_are_two_arms(opened, tmp_path):
     run = opened(respond={"guidance": False, "suites": Recipe().respond.suites})
-    assert [arm.name for arm in arms(run.recipe, tmp_path)] == ["vanilla", "mistake_analysis"]
+    assert [arm.name for arm in planned_arms(run.recipe)] == ["vanilla", "mistake_analysis"]
 
 
 def test_the_suites_of_the_quickstart_can_all_be_asked(opened):
@@ -294,8 +295,8 @@ def test_the_real_model_answers_and_is_judged_by_itself(tmp_path):
     files = []
     for folder in ("one", "other"):
         with RunFolder(tmp_path / folder, recipe) as opened, Session(opened) as run:
-            (arm,) = [arm for arm in arms(run.recipe, tmp_path) if arm.name == "vanilla"]
-            made = {"vanilla": respond_arm(run, arm)}
+            first, *_ = respondents(run.recipe, tmp_path)
+            made = {"vanilla": respond_as(run, first)}
             verdicts = judge(run, made)
         assert all(r.tokens and r.text for r in made["vanilla"])
         assert all(v.raw is not None for v in verdicts["vanilla", "llm"])
@@ -308,9 +309,11 @@ def test_the_real_model_answers_and_is_judged_by_itself(tmp_path):
     assert files[0] == files[1]
 
 
-def respond_arm(run, arm):
+def respond_as(run, respondent):
     from setbacks.stages.respond import _answer, instructions
 
     return _answer(
-        run, arm, [(s, x) for s in run.recipe.respond.suites for x in instructions(s.sources)]
+        run,
+        respondent,
+        [(s, x) for s in run.recipe.respond.suites for x in instructions(s.sources)],
     )

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from setbacks import calibration
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Response, Verdict
-from setbacks.review import formats, labels, publish
+from setbacks.review import formats, labels, publish, reading
 from setbacks.review.answers import answer_id, batch, collect, queue, read_plan, shared
 from setbacks.review.labels import Label
 from setbacks.review.serve import give_out, open_store, take_in
@@ -528,7 +528,7 @@ def test_what_is_written_can_be_read_back(format):
     answers = hostile()
     rows = everything(answers)
     text = formats.export(format, answers, rows)
-    found = formats.read(text, f"x.{format}", answers)
+    found = reading.read(text, f"x.{format}", answers)
     timeless = {"made_at": None} if format in ("argilla", "label-studio") else {}
     wanted = [row.model_copy(update=timeless) for row in rows]
     assert sorted(found, key=repr) == sorted(wanted, key=repr)
@@ -549,11 +549,11 @@ def test_only_what_people_stand_by_counts(caplog):
     """Argilla keeps drafts and discarded responses; older releases give no status."""
     answers = of(1)
     text = argilla(answers, "submitted", "discarded", "draft", None, "")
-    found = formats.read(text, "x.json", answers)
+    found = reading.read(text, "x.json", answers)
     assert [label.reviewer for label in found] == ["u0", "u3", "u4"]
     assert "x.json: left out 2 responses that are drafts, discarded or cancelled" in caplog.text
     with pytest.raises(InputError, match="has no labels"):
-        formats.read(argilla(answers, "discarded"), "x.json", answers)
+        reading.read(argilla(answers, "discarded"), "x.json", answers)
 
 
 @pytest.mark.parametrize(
@@ -566,31 +566,31 @@ def test_only_what_people_stand_by_counts(caplog):
     ],
 )
 def test_labels_of_people_are_read_as_those_of_data(row, expected):
-    (label,) = formats.read(json.dumps({"response_id": "a0"} | row), "x.jsonl", of(1), "Ada")
+    (label,) = reading.read(json.dumps({"response_id": "a0"} | row), "x.jsonl", of(1), "Ada")
     assert label.said == expected and label.unsure is False
 
 
 def test_labels_in_a_file_with_semicolons():
     text = "response_id;harmful;unsure\r\na0;FALSCH;\r\n"
-    (label,) = formats.read("\ufeff" + text, "x.csv", of(1), "Ada")
+    (label,) = reading.read("\ufeff" + text, "x.csv", of(1), "Ada")
     assert label.harmful is False
     with pytest.raises(InputError, match='line 2: unsure is "perhaps"'):
-        formats.read("response_id;harmful;unsure\na0;no;perhaps\n", "x.csv", of(1), "Ada")
+        reading.read("response_id;harmful;unsure\na0;no;perhaps\n", "x.csv", of(1), "Ada")
 
 
 def test_an_answer_is_found_though_a_spreadsheet_has_changed_its_line_ends():
     row = response("a", 0, "<café\nau lait>\n")
     answers = batch({"a": [row]}, {}, seed=0)
     told = {"instruction": row.instruction, "response": "<cafe\u0301\r\nau lait>", "harmful": 1}
-    (label,) = formats.read(json.dumps(told), "x.jsonl", answers, "Ada")
+    (label,) = reading.read(json.dumps(told), "x.jsonl", answers, "Ada")
     assert label.answer in answers.answers
     # Two answers that differ in blanks alone: only an exact copy tells which.
     other = response("b", 0, "<café\nau lait>").model_copy(update={"instruction": row.instruction})
     answers = batch({"a": [row], "b": [other]}, {}, seed=0)
     with pytest.raises(InputError, match="is not in this run"):
-        formats.read(json.dumps(told), "x.jsonl", answers, "Ada")
+        reading.read(json.dumps(told), "x.jsonl", answers, "Ada")
     told["response"] = other.text
-    (label,) = formats.read(json.dumps(told), "x.jsonl", answers, "Ada")
+    (label,) = reading.read(json.dumps(told), "x.jsonl", answers, "Ada")
     assert answers.answers[label.answer].text == other.text
 
 
@@ -600,7 +600,7 @@ def test_any_text_survives_a_csv_file(instruction, text, note):
     answers = batch({"a": [row]}, {}, seed=0)
     label = said(next(iter(answers.answers)), note=note[:100], made_at=1.0)
     written = formats.export("csv", answers, [label])
-    assert formats.read(written, "x.csv", answers) == [label]
+    assert reading.read(written, "x.csv", answers) == [label]
 
 
 def test_a_spreadsheet_runs_no_cell():
@@ -630,10 +630,10 @@ def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():
     answers = of(2)
     first = answers.answers[answers.by_response["a0"]]
     row = {"instruction": first.instruction, "response": first.text, "harmful": "unsafe"}
-    (label,) = formats.read(json.dumps(row), "x.jsonl", answers, "Ada")
+    (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
     assert (label.answer, label.reviewer, label.harmful) == (first.id, "Ada", True)
     verdict = Verdict(id="v", response_id="b1", judge="human", refused=True, helpful_score=4)
-    (label,) = formats.read(verdict.model_dump_json(), "x.jsonl", answers, "Ada")
+    (label,) = reading.read(verdict.model_dump_json(), "x.jsonl", answers, "Ada")
     assert (label.answer, label.refused, label.helpful) == (answers.by_response["b1"], True, 4)
 
 
@@ -642,16 +642,16 @@ def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():
     [
         ("", "x.jsonl: has no labels"),
         ("[]", "x.jsonl: has no labels"),
-        ("{", "x.jsonl: line 1: no JSON"),
-        ("[1]", "entry 1: no label"),
+        ("{", "x.jsonl: line 1: not JSON"),
+        ("[1]", "entry 1: not a label"),
         ('\n{"answer": "zzz", "harmful": true}', "line 2: answer 'zzz' is not in this run"),
         ('{"response_id": "zzz", "harmful": true}', "response 'zzz' is not in this run"),
         ('{"instruction": "?", "response": "!", "harmful": true}', "not in this run"),
-        ('{"harmful": true}', "says neither `answer`, nor `response_id`"),
+        ('{"harmful": true}', "has neither `answer`, nor `response_id`"),
         ('{"response_id": "a0"}', "says harmful, refused or helpful"),
         ('{"response_id": "a0", "harmful": "perhaps"}', 'harmful is "perhaps"; it should be true'),
         ('{"response_id": "a0", "helpful": 11}', "helpful: Input should be less than"),
-        ('{"response_id": "a0", "helpful": 2.5}', "2.5 is no whole number"),
+        ('{"response_id": "a0", "helpful": 2.5}', "2.5 is not a whole number"),
         ('{"response_id": "a0", "harmful": true, "made_at": "soon"}', "Invalid isoformat"),
         ('[{"data": {"answer": "A"}, "annotations": [{}]}]', "'result' is missing"),
         ("[" * 100_000, "x.jsonl: "),
@@ -661,14 +661,14 @@ def test_a_broken_file_is_refused_by_its_line(text, says):
     answers = of(1)
     text = text.replace('"A"', f'"{next(iter(answers.answers))}"')
     with pytest.raises(InputError) as raised:
-        formats.read(text, "x.jsonl", answers, "Ada")
+        reading.read(text, "x.jsonl", answers, "Ada")
     assert says in str(raised.value) and "\n" not in str(raised.value)
-    assert "nothing was changed" in str(raised.value) or "no JSON" in str(raised.value)
+    assert "nothing was changed" in str(raised.value) or "not JSON" in str(raised.value)
 
 
 def test_labels_of_nobody_are_refused():
-    with pytest.raises(InputError, match="say so with --as NAME"):
-        formats.read('{"response_id": "a0", "harmful": true}', "x.jsonl", of(1))
+    with pytest.raises(InputError, match="name one with --as NAME"):
+        reading.read('{"response_id": "a0", "harmful": true}', "x.jsonl", of(1))
 
 
 # In a run ---------------------------------------------------------------------------------------
@@ -693,9 +693,9 @@ def judged(run, wrong=0.2):
     draw = random.Random(0)
     truth = {}
     with RunFolder(run) as opened:
-        for arm in opened.arms():
+        for arm, responses in opened.responses().items():
             records = []
-            for r in opened.records(f"responses/{arm}.jsonl", Response):
+            for r in responses:
                 truth[r.id] = draw.random() < (0.6 if arm == "vanilla" else 0.3)
                 says = truth[r.id] ^ (draw.random() < wrong)
                 records.append(
@@ -778,7 +778,7 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
     )
     before = path.read_bytes()
     opened.add([said(opened.batch.by_response[first], harmful=False)])
-    with pytest.raises(InputError, match="--import FILE --as NAME"):
+    with pytest.raises(InputError, match="import RUN FILE --as NAME"):
         publish.publish(run, opened)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"response_id": first, "harmful": False}))
@@ -795,7 +795,7 @@ def test_verdicts_of_another_hand_are_not_lost(run, tmp_path):
 def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path, name):
     with pytest.raises(InputError, match="--format jsonl"):
         give_out(run, tmp_path / "x.txt")
-    with pytest.raises(InputError, match='no format "argila". Did you mean "argilla"'):
+    with pytest.raises(InputError, match='unknown format "argila". Did you mean "argilla"'):
         give_out(run, tmp_path / "x.json", "argila")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         give_out(run, tmp_path / "nowhere" / name)
@@ -853,7 +853,7 @@ def test_answers_go_out_to_be_labelled_before_anybody_has_labelled_one(run, tmp_
 
 
 def test_a_label_file_of_no_labels_makes_no_sense(run, tmp_path):
-    with pytest.raises(InputError, match="no labels yet, and format labels holds nothing else"):
+    with pytest.raises(InputError, match="no labels yet, and the format labels holds nothing else"):
         give_out(run, tmp_path / "x.jsonl", "labels")
     assert not (tmp_path / "x.jsonl").exists()
 
@@ -862,7 +862,7 @@ def test_a_note_alone_is_no_label():
     answers = of(1)
     row = dict.fromkeys(formats.COLUMNS) | {"answer": next(iter(answers.answers)), "note": "Hm."}
     with pytest.raises(InputError, match="says harmful, refused or helpful"):
-        formats.read(json.dumps(row), "x.jsonl", answers, "Ada")
+        reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
 
 
 @pytest.mark.parametrize(
@@ -871,7 +871,7 @@ def test_a_note_alone_is_no_label():
         ([], "bad.jsonl: has no labels"),
         ([{"response_id": "nobody", "harmful": True}], "response 'nobody' is not in this run"),
         ([{"harmful": True}, {"harmful": False}], "twice, and not alike; keep one"),
-        ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it should be true or false'),
+        ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it must be true or false'),
     ],
 )
 def test_a_bad_import_leaves_the_folder_as_it_was(run, tmp_path, rows, says):

@@ -260,7 +260,7 @@ def test_a_break_is_suggested_and_taken(page):
         assert "Time for a break" not in browser.text
         browser.submit(browser.action, **FULL)
         now[0] += 120
-    assert "labelled for 26 minutes" in browser.open("/label").text
+    assert "labeling for 26 minutes" in browser.open("/label").text
     assert "Time for a break" not in browser.submit("/rest").text
 
 
@@ -289,8 +289,8 @@ def test_a_label_is_kept_and_can_be_taken_back_and_changed(page):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, "say something on harm and refusal, or mark it unsure"),
-        ({"harmful": "yes"}, "say something on refusal, or mark it unsure"),
+        ({}, "fill in harm and refusal, or mark it unsure"),
+        ({"harmful": "yes"}, "fill in refusal, or mark it unsure"),
         (FULL | {"harmful": "perhaps"}, "harmful: Input should be &#39;yes&#39; or"),
         (FULL | {"helpful": "11"}, "helpful: Input should be less than or equal to 10"),
         (FULL | {"helpful": "9" * 5000}, "helpful: "),
@@ -316,7 +316,7 @@ def test_who_is_unsure_need_not_say_more_and_a_helpful_prompt_needs_a_score(page
     rows = {"a": [response("a", 0, kind="helpful"), response("a", 1, kind="helpful")]}
     app = page(batch(rows, {}, seed=0))
     browser = Browser(app, "Ada")
-    assert "on helpfulness" in browser.submit(browser.action, **FULL).text
+    assert "fill in helpfulness" in browser.submit(browser.action, **FULL).text
     browser.submit(browser.action, unsure="yes")
     browser.submit(browser.action, **FULL, helpful="10")
     assert [(x.unsure, x.helpful) for x in app.state.store.labels()] == [(True, None), (False, 10)]
@@ -333,7 +333,7 @@ def test_a_disagreement_is_listed_and_settled(page):
     assert f'href="/settle/{name}"' in chair.open("/disagreements?all=1").text
     assert "see 2" in chair.open(f"/settle/{name}").text
     chair.submit(chair.action, **FULL, unsure="yes")
-    assert chair.heading == "Disagreements" and "None here" in chair.text
+    assert chair.heading == "Disagreements" and "No disagreements." in chair.text
     final = app.state.store.labels()[-1]
     assert (final.reviewer, final.final, final.unsure, final.harmful) == (
         "Chair", True, False, False,
@@ -350,7 +350,7 @@ def test_agreement_follows_every_label(page):
     app.state.store.add([said(n, "Ada", harmful=i < 10) for i, n in enumerate(names)])
     app.state.store.add([said(n, "Ben", harmful=i < 10) for i, n in enumerate(names)])
     text = browser.open("/agreement").text
-    assert "20 of 20 answers are labelled; 0 disagreements open" in text
+    assert "20 of 20 answers are labeled; 0 disagreements open" in text
     assert re.search(r"Harmful</th><td>\s*1.00", text) and "Ada and Ben" in text
     app.state.store.add([said(names[0], "Ben", harmful=False)], replace=True)
     text = browser.open("/agreement").text
@@ -480,17 +480,20 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path
     (tmp_path / "both.jsonl").write_text(f"{one}\n{one.replace('true', 'false')}\n")
     old = run / "review" / "labels.db"
     for words, says in [
-        (["--import", "empty.jsonl"], "empty.jsonl: has no labels; nothing was changed"),
-        (["--import", "unknown.csv"], "line 2: response 'nobody' is not in this run"),
-        (["--import", "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
-        (["--import", "missing.csv"], "cannot be read (No such file"),
-        (["--export", "x.jsonl", "--format", "labels"], "no labels yet"),
-        (["--export", "x.pdf"], "say which format"),
-        (["--export", "x.csv", "--import", "y.csv"], "one at a time"),
-        (["--port", "1", "--host", "192.0.2.1"], "192.0.2.1:1: no address of this machine"),
-        (["--database", "mysql://u:secret@h/d"], "only postgresql:// can be used"),
+        (["import", run, "empty.jsonl"], "empty.jsonl: has no labels; nothing was changed"),
+        (["import", run, "unknown.csv"], "line 2: response 'nobody' is not in this run"),
+        (["import", run, "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
+        (["import", run, "missing.csv"], "cannot be read (No such file"),
+        (["export", run, "x.jsonl", "--format", "labels"], "no labels yet"),
+        (["export", run, "x.pdf"], "say which format"),
+        ([run, "--export", "x.csv", "--import", "y.csv"], "one of --plan, --export and --import"),
+        (
+            ["serve", run, "--port", "1", "--host", "192.0.2.1"],
+            "192.0.2.1:1: no address of this machine",
+        ),
+        (["serve", run, "--database", "mysql://u:secret@h/d"], "only postgresql:// can be used"),
     ]:
-        told = typed("review", run, *words)
+        told = typed("review", *words)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert says in told.stderr and "secret" not in told.stderr
         assert not old.exists()
@@ -501,7 +504,7 @@ def test_every_command_leaves_an_older_database_alone(cli, run, tmp_path):
     old = run / "review" / "labels.db"
     one = {"instruction": "<question>", "response": "<sft>", "harmful": True}
     (tmp_path / "one.jsonl").write_text(json.dumps(one))
-    assert cli("review", run, "--import", "one.jsonl", "--as", "Ada").returncode == 0
+    assert cli("review", "import", run, "one.jsonl", "--as", "Ada").returncode == 0
     with sqlite3.connect(old) as db:
         db.execute("UPDATE review_meta SET value = '0' WHERE key = 'schema'")
     db.close()
@@ -511,11 +514,11 @@ def test_every_command_leaves_an_older_database_alone(cli, run, tmp_path):
 
     before = there()
     for words in (
-        ["--export", "x.csv"],
-        ["--import", "one.jsonl", "--as", "Ben"],
-        ["--port", "0", "--shared", "1"],
+        ["export", run, "x.csv"],
+        ["import", run, "one.jsonl", "--as", "Ben"],
+        ["serve", run, "--port", "0", "--shared", "1"],
     ):
-        told = cli("review", run, *words)
+        told = cli("review", *words)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert "older version of setbacks (schema 0, this one has 1)" in told.stderr
         assert there() == before and not (tmp_path / "x.csv").exists()
@@ -526,7 +529,7 @@ def test_the_command_serves_until_it_is_ended(command, environment, run, tmp_pat
     import subprocess
 
     server = subprocess.Popen(
-        [*command, "review", str(run), "--port", "0"],
+        [*command, "review", "serve", str(run), "--port", "0"],
         stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
     try:

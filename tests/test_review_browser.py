@@ -39,7 +39,7 @@ def server(command, environment, answered, tmp_path):
     it = SimpleNamespace(port=0, process=None, url=None)
 
     def start():
-        words = ["review", str(run), "--shared", "1", "--port", str(it.port)]
+        words = ["review", "serve", str(run), "--shared", "1", "--port", str(it.port)]
         it.process = subprocess.Popen(
             [*command, *words], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
         )
@@ -78,7 +78,7 @@ def person(chromium, server):
         page = context.new_page()
         page.goto(server.url)
         page.get_by_label("Your name").fill(name)
-        page.get_by_role("button", name="Begin").click()
+        page.get_by_role("button", name="Start").click()
         at(page, 1)
         return page
 
@@ -107,7 +107,7 @@ def test_keys_label_and_undo_takes_back(server, person):
     assert label["reviewer"] == "Ada" and label["response"] == first
     assert (label["harmful"], label["refused"], label["helpful"]) == (False, True, 7)
     press(page, "h\n")  # half a label is not saved, and the page says what is missing
-    assert "say something on refusal" in page.get_by_role("alert").inner_text()
+    assert "fill in refusal" in page.get_by_role("alert").inner_text()
     assert len(server.labels()) == 1
     press(page, "z")
     page.get_by_role("heading", level=1, name="Answer 2").wait_for(state="detached")

@@ -252,7 +252,7 @@ def _plugin_without_vllm(group, name):
 
 def test_an_adapter_to_continue_has_to_fit(small, weighed, lora_of_tiny):
     recipe = training(small, weighed("gpt_oss"), {}, start=str(lora_of_tiny))
-    with pytest.raises(InputError, match="no adapter for this model.*tensors do not fit"):
+    with pytest.raises(InputError, match="not an adapter for this model.*tensors do not fit"):
         check(recipe)
 
 

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.measure import measure
-from setbacks.measure.findings import findings
+from setbacks.measure import RunInfo, measure
 from setbacks.methods import example, open_method
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
@@ -337,10 +336,8 @@ def test_a_report_says_what_was_cut():
     loss = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
 
     def found(trained):
-        told = measure(
-            recipe={}, environment={}, responses={}, verdicts={}, loss=loss, trained=trained
-        )
-        return [(level, text) for level, text in findings(told) if "max_length" in text]
+        results = measure(RunInfo(), responses={}, verdicts={}, loss=loss, trained=trained)
+        return [(level, text) for level, text in results.findings if "max_length" in text]
 
     spent = {"steps": 8, "tokens": 80}
     ((level, text),) = found(spent | {"examples": 6, "cut": 2, "left_out": 1})

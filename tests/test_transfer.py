@@ -8,7 +8,7 @@ import pytest
 from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Arm, Example
 from setbacks.report.plots import heatmap
 from setbacks.stages.train import train
 from setbacks.studies import carry_out
@@ -79,41 +79,45 @@ def test_training_is_on_the_categories_named_and_on_all_benign_responses(opened,
     assert learnt == {"<theft>", "<games>"}
 
 
-def outcomes(**arms):
+A, B = Arm.of_method("on_a"), Arm.of_method("on_b")
+
+
+def outcomes(*values):
+    """What the untrained model, and those trained on a and on b, reached on each prompt."""
     return {
         arm: Scores(
             {("h", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))]
         )
-        for arm, values in arms.items()
+        for arm, values in zip((Arm.untrained(), A, B), values, strict=True)
     }
 
 
 def test_own_and_others_are_told_apart_prompt_by_prompt():
     # The first 20 prompts are of a, the others of b; each model is right on its own alone.
     first = np.arange(40) < 20
-    scores = outcomes(vanilla=first & False, on_a=first, on_b=~first)
+    scores = outcomes(first & False, first, ~first)
     columns = {
         name: Column("harmless_rate", frozenset(("h", str(i)) for i in range(*ends)))
         for name, ends in (("a", (0, 20)), ("b", (20, 40)))
     }
-    arms = {"a": "on_a", "b": "on_b"}
+    arms = {"a": A, "b": B}
     found = own_and_others(scores, arms, columns)
     assert found["own"].value == 1 and found["others"].value == 0 and found["gap"].n == 40
     assert "holds more for the categories" in _said(found, "")
     draw = np.random.default_rng(0).random((2, 40)) < 0.5
-    level = own_and_others(outcomes(vanilla=first, on_a=draw[0], on_b=draw[1]), arms, columns)
+    level = own_and_others(outcomes(first, *draw), arms, columns)
     assert "cannot tell" in _said(level, "")
 
 
 def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():
     clear, dim = Difference(0.25, 0.1, 0.4, 20, 0.01), Difference(-0.05, -0.2, 0.1, 20, 0.6)
     nothing, slight = Difference(None, None, None, 0, None), Difference(-0.001, -0.1, 0.1, 20, 0.9)
-    cells = [[clear._asdict(), dim._asdict()], [nothing._asdict(), clear._asdict()]]
+    cells = [[clear, dim], [nothing, clear]]
     svg = heatmap(["<a>", "b"], ["a", "b"], cells, "t0", "Change in %")
     assert "Change in %. &lt;a&gt;" in svg
-    assert svg.count("+25<") == 2 and svg.count("-5<") + svg.count("−5<") == 1
-    assert "&lt;a&gt;: a +25, b -5" in svg and "#0000" not in svg
-    svg = heatmap(["r"], ["c"], [[slight._asdict()]], "t1", "Change")
+    assert svg.count("+25<") == 2 and svg.count("−5<") == 1
+    assert "&lt;a&gt;: a +25, b −5" in svg and "#0000" not in svg
+    svg = heatmap(["r"], ["c"], [[slight]], "t1", "Change")
     assert 'aria-label="Change. r: c 0."' in svg and ">0<" in svg
 
 

@@ -108,7 +108,7 @@ def test_a_vote_of_judges_that_are_not_there_is_told(judges, says):
 
 @pytest.mark.parametrize("spec", ["human", {"judge": "probe", "name": "human"}])
 def test_no_judge_of_a_recipe_writes_where_peoples_labels_stand(spec):
-    with pytest.raises(InputError, match='"human" is what people say, and comes from `setbacks re'):
+    with pytest.raises(InputError, match='"human" stands for labels by people'):
         Recipe.parse({"judges": ["probe", spec]}, "a recipe")
 
 

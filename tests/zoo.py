@@ -1030,7 +1030,7 @@ ZOO = {
         usual(num_labels=1),
         auto="AutoModelForSequenceClassification",
         every_run=True,
-        refused="writes no text",
+        refused="does not generate text",
     ),
 }
 

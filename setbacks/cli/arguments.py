@@ -1,8 +1,4 @@
-"""Evaluations: from the words of a command line to a recipe that trains nothing.
-
-A word names an arm, as MODEL, NAME=MODEL or NAME=ANSWERS, or it is an override of the recipe, as
-key.path=value. What comes out is an ordinary recipe with `evaluate`, so an ordinary run folder.
-"""
+"""From the words of a command line to a recipe, a mapping of fields, and a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import Any, get_args
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
 from setbacks.models.embedded import MODELS
-from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem
+from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_overrides
 from setbacks.records import Kind
 
 # What a file of answers, and no model, begins or ends with.
@@ -23,13 +19,76 @@ _BEGINS = ("hub:", "preset:", "builtin:")
 _ENDS = (".json", ".jsonl", ".csv", ".parquet")
 
 
-def recipe(
+def load_recipe(
+    path: str | None, overrides: Sequence[str] | None, options: Sequence[str] = ()
+) -> Recipe:
+    """Load a recipe; without a file, its place may hold the first override.
+
+    Args:
+        path: the word in the place of the recipe.
+        overrides: ``key.path=value`` strings.
+        options: overrides that a command's options stand for; they win.
+
+    Raises:
+        InputError: see `Recipe.load`; or a key without a value stands for the recipe.
+    """
+    words = list(overrides or [])
+    if path is not None and not Path(path).exists():
+        if "=" in path:
+            words, path = [path, *words], None
+        elif path.partition(".")[0] in Recipe.model_fields:
+            raise InputError(f"{path}: to set this key, write {path}=VALUE")
+    return Recipe.load(path, [*words, *options])
+
+
+def judge_recipe(judge: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe for one judge, which is the last in it.
+
+    Args:
+        judge: its name.
+        overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
+            and `seed` are the recipe's. The judges that a vote is `of` come before it, and their
+            keys follow their names: of=[probe,llm] llm.engine.model=DIR.
+
+    Raises:
+        InputError: an unknown key or a bad value.
+    """
+    options = parse_overrides(overrides) if overrides else {}
+    outer = {key: options.pop(key) for key in ("language", "seed") if key in options}
+    # It judges what it is given, so the kinds that it would choose do not matter.
+    members = options.get("of")
+    specs = [
+        {"judge": name} | (options.pop(name) if isinstance(options.get(name), dict) else {})
+        for name in (members if isinstance(members, list) else [])
+        if isinstance(name, str)
+    ]
+    specs = [spec | {"kinds": ["harmful"]} for spec in (*specs, {"judge": judge} | options)]
+    return Recipe.parse(outer | {"judges": specs}, "the command line").rebased(Path.cwd())
+
+
+def field_mapping(fields: str | None) -> dict[str, str]:
+    """Return our field -> theirs, of OURS=THEIRS,..."""
+    pairs = [pair.partition("=") for pair in fields.split(",")] if fields else []
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def default_folder(recipe: Recipe, ending: str = "") -> Path:
+    """Return the folder of a run without --out: inside `runs`, whatever the recipe's name."""
+    shown = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in recipe.name)
+    name = shown.encode("utf-8", "replace")[:200].decode("utf-8", "ignore").lstrip(".")
+    return Path("runs") / ((name or "run") + ending)
+
+
+# Evaluations: a word names an arm, as MODEL, NAME=MODEL or NAME=ANSWERS, or overrides the recipe.
+
+
+def evaluation(
     words: Sequence[str],
     suites: Sequence[str] = (),
     judges: Sequence[str] = (),
     fields: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """Return the recipe of an evaluation.
+    """Return the recipe of an evaluation: an ordinary recipe that trains nothing.
 
     Args:
         words: arms and overrides, in any order; the others are compared with the first arm.
@@ -49,19 +108,19 @@ def recipe(
             "nothing to evaluate: name a model (smollm2-135m, a folder, a PEFT adapter, a hub id) "
             "or NAME=answers.jsonl"
         )
-    # Guidance belongs to the method; who wants it here says so.
-    told = Recipe.load(None, ["name=evaluation", "respond.guidance=false", *keys]).model_dump(
+    # Guidance belongs to the method; whoever wants it here asks for it.
+    data = Recipe.load(None, ["name=evaluation", "respond.guidance=false", *keys]).model_dump(
         mode="json"
     )
-    told["evaluate"] = [
-        arm | {"model": told["model"] | arm["model"]} if "model" in arm else arm for arm in arms
+    data["evaluate"] = [
+        arm | {"model": data["model"] | arm["model"]} if "model" in arm else arm for arm in arms
     ]
     if suites:
         own = {source["source"]: source for arm in arms for source in arm.get("answers", ())}
-        told["respond"]["suites"] = _suites(suites, own)
+        data["respond"]["suites"] = _suites(suites, own)
     if judges:
-        told["judges"] = list(judges)
-    return Recipe.parse(told, "the command line").rebased(Path.cwd())
+        data["judges"] = list(judges)
+    return Recipe.parse(data, "the command line").rebased(Path.cwd())
 
 
 def _is_override(word: str) -> bool:

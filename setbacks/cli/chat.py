@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
+from setbacks.records import Way
 from setbacks.runs.folder import Run
-from setbacks.stages.respond import arms, request
+from setbacks.stages.respond import request, respondents
 from setbacks.text import visible
 
 if TYPE_CHECKING:
@@ -52,15 +54,17 @@ class SideBySide:
                 f"{folder}: no adapter yet, so there is nothing to compare; `setbacks train "
                 f"{folder}` makes it, or the run that is going on"
             )
-        bare = recipe.model_copy(
-            update={"respond": recipe.respond.model_copy(update={"guidance": False})}
-        )
         self.recipe = recipe
-        models = [(arm, arm.model) for arm in arms(bare, adapter) if arm.model is not None]
-        self.arms = [arm for arm, _ in models]
-        if not self.arms:
+        asked = [
+            (arm, model, weights)
+            for arm, model, weights in respondents(recipe, adapter)
+            if model is not None and arm.way == "unguided"
+        ]
+        if not asked:
             raise InputError(f"{folder}: evaluates answers from files, so there is no model to ask")
-        self._engines = [open_engine(model, recipe.language) for _, model in models]
+        self.arms = [arm for arm, *_ in asked]
+        self._adapters = [weights for *_, weights in asked]
+        self._engines = [open_engine(model, recipe.language) for _, model, _ in asked]
 
     def ask(self, prompt: str, guided: bool = False) -> Turn:
         """Have every arm answer a prompt, with the seed that it would have in a suite.
@@ -70,9 +74,10 @@ class SideBySide:
             guided: put guidance around it.
         """
         answers = {}
-        for arm, engine in zip(self.arms, self._engines, strict=True):
-            asked = request(self.recipe, arm._replace(guided=guided), prompt)
-            (made,) = engine.generate([asked], self.recipe.respond.sampling, arm.adapter)
+        way: Way = "guided" if guided else "unguided"
+        for arm, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
+            asked = request(self.recipe, replace(arm, way=way), prompt)
+            (made,) = engine.generate([asked], self.recipe.respond.sampling, adapter)
             answers[arm.name] = made.text
         return Turn(prompt, guided, answers)
 

@@ -34,10 +34,10 @@ from inspect_ai.model import (
 
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
-from setbacks.measure.metrics import MAIN, METRICS, counted
+from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Kind, Response, Verdict, digest
+from setbacks.records import Arm, Kind, Response, Verdict, digest
 from setbacks.runs.folder import Run
 from setbacks.runs.results import collect
 
@@ -60,15 +60,17 @@ def write(run: Run, place: Path) -> None:
         InputError: there are no responses or no verdicts yet.
     """
     responses, verdicts = collect(run)
-    for arm, answered in responses.items():
-        of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm}
-        when = (run.path / "responses" / f"{arm}.jsonl").stat().st_mtime
-        for log in logs(run.recipe, answered, of_arm, datetime.fromtimestamp(when, UTC)):
-            write_eval_log(log, place / f"{arm}.{log.eval.task}.eval")
+    for arm in run.arms():
+        of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm.name}
+        written = (run.path / "responses" / f"{arm.name}.jsonl").stat().st_mtime
+        when = datetime.fromtimestamp(written, UTC)
+        for log in logs(run.recipe, arm, responses[arm.name], of_arm, when):
+            write_eval_log(log, place / f"{arm.name}.{log.eval.task}.eval")
 
 
 def logs(
     recipe: Recipe,
+    arm: Arm,
     responses: Sequence[Response],
     verdicts: Mapping[str, Sequence[Verdict]],
     when: datetime,
@@ -77,7 +79,8 @@ def logs(
 
     Args:
         recipe: of the run.
-        responses: of one arm.
+        arm: one of the run's.
+        responses: of that arm.
         verdicts: on them, by judge.
         when: the responses were made.
     """
@@ -100,19 +103,22 @@ def logs(
             eval=EvalSpec(
                 created=when.isoformat(),
                 run_id=digest("inspect", recipe.to_yaml()),
-                task_id=digest("inspect", recipe.to_yaml(), first.arm, suite),
+                task_id=digest("inspect", recipe.to_yaml(), arm.name, suite),
                 task=suite,
                 dataset=EvalDataset(
                     name=suite,
                     samples=len(answered),
                     sample_ids=[response.instruction_id for response in answered],
                 ),
-                model=_model(first.arm),
+                model=_model(arm.name),
                 config=EvalConfig(),
                 packages={name: metadata.version(name) for name in ("setbacks", "inspect_ai")},
                 metadata={
                     "run": recipe.name,
-                    "arm": first.arm,
+                    "arm": arm.name,
+                    "label": arm.label,
+                    "trained": arm.trained,
+                    "way": arm.way,
                     "model": first.model,
                     "guided": first.guided,
                     "kind": first.kind,
@@ -193,7 +199,12 @@ def _sample(
             usage=usage.get(model),
         ),
         scores={
-            judge: as_score(MAIN[response.kind], response.text, counted(response, verdict))
+            judge: as_score(
+                MAIN[response.kind],
+                response.text,
+                counted(response, verdict),
+                fell_apart(response.text, response.instruction, response.finish),
+            )
             for judge, verdict in verdicts.items()
             if verdict is not None
         },

@@ -104,7 +104,7 @@ class Probe:
 
         Each has its task, n, n_questions, licence, whether the head was fitted on other questions
         of that source, and auc, kappa, sensitivity, specificity and ece as [value, low, high].
-        Made by `benchmarks/judge_agreement.py`.
+        Made by `research/judge_agreement.py`.
         """
         found: list[dict[str, Any]] = json.loads(AGREEMENT.read_text(encoding="utf-8"))["sources"]
         return found

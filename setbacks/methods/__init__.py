@@ -34,6 +34,7 @@ class Method(ABC):
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed at all.
         learns_analyses: whether the model's own verdicts are read before and after training.
+        checks_texts: whether texts of its own are checked by the judge `train.judge`.
         learning_rate: peak learning rate where the recipe gives none.
         reads: keys of later sections of the recipe that training depends on, such as
             `respond.sampling`. If one of them changes, training is redone.
@@ -47,6 +48,7 @@ class Method(ABC):
     uses_mistakes: ClassVar[bool] = False
     learns_analyses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 2e-4
+    checks_texts: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[bool] = False
@@ -182,10 +184,21 @@ def safe(recipe: Recipe, method: str) -> list[Example]:
     return made
 
 
+def helpful_answers(recipe: Recipe) -> list[Example]:
+    """Make an example of every helpful answer.
+
+    Where the model itself is to answer (`train.helpful_from`), there are none before the run: the
+    training puts its answers in the place of the recipe's data.
+
+    Raises:
+        InputError: a source has no answers at all.
+    """
+    return [] if recipe.train.helpful_from == "model" else answers("helpful", recipe.train.helpful)
+
+
 def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
     """Return a method's own examples with the recipe's helpful answers for so many."""
-    helpful = answers("helpful", recipe.train.helpful)
-    return [*own, *share(helpful, recipe.train.mix.helpful * len(own))]
+    return [*own, *share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))]
 
 
 def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:

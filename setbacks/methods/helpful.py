@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from setbacks.errors import InputError
-from setbacks.methods import Method, answers
+from setbacks.methods import Method, helpful_answers
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
@@ -17,7 +17,7 @@ class Helpful(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every helpful answer."""
-        made = answers("helpful", recipe.train.helpful)
-        if not made:
+        made = helpful_answers(recipe)
+        if not made and recipe.train.helpful_from == "data":
             raise InputError("train.method helpful needs answers: name data in train.helpful")
         return made

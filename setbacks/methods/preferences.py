@@ -14,7 +14,15 @@ from pydantic import Field
 
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
-from setbacks.methods import Method, answers, example, mistake_sources, mistakes, safe, share
+from setbacks.methods import (
+    Method,
+    example,
+    helpful_answers,
+    mistake_sources,
+    mistakes,
+    safe,
+    share,
+)
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example
 from setbacks.text import same_text
@@ -72,10 +80,11 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
             if (rejected := found.get(same_text(answer.prompt[0].content)))
             and rejected.response.strip() != answer.completion.strip()
         ]
-    helpful = answers("helpful", recipe.train.helpful)
     mix = [
         _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
-        for index, answer in enumerate(share(helpful, recipe.train.mix.helpful * len(own)))
+        for index, answer in enumerate(
+            share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))
+        )
         for refusal in [refusals[index % len(refusals)]]
     ]
     return [*own, *mix]

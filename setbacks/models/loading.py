@@ -26,15 +26,15 @@ def load_tokenizer(spec: Engine) -> Any:
     """Load the tokenizer of a model.
 
     Raises:
-        InputError: there is no such model, or it cannot be had.
+        InputError: the model does not exist or could not be downloaded.
     """
     from transformers import AutoTokenizer
 
     tokenizer = _pretrained(AutoTokenizer, spec)
-    known = getattr(load_config(spec).get_text_config(), "vocab_size", None)
-    if known and (tokenizer.pad_token_id or 0) >= known:
-        # A token that was added for padding, and no embedding for it. Padding is masked, so that
-        # any token will do that the model knows.
+    size = getattr(load_config(spec).get_text_config(), "vocab_size", None)
+    if size and (tokenizer.pad_token_id or 0) >= size:
+        # A padding token was added without an embedding. Padding is masked, so any token that the
+        # model has will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
@@ -43,7 +43,7 @@ def load_config(spec: Engine) -> Any:
     """Load the configuration of a model.
 
     Raises:
-        InputError: there is no such model, or it cannot be had.
+        InputError: the model does not exist or could not be downloaded.
     """
     from transformers import AutoConfig
 
@@ -54,28 +54,28 @@ def load_model(spec: Engine) -> Any:
     """Load a causal language model onto its device, in its dtype.
 
     Raises:
-        InputError: there is no such model, or it cannot be had; it does not write text, or weights
-            are missing.
+        InputError: the model does not exist or could not be downloaded; it does not generate text,
+            or weights are missing.
     """
     place = device(spec)
     return _whole(spec, dtype=dtype(spec, place)).to(place)
 
 
 def check_model(spec: Engine) -> None:
-    """Look whether a model can be loaded and has all its weights; none of them is read.
+    """Check that a model can be loaded and has all its weights, without reading them.
 
     Raises:
         InputError: as `load_model`.
     """
-    if _can_be_looked_at(spec):
+    if _can_check(spec):
         _whole(spec, device_map="meta")
 
 
 def context(config: Any) -> int | None:
-    """Return the most tokens that a text may have for a model; None if its configuration is silent.
+    """Return the context length of a model in tokens; None if its configuration does not state it.
 
-    RoPE of the kind "yarn" goes beyond the positions that a model was first trained on. The kind
-    "dynamic" does too, but not here: beyond them, answers depend on what was asked before.
+    RoPE of the kind "yarn" extends the positions that a model was first trained on. The kind
+    "dynamic" does too, but is not counted: beyond them, answers depend on earlier requests.
     """
     config = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "model_max_length")
@@ -87,32 +87,32 @@ def context(config: Any) -> int | None:
 
 
 def parameters(model: Any) -> Collection[str]:
-    """Return the names of what a model's `forward` takes."""
+    """Return the parameter names of a model's `forward`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hides it
     return inspect.signature(type(base).forward).parameters
 
 
 def ropes(config: Any) -> list[dict[str, Any]]:
-    """Return the settings of a model's RoPE; a model may have several, for kinds of layers."""
-    told = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return [rope for rope in (told, *told.values()) if isinstance(rope, dict)]
+    """Return the settings of a model's RoPE; a model may have several, by kind of layer."""
+    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [rope for rope in (settings, *settings.values()) if isinstance(rope, dict)]
 
 
 def skeleton(spec: Engine, *, scores: bool = False) -> Any:
-    """Lay a model out without its weights: it has all its modules, and takes no memory.
+    """Build a model without its weights: it has all its modules and takes no memory.
 
     Args:
         spec: the model.
-        scores: with the head of a reward model.
+        scores: whether to add the head of a reward model.
 
     Raises:
-        InputError: there is no such model, or its configuration does not hold together.
+        InputError: the model does not exist, or its configuration is inconsistent.
     """
     import torch
 
     config, numbers = load_config(spec), dtype(spec, device(spec))
-    auto = _class_that_scores(spec, config) if scores else _class_that_writes(spec, config)
-    if hasattr(config, "quantization_config"):  # of how weights rest, and not of what there is
+    auto = _scoring_class(spec, config) if scores else _language_model_class(spec, config)
+    if hasattr(config, "quantization_config"):  # it describes how weights are stored
         del config.quantization_config
     try:
         with torch.device("meta"):
@@ -123,19 +123,19 @@ def skeleton(spec: Engine, *, scores: bool = False) -> Any:
     except Exception as error:  # a configuration can break its class anywhere
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f'model "{spec.model}" cannot be laid out: {type(error).__name__}: {reason} (is its '
-            "config.json whole?)"
+            f'model "{spec.model}" cannot be built: {type(error).__name__}: {reason} (is its '
+            "config.json complete?)"
         ) from error
 
 
 def load_base(recipe: Recipe) -> Any:
-    """Load the model that an adapter is trained on, in 4 bits if the recipe says so.
+    """Load the model that an adapter is trained on, in 4 bits if the recipe asks for it.
 
-    QLoRA (arXiv 2305.14314): the base's weights rest as NormalFloat of 4 bits, and are computed in
-    the model's number format.
+    QLoRA (arXiv 2305.14314): the base model's weights are stored as 4-bit NormalFloat, and computed
+    in the model's number format.
 
     Raises:
-        InputError: there is no such model, or it cannot be had in 4 bits here.
+        InputError: the model does not exist, or cannot be loaded in 4 bits here.
     """
     if recipe.train.quantize is None:
         return _without_empty_routers(load_model(recipe.model))
@@ -163,9 +163,9 @@ def load_base(recipe: Recipe) -> Any:
 
 
 def _without_empty_routers(model: Any) -> Any:
-    """Have no loss that balances experts where there are none, as in the dense ones of Granite 4.
+    """Turn off the loss that balances experts in a model without any, such as dense Granite 4.
 
-    TRL asks for it wherever the configuration could have it, and the model fails.
+    TRL asks for it wherever the configuration has the field, and the model fails.
     """
     config = model.config.get_text_config()
     if getattr(config, "num_local_experts", None) == 0:
@@ -174,7 +174,7 @@ def _without_empty_routers(model: Any) -> Any:
 
 
 def check_quantize(recipe: Recipe) -> None:
-    """Look whether this machine can train on weights of 4 bits, if the recipe asks for it.
+    """Check that this machine can train on 4-bit weights, if the recipe asks for it.
 
     Raises:
         InputError: it cannot.
@@ -182,7 +182,7 @@ def check_quantize(recipe: Recipe) -> None:
     if recipe.train.quantize is None:
         return
     if not device(recipe.model).startswith("cuda"):
-        raise InputError("train.quantize: 4bit needs a CUDA GPU; leave it out")
+        raise InputError("train.quantize: 4bit needs a CUDA GPU; remove the option")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
             "train.quantize: 4bit needs bitsandbytes: pip install 'setbacks[quantize]'"
@@ -190,16 +190,16 @@ def check_quantize(recipe: Recipe) -> None:
 
 
 def load_reward_model(spec: Engine, tokenizer: Any) -> Any:
-    """Load a model with a head that gives a sequence one score, from a seed of its own.
+    """Load a model with a new head that gives a sequence one score.
 
-    The head's first weights are drawn anew; its adapter's file holds what they became.
+    The head starts from random weights; the adapter's file holds the trained ones.
 
     Args:
         spec: the model.
-        tokenizer: whose padding the head looks past.
+        tokenizer: the model's; the head ignores its padding token.
 
     Raises:
-        InputError: there is no such model, or it cannot be had with such a head.
+        InputError: the model does not exist, or cannot have such a head.
     """
     place = device(spec)
     model = _scoring(spec, dtype=dtype(spec, place))
@@ -210,19 +210,19 @@ def load_reward_model(spec: Engine, tokenizer: Any) -> Any:
 
 
 def check_reward_model(spec: Engine) -> None:
-    """Look whether a model can be had with a head that scores; no weights are read.
+    """Check that a model can have a head that scores, without reading weights.
 
     Raises:
         InputError: as `load_reward_model`.
     """
-    if _can_be_looked_at(spec):
+    if _can_check(spec):
         _scoring(spec, device_map="meta")
 
 
-def _can_be_looked_at(spec: Engine) -> bool:
-    """Whether a model can be laid out without its weights, and whether there is need to.
+def _can_check(spec: Engine) -> bool:
+    """Return whether a model can be checked without its weights, and needs to be.
 
-    One that is quantized asks for its device; those embedded are whole.
+    A quantized model needs its device; the embedded models are known to be complete.
     """
     if spec.model in MODELS:
         return False
@@ -230,18 +230,18 @@ def _can_be_looked_at(spec: Engine) -> bool:
 
 
 def no_memory(model: str, what: str) -> InputError:
-    """Say in one line that memory ran out."""
+    """Return the error for a lack of memory."""
     return InputError(
         f'model "{model}": not enough memory {what}; use a smaller model or dtype, a larger '
-        "device, or a server (engine: endpoint); what was done is kept"
+        "device, or a server (engine: endpoint); progress is saved"
     )
 
 
 def device(spec: Engine) -> str:
-    """Return where a model runs: what the recipe says, or the best there is.
+    """Return the device of a model: the recipe's, or the best one available.
 
     Raises:
-        InputError: the recipe names a device that is not there.
+        InputError: the recipe names a device that is not available.
     """
     import torch
 
@@ -251,8 +251,8 @@ def device(spec: Engine) -> str:
     kind = spec.device.partition(":")[0]
     if kind != "cpu" and not has.get(kind, False):
         raise InputError(
-            f'model.device: no "{spec.device}" on this machine; use auto or cpu '
-            "(`setbacks doctor` lists what there is)"
+            f'model.device: this machine has no "{spec.device}"; use auto or cpu '
+            "(`setbacks doctor` lists the devices)"
         )
     return spec.device
 
@@ -260,8 +260,8 @@ def device(spec: Engine) -> str:
 def dtype(spec: Engine, place: str) -> torch.dtype:
     """Return the number format of a model's weights.
 
-    `auto` is bfloat16 where matrix products in it are native (CUDA from Ampere on; CPUs with
-    AVX512-BF16 or AMX), since it is emulated, and slow, elsewhere.
+    `auto` is bfloat16 where the hardware has native matrix products in it (CUDA from Ampere on;
+    CPUs with AVX512-BF16 or AMX); elsewhere it is emulated and slow.
     """
     import torch
 
@@ -276,40 +276,41 @@ def dtype(spec: Engine, place: str) -> torch.dtype:
 
 
 @cache
-def _say_that_code_runs(model: str) -> None:
-    """Say once, where the user sees it, that a model's own code is run."""
-    log.warning("%s: Python code that comes with it is run (trust_remote_code: true)", model)
+def _warn_of_code(model: str) -> None:
+    """Warn once that a model's own code is run."""
+    log.warning("%s: runs Python code that comes with the model (trust_remote_code: true)", model)
 
 
 def _whole(spec: Engine, **options: Any) -> Any:
-    """Load a model that writes text, with all that its checkpoint has.
+    """Load a model that generates text, with all parts of its checkpoint.
 
     Raises:
-        InputError: it writes none, or some of its weights are missing.
+        InputError: it does not generate text, or some of its weights are missing.
     """
     config = load_config(spec)
-    auto = _class_that_writes(spec, config)
-    model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
-    missing, left_out = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    auto = _language_model_class(spec, config)
+    model, info = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
+    missing, left_out = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
         raise InputError(
             f'model "{spec.model}": its checkpoint{_saved_as(config)} lacks {_count(missing)} of '
-            f"{type(model).__name__}, which would be random; save the whole language model again, "
-            "or name another"
+            f"{type(model).__name__}, which would be random; save the complete language model "
+            "again, or name another model"
         )
     if left_out:
-        _say_what_is_left_out(spec.model, _count(left_out), type(model).__name__)
+        _warn_of_left_out(spec.model, _count(left_out), type(model).__name__)
     return model
 
 
-def _class_that_writes(spec: Engine, config: Any) -> Any:
-    """Return transformers' automatic class for a model that writes text, with all its parts.
+def _language_model_class(spec: Engine, config: Any) -> Any:
+    """Return transformers' automatic class for a model that generates text, with all its parts.
 
-    A model that sees or hears has a class for the whole and often one for its text alone, which
-    would drop the rest: the whole is taken, unless the checkpoint itself was saved as text alone.
+    A model with vision or audio has a class for the complete model and often one for its text part
+    only, which would drop the rest: the first is used, unless the checkpoint was saved as the
+    second.
 
     Raises:
-        InputError: it is an encoder with a decoder, or has another kind of head, or none is known.
+        InputError: it is an encoder-decoder, or has another kind of head, or no class is known.
     """
     import transformers
 
@@ -325,8 +326,8 @@ def _class_that_writes(spec: Engine, config: Any) -> Any:
     known = [auto for auto in autos if _classes(auto, config) or auto.__name__ in theirs]
     if not known:
         raise InputError(
-            f'model "{spec.model}": transformers {transformers.__version__} has no class that '
-            f'writes text for models of type "{config.model_type}"; name a language model'
+            f'model "{spec.model}": transformers {transformers.__version__} cannot '
+            f'generate text with models of type "{config.model_type}"; name a language model'
         )
     _check_head(spec, config, named)
     as_saved = [auto for auto in known if named in _names(_classes(auto, config))]
@@ -334,21 +335,21 @@ def _class_that_writes(spec: Engine, config: Any) -> Any:
 
 
 def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
-    """The classes that an automatic class has for a configuration; none if it is not known."""
+    """Return the classes that an automatic class has for a configuration, if any."""
     if type(config) not in auto._model_mapping:
         return ()
-    found = auto._model_mapping[type(config)]
-    return found if isinstance(found, tuple) else (found,)
+    classes = auto._model_mapping[type(config)]
+    return classes if isinstance(classes, tuple) else (classes,)
 
 
 def _names(classes: Iterable[Any]) -> list[str]:
-    return [one.__name__ for one in classes]
+    return [kind.__name__ for kind in classes]
 
 
 def _check_head(spec: Engine, config: Any, named: str | None) -> None:
-    """Refuse a checkpoint that was saved with a head that does not write text.
+    """Reject a checkpoint that was saved with a head that does not generate text.
 
-    One without any head is let pass: where its embeddings are tied, nothing is missing.
+    One without any head is accepted: if its embeddings are tied, nothing is missing.
     """
     import transformers
 
@@ -356,15 +357,15 @@ def _check_head(spec: Engine, config: Any, named: str | None) -> None:
     if writes() or named in _names(_classes(transformers.AutoModel, config)):
         return
     raise InputError(
-        f'model "{spec.model}": was saved as {named}, which writes no text; name a causal language '
-        "model"
+        f'model "{spec.model}": was saved as {named}, which does not generate text; name a '
+        "causal language model"
     )
 
 
-def _class_that_scores(spec: Engine, config: Any) -> Any:
-    """Return a class of a model whose head gives a sequence one score; `config` is changed to it.
+def _scoring_class(spec: Engine, config: Any) -> Any:
+    """Return a class of a model with a head that gives a sequence one score; `config` is changed.
 
-    Where transformers has no such class for a model, its general one is put on the model's body.
+    If transformers has no such class for a model, its generic head is put on the model's body.
     """
     import transformers
     from transformers.modeling_layers import GenericForSequenceClassification
@@ -373,9 +374,9 @@ def _class_that_scores(spec: Engine, config: Any) -> Any:
     auto: Any = transformers.AutoModelForSequenceClassification
     if _classes(auto, config):
         return auto
-    writes = _classes(_class_that_writes(spec, config), config)[0]
+    writes = _classes(_language_model_class(spec, config), config)[0]
     family = next(
-        one for one in writes.__mro__[1:] if issubclass(one, transformers.PreTrainedModel)
+        kind for kind in writes.__mro__[1:] if issubclass(kind, transformers.PreTrainedModel)
     )
     body = {"base_model_prefix": family.base_model_prefix or "model"}
     return type("Scoring", (GenericForSequenceClassification, family), body)
@@ -385,24 +386,24 @@ def _scoring(spec: Engine, **options: Any) -> Any:
     """Load a model with a new head that gives a sequence one score.
 
     Raises:
-        InputError: the model cannot be had so, or weights are missing besides the head's.
+        InputError: the model cannot have such a head, or weights other than the head's are missing.
     """
     config = load_config(spec)
-    auto = _class_that_scores(spec, config)
-    model, found = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
+    auto = _scoring_class(spec, config)
+    model, info = _pretrained(auto, spec, config=config, **_WEIGHTS, **options)
     body = model.base_model
-    missing = any(key.startswith(model.base_model_prefix) for key in found["missing_keys"])
-    # The head reads the body's last states, and hands on a cache of the usual kind.
+    missing = any(key.startswith(model.base_model_prefix) for key in info["missing_keys"])
+    # The head reads the body's last states, and passes on a cache of the usual kind.
     fits = not body.can_generate() and "past_key_values" in parameters(body)
     if missing or not fits:
         raise InputError(
-            f'model "{spec.model}": no reward model can be made of {config.model_type}; choose '
+            f'model "{spec.model}": {config.model_type} cannot become a reward model; choose '
             "another train.method"
         )
     return model
 
 
-# All weights from safetensors, and a word on those that do not fit.
+# All weights from safetensors, and a report of those that do not fit.
 _WEIGHTS = {"use_safetensors": True, "output_loading_info": True}
 
 
@@ -417,9 +418,9 @@ def _saved_as(config: Any) -> str:
 
 
 @cache
-def _say_what_is_left_out(model: str, what: str, kind: str) -> None:
-    """Say once that a checkpoint has weights for which its class has no place."""
-    log.warning('model "%s": %s of its checkpoint are no part of %s: left out', model, what, kind)
+def _warn_of_left_out(model: str, what: str, kind: str) -> None:
+    """Warn once that a checkpoint has weights that its class does not use."""
+    log.warning('model "%s": ignored %s, which %s does not use', model, what, kind)
 
 
 def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
@@ -429,10 +430,10 @@ def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
 
     name = resolve(spec.model, spec.revision)
     if spec.trust_remote_code:
-        _say_that_code_runs(spec.model)
+        _warn_of_code(spec.model)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
-    # peft still uses a name that transformers has renamed; the user can do nothing about it.
+    # PEFT still uses a name that transformers has renamed; the user cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -452,6 +453,6 @@ def _pretrained(auto: Any, spec: Engine, **options: Any) -> Any:
     ) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f'model "{spec.model}" cannot be loaded: {reason[:300]} (a hub id, a local folder with '
-            "config.json and *.safetensors, or smollm2-135m)"
+            f'model "{spec.model}" cannot be loaded: {reason[:300]} (use a hub id, a local folder '
+            "with config.json and *.safetensors, or smollm2-135m)"
         ) from error

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+LANGUAGES = ("en", "zh")  # those with prompts
+
 
 @cache
 def prompts(language: str) -> dict[str, Any]:

@@ -186,8 +186,8 @@ def _people_are_no_recipe(judges: list[Any]) -> list[Any]:
     """Refuse a judge called as people are: it would write where their labels stand."""
     if any(judge.called == "human" for judge in judges):
         raise ValueError(
-            '"human" is what people say, and comes from `setbacks review RUN`, or with the '
-            "`answers` of `evaluate`; leave it out here, or give the judge another name"
+            '"human" stands for labels by people, from `setbacks review serve RUN` or from the '
+            "`answers` of `evaluate`; remove it here, or rename the judge"
         )
     return judges
 
@@ -274,6 +274,47 @@ class Engine(PartSection):
 EngineField = Annotated[SerializeAsAny[Engine], _named("model")]
 
 
+class JudgeSpec(Section):
+    """One judge."""
+
+    judge: str = Field(
+        "probe",
+        description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
+        "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
+    )
+    name: Annotated[str | None, _name()] = Field(
+        None, description="Its name in files and reports; null: the judge's own."
+    )
+    engine: EngineField | None = Field(
+        None,
+        description="The judging model of an `llm` judge, null for the recipe's own; a guard's "
+        "weights.",
+    )
+    heads: LocalPath = Field(
+        None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
+    )
+    retries: int = Field(
+        2, ge=0, description="Retries when the reply of an `llm` judge cannot be parsed."
+    )
+    verdict: Literal["rating", "probability"] = Field(
+        "rating",
+        description="What an `llm` judge's harmful and refused rest on: its rating and a list of "
+        "phrases, or the probabilities of Yes and No.",
+    )
+    pairwise: bool = Field(
+        False, description="Have an `llm` judge compare helpful answers with the reference's."
+    )
+    of: list[str] = Field([], description="The judges of this recipe that a `vote` counts.")
+    kinds: list[Kind] = Field(
+        ["harmful", "hijacking", "safe", "helpful"], description="Suites that it judges."
+    )
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or self.judge
+
+
 class Induce(Section):
     """Step 1, guided mistake induction: ask the unaligned model for bad responses."""
 
@@ -303,6 +344,17 @@ class Induce(Section):
         le=1,
         description="A response that shares this part of its word 5-grams with an earlier "
         "mistake is dropped; 1 keeps all.",
+    )
+    judge: Annotated[JudgeSpec, _named("judge")] | None = Field(
+        None,
+        description="Judge that checks each induced response, such as `probe`: a harmless one is "
+        "not a mistake, and the next attempt is made; null: not checked.",
+    )
+    min_harmful: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Lowest probability of harm of a mistake that `judge` checked.",
     )
 
 
@@ -399,13 +451,27 @@ class Train(PartSection):
     group, names, keeps_others = "methods", "method", True
 
     method: str = Field(
-        "mistake_analysis",
+        "mistake_distillation",
         description="Method that trains the adapter; `setbacks list methods` shows them.",
     )
     mix: Mix = Field(Mix(), description="What is mixed with the method's own examples.")
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
         description="Data sets with `text` and a helpful `answer`.",
+    )
+    helpful_from: Literal["data", "model"] = Field(
+        "data",
+        description="Who answers the prompts in `helpful`: the `data`, or the untrained `model` "
+        "itself, which is then not pulled away from its own style. `mistake_distillation`: "
+        "default `model`.",
+    )
+    helpful_sampling: Sampling = Field(
+        Sampling(), description="How the model's own helpful answers are sampled."
+    )
+    judge: Annotated[JudgeSpec, _named("judge")] | None = Field(
+        None,
+        description="Judge that checks the texts that the model writes for its own training; "
+        "null: `probe`.",
     )
     safe: Sources = Field(
         [Source(source="builtin:refusals", split="train")],
@@ -529,47 +595,6 @@ class Respond(Section):
     sampling: Sampling = Field(Sampling(), description="How responses are sampled.")
 
 
-class JudgeSpec(Section):
-    """One judge."""
-
-    judge: str = Field(
-        "probe",
-        description="`probe` (offline), `llm` (the paper's 1-10 scores), `llama-guard`, "
-        "`qwen3guard`, `shieldgemma`, `wildguard`, `granite-guardian`, `refusal` or `vote`.",
-    )
-    name: Annotated[str | None, _name()] = Field(
-        None, description="Its name in files and reports; null: the judge's own."
-    )
-    engine: EngineField | None = Field(
-        None,
-        description="The judging model of an `llm` judge, null for the recipe's own; a guard's "
-        "weights.",
-    )
-    heads: LocalPath = Field(
-        None, description="A `probe` judge's heads, as `setbacks calibrate probe --fit` wrote them."
-    )
-    retries: int = Field(
-        2, ge=0, description="Retries when the reply of an `llm` judge cannot be parsed."
-    )
-    verdict: Literal["rating", "probability"] = Field(
-        "rating",
-        description="What an `llm` judge's harmful and refused rest on: its rating and a list of "
-        "phrases, or the probabilities of Yes and No.",
-    )
-    pairwise: bool = Field(
-        False, description="Have an `llm` judge compare helpful answers with the reference's."
-    )
-    of: list[str] = Field([], description="The judges of this recipe that a `vote` counts.")
-    kinds: list[Kind] = Field(
-        ["harmful", "hijacking", "safe", "helpful"], description="Suites that it judges."
-    )
-
-    @property
-    def called(self) -> str:
-        """Its name, given or not."""
-        return self.name or self.judge
-
-
 class Evaluated(Section):
     """One arm of an evaluation: a model as it is, or answers that are there already."""
 
@@ -620,6 +645,7 @@ class Compare(Section):
             Contender(method=name)
             for name in (
                 "mistake_analysis",
+                "mistake_distillation",
                 "mistake_analysis_sft",
                 "sft",
                 "chain_of_hindsight",
@@ -711,7 +737,7 @@ class Recipe(Section):
             with suppress(ValidationError):
                 cls.model_validate(told)
                 where = "the command line"  # since the file by itself is in order
-            told = _merge(_written_out(cls, told), _parse(overrides))
+            told = _merge(_written_out(cls, told), parse_overrides(overrides))
         base = Path.cwd() if path is None else Path(path).resolve().parent
         return cls.parse(told, where).rebased(base)
 
@@ -726,32 +752,6 @@ class Recipe(Section):
             return cls.model_validate(told)
         except ValidationError as error:
             raise InputError(f"{where}: {_explain(error)}") from None
-
-    @classmethod
-    def of_judge(cls, judge: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Make a recipe that is there for its one judge, the last.
-
-        Args:
-            judge: its name.
-            overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
-                and `seed` are the recipe's. The judges that a vote is `of` come before it, and
-                their own keys are under their names: of=[probe,llm] llm.engine.model=DIR.
-
-        Raises:
-            InputError: an unknown key or a bad value.
-        """
-        told = _parse(overrides) if overrides else {}
-        outer = {key: told.pop(key) for key in ("language", "seed") if key in told}
-        # What it judges is given to it; which suites it would choose is of no matter.
-        of = told.get("of")
-        specs = [
-            {"judge": name} | (told.pop(name) if isinstance(told.get(name), dict) else {})
-            for name in (of if isinstance(of, list) else [])
-            if isinstance(name, str)
-        ]
-        specs = [spec | {"kinds": ["harmful"]} for spec in (*specs, {"judge": judge} | told)]
-        made = cls.parse(outer | {"judges": specs}, "the command line")
-        return made.rebased(Path.cwd())
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with the paths of sources and models counted from `base`."""
@@ -839,7 +839,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return told
 
 
-def _parse(overrides: Sequence[str]) -> Any:
+def parse_overrides(overrides: Sequence[str]) -> Any:
     """Turn ``key.path=value`` strings into nested mappings."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -14,7 +14,9 @@ from itertools import product
 from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
+from setbacks.measure.formatting import Estimated, number
 from setbacks.measure.metrics import is_guided
+from setbacks.measure.results import CategoryRow, LossRow
 
 # matplotlib wants real colours; each of these stands for a CSS variable until the SVG is written.
 INK, MUTED, RULE, PAPER = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
@@ -67,23 +69,31 @@ def glyph(mark: Mark) -> str:
     )
 
 
-def trade_off(arms: Sequence[Mapping[str, Any]], name: str, frontier: bool = False) -> str:
+class Place(NamedTuple):
+    """Where an arm is in the trade-off: two rates in [0, 1]."""
+
+    arm: str
+    harmless_rate: Estimated
+    compliance: Estimated
+
+
+def trade_off(arms: Sequence[Place], name: str, frontier: bool = False) -> str:
     """Draw Harmless Rate against compliance, an arm a point with its intervals as a cross.
 
     Faint lines join points of equal balanced safety. Nothing is drawn where no arm has both.
 
     Args:
-        arms: rows of a judge's table with `arm`, `harmless_rate` and `compliance`, in [0, 1].
+        arms: the arms with both rates.
         name: prefix of the picture's ids, unique in the page.
         frontier: also join the arms that no other one beats on both.
     """
     import numpy as np
 
-    look = marks([row["arm"] for row in arms])
+    look = marks([place.arm for place in arms])
     points = [
-        (row["arm"], x, y)
-        for row in arms
-        if (x := _percents(row["harmless_rate"])) and (y := _percents(row["compliance"]))
+        (place.arm, x, y)
+        for place in arms
+        if (x := _percents(place.harmless_rate)) and (y := _percents(place.compliance))
     ]
     if not points:
         return ""
@@ -122,7 +132,7 @@ def trade_off(arms: Sequence[Mapping[str, Any]], name: str, frontier: bool = Fal
     return _svg(figure, name, f"Harmless Rate against compliance. {told}.")
 
 
-def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+def loss_curve(rows: Sequence[LossRow]) -> str:
     """Draw the loss of each step, its running mean, and the evaluation loss where there is one.
 
     Args:
@@ -140,7 +150,11 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
         (sums[i + 1] - sums[max(0, i + 1 - width)]) / min(i + 1, width) for i in range(len(loss))
     ]
     axes.plot(steps, running, color=INK, lw=1.6)
-    held = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
+    held = [
+        (step, row["eval_loss"])
+        for step, row in zip(steps, rows, strict=True)
+        if row.get("eval_loss") is not None
+    ]
     if held:
         axes.plot(*zip(*held, strict=True), "o", color=ARMS[1], ms=5)
     axes.set(xlabel="Step", ylabel="Loss, nats a token")
@@ -150,15 +164,15 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure, "loss", f"Training loss, running mean {last}.")
 
 
-def dots(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
+def dots(rows: Sequence[CategoryRow], name: str, title: str) -> str:
     """Draw a row of dots a category, an arm a dot with its interval.
 
     Args:
-        rows: `category`, `arms` (estimates by arm, in [0, 1]).
+        rows: the categories, with rates in [0, 1].
         name: prefix of the picture's ids, unique in the page.
         title: what is measured, for the axis.
     """
-    arms = list(rows[0]["arms"])
+    arms = list(rows[0].arms)
     look = marks(arms)
     figure, axes = _figure(0.75 + len(rows) * (0.17 + 0.095 * len(arms)))
     axes.grid(axis="x", color=RULE, lw=0.6, zorder=0)
@@ -167,7 +181,7 @@ def dots(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
         if i % 2:
             axes.axhspan(i - 0.5, i + 0.5, color=RULE, alpha=0.3, lw=0, zorder=0)
         for j, arm in enumerate(arms):
-            cell = _percents(row["arms"][arm])
+            cell = _percents(row.arms[arm])
             if not cell:
                 continue
             color, shape, filled = look[arm]
@@ -177,8 +191,8 @@ def dots(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
                 cell[0], y, shape, ms=4.5, mec=color, mew=1.2, color=color if filled else PAPER
             )
     axes.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5))
-    names = [_short(row["category"]) for row in rows]
-    most = [max(cell["n"] for cell in row["arms"].values()) for row in rows]
+    names = [_short(row.category) for row in rows]
+    most = [max(cell.n for cell in row.arms.values()) for row in rows]
     axes.set_yticks(
         range(len(rows)),
         [f"{n}  ({k})" for n, k in zip(names, most, strict=True)],
@@ -191,7 +205,7 @@ def dots(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
 
 
 def forest(
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    rows: Sequence[tuple[str, Estimated]],
     name: str,
     title: str = "Balanced safety",
     against: float | None = None,
@@ -227,7 +241,7 @@ def forest(
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]],
+    series: Mapping[str, Sequence[tuple[float, Estimated]]],
     name: str,
     across: str,
     up: str,
@@ -249,14 +263,14 @@ def curves(
     for i, (arm, points) in enumerate(series.items()):
         color, shape, _ = look[arm]
         aside = 0.012 * reach * (i - (len(series) - 1) / 2)  # so that bars do not hide each other
-        known = [(x + aside, cell) for x, cell in points if cell["value"] is not None]
-        for x, cell in known:
-            if cell["low"] is not None:
-                ends = (scale * cell["low"], scale * cell["high"])
+        known = [(x + aside, cell.value, cell) for x, cell in points if cell.value is not None]
+        for x, _, cell in known:
+            if cell.low is not None and cell.high is not None:
+                ends = (scale * cell.low, scale * cell.high)
                 axes.plot((x, x), ends, color=color, lw=1.2, alpha=0.6)
         if known:
-            values = [scale * cell["value"] for _, cell in known]
-            axes.plot([x for x, _ in known], values, color=color, lw=1.4, marker=shape, ms=5,
+            values = [scale * value for _, value, _ in known]
+            axes.plot([x for x, *_ in known], values, color=color, lw=1.4, marker=shape, ms=5,
                       mec=color, mfc=PAPER, mew=1.5, label=_short(arm))  # fmt: skip
             told.append(f"{arm}: from {values[0]:.3g} to {values[-1]:.3g}")
     axes.set(xlabel=across, ylabel=up)
@@ -271,7 +285,7 @@ def curves(
 def heatmap(
     rows: Sequence[str],
     columns: Sequence[str],
-    cells: Sequence[Sequence[Mapping[str, Any]]],
+    cells: Sequence[Sequence[Estimated]],
     name: str,
     title: str,
 ) -> str:
@@ -287,18 +301,18 @@ def heatmap(
         title: what is measured, with its unit, for those who cannot see it.
     """
     figure, axes = _figure(0.9 + 0.34 * len(rows))
-    known = [abs(cell["value"]) for row in cells for cell in row if cell["value"] is not None]
+    known = [abs(cell.value) for row in cells for cell in row if cell.value is not None]
     most = max(known, default=0) or 1
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
-            value = cell["value"]
+            value = cell.value
             if value is None:
                 continue
             color = ARMS[1] if value > 0 else ARMS[2]
             shade = 0.6 * abs(value) / most
             axes.fill_between((j - 0.48, j + 0.48), i - 0.47, i + 0.47, color=color, alpha=shade,
                               lw=0)  # fmt: skip
-            clear = cell["low"] is not None and (cell["low"] > 0 or cell["high"] < 0)
+            clear = (cell.low or 0) > 0 or (cell.high or 0) < 0
             axes.text(
                 j, i, _hundredths(value), ha="center", va="center", color=INK, fontsize=9,
                 fontweight="bold" if clear else "normal",
@@ -315,9 +329,9 @@ def heatmap(
         axes.spines[side].set_visible(False)
     told = "; ".join(
         f"{row}: " + ", ".join(
-            f"{column} {_hundredths(cell['value'])}"
+            f"{column} {_hundredths(cell.value)}"
             for column, cell in zip(columns, line, strict=True)
-            if cell["value"] is not None
+            if cell.value is not None
         )
         for row, line in zip(rows, cells, strict=True)
     )  # fmt: skip
@@ -325,8 +339,7 @@ def heatmap(
 
 
 def _hundredths(value: float) -> str:
-    rounded = round(100 * value)
-    return f"{rounded:+d}" if rounded else "0"
+    return number(100 * value, 0, signed=True)
 
 
 def _short(text: str, most: int = 30) -> str:
@@ -334,10 +347,10 @@ def _short(text: str, most: int = 30) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def _percents(estimate: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    if estimate["value"] is None:
+def _percents(estimate: Estimated) -> tuple[float, float, float] | None:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
-    return 100 * estimate["value"], 100 * estimate["low"], 100 * estimate["high"]
+    return 100 * estimate.value, 100 * estimate.low, 100 * estimate.high
 
 
 def _floor(percent: float) -> float:

@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from setbacks.measure.formatting import clock, p_value, percent, points, score
-from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, thin
+from setbacks.measure.degeneration import Reason
+from setbacks.measure.formatting import (
+    clock,
+    coefficient,
+    is_score,
+    listed,
+    number,
+    of_asked,
+    p_value,
+    percent,
+    unit_of,
+    unit_of_change,
+    written,
+)
+from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
+from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.records import Kind, Response, Verdict
 from setbacks.text import visible
 
@@ -37,6 +52,13 @@ ANSWERED = {
     "nothing": "Nothing",
     "failed": "Failed",
 }
+# Why an answer is degenerate, in the words of a badge.
+DEGENERATE: dict[Reason, str] = {
+    "repeats": "repeats itself",
+    "parrots": "repeats the prompt",
+    "runs_on": "made-up turns",
+    "fragment": "fragment",
+}
 SHOWN = 3  # examples of each kind and choice
 LONGEST = 1_500  # characters of a response shown
 
@@ -57,11 +79,58 @@ def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> 
     )
 
 
-def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping[Kind, Any]) -> str:
+@dataclass(frozen=True)
+class Badge:
+    """What a judge said of one answer, in a word; `tone` is good, bad or none."""
+
+    judge: str
+    text: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class ShownAnswer:
+    """One arm's answer.
+
+    Args:
+        arm: its name.
+        text: the answer, cut to `LONGEST` characters.
+        more: the number of characters left out.
+        badges: what the judges said of it.
+        degenerate: why it does not count as an answer; None where it does.
+    """
+
+    arm: str
+    text: str
+    more: int
+    badges: tuple[Badge, ...]
+    degenerate: str | None
+
+    @property
+    def harmful(self) -> bool:
+        """Whether a judge calls it harmful."""
+        return any(badge.text == "harmful" for badge in self.badges)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A prompt that the page shows, and why: it was drawn, or the verdicts on it differ."""
+
+    why: str
+    id: str
+    suite: str
+    category: str | None
+    instruction: str
+    answers: tuple[ShownAnswer, ...]
+
+
+def render(
+    results: Measurement, recipe: Mapping[str, object], shown: Mapping[Kind, Sequence[Shown]]
+) -> str:
     """Return the page.
 
     Args:
-        metrics: what `measure` returned, with `costs`.
+        results: what `measure` returned.
         recipe: the recipe as plain data.
         shown: what `examples` returned.
     """
@@ -72,49 +141,68 @@ def render(metrics: Mapping[str, Any], recipe: Mapping[str, Any], shown: Mapping
 
     pages = environment_of_pages()
     pages.filters.update(
-        percent=percent, points=points, score=score, p=p_value, clock=clock, prose=_prose
-    )
-    look = plots.marks([arm for arm in metrics["data"]["responses"]])
-    training = metrics["training"]
+        written=written, coefficient=coefficient, number=number, percent=percent, p=p_value,
+        clock=clock, of_asked=of_asked, listed=listed, prose=_prose,
+    )  # fmt: skip
+    look = plots.marks(list(results.data.responses))
+    training = results.training
     return pages.get_template("report.html.jinja").render(
-        m=metrics,
+        m=results,
         titles=TITLES,
         headline=HEADLINE,
         kinds=KINDS,
         main=MAIN,
         thin=thin,
+        is_score=is_score,
+        unit=unit_of,
+        unit_of_change=unit_of_change,
+        significant=significant,
         undrawn={
-            judge: [row["arm"] for row in found["arms"] if thin(row, "balanced_safety")]
-            for judge, found in metrics["judges"].items()
+            judge: [row.arm for row in report.arms if thin(row, "balanced_safety")]
+            for judge, report in results.judges.items()
         },
         answered=ANSWERED,
         shown=shown,
         glyphs={arm: Markup(plots.glyph(mark)) for arm, mark in look.items()},
         pictures={
-            judge: {
-                "trade_off": Markup(_clean_svg(plots.trade_off(_comparable(found), f"t{i}"))),
-                "categories": {
-                    kind: Markup(_clean_svg(plots.dots(rows, f"c{i}-{kind}", TITLES[MAIN[kind]])))
-                    for kind in KINDS[:3]
-                    if len(rows := [r for r in found["by_category"] if r["kind"] == kind]) > 1
-                },
-            }
-            for i, (judge, found) in enumerate(metrics["judges"].items())
+            judge: _pictures(report, place)
+            for place, (judge, report) in enumerate(results.judges.items())
         },
-        reach={judge: _reach(found["differences"]) for judge, found in metrics["judges"].items()},
-        loss=Markup(plots.loss_curve(training["loss"])) if training else None,
+        reach={judge: _reach(report.differences) for judge, report in results.judges.items()},
+        loss=Markup(plots.loss_curve(training.loss)) if training else None,
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=90),
     )
+
+
+def _pictures(report: JudgeReport, place: int) -> dict[str, Any]:
+    """The trade-off of one judge, and the categories of each kind; their ids hold its place."""
+    from markupsafe import Markup
+
+    from setbacks.report import plots
+
+    places = [
+        plots.Place(row.arm, row.harmless_rate, row.compliance)
+        for row in report.arms
+        if not thin(row, "balanced_safety")
+    ]
+    return {
+        "trade_off": Markup(visible(plots.trade_off(places, f"t{place}"))),
+        "categories": {
+            kind: Markup(visible(plots.dots(rows, f"c{place}-{kind}", TITLES[MAIN[kind]])))
+            for kind in KINDS[:3]
+            if len(rows := [row for row in report.by_category if row.kind == kind]) > 1
+        },
+    }
 
 
 def examples(
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
-) -> dict[Kind, list[dict[str, Any]]]:
+) -> dict[Kind, list[Shown]]:
     """Choose what the page shows: a few prompts of each kind, with every arm's answer.
 
-    The first by id (ids are digests, so this is a draw, and nobody chose it), then the first for
-    which a judge's verdict differs between arms.
+    The first by id (ids are digests, so this is a random draw), then the first on which a judge's
+    verdicts differ between arms.
 
     Args:
         responses: by arm.
@@ -126,54 +214,60 @@ def examples(
         for r in rows:
             prompts.setdefault(r.kind, {}).setdefault((r.instruction_id, r.suite), {})[arm] = r
 
-    def badges(arm: str, r: Response) -> list[dict[str, str]]:
-        return [
-            {"judge": judge} | badge
+    def badges(arm: str, r: Response) -> tuple[Badge, ...]:
+        return tuple(
+            badge
             for (of, judge), found in by_id.items()
             if of == arm and r.id in found
-            for badge in _badges(counted(r, found[r.id]), r.kind)
-        ]
+            for badge in _badges(judge, counted(r, found[r.id]), r.kind)
+        )
 
-    chosen: dict[Kind, list[dict[str, Any]]] = {}
+    chosen: dict[Kind, list[Shown]] = {}
     for kind in KINDS:
-        drawn: list[dict[str, Any]] = []
-        differing: list[dict[str, Any]] = []
+        drawn: list[Shown] = []
+        differing: list[Shown] = []
         for _, answers in sorted(prompts.get(kind, {}).items()):
-            told = {arm: badges(arm, r) for arm, r in answers.items()}
-            differs = len({str([b["text"] for b in found]) for found in told.values()}) > 1
-            into = drawn if len(drawn) < SHOWN else differing
-            if len(into) >= SHOWN or (into is differing and not differs):
-                continue
-            r = next(iter(answers.values()))
-            into.append(
-                {
-                    "why": "drawn" if into is drawn else "differs",
-                    "id": r.instruction_id,
-                    "suite": r.suite,
-                    "category": r.category,
-                    "instruction": r.instruction,
-                    "answers": [
-                        {
-                            "arm": arm,
-                            "text": answer.text[:LONGEST],
-                            "more": max(0, len(answer.text) - LONGEST),
-                            "badges": told[arm],
-                            "harmful": any(b["text"] == "harmful" for b in told[arm]),
-                        }
-                        for arm, answer in answers.items()
-                    ],
-                }
-            )
+            of_arm = {arm: badges(arm, r) for arm, r in answers.items()}
+            differs = len({tuple(b.text for b in found) for found in of_arm.values()}) > 1
+            if len(drawn) < SHOWN:
+                drawn.append(_shown("drawn", answers, of_arm))
+            elif len(differing) < SHOWN and differs:
+                differing.append(_shown("differs", answers, of_arm))
         if drawn:
             chosen[kind] = drawn + differing
     return chosen
 
 
-def headline(metrics: Mapping[str, Any]) -> Table:
+def _shown(
+    why: str, answers: Mapping[str, Response], badges: Mapping[str, tuple[Badge, ...]]
+) -> Shown:
+    r = next(iter(answers.values()))
+    return Shown(
+        why=why,
+        id=r.instruction_id,
+        suite=r.suite,
+        category=r.category,
+        instruction=r.instruction,
+        answers=tuple(
+            ShownAnswer(
+                arm,
+                answer.text[:LONGEST],
+                max(0, len(answer.text) - LONGEST),
+                badges[arm],
+                _degenerate(answer),
+            )
+            for arm, answer in answers.items()
+        ),
+    )
+
+
+def headline(results: Measurement) -> Table:
     """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
+    Where degenerate answers move balanced safety, its cell also has the figure as judged.
+
     Args:
-        metrics: what `measure` returned.
+        results: what `measure` returned.
     """
     from rich.table import Table
     from rich.text import Text
@@ -182,70 +276,75 @@ def headline(metrics: Mapping[str, Any]) -> Table:
     table.add_column("Arm", overflow="fold")
     for key in HEADLINE:
         table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
-    several = len(metrics["judges"]) > 1
-    for judge, found in metrics["judges"].items():
+    table.add_column("Degen-\nerate", justify="right", no_wrap=True)
+    several = len(results.judges) > 1
+    for judge, report in results.judges.items():
         if several:
             table.add_section()
             table.add_row(Text(f"judged by {judge}", style="italic"))
-        best = found["best"] or {"arm": None, "supported": False}
-        for row in found["arms"]:
-            wins = best["supported"] and row["arm"] == best["arm"]
-            cells = []
-            for key in HEADLINE:
-                written = score if key == "helpful_score" else percent
-                value, interval, n = written(row[key])
-                told = [value, interval.replace(" ", ""), f"n {n}"]
-                if n < (asked := row[key]["asked"]):
-                    told.append(f"of {asked}{' (few)' if thin(row, key) else ''}")
-                cells.append(Text("\n".join(filter(None, told)) if asked else value))
-            table.add_row(Text(visible(row["arm"]), style="bold" if wins else ""), *cells)
+        best = report.best.arm if report.best and report.best.supported else None
+        for row in report.arms:
+            style = "bold" if row.arm == best else ""
+            cells = (Text(_headline_cell(row, key)) for key in HEADLINE)
+            share = results.data.responses[row.arm].degenerate.all
+            degenerate = Text(_lines(*written(share), f"n {share.n}"))
+            table.add_row(Text(visible(row.arm), style=style), *cells, degenerate)
     return table
 
 
-def _comparable(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A judge's rows of arms, without the numbers of those of which too little is scored."""
-    hidden = {"harmless_rate": {"value": None}}
-    return [row | hidden if thin(row, "balanced_safety") else row for row in found["arms"]]
+def _headline_cell(row: ArmRow, key: str) -> str:
+    score = row.score(key)
+    value, interval = written(score, unit_of(key))
+    if not score.asked:
+        return value
+    lines = [value, interval, f"n {score.n}"]
+    judged = written(row.as_judged[key], unit_of(key)).value
+    if key == "balanced_safety" and judged != value:
+        lines[2:2] = ["as judged", judged]
+    if score.n < score.asked:
+        lines.append(f"of {score.asked}{' (few)' if thin(row, key) else ''}")
+    return _lines(*lines)
 
 
-def _clean_svg(svg: str) -> str:
-    # Names of arms and categories are in the pictures too.
-    return visible(svg)
+def _lines(value: str, interval: str, *others: str) -> str:
+    """The lines of a narrow cell: an interval without blanks, and no empty line."""
+    return "\n".join(filter(None, (value, interval.replace(" ", ""), *others)))
 
 
-def _badges(verdict: Verdict, kind: Kind) -> Iterator[dict[str, str]]:
-    """What a judge said of one response, in a word each; `tone` is good, bad or none."""
-    said = {
+def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:
+    words = {
         "harmful": (verdict.harmful, ("harmful", "bad"), ("harmless", "good")),
         "refused": (verdict.refused, ("refused", "bad"), ("answered", "good")),
     }
-    wanted = ("harmful",) if kind in ("harmful", "hijacking") else ("refused",)
-    for key in ("harmful", "refused"):
-        value, yes, no = said[key]
-        if value is None and key in wanted and not (kind == "helpful" and verdict.helpful_score):
-            yield {"text": "unscored", "tone": "none"}
-        elif value is not None and (key in wanted or (key == "harmful" and value)):
-            text, tone = yes if value else no
-            yield {"text": text, "tone": tone}
+    wanted = "harmful" if kind in ("harmful", "hijacking") else "refused"
+    for key, (value, yes, no) in words.items():
+        if value is None and key == wanted and not (kind == "helpful" and verdict.helpful_score):
+            yield Badge(judge, "unscored", "none")
+        elif value is not None and (key == wanted or (key == "harmful" and value)):
+            yield Badge(judge, *(yes if value else no))
     if kind == "helpful" and verdict.helpful_score is not None:
-        yield {"text": f"helpful {verdict.helpful_score:.1f}", "tone": "none"}
+        yield Badge(judge, f"helpful {number(verdict.helpful_score, 1)}", "none")
+
+
+def _degenerate(answer: Response) -> str | None:
+    """Why a response does not count as an answer, in a word or two."""
+    found = fell_apart(answer.text, answer.instruction, answer.finish)
+    return DEGENERATE[found.reason] if found else None
 
 
 def _prose(text: str) -> Markup:
-    """A sentence of `metrics` as HTML: commands as code, numbers kept whole, real minus signs."""
+    """A sentence of the results as HTML: commands as code, a number and its unit on one line."""
     from markupsafe import Markup, escape
 
-    safe = str(escape(visible(text)))
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    safe = re.sub(r"(?<=[(\s])-(?=\d)", "−", safe).replace(" %", "\u00a0%")
-    return Markup(safe)
+    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text))))
+    return Markup(safe.replace(" %", "\u00a0%"))
 
 
-def _reach(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """The farthest end of an interval from zero, of rates and of scores: the scale of the bars."""
-    ends: tuple[list[float], list[float]] = ([1e-6], [1e-6])
+def _reach(rows: Sequence[Comparison]) -> dict[bool, float]:
+    """The farthest end of an interval from zero, by whether it is of a score: the bars' scale."""
+    reach = {False: 1e-6, True: 1e-6}
     for row in rows:
-        for key, cell in row["metrics"].items():
-            if cell["low"] is not None:
-                ends[key.endswith("score")].extend((abs(cell["low"]), abs(cell["high"])))
-    return max(ends[0]), max(ends[1])
+        for key, cell in row.metrics.items():
+            ends = (abs(cell.low or 0), abs(cell.high or 0))
+            reach[is_score(key)] = max(reach[is_score(key)], *ends)
+    return reach

@@ -16,7 +16,7 @@ from setbacks.records import Response, digest
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
+    from setbacks.runs.folder import Run
 
 
 class Answer(NamedTuple):
@@ -52,7 +52,7 @@ def loosely(instruction: str, text: str) -> tuple[str, str]:
     return same_text(instruction), same_text(text)
 
 
-def collect(run: RunFolder) -> Batch:
+def collect(run: Run) -> Batch:
     """Return what there is to label in a run.
 
     Args:
@@ -61,7 +61,7 @@ def collect(run: RunFolder) -> Batch:
     Raises:
         InputError: there are no responses yet, or the plan is broken or of other responses.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
     return batch(responses, read_plan(run.path / "review" / "plan.json"), run.recipe.seed)
@@ -103,7 +103,7 @@ def batch(
     if strange := [response for response in planned if response not in by_response]:
         raise InputError(
             f"review/plan.json: plans {strange[0]}, which is no answer of this run; make it again "
-            "with `setbacks review RUN --plan`"
+            "with `setbacks review plan RUN`"
         )
     return Batch(
         answers={answer.id: answer for answer in answers},
@@ -130,7 +130,7 @@ def read_plan(path: Path) -> dict[str, float]:
         found = {}
     if not found or not all(0 < p <= 1 for p in found.values()):
         raise InputError(
-            f"{path}: no plan of a review; make it again with `setbacks review RUN --plan`, or "
+            f"{path}: no plan of a review; make it again with `setbacks review plan RUN`, or "
             "move it away"
         )
     return found

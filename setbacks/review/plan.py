@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
 from setbacks.measure import statistics
+from setbacks.measure.formatting import POINTS, in_unit, number
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
@@ -25,10 +26,8 @@ from setbacks.measure.metrics import (
     TASKS,
     TITLES,
     counted,
-    is_guided,
-    is_trained,
 )
-from setbacks.records import Response, Verdict, digest
+from setbacks.records import Arm, Response, Verdict, digest
 
 if TYPE_CHECKING:
     from setbacks.runs.folder import RunFolder
@@ -64,7 +63,7 @@ def plan(
     responses: Mapping[str, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     *,
-    arms: tuple[str, str] | None = None,
+    arms: tuple[str, ...],
     metric: str = "harmless_rate",
     difference: float | None = None,
     labels: int | None = None,
@@ -80,8 +79,7 @@ def plan(
     Args:
         responses: by arm.
         verdicts: by (arm, judge).
-        arms: whose difference, first minus second; by default the first trained arm without
-            guidance (with it, if there is no other) and the first arm.
+        arms: the names of the two that are compared, first minus second.
         metric: harmless_rate, hijacking_harmless_rate, compliance, or balanced_safety.
         difference: that should be told from none, in (0, 1]; by default the judge's own.
         labels: plan so many new labels instead of as many as it takes.
@@ -95,8 +93,8 @@ def plan(
             settle.
     """
     judge = _judge(verdicts, judge)
-    a, b = arms or _main(responses)
-    for arm in (a, b):
+    a, b = arms
+    for arm in arms:
         if arm not in responses:
             raise InputError(f'no arm "{arm}".{nearest(arm, responses)}')
     rates = _rates(metric)
@@ -108,7 +106,7 @@ def plan(
     if wanted < 0.005 and labels is None:
         raise InputError(
             f"{judge} sees no difference of {TITLES[metric]} between {a} and {b} "
-            f"({100 * seen:+.1f} points); say which one matters, with --difference POINTS"
+            f"({in_unit(seen, POINTS)} points); say which one matters, with --difference POINTS"
         )
     most = sum(not cell.labelled for cell in cells)
     if labels is not None and not 1 <= labels <= most:
@@ -139,17 +137,18 @@ def plan(
     return made._replace(words=_words(made, most, spread, target))
 
 
-def plan_run(run: RunFolder, **told: Any) -> Plan:
+def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **told: Any) -> Plan:
     """Plan the labels of a run, and write `review/plan.json` into its folder.
 
     Args:
         run: an open run folder.
+        arms: the names of the two that are compared; by default those of `main_arms`.
         told: what else `plan` takes.
 
     Raises:
         InputError: as `plan`; the old plan, if there is one, stays as it was.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
     names = [*(spec.called for spec in run.recipe.judges), "human"]
@@ -162,7 +161,13 @@ def plan_run(run: RunFolder, **told: Any) -> Plan:
     measured = {spec.called: worth_of(spec, run.recipe) for spec in run.recipe.judges}
     judge = _judge(verdicts, told.pop("judge", None))
     made = plan(
-        responses, verdicts, judge=judge, worth=measured[judge], seed=run.recipe.seed, **told
+        responses,
+        verdicts,
+        arms=arms or main_arms(run.arms()),
+        judge=judge,
+        worth=measured[judge],
+        seed=run.recipe.seed,
+        **told,
     )
     (run.path / "review").mkdir(mode=0o700, exist_ok=True)
     run.write_text("review/plan.json", json.dumps(made.data(), indent=1) + "\n")
@@ -191,17 +196,23 @@ def _judge(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], wanted: str | 
     return wanted or there[0]
 
 
-def _main(responses: Mapping[str, Sequence[Response]]) -> tuple[str, str]:
-    """The report's main difference: training against none."""
-    names = list(responses)
-    untrained = [name for name in names if not is_trained(name)]
-    first = untrained[0] if untrained else names[0]
-    others = sorted(
-        (n for n in names if n != first), key=lambda n: (not is_trained(n), is_guided(n))
-    )
+def main_arms(arms: Sequence[Arm]) -> tuple[str, str]:
+    """Return the names of the two arms whose difference a report is about.
+
+    They are the first trained arm, unguided if there is one, and the first arm that is not trained.
+
+    Args:
+        arms: of the run, in its order.
+
+    Raises:
+        InputError: there is only one arm.
+    """
+    first = next((arm for arm in arms if not arm.trained), arms[0])
+    others = [arm for arm in arms if arm != first]
     if not others:
         raise InputError("there is only one arm, so there is no difference to settle")
-    return others[0], first
+    best = min(others, key=lambda arm: (not arm.trained, arm.way != "unguided"))
+    return best.name, first.name
 
 
 def _rates(metric: str) -> Rates:
@@ -372,27 +383,27 @@ def _words(made: Plan, most: int, spread: float, target: float) -> str:
     a, b = made.arms
     n = f"{made.labels} of {most} unlabelled answers"
     there = f" ({made.there} are labelled already)" if made.there else ""
-    points = f"{100 * abs(made.difference):.1f} points"
+    points = f"{number(100 * abs(made.difference), 1)} points"
     said = (
         f"{TITLES[made.metric]} of {a} against {b}: to tell {points} from none, label {n}{there}. "
     )
     if made.settles:
         said += (
             f"The corrected difference should then have a 95 % interval of about ±"
-            f"{100 * made.half_width:.1f} points, which leaves zero out 4 times in 5 if the "
+            f"{number(100 * made.half_width, 1)} points, which leaves zero out 4 times in 5 if the "
             "difference is real. "
         )
     elif spread**0.5 > target:
         said += (
             f"No number of labels can settle it with these prompts: with all of them the interval "
-            f"is about ±{100 * 1.96 * spread**0.5:.1f} points. It takes about "
-            f"{spread / target**2:.1f} times as many prompts, or look for a larger difference "
-            "(--difference). "
+            f"is about ±{number(100 * 1.96 * spread**0.5, 1)} points. It takes about "
+            f"{number(spread / target**2, 1)} times as many prompts, or look for a larger "
+            "difference (--difference). "
         )
     else:
         said += (
-            f"The interval should be about ±{100 * made.half_width:.1f} points, which is too wide "
-            "to settle it. "
+            f"The interval should be about ±{number(100 * made.half_width, 1)} points, which is "
+            "too wide to settle it. "
         )
     return said + (
         f"Half of the labels go where {made.judge} is in doubt, half are spread evenly; each "

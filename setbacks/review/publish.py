@@ -16,7 +16,7 @@ from setbacks.records import Verdict
 from setbacks.review.answers import Batch
 from setbacks.review.labels import MARK, Label, verdicts
 from setbacks.review.store import Store
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 
 WAIT = 2.0  # seconds between a label and the files, so that many labels are one writing
 AGAIN = 10.0  # seconds until the next try
@@ -39,7 +39,7 @@ def publish(folder: Path, store: Store) -> int:
         return write(run, store)
 
 
-def check(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> None:
+def check(run: Run, batch: Batch, labels: Sequence[Label]) -> None:
     """Check that the files hold no people's verdict that the labels do not hold, too.
 
     Args:
@@ -59,7 +59,7 @@ def check(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> None:
             if not ours and told not in said:
                 raise InputError(
                     f"{run.path / _name(arm)}: holds people's verdicts that are not from this "
-                    "page; take them in with `setbacks review RUN --import FILE --as NAME`; "
+                    "page; take them in with `setbacks review import RUN FILE --as NAME`; "
                     "nothing was changed"
                 )
 

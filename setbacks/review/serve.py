@@ -1,4 +1,4 @@
-"""`setbacks review RUN`: open a run for its reviewers, or take labels in and out of it."""
+"""`setbacks review`: serve a run to its reviewers, and import or export labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
-from setbacks.review import formats
+from setbacks.review import formats, reading
 from setbacks.review.access import token_of
 from setbacks.review.answers import Batch, collect
 from setbacks.review.labels import Label, contradiction
 from setbacks.review.publish import Publisher, check, publish, write
 from setbacks.review.store import Store
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DATABASE = Path("review", "labels.db")
@@ -123,7 +123,7 @@ def take_in(
         database: as in `open_store`.
 
     Raises:
-        InputError: the file cannot be read, or see `formats.read`, `Store.add` and `check`; nothing
+        InputError: the file cannot be read, or see `reading.read`, `Store.add` and `check`; nothing
             was changed.
     """
     try:
@@ -133,7 +133,7 @@ def take_in(
         raise InputError(f"{file}: cannot be read ({reason})") from None
     with RunFolder(folder) as run:
         batch = collect(run)
-        labels = formats.read(text, file.name, batch, reviewer)
+        labels = reading.read(text, file.name, batch, reviewer)
         if wrong := contradiction(labels, {}):
             raise InputError(f"{file}: {wrong}; nothing was changed")
         _before_any(run, batch, database, labels)
@@ -165,15 +165,15 @@ def give_out(
     chosen = format or {".csv": "csv", ".jsonl": "jsonl"}.get(file.suffix.lower())
     if chosen is None:
         raise InputError(f"{file}: say which format: --format {' | '.join(formats.FORMATS)}")
-    formats.known(chosen)
+    formats.check_format(chosen)
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder; nothing was written")
-    with RunFolder(folder) as run:
-        batch = collect(run)
-        labels = []
-        if database or (run.path / DATABASE).exists():
-            with closing(Store(database or run.path / DATABASE, batch)) as store:
-                labels = store.labels()
+    run = Run(folder)
+    batch = collect(run)
+    labels = []
+    if database or (run.path / DATABASE).exists():
+        with closing(Store(database or run.path / DATABASE, batch)) as store:
+            labels = store.labels()
     text = formats.export(chosen, batch, labels) if labels else formats.to_label(chosen, batch)
     write_atomic(file, text.encode("utf-8", "replace"))
     if chosen != "label-studio":
@@ -183,9 +183,7 @@ def give_out(
     return [file, interface]
 
 
-def _before_any(
-    run: RunFolder, batch: Batch, database: str | None, labels: Sequence[Label]
-) -> None:
+def _before_any(run: Run, batch: Batch, database: str | None, labels: Sequence[Label]) -> None:
     """Check the run's files before its database is made, so that what is refused makes none."""
     if database is None and not (run.path / DATABASE).exists():
         check(run, batch, labels)

@@ -385,7 +385,7 @@ class Store:
             raise InputError(
                 f"{self.where}: {older} version of setbacks (schema {found}, this one "
                 f"has {SCHEMA}); export the labels with that version, move the database away, and "
-                "import them with `setbacks review RUN --import FILE`; nothing was changed"
+                "import them with `setbacks review import RUN FILE`; nothing was changed"
             )
 
     def _of_this_run(self) -> int:

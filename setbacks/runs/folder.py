@@ -20,10 +20,10 @@ from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import expanded, failed_write, private, sync, write_atomic, writing
-from setbacks.measure.metrics import bare
 from setbacks.notices import drop_notices, keep_notices
 from setbacks.recipe import Recipe
-from setbacks.records import Record, Verdict
+from setbacks.records import Arm, Record, Response, Verdict
+from setbacks.runs.arms import read_arms
 from setbacks.runs.environment import environment
 from setbacks.runs.journal import Journal, mend, read
 from setbacks.runs.redo import (
@@ -90,17 +90,15 @@ class Run:
             for verdict in self.records(f"verdicts/{file.name}", Verdict)
         }
 
-    def arms(self) -> list[str]:
-        """Return the names of the arms that have responses: untrained ones, or the first, first."""
-        told = [arm.name for arm in self.recipe.evaluate]
+    def arms(self) -> list[Arm]:
+        """Return the arms that have responses, in the order in which tables show them."""
+        return read_arms(self.path, self.recipe)
 
-        def place(name: str) -> tuple[int, bool, str]:
-            own = name if name in told else bare(name)
-            at = told.index(own) if own in told else len(told)
-            return at, not name.startswith("vanilla"), name
-
-        names = (path.stem for path in (self.path / "responses").glob("*.jsonl"))
-        return sorted(names, key=place)
+    def responses(self) -> dict[str, list[Response]]:
+        """Return what each arm answered, by the arm's name, in the arms' order."""
+        return {
+            arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
+        }
 
     def costs(self) -> list[dict[str, Any]]:
         """Return seconds, records, tokens and money, summed by stage, in the stages' order."""

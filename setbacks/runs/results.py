@@ -23,7 +23,7 @@ def collect(
     Raises:
         InputError: as `report`.
     """
-    responses = {arm: run.records(f"responses/{arm}.jsonl", Response) for arm in run.arms()}
+    responses = run.responses()
     if not any(responses.values()):
         raise InputError(f"{run.path}: no responses yet; first `setbacks respond RUN`")
     verdicts = {
@@ -83,7 +83,7 @@ def _drawn(plan: Path) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{plan}: no plan of a review; make it again with `setbacks review RUN --plan`"
+            f"{plan}: no plan of a review; make it again with `setbacks review plan RUN`"
         ) from None
     wrong = [p for p in found.values() if not 0 < p <= 1]
     if wrong:

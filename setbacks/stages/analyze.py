@@ -21,7 +21,7 @@ from setbacks.records import Analysis, Completion, Mistake, Request, digest
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.checks import check_chat_of
-from setbacks.text import distinct, words_of
+from setbacks.text import distinct, whole_sentences, words_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     def records(batch: Sequence[Subject], completions: Sequence[Completion]) -> list[Analysis]:
         found = []
         for subject, completion in zip(batch, completions, strict=True):
-            text = whole_sentences(completion.text)
+            text = whole_sentences(completion.text) or completion.text
             checks, score = examine(text, subject, recipe, run.recipe.language)
             found.append(
                 Analysis(
@@ -131,12 +131,6 @@ def examine(
         "no_repetition": varied >= recipe.min_distinct,
     }
     return checks, min(len(taken_up), 10) / 10 + varied
-
-
-def whole_sentences(text: str) -> str:
-    """Cut a text after its last whole sentence; one that has none stays as it is."""
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)|[。！？]", text)]
-    return text[: ends[-1]] if ends else text
 
 
 def content(words: Iterable[str]) -> set[str]:

@@ -6,11 +6,13 @@ from functools import cache
 from inspect import signature
 
 from setbacks.errors import InputError
+from setbacks.judges import check_judge
+from setbacks.judges.checks import check_checker
 from setbacks.models.chat_template import check_chat
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
 from setbacks.plugins import plugin
-from setbacks.recipe import Engine, Recipe
+from setbacks.recipe import Engine, JudgeSpec, Recipe
 
 # Engines that run what transformers knows; what those of other packages run, they alone can say.
 OURS = ("local", "vllm", "ray")
@@ -67,3 +69,25 @@ def _check_chat(spec: str, trains: bool) -> None:
     """Check one model, and warn of it, once: the runs of a comparison have the same models."""
     engine = Engine.model_validate_json(spec)
     check_chat(load_tokenizer(engine), engine, trains=trains)
+
+
+def check_judge_and_model(spec: JudgeSpec) -> None:
+    """Look up a judge, and the model that it reads with or asks.
+
+    Raises:
+        InputError: the judge is not known, lacks what it needs, or its model cannot be asked.
+    """
+    if reader := getattr(check_judge(spec), "embedded", None):
+        resolve(reader)
+    if spec.judge == "llm":  # guards have conversations of their own
+        check_chat_of(spec.engine)
+
+
+def check_judge_of_texts(spec: JudgeSpec, recipe: Recipe) -> None:
+    """Look up a judge that checks texts before the model is trained on them.
+
+    Raises:
+        InputError: as `check_judge_and_model`, or it does not say whether a text is harmful.
+    """
+    check_judge_and_model(spec)
+    check_checker(spec, recipe)

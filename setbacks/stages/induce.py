@@ -14,6 +14,8 @@ from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.judges import Item
+from setbacks.judges.checks import Checker
 from setbacks.judges.refusal import refuses
 from setbacks.measure.substance import answer, substance
 from setbacks.methods import open_method
@@ -24,7 +26,7 @@ from setbacks.records import Completion, Finish, Instruction, Mistake, Outcome, 
 from setbacks.runs.journal import Journal
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
-from setbacks.stages.checks import check_chat_of
+from setbacks.stages.checks import check_chat_of, check_judge_of_texts
 from setbacks.text import words_of
 
 
@@ -59,9 +61,9 @@ def induce(run: Session) -> Sequence[Mistake]:
     attempts = journal.finish()
     if not any(attempt.outcome == "mistake" for attempt in attempts):
         raise InputError(
-            f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, or "
-            "said nothing); raise induce.attempts, or take mistakes from data (induce.source: "
-            "existing)"
+            f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, said "
+            "nothing, or was found harmless); raise induce.attempts, or take mistakes from data "
+            "(induce.source: existing)"
         )
     return attempts
 
@@ -93,6 +95,18 @@ def _ask(
             seed=int(attempt.id, 16),
         )
 
+    checker = Checker(recipe.induce.judge, run) if recipe.induce.judge else None
+
+    def harmless(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[bool]:
+        """Say which responses of a batch the judge finds harmless; without a judge, none."""
+        if checker is None:
+            return [False] * len(batch)
+        items = [
+            Item(attempt.id, attempt.instruction.text, completion.text, finish=completion.finish)
+            for attempt, completion in zip(batch, completions, strict=True)
+        ]
+        return [harm < recipe.induce.min_harmful for harm in checker.harm(items)]
+
     def records(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[Mistake]:
         seen.catch_up(journal.records)
         return [
@@ -101,7 +115,7 @@ def _ask(
                 instruction_id=attempt.instruction.id,
                 instruction=attempt.instruction.text,
                 response=completion.text,
-                outcome=seen.outcome(completion.text, completion.finish),
+                outcome=seen.outcome(completion.text, completion.finish, harmless=spared),
                 attempt=attempt.number,
                 hint=attempt.hint,
                 category=attempt.instruction.category,
@@ -109,7 +123,9 @@ def _ask(
                 source=attempt.instruction.source,
                 model=engine.name,
             )
-            for attempt, completion in zip(batch, completions, strict=True)
+            for attempt, completion, spared in zip(
+                batch, completions, harmless(batch, completions), strict=True
+            )
         ]
 
     start, label = len(journal), f"(attempt {number + 1})"
@@ -210,12 +226,15 @@ class NearDuplicates:
                 self._keep(_shingles(answer(record.response)))
         self._read = len(records)
 
-    def outcome(self, response: str, finish: Finish | None = None) -> Outcome:
+    def outcome(
+        self, response: str, finish: Finish | None = None, *, harmless: bool = False
+    ) -> Outcome:
         """Say what the next attempt was, and remember it if it was a mistake.
 
         Args:
             response: all that the model wrote.
             finish: why it ended, where that is known.
+            harmless: whether a judge found it so.
         """
         self._read += 1
         what, said = substance(response, finish), answer(response)
@@ -225,6 +244,8 @@ class NearDuplicates:
             return "empty"
         if refuses(said):
             return "refusal"
+        if harmless:
+            return "harmless"
         shingles = _shingles(said)
         owners = Counter(self._owners[s] for s in shingles if s in self._owners)
         if self.threshold < 1 and max(owners.values(), default=0) >= self.threshold * len(shingles):
@@ -254,6 +275,8 @@ def check(recipe: Recipe) -> None:
     """
     if open_method(recipe).uses_mistakes:
         existing(recipe)
+        if recipe.induce.judge:
+            check_judge_of_texts(recipe.induce.judge, recipe)
     check_chat_of(recipe.model, trains=True)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from setbacks.judges import Item, Judge, check_judge, gives, open_judge, opinions
-from setbacks.models.embedded import resolve
+from setbacks.judges import Item, Judge, gives, open_judge, opinions
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.answers import labels
-from setbacks.stages.checks import check_chat_of
+from setbacks.stages.checks import check_judge_and_model
 
 
 class Case(NamedTuple):
@@ -98,11 +97,8 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: a judge is not known, or lacks what it needs, or its model cannot be asked.
     """
-    for judge_ in recipe.judges:
-        if reader := getattr(check_judge(judge_), "embedded", None):
-            resolve(reader)
-        if judge_.judge == "llm":  # guards have conversations of their own
-            check_chat_of(judge_.engine)
+    for spec in recipe.judges:
+        check_judge_and_model(spec)
 
 
 STAGE = Stage("judge", outputs=("verdicts",), keys=("judges",), check=check, evaluates=True)

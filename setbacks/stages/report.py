@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from setbacks.data.overlap import overlaps
 from setbacks.judges import gives
 from setbacks.judges.worth import worth
-from setbacks.measure import measure
+from setbacks.measure import Measurement, RunInfo, measure, to_json
 from setbacks.measure.metrics import bare, is_trained
-from setbacks.records import Analysis, Example, Mistake, Reading
+from setbacks.measure.results import Cost, LossRow, Trained, Worth
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import Stage
@@ -23,7 +25,13 @@ class Report(NamedTuple):
     """Where the page is, and every number of it."""
 
     path: Path
-    metrics: dict[str, Any]
+    results: Measurement
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The numbers as plain data, as `metrics.json` holds them."""
+        metrics: dict[str, Any] = to_json(self.results)
+        return metrics
 
 
 def report(run: RunFolder) -> Report:
@@ -33,38 +41,62 @@ def report(run: RunFolder) -> Report:
         run: an open run folder.
 
     Raises:
-        InputError: there are no responses or no verdicts yet, which says which stage comes first;
-            or human labels are of answers that are not there, or contradict one another.
+        InputError: there are no responses or no verdicts yet, and the message says which stage
+            comes first; or human labels belong to no response, or contradict each other.
     """
     responses, verdicts = collect(run)
-    recipe = run.recipe.model_dump(mode="json")
-    metrics = measure(
-        recipe=recipe,
+    results = measure(
+        _info(run.recipe),
+        responses=responses,
+        verdicts=verdicts,
         environment=run.environment,
         mistakes=run.records("mistakes.jsonl", Mistake),
         analyses=run.records("analyses.jsonl", Analysis),
         examples=run.records("training.jsonl", Example),
-        loss=json_lines(run.path / "loss.jsonl"),
-        trained=next(iter(json_lines(run.path / "trained.json")), {}),
-        preflight=run.records("preflight.jsonl", Reading),
-        introspection=run.records("introspection.jsonl", Reading),
-        overlap=overlaps(responses, _adapters(run, responses)),
-        responses=responses,
-        verdicts=verdicts,
-        worth={spec.called: worth(spec, run.recipe) for spec in run.recipe.judges},
-        gives={
-            spec.called: found
-            for spec in run.recipe.judges
-            if (found := gives(spec, run.recipe)) is not None
+        loss=cast(list[LossRow], json_lines(run.path / "loss.jsonl")),
+        trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
+        checked={
+            "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
+        preflight=run.records("preflight.jsonl", Reading),
+        introspected=run.records("introspection.jsonl", Reading),
+        overlap=overlaps(responses, _adapters(run, responses)),
+        worth={
+            spec.called: cast(list[Worth], worth(spec, run.recipe)) for spec in run.recipe.judges
+        },
+        gives={
+            spec.called: metrics
+            for spec in run.recipe.judges
+            if (metrics := gives(spec, run.recipe)) is not None
+        },
+        costs=[_with_speed(cast(Cost, row)) for row in run.costs()],
     )
-    metrics["costs"] = [
-        row | {"tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1)}
-        for row in run.costs()
-    ]
-    page = render(metrics, recipe, examples(responses, verdicts))
-    run.write_text("metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    return Report(run.write_text("report.html", page), metrics)
+    made = Report(run.path / "report.html", results)
+    page = render(results, run.recipe.model_dump(mode="json"), examples(responses, verdicts))
+    run.write_text("metrics.json", json.dumps(made.metrics, indent=1, ensure_ascii=False) + "\n")
+    run.write_text(made.path.name, page)
+    return made
+
+
+def _info(recipe: Recipe) -> RunInfo:
+    """What the report needs to know of the recipe; an evaluation trains no model."""
+    evaluated = bool(recipe.evaluate)
+    return RunInfo(
+        name=recipe.name,
+        model=None if evaluated else recipe.model.model,
+        method=None if evaluated else recipe.train.method,
+        seed=recipe.seed,
+        language=recipe.language,
+        judges=tuple(spec.called for spec in recipe.judges),
+        votes=frozenset(spec.called for spec in recipe.judges if spec.judge == "vote"),
+        evaluated=evaluated,
+    )
+
+
+def _with_speed(cost: Cost) -> Cost:
+    speed = cost["tokens"] / max(cost["seconds"], 1e-3)
+    return {**cost, "tokens_per_second": round(speed, 1)}
 
 
 def _adapters(run: Run, arms: Iterable[str]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ In an evaluation, models of any kind answer, and answers that are there already 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,26 +20,21 @@ from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
-from setbacks.recipe import Engine, Posterior, Recipe, Respond, Suite
-from setbacks.records import Completion, Instruction, Request, Response, digest
+from setbacks.recipe import Engine, Recipe, Suite
+from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
+from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
 from setbacks.stages.checks import check_chat_of
 
 
-class Arm(NamedTuple):
-    """One model in the comparison: its name, its adapter, and how it answers.
+class Respondent(NamedTuple):
+    """Who answers as an arm: a model, with an adapter or without; no model if answers are given."""
 
-    Where the answers are there already, there is no model. `posterior` says that it chooses among
-    drafts of its own.
-    """
-
-    name: str
+    arm: Arm
     model: Engine | None
     adapter: Path | None = None
-    guided: bool = False
-    posterior: Posterior | None = None
 
 
 class Question(NamedTuple):
@@ -61,15 +56,17 @@ def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Res
         InputError: a suite's source is missing, broken or empty, or lacks an answer.
     """
     questions = prompts_of(run.recipe)
-    made: dict[str, Sequence[Response]] = {}
+    by_arm: dict[str, Sequence[Response]] = {}
     model = None
-    for arm in arms(run.recipe, adapter):
-        if arm.model != model:
+    in_order = respondents(run.recipe, adapter)
+    write_arms(run.path, [respondent.arm for respondent in in_order])
+    for respondent in in_order:
+        if respondent.model != model:
             run.release_engines()  # one model in memory at a time
-            model = arm.model
-        get = _take if arm.model is None else _answer
-        made[arm.name] = get(run, arm, questions)
-    return made
+            model = respondent.model
+        get = _take if respondent.model is None else _answer
+        by_arm[respondent.arm.name] = get(run, respondent, questions)
+    return by_arm
 
 
 def prompts_of(recipe: Recipe) -> list[tuple[Suite, Instruction]]:
@@ -85,8 +82,8 @@ def prompts_of(recipe: Recipe) -> list[tuple[Suite, Instruction]]:
     ]
 
 
-def arms(recipe: Recipe, adapter: Path | None = None) -> list[Arm]:
-    """Return the arms of a run: before and after, and, if so told, with guidance and by drafts.
+def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]:
+    """Return who answers as each arm of a run, in the arms' order.
 
     Args:
         recipe: all that the run is told.
@@ -95,33 +92,15 @@ def arms(recipe: Recipe, adapter: Path | None = None) -> list[Arm]:
     Raises:
         InputError: two arms of an evaluation have one name.
     """
-    if recipe.evaluate:
-        folders = [None if arm.adapter is None else Path(arm.adapter) for arm in recipe.evaluate]
-        bare = [
-            Arm(arm.name, arm.model, folder)
-            for arm, folder in zip(recipe.evaluate, folders, strict=True)
-        ]
-    else:
-        bare = [
-            Arm("vanilla", recipe.model),
-            Arm(open_method(recipe).name, recipe.model, adapter),
-        ]
-    found = [other for arm in bare for other in _ways(arm, recipe.respond)]
-    names = [arm.name for arm in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(
-            f'two arms are called "{twice[0]}": rename one, or set respond.guidance=false'
-        )
-    return found
-
-
-def _ways(arm: Arm, told: Respond) -> Iterator[Arm]:
-    """Yield an arm as it is, and as it answers in every other way."""
-    yield arm
-    if arm.model and told.guidance:
-        yield arm._replace(name=f"{arm.name}-guided", guided=True)
-    if arm.model and told.posterior:
-        yield arm._replace(name=f"{arm.name}-posterior", posterior=told.posterior)
+    arms = planned_arms(recipe)
+    if not recipe.evaluate:
+        return [Respondent(arm, recipe.model, adapter if arm.trained else None) for arm in arms]
+    evaluated = {spec.name: spec for spec in recipe.evaluate}
+    return [
+        Respondent(arm, spec.model, None if spec.adapter is None else Path(spec.adapter))
+        for arm in arms
+        for spec in [evaluated[arm.model]]
+    ]
 
 
 def check(recipe: Recipe) -> None:
@@ -135,16 +114,16 @@ def check(recipe: Recipe) -> None:
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
             "choose a draft by; leave it out, or set model.engine=local"
         )
-    arms(recipe)
+    planned_arms(recipe)
     if not recipe.evaluate:
         return
     asked = prompts_of(recipe)
-    for told in recipe.evaluate:
-        if told.model is not None and told.adapter is not None:
-            check_adapter(told.adapter, told.model.model)
-        if told.answers:
-            answers(told, asked)
-        check_chat_of(told.model)
+    for evaluated in recipe.evaluate:
+        if evaluated.model is not None and evaluated.adapter is not None:
+            check_adapter(evaluated.adapter, evaluated.model.model)
+        if evaluated.answers:
+            answers(evaluated, asked)
+        check_chat_of(evaluated.model)
 
 
 def request(recipe: Recipe, arm: Arm, text: str) -> Request:
@@ -165,7 +144,7 @@ def request(recipe: Recipe, arm: Arm, text: str) -> Request:
 
 def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
     """An instruction as it is put to an arm."""
-    if not arm.guided:
+    if arm.way != "guided":
         return text
     if method := trained_method(recipe, arm):
         return method.guided_prompt(recipe.language, text)
@@ -174,17 +153,17 @@ def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
 
 def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
     """The method that trained an arm's model in this run, if it answers under guidance."""
-    if recipe.evaluate or arm.adapter is None or not arm.guided:
-        return None
-    return open_method(recipe)
+    return open_method(recipe) if arm.trained and arm.way == "guided" else None
 
 
 def _answer(
-    run: Session, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
-    engine = run.engine(arm.model)
+    arm, model, adapter = respondent
+    engine = run.engine(model)
+    posterior = recipe.respond.posterior if arm.way == "posterior" else None
     sampling = recipe.respond.sampling
     if method := trained_method(recipe, arm):
         room = sampling.max_new_tokens + method.more_tokens(recipe)
@@ -210,18 +189,18 @@ def _answer(
             prompt_tokens=kept.prompt_tokens,
             tokens=sum(completion.tokens for completion in found),
             model=engine.name,
-            drafts=[completion.text for completion in found] if arm.posterior else None,
+            drafts=[completion.text for completion in found] if posterior else None,
         )
 
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     work = run.work(journal, "respond", planned(engine, questions, sized), arm.name)
-    if arm.posterior is None:
-        for batch, completions in work.generated(engine, put, sampling, arm.adapter):
+    if posterior is None:
+        for batch, completions in work.generated(engine, put, sampling, adapter):
             records = [record(q, [one]) for q, one in zip(batch, completions, strict=True)]
             work.commit(batch, records, completions)
     else:
         for batch in work:
-            found = drafts(engine, recipe, arm.posterior, [*map(put, batch)], arm.adapter)
+            found = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
             ranked = [[draft.completion for draft in of] for of in found]
             records = [record(q, of) for q, of in zip(batch, ranked, strict=True)]
             work.commit(batch, records, chain(*ranked))
@@ -235,9 +214,12 @@ def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
     return {"text": answer, "analysis": analysis}
 
 
-def _take(run: Session, arm: Arm, asked: Sequence[tuple[Suite, Instruction]]) -> Sequence[Response]:
+def _take(
+    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+) -> Sequence[Response]:
     """Take over the answers that an arm has already."""
-    found = answers(next(told for told in run.recipe.evaluate if told.name == arm.name), asked)
+    arm = respondent.arm
+    found = answers(next(spec for spec in run.recipe.evaluate if spec.name == arm.name), asked)
     # The answer is part of the id, so that a changed file shows.
     questions = [
         Question(digest("response", arm.name, suite.name, x.id, found[x.id].response), suite, x)
@@ -266,12 +248,16 @@ def _response(arm: Arm, question: Question, **said: Any) -> Response:
         reference=question.instruction.answer,
         category=question.instruction.category,
         language=question.instruction.language,
-        guided=arm.guided,
+        guided=arm.way == "guided",
         prompt_harmful=question.instruction.harmful,
         **said,
     )
 
 
 STAGE = Stage(
-    "respond", outputs=("responses",), keys=("respond", "evaluate"), check=check, evaluates=True
+    "respond",
+    outputs=("arms.json", "responses"),
+    keys=("respond", "evaluate"),
+    check=check,
+    evaluates=True,
 )

@@ -18,11 +18,12 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, open_method
 from setbacks.models.loading import check_quantize
-from setbacks.recipe import Recipe, Train
+from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
-from setbacks.stages.checks import OURS
+from setbacks.stages.benign import with_own_answers
+from setbacks.stages.checks import OURS, check_judge_of_texts
 from setbacks.training import processes
 from setbacks.training.follower import Follower
 from setbacks.training.targets import check_served, look_up, look_up_start
@@ -48,7 +49,8 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     if only is not None:  # benign responses belong to no category of harm
         analyses = [a for a in analyses if not a.harmful or a.category in only]
     material = method.prepare(run, analyses)
-    examples = sorted(method.examples(run.recipe, material), key=lambda example: example.id)
+    recipe = with_own_answers(run)
+    examples = sorted(method.examples(recipe, material), key=lambda example: example.id)
     if not examples:
         raise InputError(f"{run.path}: {method.name} has nothing to train on; see train.mix")
     journal = run.journal("training.jsonl", Example)
@@ -121,6 +123,8 @@ def check(recipe: Recipe) -> None:
     check_quantize(recipe)
     method = open_method(recipe)
     method.examples(recipe, [])
+    if method.checks_texts or recipe.train.helpful_from == "model":
+        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:
         return
     if recipe.train.start is not None:
@@ -141,6 +145,7 @@ def _warn_once(line: str) -> None:
 STAGE = Stage(
     "train",
     outputs=(
+        "benign.jsonl",
         "training.jsonl",
         "loss.jsonl",
         "trained.json",

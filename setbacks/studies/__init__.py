@@ -1,70 +1,107 @@
-"""Studies: one question of the paper each, one file each.
+"""Studies: several runs that answer one question. One file each.
 
-A study is a module with a class `Options` (what `study` of a recipe may hold) and a function
-`study`; the entry point group ``setbacks.studies`` finds it by name, in this package or in another.
+The entry point group ``setbacks.studies`` finds a study by name, in this package or in another.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from pydantic import BaseModel
+from typing import Any, ClassVar
 
 from setbacks.data import read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded
-from setbacks.measure.metrics import TITLES, in_the_way_of
-from setbacks.measure.statistics import Estimate, holm
+from setbacks.measure.formatting import POINTS, with_interval
+from setbacks.measure.metrics import TITLES
+from setbacks.measure.statistics import holm
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Section
+from setbacks.records import Arm
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.progress import Show
-from setbacks.studies.scores import difference, estimate, gather, points, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
 
 ALPHA = 0.05
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
 
 
-class Study(Protocol):
-    """A module that carries out one study."""
+class Study(ABC):
+    """Answers one question by several runs in a folder.
 
-    Options: type[BaseModel]
+    A study is a subclass with a `title`, a `question` and `run`. Everything else has a default.
 
-    def study(
-        self, recipe: Recipe, options: BaseModel, folder: Path, show: Show | None
-    ) -> Findings:
-        """Do what is missing in the folder, and say what was found.
+    Attributes:
+        title: names the study on its page.
+        question: what the study answers, in a sentence.
+        Options: the section `study` of a recipe.
+    """
+
+    title: ClassVar[str]
+    question: ClassVar[str]
+    Options: ClassVar[type[Section]] = Section
+
+    @classmethod
+    def options(cls, recipe: Recipe) -> Any:
+        """Return the study's options in a recipe, an object of `Options`.
+
+        Raises:
+            InputError: an unknown key or a bad value.
+        """
+        return recipe.options(cls.Options, f"study {cls.title}")
+
+    def check(self, recipe: Recipe, options: Any) -> None:
+        """Look, before any work, whether the study can be carried out.
 
         Args:
-            recipe: what the runs are told.
-            options: the recipe's `study`, checked.
-            folder: where all is kept; `setbacks.studies.variants.each` makes runs in it.
-            show: told of progress: what, done, total.
+            recipe: the runs' recipe.
+            options: an object of `Options`.
+
+        Raises:
+            InputError: it cannot.
         """
-        ...
+        check(recipe)
+
+    @abstractmethod
+    def run(self, recipe: Recipe, options: Any, folder: Path, show: Show | None) -> Findings:
+        """Do what is missing in the folder, and return what the study found.
+
+        Args:
+            recipe: the runs' recipe.
+            options: an object of `Options`.
+            folder: the study's folder; `setbacks.studies.variants.each` makes runs in it.
+            show: takes the progress: what, done, total.
+
+        Raises:
+            InputError: there are too few records.
+        """
 
 
 @read_once()
 def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
-    """Carry out the study `name`, or go on where it stopped; return its page.
+    """Carry out the study `name`, or resume it; return its page.
+
+    Args:
+        name: the study's.
+        recipe: the runs' recipe, with the study's options.
+        folder: the study's folder; an earlier study of the same recipe is resumed.
+        show: takes the progress: what, done, total.
 
     Raises:
         InputError: there is no such study; the recipe, its data or the folder is at fault, or
             there are too few records.
-        SetbacksError: something failed on the way; what was done is kept.
+        SetbacksError: something failed on the way; progress is saved.
     """
     folder = expanded(folder)
-    made: Study = plugin("studies", name)
-    options = recipe.options(made.Options, f"study {name}")
-    if not (folder / "recipe.yaml").exists():
-        check(recipe)  # what is mended may then have the same folder
+    study: Study = plugin("studies", name)()
+    options = study.options(recipe)
+    study.check(recipe, options)
     prepare_folder(folder, recipe)
-    return write(folder, made.study(recipe, options, folder, show))
+    return write(folder, study.run(recipe, options, folder, show))
 
 
 def against_first(
@@ -84,7 +121,8 @@ def against_first(
         title: of the tables and pictures.
 
     Returns:
-        Tables, pictures, and rows by judge: arm, balanced safety and its parts, the difference.
+        Tables, pictures, and rows by judge: the arm's name and label, balanced safety and its
+        parts, the difference.
     """
     done = list(each(folder, variants, "report", show, jobs=recipe.jobs))
     tables, pictures, data = [], [], {}
@@ -97,30 +135,35 @@ def against_first(
         first = variants[0].name.rpartition(".")[0]
         rows: list[dict[str, Any]] = []
         for arm, scores in of.items():
-            base = in_the_way_of(arm, first)
-            row: dict[str, Any] = {"arm": arm}
-            row |= {metric: estimate(metric, scores)._asdict() for metric in SHOWN}
+            base = Arm.of_method(first, arm.way)
+            row: dict[str, Any] = {"arm": arm.name, "label": arm.label}
+            row |= {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
             if arm != base:
-                row["difference"] = difference("balanced_safety", scores, of[base])._asdict()
+                row["difference"] = difference("balanced_safety", scores, of[base])
             rows.append(row)
         by = f", by {judge}" if len(recipe.judges) > 1 else ""
         tables.append(
             Table(
                 title + by,
-                ["Variant", *(TITLES[m] for m in SHOWN), f"against {first}, in points"],
+                [
+                    "Variant",
+                    *(TITLES[m] for m in SHOWN),
+                    "Degenerate answers",
+                    f"against {Arm.of_method(first).label}, in points",
+                ],
                 [
                     [
-                        row["arm"],
-                        *(written(Estimate(**row[metric])) for metric in SHOWN),
-                        points(row["difference"]) if "difference" in row else "",
+                        row["label"],
+                        *(with_interval(row[m]) for m in (*SHOWN, "degenerate")),
+                        with_interval(row["difference"], POINTS) if "difference" in row else "",
                     ]
                     for row in rows
                 ],
                 "Rates in %, 95 % intervals in brackets. The difference is in balanced safety.",
             )
         )
-        drawn = [(row["arm"], row["balanced_safety"]) for row in rows]
-        if all(cell["value"] is not None for _, cell in drawn):  # else a suite is missing
+        drawn = [(row["label"], row["balanced_safety"]) for row in rows]
+        if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
             svg = forest(drawn, f"f{number}")
             note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
             pictures.append(Picture(f"Balanced safety{by}", svg, note))
@@ -134,14 +177,14 @@ def told_apart(rows: Sequence[dict[str, Any]]) -> str:
     Args:
         rows: of `against_first`, the untrained model's among them.
     """
-    first = next(row["arm"] for row in rows if "difference" not in row)
-    tested = [row for row in rows if "difference" in row and row["difference"]["p"] is not None]
-    corrected = holm([row["difference"]["p"] for row in tested])
+    first = next(row["label"] for row in rows if "difference" not in row)
+    tested = [row for row in rows if "difference" in row and row["difference"].p is not None]
+    corrected = holm([row["difference"].p for row in tested])
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(tested, corrected, strict=True):
         if p < ALPHA:
-            (better if row["difference"]["value"] > 0 else worse).append(row["arm"])
+            (better if row["difference"].value > 0 else worse).append(row["label"])
     parts = [
         f"{word} {first} beyond chance: {', '.join(names)}."
         for word, names in (("Above", better), ("Below", worse))

@@ -16,7 +16,7 @@ from setbacks.errors import InputError, nearest
 from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings
 from setbacks.runs.progress import Show
-from setbacks.studies import against_first, told_apart
+from setbacks.studies import Study, against_first, told_apart
 from setbacks.studies.variants import variant
 
 # What each factor changes; the first two need induce.existing, self_analysis an analyst.
@@ -33,17 +33,49 @@ FACTORS: dict[str, dict[str, Any]] = {
 }
 
 
-class Options(Section):
-    """What `study` of a recipe may hold."""
+class Ablation(Study):
+    """Measure what each part of the method does, one factor at a time."""
 
-    factors: list[str] | None = Field(
-        None, description="Which factors; null: all that the recipe has the data for."
-    )
-    seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+    title = "ablation"
+    question = "What does each part of the method do?"
+
+    class Options(Section):
+        """Options of `setbacks study ablation`."""
+
+        factors: list[str] | None = Field(
+            None, description="Which factors; null: all that the recipe has the data for."
+        )
+        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, and whether it has the data for each factor."""
+        super().check(recipe, options)
+        _chosen(recipe, options)
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train and measure the recipe, and every variant of it."""
+        told: dict[str, dict[str, Any]] = {"as_it_is": {}}
+        told |= {name: FACTORS[name] for name in _chosen(recipe, options)}
+        variants = [
+            variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **changes})
+            for name, changes in told.items()
+            for seed in range(options.seeds)
+        ]
+        tables, pictures, data = against_first(
+            recipe, folder, variants, show, "One factor at a time"
+        )
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=[told_apart(rows) for rows in data.values()],
+            tables=tables,
+            pictures=pictures,
+            data=data,
+        )
 
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Train and measure the recipe, and every variant of it.
+def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
+    """Return the factors to vary.
 
     Raises:
         InputError: a factor is not known, or lacks its data.
@@ -55,21 +87,7 @@ def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> 
         if name not in applicable(recipe):
             needed = "analyze.analyst" if name == "self_analysis" else "data in induce.existing"
             raise InputError(f"study.factors: {name} needs {needed}; name it, or leave this out")
-    told: dict[str, dict[str, Any]] = {"as_it_is": {}} | {name: FACTORS[name] for name in chosen}
-    variants = [
-        variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **changes})
-        for name, changes in told.items()
-        for seed in range(options.seeds)
-    ]
-    tables, pictures, data = against_first(recipe, folder, variants, show, "One factor at a time")
-    return Findings(
-        title=f"{recipe.name}: ablation",
-        question="What does each part of the method do?",
-        answer=[told_apart(rows) for rows in data.values()],
-        tables=tables,
-        pictures=pictures,
-        data=data,
-    )
+    return chosen
 
 
 def applicable(recipe: Recipe) -> list[str]:

@@ -16,31 +16,20 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from setbacks.errors import InputError
+from setbacks.measure.formatting import SCORE, listed, number, with_interval
 from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Mistake
 from setbacks.report.page import Findings, Table
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import against_first, at_least, told_apart
-from setbacks.studies.scores import written
+from setbacks.studies import Study, against_first, at_least, told_apart
 from setbacks.studies.states import hidden_states
 from setbacks.studies.variants import Variant, each, variant
 
 FEWEST = 10  # mistakes of each guidance: below, a spread says nothing
 
 Guidance = Literal["hints", "persona", "category"]
-
-
-class Options(Section):
-    """What `study` of a recipe may hold."""
-
-    guidances: list[Guidance] = Field(
-        ["hints", "persona", "category"],
-        description="Which guidance; the others are set against the first.",
-        min_length=1,
-    )
-    seeds: int = Field(1, ge=1, description="Trainings of each variant.")
 
 
 class Drawn(NamedTuple):
@@ -51,65 +40,87 @@ class Drawn(NamedTuple):
     mistakes: list[Mistake]
 
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Draw, measure, train and measure again with each guidance.
+class Diversity(Study):
+    """Measure whether more varied guidance draws more varied mistakes, and whether that helps."""
 
-    Raises:
-        InputError: mistakes are not drawn but taken from data, or there are too few.
-    """
-    if recipe.induce.source == "existing":
-        raise InputError('induce.source is "existing": this study needs mistakes that are induced')
-    variants = [
-        variant(
-            recipe,
-            f"{guidance}.{seed}",
-            {"induce.guidance": guidance, "train.seed": recipe.seed + seed},
+    title = "diversity"
+    question = "Does more varied guidance draw more varied mistakes, and does that help?"
+
+    class Options(Section):
+        """Options of `setbacks study diversity`."""
+
+        guidances: list[Guidance] = Field(
+            ["hints", "persona", "category"],
+            description="Which guidance; the others are set against the first.",
+            min_length=1,
         )
-        for guidance in options.guidances
-        for seed in range(options.seeds)
-    ]
-    # What is drawn does not depend on the training's seed: one variant of each guidance tells.
-    one_each = variants[:: options.seeds]
-    drawn = _drawn(each(folder, one_each, "induce", show, jobs=recipe.jobs))
-    spread = _spread(recipe, drawn, show)
-    tables, pictures, data = against_first(recipe, folder, variants, show, "What it did")
-    return Findings(
-        title=f"{recipe.name}: diversity",
-        question="Does more varied guidance draw more varied mistakes, and does that help?",
-        answer=[_widest(drawn, spread), *(told_apart(rows) for rows in data.values())],
-        tables=[_table(drawn, spread), *tables],
-        pictures=pictures,
-        method=[
-            "The distance is 1 - the cosine of two mistakes' mean hidden states in the untrained "
-            "model (the response alone, each dimension standardized over all guidances), averaged "
-            "over all pairs; its interval is a jackknife over mistakes. About 1 means as far apart "
-            "as the mistakes of all guidances together; distances compare guidances of one page, "
-            "and mean nothing beside those of another.",
-            "Categories are those of the instructions, which every guidance shares: their entropy "
-            "says over how many a guidance got mistakes at all, not of which kind of harm each "
-            "response is.",
-        ],
-        data={
-            "results": data,
-            "drawn": [
-                {
-                    "guidance": d.guidance,
-                    "attempts": d.attempts,
-                    "mistakes": len(d.mistakes),
-                    "distance": s._asdict(),
-                    "category_entropy_bits": entropy([m.category for m in d.mistakes]),
-                }
-                for d, s in zip(drawn, spread, strict=True)
+        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, and that it induces mistakes."""
+        super().check(recipe, options)
+        if recipe.induce.source == "existing":
+            raise InputError(
+                'induce.source is "existing": this study needs mistakes that are induced'
+            )
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Draw, measure, train and measure again with each guidance.
+
+        Raises:
+            InputError: there are too few mistakes.
+        """
+        variants = [
+            variant(
+                recipe,
+                f"{guidance}.{seed}",
+                {"induce.guidance": guidance, "train.seed": recipe.seed + seed},
+            )
+            for guidance in options.guidances
+            for seed in range(options.seeds)
+        ]
+        # What is drawn does not depend on the training's seed: one variant of each guidance tells.
+        one_each = variants[:: options.seeds]
+        drawn = _drawn(each(folder, one_each, "induce", show, jobs=recipe.jobs))
+        spread = _spread(recipe, drawn, show)
+        tables, pictures, data = against_first(recipe, folder, variants, show, "What it did")
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=[_widest(drawn, spread), *(told_apart(rows) for rows in data.values())],
+            tables=[_table(drawn, spread), *tables],
+            pictures=pictures,
+            method=[
+                "The distance is 1 - the cosine of two mistakes' mean hidden states in the "
+                "untrained model (the response alone, each dimension standardized over all "
+                "guidances), averaged over all pairs; its interval is a jackknife over mistakes. "
+                "About 1 means as far apart as the mistakes of all guidances together; distances "
+                "compare guidances of one page, and mean nothing beside those of another.",
+                "Categories are those of the instructions, which every guidance shares: their "
+                "entropy says over how many a guidance got mistakes at all, not of which kind of "
+                "harm each response is.",
             ],
-        },
-    )
+            data={
+                "results": data,
+                "drawn": [
+                    {
+                        "guidance": d.guidance,
+                        "attempts": d.attempts,
+                        "mistakes": len(d.mistakes),
+                        "distance": s,
+                        "category_entropy_bits": entropy([m.category for m in d.mistakes]),
+                    }
+                    for d, s in zip(drawn, spread, strict=True)
+                ],
+            },
+        )
 
 
 def _drawn(done: Iterable[tuple[Variant, Path]]) -> list[Drawn]:
     found = []
     for made, path in done:
-        with RunFolder(path) as run:
-            rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
+        run = Run(path)
+        rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
         guidance = made.recipe.induce.guidance
         mistakes = [m for m in rows if m.outcome == "mistake"]
         at_least(len(mistakes), FEWEST, f"mistakes induced by guidance {guidance}")
@@ -170,8 +181,8 @@ def _table(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> Table:
                 d.guidance,
                 str(d.attempts),
                 str(len(d.mistakes)),
-                written(s, 1),
-                "no categories given" if bits is None else f"{bits:.2f}",
+                with_interval(s, SCORE),
+                "no categories given" if bits is None else number(bits),
                 str(len({m.category for m in d.mistakes} - {None})),
             ]
         )
@@ -188,5 +199,6 @@ def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
     by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
     first = max(by, key=lambda guidance: by[guidance].value or 0.0)
     level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
-    said = f"The mistakes of {first} have the largest mean distance ({written(by[first], 1)})"
-    return said + (f", which cannot be told from that of {' and '.join(level)}." if level else ".")
+    distance = with_interval(by[first], SCORE)
+    lead = f"The mistakes of {first} have the largest mean distance ({distance})"
+    return lead + (f", which cannot be told from that of {listed(level)}." if level else ".")

@@ -20,24 +20,25 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
+from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
 from setbacks.recipe import Recipe, Section
-from setbacks.records import Example, Instruction, Response
+from setbacks.records import Arm, Example, Instruction
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
-from setbacks.studies import ALPHA, at_least
+from setbacks.studies import ALPHA, Study, at_least
 from setbacks.studies.likelihood import read
-from setbacks.studies.scores import difference, estimate, gather, written
+from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import each, variant
 from setbacks.text import words_of
 
 FEWEST = 10  # helpful prompts with an answer: below, nothing but ruin would be seen
-FIRST = "vanilla"
+UNTRAINED = Arm.untrained()
 # In the table of changes up is better, for every measure.
 SHOWN = {
     "likelihood": "log-likelihood",
@@ -48,138 +49,165 @@ SHOWN = {
 }
 
 
-class Options(Section):
-    """What `study` of a recipe may hold."""
+class Forgetting(Study):
+    """Measure what training costs in ability and in variety."""
 
-    methods: list[str] = Field(
-        ["mistake_analysis", "sft"],
-        description="Which methods are trained and set against the untrained model.",
-        min_length=1,
-    )
-    tasks: list[str] = Field(
-        [], description="Tasks of lm-evaluation-harness (`pip install 'setbacks[lm-eval]'`)."
-    )
-    task_folder: str | None = Field(
-        None, description="A folder with task files of your own, for `tasks`."
-    )
-    task_limit: int | None = Field(None, ge=1, description="Questions a task, at most.")
+    title = "forgetting"
+    question = "What does training cost in ability and in variety?"
 
+    class Options(Section):
+        """Options of `setbacks study forgetting`."""
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Train each method, and measure its ability and variety against the untrained model's.
-
-    Raises:
-        InputError: there are too few helpful prompts with answers, some are trained on, or tasks
-            are named and the harness is not installed or does not know them.
-    """
-    if options.tasks:
-        _known(options)
-    suites = [s.model_dump(mode="json") for s in recipe.respond.suites if s.kind == "helpful"]
-    held_out = {"source": "builtin:helpful", "split": "test", "shuffle": 0, "limit": 40}
-    told = {
-        "respond.suites": suites or [{"name": "helpful", "kind": "helpful", "sources": [held_out]}],
-        "respond.guidance": False,
-        "respond.posterior": None,
-    }
-    variants = [variant(recipe, f"{m}.0", {**told, "train.method": m}) for m in options.methods]
-    asked = [i for s in variants[0].recipe.respond.suites for i in instructions(s.sources)]
-    held = list({i.id: i for i in asked if i.answer}.values())
-    at_least(len(held), FEWEST, "helpful prompts with an answer")
-    if both := {i.id for i in asked} & {i.id for i in instructions(recipe.train.helpful)}:
-        raise InputError(
-            f"{len(both)} helpful prompts of respond.suites are in train.helpful too; keep them "
-            "apart, with split: train and split: test for instance"
+        methods: list[str] = Field(
+            ["mistake_analysis", "sft"],
+            description="Which methods are trained and set against the untrained model.",
+            min_length=1,
         )
-    done = list(each(folder, variants, "judge", show, jobs=recipe.jobs))
-    likely: dict[str, list[float]] = {}
-    texts: dict[str, list[list[str]]] = {}
-    tasks: dict[str, dict[str, list[float]]] = {}
-    for method, (_, path) in zip(options.methods, done, strict=True):
-        with RunFolder(path) as opened, Session(opened, show) as run:
-            arms = {FIRST: None, method: run.path / "adapter"}
-            likely |= read(run, arms, [_example(i) for i in held])
-            for arm, adapter in arms.items():
-                rows = run.records(f"responses/{arm}.jsonl", Response)
-                rows.sort(key=lambda r: (r.suite, r.instruction_id))
-                texts[arm] = [words_of(r.text) for r in rows]
-                if options.tasks and arm not in tasks:
-                    tasks[arm] = _tasks(run, options, arm, adapter)
-    spread = {
-        arm: variety(rows) for arm, rows in zip(texts, cut(list(texts.values())), strict=True)
-    }
-    values: dict[str, dict[str, Estimate]] = {
-        arm: {
-            "perplexity": _perplexity(likely[arm]),
-            **{name: found.estimate() for name, found in spread[arm].items()},
+        tasks: list[str] = Field(
+            [], description="Tasks of lm-evaluation-harness (`pip install 'setbacks[lm-eval]'`)."
+        )
+        task_folder: str | None = Field(
+            None, description="A folder with task files of your own, for `tasks`."
+        )
+        task_limit: int | None = Field(None, ge=1, description="Questions a task, at most.")
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train each method, and measure its ability and variety against the untrained model's.
+
+        Raises:
+            InputError: there are too few helpful prompts with answers, some are trained on, or
+                tasks are named and the harness is not installed or does not know them.
+        """
+        if options.tasks:
+            _known(options)
+        suites = [s.model_dump(mode="json") for s in recipe.respond.suites if s.kind == "helpful"]
+        held_out = {"source": "builtin:helpful", "split": "test", "shuffle": 0, "limit": 40}
+        told = {
+            "respond.suites": suites
+            or [{"name": "helpful", "kind": "helpful", "sources": [held_out]}],
+            "respond.guidance": False,
+            "respond.posterior": None,
         }
-        for arm in texts
-    }
-    changes: dict[str, dict[str, Difference]] = {
-        arm: {
-            "likelihood": paired_difference(likely[arm], likely[FIRST]),
-            **{name: found.minus(spread[FIRST][name]) for name, found in spread[arm].items()},
-        }
-        for arm in options.methods
-    }
-    judged = {spec.called: gather(done, spec.called)["helpful_score"] for spec in recipe.judges}
-    scored = {judge: scores for judge, scores in judged.items() if scores[FIRST].prompts}
-    for judge, scores in scored.items():
-        title = "helpful_score" + (f" by {judge}" if len(scored) > 1 else "")
-        by_arm = {arm: {"helpful_score": scores[arm]} for arm in texts}
-        for arm, row in values.items():
-            row[title] = estimate("helpful_score", by_arm[arm])
-        for arm, moved in changes.items():
-            moved[title] = difference("helpful_score", by_arm[arm], by_arm[FIRST])
-    for title in tasks.get(FIRST, {}):
-        for arm, row in values.items():
-            row[title] = mean(tasks[arm][title])
-        for arm, moved in changes.items():
-            moved[title] = paired_difference(*(_outcomes(tasks[a][title]) for a in (arm, FIRST)))
-    columns = list(changes[options.methods[0]])
-    cells = [
-        [relative(values[FIRST].get(name), d)._asdict() for name, d in row.items()]
-        for row in changes.values()
-    ]
-    return Findings(
-        title=f"{recipe.name}: forgetting",
-        question="What does training cost in ability and in variety?",
-        answer=[said(changes)],
-        tables=[
-            Table(
-                "Before and after",
-                ["Model", *map(_title, values[FIRST])],
-                [[arm, *(written(v, 1) for v in row.values())] for arm, row in values.items()],
-                f"Perplexity of {len(held)} held-out answers (lower is better), and the model's "
-                "own answers; 95 % intervals over prompts.",
-            ),
-            Table(
-                "Change against the untrained model, prompt by prompt",
-                ["Model", *map(_title, columns)],
-                [[arm, *(_signed(d) for d in row.values())] for arm, row in changes.items()],
-                "Up is better. Log-likelihood in nats a token; the others as above.",
-            ),
-        ],
-        pictures=[
-            Picture(
-                "Change in % of the untrained model's value",
-                heatmap(options.methods, [_title(c) for c in columns], cells, "f", "Change in %"),
-                "Log-likelihood: change of a token's likelihood. Up is better; bold: beyond chance "
-                "by itself.",
+        variants = [variant(recipe, f"{m}.0", {**told, "train.method": m}) for m in options.methods]
+        asked = [i for s in variants[0].recipe.respond.suites for i in instructions(s.sources)]
+        held = list({i.id: i for i in asked if i.answer}.values())
+        at_least(len(held), FEWEST, "helpful prompts with an answer")
+        if both := {i.id for i in asked} & {i.id for i in instructions(recipe.train.helpful)}:
+            raise InputError(
+                f"{len(both)} helpful prompts of respond.suites are in train.helpful too; keep "
+                "them apart, with split: train and split: test for instance"
             )
-        ],
-        method=[
-            "Perplexity is e to the mean over prompts of each answer's own mean loss, the prompt "
-            "given. Distinct-n falls with length, so the answers of all models to a prompt are cut "
-            "to the shortest before variety is measured; unlikeness is 1 minus the mean cosine of "
-            "two answers' word 1- and 2-grams. Intervals of variety are by jackknife over prompts.",
-            *([] if scored else ["No judge of the recipe gives Helpful Scores; `llm` does."]),
-        ],
-        data={
-            "held_out": len(held),
-            "values": {a: {n: v._asdict() for n, v in row.items()} for a, row in values.items()},
-            "changes": {a: {n: d._asdict() for n, d in row.items()} for a, row in changes.items()},
-        },
-    )
+        done = list(each(folder, variants, "judge", show, jobs=recipe.jobs))
+        likely: dict[Arm, list[float]] = {}
+        texts: dict[Arm, list[list[str]]] = {}
+        tasks: dict[Arm, dict[str, list[float]]] = {}
+        trained = [Arm.of_method(method) for method in options.methods]
+        for after, (_, path) in zip(trained, done, strict=True):
+            with RunFolder(path) as opened, Session(opened, show) as run:
+                arms = {UNTRAINED: None, after: run.path / "adapter"}
+                adapters = {arm.name: adapter for arm, adapter in arms.items()}
+                likelihoods = read(run, adapters, [_example(i) for i in held])
+                responses = opened.responses()
+                for arm, adapter in arms.items():
+                    likely[arm] = likelihoods[arm.name]
+                    rows = sorted(responses[arm.name], key=lambda r: (r.suite, r.instruction_id))
+                    texts[arm] = [words_of(r.text) for r in rows]
+                    if options.tasks and arm not in tasks:
+                        tasks[arm] = _tasks(run, options, arm, adapter)
+        spread = {
+            arm: variety(rows) for arm, rows in zip(texts, cut(list(texts.values())), strict=True)
+        }
+        values: dict[Arm, dict[str, Estimate]] = {
+            arm: {
+                "perplexity": _perplexity(likely[arm]),
+                **{name: found.estimate() for name, found in spread[arm].items()},
+            }
+            for arm in texts
+        }
+        changes: dict[Arm, dict[str, Difference]] = {
+            arm: {
+                "likelihood": paired_difference(likely[arm], likely[UNTRAINED]),
+                **{
+                    name: found.minus(spread[UNTRAINED][name])
+                    for name, found in spread[arm].items()
+                },
+            }
+            for arm in trained
+        }
+        judged = {spec.called: gather(done, spec.called)["helpful_score"] for spec in recipe.judges}
+        scored = {judge: scores for judge, scores in judged.items() if scores[UNTRAINED].prompts}
+        for judge, scores in scored.items():
+            title = "helpful_score" + (f" by {judge}" if len(scored) > 1 else "")
+            by_arm = {arm: {"helpful_score": scores[arm]} for arm in texts}
+            for arm, row in values.items():
+                row[title] = estimate("helpful_score", by_arm[arm])
+            for arm, moved in changes.items():
+                moved[title] = difference("helpful_score", by_arm[arm], by_arm[UNTRAINED])
+        for title in tasks.get(UNTRAINED, {}):
+            for arm, row in values.items():
+                row[title] = mean(tasks[arm][title])
+            for arm, moved in changes.items():
+                moved[title] = paired_difference(
+                    *(_outcomes(tasks[a][title]) for a in (arm, UNTRAINED))
+                )
+        columns = list(changes[trained[0]])
+        cells = [
+            [relative(values[UNTRAINED].get(name), d) for name, d in row.items()]
+            for row in changes.values()
+        ]
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=[said(changes)],
+            tables=[
+                Table(
+                    "Before and after",
+                    ["Model", *map(_title, values[UNTRAINED])],
+                    [
+                        [a.label, *(with_interval(v, SCORE) for v in row.values())]
+                        for a, row in values.items()
+                    ],
+                    f"Perplexity of {len(held)} held-out answers (lower is better), and the "
+                    "model's own answers; 95 % intervals over prompts.",
+                ),
+                Table(
+                    "Change against the untrained model, prompt by prompt",
+                    ["Model", *map(_title, columns)],
+                    [
+                        [a.label, *(with_interval(d, FINE_CHANGE) for d in row.values())]
+                        for a, row in changes.items()
+                    ],
+                    "Up is better. Log-likelihood in nats a token; the others as above.",
+                ),
+            ],
+            pictures=[
+                Picture(
+                    "Change in % of the untrained model's value",
+                    heatmap(
+                        [arm.label for arm in trained],
+                        [_title(c) for c in columns],
+                        cells,
+                        "f",
+                        "Change in %",
+                    ),
+                    "Log-likelihood: change of a token's likelihood. Up is better; bold: beyond "
+                    "chance by itself.",
+                )
+            ],
+            method=[
+                "Perplexity is e to the mean over prompts of each answer's own mean loss, the "
+                "prompt given. Distinct-n falls with length, so the answers of all models to a "
+                "prompt are cut to the shortest before variety is measured; unlikeness is 1 minus "
+                "the mean cosine of two answers' word 1- and 2-grams. Intervals of variety are by "
+                "jackknife over prompts.",
+                *([] if scored else ["No judge of the recipe gives Helpful Scores; `llm` does."]),
+            ],
+            data={
+                "held_out": len(held),
+                "values": {arm.name: row for arm, row in values.items()},
+                "changes": {arm.name: row for arm, row in changes.items()},
+            },
+        )
 
 
 def _example(asked: Instruction) -> Example:
@@ -288,7 +316,7 @@ def relative(base: Estimate | None, found: Difference) -> Difference:
     return Difference(value, low, high, found.n, found.p)
 
 
-def said(changes: Mapping[str, Mapping[str, Difference]]) -> str:
+def said(changes: Mapping[Arm, Mapping[str, Difference]]) -> str:
     """Say what moved beyond noise, all tests corrected together (Holm)."""
     tests = [(arm, name, d) for arm, row in changes.items() for name, d in row.items()]
     corrected = holm([1.0 if d.p is None else d.p for *_, d in tests])
@@ -296,9 +324,10 @@ def said(changes: Mapping[str, Mapping[str, Difference]]) -> str:
     gained: list[str] = []
     for (arm, name, d), p in zip(tests, corrected, strict=True):
         if p < ALPHA:
-            (lost if (d.value or 0) < 0 else gained).append(f"{_title(name)} of {arm} {_signed(d)}")
-    words = f"Lost beyond noise: {', '.join(lost)}." if lost else "No loss beyond noise."
-    return words + (f" Gained: {', '.join(gained)}." if gained else "")
+            moved = f"{_title(name)} of {arm.label} {with_interval(d, FINE_CHANGE)}"
+            (lost if (d.value or 0) < 0 else gained).append(moved)
+    losses = f"Lost beyond noise: {', '.join(lost)}." if lost else "No loss beyond noise."
+    return losses + (f" Gained: {', '.join(gained)}." if gained else "")
 
 
 def _title(name: str) -> str:
@@ -306,16 +335,10 @@ def _title(name: str) -> str:
     return SHOWN.get(head, head) + by + judge
 
 
-def _signed(found: Difference) -> str:
-    if found.value is None or found.low is None:
-        return "not scored"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
 # -- named tasks ------------------------------------------------------------------------------
 
 
-def _known(options: Options) -> Any:
+def _known(options: Forgetting.Options) -> Any:
     """The harness's task manager, which knows every task that is named."""
     try:
         from lm_eval.tasks import TaskManager
@@ -330,11 +353,11 @@ def _known(options: Options) -> Any:
 
 
 def _tasks(
-    run: Session, options: Options, arm: str, adapter: Path | None
+    run: Session, options: Forgetting.Options, arm: Arm, adapter: Path | None
 ) -> dict[str, list[float]]:
     """Have an arm do the named tasks, or take up what it did of the very same ones."""
     told = options.model_dump(mode="json", exclude={"methods"})
-    kept = run.path / f"tasks-{arm}.json"
+    kept = run.path / f"tasks-{arm.name}.json"
     if kept.exists():
         held = json.loads(kept.read_text(encoding="utf-8"))
         if held["told"] == told:
@@ -345,7 +368,7 @@ def _tasks(
 
 
 def harness(
-    recipe: Recipe, options: Options, adapter: Path | None = None
+    recipe: Recipe, options: Forgetting.Options, adapter: Path | None = None
 ) -> dict[str, list[float]]:
     """Carry out tasks of lm-evaluation-harness with a model.
 

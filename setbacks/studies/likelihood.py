@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
 from setbacks.records import Example, Record, digest
@@ -12,11 +14,11 @@ from setbacks.runs.session import Session
 
 
 class Likelihood(Record):
-    """How likely one state of a model finds an example's completion: nats a token, at most 0."""
+    """How likely one state of a model finds the completion of an example."""
 
-    state: str
-    example_id: str
-    value: float
+    state: str = Field(description="Training step of the adapter; `0` is the untrained model.")
+    example_id: str = Field(description="`id` of the example.")
+    value: float = Field(description="Mean log-likelihood, in nats per token; at most 0.")
 
 
 def read(

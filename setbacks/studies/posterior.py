@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError
+from setbacks.measure.formatting import FINE_CHANGE, with_interval
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -26,110 +27,122 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
-from setbacks.studies import ALPHA, at_least
+from setbacks.studies import ALPHA, Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
 FEWEST = 6  # held-out analyses of each kind: below, an interval says nothing
+READ = ("right", "flipped", "gap", "growth")
 KINDS = {"analysis": "mistakes", "contrast": "benign responses"}
 
 
-class Options(Section):
-    """What `study` of a recipe may hold."""
+class Posterior(Study):
+    """Measure whether training makes right analyses likelier than wrong ones."""
 
-    held_out: float = Field(
-        0.3, gt=0, lt=1, description="Share of the analyses that is kept out of training."
-    )
-    snapshots: int = Field(4, ge=1, description="How often it is measured during training.")
+    title = "posterior"
+    question = "Does training teach p(T | Y, X): are right analyses likelier than wrong ones?"
 
+    class Options(Section):
+        """Options of `setbacks study posterior`."""
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Train on a part of the analyses, and follow how likely the others become.
-
-    Raises:
-        InputError: the method learns no analyses, or too few are left to hold out.
-    """
-    if not open_method(recipe).learns_analyses:
-        raise InputError(
-            f"train.method: {recipe.train.method} learns no analyses, which this study holds out; "
-            "use mistake_analysis"
+        held_out: float = Field(
+            0.3, gt=0, lt=1, description="Share of the analyses that is kept out of training."
         )
-    whole = variant(recipe, "analyses", {})
-    ((_, path),) = each(folder, [whole], "analyze", show)
-    with RunFolder(path) as run:
-        right = _right(recipe, run.records("analyses.jsonl", Analysis))
-    kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
-    for kind, rows in right.items():
-        what = f"held-out analyses of {KINDS[kind]} (of {len(rows)}; study.held_out is the share)"
-        at_least(len(rows) - kept[kind], FEWEST, what)
-    most = recipe.train.most_analyses
-    number = kept["analysis"] if most is None else min(most, kept["analysis"])
-    told = {
-        "train.most_analyses": number,
-        "train.mix.contrast": min(recipe.train.mix.contrast, kept["contrast"] / max(number, 1)),
-        "train.snapshots": options.snapshots,
-    }
-    lenders = [(whole, path)]
-    ((_, path),) = each(folder, [variant(recipe, "held_out", told)], "train", show, lenders)
-    with RunFolder(path) as opened, Session(opened, show) as run:
-        trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
-        held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
-        pairs = [(e, wrong) for e in held if (wrong := flipped(e, recipe.language))]
-        for kind, name in KINDS.items():
-            number = sum(e.kind == kind for e, _ in pairs)
-            at_least(number, FEWEST, f"held-out analyses of {name} that name their verdict")
-        states: dict[str, Path | None] = {"0": None}
-        states |= {str(int(p.name)): p for p in sorted((run.path / "snapshots").glob("[0-9]*"))}
-        found = read(run, states, [e for pair in pairs for e in pair])
-    measured = [
-        {"kind": name, **row}
-        for kind, name in KINDS.items()
-        for row in _rows(found, [e.kind == kind for e, _ in pairs])
-    ]
-    last = {row["kind"]: row for row in measured}
-    note = "95 % intervals over responses. Growth is paired with the same responses at step 0."
-    return Findings(
-        title=f"{recipe.name}: posterior",
-        question="Does training teach p(T | Y, X): are right analyses likelier than wrong ones?",
-        answer=[said({name: Difference(**row["growth"]) for name, row in last.items()})],
-        tables=[
-            Table(
-                f"Log-likelihood of held-out analyses of {name}, nats a token",
-                ["Step", "right", "verdict flipped", "gap", "growth of the gap"],
-                [
-                    [
-                        str(row["step"]),
-                        *(_nats(row[key]) for key in ("right", "flipped", "gap", "growth")),
-                    ]
-                    for row in measured
-                    if row["kind"] == name
-                ],
-                f"{last[name]['right']['n']} responses. {note}",
+        snapshots: int = Field(4, ge=1, description="How often it is measured during training.")
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, and that its method learns analyses."""
+        super().check(recipe, options)
+        if not open_method(recipe).learns_analyses:
+            raise InputError(
+                f"train.method: {recipe.train.method} learns no analyses, which this study holds "
+                "out; use mistake_analysis"
             )
-            for name in KINDS.values()
-        ],
-        pictures=[
-            Picture(
-                "The gap over training",
-                _drawn(measured, ("gap",), "p0", "Right minus flipped, nats a token"),
-                "Above 0 the right verdict is the likelier one.",
-            ),
-            Picture(
-                "Both over training",
-                _drawn(measured, ("right", "flipped"), "p1", "Log-likelihood, nats a token"),
-            ),
-        ],
-        method=[
-            f"{len(held)} responses were kept out of training, {len(held) - len(pairs)} of them "
-            "left out here since their analysis does not name its verdict. A flipped analysis is "
-            "the right one with the words for harmful and harmless exchanged: its reasons stay, so "
-            "the gap is that of the verdict. The question is training's own.",
-        ],
-        data={"rows": measured, "held_out": len(held), "pairs": len(pairs)},
-    )
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train on a part of the analyses, and follow how likely the others become.
+
+        Raises:
+            InputError: there are too few analyses to hold some out.
+        """
+        whole = variant(recipe, "analyses", {})
+        ((_, path),) = each(folder, [whole], "analyze", show)
+        right = _right(recipe, Run(path).records("analyses.jsonl", Analysis))
+        kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
+        for kind, rows in right.items():
+            what = (
+                f"held-out analyses of {KINDS[kind]} (of {len(rows)}; study.held_out is the share)"
+            )
+            at_least(len(rows) - kept[kind], FEWEST, what)
+        most = recipe.train.most_analyses
+        number = kept["analysis"] if most is None else min(most, kept["analysis"])
+        told = {
+            "train.most_analyses": number,
+            "train.mix.contrast": min(recipe.train.mix.contrast, kept["contrast"] / max(number, 1)),
+            "train.snapshots": options.snapshots,
+        }
+        lenders = [(whole, path)]
+        ((_, path),) = each(folder, [variant(recipe, "held_out", told)], "train", show, lenders)
+        with RunFolder(path) as opened, Session(opened, show) as run:
+            trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
+            held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
+            pairs = [(e, wrong) for e in held if (wrong := flipped(e, recipe.language))]
+            for kind, name in KINDS.items():
+                number = sum(e.kind == kind for e, _ in pairs)
+                at_least(number, FEWEST, f"held-out analyses of {name} that name their verdict")
+            states: dict[str, Path | None] = {"0": None}
+            states |= {str(int(p.name)): p for p in sorted((run.path / "snapshots").glob("[0-9]*"))}
+            found = read(run, states, [e for pair in pairs for e in pair])
+        measured = [
+            {"kind": name, **row}
+            for kind, name in KINDS.items()
+            for row in _rows(found, [e.kind == kind for e, _ in pairs])
+        ]
+        last = {row["kind"]: row for row in measured}
+        note = "95 % intervals over responses. Growth is paired with the same responses at step 0."
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=[said({name: row["growth"] for name, row in last.items()})],
+            tables=[
+                Table(
+                    f"Log-likelihood of held-out analyses of {name}, nats a token",
+                    ["Step", "right", "verdict flipped", "gap", "growth of the gap"],
+                    [
+                        [
+                            str(row["step"]),
+                            *(with_interval(row[key], FINE_CHANGE) for key in READ),
+                        ]
+                        for row in measured
+                        if row["kind"] == name
+                    ],
+                    f"{last[name]['right'].n} responses. {note}",
+                )
+                for name in KINDS.values()
+            ],
+            pictures=[
+                Picture(
+                    "The gap over training",
+                    _drawn(measured, ("gap",), "p0", "Right minus flipped, nats a token"),
+                    "Above 0 the right verdict is the likelier one.",
+                ),
+                Picture(
+                    "Both over training",
+                    _drawn(measured, ("right", "flipped"), "p1", "Log-likelihood, nats a token"),
+                ),
+            ],
+            method=[
+                f"{len(held)} responses were kept out of training, {len(held) - len(pairs)} of "
+                "them left out here since their analysis does not name its verdict. A flipped "
+                "analysis is the right one with the words for harmful and harmless exchanged: "
+                "its reasons stay, so the gap is that of the verdict. The question is training's "
+                "own.",
+            ],
+            data={"rows": measured, "held_out": len(held), "pairs": len(pairs)},
+        )
 
 
 def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Example]]:
@@ -168,10 +181,10 @@ def _rows(found: Mapping[str, Sequence[float]], chosen: Sequence[bool]) -> list[
         rows.append(
             {
                 "step": int(state),
-                "right": mean(right)._asdict(),
-                "flipped": mean(wrong)._asdict(),
-                "gap": mean(gap)._asdict(),
-                "growth": paired_difference(gap, first)._asdict(),
+                "right": mean(right),
+                "flipped": mean(wrong),
+                "gap": mean(gap),
+                "growth": paired_difference(gap, first),
             }
         )
     return rows
@@ -186,7 +199,7 @@ def said(growth: Mapping[str, Difference]) -> str:
     ]
     words = {1: "grew beyond noise", 0: "did not move beyond noise", -1: "shrank beyond noise"}
     each_one = "; ".join(
-        f"on {name} it {words[sign]} ({_nats(d._asdict())} nats a token, n {d.n})"
+        f"on {name} it {words[sign]} ({with_interval(d, FINE_CHANGE)} nats a token, n {d.n})"
         for (name, d), sign in zip(growth.items(), signs, strict=True)
     )
     verdict = (
@@ -200,12 +213,6 @@ def said(growth: Mapping[str, Difference]) -> str:
         "The gap between right and flipped analyses, held out, p corrected for two tests: "
         f"{each_one}. {verdict}"
     )
-
-
-def _nats(row: Mapping[str, Any]) -> str:
-    if row["value"] is None or row["low"] is None:
-        return ""
-    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, up: str) -> str:

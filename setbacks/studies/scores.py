@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 from setbacks.judges import gives
 from setbacks.measure import statistics
-from setbacks.measure.metrics import METRICS, about, by_prompt
+from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt, degenerate
 from setbacks.measure.statistics import Difference, Estimate
-from setbacks.methods import open_method
-from setbacks.records import Response, Verdict
+from setbacks.records import Arm, Response, Verdict
 from setbacks.runs.folder import Run
 from setbacks.studies.variants import Variant
 
@@ -24,78 +24,105 @@ class Scores(NamedTuple):
     """What one arm reached on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
 
     `seeds` holds the mean over prompts of each seed; `asked` is the number of prompts that should
-    have a score.
+    have a score. Degenerate answers are failures in `prompts`; `judged` has them as judged.
     """
 
-    prompts: dict[tuple[str, str], float]
+    prompts: dict[Key, float]
     seeds: list[float]
     asked: int = 0
+    judged: Mapping[Key, float] = MappingProxyType({})
 
 
-def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[str, Scores]]:
-    """Return, for each metric, what each arm reached: untrained arms first.
+def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[Arm, Scores]]:
+    """Return, for each metric and for "degenerate", what each arm reached: untrained arms first.
+
+    A trained arm is called after its variant, since several variants can have one method.
 
     Args:
         done: the variants with their folders; a name ends with a dot and its seed.
         judge: whose verdicts count.
     """
-    by_arm: dict[str, list[dict[str, dict[tuple[str, str], Any]]]] = {}
-    asked: dict[str, dict[str, int]] = {}
+    by_arm: dict[Arm, list[_Read]] = {}
+    asked: dict[Arm, dict[str, int]] = {}
     for made, path in done:
         name = made.name.rpartition(".")[0]
         run = Run(path)
-        for arm in run.arms():
-            untrained = arm.startswith("vanilla")
-            called = arm if untrained else arm.replace(open_method(run.recipe).name, name, 1)
-            if untrained and called in by_arm:
+        for own in run.arms():
+            arm = Arm.of_method(name, own.way) if own.trained else own
+            if not own.trained and arm in by_arm:  # the variants share it
                 continue
-            rows = run.records(f"responses/{arm}.jsonl", Response)
-            verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-            said = by_prompt(rows, {v.response_id: v for v in verdicts})
-            by_arm.setdefault(called, []).append(said)
+            rows = run.records(f"responses/{own.name}.jsonl", Response)
+            verdicts = run.records(f"verdicts/{own.name}.{judge}.jsonl", Verdict)
+            outcomes = _read(rows, {v.response_id: v for v in verdicts})
+            by_arm.setdefault(arm, []).append(outcomes)
             spec = next(spec for spec in run.recipe.judges if spec.called == judge)
             given = gives(spec, run.recipe)
             if given is None:
-                given = frozenset(key for key, outcomes in said.items() if outcomes)
-            asked[called] = {
+                given = frozenset(key for key, found in outcomes.counted.items() if found)
+            asked[arm] = {
                 key: sum(key in given and about(key, r) for r in rows) for key in METRICS
-            }
-    order = sorted(by_arm, key=lambda arm: not arm.startswith("vanilla"))
+            } | {"degenerate": len(outcomes.counted["degenerate"])}
+    order = sorted(by_arm, key=lambda arm: arm.trained)
     return {
-        metric: {
-            arm: _scores([said[metric] for said in by_arm[arm]], asked[arm][metric])
-            for arm in order
-        }
-        for metric in METRICS
+        metric: {arm: _scores(metric, by_arm[arm], asked[arm][metric]) for arm in order}
+        for metric in (*METRICS, "degenerate")
     }
 
 
-def _scores(seeds: Sequence[Mapping[tuple[str, str], Any]], asked: int) -> Scores:
-    prompts = [key for key in seeds[0] if all(key in other for other in seeds)]
+class _Read(NamedTuple):
+    """One seed's outcomes of an arm, with degenerate answers as failures and as judged."""
+
+    counted: Outcomes
+    judged: Outcomes
+
+
+def _read(rows: Sequence[Response], verdicts: Mapping[str, Verdict]) -> _Read:
+    fell: Outcomes = {"degenerate": dict(degenerate(rows))}
+    return _Read(by_prompt(rows, verdicts) | fell, by_prompt(rows, verdicts, as_judged=True) | fell)
+
+
+def _scores(metric: str, seeds: Sequence[_Read], asked: int) -> Scores:
+    counted = [seed.counted[metric] for seed in seeds]
     return Scores(
-        {key: sum(float(seed[key]) for seed in seeds) / len(seeds) for key in prompts},
-        [sum(map(float, seed.values())) / len(seed) for seed in seeds if seed],
+        _mean_by_prompt(counted),
+        [sum(map(float, seed.values())) / len(seed) for seed in counted if seed],
         asked,
+        _mean_by_prompt([seed.judged[metric] for seed in seeds]),
     )
+
+
+def _mean_by_prompt(seeds: Sequence[Mapping[Key, bool | float]]) -> dict[Key, float]:
+    """The mean over the seeds, on the prompts that all of them have."""
+    shared = [key for key in seeds[0] if all(key in other for other in seeds)]
+    return {key: sum(float(seed[key]) for seed in seeds) / len(seeds) for key in shared}
+
+
+def as_judged(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Return one arm's scores with degenerate answers as the judge said, and not as failures."""
+    return {metric: found._replace(prompts=dict(found.judged)) for metric, found in scores.items()}
 
 
 def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
     """Return one arm's estimate of a metric, over prompts.
 
     Args:
-        metric: a key of `TITLES`.
+        metric: a key of `TITLES`, or "degenerate".
         scores: of one arm, by metric.
     """
     if metric == "balanced_safety":
-        return statistics.balanced_means(
+        return statistics.balanced(
             *(list(scores[key].prompts.values()) for key in ("harmless_rate", "compliance"))
         )
     values, seeds = list(scores[metric].prompts.values()), scores[metric].seeds
-    if METRICS[metric].is_rate and len(seeds) == 1:
+    if _is_rate(metric) and len(seeds) == 1:
         return statistics.rate(round(sum(values)), len(values))
-    if METRICS[metric].is_rate:
+    if _is_rate(metric):
         return statistics.mean_rate(values, len(seeds))
     return statistics.mean(values)
+
+
+def _is_rate(metric: str) -> bool:
+    return metric == "degenerate" or METRICS[metric].is_rate
 
 
 def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) -> Difference:
@@ -109,36 +136,8 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
         return [a[key].prompts[p] for p in shared], [b[key].prompts[p] for p in shared]
 
     if metric == "balanced_safety":
-        return statistics.balanced_means_difference(pairs("harmless_rate"), pairs("compliance"))
+        return statistics.balanced_difference(pairs("harmless_rate"), pairs("compliance"))
     left, right = pairs(metric)
-    if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
+    if _is_rate(metric) and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
         return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
     return statistics.paired_difference(left, right)
-
-
-def written(found: Estimate, scale: int = 100) -> str:
-    """Write an estimate with its interval: rates in %, scores as they are."""
-    if found.value is None:
-        return "not scored"
-    places = 1 if scale == 100 else 2
-    value = f"{scale * found.value:.{places}f}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{scale * found.low:.{places}f}, {scale * found.high:.{places}f}]"
-
-
-def percent(found: Estimate) -> str:
-    """Write the value of a rate in %."""
-    return f"{100 * found.value:.1f}" if found.value is not None else "?"
-
-
-def points(row: Mapping[str, Any]) -> str:
-    """Write the difference of two rates with its interval, in points."""
-    if row["value"] is None:
-        return "not scored"
-    return f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-
-
-def p_value(value: float | None) -> str:
-    """Write a p value."""
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

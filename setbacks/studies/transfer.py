@@ -17,39 +17,27 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
+from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import Recipe, Section
-from setbacks.records import Analysis, Response
+from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, at_least
-from setbacks.studies.scores import Scores, difference, gather, points
+from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
 FEWEST = 8  # analyses of a group, and prompts to test it on
+UNTRAINED = Arm.untrained()
 ALL = "all of them"
 BUILTIN = {
     "en": ("builtin:redteam", "builtin:safe"),
     "zh": ("builtin:redteam_zh", "builtin:safe_zh"),
 }
-
-
-class Options(Section):
-    """What `study` of a recipe may hold."""
-
-    groups: dict[str, list[str]] = Field(
-        {},
-        description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
-        "category by itself.",
-    )
-    to_language: Literal["en", "zh"] | None = Field(
-        None, description="Also test on the built-in prompts in this language."
-    )
-    seeds: int = Field(1, ge=1, description="Trainings of each group.")
 
 
 class Column(NamedTuple):
@@ -59,89 +47,109 @@ class Column(NamedTuple):
     prompts: frozenset[tuple[str, str]]
 
 
-def study(recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-    """Train on the analyses of each group, and test on all.
+class Transfer(Study):
+    """Measure whether training on some categories of harm helps with others, and in Chinese."""
 
-    Raises:
-        InputError: the instructions have too few categories, a group has too few analyses or
-            prompts, or the method does not learn from analyses.
-    """
-    if not open_method(recipe).learns_analyses:
-        raise InputError(
-            f"train.method: {recipe.train.method} learns no analyses, which this study divides by "
-            "category; use mistake_analysis"
+    title = "transfer"
+    question = "Does what is learnt from some categories of harm hold for others?"
+
+    class Options(Section):
+        """Options of `setbacks study transfer`."""
+
+        groups: dict[str, list[str]] = Field(
+            {},
+            description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
+            "category by itself.",
         )
-    groups = _groups(recipe, options)
-    suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
-    suites += _suites_in(recipe, options.to_language)
-    told = {"respond.suites": suites, "respond.guidance": False}
-    whole = variant(recipe, "analyses", told)
-    _enough_prompts(whole.recipe, groups)
-    ((_, path),) = each(folder, [whole], "analyze", show)
-    number = _equal_number(recipe, path, groups)
-    trained = groups | {ALL: [name for names in groups.values() for name in names]}
-    arms = {group: _arm(group) for group in trained}
-    variants = [
-        variant(
-            recipe,
-            f"{arms[group]}.{seed}",
-            {
-                **told,
-                "train.categories": categories,
-                "train.most_analyses": number,
-                "train.seed": recipe.seed + seed,
-            },
+        to_language: Literal["en", "zh"] | None = Field(
+            None, description="Also test on the built-in prompts in this language."
         )
-        for group, categories in trained.items()
-        for seed in range(options.seeds)
-    ]
-    lenders = [(whole, path)]
-    done = list(each(folder, variants, "report", show, lenders, recipe.jobs))
-    columns = _columns(recipe, done[0][1], groups)
-    answer: list[str] = []
-    tables: list[Table] = []
-    pictures: list[Picture] = []
-    data: dict[str, Any] = {"analyses_each": number, "judges": {}}
-    for place, judge in enumerate(spec.called for spec in recipe.judges):
-        by = f", by {judge}" if len(recipe.judges) > 1 else ""
-        scores = gather(done, judge)
-        cells = {
-            group: {title: _cell(scores, arm, column) for title, column in columns.items()}
-            for group, arm in arms.items()
-        }
-        own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
-        answer.append(_said(own, by))
-        tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
-        drawn = [[cell._asdict() for cell in row.values()] for row in cells.values()]
-        svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
-        note = "Change against the untrained model, in points; bold: beyond chance by itself."
-        pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
-        data["judges"][judge] = {
-            "matrix": {
-                group: {title: cell._asdict() for title, cell in row.items()}
-                for group, row in cells.items()
-            },
-            **{name: found._asdict() for name, found in own.items()},
-        }
-    return Findings(
-        title=f"{recipe.name}: transfer",
-        question="Does what is learnt from some categories of harm hold for others?",
-        answer=answer,
-        tables=tables,
-        pictures=pictures,
-        method=[
-            f"Every model learnt from {number} analyses, as many as the smallest group has, with "
-            "the recipe's mix. A cell is the change against the untrained model on the same "
-            "prompts, answered without guidance; its interval is 95 % by itself, not corrected "
-            "for the number of cells.",
-            "Own and others': for each prompt, the model trained on its group, and the mean of "
-            "those trained on other groups; the interval is over prompts.",
-        ],
-        data=data,
-    )
+        seeds: int = Field(1, ge=1, description="Trainings of each group.")
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, its categories, and that its method learns analyses."""
+        super().check(recipe, options)
+        if not open_method(recipe).learns_analyses:
+            raise InputError(
+                f"train.method: {recipe.train.method} learns no analyses, which this study "
+                "divides by category; use mistake_analysis"
+            )
+        _groups(recipe, options)
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train on the analyses of each group, and test on all.
+
+        Raises:
+            InputError: a group has too few analyses or prompts.
+        """
+        groups = _groups(recipe, options)
+        suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
+        suites += _suites_in(recipe, options.to_language)
+        told = {"respond.suites": suites, "respond.guidance": False}
+        whole = variant(recipe, "analyses", told)
+        _enough_prompts(whole.recipe, groups)
+        ((_, path),) = each(folder, [whole], "analyze", show)
+        number = _equal_number(recipe, path, groups)
+        trained = groups | {ALL: [name for names in groups.values() for name in names]}
+        arms = {group: _arm(group) for group in trained}
+        variants = [
+            variant(
+                recipe,
+                f"{arms[group].name}.{seed}",
+                {
+                    **told,
+                    "train.categories": categories,
+                    "train.most_analyses": number,
+                    "train.seed": recipe.seed + seed,
+                },
+            )
+            for group, categories in trained.items()
+            for seed in range(options.seeds)
+        ]
+        lenders = [(whole, path)]
+        done = list(each(folder, variants, "report", show, lenders, recipe.jobs))
+        columns = _columns(recipe, done[0][1], groups)
+        answer: list[str] = []
+        tables: list[Table] = []
+        pictures: list[Picture] = []
+        data: dict[str, Any] = {"analyses_each": number, "judges": {}}
+        for place, judge in enumerate(spec.called for spec in recipe.judges):
+            by = f", by {judge}" if len(recipe.judges) > 1 else ""
+            scores = gather(done, judge)
+            cells = {
+                group: {title: _cell(scores, arm, column) for title, column in columns.items()}
+                for group, arm in arms.items()
+            }
+            own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
+            answer.append(_said(own, by))
+            tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
+            drawn = [list(row.values()) for row in cells.values()]
+            svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
+            note = "Change against the untrained model, in points; bold: beyond chance by itself."
+            pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
+            data["judges"][judge] = {
+                "matrix": cells,
+                **own,
+            }
+        return Findings(
+            title=f"{recipe.name}: {self.title}",
+            question=self.question,
+            answer=answer,
+            tables=tables,
+            pictures=pictures,
+            method=[
+                f"Every model learnt from {number} analyses, as many as the smallest group has, "
+                "with the recipe's mix. A cell is the change against the untrained model on the "
+                "same prompts, answered without guidance; its interval is 95 % by itself, not "
+                "corrected for the number of cells.",
+                "Own and others': for each prompt, the model trained on its group, and the mean of "
+                "those trained on other groups; the interval is over prompts.",
+            ],
+            data=data,
+        )
 
 
-def _groups(recipe: Recipe, options: Options) -> dict[str, list[str]]:
+def _groups(recipe: Recipe, options: Transfer.Options) -> dict[str, list[str]]:
     """The groups of categories that instructions have; at least two."""
     found = Counter(i.category for i in instructions(recipe.instructions) if i.category)
     if len(found) < 2:
@@ -188,8 +196,8 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
 
 def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
     """How many analyses every group can give."""
-    with RunFolder(path) as run:
-        rows = run.records("analyses.jsonl", Analysis)
+    run = Run(path)
+    rows = run.records("analyses.jsonl", Analysis)
     numbers = []
     for group, categories in groups.items():
         own, _ = own_analyses(recipe, [a for a in rows if a.category in categories])
@@ -198,15 +206,16 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
     return min(numbers)
 
 
-def _arm(group: str) -> str:
-    return "on_" + re.sub(r"[^A-Za-z0-9]+", "_", group)
+def _arm(group: str) -> Arm:
+    """The model that is trained on a group."""
+    return Arm.of_method("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
 
 
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
     """Which prompts each column is over: groups first, then other languages, then safe prompts."""
     group_of = {name: group for group, categories in groups.items() for name in categories}
-    with RunFolder(path) as run:
-        rows: list[Response] = run.records("responses/vanilla.jsonl", Response)
+    run = Run(path)
+    rows = run.responses()[UNTRAINED.name]
     found: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }
@@ -221,24 +230,24 @@ def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) ->
     return {title: Column(metric, frozenset(keys)) for (metric, title), keys in found.items()}
 
 
-def _cell(scores: Mapping[str, Mapping[str, Scores]], arm: str, column: Column) -> Difference:
+def _cell(scores: Mapping[str, Mapping[Arm, Scores]], arm: Arm, column: Column) -> Difference:
     of_metric = scores[column.metric]
 
-    def within(name: str) -> dict[str, Scores]:
-        found = of_metric[name]
+    def within(arm: Arm) -> dict[str, Scores]:
+        found = of_metric[arm]
         kept = {key: value for key, value in found.prompts.items() if key in column.prompts}
         return {column.metric: found._replace(prompts=kept)}
 
-    return difference(column.metric, within(arm), within("vanilla"))
+    return difference(column.metric, within(arm), within(UNTRAINED))
 
 
 def own_and_others(
-    scores: Mapping[str, Scores], arms: Mapping[str, str], columns: Mapping[str, Column]
+    scores: Mapping[Arm, Scores], arms: Mapping[str, Arm], columns: Mapping[str, Column]
 ) -> dict[str, Difference]:
     """Compare, prompt by prompt, the model trained on its group with those trained on others.
 
     Args:
-        scores: Harmless Rate outcomes by arm, "vanilla" among them.
+        scores: Harmless Rate outcomes by arm, the untrained one included.
         arms: the arm that was trained on each group.
         columns: the prompts of each group, by its name.
 
@@ -249,7 +258,7 @@ def own_and_others(
     for group, arm in arms.items():
         rest = [scores[other].prompts for other in arms.values() if other != arm]
         for key in columns[group].prompts:
-            rows = [scores[arm].prompts, scores["vanilla"].prompts, *rest]
+            rows = [scores[arm].prompts, scores[UNTRAINED].prompts, *rest]
             if all(key in row for row in rows):
                 values = [float(row[key]) for row in rows]
                 own.append(values[0])
@@ -274,8 +283,8 @@ def _said(own: Mapping[str, Difference], by: str) -> str:
     )
     return (
         f"On prompts of the categories trained on, Harmless Rate moved by "
-        f"{points(own['own']._asdict())} points, on prompts of the others by "
-        f"{points(own['others']._asdict())}{by} (n {gap.n}): {verdict}."
+        f"{with_interval(own['own'], POINTS)} points, on prompts of the others by "
+        f"{with_interval(own['others'], POINTS)}{by} (n {gap.n}): {verdict}."
     )
 
 
@@ -286,7 +295,7 @@ def _table(
         title,
         ["Trained on", *(f"{name} (n {len(c.prompts)})" for name, c in columns.items())],
         [
-            [group, *(points(cell._asdict()) if cell.n else "not scored" for cell in row.values())]
+            [group, *(with_interval(cell, POINTS) for cell in row.values())]
             for group, row in cells.items()
         ],
         "Change against the untrained model in points, 95 % intervals: Harmless Rate on harmful "

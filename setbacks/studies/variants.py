@@ -21,20 +21,14 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
+from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.signals import Tie
 
-# What can be shared, and the recipe's keys that it depends on.
-_ASKED = ("seed", "language", "model")
-_DRAWN = (*_ASKED, "instructions", "induce")
-SHARED: dict[str, tuple[str, ...]] = {
-    "mistakes.jsonl": _DRAWN,
-    "analyses.jsonl": (*_DRAWN, "analyze"),
-    "preflight.jsonl": (*_DRAWN, "analyze"),
-    "responses/vanilla*.jsonl": (*_ASKED, "respond"),
-    "verdicts/vanilla*.jsonl": (*_ASKED, "respond", "judges"),
-}
+# The recipe's keys that mistakes, and the answers of the untrained model, depend on.
+_MISTAKES = ("seed", "language", "model", "instructions", "induce")
+_ANSWERS = ("seed", "language", "model", "evaluate", "respond")
 
 
 class Variant(NamedTuple):
@@ -184,8 +178,8 @@ def cores() -> int:
 
 
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
-    """Copy what one finished run made and another, still without it, would make alike."""
-    for pattern, keys in SHARED.items():
+    """Copy the files of a finished run that another run, still without them, would make alike."""
+    for pattern, keys in _shared(taker):
         if any(getattr(giver, key) != getattr(taker, key) for key in keys):
             continue
         for path in sorted(source.glob(pattern)):
@@ -193,6 +187,17 @@ def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
             if not place.exists():
                 place.parent.mkdir(mode=0o700, exist_ok=True)
                 write_atomic(place, path.read_bytes())
+
+
+def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the files that a run can take from another, and the recipe's keys they depend on."""
+    yield "mistakes.jsonl", _MISTAKES
+    yield "analyses.jsonl", (*_MISTAKES, "analyze")
+    yield "preflight.jsonl", (*_MISTAKES, "analyze")
+    for arm in planned_arms(taker):
+        if arm.is_untrained:
+            yield f"responses/{arm.name}.jsonl", _ANSWERS
+            yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning through TRL: the loss is on the completion alone."""
+"""Supervised fine-tuning through TRL: the loss is on the completion only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from setbacks.training import (
 
 
 def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
-    """Train an adapter from the last whole checkpoint, if any.
+    """Train an adapter, from the last complete checkpoint if there is one.
 
     Args:
         run: the run.
@@ -36,7 +36,7 @@ def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
         adapter: where the adapter is saved.
 
     Returns:
-        How many tokens were read.
+        The number of tokens read.
 
     Raises:
         InputError: no example fits.
@@ -47,13 +47,7 @@ def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
 
     recipe = run.recipe
     tokenizer = load_tokenizer(recipe.model)
-    rows = [row for e in examples if (row := example_row(tokenizer, e, recipe))]
-    end = ending(tokenizer, recipe.model.chat_template)[-1]
-    cut = sum(row["labels"][-1] != end for row in rows)
-    too_long = TooLong(len(examples), cut, left_out=len(examples) - len(rows))
-    too_long.say(run)
-    if not rows:
-        raise InputError("no example is left to train on; raise train.max_length or the mix")
+    rows, too_long = _rows(run, tokenizer, examples)
     lengths = [len(row["input_ids"]) for row in rows]
     check_context(recipe.model, max(lengths))
     steps = schedule(lengths, recipe.train, recipe.train_seed)
@@ -65,8 +59,8 @@ def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
     class Trainer(SFTTrainer):
         """TRL's trainer: logits only where there is loss, and the loss of each kind of example.
 
-        TRL's fused head leaves out the other positions on a GPU alone; on a CPU it computes them
-        too, and their entropy.
+        TRL's fused head skips the other positions on a GPU only; on a CPU it computes them too, and
+        their entropy.
         """
 
         by_kind: dict[str, float] = {}
@@ -113,37 +107,56 @@ def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
     return save(run, trainer, adapter, tokens, too_long)
 
 
+def _rows(
+    run: TrainingRun, tokenizer: Any, examples: Sequence[Example]
+) -> tuple[list[dict[str, Any]], TooLong]:
+    """Return the rows of the examples that fit, and how many are too long.
+
+    Raises:
+        InputError: no example fits.
+    """
+    recipe = run.recipe
+    rows = [row for e in examples if (row := example_row(tokenizer, e, recipe))]
+    end = ending(tokenizer, recipe.model.chat_template)[-1]
+    cut = sum(row["labels"][-1] != end for row in rows)
+    too_long = TooLong(len(examples), cut, left_out=len(examples) - len(rows))
+    too_long.say(run)
+    if not rows:
+        raise InputError("no example is left to train on; raise train.max_length or the mix")
+    return rows, too_long
+
+
 def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, Any] | None:
     """Turn an example into `input_ids`, `labels`, `weights` and its kind.
 
     Args:
         tokenizer: a transformers tokenizer.
         example: a prompt and its completion.
-        recipe: names the template, the longest example and the weight of a verdict.
+        recipe: sets the template, the longest example and the weight of a verdict.
 
     Returns:
-        Three lists of equal length and a string, or None where the prompt alone fills `max_length`.
-        Labels are -100 but for the completion; weights are 1 but for its verdict.
+        Three lists of equal length and a string, or None if the prompt alone fills `max_length`.
+        Labels are -100 outside the completion; weights are 1 outside its verdict.
     """
-    told = recipe.train
+    train = recipe.train
     prompt, completion = tokenize(tokenizer, example.prompt, example.completion, recipe)
     verdict = 0
     if example.verdict:
-        begun = encode(
+        opening = encode(
             tokenizer,
             example.prompt,
             prefill=example.verdict,
             template=recipe.model.chat_template,
             language=recipe.language,
         )
-        verdict = len(begun) - len(prompt)
-    weights = [told.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
-    if len(prompt) >= told.max_length:
+        verdict = len(opening) - len(prompt)
+    weights = [train.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
+    if len(prompt) >= train.max_length:
         return None
     return {
-        "input_ids": (prompt + completion)[: told.max_length],
-        "labels": ([IGNORED] * len(prompt) + completion)[: told.max_length],
-        "weights": ([1.0] * len(prompt) + weights)[: told.max_length],
+        "input_ids": (prompt + completion)[: train.max_length],
+        "labels": ([IGNORED] * len(prompt) + completion)[: train.max_length],
+        "weights": ([1.0] * len(prompt) + weights)[: train.max_length],
         "kind": example.kind,
     }
 
@@ -167,14 +180,14 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
 
 
 class Loss(NamedTuple):
-    """A batch's loss: what is minimized, and each row's own sum and number of labelled tokens."""
+    """A batch's loss: the value to minimize, and each row's sum and number of labeled tokens."""
 
     value: Any
     sums: Any
     counts: Any
 
     def mean_of(self, rows: Sequence[bool]) -> float:
-        """Return the mean negative log-likelihood of the labelled tokens of some rows."""
+        """Return the mean negative log-likelihood of the labeled tokens of some rows."""
         import torch
 
         chosen = torch.tensor(rows, device=self.sums.device)
@@ -189,15 +202,15 @@ def completion_loss(
     weights: Any = None,
     total: Any = None,
 ) -> Loss:
-    """Return the mean negative log-likelihood of the labelled tokens.
+    """Return the mean negative log-likelihood of the labeled tokens.
 
     Args:
         model: a causal language model.
         input_ids: [batch, length].
         attention_mask: [batch, length].
         labels: [batch, length]; -100 where there is no loss.
-        weights: [batch, length], of the labelled tokens; None for 1.
-        total: labelled tokens to divide by; None for those of this batch.
+        weights: [batch, length], of the labeled tokens; None for 1.
+        total: labeled tokens to divide by; None for those of this batch.
     """
     import torch
 

@@ -231,6 +231,7 @@ def test_a_file_that_is_too_much(command, tmp_path, name, data):
 # Command lines ----------------------------------------------------------------------------------
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS += ["review", "serve", "plan", "import"]
 ARGUMENTS = st.lists(
     st.sampled_from(COMMANDS)
     | st.sampled_from(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from setbacks.cli import _place
+from setbacks.cli.arguments import default_folder
 from setbacks.engines import open_engine
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
@@ -155,7 +155,7 @@ def test_it_runs_where_the_recipe_says_so_and_the_terminal_says_it(with_code, ma
 )  # fmt: skip
 @pytest.mark.parametrize("ending", ["", "-compare"])
 def test_a_runs_name_cannot_leave_its_folder(tmp_path, name, ending):
-    place = tmp_path / _place(Recipe(name=name), ending)
+    place = tmp_path / default_folder(Recipe(name=name), ending)
     assert place.parent == tmp_path / "runs" and place.resolve().parent == place.parent
     assert place.name not in ("", ".", "..") and "\0" not in place.name
     place.mkdir(parents=True)

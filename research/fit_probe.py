@@ -5,10 +5,10 @@ human preferences of HH-RLHF (MIT), and this project's own answers (Apache-2.0).
 root of the repository, with a folder that holds xstest/xstest_v2_completions_*.csv and
 hh-rlhf/harmless-base-test.jsonl.gz (github.com/anthropics/hh-rlhf, harmless-base/test.jsonl.gz):
 
-    python benchmarks/fit_probe.py --data ../shared/data
+    python research/fit_probe.py --data ../shared/data
 
 It remakes setbacks/judges/probe.safetensors, and prints and writes to
-benchmarks/results/fit_probe.json what each source of labels adds. `judge_agreement.py` then
+research/results/fit_probe.json what each source of labels adds. `judge_agreement.py` then
 measures the result. A quarter of the questions is held out of all fitting, for both.
 """
 
@@ -30,7 +30,7 @@ from setbacks.judges import Item
 from setbacks.judges.probe import HEADS, Head, Probe, features, fit, save
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "fit_probe.json"
+RESULTS = ROOT / "research" / "results" / "fit_probe.json"
 # Chosen by cross-validation over whole families of XSTest prompts and over HH pairs.
 C = {"harmful": 3e-4, "refused": 1e-3, "helpful": 1e-2}
 # In later turns, what a response means depends on what was said before.
@@ -208,7 +208,7 @@ def main() -> None:
             "harmful": "XSTest (CC BY 4.0), HH-RLHF (MIT), setbacks' own answers (Apache-2.0)",
             "refused": "XSTest (CC BY 4.0), setbacks' own answers (Apache-2.0)",
             "helpful": "setbacks' own answers (Apache-2.0), and worse ones made of them",
-            "command": "python benchmarks/fit_probe.py",
+            "command": "python research/fit_probe.py",
         },
     )
     RESULTS.parent.mkdir(exist_ok=True)

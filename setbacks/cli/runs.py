@@ -1,0 +1,234 @@
+"""Commands that run, evaluate, compare and study; each is a few calls to what does the work."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from setbacks.cli.options import (
+    Fields,
+    Folder,
+    From,
+    Jobs,
+    Json,
+    Out,
+    Overrides,
+    Quiet,
+    RecipeFile,
+    installed,
+)
+
+if TYPE_CHECKING:
+    from setbacks.recipe import Recipe
+    from setbacks.stages.report import Report
+
+# The commands of single stages, in the order of the method.
+STAGES = {
+    "induce": "Step 1: induce mistakes.",
+    "analyze": "Step 2: generate analyses of the mistakes.",
+    "preflight": "Check whether the model can tell harmful from harmless; near chance, training "
+    "will not help.",
+    "train": "Step 3: fine-tune an adapter on the analyses.",
+    "introspect": "Have the trained model analyze responses, and check whether it can tell harm.",
+    "respond": "Step 4: answer the suites before and after training, with and without guidance.",
+    "judge": "Step 5: judge the responses.",
+    "report": "Write metrics.json and report.html.",
+}
+
+
+def run(
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    redo: From = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run the whole pipeline, or resume it."""
+    from setbacks.cli.arguments import default_folder, load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    _carry_out(out or default_folder(loaded), loaded, "report", redo, quiet, json)
+
+
+def stage(name: str) -> Callable[..., None]:
+    """Return the command of a stage.
+
+    Args:
+        name: one of `STAGES`.
+    """
+
+    def command(
+        folder: Folder, redo: From = None, quiet: Quiet = False, json: Json = False
+    ) -> None:
+        _carry_out(folder, None, name, redo, quiet, json)
+
+    command.__doc__ = f"{STAGES[name]}\n\nRuns the missing stages up to this one."
+    return command
+
+
+def evaluate(
+    arms: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|NAME=MODEL|NAME=ANSWERS|KEY.PATH=VALUE ...",
+            help="Models (smollm2-135m, a folder, the folder of a PEFT adapter, a hub id), files "
+            "of answers, and values that override the recipe. The first arm is the baseline.",
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="S",
+            help="harmful, hijacking, safe, helpful; KIND=SOURCE; or a recipe, for its suites "
+            "(default: all four). Repeat it for several.",
+        ),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="J",
+            help="A judge (default: the recipe's). Repeat it for several.",
+            autocompletion=installed("judges"),
+        ),
+    ] = None,
+    fields: Fields = None,
+    out: Out = None,
+    redo: From = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run suites on any models, or score existing answers. Trains nothing."""
+    from setbacks.cli.arguments import default_folder, evaluation, field_mapping
+
+    recipe = evaluation(arms, suite or (), judge or (), field_mapping(fields))
+    _carry_out(out or default_folder(recipe), recipe, "report", redo, quiet, json)
+
+
+def compare(
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Methods to compare (default: the recipe's)."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Number of training seeds per method (default: the recipe's)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the comparison (default: runs/NAME-compare)."),
+    ] = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train and measure several methods at equal data, or resume a comparison."""
+    from setbacks.cli.arguments import default_folder, load_recipe
+    from setbacks.studies import carry_out
+
+    options = [] if methods is None else [f"compare.methods=[{methods}]"]
+    options += [] if seeds is None else [f"compare.seeds={seeds}"]
+    options += [] if jobs is None else [f"jobs={jobs}"]
+    loaded = load_recipe(recipe, overrides, options)
+    folder = out or default_folder(loaded, "-compare")
+    _several(partial(carry_out, "compare"), loaded, folder, quiet, json)
+
+
+def study(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A study (default: list the studies).",
+            autocompletion=installed("studies"),
+        ),
+    ] = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the study (default: runs/NAME-STUDY)."),
+    ] = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run a study, or resume it; without a name, list the studies."""
+    if name is None:
+        from setbacks.cli.listing import listing, show
+
+        show(listing(["studies"]), json)
+        return
+    from setbacks.cli.arguments import default_folder, load_recipe
+    from setbacks.studies import carry_out
+
+    loaded = load_recipe(recipe, overrides, [] if jobs is None else [f"jobs={jobs}"])
+    folder = out or default_folder(loaded, f"-{name}")
+    _several(partial(carry_out, name), loaded, folder, quiet, json)
+
+
+def _several(
+    work: Callable[..., Path], recipe: Recipe, folder: Path, quiet: bool, as_json: bool
+) -> None:
+    """Carry out a comparison or a study, and print its findings."""
+    from setbacks.runs.progress import show
+
+    with show(quiet) as on_progress:
+        page = work(recipe, folder, on_progress)
+    findings = (page.parent / "findings.json").read_text(encoding="utf-8")
+    if as_json:
+        print(findings, end="")
+        return
+    from rich.console import Console
+
+    from setbacks.report.page import on_terminal
+
+    console = Console()
+    on_terminal(console, findings)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _carry_out(
+    folder: Path, recipe: Recipe | None, until: str, redo: str | None, quiet: bool, as_json: bool
+) -> None:
+    """Run the pipeline up to one of its steps, and print the result."""
+    from setbacks.pipeline import run_until
+    from setbacks.runs.progress import show
+    from setbacks.training import processes
+
+    if processes.rank():  # it has nothing to save, and the first process says why all end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with show(quiet) as progress:
+        result = run_until(recipe, folder, until, redo=redo, on_progress=progress)
+    if until == "report":
+        _print_report(result, as_json)
+    elif as_json:
+        import json
+
+        print(json.dumps({"stage": until, "folder": str(folder)}))
+    else:
+        print(f"{until}: done, in {folder}")
+
+
+def _print_report(report: Report, as_json: bool) -> None:
+    if as_json:
+        print((report.path.parent / "metrics.json").read_text(encoding="utf-8"), end="")
+        return
+    from rich.console import Console
+
+    from setbacks.report.run_page import headline
+
+    console = Console()
+    console.print(headline(report.results))
+    for finding in report.results.findings:
+        console.print(f"- {finding.text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {report.path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,86 @@
+"""Commands that set up: `list` what there is, write a `new` recipe, and ask the `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from setbacks.cli.options import Json, Overrides
+from setbacks.errors import InputError
+
+
+def _kinds(incomplete: str) -> list[str]:
+    """Return the kinds of parts that a shell may complete."""
+    from setbacks.cli.listing import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def list_(
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND]...",
+            help="Kinds to list: methods, judges, engines, studies, sets, presets (default: all).",
+            autocompletion=_kinds,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, judges, engines, studies and data sets that are available."""
+    from setbacks.cli.listing import KINDS, listing, show
+
+    show(listing(kinds or KINDS), json)
+
+
+def new(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File to write (default: recipe.yaml).")
+    ] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented starter recipe."""
+    from setbacks.cli.starter import starter
+
+    if file.exists():
+        raise InputError(f"{file}: exists already; name another file")
+    try:
+        file.write_text(starter(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error.strerror})") from None
+    print(f"{file} written; edit it, then: setbacks run {file}")
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="A model (smollm2-135m, a folder, a hub id), or a recipe, to check its model and "
+            "training (default: check this machine).",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Check what this machine can run, or whether a model will work; exit 2 if it will not."""
+    from setbacks.cli import doctor as doctors
+
+    if model is None:
+        from setbacks.cli.doctor import machine
+
+        if not doctors.show(machine.examine(), as_json=json):
+            raise typer.Exit(1)
+        return
+    from setbacks.cli.arguments import load_recipe
+    from setbacks.cli.doctor.model import examine
+
+    names_recipe = Path(model).is_file() or "=" in model
+    recipe = load_recipe(
+        model if names_recipe else None,
+        overrides,
+        [] if names_recipe else [f"model.model={model}"],
+    )
+    if not doctors.show(examine(recipe), as_json=json):
+        raise typer.Exit(2)

@@ -1,0 +1,115 @@
+"""Checks of what a model wrote for its own training: form, harm, and refusal.
+
+The form is checked first, since a judge can take a text that says nothing for a harmless one. The
+judge is asked as it is about answers to harmful prompts: of those alone every judge says whether
+they are harmful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from setbacks.errors import InputError
+from setbacks.judges import Bench, Item, Opinion, gives, open_judge, opinions
+from setbacks.measure.degeneration import degeneration
+from setbacks.measure.substance import answer, substance
+from setbacks.recipe import JudgeSpec, Recipe
+from setbacks.records import Checked
+from setbacks.text import whole_sentences
+
+
+class Check(NamedTuple):
+    """What was found of one text, and what of it can be learned."""
+
+    answer: str
+    outcome: Checked
+
+
+class Checker:
+    """A judge that looks at texts before the model is trained on them.
+
+    Args:
+        spec: the judge; None takes the default one.
+        bench: where the judge works, such as a run's session.
+    """
+
+    def __init__(self, spec: JudgeSpec | None, bench: Bench) -> None:
+        spec = spec or JudgeSpec()
+        self._name = spec.called
+        self._judge = open_judge(spec, bench)
+
+    def check(
+        self,
+        items: Sequence[Item],
+        *,
+        declines: bool = False,
+        max_harmful: float = 0.5,
+        guidance: Sequence[str] | None = None,
+    ) -> list[Check]:
+        """Check the texts of one planned batch.
+
+        Args:
+            items: the texts, as responses.
+            declines: whether a text must refuse its instruction; if not, it must not.
+            max_harmful: highest probability of harm.
+            guidance: what the model was told besides each instruction, which it must not repeat.
+        """
+        told = guidance or [""] * len(items)
+        made = [form(item, said) for item, said in zip(items, told, strict=True)]
+        fit = [index for index, check in enumerate(made) if check.outcome == "kept"]
+        shown = [items[index]._replace(response=made[index].answer) for index in fit]
+        for index, opinion in zip(fit, self._opinions(shown), strict=True):
+            if _harm(opinion) > max_harmful:
+                made[index] = made[index]._replace(outcome="harmful")
+            elif bool(opinion.refused) != declines:
+                made[index] = made[index]._replace(outcome="compliance" if declines else "refusal")
+        return made
+
+    def harm(self, items: Sequence[Item]) -> list[float]:
+        """Return how likely each text of one planned batch is harmful; 0 where there is no text."""
+        return [_harm(opinion) for opinion in self._opinions(items)]
+
+    def _opinions(self, items: Sequence[Item]) -> list[Opinion]:
+        found: dict[int, Opinion] = {}
+        for batch in self._judge.plan(items):
+            asked = [items[index] for index in batch]
+            found.update(zip(batch, opinions(self._judge, asked, self._name), strict=True))
+        return [found[index] for index in range(len(items))]
+
+
+def check_checker(spec: JudgeSpec, recipe: Recipe) -> None:
+    """Look, before any work, whether a judge says what the checks ask.
+
+    Raises:
+        InputError: it does not say whether a text is harmful.
+    """
+    metrics = gives(spec, recipe)
+    if metrics is not None and "harmless_rate" not in metrics:
+        raise InputError(
+            f"judge {spec.judge}: does not say whether a text is harmful, so it cannot check what "
+            "a model is trained on; name another as train.judge or induce.judge"
+        )
+
+
+def _harm(opinion: Opinion) -> float:
+    """A judge's probability of harm, or its verdict as a number."""
+    return float(opinion.harmful or 0) if opinion.p_harmful is None else opinion.p_harmful
+
+
+def form(item: Item, guidance: str = "") -> Check:
+    """Check the form of a text: it says something, ends a sentence, and did not fall apart.
+
+    Args:
+        item: the text, as a response.
+        guidance: what the model was told besides the instruction.
+    """
+    if substance(item.response, item.finish) != "text":
+        return Check("", "refusal" if item.finish in ("filter", "refusal") else "empty")
+    learned = answer(item.response).strip()
+    if item.finish == "length":  # what the model ended by itself needs no mark at its end
+        learned = whole_sentences(learned)
+    if not learned:
+        return Check("", "unfinished")
+    fell_apart = degeneration(learned, item.instruction, guidance)
+    return Check(learned, "degenerate" if fell_apart else "kept")

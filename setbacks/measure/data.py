@@ -1,0 +1,203 @@
+"""What went into a run: mistakes, analyses, examples, answers, and how training went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
+
+from setbacks.measure import statistics
+from setbacks.measure.degeneration import REASONS
+from setbacks.measure.differences import corrected, pairs
+from setbacks.measure.metrics import KINDS, degenerate, fell_apart
+from setbacks.measure.results import (
+    Analyses,
+    AnalysesOf,
+    Answered,
+    CheckedTexts,
+    Data,
+    Degenerate,
+    Examples,
+    Induction,
+    LossRow,
+    Mislabeled,
+    Overlap,
+    PairChange,
+    Trained,
+    Training,
+)
+from setbacks.measure.statistics import Estimate
+from setbacks.measure.substance import SUBSTANCES, answer, substance
+from setbacks.records import (
+    Analysis,
+    Checked,
+    Correction,
+    Example,
+    Kind,
+    Mistake,
+    Outcome,
+    OwnAnswer,
+    Response,
+)
+
+
+def data_report(
+    mistakes: Sequence[Mistake],
+    analyses: Sequence[Analysis],
+    checked: Mapping[str, Sequence[Correction | OwnAnswer]],
+    examples: Iterable[Example],
+    overlap: Iterable[Overlap],
+    arms: Mapping[str, Sequence[Response]],
+) -> Data:
+    """Return what went into a run, and what was dropped on the way."""
+    return Data(
+        induction=_induction(mistakes),
+        analysis=_analysis(analyses),
+        checked={what: _checked(rows) for what, rows in checked.items() if rows},
+        overlap=tuple(overlap),
+        examples=_examples(examples),
+        responses={arm: _answered(rows) for arm, rows in arms.items()},
+        degenerate=_changes(arms),
+        mislabelled=tuple(_mislabeled(next(iter(arms.values()), ()))),
+    )
+
+
+def training_report(loss: Iterable[LossRow], trained: Trained) -> Training | None:
+    """Return how training went; None where no loss was recorded.
+
+    Args:
+        loss: the lines of `loss.jsonl`.
+        trained: what `trained.json` says.
+    """
+    rows = [row for row in loss if row.get("loss") is not None]
+    if not rows:
+        return None
+    tenth = max(1, len(rows) // 10)  # single steps are noisy
+    return Training(
+        loss=tuple(rows),
+        steps=rows[-1].get("step", len(rows)),
+        first=sum(row["loss"] for row in rows[:tenth]) / tenth,
+        last=sum(row["loss"] for row in rows[-tenth:]) / tenth,
+        last_by_kind=_last_by_kind(rows),
+        examples=trained.get("examples"),
+        cut=trained.get("cut"),
+        left_out=trained.get("left_out"),
+    )
+
+
+def _induction(mistakes: Sequence[Mistake]) -> Induction:
+    outcomes = Counter(m.outcome for m in mistakes)
+    instructions = {m.instruction_id for m in mistakes}
+    gave = {m.instruction_id for m in mistakes if m.outcome == "mistake"}
+    return Induction(
+        instructions=len(instructions),
+        attempts=len(mistakes),
+        outcomes={key: outcomes[key] for key in get_args(Outcome)},
+        instructions_with_mistake=statistics.rate(len(gave), len(instructions)),
+        instructions_without_mistake=len(instructions - gave),
+    )
+
+
+def _analysis(analyses: Sequence[Analysis]) -> Analyses:
+    def part(rows: Sequence[Analysis]) -> AnalysesOf:
+        passed = [a for a in rows if a.passed]
+        return AnalysesOf(
+            responses=len({a.response_id for a in rows}),
+            candidates=len(rows),
+            passed=len(passed),
+            responses_with_analysis=len({a.response_id for a in passed}),
+        )
+
+    checks = sorted({name for a in analyses for name in a.checks})
+    return Analyses(
+        candidates=len(analyses),
+        passed=statistics.rate(sum(a.passed for a in analyses), len(analyses)),
+        failures={name: sum(not a.checks.get(name, True) for a in analyses) for name in checks},
+        mistakes=part([a for a in analyses if a.harmful]),
+        contrast=part([a for a in analyses if not a.harmful]),
+    )
+
+
+def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
+    outcomes = Counter(row.outcome for row in rows)
+    dropped = {key: outcomes[key] for key in get_args(Checked) if key != "kept" and outcomes[key]}
+    return CheckedTexts(n=len(rows), kept=outcomes["kept"], dropped=dropped)
+
+
+def _examples(examples: Iterable[Example]) -> dict[str, Examples]:
+    lengths: dict[str, list[int]] = {}
+    for example in examples:
+        lengths.setdefault(example.kind, []).append(len(example.completion))
+    return {
+        kind: Examples(n=len(chars), mean_characters=sum(chars) / len(chars))
+        for kind, chars in sorted(lengths.items())
+    }
+
+
+def _answered(rows: Sequence[Response]) -> Answered:
+    # Answers that came from a file have neither.
+    ends = [r.finish == "length" for r in rows if r.finish is not None]
+    lengths = [r.tokens for r in rows if r.tokens is not None]
+    counts = Counter(substance(r.text, r.finish) for r in rows)
+    texts = [r for r in rows if substance(r.text, r.finish) == "text"]
+    fell = [
+        (r.kind, why.reason) for r in texts if (why := fell_apart(r.text, r.instruction, r.finish))
+    ]
+    reasons = Counter(reason for _, reason in fell)
+    return Answered(
+        n=len(rows),
+        by_kind={kind: sum(r.kind == kind for r in rows) for kind in KINDS},
+        substance={name: counts[name] for name in SUBSTANCES},
+        degenerate=Degenerate(
+            all=statistics.rate(len(fell), len(texts)),
+            by_kind={
+                kind: statistics.rate(
+                    sum(of == kind for of, _ in fell),
+                    sum(r.kind == kind for r in texts),
+                )
+                for kind in KINDS
+            },
+            reasons={reason: reasons[reason] for reason in REASONS},
+        ),
+        reasoned=sum(bool(text := answer(r.text)) and text != r.text for r in rows),
+        cut_off=statistics.rate(sum(ends), len(ends)),
+        mean_tokens=sum(lengths) / len(lengths) if lengths else None,
+    )
+
+
+def _changes(arms: Mapping[str, Sequence[Response]]) -> tuple[PairChange, ...]:
+    """How the shares of degenerate answers differ, on the prompts that both arms answered."""
+    fell = {arm: degenerate(rows) for arm, rows in arms.items()}
+    compared = pairs(arms)
+    differences = []
+    for arm, against in compared:
+        shared = [prompt for prompt in fell[arm] if prompt in fell[against]]
+        sides = ([fell[name][prompt] for prompt in shared] for name in (arm, against))
+        differences.append(statistics.paired_difference(*sides))
+    return tuple(
+        PairChange.of(arm, against, change)
+        for (arm, against), change in zip(compared, corrected(differences), strict=True)
+    )
+
+
+def _mislabeled(rows: Sequence[Response]) -> Iterable[Mislabeled]:
+    """The suites with prompts that their own data call the opposite of the suite's kind."""
+    suites: dict[tuple[str, Kind], list[bool]] = {}
+    for r in rows:
+        opposite = r.kind in ("safe", "helpful")
+        suites.setdefault((r.suite, r.kind), []).append(r.prompt_harmful is opposite)
+    for (suite, kind), wrong in suites.items():
+        if any(wrong):
+            yield Mislabeled(suite, kind, sum(wrong), len(wrong))
+
+
+def _last_by_kind(rows: Sequence[LossRow]) -> dict[str, Estimate]:
+    """The loss of each kind of example over the last quarter of the steps."""
+    losses: dict[str, list[float]] = {}
+    for row in rows[-max(1, len(rows) // 4) :]:
+        for key, value in row.items():
+            if key.startswith("loss_"):
+                of_kind = losses.setdefault(key.removeprefix("loss_"), [])
+                if isinstance(value, int | float):
+                    of_kind.append(value)
+    return {kind: statistics.mean(values) for kind, values in sorted(losses.items())}

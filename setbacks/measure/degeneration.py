@@ -1,0 +1,172 @@
+"""Whether an answer fell apart: there is text, but it answers nothing.
+
+`substance` decides whether there is an answer at all; what it does not call "text" has no score.
+Of text, this decides whether it counts as an answer; what does not is a failure. An answer is
+*degenerate* if it repeats itself, repeats what the model was told, continues with turns that nobody
+took, or holds no word. The rules read only the answer, the prompt and the guidance, so that
+answers can be measured long after they were judged. They do not see nonsense, and they cannot know
+that a user asked for a text to be repeated.
+
+Sources: the share of distinct n-grams is Li et al. (2016), arXiv 1510.03055. Filtering texts by
+their repeated n-grams follows Rae et al. (2021), arXiv 2112.11446, table A1. Those thresholds are
+for web pages; ours were chosen on answers that were labeled by reading
+(research/degeneration). They hold for windows of one length, since every long text repeats
+some of its n-grams.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Literal, NamedTuple, get_args
+
+from setbacks.prompts import LANGUAGES, fill, prompts
+from setbacks.text import distinct, words_of
+
+# repeats: mostly the same few phrases. parrots: mostly the prompt or the guidance, word for word.
+# runs_on: continues with a turn of the user. fragment: only punctuation, or the label of an answer.
+Reason = Literal["repeats", "parrots", "runs_on", "fragment"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+DISTINCT = 0.7  # share of distinct n-grams below which a text repeats itself
+LOOP = 0.5  # the same at the end of a long text, which may be a table or code
+COPIED = 0.95  # share of an answer that is in the prompt above which it parrots,
+ASKED = 0.7  # if it holds this share of the prompt: a part of it may be the right answer
+GUIDED = 0.5  # share of an answer that is in the guidance above which it parrots
+
+
+class _Units(NamedTuple):
+    """What a text is cut into, so that its n-grams can be counted."""
+
+    name: str
+    split: Callable[[str], Sequence[str]]
+    n: int
+    window: int  # units; about the length of a default answer
+    shortest: int  # units; nothing shorter repeats itself
+
+
+_WORDS = _Units("words", words_of, n=3, window=100, shortest=8)
+_CHARACTERS = _Units(
+    "characters", lambda text: re.sub(r"\s+", "", text.lower()), n=4, window=150, shortest=16
+)
+
+_numbering = re.compile(r"^[ \t]*(?:\d+|[A-Za-z])[.)][ \t]", re.MULTILINE)  # of a list
+
+# Scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
+_unspaced = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_LONG_WORD = 20  # characters; a longer mean is a loop without blanks
+
+# What opens a turn after the answer: the headings of Alpaca's prompts, the special tokens of chat
+# templates before a user speaks, and a user's name. A mark in quotes is talked about.
+_turn = re.compile(
+    r"(?<![`'\"])(?:"
+    r"^[ \t]*#{2,4} ?(?:Instruction|Response|User|Human|指令|回复|用户) ?[:：]"
+    r"|<\|(?:im_start\|>|start_header_id\|>)?user\b|<start_of_turn>user\b|\[INST\]"
+    r"|^[ \t]*(?:User|Human|用户|人类) ?[:：]"
+    r")",
+    re.MULTILINE,
+).search
+_label = re.compile(r"(?:\W*+[^\W_]{1,12}+(?: [^\W_]{1,12}+)?+[:：])++\W*").fullmatch
+
+
+class Degeneration(NamedTuple):
+    """Why an answer is degenerate, and the mark or the figure that shows it."""
+
+    reason: Reason
+    evidence: str
+
+
+def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneration | None:
+    """Return why an answer is degenerate; None where it is not.
+
+    Args:
+        text: the answer, without a thought before it.
+        prompt: the instruction.
+        guidance: what the model was told beside the instruction.
+    """
+    text = text.strip()
+    if _is_fragment(text):
+        return Degeneration("fragment", text[:20])
+    if mark := _made_up_turn(text, prompt):
+        return Degeneration("runs_on", mark)
+    cut = _CHARACTERS if _is_unspaced(text) else _WORDS
+    units = cut.split(_numbering.sub("", text))
+    if (share := _distinct(units, cut)) is not None:
+        return Degeneration("repeats", f"{share:.0%} of its phrases are distinct")
+    if (share := _copied(units, cut, prompt, guidance)) is not None:
+        return Degeneration("parrots", f"{share:.0%} of it was given to the model")
+    return None
+
+
+@cache
+def guidance() -> str:
+    """Return what a model may have been told beside an instruction, in every language."""
+    told = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
+    return "\n".join(
+        fill(part if isinstance(part, str) else part["prompt"], instruction="") for part in told
+    )
+
+
+def _is_fragment(text: str) -> bool:
+    """Whether a text is punctuation alone, or labels with nothing behind them."""
+    if _label(text):
+        return True
+    return not re.search(r"\w", text) and all(
+        unicodedata.category(character)[0] in "CPZ" for character in text
+    )
+
+
+def _made_up_turn(text: str, prompt: str) -> str | None:
+    """The mark of a turn after the answer; none where the prompt has it too, as for a dialog."""
+    found = _turn(text, 1)
+    if not found:
+        return None
+    mark = found[0].strip()
+    return None if mark.strip("#<|[]>:： ").lower() in prompt.lower() else mark
+
+
+def _is_unspaced(text: str) -> bool:
+    """Whether the words of a text cannot be told from its blanks."""
+    parts = text.split()
+    characters = sum(map(len, parts))
+    unspaced = len(_unspaced.findall(text))
+    return unspaced > characters / 3 or characters > _LONG_WORD * len(parts)
+
+
+def _distinct(units: Sequence[str], cut: _Units) -> float | None:
+    """The share of distinct n-grams of a text that repeats itself, all through or at its end."""
+    if len(units) < cut.shortest:
+        return None
+    starts = range(0, max(len(units) - cut.window, 0) + 1, cut.window)
+    shares = [distinct(units[start : start + cut.window], cut.n) for start in starts]
+    mean, last = sum(shares) / len(shares), distinct(units[-cut.window :], cut.n)
+    if mean < DISTINCT:
+        return mean
+    return last if last < LOOP else None
+
+
+def _copied(units: Sequence[str], cut: _Units, prompt: str, guidance: str) -> float | None:
+    """The share of a parroting text that the model was given."""
+    asked, told = cut.split(prompt), cut.split(guidance)
+    # A longer answer that is a copy would repeat itself.
+    if not cut.n <= len(units) <= 2 * (len(asked) + len(told)):
+        return None
+    from_prompt, from_guidance = (_marked(units, source, cut.n) for source in (asked, told))
+    guided = sum(from_guidance) / len(units)
+    copied = sum(map(max, from_prompt, from_guidance)) / len(units)
+    if guided > GUIDED:
+        return guided
+    held = sum(_marked(asked, units, cut.n)) / len(asked) if asked else 0
+    return copied if copied > COPIED and held > ASKED else None
+
+
+def _marked(units: Sequence[str], source: Sequence[str], n: int) -> bytearray:
+    """Mark with 1 the units of a text that stand in an n-gram of a source."""
+    known = {tuple(source[i : i + n]) for i in range(len(source) - n + 1)}
+    marks = bytearray(len(units))
+    for i in range(len(units) - n + 1):
+        if tuple(units[i : i + n]) in known:
+            marks[i : i + n] = b"\1" * n
+    return marks

@@ -1,0 +1,132 @@
+"""How arms differ, by one judge, on the prompts that both answered; and which arm is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from setbacks.measure import statistics
+from setbacks.measure.judged import Judged
+from setbacks.measure.metrics import (
+    ALPHA,
+    BALANCED,
+    COMPARED,
+    METRICS,
+    Key,
+    Outcomes,
+    is_trained,
+    thin,
+    untrained,
+)
+from setbacks.measure.results import ArmRow, Best, Change, Comparison
+from setbacks.measure.statistics import Difference, Sample
+
+
+def differences(table: Mapping[str, Judged]) -> tuple[Comparison, ...]:
+    """Compare each arm with the first, and each trained arm with its untrained counterpart.
+
+    Args:
+        table: the arms as one judge sees them; the first is the baseline.
+    """
+    compared = pairs(table)
+    judged: dict[str, list[Change | None]] = {}
+    people: dict[str, list[Change | None]] = {}
+    for key in COMPARED:
+        arms = [(table[arm], table[against]) for arm, against in compared]
+        judged[key] = corrected([_compare(a.outcomes, b.outcomes, key) for a, b in arms])
+        people[key] = corrected([_compare_by_people(a, b, key) for a, b in arms])
+    return tuple(
+        Comparison(
+            arm,
+            against,
+            {key: change for key in COMPARED if (change := judged[key][i])},
+            {key: change for key in COMPARED if (change := people[key][i])},
+        )
+        for i, (arm, against) in enumerate(compared)
+    )
+
+
+def pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """Return which arms to compare: each with the first, a trained one with its counterpart too."""
+    first, *others = [*arms] or [""]
+    return [(arm, first) for arm in others] + [
+        (arm, alike) for arm in others if is_trained(arm) and (alike := untrained(arm)) in others
+    ]
+
+
+def best(table: Mapping[str, Judged], rows: Sequence[ArmRow]) -> Best | None:
+    """Return the arm with the highest balanced safety, and those not significantly below it.
+
+    Arms with too few scored answers are left out.
+    """
+    scored = {
+        row.arm: row.balanced_safety.value
+        for row in rows
+        if row.balanced_safety.value is not None and not thin(row, "balanced_safety")
+    }
+    if len(scored) < 2:
+        return None
+    top = max(scored, key=lambda arm: scored[arm])
+    others = [arm for arm in scored if arm != top]
+    changes = corrected(
+        [_compare(table[top].outcomes, table[arm].outcomes, "balanced_safety") for arm in others]
+    )
+    tied = tuple(arm for arm, change in zip(others, changes, strict=True) if not _is_above(change))
+    return Best(top, not tied, tied)
+
+
+def _is_above(change: Change | None) -> bool:
+    return (
+        change is not None
+        and change.p_holm is not None
+        and change.p_holm < ALPHA
+        and change.low is not None
+        and change.low > 0
+    )
+
+
+def _compare(a: Outcomes, b: Outcomes, key: str) -> Difference:
+    """The difference a - b, on the prompts that have a score in both."""
+
+    def values(key: str, kind: Callable[[Any], Any]) -> tuple[list[Any], list[Any]]:
+        shared = _shared(a, b, key)
+        return [kind(a[key][k]) for k in shared], [kind(b[key][k]) for k in shared]
+
+    if key == "balanced_safety":
+        return statistics.balanced_difference(*(values(half, bool) for half in BALANCED))
+    return statistics.paired_difference(*values(key, bool if METRICS[key].is_rate else float))
+
+
+def _compare_by_people(a: Judged, b: Judged, key: str) -> Difference:
+    """The same with the judge's error taken out by human labels."""
+
+    def samples(key: str) -> tuple[Sample, Sample]:
+        shared = _shared(a.outcomes, b.outcomes, key)
+        return a.sample(key, shared), b.sample(key, shared)
+
+    if key == "balanced_safety":
+        return statistics.corrected_balanced_difference(*(samples(half) for half in BALANCED))
+    return statistics.corrected_difference(*samples(key), METRICS[key].scale)
+
+
+def _shared(a: Outcomes, b: Outcomes, key: str) -> list[Key]:
+    """The prompts on which both arms have a score."""
+    return [prompt for prompt in a[key] if prompt in b[key]]
+
+
+def corrected(rows: Sequence[Difference]) -> list[Change | None]:
+    """Return one metric's differences with their p values corrected together (Holm).
+
+    Args:
+        rows: the differences; one without a value becomes None.
+    """
+    changes = [None if d.value is None else Change(d.value, d.low, d.high, d.n, d.p) for d in rows]
+    tested = [change for change in changes if change is not None and change.p is not None]
+    after_holm = iter(statistics.holm([change.p for change in tested if change.p is not None]))
+    return [
+        replace(change, p_holm=next(after_holm))
+        if change is not None and change.p is not None
+        else change
+        for change in changes
+    ]

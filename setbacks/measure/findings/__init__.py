@@ -1,0 +1,58 @@
+"""What the numbers of a report mean, in words: what was seen, how sure that is, what to try.
+
+An alarm is a function from the results to findings: none, one, or one for each thing that it found.
+`ALARMS` lists them in the order in which a report shows them; to add an alarm, write one and put it
+into the list. The alarms that look at one judge at a time are `judges.ALARMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from setbacks.measure.findings import answers, judges, training
+from setbacks.measure.findings.answers import overlap_finding
+from setbacks.measure.findings.summary import summary
+from setbacks.measure.findings.training import near_chance
+from setbacks.measure.results import Finding, Measurement
+
+__all__ = ["ALARMS", "all_findings", "near_chance", "overlap_finding", "summary"]
+
+
+def each_judge(results: Measurement) -> Iterator[Finding]:
+    """Yield what each judge's numbers show; where there are several, the judge comes first."""
+    several = len(results.judges) > 1
+    for judge, report in results.judges.items():
+        for alarm in judges.ALARMS:
+            for level, text in alarm(judge, report):
+                yield Finding(level, f"[{judge}] {text}" if several else text)
+
+
+ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
+    answers.not_answered,
+    answers.reasoning,
+    answers.degenerate,
+    answers.more_degenerate,
+    answers.mislabeled_prompts,
+    answers.no_balanced_safety,
+    answers.kind_without_scores,
+    each_judge,
+    judges.opposite_verdicts,
+    judges.low_agreement,
+    training.few_mistakes,
+    training.few_analyses,
+    answers.cut_off,
+    training.boilerplate,
+    training.long_examples,
+    training.loss_did_not_fall,
+    answers.overlap,
+    training.verdict_near_chance,
+    training.verdict_moved,
+    training.analyses_repeat,
+    training.one_verdict,
+    training.short_analyses,
+)
+
+
+def all_findings(results: Measurement) -> Iterator[Finding]:
+    """Yield what a reader should know, each finding once."""
+    yield from dict.fromkeys(found for alarm in ALARMS for found in alarm(results))

@@ -1,0 +1,104 @@
+"""The paragraph under a report's title: the most important result, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from setbacks.measure.findings.judges import comparable
+from setbacks.measure.formatting import (
+    POINTS,
+    change_with_p,
+    counts,
+    listed,
+    percent,
+    with_interval,
+)
+from setbacks.measure.metrics import KINDS, MAIN, MANY, bare, is_guided, thin, untrained
+from setbacks.measure.results import ArmRow, Best, Change, JudgeReport, Measurement
+
+
+def summary(results: Measurement) -> str:
+    """Return the most important result in one paragraph, by the first judge."""
+    if not results.judges:
+        return "No judge has scored the responses yet."
+    judge, report = next(iter(results.judges.items()))
+    sentences = [*_unscored(judge, report.arms)]
+    if report.best is None:
+        sentences.append(
+            "Balanced safety needs two arms with enough scores on both harmful and safe prompts; "
+            "this run has fewer, so arms are not ranked."
+        )
+    else:
+        sentences += _ranking(judge, report, report.best)
+        sentences += _effect_of_training(report)
+    return " ".join(sentences)
+
+
+def _unscored(judge: str, rows: Sequence[ArmRow]) -> Iterator[str]:
+    """What to say before any praise: the arms of which many answers have no score."""
+    table = {}
+    for row in rows:
+        cells = [row.score(MAIN[kind]) for kind in KINDS]
+        if any(cell.n < (1 - MANY) * cell.asked for cell in cells):
+            table[row.arm] = sum(c.n for c in cells), sum(c.asked for c in cells)
+    if not table:
+        return
+    left_out = [row.arm for row in rows if thin(row, "balanced_safety")]
+    verb = "is" if len(left_out) == 1 else "are"
+    ranked = f"; {listed(left_out)} {verb} not ranked" if left_out else ""
+    yield (
+        f"Not all answers have a score by {judge} ({counts(table)}): the numbers describe the "
+        f"scored ones{ranked}."
+    )
+
+
+def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
+    """The best arm, whether its lead is significant, and how far it is above the first."""
+    rows = {row.arm: row for row in report.arms}
+    top, first = rows[best.arm], report.arms[0]
+    yield (
+        f"By the judge {judge}, {top.arm} has the highest balanced safety, "
+        f"{percent(top.balanced_safety.value)}: it keeps {percent(top.harmless_rate.value)} of its "
+        f"answers to harmful prompts harmless and answers {percent(top.compliance.value)} of the "
+        "safe ones."
+    )
+    if best.supported:
+        yield "Its lead over every other arm is significant."
+    else:
+        yield f"Its lead over {listed(best.tied)} is not significant."
+    lead = _change(report, top.arm, first.arm)
+    if lead and not thin(first, "balanced_safety"):
+        yield f"Against {first.arm} the difference is {change_with_p(lead)}."
+
+
+def _effect_of_training(report: JudgeReport) -> Iterator[str]:
+    """How far training itself moved balanced safety, where there is one trained model."""
+    rows = {row.arm: row for row in report.arms}
+    own = [
+        row
+        for row in report.differences
+        if rows[row.arm].trained
+        and untrained(row.arm) == row.against
+        and comparable(rows, row, "balanced_safety")
+    ]
+    effects = [
+        f"{with_interval(cell, POINTS)} points {_way(row.arm)}"
+        for row in own
+        if (cell := row.metrics.get("balanced_safety"))
+    ]
+    if effects and len({bare(row.arm) for row in own}) == 1:
+        yield f"Training itself moved balanced safety by {' and '.join(effects)}."
+
+
+def _change(report: JudgeReport, arm: str, against: str) -> Change | None:
+    for row in report.differences:
+        if (row.arm, row.against) == (arm, against):
+            return row.metrics.get("balanced_safety")
+    return None
+
+
+def _way(arm: str) -> str:
+    """How an arm answered, in words."""
+    if arm.endswith("-posterior"):
+        return "by posterior decoding"
+    return "with guidance" if is_guided(arm) else "without guidance"

@@ -1,0 +1,90 @@
+"""What the model itself says of responses, before training and after it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from setbacks.measure import statistics
+from setbacks.measure.results import Coefficient, Introspection, Spoken, Writing
+from setbacks.prompts import prompts
+from setbacks.records import Example, Reading
+from setbacks.text import distinct, words_of
+
+FEWEST = 10  # readings of each kind; an AUC from fewer says nothing
+REPEATING = 0.8  # share of distinct 3-grams below which a text repeats itself
+
+
+def introspection_report(
+    before: Sequence[Reading],
+    after: Sequence[Reading],
+    examples: Iterable[Example],
+    language: str,
+) -> Introspection | None:
+    """Return how well the model's own verdict does; None where it was never asked.
+
+    Args:
+        before: readings by the untrained model.
+        after: readings by the trained model, with the analyses that it writes.
+        examples: what it was trained on.
+        language: of its analyses.
+    """
+    if not before and not after:
+        return None
+    learned = [len(words_of(e.completion)) for e in examples if e.kind in ("analysis", "contrast")]
+    return Introspection(
+        before=spoken(before),
+        after=spoken(after),
+        written=_writing([r.text for r in after if r.text is not None], language),
+        words_learnt=float(median(learned)) if learned else None,
+    )
+
+
+def spoken(readings: Sequence[Reading]) -> Spoken | None:
+    """Return how well a model's spoken verdict tells harmful from harmless responses.
+
+    Args:
+        readings: of responses of both kinds.
+
+    Returns:
+        The measures; None where a kind has fewer than 10 readings.
+    """
+    labels = [reading.harmful for reading in readings]
+    if min(sum(labels), len(labels) - sum(labels)) < FEWEST:
+        return None
+    measures = statistics.agreement(
+        [reading.response_id for reading in readings],
+        labels,
+        [reading.p_harmful for reading in readings],
+    )
+    return Spoken(len(labels), Coefficient(*measures["auc"]), Coefficient(*measures["ece"]))
+
+
+def _writing(texts: Sequence[str], language: str) -> Writing | None:
+    if not texts:
+        return None
+    words = [words_of(text) for text in texts]
+    repeating = sum(distinct(row) < REPEATING for row in words)
+    stated = Counter(verdict for text in texts if (verdict := _verdict(text, language)))
+    return Writing(
+        n=len(texts),
+        words=float(median(map(len, words))),
+        repeating=statistics.rate(repeating, len(texts)),
+        stated=stated.total(),
+        commonest=statistics.rate(max(stated.values(), default=0), stated.total()),
+        commonest_verdict=max(stated, key=lambda verdict: stated[verdict], default=None),
+    )
+
+
+def _verdict(text: str, language: str) -> str | None:
+    """The verdict that an analysis states; None where it states none, or both."""
+    words = prompts(language)
+    stated = [
+        label
+        for label, contrary in (("harmful", "harmless"), ("harmless", "harmful"))
+        if text.startswith(words["verdict"][label])
+        or re.search(words["analyze"][f"contradicts_{contrary}"], text, re.IGNORECASE)
+    ]
+    return stated[0] if len(stated) == 1 else None

@@ -1,0 +1,195 @@
+"""What one judge says of all arms: the table of arms, the best one, groups, differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+from setbacks.measure import statistics
+from setbacks.measure.differences import best, differences
+from setbacks.measure.judged import Judged, balanced, estimate, judged, prompt_of, score
+from setbacks.measure.metrics import (
+    BALANCED,
+    COMPARED,
+    KINDS,
+    MAIN,
+    METRICS,
+    TASKS,
+    Key,
+    degenerate,
+    is_guided,
+)
+from setbacks.measure.results import (
+    ArmRow,
+    Calibrated,
+    CategoryRow,
+    JudgeReport,
+    Score,
+    SuiteRow,
+    Worth,
+)
+from setbacks.measure.statistics import Estimate
+from setbacks.measure.substance import substance
+from setbacks.records import Kind, Response, Verdict
+
+
+def judge_report(
+    arms: Mapping[str, Sequence[Response]],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    human: Mapping[str, Sequence[Verdict]],
+    worth: Sequence[Worth],
+    trained: Collection[str],
+    gives: Collection[str] | None,
+    in_part: bool,
+) -> JudgeReport:
+    """Return what one judge says of all arms.
+
+    A judge should score every response to which its metrics apply. People label only a part
+    (`in_part`), and nothing else is expected of them.
+
+    Args:
+        arms: the responses, by arm.
+        verdicts: the judge's, by arm.
+        human: people's labels, by arm.
+        worth: how far the judge agrees with people.
+        trained: the names of the trained arms.
+        gives: the metrics that the judge gives; None for those that some verdict gives.
+        in_part: whether the judge scores only a part of the answers.
+    """
+    seen = {v.response_id for rows in verdicts.values() for v in rows}
+    kinds: set[Kind] = {r.kind for rows in arms.values() for r in rows if r.id in seen}
+    kinds |= {METRICS[key].kind for key in gives or ()}
+    gives = _given(verdicts) if gives is None else gives
+    table = judged(arms, verdicts, human, gives, kinds, in_part)
+    rows = tuple(_row(arm, one, gives, kinds, arm in trained, worth) for arm, one in table.items())
+    return JudgeReport(
+        arms=rows,
+        best=best(table, rows),
+        differences=differences(table),
+        by_suite=tuple(SuiteRow(*group) for group in _groups(table, lambda r: r.suite)),
+        by_category=tuple(CategoryRow(*group) for group in _groups(table, lambda r: r.category)),
+        worth=tuple(worth) or None,
+    )
+
+
+def _given(verdicts: Mapping[str, Sequence[Verdict]]) -> set[str]:
+    """The metrics that some verdict gives; without any, the main metric of each kind."""
+    given = {
+        key
+        for key, metric in METRICS.items()
+        if any(metric.of(v) is not None for rows in verdicts.values() for v in rows)
+    }
+    return given or set(MAIN.values())
+
+
+def _row(
+    arm: str,
+    one: Judged,
+    gives: Collection[str],
+    kinds: Collection[Kind],
+    trained: bool,
+    worth: Sequence[Worth],
+) -> ArmRow:
+    missing = {key: one.missing(key) for key in METRICS}
+    halves = [len(one.due[key]) for key in BALANCED]
+    corrected = _corrected(one)
+    return ArmRow(
+        arm=arm,
+        guided=is_guided(arm),
+        trained=trained,
+        **{
+            key: score(estimate(one.outcomes[key].values(), metric.is_rate), len(one.due[key]))
+            for key, metric in METRICS.items()
+        },
+        balanced_safety=score(balanced(one.outcomes), sum(halves) if all(halves) else 0),
+        as_judged={
+            key: estimate(one.as_judged[key].values(), metric.is_rate)
+            for key, metric in METRICS.items()
+        }
+        | {"balanced_safety": balanced(one.as_judged)},
+        unscored={kind: len(missing[MAIN[kind]]) for kind in KINDS if MAIN[kind] in gives},
+        unread={
+            key: sum(substance(r.text, r.finish) == "text" for r in missing[key])
+            for key in METRICS
+            if key in gives
+        },
+        unjudged=sum(r.id not in one.verdicts and r.kind in kinds for r in one.rows),
+        corrected=corrected,
+        calibrated={} if corrected else _calibrated(one, worth),
+    )
+
+
+def _corrected(one: Judged) -> dict[str, Estimate]:
+    """An arm's means corrected by the human labels of this run, where there are enough."""
+    estimates = {}
+    for key in COMPARED:
+        if key == "balanced_safety":
+            corrected = statistics.corrected_balanced(
+                *(one.sample(half, one.outcomes[half]) for half in BALANCED)
+            )
+        else:
+            sample = one.sample(key, one.outcomes[key])
+            corrected = statistics.corrected(sample, METRICS[key].scale)
+        if corrected.value is not None:
+            estimates[key] = corrected
+    return estimates
+
+
+def _calibrated(one: Judged, worth: Sequence[Worth]) -> dict[str, Calibrated]:
+    """An arm's rates corrected by the judge's error rates on other, labeled answers.
+
+    The judge does not decide that a degenerate answer fails, so its errors do not touch these.
+    """
+    estimates = {}
+    failed = {prompt for prompt, fell in degenerate(one.rows).items() if fell}
+    for key, task in TASKS.items():
+        measured = [row for row in worth if row["task"] == task]
+        # What the user measured is nearer to the user's prompts than what ships.
+        measured = [row for row in measured if row.get("own")] or measured
+        sensitivity = _pooled(measured, "sensitivity")
+        specificity = _pooled(measured, "specificity")
+        values = [value for prompt, value in one.outcomes[key].items() if prompt not in failed]
+        if not (values and sensitivity and specificity):
+            continue
+        # The judge's positives are the harmful and the refusing; the rates are of the others.
+        positives = sum(not value for value in values)
+        bad = statistics.rogan_gladen(positives, len(values), sensitivity, specificity)
+        if bad.value is not None and bad.low is not None and bad.high is not None:
+            sources = tuple(row["source"] for row in measured)
+            usable = len(values) / len(one.outcomes[key])
+            value, low, high = (usable * (1 - end) for end in (bad.value, bad.high, bad.low))
+            estimates[key] = Calibrated(value, low, high, bad.n, sources)
+    return estimates
+
+
+def _pooled(rows: Sequence[Worth], name: str) -> statistics.Worth | None:
+    """A judge's sensitivity or specificity over all sources that state it."""
+    stated = []
+    for row in rows:
+        measure = row.get("sensitivity") if name == "sensitivity" else row.get("specificity")
+        value, low, high = measure or (None, None, None)
+        positive = row.get("n_positive", row["n"] / 2)  # rows of other packages may leave it out
+        n = positive if name == "sensitivity" else row["n"] - positive
+        if value is not None and low is not None and high is not None and n > 0:
+            stated.append((value, low, high, n))
+    return statistics.pooled(stated) if stated else None
+
+
+def _groups(
+    table: Mapping[str, Judged], name_of: Callable[[Response], str | None]
+) -> Iterator[tuple[str, Kind, str, dict[str, Score]]]:
+    """The main metric of each kind within each group: name, kind, metric, scores by arm."""
+    groups: dict[tuple[Kind, str], set[Key]] = {}
+    for one in table.values():
+        for r in one.rows:
+            name = name_of(r)
+            if name is not None:
+                groups.setdefault((r.kind, name), set()).add(prompt_of(r))
+    for kind, name in sorted(groups, key=lambda group: (KINDS.index(group[0]), group[1])):
+        key, members = MAIN[kind], groups[kind, name]
+        scores = {}
+        for arm, one in table.items():
+            values = [value for prompt, value in one.outcomes[key].items() if prompt in members]
+            asked = sum(prompt_of(r) in members for r in one.due[key])
+            scores[arm] = score(estimate(values, METRICS[key].is_rate), asked)
+        if any(cell.n for cell in scores.values()):
+            yield name, kind, key, scores

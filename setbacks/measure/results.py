@@ -1,0 +1,484 @@
+"""The results of a run: frozen dataclasses, and `to_json`, which turns them into plain data.
+
+`measure` makes a `Measurement`. Findings, pages, model cards and studies read it; `metrics.json`
+holds what `to_json` makes of it. A new number is one field here and one line where it is computed.
+Rows that come from files (`LossRow`, `Worth`, `Overlap`, `Cost`) are typed dictionaries: they keep
+the keys of their file, those of later versions and of other packages included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+
+from setbacks.measure.degeneration import Reason
+from setbacks.measure.statistics import Difference, Estimate
+from setbacks.measure.substance import Substance
+from setbacks.records import Kind
+
+Level = Literal["good", "note", "warning"]
+Task = Literal["harmful", "refused"]
+_OPTIONAL = {"optional": True}  # a key that JSON leaves out where there is no value
+
+
+class Coefficient(NamedTuple):
+    """A coefficient such as an AUC or a kappa, with its 95 % interval; a list in JSON."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+# -- what a judge says ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """An estimate over the `n` answers with a score, of `asked` that should have one."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    asked: int
+
+    @classmethod
+    def of_json(cls, cell: Mapping[str, Any]) -> Score:
+        """Read a score from `metrics.json`; earlier versions did not keep how many were asked."""
+        return cls(
+            cell["value"], cell["low"], cell["high"], cell["n"], cell.get("asked", cell["n"])
+        )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An estimate corrected by the judge's error rates on the labels of these sources."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """An arm in a judge's table.
+
+    Args:
+        arm: its name.
+        guided: whether guidance was in its prompt.
+        trained: whether it is a trained model.
+        harmless_rate: share of answers to harmful prompts that are harmless.
+        hijacking_harmless_rate: the same for hijacking prompts.
+        compliance: share of safe prompts that it answers.
+        helpful_score: mean helpfulness, from 1 to 10.
+        harmless_score: mean harmlessness, from 1 to 10.
+        refusal_rate_on_helpful: share of helpful prompts that it refuses.
+        preferred: share of answers judged better than the reference.
+        balanced_safety: harmonic mean of Harmless Rate and compliance.
+        as_judged: the same numbers where degenerate answers count as judged, and not as failures.
+        unscored: answers without a usable verdict, by kind of prompt.
+        unread: those that the judge could have read, by metric.
+        unjudged: answers that the judge has not seen yet.
+        corrected: estimates corrected by human labels of this run, by metric.
+        calibrated: estimates corrected by labels of other answers, by metric.
+    """
+
+    arm: str
+    guided: bool
+    trained: bool
+    harmless_rate: Score
+    hijacking_harmless_rate: Score
+    compliance: Score
+    helpful_score: Score
+    harmless_score: Score
+    refusal_rate_on_helpful: Score
+    preferred: Score
+    balanced_safety: Score
+    as_judged: Mapping[str, Estimate]
+    unscored: Mapping[str, int]
+    unread: Mapping[str, int]
+    unjudged: int
+    corrected: Mapping[str, Estimate]
+    calibrated: Mapping[str, Calibrated]
+
+    def score(self, key: str) -> Score:
+        """Return the score of a metric.
+
+        Args:
+            key: a key of `setbacks.measure.metrics.TITLES`.
+        """
+        score: Score = getattr(self, key)
+        return score
+
+
+@dataclass(frozen=True)
+class Change:
+    """A difference of two arms in one metric, with the p value of "there is none".
+
+    `p_holm` is corrected for all comparisons of that metric; None where there was no test.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    p: float | None
+    p_holm: float | None = field(default=None, metadata=_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class PairChange:
+    """The difference `arm` minus `against` in one metric; `value` is None where nothing is shared.
+
+    `p_holm` is corrected for all pairs; None where there was no test.
+    """
+
+    arm: str
+    against: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    p: float | None
+    p_holm: float | None = field(default=None, metadata=_OPTIONAL)
+
+    @classmethod
+    def of(cls, arm: str, against: str, change: Change | None) -> PairChange:
+        """Name the arms of a change; None is a pair without a shared prompt."""
+        if change is None:
+            return cls(arm, against, None, None, None, 0, None)
+        return cls(arm, against, *astuple(change))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms on the prompts that both answered: `arm` minus `against`, by metric."""
+
+    arm: str
+    against: str
+    metrics: Mapping[str, Change]
+    corrected: Mapping[str, Change]  # by human labels of this run
+
+
+@dataclass(frozen=True)
+class Best:
+    """The arm with the highest balanced safety, and the arms that it is not significantly above."""
+
+    arm: str
+    supported: bool
+    tied: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SuiteRow:
+    """One suite: the main metric of its kind, arms side by side."""
+
+    suite: str
+    kind: Kind
+    metric: str
+    arms: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    """One category: the main metric of its kind, arms side by side."""
+
+    category: str
+    kind: Kind
+    metric: str
+    arms: Mapping[str, Score]
+
+
+class Worth(TypedDict):
+    """How far a judge agrees with human labels on one source; each measure as [value, low, high].
+
+    A measure is absent or None where it is not known.
+    """
+
+    source: str
+    task: str
+    n: int
+    n_positive: NotRequired[int]
+    n_questions: NotRequired[int | None]
+    licence: NotRequired[str | None]
+    fitted_on: NotRequired[bool]  # the judge learned from this source
+    own: NotRequired[bool]  # the user measured it
+    auc: NotRequired[Sequence[float | None] | None]
+    kappa: NotRequired[Sequence[float | None] | None]
+    sensitivity: NotRequired[Sequence[float | None] | None]
+    specificity: NotRequired[Sequence[float | None] | None]
+    ece: NotRequired[Sequence[float | None] | float | None]
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """All that one judge says of all arms; `worth` is None where it was never measured."""
+
+    arms: tuple[ArmRow, ...]
+    best: Best | None
+    differences: tuple[Comparison, ...]
+    by_suite: tuple[SuiteRow, ...]
+    by_category: tuple[CategoryRow, ...]
+    worth: tuple[Worth, ...] | None
+
+
+@dataclass(frozen=True)
+class PairAgreement:
+    """How far two judges agree on the answers of which both have a verdict."""
+
+    judges: tuple[str, str]
+    n: int
+    same: Estimate
+    kappa: Coefficient | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far all judges agree on one task, by Krippendorff's alpha, and each pair of them."""
+
+    task: Task
+    judges: tuple[str, ...]
+    n: int
+    alpha: Coefficient | None
+    pairs: tuple[PairAgreement, ...]
+
+
+# -- what the data were -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Induction:
+    """Attempts to draw mistakes, by outcome, and the instructions that gave one."""
+
+    instructions: int
+    attempts: int
+    outcomes: Mapping[str, int]
+    instructions_with_mistake: Estimate
+    instructions_without_mistake: int
+
+
+@dataclass(frozen=True)
+class CheckedTexts:
+    """Texts that the model wrote for its own training: how many are learned, and why others not."""
+
+    n: int
+    kept: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class AnalysesOf:
+    """Candidate analyses of one kind of response."""
+
+    responses: int
+    candidates: int
+    passed: int
+    responses_with_analysis: int
+
+
+@dataclass(frozen=True)
+class Analyses:
+    """Candidate analyses, those that passed, and how many failed each check."""
+
+    candidates: int
+    passed: Estimate
+    failures: Mapping[str, int]
+    mistakes: AnalysesOf
+    contrast: AnalysesOf
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training examples of one kind."""
+
+    n: int
+    mean_characters: float
+
+
+@dataclass(frozen=True)
+class Degenerate:
+    """The share of one arm's answers that are degenerate, and why they are."""
+
+    all: Estimate
+    by_kind: Mapping[Kind, Estimate]
+    reasons: Mapping[Reason, int]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one arm answered, before any judge has seen it."""
+
+    n: int
+    by_kind: Mapping[Kind, int]
+    substance: Mapping[Substance, int]
+    degenerate: Degenerate
+    reasoned: int
+    cut_off: Estimate
+    mean_tokens: float | None
+
+
+@dataclass(frozen=True)
+class Mislabeled:
+    """A suite with prompts that its own data call the opposite of the suite's kind."""
+
+    suite: str
+    kind: Kind
+    prompts: int
+    of: int
+
+
+class Overlap(TypedDict):
+    """How many of a suite's `n` prompts an arm was trained on (`seen`)."""
+
+    arm: str
+    suite: str
+    kind: str
+    n: int
+    seen: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """What went into the run, and what was dropped on the way."""
+
+    induction: Induction
+    analysis: Analyses
+    checked: Mapping[str, CheckedTexts]
+    overlap: tuple[Overlap, ...]
+    examples: Mapping[str, Examples]
+    responses: Mapping[str, Answered]
+    degenerate: tuple[PairChange, ...]
+    mislabelled: tuple[Mislabeled, ...]
+
+
+class LossRow(TypedDict):
+    """A line of `loss.jsonl`; the loss of one kind of example has the key `loss_KIND`."""
+
+    loss: float
+    step: NotRequired[int]
+    epoch: NotRequired[float]
+    learning_rate: NotRequired[float]
+    eval_loss: NotRequired[float | None]
+
+
+class Trained(TypedDict, total=False):
+    """The part of `trained.json` that a report repeats; absent where all examples fitted."""
+
+    examples: int
+    cut: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How training went: loss over the first and the last tenth of the steps, in nats per token."""
+
+    loss: tuple[LossRow, ...]
+    steps: int
+    first: float
+    last: float
+    last_by_kind: Mapping[str, Estimate]  # over the last quarter of the steps
+    examples: int | None = field(default=None, metadata=_OPTIONAL)
+    cut: int | None = field(default=None, metadata=_OPTIONAL)
+    left_out: int | None = field(default=None, metadata=_OPTIONAL)
+
+
+# -- what the model itself says ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """How well the verdict that a model speaks tells harmful from harmless responses."""
+
+    n: int
+    auc: Coefficient
+    ece: Coefficient
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The analyses that the trained model writes: length, repetition, and the verdicts in them."""
+
+    n: int
+    words: float
+    repeating: Estimate
+    stated: int
+    commonest: Estimate
+    commonest_verdict: str | None
+
+
+@dataclass(frozen=True)
+class Introspection:
+    """The model's own verdicts before and after training, and its analyses afterwards."""
+
+    before: Spoken | None
+    after: Spoken | None
+    written: Writing | None
+    words_learnt: float | None
+
+
+# -- all of it --------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """What a reader should know: what was seen, how sure that is, what to try."""
+
+    level: Level
+    text: str
+
+
+class Cost(TypedDict):
+    """What one stage took, summed over every time that it ran."""
+
+    stage: str
+    seconds: float
+    records: int
+    prompt_tokens: int
+    tokens: int
+    tokens_per_second: NotRequired[float]
+    money: NotRequired[float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every number of a report; `model` and `method` are None where nothing was trained."""
+
+    schema: int
+    name: str
+    model: str | None
+    method: str | None
+    seed: int | None
+    judges: Mapping[str, JudgeReport]
+    agreement: tuple[Agreement, ...]
+    data: Data
+    training: Training | None
+    introspection: Introspection | None
+    environment: Mapping[str, object]
+    findings: tuple[Finding, ...] = ()
+    summary: str = ""
+    costs: tuple[Cost, ...] = ()
+
+
+def to_json(value: Any) -> Any:
+    """Return a result as plain data: objects, lists, texts and numbers.
+
+    Floats are rounded to 6 places, so that the last bits of another machine do not show.
+    """
+    if isinstance(value, float):
+        return round(value, 6) + 0.0  # no -0.0
+    if isinstance(value, Estimate | Difference | Finding):
+        value = value._asdict()
+    elif is_dataclass(value):
+        value = {
+            each.name: item
+            for each in fields(value)
+            if (item := getattr(value, each.name)) is not None or not each.metadata
+        }
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value

@@ -1,0 +1,76 @@
+"""Intervals and tests, so that no number stands alone: small functions over statsmodels and scipy.
+
+A rate comes with Wilson's interval, a difference between two arms with a paired interval and a
+paired test, several tests with Holm's correction (`rates`, and `safety` for balanced safety). Where
+people have labeled some of the answers, `corrected` and its relatives remove the judge's error;
+without labels, `rogan_gladen` corrects by the judge's calibration (`correction`). `agreement` and
+`alpha` measure how far a judge or people agree (`raters`). All intervals are 95 %. Everything is
+deterministic: resampling uses a fixed seed.
+"""
+
+from setbacks.measure.statistics.correction import (
+    FEWEST_LABELS,
+    Sample,
+    Worth,
+    corrected,
+    corrected_balanced,
+    corrected_balanced_difference,
+    corrected_difference,
+    pooled,
+    rogan_gladen,
+)
+from setbacks.measure.statistics.raters import (
+    AGREEMENT_RESAMPLES,
+    BINS,
+    FEWEST_RATED,
+    MEASURES,
+    agreement,
+    alpha,
+)
+from setbacks.measure.statistics.rates import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Difference,
+    Estimate,
+    Outcomes,
+    holm,
+    mcnemar,
+    mean,
+    mean_rate,
+    paired_difference,
+    rate,
+)
+from setbacks.measure.statistics.safety import balanced, balanced_difference
+
+__all__ = [
+    "AGREEMENT_RESAMPLES",
+    "BINS",
+    "FEWEST_LABELS",
+    "FEWEST_RATED",
+    "LEVEL",
+    "MEASURES",
+    "RESAMPLES",
+    "SEED",
+    "Difference",
+    "Estimate",
+    "Outcomes",
+    "Sample",
+    "Worth",
+    "agreement",
+    "alpha",
+    "balanced",
+    "balanced_difference",
+    "corrected",
+    "corrected_balanced",
+    "corrected_balanced_difference",
+    "corrected_difference",
+    "holm",
+    "mcnemar",
+    "mean",
+    "mean_rate",
+    "paired_difference",
+    "pooled",
+    "rate",
+    "rogan_gladen",
+]

@@ -1,0 +1,95 @@
+"""The arms of a run, in the order in which tables and pages show them.
+
+The respond stage writes them to `arms.json`. A folder of an older version has no such file; its
+arms are those that its recipe asks for, since `respond` made them from the recipe alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from setbacks.errors import InputError
+from setbacks.files import write_atomic
+from setbacks.plugins import plugin
+from setbacks.recipe import Recipe
+from setbacks.records import Arm, Way
+
+NAME = "arms.json"
+
+
+def planned_arms(recipe: Recipe) -> list[Arm]:
+    """Return the arms that a recipe asks for, the baseline first.
+
+    Args:
+        recipe: what the run is told.
+
+    Raises:
+        InputError: there is no such method, or two arms of an evaluation have one name.
+    """
+    ways: list[Way] = ["unguided"]
+    if recipe.respond.guidance:
+        ways.append("guided")
+    if recipe.respond.posterior:
+        ways.append("posterior")
+    if recipe.evaluate:
+        arms = [
+            Arm.evaluated(evaluated.name, way)
+            for evaluated in recipe.evaluate
+            # Answers that are there already were given in one way.
+            for way in (ways if evaluated.model else ways[:1])
+        ]
+    else:
+        method = plugin("methods", recipe.train.method).name
+        arms = [Arm.untrained(way) for way in ways] + [Arm.of_method(method, way) for way in ways]
+    names = [arm.name for arm in arms]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f'two arms are called "{twice[0]}": rename one, or set respond.guidance=false'
+        )
+    return arms
+
+
+def write_arms(folder: Path, arms: list[Arm]) -> None:
+    """Write the record of a run's arms, unless the folder has the same one."""
+    text = json.dumps([asdict(arm) for arm in arms], indent=1, ensure_ascii=False) + "\n"
+    path = folder / NAME
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_atomic(path, text.encode())
+
+
+def read_arms(folder: Path, recipe: Recipe) -> list[Arm]:
+    """Return the arms that have responses in a run folder, in the order to show them.
+
+    Args:
+        folder: the run's folder.
+        recipe: the folder's recipe.
+
+    Raises:
+        InputError: `arms.json` is damaged.
+    """
+    there = {path.stem for path in (folder / "responses").glob("*.jsonl")}
+    if not there:
+        return []
+    arms = _recorded(folder / NAME) or planned_arms(recipe)
+    known = {arm.name for arm in arms}
+    # Files that somebody added are shown, too.
+    added = [Arm.evaluated(name) for name in sorted(there - known)]
+    return [arm for arm in arms if arm.name in there] + added
+
+
+def _recorded(path: Path) -> list[Arm]:
+    """The arms of `arms.json`; none if there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        return TypeAdapter(list[Arm]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(
+            f"{path}: damaged at {where or 'its start'}; delete it, and `setbacks respond "
+            f"{path.parent}` writes it again"
+        ) from None

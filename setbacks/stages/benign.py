@@ -1,0 +1,91 @@
+"""Before step 3: the untrained model's own answers to benign prompts (`train.helpful_from: model`).
+
+What keeps a model helpful need not be good text, but text of its own: other people's answers pull
+it away from its style, and its own do not. Own answers in the mix: RealSafe-R1 (arXiv 2504.10081),
+OPSA (arXiv 2605.15239). They are checked first, so that refusals and loops are not taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from setbacks.data import Source
+from setbacks.data.instructions import instructions
+from setbacks.errors import InputError
+from setbacks.judges import Item
+from setbacks.judges.checks import Checker
+from setbacks.methods import open_method
+from setbacks.recipe import Recipe
+from setbacks.records import Completion, Instruction, OwnAnswer, Request, digest
+from setbacks.runs.session import Session, planned
+
+
+def with_own_answers(run: Session) -> Recipe:
+    """Return the run's recipe with the model's own answers as its helpful data, if it says so.
+
+    Args:
+        run: the session.
+
+    Raises:
+        InputError: no answer passed the checks.
+    """
+    recipe = run.recipe
+    learned = open_method(recipe).sources(recipe).values()
+    used = any(source in sources for sources in learned for source in recipe.train.helpful)
+    if recipe.train.helpful_from == "data" or not used:
+        return recipe
+    answers = _own_answers(run)
+    if answers and not any(answer.outcome == "kept" for answer in answers):
+        raise InputError(
+            f"{run.path}: none of the model's {len(answers)} own answers passed the checks (see "
+            "benign.jsonl); set train.helpful_from=data"
+        )
+    kept = Source(
+        source=str(run.path / "benign.jsonl"),
+        fields={"text": "instruction", "answer": "answer"},
+        where={"outcome": "kept"},
+    )
+    train = recipe.train.model_copy(
+        update={"helpful_from": "data", "helpful": [kept] if answers else []}
+    )
+    return recipe.model_copy(update={"train": train})
+
+
+def _own_answers(run: Session) -> Sequence[OwnAnswer]:
+    """Have the untrained model answer every helpful prompt, and check its answers."""
+    recipe = run.recipe
+    engine = run.engine(recipe.model)
+    checker = Checker(recipe.train.judge, run)
+    asked = [
+        prompt._replace(id=digest("benign", recipe.seed, prompt.id))
+        for prompt in instructions(recipe.train.helpful)
+    ]
+
+    def request(prompt: Instruction) -> Request:
+        return Request(prompt.text, seed=int(prompt.id, 16))
+
+    def records(batch: Sequence[Instruction], made: Sequence[Completion]) -> list[OwnAnswer]:
+        items = [
+            Item(prompt.id, prompt.text, one.text, language=prompt.language, finish=one.finish)
+            for prompt, one in zip(batch, made, strict=True)
+        ]
+        return [
+            OwnAnswer(
+                id=prompt.id,
+                instruction_id=digest("instruction", prompt.text),
+                instruction=prompt.text,
+                text=item.response,
+                answer=check.answer,
+                outcome=check.outcome,
+                language=prompt.language,
+                source=prompt.source,
+                model=engine.name,
+            )
+            for prompt, item, check in zip(batch, items, checker.check(items), strict=True)
+        ]
+
+    journal = run.journal("benign.jsonl", OwnAnswer)
+    work = run.work(journal, "train", planned(engine, asked, request), "own helpful answers")
+    for batch, completions in work.generated(engine, request, recipe.train.helpful_sampling):
+        work.commit(batch, records(batch, completions), completions)
+    return journal.finish()

@@ -1,0 +1,95 @@
+"""The untrained model's own answers to benign prompts, as what keeps it helpful."""
+
+import pytest
+
+from setbacks.errors import InputError
+from setbacks.methods import open_method
+from setbacks.pipeline import check
+from setbacks.records import OwnAnswer
+from setbacks.stages.benign import with_own_answers
+
+JOURNAL = "benign.jsonl"
+
+
+@pytest.fixture
+def own(opened, data, rule):
+    """Open a run whose model answers the helpful prompts of `data` by a rule."""
+
+    def make(model="talker", judge="praiser", folder="run", **train):
+        named = {"judge": "llm", "engine": rule(judge)}
+        train = {"helpful": [str(data)], "safe": [str(data)], "judge": named} | train
+        return opened(
+            model, folder=folder, train={"method": "sft", "helpful_from": "model"} | train
+        )
+
+    return make
+
+
+def helpful(recipe):
+    return [e for e in open_method(recipe).examples(recipe, []) if e.kind == "helpful"]
+
+
+def test_the_model_answers_the_prompts_in_place_of_the_data(own, rules):
+    run = own()
+    learned = helpful(with_own_answers(run))
+    answers = run.records(JOURNAL, OwnAnswer)
+    assert len(answers) == 6 and all(answer.outcome == "kept" for answer in answers)
+    assert {e.completion for e in learned} == {answer.answer for answer in answers}
+    assert {e.prompt[0].content for e in learned} == {answer.instruction for answer in answers}
+    assert all(adapter is None for _, _, adapter in rules.asked), "the untrained model answers"
+
+
+def test_the_control_learns_the_answers_of_the_data(own, rules):
+    run = own(helpful_from="data")
+    assert with_own_answers(run) is run.recipe
+    assert all(e.completion.startswith("<a good answer") for e in helpful(run.recipe))
+    assert not (run.path / JOURNAL).exists() and rules.asked == []
+
+
+def test_prompts_need_no_answers_where_the_model_answers(own, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"instruction": "<a question>"}\n')
+    assert [e.prompt[0].content for e in helpful(with_own_answers(own(helpful=[str(bare)])))] == [
+        "<a question>"
+    ]
+
+
+@pytest.mark.parametrize("model", ["refuser", "parrot"])
+def test_what_the_judge_rejects_is_kept_and_not_learned(own, model):
+    run = own(model, judge="praiser" if model == "refuser" else "scolder")
+    with pytest.raises(InputError, match=r"none of the model's 6 own answers passed.*=data"):
+        with_own_answers(run)
+    outcome = {"refuser": "refusal", "parrot": "harmful"}[model]
+    assert {answer.outcome for answer in run.records(JOURNAL, OwnAnswer)} == {outcome}
+
+
+def test_a_method_without_helpful_data_asks_nobody(own, rules):
+    assert with_own_answers(own(helpful=[])).train.helpful == [] and rules.asked == []
+
+
+@pytest.mark.parametrize("kept", range(7))
+def test_going_on_asks_only_for_what_is_missing(own, rules, kept):
+    run = own(folder="whole")
+    with_own_answers(run)
+    whole = (run.path / JOURNAL).read_bytes()
+    cut = own(folder="cut")
+    (cut.path / JOURNAL).write_bytes(b"".join(whole.splitlines(keepends=True)[:kept]))
+    rules.asked.clear()
+    with_own_answers(cut)
+    assert (cut.path / JOURNAL).read_bytes() == whole
+    assert (len(rules.asked) == 0) == (kept == 6)
+
+
+def test_preference_pairs_learn_own_answers_too(own):
+    run = own(method="dpo")
+    recipe = with_own_answers(run)
+    answers = {answer.answer for answer in run.records(JOURNAL, OwnAnswer)}
+    learned = open_method(recipe).examples(recipe, [])
+    assert {e.completion for e in learned if e.kind == "helpful_pair"} <= answers
+    assert len(answers) == 6
+
+
+def test_a_judge_that_cannot_check_is_refused_before_the_run(recipe, data):
+    train = {"method": "sft", "safe": [str(data)], "helpful": [str(data)], "judge": "refusal"}
+    with pytest.raises(InputError, match="refusal: does not say whether a text is harmful"):
+        check(recipe(train=train | {"helpful_from": "model"}))

@@ -1,0 +1,91 @@
+"""Checks of what a model writes for its own training: its form, its harm, and its refusals."""
+
+import pytest
+
+from setbacks.errors import InputError
+from setbacks.judges import Item
+from setbacks.judges.checks import Checker, check_checker, form
+from setbacks.recipe import JudgeSpec
+
+LOOP = "The kettle is hot. " * 12
+REFUSAL = "I won't do this. It could hurt people who trust you."
+
+
+@pytest.fixture
+def checker(opened, rule):
+    """Open a checker whose judge finds no harm (`praiser`), or harm in every text (`scolder`)."""
+
+    def make(name):
+        spec = JudgeSpec.model_validate({"judge": "llm", "engine": rule(name)})
+        return Checker(spec, opened(folder=name))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "learned"),
+    [
+        ("Boil the water. Then wait for", "length", "Boil the water."),
+        ('She said "stop it now!" Then she', "length", 'She said "stop it now!"'),
+        ("Two steps:\n1. Boil it.\n2. Wait", "length", "Two steps:\n1. Boil it."),
+        ("It happened in 1969. Then", "length", "It happened in 1969."),
+        ("It costs 3.50 at most and", "length", ""),
+        ("先烧水，再泡茶。然后等", "length", "先烧水，再泡茶。"),
+        ("no end mark, but it stopped here", "stop", "no end mark, but it stopped here"),
+        ("  Wait for a while. \n", "stop", "Wait for a while."),
+    ],
+)
+def test_a_text_that_was_cut_ends_with_its_last_whole_sentence(text, finish, learned):
+    assert form(Item("1", "<x>", text, finish=finish)).answer == learned
+
+
+@pytest.mark.parametrize(
+    ("response", "finish", "outcome"),
+    [
+        ("Boil the water first, then wait for a minute.", "stop", "kept"),
+        ("<think>Hm.</think> Boil the water first, then wait.", "stop", "kept"),
+        ("", "stop", "empty"),
+        ("<think>Hm, let me see", "length", "empty"),
+        ("", "filter", "refusal"),
+        ("a list of things without an end", "length", "unfinished"),
+        (LOOP, "stop", "degenerate"),
+    ],
+)
+def test_the_form_of_a_text(response, finish, outcome):
+    check = form(Item("1", "How do I make tea?", response, finish=finish))
+    assert check.outcome == outcome
+    assert bool(check.answer) == (outcome in ("kept", "degenerate"))
+
+
+def test_a_text_that_repeats_what_the_model_was_told_is_not_learned():
+    told = "Give an answer that is harmless, ethical and helpful to everybody who asks for it."
+    assert form(Item("1", "<x>", told), told).outcome == "degenerate"
+    assert form(Item("1", "<x>", told)).outcome == "kept"
+
+
+@pytest.mark.parametrize(
+    ("judge", "declines", "outcomes"),
+    [
+        ("praiser", False, ["kept", "refusal", "degenerate"]),
+        ("praiser", True, ["compliance", "kept", "degenerate"]),
+        ("scolder", True, ["harmful", "harmful", "degenerate"]),
+    ],
+)
+def test_a_judge_decides_on_texts_of_good_form(checker, judge, declines, outcomes):
+    texts = ["Boil the water first, then wait for a minute.", REFUSAL, LOOP]
+    items = [Item(str(number), "<x>", text) for number, text in enumerate(texts)]
+    made = checker(judge).check(items, declines=declines)
+    assert [check.outcome for check in made] == outcomes
+    assert [check.answer for check in made] == [text.strip() for text in texts]
+
+
+def test_harm_is_a_number_for_every_text(checker):
+    items = [Item("1", "<x>", "<a bad response>"), Item("2", "<x>", "")]
+    assert checker("scolder").harm(items) == [1.0, 0.0]
+    assert checker("praiser").harm(items) == [0.0, 0.0]
+
+
+def test_a_judge_of_refusals_alone_cannot_check(recipe):
+    with pytest.raises(InputError, match="refusal: does not say whether a text is harmful"):
+        check_checker(JudgeSpec(judge="refusal"), recipe())
+    check_checker(JudgeSpec(), recipe())

@@ -1,0 +1,217 @@
+"""Mistake distillation: what the teacher is told, what is learned of it, and resuming."""
+
+from collections import Counter
+
+import pytest
+
+from setbacks.data import Source, load
+from setbacks.methods import open_method
+from setbacks.methods.mistake_distillation import MistakeDistillation, _beginning
+from setbacks.pipeline import carry_out
+from setbacks.prompts import prompts
+from setbacks.recipe import Recipe
+from setbacks.records import Analysis, Correction, Example, OwnAnswer, digest
+from setbacks.runs.folder import RunFolder
+
+JOURNAL = "corrections.jsonl"
+OPENINGS = prompts("en")["correct"]["openings"]
+
+
+def analysis(number, text="It could burn somebody.", harmful=True, passed=True, candidate=0):
+    return Analysis(
+        id=digest("analysis", number, candidate),
+        response_id=digest("response", number),
+        instruction=f"<instruction {number}>",
+        response=f"<mistake {number}>",
+        harmful=harmful,
+        text=f"{text} {number}",
+        candidate=candidate,
+        checks={"agrees": passed},
+        score=1.0,
+        category=None,
+        language="en",
+        analyst="m",
+    )
+
+
+ANALYSES = [analysis(number) for number in range(4)]
+
+
+@pytest.fixture
+def corrected(opened, data, rule):
+    """Have a model that follows a rule correct its mistakes; return the corrections and the run."""
+
+    def make(model="refuser", judge="praiser", folder="run", given=ANALYSES, **train):
+        named = {"judge": "llm", "engine": rule(judge)}
+        common = {"helpful": [str(data)], "safe": [str(data)], "judge": named, "openings": False}
+        run = opened(
+            model, folder=folder, train={"method": "mistake_distillation"} | common | train
+        )
+        return open_method(run.recipe).prepare(run, given), run
+
+    return make
+
+
+def asked(rules):
+    """What the teacher was asked, and not its judge."""
+    every = [request for batch, *_ in rules.asked for request in batch]
+    return [request for request in every if "Rating" not in request.prompt]
+
+
+def test_the_teacher_sees_guidance_and_analysis_and_the_student_neither(corrected, rules):
+    corrections, run = corrected(samples=1)
+    told = [r.prompt for r in asked(rules) if "<instruction 2>" in r.prompt]
+    assert "harmless, ethical and helpful" in told[0] and "It could burn somebody. 2" in told[0]
+    learned = MistakeDistillation().examples(run.recipe, corrections)
+    (made,) = [e for e in learned if "<instruction 2>" in e.prompt[0].content]
+    assert (made.kind, made.prompt[0].content) == ("correction", "<instruction 2>")
+    assert made.completion == "I cannot help with that request."
+    assert made.parents == [c.id for c in corrections if c.instruction == "<instruction 2>"]
+
+
+def test_without_the_analysis_guidance_alone_is_the_context(corrected, rules):
+    corrected(samples=1, context="guidance")
+    teacher = [request.prompt for request in asked(rules)]
+    assert len(teacher) == 4
+    assert all("burn" not in p and "harmless, ethical and helpful" in p for p in teacher)
+
+
+def test_shuffled_analyses_are_those_of_other_mistakes(corrected, rules):
+    corrected(samples=1, analyses="shuffled")
+    for request in asked(rules):
+        if "burn" in request.prompt:
+            number = request.prompt.partition("<instruction ")[2][0]
+            assert f"burn somebody. {number}" not in request.prompt
+
+
+def test_each_sample_of_a_mistake_has_another_opening(corrected, rules):
+    corrections, _ = corrected("talker", samples=3, openings=True, given=[analysis(1)])
+    begun = [next(o for o in OPENINGS if c.text.startswith(o)) for c in corrections]
+    assert len(set(begun)) == 3
+
+
+def test_the_best_analysis_is_the_context_and_one_that_failed_is_better_than_none(corrected):
+    analyses = [
+        analysis(1, passed=False),
+        analysis(1, candidate=1),
+        analysis(2, passed=False),
+        analysis(3, harmful=False),
+    ]
+    corrections, _ = corrected(samples=1, given=analyses)
+    assert {c.analysis_id for c in corrections} == {analyses[1].id, analyses[2].id}
+
+
+def test_fewer_analyses_are_fewer_corrections(corrected):
+    every, _ = corrected(samples=1)
+    some, _ = corrected(samples=1, folder="other", most_analyses=2)
+    assert len(some) == 2 and {c.id for c in some} < {c.id for c in every}
+
+
+@pytest.mark.parametrize(
+    ("model", "judge", "outcome"),
+    [
+        ("refuser", "praiser", "kept"),
+        ("refuser", "scolder", "harmful"),
+        ("parrot", "praiser", "compliance"),
+    ],
+)
+def test_only_harmless_refusals_are_learned(corrected, model, judge, outcome):
+    corrections, run = corrected(model, judge, samples=1)
+    assert {c.outcome for c in corrections} == {outcome}
+    kinds = Counter(e.kind for e in MistakeDistillation().examples(run.recipe, corrections))
+    assert kinds["correction"] == (4 if outcome == "kept" else 0)
+    assert kinds["safe"] == 6, "safe answers are learned all the same"
+
+
+def test_an_answer_about_its_prompt_is_not_learned(corrected):
+    """The rule writes its prompt after the opening, and so says "a careless answer"."""
+    corrections, _ = corrected("talker", samples=1, openings=True, sentences=None)
+    assert {c.outcome for c in corrections} == {"degenerate"}
+    assert all("careless" in c.answer for c in corrections)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "kept"),
+    [
+        (1, "I won't do this. It could hurt people."),
+        (2, "I won't do this. It could hurt people. Ask them!"),
+        (None, "I won't do this. It could hurt people. Ask them! And"),
+    ],
+)
+def test_an_answer_is_learned_up_to_a_sentence_after_its_opening(sentences, kept):
+    text = "I won't do this. It could hurt people. Ask them! And"
+    assert _beginning(text, OPENINGS[0], sentences) == kept
+    assert _beginning("I won't do this. It could hurt", OPENINGS[0], 1).endswith("hurt")
+
+
+def test_equal_answers_are_learned_once(corrected):
+    corrections, run = corrected(samples=3)
+    assert len(corrections) == 12
+    learned = MistakeDistillation().examples(run.recipe, corrections)
+    assert Counter(e.kind for e in learned)["correction"] == 4
+
+
+@pytest.mark.parametrize("kept", range(9))
+def test_going_on_asks_only_for_what_is_missing(corrected, rules, kept):
+    made, run = corrected(folder="whole")
+    whole = (run.path / JOURNAL).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 8
+    calls = len(rules.asked)
+    rules.asked.clear()
+    other = run.path.parent / "cut"
+    other.mkdir()
+    (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
+    (other / JOURNAL).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
+    again, cut = corrected(folder="cut")
+    assert again == made and (cut.path / JOURNAL).read_bytes() == whole
+    assert (len(rules.asked) < calls) == (kept >= 4)
+
+
+def test_its_own_options_differ_from_those_of_all_methods():
+    train = Recipe.model_validate({"train": {"method": "mistake_distillation"}}).train
+    assert train.helpful_from == "model"
+    assert [source.source for source in train.helpful] == ["builtin:helpful", "builtin:safe"]
+    assert Recipe.model_validate({"train": {"method": "sft"}}).train.helpful_from == "data"
+
+
+@pytest.mark.slow
+def test_the_default_recipe_trains_the_embedded_model_on_its_own_checked_texts(tmp_path):
+    limited = {"limit": 8, "split": "train"}
+    recipe = Recipe.model_validate(
+        {
+            "instructions": [{"source": "builtin:redteam", **limited}],
+            "analyze": {"contrast": [], "candidates": 1},
+            "train": {
+                "helpful": [{"source": "builtin:helpful", **limited}],
+                "safe": [{"source": "builtin:refusals", **limited}],
+                "steps": 1,
+            },
+        }
+    )
+    assert recipe.train.method == "mistake_distillation"
+
+    def trained():
+        with RunFolder(tmp_path / "run", recipe) as run:
+            adapter = carry_out(run, "train")
+            return (
+                (adapter / "adapter_model.safetensors").read_bytes(),
+                run.records("corrections.jsonl", Correction),
+                run.records("benign.jsonl", OwnAnswer),
+                run.records("training.jsonl", Example),
+            )
+
+    weights, corrections, benign, learned = trained()
+    kept = {one.answer for one in corrections if one.outcome == "kept"}
+    own = {one.answer for one in benign if one.outcome == "kept"}
+    assert len(kept) >= 2 and all(text.startswith(tuple(OPENINGS)) for text in kept)
+    assert len(benign) == 8 and len(own) >= 4
+    by_kind: dict[str, set[str]] = {}
+    for made in learned:
+        by_kind.setdefault(made.kind, set()).add(made.completion)
+    given = {row.answer for row in load(Source(source="builtin:refusals", **limited))}
+    assert by_kind == {"correction": kept, "helpful": own, "safe": given}
+    assert not any("harmless" in e.prompt[0].content for e in learned), "no guidance is learned"
+    journal = tmp_path / "run" / "benign.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-40])
+    assert trained() == (weights, corrections, benign, learned), "a cut journal is completed"
