@@ -477,7 +477,8 @@ def test_reading_needs_no_lock_and_writes_nothing(folder):
         assert run.recipe == writer.recipe and run.environment == writer.environment
         assert [thing.id for thing in run.records("responses/vanilla.jsonl", Thing)] == ["a", "b"]
         assert run.records("mistakes.jsonl", Thing) == []
-        assert run.arms() == ["vanilla"] and run.notices() == ["<a notice>"]
+        assert [arm.name for arm in run.arms()] == ["vanilla"]
+        assert run.notices() == ["<a notice>"]
         assert run.costs() == writer.costs() != []
         assert state(folder) == before
 
@@ -566,7 +567,8 @@ def test_somebody_who_may_only_read_reads(as_a_reader):
         (folder / "run.log").open("a")
     run = Run(folder)
     assert len(run.records("responses/vanilla.jsonl", Thing)) == 2
-    assert run.arms() == ["vanilla"] and run.notices() == ["<a notice>"] and run.costs()
+    assert [arm.name for arm in run.arms()] == ["vanilla"]
+    assert run.notices() == ["<a notice>"] and run.costs()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
