@@ -83,7 +83,7 @@ def test_an_adapter_folder_is_answered_with_on_its_own_base(tmp_path):
         (arm,) = evaluation(["runs/second-try/adapter"]).evaluate
         assert (arm.name, arm.model.model, arm.adapter) == ("second-try", expected, str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="which model it is an adapter of"):
+    with pytest.raises(InputError, match="does not name the adapter's base model"):
         evaluation([str(folder)])
     (arm,) = evaluation([str(folder), "model.model=a/b"]).evaluate
     assert arm.model.model == "a/b"
@@ -117,8 +117,8 @@ def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
     [
         ([], [], "nothing to evaluate"),
         (["seed=1"], [], "nothing to evaluate"),
-        (["a=x.jsonl", "a=y.jsonl"], [], '"a" is there twice'),
-        (["a/b=x.jsonl"], [], '"a/b" is no name here'),
+        (["a=x.jsonl", "a=y.jsonl"], [], 'duplicate name "a"'),
+        (["a/b=x.jsonl"], [], '"a/b" is not a valid name'),
         (["gpt 4.1=x.jsonl"], [], 'such as "gpt-4.1"'),
         (["modèle=x.jsonl"], [], 'such as "modele"'),
         (["模型=x.jsonl"], [], "letters (a to z), digits and"),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from inspect import signature
 
 from setbacks.errors import InputError
-from setbacks.judges import check_judge
+from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
 from setbacks.models.chat_template import check_chat
 from setbacks.models.embedded import resolve
@@ -44,10 +43,7 @@ def _is_used(engine: Engine, recipe: Recipe) -> bool:
     """Whether a run needs an engine: an evaluation asks its own model only for a judge."""
     if not recipe.evaluate or engine is not recipe.model:
         return True
-    return any(
-        judge_.engine is None and "engine" in signature(plugin("judges", judge_.judge)).parameters
-        for judge_ in recipe.judges
-    )
+    return any(spec.engine is None and judge_class(spec).needs_engine for spec in recipe.judges)
 
 
 def check_chat_of(engine: Engine | None, *, trains: bool = False) -> None:
@@ -77,9 +73,10 @@ def check_judge_and_model(spec: JudgeSpec) -> None:
     Raises:
         InputError: the judge is not known, lacks what it needs, or its model cannot be asked.
     """
-    if reader := getattr(check_judge(spec), "embedded", None):
-        resolve(reader)
-    if spec.judge == "llm":  # guards have conversations of their own
+    judge = check_judge(spec)
+    if judge.embedded:
+        resolve(judge.embedded)
+    if judge.weights is None:  # guards have conversations of their own
         check_chat_of(spec.engine)
 
 
