@@ -21,7 +21,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
-from setbacks.stages.respond import request, said
+from setbacks.stages.respond import request, split_answer
 
 
 def analysis(number=0, harmful=True, passed=True, score=1.0, candidate=0):
@@ -170,14 +170,17 @@ def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
     )
     arm = Arm.of_method("mistake_analysis_joined", "guided")
     assert "First say whether" in request(told, arm, "<x>").prompt
-    assert said(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
+    assert split_answer(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
         "text": "<a>",
         "analysis": "Harmful. <t>",
     }
-    assert said(told, arm, "Harmful. <cut off") == {"text": "Harmful. <cut off", "analysis": None}
+    assert split_answer(told, arm, "Harmful. <cut off") == {
+        "text": "Harmful. <cut off",
+        "analysis": None,
+    }
     plain = Arm.of_method("mistake_analysis_joined")
     assert request(told, plain, "<x>").prompt == "<x>"
-    assert said(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
+    assert split_answer(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
 
 
 # What posterior decoding chooses ----------------------------------------------------------------

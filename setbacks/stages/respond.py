@@ -86,7 +86,7 @@ def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]
     """Return who answers as each arm of a run, in the arms' order.
 
     Args:
-        recipe: all that the run is told.
+        recipe: of the run.
         adapter: the trained adapter's folder; None in an evaluation, which names its own.
 
     Raises:
@@ -184,7 +184,7 @@ def _answer(
         return _response(
             arm,
             question,
-            **said(recipe, arm, kept.text),
+            **split_answer(recipe, arm, kept.text),
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
             tokens=sum(completion.tokens for completion in found),
@@ -207,7 +207,7 @@ def _answer(
     return journal.finish()
 
 
-def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
+def split_answer(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
     """Split what an arm wrote into its answer (`text`) and the analysis before it, if any."""
     method = trained_method(recipe, arm)
     answer, analysis = method.split(recipe.language, text) if method else (text, None)
@@ -237,7 +237,7 @@ def _take(
     return journal.finish()
 
 
-def _response(arm: Arm, question: Question, **said: Any) -> Response:
+def _response(arm: Arm, question: Question, **fields: Any) -> Response:
     return Response(
         id=question.id,
         arm=arm.name,
@@ -250,7 +250,7 @@ def _response(arm: Arm, question: Question, **said: Any) -> Response:
         language=question.instruction.language,
         guided=arm.way == "guided",
         prompt_harmful=question.instruction.harmful,
-        **said,
+        **fields,
     )
 
 

@@ -117,7 +117,7 @@ def against_first(
         recipe: of the study.
         folder: of the study.
         variants: named NAME.SEED; those of one name are averaged.
-        show: told of progress.
+        show: called with progress.
         title: of the tables and pictures.
 
     Returns:

@@ -90,9 +90,9 @@ def log_likelihoods(
     model.eval()
     made = [0.0] * len(rows)
     for batch in by_length([len(row["input_ids"]) for row in rows], recipe.train.batch_size):
-        told = collate([rows[i] for i in batch], tokenizer.pad_token_id or 0)
+        inputs = collate([rows[i] for i in batch], tokenizer.pad_token_id or 0)
         inputs = {
-            key: told[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")
+            key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")
         }
         with torch.inference_mode():
             loss = completion_loss(model, **inputs)

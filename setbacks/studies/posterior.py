@@ -79,13 +79,15 @@ class Posterior(Study):
             at_least(len(rows) - kept[kind], FEWEST, what)
         most = recipe.train.most_analyses
         number = kept["analysis"] if most is None else min(most, kept["analysis"])
-        told = {
+        overrides = {
             "train.most_analyses": number,
             "train.mix.contrast": min(recipe.train.mix.contrast, kept["contrast"] / max(number, 1)),
             "train.snapshots": options.snapshots,
         }
         lenders = [(whole, path)]
-        ((_, path),) = each(folder, [variant(recipe, "held_out", told)], "train", show, lenders)
+        ((_, path),) = each(
+            folder, [variant(recipe, "held_out", overrides)], "train", show, lenders
+        )
         with RunFolder(path) as opened, Session(opened, show) as run:
             trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
             held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
@@ -106,7 +108,7 @@ class Posterior(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[said({name: row["growth"] for name, row in last.items()})],
+            answer=[describe_growth({name: row["growth"] for name, row in last.items()})],
             tables=[
                 Table(
                     f"Log-likelihood of held-out analyses of {name}, nats a token",
@@ -149,8 +151,8 @@ def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Examp
     """The right analysis of every response, by kind, whatever the recipe would train on."""
     quality = "unfiltered" if recipe.train.analyses == "unfiltered" else "filtered"
     update = {"analyses": quality, "most_analyses": None}
-    told = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
-    return dict(zip(KINDS, own_analyses(told, analyses), strict=True))
+    all_of_them = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+    return dict(zip(KINDS, own_analyses(all_of_them, analyses), strict=True))
 
 
 def flipped(right: Example, language: str) -> Example | None:
@@ -190,7 +192,7 @@ def _rows(found: Mapping[str, Sequence[float]], chosen: Sequence[bool]) -> list[
     return rows
 
 
-def said(growth: Mapping[str, Difference]) -> str:
+def describe_growth(growth: Mapping[str, Difference]) -> str:
     """Say whether the gap grew beyond noise on mistakes and on benign responses (Holm)."""
     corrected = holm([1.0 if d.p is None else d.p for d in growth.values()])
     signs = [

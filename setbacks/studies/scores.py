@@ -98,7 +98,7 @@ def _mean_by_prompt(seeds: Sequence[Mapping[Key, bool | float]]) -> dict[Key, fl
 
 
 def as_judged(scores: Mapping[str, Scores]) -> dict[str, Scores]:
-    """Return one arm's scores with degenerate answers as the judge said, and not as failures."""
+    """Return one arm's scores with degenerate answers as judged, and not as failures."""
     return {metric: found._replace(prompts=dict(found.judged)) for metric, found in scores.items()}
 
 

@@ -85,8 +85,8 @@ class Transfer(Study):
         groups = _groups(recipe, options)
         suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
         suites += _suites_in(recipe, options.to_language)
-        told = {"respond.suites": suites, "respond.guidance": False}
-        whole = variant(recipe, "analyses", told)
+        overrides = {"respond.suites": suites, "respond.guidance": False}
+        whole = variant(recipe, "analyses", overrides)
         _enough_prompts(whole.recipe, groups)
         ((_, path),) = each(folder, [whole], "analyze", show)
         number = _equal_number(recipe, path, groups)
@@ -97,7 +97,7 @@ class Transfer(Study):
                 recipe,
                 f"{arms[group].name}.{seed}",
                 {
-                    **told,
+                    **overrides,
                     "train.categories": categories,
                     "train.most_analyses": number,
                     "train.seed": recipe.seed + seed,
@@ -121,7 +121,7 @@ class Transfer(Study):
                 for group, arm in arms.items()
             }
             own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
-            answer.append(_said(own, by))
+            answer.append(_describe_gap(own, by))
             tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
             drawn = [list(row.values()) for row in cells.values()]
             svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
@@ -271,7 +271,7 @@ def own_and_others(
     }
 
 
-def _said(own: Mapping[str, Difference], by: str) -> str:
+def _describe_gap(own: Mapping[str, Difference], by: str) -> str:
     gap = own["gap"]
     apart = gap.p is not None and gap.p < ALPHA
     verdict = (
