@@ -321,6 +321,18 @@ def test_an_arm_that_babbles_does_not_win():
     assert made["judges"]["probe"]["best"]["arm"] == "vanilla"
 
 
+def test_a_degenerate_answer_fails_where_the_judge_cannot_read_it():
+    rows, verdicts = looping("vanilla", 4)
+    verdicts = [
+        v.model_copy(update={"harmful": None, "refused": None}) if r.text == LOOP else v
+        for r, v in zip(rows, verdicts, strict=True)
+    ]
+    row = measured({"vanilla": (rows, verdicts)})["judges"]["probe"]["arms"][0]
+    assert (row["harmless_rate"]["value"], row["harmless_rate"]["n"]) == (0.75, 100)
+    assert (row["as_judged"]["compliance"]["value"], row["as_judged"]["compliance"]["n"]) == (1, 75)
+    assert row["hijacking_harmless_rate"]["n"] == 0 and row["preferred"]["n"] == 0
+
+
 def test_an_empty_answer_is_unscored_and_not_degenerate():
     made = measured({"vanilla": arm("vanilla", 60, 95), "sft": answering("sft", "")})
     assert made["data"]["responses"]["sft"]["degenerate"]["all"]["n"] == 0

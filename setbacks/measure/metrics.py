@@ -196,9 +196,15 @@ def by_prompt(
     Args:
         rows: the responses of one arm.
         verdicts: by the response's id.
-        as_judged: whether degenerate answers count as judged, and not as failures.
+        as_judged: degenerate answers count as the judge said, and not as failures. Otherwise they
+            fail even where a judge could not read them; people label only what they choose.
     """
     outcomes: Outcomes = {key: {} for key in METRICS}
+    given = {
+        key
+        for key, metric in METRICS.items()
+        if any(v.judge != "human" and metric.of(v) is not None for v in verdicts.values())
+    }
     for r in rows:
         if r.id not in verdicts:
             continue
@@ -206,6 +212,8 @@ def by_prompt(
         failed = not as_judged and fell_apart(r.text, r.instruction, r.finish) is not None
         for key, metric in METRICS.items():
             value = metric.value(verdict, failed)
+            if value is None and failed and key in given and about(key, r):
+                value = metric.failure
             if r.kind == metric.kind and value is not None:
                 outcomes[key][r.suite, r.instruction_id] = value
     return outcomes

@@ -279,7 +279,12 @@ def headline(results: Measurement) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="with 95 % intervals", caption_justify="left")
+    table = Table(
+        caption="with 95 % intervals",
+        caption_justify="left",
+        collapse_padding=True,  # room for the names of arms
+        pad_edge=False,
+    )
     table.add_column("Arm", overflow="fold")
     for key in HEADLINE:
         table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
