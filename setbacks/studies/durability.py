@@ -17,7 +17,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import POINTS, with_interval
-from setbacks.measure.metrics import METRICS, by_prompt
+from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
@@ -26,7 +26,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, each, variant
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -30,7 +31,7 @@ from setbacks.report.plots import curves
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
