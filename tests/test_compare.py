@@ -326,7 +326,7 @@ def test_every_study_has_what_a_study_has():
 
 
 def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
-    with pytest.raises(InputError, match='no "ablaton"'):
+    with pytest.raises(InputError, match='unknown study "ablaton"'):
         carry_out("ablaton", base, tmp_path / "s")
     wrong = base.model_copy(update={"study": {"factor": []}})
     with pytest.raises(InputError, match="unknown key"):

@@ -3,8 +3,8 @@
 `Recipe()` is the quickstart: the embedded model, the built-in instruction sets, sizes for two
 cores. A YAML file names only what differs; `setbacks new` writes one with comments.
 
-From here down: `sections` (what a recipe says), `parts` (what a section is made of), `reading`
-(YAML, overrides, errors).
+From here down: `sections` (what a recipe says), `models` (models and judges in them), `parts` (what
+a section is made of), `reading` (YAML, overrides, errors).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from setbacks.data import Source
 from setbacks.errors import InputError
+from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
     BLANK,
     DOTTED,
@@ -46,17 +47,12 @@ from setbacks.recipe.sections import (
     Analyze,
     Compare,
     Contender,
-    Engine,
-    EngineField,
     Evaluated,
     Induce,
-    Judges,
-    JudgeSpec,
     Lora,
     Mix,
     Posterior,
     Respond,
-    Sampling,
     Suite,
     Train,
 )

@@ -14,8 +14,8 @@ from setbacks.data import Source
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
 from setbacks.plugins import installed
+from setbacks.recipe.models import Engine
 from setbacks.recipe.parts import LOCAL, PartSection, Section, options_of
-from setbacks.recipe.sections import Engine
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
