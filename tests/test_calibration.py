@@ -290,7 +290,7 @@ def test_yaml_names_several_sources_from_its_own_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", "[]\n"])
 def test_yaml_that_names_nothing_is_refused(tmp_path, text):
     (tmp_path / "labels.yaml").write_text(text)
-    with pytest.raises(InputError, match="labels.yaml: names no source"):
+    with pytest.raises(InputError, match="labels.yaml: has no source"):
         calibration.labels(str(tmp_path / "labels.yaml"))
 
 
@@ -318,7 +318,7 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
         ),
         (
             lambda made: [*made, made[0] | {"response": "x", "harmful": 3}],
-            "should be true or false",
+            "must be true or false",
         ),
         (
             lambda made: [{"instruction": "<q>", "response": "<a>"}],
@@ -327,7 +327,7 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
         (lambda made: [{"instruction": "<q>", "harmful": True}], "no known field for response"),
         (
             lambda made: [{"id": "nobody", "response_id": "nobody", "harmful": True}],
-            "names answers by response_id and lacks their texts",
+            "has response_id but no texts of the answers",
         ),
     ],
 )
@@ -383,7 +383,7 @@ def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, en
 
     good = rows()
     for made, said in [
-        ([{"response_id": "nobody", "harmful": True}], "names answers by response_id and lacks"),
+        ([{"response_id": "nobody", "harmful": True}], "has response_id but no texts"),
         ([{"id": "nobody", "harmful": True}], "no known field for text?"),
         ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
         ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),

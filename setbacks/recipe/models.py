@@ -1,4 +1,4 @@
-"""The models and judges of a recipe: how a model is run and sampled, and what judges it."""
+"""The sections of a recipe that name a model or a judge, and how tokens are sampled."""
 
 from __future__ import annotations
 
