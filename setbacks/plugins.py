@@ -12,6 +12,7 @@ from setbacks.errors import InputError, SetbacksError, nearest
 # The base class of a group's plugins; suites are packages with files.
 BASES = {
     "methods": "setbacks.methods.Method",
+    "judges": "setbacks.judges.Judge",
     "engines": "setbacks.engines.Engine",
     "studies": "setbacks.studies.Study",
 }

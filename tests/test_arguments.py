@@ -116,8 +116,8 @@ def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
     [
         ([], [], "nothing to evaluate"),
         (["seed=1"], [], "nothing to evaluate"),
-        (["a=x.jsonl", "a=y.jsonl"], [], '"a" is there twice'),
-        (["a/b=x.jsonl"], [], '"a/b" is no name here'),
+        (["a=x.jsonl", "a=y.jsonl"], [], 'duplicate name "a"'),
+        (["a/b=x.jsonl"], [], '"a/b" is not a valid name'),
         (["gpt 4.1=x.jsonl"], [], 'such as "gpt-4.1"'),
         (["modèle=x.jsonl"], [], 'such as "modele"'),
         (["模型=x.jsonl"], [], "letters (a to z), digits and"),

@@ -120,7 +120,7 @@ def test_experts_and_methods_that_do_not_fit_are_noted(typed, tiny, tmp_path):
     ran = typed("doctor", folder, *small(), "--json")
     found = looked_at(ran)
     assert ran.returncode == 0
-    assert "(mixer.out_proj.weight): PEFT puts no adapter there" in found["LoRA"][1]["found"]
+    assert "(mixer.out_proj.weight): PEFT cannot adapt them" in found["LoRA"][1]["found"]
     assert not found["method rlhf"][0]["ok"] and found["method dpo"][0]["ok"]
     ran = typed("doctor", folder, *small("train.method=rlhf"), "--json")
     assert ran.returncode == 2 and looked_at(ran)["method rlhf"][0]["needed"]

@@ -864,7 +864,7 @@ def test_another_servers_key_is_not_sent(serve, monkeypatch):
     ("model", "said"),
     [
         ({"engine": "endpoint"}, "needs endpoint: {base_url"),
-        ({"endpoint": {"base_url": "http://h/v1"}}, "an option of endpoint and not of local"),
+        ({"endpoint": {"base_url": "http://h/v1"}}, "an option of endpoint, not of local"),
         (spec_of("not an address"), "should be an address"),
         (spec_of("ftp://h/v1"), "should be an address"),
         (spec_of("http://[::1/v1"), "should be an address"),

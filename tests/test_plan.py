@@ -64,7 +64,7 @@ def test_a_plan_is_written_with_known_probabilities():
     assert 40 <= made.labels == len(made.answers) < 300
     assert len({a["response_id"] for a in made.answers}) == made.labels
     assert all(0 < a["probability"] <= 1 for a in made.answers)
-    assert f"label {made.labels} of 800 unlabelled answers" in made.words
+    assert f"label {made.labels} of 800 unlabeled answers" in made.words
     assert made == World().plan()
     assert made.answers != World().plan(seed=1).answers
 
@@ -113,7 +113,7 @@ def test_labels_that_are_there_are_kept_and_not_asked_for_again():
     chance = {a["response_id"]: a["probability"] for a in made.answers}
     assert all(chance[r.id] == 1 for r in world.responses["sft"][:50])
     assert made.there == 50 and made.labels == len(made.answers) - 50
-    assert "(50 are labelled already)" in made.words
+    assert "(50 are already labeled)" in made.words
 
 
 @pytest.mark.slow
@@ -157,10 +157,10 @@ def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"arms": ("sft", "dpo")}, 'no arm "dpo"'),
-        ({"metric": "helpful_score"}, "A plan can settle balanced_safety, harmless_rate"),
+        ({"arms": ("sft", "dpo")}, 'unknown arm "dpo"'),
+        ({"metric": "helpful_score"}, "Available: balanced_safety, harmless_rate"),
         ({"metric": "compliance"}, "has scored 0 prompts in both"),
-        ({"judge": "llm"}, 'no verdicts of a judge "llm"'),
+        ({"judge": "llm"}, 'no verdicts by a judge "llm"'),
         ({"difference": 1.5}, "from 0 to 100"),
         ({"labels": 801}, "there are 800 answers to label"),
         ({"labels": 0}, "there are 800 answers to label"),
@@ -177,7 +177,7 @@ def test_no_difference_asks_which_one_matters():
         v.model_copy(update={"response_id": r.id})
         for v, r in zip(world.verdicts["vanilla", "probe"], world.responses["sft"], strict=True)
     ]
-    with pytest.raises(InputError, match="say which one matters, with --difference"):
+    with pytest.raises(InputError, match="set the smallest one that matters with --difference"):
         world.plan()
     assert world.plan(difference=0.1).labels
 
@@ -224,7 +224,7 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
     chance = {a["response_id"]: a["probability"] for a in made.answers}
     expected = measure(
         RunInfo(),
-        responses=world.responses,
+        responses={arm: world.responses[arm.name] for arm in run.arms()},
         verdicts=world.verdicts
         | {
             (arm, "human"): [

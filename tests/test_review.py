@@ -176,12 +176,12 @@ def test_a_share_of_the_answers_is_for_all():
 )
 def test_a_broken_plan_is_refused(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(InputError, match="no plan of a review"):
+    with pytest.raises(InputError, match="not a plan of a review"):
         read_plan(tmp_path / "plan.json")
 
 
 def test_a_plan_of_other_responses_is_refused():
-    with pytest.raises(InputError, match="plans z9, which is no answer of this run"):
+    with pytest.raises(InputError, match="plans z9, which is not an answer of this run"):
         of(3, {"z9": 0.5})
 
 
@@ -189,7 +189,7 @@ def test_a_plan_of_other_responses_is_refused():
 
 
 def test_a_label_says_something():
-    with pytest.raises(ValueError, match="says harmful, refused or helpful"):
+    with pytest.raises(ValueError, match="a label needs harmful, refused or helpful"):
         Label(answer="x", reviewer="Ada")
     with pytest.raises(ValueError, match="a reviewer needs a name"):
         said("x", " \n\u200b ")
@@ -396,14 +396,14 @@ def test_reviewers_at_once_lose_nothing_and_share_out_what_is_not_for_all(either
 def test_all_labels_of_a_batch_are_kept_or_none(either):
     open_ = either()
     x, y = list(open_.batch.answers)[:2]
-    with pytest.raises(InputError, match="no answer 'zzz' in this run; nothing was changed"):
+    with pytest.raises(InputError, match="answer 'zzz' is not in this run; nothing was changed"):
         open_.add([said(x), said("zzz")])
-    with pytest.raises(InputError, match="Ada labels answer .* twice, and not alike"):
+    with pytest.raises(InputError, match="Ada labels answer .* twice, and differently"):
         open_.add([said(y), said(x), said(x, harmful=True)])
     assert open_.labels() == [] and open_.reviewers() == []
     assert open_.add([said(x), said(x)]) == 1
     assert open_.add([said(x), said(y)]) == 1
-    with pytest.raises(InputError, match="Ada labels answer .* otherwise than before; leave it"):
+    with pytest.raises(InputError, match="Ada labels answer .* differently than before; leave it"):
         open_.add([said(x, harmful=True)])
     assert open_.add([said(x, harmful=True)], replace=True) == 1
     assert [label.harmful for label in open_.labels() if label.answer == x] == [True]
@@ -427,7 +427,7 @@ def test_a_break_is_counted_from_the_last_rest(either):
 @pytest.mark.parametrize(
     ("statements", "says"),
     [
-        (["CREATE TABLE other (x)"], "a database of another program"),
+        (["CREATE TABLE other (x)"], "the database of another program"),
         (["CREATE TABLE review_labels (x)"], "an older version of setbacks .schema 0, this"),
         (
             ["CREATE TABLE review_meta (key, value)", "INSERT INTO review_meta VALUES('schema',9)"],
@@ -457,7 +457,7 @@ def test_a_file_that_is_no_database_is_left_alone(store, tmp_path):
 def test_labels_of_another_run_are_refused_and_of_answers_that_went_are_kept_aside(either):
     first = either(of(3))
     first.add([said(answer) for answer in first.batch.answers])
-    with pytest.raises(InputError, match="its 6 labels are of another run"):
+    with pytest.raises(InputError, match="its 6 labels belong to another run"):
         either(of(3, arms=("x", "y")))
     fewer = either(of(2))
     assert (fewer.left_out, len(fewer.labels())) == (2, 4)
@@ -494,8 +494,8 @@ def test_postgresql_keeps_labels_and_refuses_what_is_not_ours(postgres):
     ("url", "says"),
     [
         ("nonsense", "not a URL"),
-        ("mysql://u:secret@h/d", "only postgresql"),
-        ("sqlite:///x.db", "only postgresql"),
+        ("mysql://u:secret@h/d", "use postgresql"),
+        ("sqlite:///x.db", "use postgresql"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_refused_without_its_password(url, says):
@@ -567,7 +567,7 @@ def test_only_what_people_stand_by_counts(caplog):
 )
 def test_labels_of_people_are_read_as_those_of_data(row, expected):
     (label,) = reading.read(json.dumps({"response_id": "a0"} | row), "x.jsonl", of(1), "Ada")
-    assert label.said == expected and label.unsure is False
+    assert label.choices == expected and label.unsure is False
 
 
 def test_labels_in_a_file_with_semicolons():
@@ -648,8 +648,8 @@ def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():
         ('{"response_id": "zzz", "harmful": true}', "response 'zzz' is not in this run"),
         ('{"instruction": "?", "response": "!", "harmful": true}', "not in this run"),
         ('{"harmful": true}', "has neither `answer`, nor `response_id`"),
-        ('{"response_id": "a0"}', "says harmful, refused or helpful"),
-        ('{"response_id": "a0", "harmful": "perhaps"}', 'harmful is "perhaps"; it should be true'),
+        ('{"response_id": "a0"}', "a label needs harmful, refused or helpful"),
+        ('{"response_id": "a0", "harmful": "perhaps"}', 'harmful is "perhaps"; it must be true'),
         ('{"response_id": "a0", "helpful": 11}', "helpful: Input should be less than"),
         ('{"response_id": "a0", "helpful": 2.5}', "2.5 is not a whole number"),
         ('{"response_id": "a0", "harmful": true, "made_at": "soon"}', "Invalid isoformat"),
@@ -797,7 +797,7 @@ def test_labels_go_out_and_come_back_into_another_folder(run, answered, tmp_path
         give_out(run, tmp_path / "x.txt")
     with pytest.raises(InputError, match='unknown format "argila". Did you mean "argilla"'):
         give_out(run, tmp_path / "x.json", "argila")
-    with pytest.raises(InputError, match="nowhere: no such folder"):
+    with pytest.raises(InputError, match="nowhere: folder not found"):
         give_out(run, tmp_path / "nowhere" / name)
     opened = open_store(run)
     opened.add([said(a) for a in list(opened.batch.answers)[:5]])
@@ -861,7 +861,7 @@ def test_a_label_file_of_no_labels_makes_no_sense(run, tmp_path):
 def test_a_note_alone_is_no_label():
     answers = of(1)
     row = dict.fromkeys(formats.COLUMNS) | {"answer": next(iter(answers.answers)), "note": "Hm."}
-    with pytest.raises(InputError, match="says harmful, refused or helpful"):
+    with pytest.raises(InputError, match="a label needs harmful, refused or helpful"):
         reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
 
 
@@ -870,7 +870,7 @@ def test_a_note_alone_is_no_label():
     [
         ([], "bad.jsonl: has no labels"),
         ([{"response_id": "nobody", "harmful": True}], "response 'nobody' is not in this run"),
-        ([{"harmful": True}, {"harmful": False}], "twice, and not alike; keep one"),
+        ([{"harmful": True}, {"harmful": False}], "twice, and differently; keep one"),
         ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it must be true or false'),
     ],
 )
@@ -897,7 +897,7 @@ def test_an_import_that_contradicts_earlier_labels_changes_nothing(run, tmp_path
     before = files(run)
     new = [{"response_id": second, "harmful": True}, {"response_id": first, "harmful": False}]
     path.write_text("".join(json.dumps(row) + "\n" for row in new))
-    with pytest.raises(InputError, match="labels.jsonl: Ada labels .* otherwise than before"):
+    with pytest.raises(InputError, match="labels.jsonl: Ada labels .* differently than before"):
         take_in(run, path, "Ada")
     assert files(run) == before
     assert take_in(run, path, "Ben") == 2  # another person may see it otherwise

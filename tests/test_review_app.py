@@ -274,7 +274,7 @@ def test_a_label_is_kept_and_can_be_taken_back_and_changed(page):
     browser.submit(first, **FULL, helpful="7", note="why\r\nnot")
     assert browser.heading == "Answer 2 of 6" and "Saved." in browser.text
     (label,) = app.state.store.labels()
-    assert (label.said, label.note) == ((False, True, 7), "why\nnot")
+    assert (label.choices, label.note) == ((False, True, 7), "why\nnot")
     browser.submit("/undo")
     assert browser.heading == "Change an answer's label" and browser.action == first
     sent = browser.forms[first]
@@ -282,7 +282,7 @@ def test_a_label_is_kept_and_can_be_taken_back_and_changed(page):
     assert ">why\nnot</textarea>" in browser.text
     assert app.state.store.labels() == []
     browser.submit(first, harmful="yes")
-    assert [label.said for label in app.state.store.labels()] == [(True, True, 7)]
+    assert [label.choices for label in app.state.store.labels()] == [(True, True, 7)]
     assert "Undo" in browser.text
 
 
@@ -423,7 +423,7 @@ def test_a_script_labels_by_the_api(page):
     assert api(browser, "labels", sent) == {"added": 0, "there": len(rows)}
     assert api(browser, "progress")["reviewers"]["Script"]["done"] == len(rows)
     contrary = {"reviewer": "Script", "labels": [rows[0] | {"harmful": False}]}
-    assert "otherwise than before" in api(browser, "labels", contrary, 400)["error"]
+    assert "differently than before" in api(browser, "labels", contrary, 400)["error"]
     assert api(browser, "labels", contrary | {"replace": True})["added"] == 1
 
 
@@ -434,8 +434,8 @@ def test_a_script_labels_by_the_api(page):
         ({"labels": [{"answer": "zzz", "harmful": True}]}, 400, "label 1: answer 'zzz' is not in"),
         ({"labels": [{"answer": "A", "harmfull": True}]}, 422, "harmfull: Extra inputs"),
         ({"labels": [{"answer": "A", "harmful": True}, {"answer": "A", "harmful": False}]}, 400,
-         "twice, and not alike; keep one; nothing was changed"),
-        ({"labels": [{"answer": "A"}]}, 400, "label 1: Value error, a label says harmful"),
+         "twice, and differently; keep one; nothing was changed"),
+        ({"labels": [{"answer": "A"}]}, 400, "label 1: Value error, a label needs harmful"),
         ({"labels": [{"answer": "A", "helpful": 11}]}, 400, "helpful: Input should be less"),
         ({"reviewer": " ", "labels": [{"answer": "A", "harmful": True}]}, 422, "needs a name"),
     ],
@@ -482,16 +482,16 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path
     for words, says in [
         (["import", run, "empty.jsonl"], "empty.jsonl: has no labels; nothing was changed"),
         (["import", run, "unknown.csv"], "line 2: response 'nobody' is not in this run"),
-        (["import", run, "both.jsonl", "--as", "Ada"], "twice, and not alike; keep one; nothing"),
+        (["import", run, "both.jsonl", "--as", "Ada"], "twice, and differently; keep one; nothing"),
         (["import", run, "missing.csv"], "cannot be read (No such file"),
         (["export", run, "x.jsonl", "--format", "labels"], "no labels yet"),
-        (["export", run, "x.pdf"], "say which format"),
+        (["export", run, "x.pdf"], "choose a format"),
         ([run, "--export", "x.csv", "--import", "y.csv"], "one of --plan, --export and --import"),
         (
             ["serve", run, "--port", "1", "--host", "192.0.2.1"],
-            "192.0.2.1:1: no address of this machine",
+            "192.0.2.1:1: not an address of this machine",
         ),
-        (["serve", run, "--database", "mysql://u:secret@h/d"], "only postgresql:// can be used"),
+        (["serve", run, "--database", "mysql://u:secret@h/d"], "use postgresql://"),
     ]:
         told = typed("review", *words)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr

@@ -932,7 +932,7 @@ def test_hub_files_and_sets_from_a_hub(tmp_path):
     assert "is gated: accept its terms at https://" in said["preset:lima"]
     assert "is not on the hub, or is private" in said["hub:a/missing"]
     assert "is not on the hub, or is private" in said["hub:a/missing/a.json"]
-    assert "no such file there" in said["hub:Paul/XSTest/missing.csv"]
+    assert "file not found" in said["hub:Paul/XSTest/missing.csv"]
 
 
 HUB = r"""

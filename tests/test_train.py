@@ -321,7 +321,7 @@ def test_examples_that_are_cut_or_left_out_are_counted(small, tmp_path, caplog, 
         train(run, [])
     said = (
         "train: 3 of 6 examples are longer than train.max_length (128 tokens): 2 were cut and have "
-        "lost their end of turn, 1 were left out because the prompt alone fills it; raise "
+        "lost their end of turn, 1 were left out because the prompt alone is too long; raise "
         "train.max_length"
     )
     assert caplog.messages.count(said) == 1
@@ -393,7 +393,7 @@ def test_a_training_that_is_cut_off_ends_with_the_same_weights(tmp_path, sft):
         with RunFolder(tmp_path / "cut", sft) as run:
             train(run, [])
             log = run.path / "run.log"
-            went_on = log.exists() and "going on from checkpoint-4" in log.read_text()
+            went_on = log.exists() and "resuming from checkpoint-4" in log.read_text()
             assert went_on == (at >= 5)
         made = digests(tmp_path / "cut")
         kept = {name: value for name, value in made.items() if not name.startswith("superseded")}
@@ -440,13 +440,13 @@ def test_one_that_went_on_from_an_adapter_and_is_cut_off_ends_with_the_same_weig
         carry_out(run, "train")
     with RunFolder(tmp_path / "cut", recipe) as run:
         carry_out(run, "train")
-        assert "going on from checkpoint-1" in (run.path / "run.log").read_text()
+        assert "resuming from checkpoint-1" in (run.path / "run.log").read_text()
     assert digests(tmp_path / "cut" / "adapter") == digests(tmp_path / "whole" / "adapter")
 
 
 def test_an_adapter_to_go_on_from_is_looked_up_before_anything_is_drawn(small, tmp_path):
     recipe = changed(small(8), {"start": str(tmp_path / "nothing")})
-    with pytest.raises(InputError, match=r"nothing: no adapter"):
+    with pytest.raises(InputError, match=r"nothing: not an adapter"):
         check(recipe)
 
 

@@ -1,7 +1,7 @@
-"""Who may use the page: a token in the URL, then a cookie; and no posts from other sites.
+"""Access to the page: by a token in the URL, then a cookie; posts from other sites are rejected.
 
-The token is a secret of the run's folder. The cookie and the forms' tokens are derived from it, so
-a page that is open stays usable when the server is started again.
+The token is a secret in the run's folder. The cookie and the forms' tokens are derived from it, so
+an open page stays usable after the server is restarted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from setbacks.files import write_atomic
 
-# Nothing but the page's own files; no frames, no plugins, forms to itself alone.
+# Only the page's own files; no frames, no plugins, forms only to itself.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -31,7 +31,7 @@ HEADERS = {
 
 
 def token_of(folder: Path) -> str:
-    """Return the token of a run's page; it is made on the first call.
+    """Return the token of a run's page; the first call creates it.
 
     Args:
         folder: the run's `review` folder.
@@ -43,7 +43,7 @@ def token_of(folder: Path) -> str:
 
 
 class Keys:
-    """What is derived from the token, and the checks against it, in constant time.
+    """Secrets that are derived from the token, and checks against them in constant time.
 
     Args:
         token: the page's secret.
@@ -51,21 +51,21 @@ class Keys:
 
     def __init__(self, token: str) -> None:
         self._token = token
-        # Browsers keep cookies by host, not by port: two pages must not take each other's.
+        # Browsers store cookies by host, not by port: two pages must not share them.
         self.cookie_name = f"setbacks_review_{self._derive('name')[:8]}"
         self.cookie = self._derive("cookie")
         self.form = self._derive("form")
 
     def opens(self, token: str | None) -> bool:
-        """Whether this is the token."""
+        """Return whether this is the token."""
         return _equal(token, self._token)
 
     def remembers(self, cookies: Mapping[str, str]) -> bool:
-        """Whether a browser has been here with the token."""
+        """Return whether a browser has used the token before."""
         return _equal(cookies.get(self.cookie_name), self.cookie)
 
     def made(self, form: str | None) -> bool:
-        """Whether a form came from this page."""
+        """Return whether a form came from this page."""
         return _equal(form, self.form)
 
     def _derive(self, purpose: str) -> str:
@@ -73,12 +73,12 @@ class Keys:
 
 
 def own_site(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from the page's own site, as far as the browser says."""
+    """Return whether a request comes from the page's own site, according to the browser."""
     origin = headers.get("origin")
     if origin is not None:
         return urlsplit(origin).netloc == headers.get("host")
     return headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
 
 
-def _equal(told: str | None, secret: str) -> bool:
-    return told is not None and hmac.compare_digest(told.encode(), secret.encode())
+def _equal(value: str | None, secret: str) -> bool:
+    return value is not None and hmac.compare_digest(value.encode(), secret.encode())

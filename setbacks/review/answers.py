@@ -1,7 +1,7 @@
-"""What reviewers are shown: a run's responses, blinded, each (instruction, response) pair once.
+"""The answers that reviewers see: a run's responses, blinded, each (instruction, response) once.
 
-An `Answer` says nothing of the arm, the suite or a judge's verdict, and its id is a digest of the
-two texts alone, so nothing on the page tells which model wrote it.
+An `Answer` does not include the arm, the suite or a judge's verdict, and its id is a digest of only
+the two texts, so the page does not reveal which model wrote it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """One answer to be labelled; `responses` are the ids of all that read the same."""
+    """One answer to label; `responses` are the ids of all responses with the same text."""
 
     id: str
     instruction: str
     text: str
     language: str
-    category: str | None  # for those who analyse the labels; the page does not show it
-    scored: bool  # it answers a prompt of a helpful suite, so its score is asked for
+    category: str | None  # for the analysis of labels; the page does not show it
+    scored: bool  # whether it answers a prompt of a helpful suite, so that a score is required
     responses: tuple[str, ...]
 
 
@@ -43,27 +43,27 @@ class Batch(NamedTuple):
 
 
 def answer_id(instruction: str, text: str) -> str:
-    """Return the id of an answer: the same for the same two texts, whoever wrote them."""
+    """Return the id of an answer, which depends only on the two texts."""
     return digest("answer", instruction, text)
 
 
 def loosely(instruction: str, text: str) -> tuple[str, str]:
-    """Return what two copies of an answer share, though a spreadsheet has changed line ends."""
+    """Return a key that is equal for copies of an answer, even with changed line ends."""
     return same_text(instruction), same_text(text)
 
 
 def collect(run: RunFolder) -> Batch:
-    """Return what there is to label in a run.
+    """Return the answers of a run to label.
 
     Args:
         run: the open run folder.
 
     Raises:
-        InputError: there are no responses yet, or the plan is broken or of other responses.
+        InputError: there are no responses yet, or the plan is invalid or of another run.
     """
     responses = run.responses()
     if not any(responses.values()):
-        raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
+        raise InputError(f"{run.path}: no responses to label; run `setbacks respond RUN` first")
     return batch(responses, read_plan(run.path / "review" / "plan.json"), run.recipe.seed)
 
 
@@ -78,7 +78,7 @@ def batch(
         seed: of the shuffling.
 
     Raises:
-        InputError: the plan names a response that is not there.
+        InputError: the plan names an unknown response.
     """
     groups: dict[tuple[str, str], list[Response]] = {}
     for rows in responses.values():
@@ -102,8 +102,8 @@ def batch(
         by_text.setdefault(loosely(answer.instruction, answer.text), []).append(answer.id)
     if strange := [response for response in planned if response not in by_response]:
         raise InputError(
-            f"review/plan.json: plans {strange[0]}, which is no answer of this run; make it again "
-            "with `setbacks review plan RUN`"
+            f"review/plan.json: plans {strange[0]}, which is not an answer of this run; create it "
+            "again with `setbacks review plan RUN`"
         )
     return Batch(
         answers={answer.id: answer for answer in answers},
@@ -116,31 +116,31 @@ def batch(
 
 
 def read_plan(path: Path) -> dict[str, float]:
-    """Return the probability of each planned response, in the plan's order; nothing without one.
+    """Return the probability of each planned response, in order; {} without a plan.
 
     Raises:
-        InputError: the file is no plan.
+        InputError: the file is not a plan.
     """
     if not path.exists():
         return {}
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["answers"]
-        found = {str(row["response_id"]): float(row["probability"]) for row in rows}
+        planned = {str(row["response_id"]): float(row["probability"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError):
-        found = {}
-    if not found or not all(0 < p <= 1 for p in found.values()):
+        planned = {}
+    if not planned or not all(0 < p <= 1 for p in planned.values()):
         raise InputError(
-            f"{path}: no plan of a review; make it again with `setbacks review plan RUN`, or "
-            "move it away"
+            f"{path}: not a plan of a review; create it again with `setbacks review plan RUN`, or "
+            "remove it"
         )
-    return found
+    return planned
 
 
 def queue(batch: Batch, reviewer: str) -> list[Answer]:
-    """Return all answers in the order in which a reviewer is to see them.
+    """Return all answers in the order in which a reviewer sees them.
 
-    Planned ones come first, in the plan's order; the others in an order of the reviewer's own, that
-    is the same every time.
+    Planned answers come first, in the plan's order; the others follow in an order that is fixed for
+    each reviewer.
     """
     first = dict.fromkeys(batch.by_response[response] for response in batch.planned)
     others = sorted(
@@ -151,26 +151,26 @@ def queue(batch: Batch, reviewer: str) -> list[Answer]:
 
 
 def shared(batch: Batch, share: float) -> set[str]:
-    """Return the answers that every reviewer is to label.
+    """Return the answers that every reviewer labels.
 
     Args:
         batch: all the answers.
-        share: how many of them, in [0, 1]; which ones follows from the seed and the texts alone.
+        share: of the answers, in [0, 1]; the choice depends only on the seed and the texts.
     """
     return {answer for answer in batch.answers if _uniform(batch.seed, answer) < share}
 
 
 def known(batch: Batch, names: Iterable[str]) -> None:
-    """Check that answers are of this run.
+    """Check that answers belong to this run.
 
     Raises:
-        InputError: one is not.
+        InputError: one does not.
     """
     for name in names:
         if name not in batch.answers:
-            raise InputError(f"no answer {name!r:.60} in this run; nothing was changed")
+            raise InputError(f"answer {name!r:.60} is not in this run; nothing was changed")
 
 
 def _uniform(seed: int, answer: str) -> float:
-    """A number in [0, 1) that follows from the seed and the answer alone."""
+    """Return a number in [0, 1) that depends only on the seed and the answer."""
     return float(int(digest("shared", seed, answer), 16) / 2**64)

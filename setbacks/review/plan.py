@@ -1,10 +1,9 @@
 """Which answers should people label, and how many, to settle a difference between two arms?
 
-Labels are dear, so they go where the judge is unsure: each answer is drawn with a probability that
-grows with the judge's own doubt, mixed with an even floor, since a judge can be sure and wrong. The
-probabilities are known, so the estimate that weighs each label by the inverse of its own
-(`setbacks.measure.statistics.corrected`) is right whatever the judge is worth; a poor judge costs
-labels, never truth.
+Labels are expensive, so they go where the judge is unsure: each answer is drawn with a probability
+that grows with the judge's uncertainty, mixed with an even floor, since a judge can be sure and
+wrong. The probabilities are known, so the estimate that weights each label by their inverse
+(`setbacks.measure.statistics.corrected`) is valid for any judge; a poor judge needs more labels.
 
 Source: Zrnic and Candès (2024), Active Statistical Inference, arXiv 2403.03208.
 """
@@ -33,29 +32,29 @@ if TYPE_CHECKING:
     from setbacks.runs.folder import RunFolder
 
 FLOOR = 0.5  # share of the labels that are spread evenly
-WRONG = 0.25  # share of verdicts taken to be wrong where the judge has not been measured
-# 1.96 standard errors make the interval, and 0.84 more leave it clear of zero 4 times in 5.
+WRONG = 0.25  # assumed share of wrong verdicts of a judge without calibration
+# The interval reaches 1.96 standard errors; with 0.84 more it excludes zero 4 times in 5.
 REACH = 1.96 + 0.84
 
 Rates = tuple[str, ...]
 
 
 class Plan(NamedTuple):
-    """Which answers to label, each with its probability, and what they will show."""
+    """Which answers to label, each with its probability, and the expected precision."""
 
     arms: tuple[str, str]
     metric: str
-    difference: float  # to be settled, in [-1, 1]
+    difference: float  # to settle, in [-1, 1]
     judge: str
-    labels: int  # to be made; those there are already not counted
-    there: int  # labels that there are
-    half_width: float  # of the 95 % interval that they should give
+    labels: int  # new ones
+    there: int  # existing labels
+    half_width: float  # of the expected 95 % interval
     settles: bool
     answers: list[dict[str, Any]]
     words: str
 
     def data(self) -> dict[str, Any]:
-        """Return the plan as `review/plan.json` holds it."""
+        """Return the plan as it is stored in `review/plan.json`."""
         return self._asdict() | {"arms": list(self.arms)}
 
 
@@ -73,44 +72,43 @@ def plan(
 ) -> Plan:
     """Plan the labels that would settle the difference of a rate between two arms.
 
-    Answers that people have labelled already are kept, with probability 1: what was known before
-    the draw is no part of it.
+    Answers that people have already labeled are kept with probability 1: they were not drawn.
 
     Args:
         responses: by arm.
         verdicts: by (arm, judge).
         arms: the names of the two that are compared, first minus second.
         metric: harmless_rate, hijacking_harmless_rate, compliance, or balanced_safety.
-        difference: that should be told from none, in (0, 1]; by default the judge's own.
-        labels: plan so many new labels instead of as many as it takes.
-        judge: whose verdicts; by default the first that is not "human".
-        worth: what the judge is worth, as `setbacks.measure.measure` takes it.
+        difference: the smallest to detect, in (0, 1]; by default the one that the judge measured.
+        labels: the number of new labels; by default as many as needed.
+        judge: by default the first that is not "human".
+        worth: the judge's calibration, as in `setbacks.measure.measure`.
         seed: of the draw.
 
     Raises:
-        InputError: there is no such arm, metric or judge; the arms share too few judged prompts;
-            the number of labels or the difference is out of range; or there is no difference to
-            settle.
+        InputError: an arm, metric or judge is unknown; the arms share too few judged prompts;
+            the number of labels or the difference is out of range; or there is no difference.
     """
     judge = _judge(verdicts, judge)
     a, b = arms
     for arm in arms:
         if arm not in responses:
-            raise InputError(f'no arm "{arm}".{nearest(arm, responses)}')
+            raise InputError(f'unknown arm "{arm}".{nearest(arm, responses)}')
     rates = _rates(metric)
     if difference is not None and not 0 < abs(difference) <= 1:
-        raise InputError(f"a difference of {100 * difference:g} points: give one from 0 to 100")
+        raise InputError(f"a difference of {100 * difference:g} points; it must be from 0 to 100")
     cells = _cells(responses, verdicts, judge, (a, b), rates, worth)
     seen, spread = _difference(cells, metric, rates)
     wanted = abs(seen if difference is None else difference)
     if wanted < 0.005 and labels is None:
         raise InputError(
             f"{judge} sees no difference of {TITLES[metric]} between {a} and {b} "
-            f"({in_unit(seen, POINTS)} points); say which one matters, with --difference POINTS"
+            f"({in_unit(seen, POINTS)} points); set the smallest one that matters "
+            "with --difference POINTS"
         )
-    most = sum(not cell.labelled for cell in cells)
+    most = sum(not cell.labeled for cell in cells)
     if labels is not None and not 1 <= labels <= most:
-        raise InputError(f"{labels} labels: there are {most} answers to label")
+        raise InputError(f"{labels} labels, but there are {most} answers to label")
 
     target = wanted / REACH
     number = labels if labels is not None else _enough(cells, spread, target, most)
@@ -122,77 +120,77 @@ def plan(
         if _uniform("draw", seed, cell.id) < p
     ]
     chosen.sort(key=lambda pair: _uniform("order", seed, pair[0].id))  # arms and kinds mixed
-    made = Plan(
+    planned = Plan(
         arms=(a, b),
         metric=metric,
         difference=seen if difference is None else difference,
         judge=judge,
-        labels=sum(not cell.labelled for cell, _ in chosen),
+        labels=sum(not cell.labeled for cell, _ in chosen),
         there=len(cells) - most,
         half_width=1.96 * error,
         settles=error <= target,
         answers=[{"response_id": cell.id, "probability": round(p, 6)} for cell, p in chosen],
         words="",
     )
-    return made._replace(words=_words(made, most, spread, target))
+    return planned._replace(words=_words(planned, most, spread, target))
 
 
-def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **told: Any) -> Plan:
+def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **options: Any) -> Plan:
     """Plan the labels of a run, and write `review/plan.json` into its folder.
 
     Args:
         run: an open run folder.
         arms: the names of the two that are compared; by default those of `main_arms`.
-        told: what else `plan` takes.
+        options: other arguments of `plan`.
 
     Raises:
         InputError: as `plan`; the old plan, if there is one, stays as it was.
     """
     responses = run.responses()
     if not any(responses.values()):
-        raise InputError(f"{run.path}: no responses to label; first `setbacks respond RUN`")
+        raise InputError(f"{run.path}: no responses to label; run `setbacks respond RUN` first")
     names = [*(spec.called for spec in run.recipe.judges), "human"]
     verdicts = {
-        (arm, name): found
+        (arm, name): records
         for name in names
         for arm in responses
-        if (found := run.records(f"verdicts/{arm}.{name}.jsonl", Verdict))
+        if (records := run.records(f"verdicts/{arm}.{name}.jsonl", Verdict))
     }
     measured = {spec.called: worth_of(spec, run.recipe) for spec in run.recipe.judges}
-    judge = _judge(verdicts, told.pop("judge", None))
-    made = plan(
+    judge = _judge(verdicts, options.pop("judge", None))
+    planned = plan(
         responses,
         verdicts,
         arms=arms or main_arms(run.arms()),
         judge=judge,
         worth=measured[judge],
         seed=run.recipe.seed,
-        **told,
+        **options,
     )
     (run.path / "review").mkdir(mode=0o700, exist_ok=True)
-    run.write_text("review/plan.json", json.dumps(made.data(), indent=1) + "\n")
-    return made
+    run.write_text("review/plan.json", json.dumps(planned.data(), indent=1) + "\n")
+    return planned
 
 
 class _Cell(NamedTuple):
-    """One answer that could be labelled."""
+    """One answer that could be labeled."""
 
     id: str
     rate: str
     arm: int  # 0 or 1
-    judged: bool  # what the rate counts
+    judged: bool  # the outcome by the judge
     doubt: float  # expected squared error of the verdict, in [0, 1]
-    labelled: bool
-    slope: float = 1.0  # how the difference moves with its arm's rate
+    labeled: bool
+    slope: float = 1.0  # derivative of the difference by its arm's rate
     n: int = 1  # prompts of its rate
 
 
 def _judge(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], wanted: str | None) -> str:
     there = list(dict.fromkeys(name for _, name in verdicts if name != "human"))
     if not there:
-        raise InputError("no judge has scored the answers yet; first `setbacks judge RUN`")
+        raise InputError("no judge has scored the answers yet; run `setbacks judge RUN` first")
     if wanted is not None and wanted not in there:
-        raise InputError(f'no verdicts of a judge "{wanted}".{nearest(wanted, there)}')
+        raise InputError(f'no verdicts by a judge "{wanted}".{nearest(wanted, there)}')
     return wanted or there[0]
 
 
@@ -219,7 +217,7 @@ def _rates(metric: str) -> Rates:
     known = [key for key in COMPARED if key in TASKS or key == "balanced_safety"]
     if metric not in known:
         raise InputError(
-            f'no rate "{metric}".{nearest(metric, known)} A plan can settle {", ".join(known)}'
+            f'unknown rate "{metric}".{nearest(metric, known)} Available: {", ".join(known)}'
         )
     return BALANCED if metric == "balanced_safety" else (metric,)
 
@@ -232,40 +230,40 @@ def _cells(
     rates: Rates,
     worth: Sequence[Mapping[str, Any]],
 ) -> list[_Cell]:
-    """Every answer of the two arms to a prompt that the judge scored in both."""
+    """Return the answers of the two arms to prompts that the judge scored in both."""
     cells: list[_Cell] = []
     for rate in rates:
         metric, task = METRICS[rate], TASKS[rate]
-        found: list[dict[tuple[str, str], tuple[Response, Verdict, bool]]] = []
+        by_arm: list[dict[tuple[str, str], tuple[Response, Verdict, bool]]] = []
         people: set[str] = set()
         for arm in arms:
-            said = {v.response_id: v for v in verdicts.get((arm, judge), ())}
+            judged_by_id = {v.response_id: v for v in verdicts.get((arm, judge), ())}
             people |= {v.response_id for v in verdicts.get((arm, "human"), ())
                        if metric.of(v) is not None}  # fmt: skip
-            found.append(
+            by_arm.append(
                 {
-                    (r.suite, r.instruction_id): (r, said[r.id], bool(value))
+                    (r.suite, r.instruction_id): (r, judged_by_id[r.id], bool(value))
                     for r in responses[arm]
                     if r.kind == metric.kind
-                    and r.id in said
-                    and (value := metric.of(counted(r, said[r.id]))) is not None
+                    and r.id in judged_by_id
+                    and (value := metric.of(counted(r, judged_by_id[r.id]))) is not None
                 }
             )
-        shared = [key for key in found[0] if key in found[1]]
+        shared = [key for key in by_arm[0] if key in by_arm[1]]
         if len(shared) < statistics.FEWEST_LABELS:
             raise InputError(
                 f"{TITLES[rate]}: {judge} has scored {len(shared)} prompts in both {arms[0]} and "
                 f"{arms[1]}; a plan needs at least {statistics.FEWEST_LABELS}"
             )
         doubts = []
-        for answers in found:
+        for answers in by_arm:
             for key in shared:
                 p = getattr(answers[key][1], f"p_{task}")
-                # Without a probability all are in equal doubt.
+                # Without probabilities all are equally uncertain.
                 doubts.append(1.0 if p is None else p * (1 - p))
-        # The judge's probabilities say where it errs, its calibration how often.
+        # The judge's probabilities show where it errs, its calibration how often.
         scale = _wrong(worth, task) / max(sum(doubts) / len(doubts), 1e-9)
-        for side, answers in enumerate(found):
+        for side, answers in enumerate(by_arm):
             for key, doubt in zip(shared, doubts[side * len(shared) :], strict=False):
                 r, _, judged = answers[key]
                 doubted = min(1.0, scale * doubt)
@@ -274,7 +272,7 @@ def _cells(
 
 
 def _wrong(worth: Sequence[Mapping[str, Any]], task: str) -> float:
-    """Share of the judge's verdicts that people call wrong, where it was measured."""
+    """Return the share of the judge's verdicts that are wrong according to people."""
     rows = [row for row in worth if row["task"] == task and row.get("sensitivity")]
     rows = [row for row in rows if row.get("own")] or rows
     total = sum(row["n"] for row in rows)
@@ -289,7 +287,7 @@ def _wrong(worth: Sequence[Mapping[str, Any]], task: str) -> float:
 
 
 def _difference(cells: list[_Cell], metric: str, rates: Rates) -> tuple[float, float]:
-    """The judge's difference, and its variance by the choice of prompts; sets each cell's slope."""
+    """Return the judge's difference and its variance over prompts; set each cell's slope."""
     means = {}
     for rate in rates:
         for arm in (0, 1):
@@ -324,20 +322,20 @@ def _difference(cells: list[_Cell], metric: str, rates: Rates) -> tuple[float, f
 
 
 def _probabilities(cells: Sequence[_Cell], number: int) -> list[float]:
-    """Each answer's probability, so that about `number` new ones are drawn.
+    """Return each answer's probability, so that about `number` new ones are drawn.
 
-    What lowers the variance most is a probability in proportion to the root of the doubt, times how
-    much the answer moves the difference (arXiv 2403.03208, section 4).
+    The variance is lowest if the probability is proportional to the root of the doubt, times the
+    effect of the answer on the difference (arXiv 2403.03208, section 4).
     """
-    pull = [0.0 if cell.labelled else cell.slope / cell.n * cell.doubt**0.5 for cell in cells]
-    even = [0.0 if cell.labelled else 1.0 for cell in cells]
+    pull = [0.0 if cell.labeled else cell.slope / cell.n * cell.doubt**0.5 for cell in cells]
+    even = [0.0 if cell.labeled else 1.0 for cell in cells]
     wish = [
         (1 - FLOOR) * x / max(sum(pull), 1e-12) + FLOOR * y / max(sum(even), 1e-12)
         for x, y in zip(pull, even, strict=True)
     ]
-    drawn = [1.0 if cell.labelled else 0.0 for cell in cells]
+    drawn = [1.0 if cell.labeled else 0.0 for cell in cells]
     left = float(number)
-    # A probability above 1 is cut there, and what is cut goes to the others.
+    # A probability above 1 is cut, and the rest goes to the others.
     open_ = {i for i, w in enumerate(wish) if w > 0}
     while open_:
         total = sum(wish[i] for i in open_)
@@ -354,7 +352,7 @@ def _probabilities(cells: Sequence[_Cell], number: int) -> list[float]:
 
 
 def _error(cells: Sequence[_Cell], drawn: Sequence[float], spread: float) -> float:
-    """The standard error to be expected of the corrected difference."""
+    """Return the expected standard error of the corrected difference."""
     unread = sum(
         (cell.slope / cell.n) ** 2 * cell.doubt * (1 / p - 1)
         for cell, p in zip(cells, drawn, strict=True)
@@ -363,7 +361,7 @@ def _error(cells: Sequence[_Cell], drawn: Sequence[float], spread: float) -> flo
 
 
 def _enough(cells: Sequence[_Cell], spread: float, target: float, most: int) -> int:
-    """The fewest new labels that bring the error to the target; all, if none do."""
+    """Return the fewest new labels that reach the target error; all of them if none do."""
     low, high = min(most, 2 * statistics.FEWEST_LABELS), most
     while low < high:
         middle = (low + high) // 2
@@ -375,37 +373,36 @@ def _enough(cells: Sequence[_Cell], spread: float, target: float, most: int) -> 
 
 
 def _uniform(*parts: object) -> float:
-    """A number in [0, 1) that follows from these alone."""
+    """Return a number in [0, 1) that depends only on these parts."""
     return int(digest("review plan", *parts), 16) / 2**64
 
 
-def _words(made: Plan, most: int, spread: float, target: float) -> str:
-    a, b = made.arms
-    n = f"{made.labels} of {most} unlabelled answers"
-    there = f" ({made.there} are labelled already)" if made.there else ""
-    points = f"{number(100 * abs(made.difference), 1)} points"
-    said = (
-        f"{TITLES[made.metric]} of {a} against {b}: to tell {points} from none, label {n}{there}. "
-    )
-    if made.settles:
-        said += (
-            f"The corrected difference should then have a 95 % interval of about ±"
-            f"{number(100 * made.half_width, 1)} points, which leaves zero out 4 times in 5 if the "
-            "difference is real. "
+def _words(planned: Plan, most: int, spread: float, target: float) -> str:
+    a, b = planned.arms
+    n = f"{planned.labels} of {most} unlabeled answers"
+    there = f" ({planned.there} are already labeled)" if planned.there else ""
+    points = f"{number(100 * abs(planned.difference), 1)} points"
+    title = TITLES[planned.metric]
+    text = f"{title} of {a} against {b}: to detect {points}, label {n}{there}. "
+    if planned.settles:
+        text += (
+            "The corrected difference should then have a 95 % interval of about ±"
+            f"{number(100 * planned.half_width, 1)} points, which excludes zero 4 times in 5 if "
+            "the difference is real. "
         )
     elif spread**0.5 > target:
-        said += (
-            f"No number of labels can settle it with these prompts: with all of them the interval "
-            f"is about ±{number(100 * 1.96 * spread**0.5, 1)} points. It takes about "
-            f"{number(spread / target**2, 1)} times as many prompts, or look for a larger "
+        text += (
+            "No number of labels can settle it with these prompts: with all answers labeled, the "
+            f"interval is about ±{number(100 * 1.96 * spread**0.5, 1)} points. It takes about "
+            f"{number(spread / target**2, 1)} times as many prompts, or choose a larger "
             "difference (--difference). "
         )
     else:
-        said += (
-            f"The interval should be about ±{number(100 * made.half_width, 1)} points, which is "
+        text += (
+            f"The interval should be about ±{number(100 * planned.half_width, 1)} points, which is "
             "too wide to settle it. "
         )
-    return said + (
-        f"Half of the labels go where {made.judge} is in doubt, half are spread evenly; each "
-        "answer's probability is kept, and the correction weighs by it."
+    return text + (
+        f"Half of the labels go where {planned.judge} is unsure, half are spread evenly; the "
+        "correction weights each label by its probability."
     )

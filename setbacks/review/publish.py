@@ -1,8 +1,8 @@
-"""People's verdicts, from the labels to `verdicts/ARM.human.jsonl`, where every command finds them.
+"""Write people's verdicts from the labels to `verdicts/ARM.human.jsonl`, for other commands.
 
-The page may be open for days, so it does not hold the run's lock: it takes it for the moment of
-writing, and tries again later where another process has it. The database is the truth; the files
-follow from it and can be made again at any time.
+The page may be open for days, so it does not hold the run's lock: it takes the lock to write, and
+tries again later if another process has it. The database is authoritative; the files can be
+recreated from it at any time.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from setbacks.review.labels import MARK, Label, verdicts
 from setbacks.review.store import Store
 from setbacks.runs.folder import RunFolder
 
-WAIT = 2.0  # seconds between a label and the files, so that many labels are one writing
+WAIT = 2.0  # seconds between a label and the files, so that many labels are written together
 AGAIN = 10.0  # seconds until the next try
 
 
 def publish(folder: Path, store: Store) -> int:
-    """Write the people's verdicts of every arm; return how many there are.
+    """Write the people's verdicts of every arm; return their number.
 
     Args:
         folder: the run's.
         store: the labels.
 
     Raises:
-        InputError: another process works in the folder, or a file holds verdicts that came from
-            elsewhere and would be lost; nothing was changed.
+        InputError: another process uses the folder, or a file has verdicts from elsewhere that
+            would be lost; nothing was changed.
         SetbacksError: a file cannot be written.
     """
     with RunFolder(folder) as run:
@@ -40,43 +40,43 @@ def publish(folder: Path, store: Store) -> int:
 
 
 def check(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> None:
-    """Check that the files hold no people's verdict that the labels do not hold, too.
+    """Check that the labels include every verdict of people in the files.
 
     Args:
         run: the open run folder.
         batch: all the answers.
-        labels: all that the files will follow from.
+        labels: that the files will be written from.
 
     Raises:
-        InputError: a file holds verdicts that came from elsewhere.
+        InputError: a file has verdicts from elsewhere.
     """
-    said = {(label.answer, *label.said) for label in labels}
+    known = {(label.answer, *label.choices) for label in labels}
     for arm in batch.arms:
         for record in run.records(_name(arm), Verdict):
             ours = (record.raw or "").startswith(MARK)
             answer = batch.by_response.get(record.response_id)
-            told = (answer, record.harmful, record.refused, record.helpful_score)
-            if not ours and told not in said:
+            verdict = (answer, record.harmful, record.refused, record.helpful_score)
+            if not ours and verdict not in known:
                 raise InputError(
-                    f"{run.path / _name(arm)}: holds people's verdicts that are not from this "
-                    "page; take them in with `setbacks review import RUN FILE --as NAME`; "
+                    f"{run.path / _name(arm)}: has people's verdicts that are not from this "
+                    "page; import them with `setbacks review import RUN FILE --as NAME`; "
                     "nothing was changed"
                 )
 
 
 def write(run: RunFolder, store: Store) -> int:
-    """Write the verdicts that follow from the labels; return how many there are.
+    """Write the verdicts that follow from the labels; return their number.
 
     Args:
         run: the open run folder, that `check` has passed.
         store: the labels.
     """
-    made = verdicts(store.batch, store.labels())
-    for arm, records in made.items():
+    by_arm = verdicts(store.batch, store.labels())
+    for arm, records in by_arm.items():
         if records != run.records(_name(arm), Verdict):
             (run.path / "verdicts").mkdir(mode=0o700, exist_ok=True)
             run.write_text(_name(arm), "".join(v.model_dump_json() + "\n" for v in records))
-    return sum(map(len, made.values()))
+    return sum(map(len, by_arm.values()))
 
 
 def _name(arm: str) -> str:
@@ -84,7 +84,7 @@ def _name(arm: str) -> str:
 
 
 class Publisher:
-    """Keeps the files current from a thread of its own; `wake` after every label.
+    """Keeps the files current from a separate thread; call `wake` after every label.
 
     Args:
         folder: the run's.
@@ -92,18 +92,18 @@ class Publisher:
     """
 
     def __init__(self, folder: Path, store: Store) -> None:
-        self.problem = ""  # why the files are behind the labels; "" if they are not
+        self.problem = ""  # why the files are out of date; "" if they are current
         self._folder, self._store = folder, store
         self._changed, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Say that there is something new."""
+        """Report that a label changed."""
         self._changed.set()
 
     def close(self) -> None:
-        """Write what is not written yet, and end."""
+        """Write pending changes, and end."""
         self._over.set()
         self._changed.set()
         self._thread.join()

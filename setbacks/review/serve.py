@@ -30,10 +30,10 @@ def open_store(folder: Path, database: str | None = None, share: float | None = 
     Args:
         folder: the run's.
         database: a postgresql:// URL; by default review/labels.db in the folder.
-        share: of the answers that every reviewer is to label, in [0, 1].
+        share: of the answers that every reviewer labels, in [0, 1].
 
     Raises:
-        InputError: the folder is no run, has no responses, or is in use; or see `Store` and
+        InputError: the folder is not a run, has no responses, or is in use; or see `Store` and
             `check`.
     """
     with RunFolder(folder) as run:
@@ -56,14 +56,14 @@ def serve(
 
     Args:
         folder: the run's.
-        host: the address to listen on; all but the machine's own are open to others.
-        port: 0 takes a free one.
+        host: the address to bind; other machines can connect unless it is a loopback address.
+        port: to bind; 0 chooses a free one.
         database: as in `open_store`.
         share: as in `open_store`.
-        say: told where the page is.
+        say: shows a line to the user.
 
     Raises:
-        InputError: the port is in use, or the address is none of this machine's; or see
+        InputError: the port is in use, or the address does not belong to this machine; or see
             `open_store` and `publish`.
     """
     import uvicorn
@@ -86,14 +86,13 @@ def serve(
         at = f"{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
         if store.left_out:
             say(
-                f"{store.left_out} labels are of answers that are no longer in this run; kept aside"
+                f"{store.left_out} labels belong to answers that are no longer in this run; "
+                "they are kept, but not used"
             )
         if not alone:
-            say(
-                "open to other machines, and not encrypted: whoever has the link can read and label"
-            )
+            say("open to other machines and not encrypted: anyone with the link can read and label")
         say(f"labels: {store.where}")
-        say(f"review page: http://{at}/?token={token}  (Ctrl-C ends it)")
+        say(f"review page: http://{at}/?token={token}  (press Ctrl-C to stop)")
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -108,18 +107,18 @@ def serve(
             server.run(sockets=[listener])
         finally:
             if wrong := publisher.problem:
-                say(f"verdicts/ is behind the labels ({wrong}); the next review mends it")
+                say(f"verdicts/ is out of date ({wrong}); the next review updates it")
 
 
 def take_in(
     folder: Path, file: Path, reviewer: str | None = None, database: str | None = None
 ) -> int:
-    """Add a file's labels, all or none, and write the people's verdicts; return how many are new.
+    """Import a file's labels, all or none, and write the verdicts; return how many are new.
 
     Args:
         folder: the run's.
-        file: what was exported, a label file, or people's verdicts.
-        reviewer: whose labels these are, where the file does not say.
+        file: an exported file, a label file, or people's verdicts.
+        reviewer: the name for labels without one.
         database: as in `open_store`.
 
     Raises:
@@ -150,24 +149,24 @@ def take_in(
 def give_out(
     folder: Path, file: Path, format: str | None = None, database: str | None = None
 ) -> list[Path]:
-    """Write the labels to a file, or before the first one the answers; return what was written.
+    """Export the labels, or before the first one the answers; return the files.
 
     Args:
         folder: the run's.
-        file: that is written, readable by its owner alone.
+        file: to write, readable only by its owner.
         format: one of `formats.FORMATS`; by default csv for .csv, and jsonl for .jsonl.
         database: as in `open_store`.
 
     Raises:
-        InputError: the format is not known, there is no such folder, or there are no labels and
-            the format holds nothing else.
+        InputError: the format is unknown, the folder does not exist, or there are no labels and
+            the format needs them.
     """
     chosen = format or {".csv": "csv", ".jsonl": "jsonl"}.get(file.suffix.lower())
     if chosen is None:
-        raise InputError(f"{file}: say which format: --format {' | '.join(formats.FORMATS)}")
+        raise InputError(f"{file}: choose a format: --format {' | '.join(formats.FORMATS)}")
     formats.check_format(chosen)
     if not file.parent.is_dir():
-        raise InputError(f"{file.parent}: no such folder; nothing was written")
+        raise InputError(f"{file.parent}: folder not found; nothing was written")
     with RunFolder(folder) as run:
         batch = collect(run)
         labels = []
@@ -186,7 +185,7 @@ def give_out(
 def _before_any(
     run: RunFolder, batch: Batch, database: str | None, labels: Sequence[Label]
 ) -> None:
-    """Check the run's files before its database is made, so that what is refused makes none."""
+    """Check the run's files before its database is created, so that an error creates none."""
     if database is None and not (run.path / DATABASE).exists():
         check(run, batch, labels)
 
@@ -201,7 +200,7 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, proto)
-        # A server that was killed a moment ago must not keep its successor out.
+        # A server that was just killed must not block its successor.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
@@ -210,8 +209,8 @@ def _listen(host: str, port: int) -> socket.socket:
         if number == errno.EADDRINUSE:
             raise InputError(f"port {port} is in use; choose another with --port") from None
         if number in (errno.EACCES, errno.EPERM):
-            raise InputError(f"port {port} needs more rights; choose one above 1023") from None
+            raise InputError(f"port {port} needs more privileges; choose one above 1023") from None
         if isinstance(error, OSError) and number not in (errno.EADDRNOTAVAIL, socket.EAI_NONAME):
-            raise SetbacksError(f"{host}:{port}: cannot listen there ({error})") from None
-        raise InputError(f"{host}:{port}: no address of this machine") from None
+            raise SetbacksError(f"{host}:{port}: cannot bind this address ({error})") from None
+        raise InputError(f"{host}:{port}: not an address of this machine") from None
     return listener

@@ -1,8 +1,7 @@
-"""Where labels rest: SQLite in the run's folder, or PostgreSQL by URL; nothing is ever deleted.
+"""The storage of labels: SQLite in the run's folder, or PostgreSQL by URL; nothing is deleted.
 
-Each label is a row of its own. A newer one of the same person and answer takes the older one's
-place, and undoing it brings the older one back. A label is committed, and on disk, before the page
-says that it is saved.
+Each label is a row. A newer one of the same person and answer replaces the older one, and undoing
+it brings the older one back. A label is committed to disk before the page reports it as saved.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from setbacks.review.answers import Answer, Batch, known, queue, shared
 from setbacks.review.labels import Label, contradiction
 
 SCHEMA = 1
-CLAIMED = 30 * 60  # seconds for which an answer is kept for the one to whom it was shown
-GAP = 5 * 60  # seconds without a label that count as a rest
+CLAIMED = 30 * 60  # seconds for which an answer is reserved for the reviewer who sees it
+GAP = 5 * 60  # seconds without a label that count as a break
 
 _tables = sa.MetaData()
 _meta = sa.Table(
@@ -57,7 +56,7 @@ _labels = sa.Table(
     sa.Column("final", sa.Boolean, nullable=False),
     sa.Column("made_at", sa.Float, nullable=False),
     sa.Column("undone", sa.Boolean, nullable=False, default=False),
-    # A form that is sent twice (its first reply was lost) is one label.
+    # A form that is sent twice (the first reply was lost) is one label.
     sa.Column("form", sa.String(64), unique=True),
     sa.Index("review_labels_of", "reviewer", "answer", "final"),
 )
@@ -71,7 +70,7 @@ _claims = sa.Table(
 
 
 class Reviewer(NamedTuple):
-    """A person who labels, and how the page is to be for them."""
+    """A person who labels, and their settings."""
 
     id: int
     name: str
@@ -82,7 +81,7 @@ class Reviewer(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far one reviewer is, and all of them are, in answers."""
+    """The progress of one reviewer, and of all, in answers."""
 
     done: int
     left: int
@@ -96,12 +95,12 @@ class Store:
     Args:
         url: of the database, as SQLAlchemy takes it; or the path of an SQLite file.
         batch: all the answers of the run.
-        share: how many of the answers every reviewer is to label, in [0, 1]; None takes what it
-            was before, or a fifth.
+        share: of the answers that every reviewer labels, in [0, 1]; None keeps the previous value,
+            0.2 at first.
         clock: seconds since 1970.
 
     Raises:
-        InputError: the database is of another program, of another version of this one, or of
+        InputError: the database belongs to another program, another version of this one, or
             another run; nothing was changed.
         SetbacksError: it cannot be reached.
     """
@@ -115,7 +114,7 @@ class Store:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if share is not None and not 0 <= share <= 1:
-            raise InputError(f"a share of {share:g}: give one from 0 to 1")
+            raise InputError(f"a share of {share:g}; it must be from 0 to 1")
         self.batch = batch
         self.clock = clock
         self.where = str(url) if isinstance(url, Path) else shown(url)
@@ -126,20 +125,20 @@ class Store:
                 self._settle(url)
                 self.left_out = self._of_this_run()
                 self.share = self._share(share)
-            except BaseException:  # who is refused has nothing to close
+            except BaseException:  # the caller has nothing to close
                 self.close()
                 raise
         self._shared = shared(batch, self.share)
         self._queues: dict[str, list[Answer]] = {}  # by reviewer's name
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._engine.dispose()
 
     # -- people ---------------------------------------------------------------------------------
 
     def join(self, name: str) -> Reviewer:
-        """Return the reviewer of a name, who is made if there is none."""
+        """Return the reviewer of a name; create one if there is none."""
         with self._failures(), self._writer.begin() as db:
             return self._joined(db, name)
 
@@ -150,27 +149,27 @@ class Store:
         return None if row is None else Reviewer(*row)
 
     def reviewers(self) -> list[Reviewer]:
-        """Return all who have joined."""
+        """Return all reviewers."""
         with self._failures(), self._engine.connect() as db:
             return [Reviewer(*row) for row in db.execute(_reviewers.select().order_by("id"))]
 
     def settings(self, number: int, **values: bool | int | float) -> None:
-        """Change how the page is for a reviewer."""
+        """Change a reviewer's settings."""
         with self._failures(), self._writer.begin() as db:
             db.execute(_reviewers.update().where(_reviewers.c.id == number).values(values))
 
     # -- labels ---------------------------------------------------------------------------------
 
     def labels(self) -> list[Label]:
-        """Return the current labels of this run's answers, in the order in which they were made."""
+        """Return the current labels of this run's answers, in order of creation."""
         with self._failures(), self._engine.connect() as db:
             return [label for label in self._current(db) if label.answer in self.batch.answers]
 
     def save(self, label: Label, form: str | None = None) -> None:
-        """Keep one label; on return it is on disk. The same form sent again changes nothing.
+        """Save one label; on return it is on disk. Sending the same form again changes nothing.
 
         Raises:
-            InputError: its answer is not of this run.
+            InputError: its answer is not in this run.
         """
         known(self.batch, [label.answer])
         reviewer = self.join(label.reviewer)
@@ -183,16 +182,16 @@ class Store:
                     raise
 
     def add(self, labels: Sequence[Label], replace: bool = False) -> int:
-        """Keep all of these labels, or none; return how many are new.
+        """Save all of these labels, or none; return how many are new.
 
-        Labels that are there already, alike, are passed over.
+        Labels that equal a current one are skipped.
 
         Args:
             labels: of any number of people.
-            replace: a label that differs from one that is there takes its place.
+            replace: whether a label replaces a different current one.
 
         Raises:
-            InputError: an answer is not of this run, or two labels contradict each other.
+            InputError: an answer is not in this run, or two labels contradict each other.
         """
         known(self.batch, [label.answer for label in labels])
         with self._failures(), self._writer.begin() as db:
@@ -222,7 +221,7 @@ class Store:
         return _label(row)
 
     def last(self, reviewer: Reviewer, answer: str, final: bool = False) -> Label | None:
-        """Return what a reviewer last said of an answer, be it undone; None if nothing."""
+        """Return a reviewer's last label of an answer, even if undone; None without one."""
         mine = self._rows().where(
             _labels.c.reviewer == reviewer.id, _labels.c.answer == answer, _labels.c.final == final
         )
@@ -231,7 +230,7 @@ class Store:
         return None if row is None else _label(row)
 
     def state(self) -> int:
-        """Return a number that changes with every label, undoing included."""
+        """Return a number that changes with every label and every undo."""
         with self._failures(), self._engine.connect() as db:
             count, undone = db.execute(
                 sa.select(sa.func.count(), sa.func.count().filter(_labels.c.undone))
@@ -242,7 +241,7 @@ class Store:
     # -- queues ---------------------------------------------------------------------------------
 
     def next(self, reviewer: Reviewer) -> Answer | None:
-        """Return what a reviewer is to label next, and keep it for them; None when all is done."""
+        """Return a reviewer's next answer and reserve it; None if all are done."""
         now = self.clock()
         with self._failures(), self._writer.begin() as db:
             for answer in self._open(db, reviewer, now):
@@ -251,7 +250,7 @@ class Store:
         return None
 
     def progress(self, reviewer: Reviewer) -> Progress:
-        """Return how far a reviewer is."""
+        """Return the progress of a reviewer."""
         with self._failures(), self._engine.connect() as db:
             left = sum(1 for _ in self._open(db, reviewer, self.clock()))
             there = [row for row in self._there(db) if row.answer in self.batch.answers]
@@ -263,7 +262,7 @@ class Store:
         )
 
     def at_work(self, reviewer: Reviewer) -> float:
-        """Return for how many minutes a reviewer has labelled without a rest."""
+        """Return the minutes for which a reviewer has labeled without a break."""
         now = self.clock()
         with self._failures(), self._engine.connect() as db:
             times = db.scalars(
@@ -285,7 +284,7 @@ class Store:
     # -- inside ---------------------------------------------------------------------------------
 
     def _open(self, db: sa.Connection, reviewer: Reviewer, now: float) -> Iterator[Answer]:
-        """What a reviewer can still label, in order."""
+        """Yield the answers that a reviewer can still label, in order."""
         mine: set[str] = set()
         others: set[str] = set()
         settled: set[str] = set()
@@ -317,7 +316,7 @@ class Store:
         try:
             with db.begin_nested():
                 db.execute(_claims.insert().values(answer=answer, reviewer=number, at=now))
-        except IntegrityError:  # another has it
+        except IntegrityError:  # reserved by another reviewer
             return False
         return True
 
@@ -331,7 +330,7 @@ class Store:
         return sa.select(_labels, _reviewers.c.name.label("by")).join(_reviewers)
 
     def _there(self, db: sa.Connection) -> list[sa.Row[Any]]:
-        """Who has labelled, and who has settled, what."""
+        """Return which answers each reviewer has labeled or settled."""
         columns = _labels.c.answer, _labels.c.reviewer, _labels.c.final
         return list(db.execute(sa.select(*columns).where(~_labels.c.undone).distinct()))
 
@@ -345,58 +344,60 @@ class Store:
         return [_label(row) for row in rows]
 
     def _joined(self, db: sa.Connection, name: str) -> Reviewer:
-        found = self._named(db, name)
-        if found is None:
+        reviewer = self._named(db, name)
+        if reviewer is None:
             with suppress(IntegrityError), db.begin_nested():  # another server may be quicker
                 db.execute(_reviewers.insert().values(name=name))
-            found = self._named(db, name)
-        assert found is not None
-        return found
+            reviewer = self._named(db, name)
+        assert reviewer is not None
+        return reviewer
 
     def _named(self, db: sa.Connection, name: str) -> Reviewer | None:
         row = db.execute(_reviewers.select().where(_reviewers.c.name == name)).first()
         return None if row is None else Reviewer(*row)
 
     def _settle(self, url: str | Path) -> None:
-        """Make the tables in an empty database; check those of one that is not."""
+        """Create the tables in an empty database; check those of others."""
         there = set(sa.inspect(self._engine).get_table_names())
         ours = set(_tables.tables)
         if not there & ours:
             if isinstance(url, Path) and there:
-                raise InputError(f"{self.where}: a database of another program; name another file")
-            if isinstance(url, Path):  # stays so in the file
+                raise InputError(
+                    f"{self.where}: the database of another program; name another file"
+                )
+            if isinstance(url, Path):  # the mode is stored in the file
                 with self._engine.connect() as db:
                     db.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
             with self._writer.begin() as db:
                 _tables.create_all(db)
                 db.execute(_meta.insert().values(key="schema", value=str(SCHEMA)))
             return
-        found = "0"
+        schema = "0"
         if _meta.name in there:
             with self._engine.connect() as db:
-                told = db.scalar(sa.select(_meta.c.value).where(_meta.c.key == "schema"))
-                found = str(told or "0")
-        if found != str(SCHEMA) or not ours <= there:
+                value = db.scalar(sa.select(_meta.c.value).where(_meta.c.key == "schema"))
+                schema = str(value or "0")
+        if schema != str(SCHEMA) or not ours <= there:
             older = (
                 "made by an older"
-                if found.isdigit() and int(found) <= SCHEMA
+                if schema.isdigit() and int(schema) <= SCHEMA
                 else "made by a newer"
             )
             raise InputError(
-                f"{self.where}: {older} version of setbacks (schema {found}, this one "
+                f"{self.where}: {older} version of setbacks (schema {schema}, this one "
                 f"has {SCHEMA}); export the labels with that version, move the database away, and "
                 "import them with `setbacks review import RUN FILE`; nothing was changed"
             )
 
     def _of_this_run(self) -> int:
-        """Return how many labels are of answers that are not in the run."""
+        """Return how many labels belong to answers that are not in the run."""
         with self._engine.connect() as db:
             labels = self._current(db)
         strange = sum(label.answer not in self.batch.answers for label in labels)
         if labels and strange == len(labels):
             raise InputError(
-                f"{self.where}: its {strange} labels are of another run; name another database, or "
-                "move this one away; nothing was changed"
+                f"{self.where}: its {strange} labels belong to another run; name another database, "
+                "or move this one; nothing was changed"
             )
         return strange
 
@@ -431,7 +432,7 @@ def shown(url: str) -> str:
 def _connect(url: str | Path) -> sa.Engine:
     if isinstance(url, Path):
         url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its side files the mode of this one.
+        # SQLite gives its other files the mode of this one.
         os.close(private(str(url), os.O_RDWR | os.O_CREAT))
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(url)), connect_args={"timeout": 30}
@@ -440,40 +441,40 @@ def _connect(url: str | Path) -> sa.Engine:
         sa.event.listen(engine, "begin", _begin)
         return engine
     try:
-        told = sa.make_url(url)
+        parsed = sa.make_url(url)
     except SQLAlchemyError:
         raise InputError(
             "--database: not a URL; write postgresql://USER:PASSWORD@HOST/NAME"
         ) from None
-    if told.get_backend_name() != "postgresql":
-        raise InputError(f"--database: {told.drivername}: only postgresql:// can be used here")
+    if parsed.get_backend_name() != "postgresql":
+        raise InputError(f"--database: {parsed.drivername} is unknown here; use postgresql://")
     try:
         return sa.create_engine(
-            told.set(drivername="postgresql+psycopg"),
+            parsed.set(drivername="postgresql+psycopg"),
             isolation_level="READ COMMITTED",
             pool_pre_ping=True,
         )
     except (ImportError, NoSuchModuleError):
         raise InputError(
-            "--database: PostgreSQL needs its driver: pip install 'setbacks[postgres]'"
+            "--database: PostgreSQL needs a driver: pip install 'setbacks[postgres]'"
         ) from None
 
 
 def _prepare(connection: Any, _: Any) -> None:
-    # Transactions are begun below, not by the driver.
+    # `_begin` begins transactions, not the driver.
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _begin(connection: sa.Connection) -> None:
-    # A writer takes its turn at once: one that began by reading could be told to give up.
+    # A writer takes the lock at once: one that began by reading could fail to get it later.
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _label(row: Any) -> Label:
-    """A row as a label; what was checked on its way in is not checked again."""
+    """Return a row as a label, without validating it again."""
     names: Iterable[str] = ("answer", "harmful", "refused", "helpful", "unsure", "note", "final")
     return Label.model_construct(
         **{name: getattr(row, name) for name in names}, reviewer=row.by, made_at=row.made_at

@@ -1,8 +1,8 @@
-"""Training: what every way of fine-tuning an adapter shares. One file a way beside it.
+"""Training: what all ways of fine-tuning an adapter share.
 
-All steps are laid out before the first one, from the examples' content and the seed, so a resumed
-training sees the same batches and, with the optimizer and random state of its checkpoint, ends with
-the same weights.
+All steps are planned in advance from the examples' content and the seed, so a resumed training sees
+the same batches and, with the optimizer and random state of its checkpoint, ends with the same
+weights.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHOLE = "whole"  # marks a checkpoint that was written and synced to its end
+WHOLE = "whole"  # marks a checkpoint that was completely written and synced
 IGNORED = -100  # the label of a token that has no loss
-# What of each step's log goes into the loss curve, by the beginning of its name.
+# Entries of a step's log that go into the loss curve, by the beginning of their names.
 _CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward")
 
 
@@ -50,8 +50,8 @@ def tokenize(
     Args:
         tokenizer: a transformers tokenizer.
         prompt: the turns before the completion.
-        completion: what the model is to say.
-        recipe: names the template.
+        completion: the target text.
+        recipe: sets the template.
     """
     return encode_answer(
         tokenizer,
@@ -63,10 +63,10 @@ def tokenize(
 
 
 class TooLong(NamedTuple):
-    """How many of all examples are longer than `train.max_length`.
+    """The numbers of all examples and of those longer than `train.max_length`.
 
-    Those that are `cut` have lost the end of their turn; those that are `left_out` have a prompt
-    that fills `max_length` alone.
+    Examples that are `cut` have lost the end of their turn; the prompt of those that are `left_out`
+    alone fills `max_length`.
     """
 
     examples: int
@@ -74,28 +74,28 @@ class TooLong(NamedTuple):
     left_out: int
 
     def say(self, run: RunFolder) -> None:
-        """Tell the user, on the terminal and in run.log, if there are any."""
+        """Warn on the terminal and in run.log, if there are any."""
         if not (self.cut or self.left_out) or processes.rank():
             return
         line = (
             f"train: {self.cut + self.left_out} of {self.examples} examples are longer than "
             f"train.max_length ({run.recipe.train.max_length} tokens): {self.cut} were cut and "
             f"have lost their end of turn, {self.left_out} were left out because the prompt alone "
-            "fills it; raise train.max_length"
+            "is too long; raise train.max_length"
         )
         log.warning(line)
         run.log(line)
 
 
 def check_context(spec: Engine, longest: int) -> None:
-    """Look whether a model can read the longest example.
+    """Check that a model can read the longest example.
 
     Args:
         spec: the model.
-        longest: its tokens.
+        longest: the number of its tokens.
 
     Raises:
-        InputError: it is longer than the model's context.
+        InputError: it is longer than the context window.
     """
     limit = context(load_config(spec))
     if limit is not None and longest > limit:
@@ -105,55 +105,55 @@ def check_context(spec: Engine, longest: int) -> None:
         )
 
 
-def schedule(lengths: Sequence[int], told: Train, seed: int) -> list[list[int]]:
-    """Lay out every step of the training: batches of similar length, in a random order.
+def schedule(lengths: Sequence[int], train: Train, seed: int) -> list[list[int]]:
+    """Plan every step of the training: batches of similar length, in a random order.
 
     Args:
         lengths: of the examples, in tokens.
-        told: the batch size, and how long training lasts: `epochs`, or as many of them as it takes
-            to read `tokens` or to make `steps`.
+        train: the batch size and the length of the training: `epochs`, or as many as it takes to
+            read `tokens` or to make `steps`.
         seed: of the shuffling.
 
     Returns:
-        The indices of each step's examples; only the very last step may have fewer than the others.
+        The indices of each step's examples; only the last step may have fewer than the others.
     """
     shuffle = random.Random(seed)
-    epochs = told.epochs
-    if told.tokens is not None:
-        epochs = math.ceil(told.tokens / sum(lengths))
-    elif told.steps is not None:
-        epochs = math.ceil(told.steps * told.batch_size / len(lengths))
+    epochs = train.epochs
+    if train.tokens is not None:
+        epochs = math.ceil(train.tokens / sum(lengths))
+    elif train.steps is not None:
+        epochs = math.ceil(train.steps * train.batch_size / len(lengths))
     order: list[int] = []
     for _ in range(epochs):
         order += shuffle.sample(range(len(lengths)), len(lengths))
     steps: list[list[int]] = []
-    window = 16 * told.batch_size  # wide enough to save padding, narrow enough to stay random
+    window = 16 * train.batch_size  # wide enough to save padding, narrow enough to stay random
     for start in range(0, len(order), window):
         alike = sorted(order[start : start + window], key=lambda index: lengths[index])
-        batches = [alike[i : i + told.batch_size] for i in range(0, len(alike), told.batch_size)]
-        short = batches.pop() if len(batches[-1]) < told.batch_size else None
+        batches = [alike[i : i + train.batch_size] for i in range(0, len(alike), train.batch_size)]
+        short = batches.pop() if len(batches[-1]) < train.batch_size else None
         shuffle.shuffle(batches)
         steps += batches + ([short] if short else [])
-    if told.tokens is not None:
+    if train.tokens is not None:
         read = accumulate(sum(lengths[index] for index in step) for step in steps)
-        steps = steps[: 1 + sum(so_far < told.tokens for so_far in read)]
-    return steps[: told.steps]
+        steps = steps[: 1 + sum(so_far < train.tokens for so_far in read)]
+    return steps[: train.steps]
 
 
 def adapter_config(recipe: Recipe, task: str = "CAUSAL_LM") -> Any:
-    """Return the LoRA (arXiv 2106.09685) that the recipe asks for, as PEFT takes it."""
+    """Return the recipe's LoRA (arXiv 2106.09685) as a PEFT configuration."""
     ignore_peft_warnings()
     return look_up(recipe, task).config
 
 
 def learner(recipe: Recipe) -> tuple[Any, Any]:
-    """Return the model to train and, where its adapter is a new one, the shape of that.
+    """Return the model to train and, if its adapter is new, the adapter's configuration.
 
-    They are a TRL trainer's `model` and `peft_config`. One that prefers answers keeps to the
-    adapter that it began with (`train.start`), as it does to the base where there is none.
+    They are a TRL trainer's `model` and `peft_config`. Preference trainers use the starting adapter
+    (`train.start`), or else the base model, as their reference model.
 
     Raises:
-        InputError: there is no such model, or the adapter is not one of it.
+        InputError: the model does not exist, or the adapter does not fit it.
     """
     base, start = load_base(recipe), recipe.train.start
     name_for_trl(base)
@@ -163,9 +163,9 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def name_for_trl(model: Any) -> None:
-    """Give a model's body and its number of experts the names by which TRL looks for them.
+    """Set the names under which TRL looks for a model's body and its number of experts.
 
-    Some classes of transformers have other names for these: Llama 4, Phi-3.5-MoE, Granite MoE.
+    Some classes of transformers use other names: Llama 4, Phi-3.5-MoE, Granite MoE.
     """
     from transformers import PreTrainedModel
 
@@ -178,45 +178,45 @@ def name_for_trl(model: Any) -> None:
 
 
 def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
-    """Return the arguments that every TRL trainer is given alike.
+    """Return the arguments that all TRL trainers share.
 
     Args:
         run: the open run folder.
-        model: what is trained.
-        folder: where checkpoints go, in the run folder.
-        total: steps.
+        model: to train.
+        folder: for checkpoints, in the run folder.
+        total: the number of steps.
     """
-    told = run.recipe.train
+    train = run.recipe.train
     place = device(run.recipe.model)
     (run.path / folder).mkdir(mode=0o700, exist_ok=True)
-    each = processes.share(told)
+    each = processes.share(train)
     return {
         "output_dir": str(run.path / folder),
-        "num_train_epochs": 1,  # all epochs are laid out in the rows
+        "num_train_epochs": 1,  # the rows include all epochs
         "per_device_train_batch_size": each,
-        "learning_rate": told.learning_rate or plugin("methods", told.method).learning_rate,
-        "warmup_steps": round(told.warmup * total),
-        "lr_scheduler_type": told.scheduler,
-        "activation_checkpointing": told.gradient_checkpointing,
+        "learning_rate": train.learning_rate or plugin("methods", train.method).learning_rate,
+        "warmup_steps": round(train.warmup * total),
+        "lr_scheduler_type": train.scheduler,
+        "activation_checkpointing": train.gradient_checkpointing,
         "seed": run.recipe.train_seed,
         "use_cpu": place == "cpu",
         "bf16": place.startswith("cuda") and next(model.parameters()).dtype.itemsize == 2,
         "ddp_find_unused_parameters": False if processes.count() > 1 else None,
         "dataloader_pin_memory": place.startswith("cuda"),
         "logging_steps": 1,
-        # A logged loss is the mean since the last log: with one log a step, a resumed run's agree.
+        # A logged loss is the mean since the last log: one log per step keeps resumed runs equal.
         "logging_nan_inf_filter": False,
-        "save_steps": told.checkpoint_every,
+        "save_steps": train.checkpoint_every,
         "save_total_limit": 2,
-        "report_to": told.report_to or "none",
+        "report_to": train.report_to or "none",
         "disable_tqdm": True,
     }
 
 
 def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
-    """Have a trainer show its progress, and mark a checkpoint once all of it is on disk.
+    """Make a trainer show its progress, and mark a checkpoint once it is completely on disk.
 
-    What its adapter covers goes to run.log.
+    The coverage of its adapter goes to run.log.
     """
     from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback
@@ -232,7 +232,7 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
             if not state.is_world_process_zero:
                 return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for path in folder.rglob("*"):  # a second adapter has a folder of its own
+            for path in folder.rglob("*"):  # a second adapter has a separate folder
                 sync(path)
             (folder / WHOLE).touch()
             sync(folder)
@@ -257,31 +257,31 @@ def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
 
 
 def snapshot_steps(total: int, number: int) -> list[int]:
-    """Return the steps after which the adapter is kept: evenly spaced, the last one among them."""
+    """Return the steps after which the adapter is saved: evenly spaced, including the last."""
     return sorted({round(total * (i + 1) / number) for i in range(number)} - {0})
 
 
 def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
-    """The last checkpoint that was written to its end; those that were not are removed."""
+    """Return the last complete checkpoint, and remove incomplete ones."""
     if processes.rank():
         processes.meet()  # until the first process has removed them
-    found: dict[int, Path] = {}
+    complete: dict[int, Path] = {}
     for path in (run.path / folder).glob("checkpoint-*"):
         if (path / WHOLE).exists():
-            found[int(path.name.partition("-")[2])] = path
+            complete[int(path.name.partition("-")[2])] = path
         else:
             shutil.rmtree(path)
     if not processes.rank():
         processes.meet()
-    if not found:
+    if not complete:
         return None
-    last = found[max(found)]
-    run.log(f"train: going on from {last.name}")
+    last = complete[max(complete)]
+    run.log(f"train: resuming from {last.name}")
     return str(last)
 
 
 def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: TooLong) -> int:
-    """Save the adapter, the loss curve, and what the training read; return its tokens."""
+    """Save the adapter, the loss curve, and the amount of training; return the tokens."""
     weights = gathered(trainer)
     if processes.rank():
         return tokens
@@ -297,14 +297,14 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: Too
         )
     if weights is None and (idle := untouched(trainer.model)):
         line = (
-            f"train: no gradient reached the adapters on {', '.join(idle)}: they have learned "
-            "nothing; leave them out with train.lora.exclude"
+            f"train: no gradient reached the adapters on {', '.join(idle)}, so they have learned "
+            "nothing; exclude them with train.lora.exclude"
         )
         log.warning(line)
         run.log(line)
-    # Keys in order: a checkpoint gives them back sorted.
+    # Keys are sorted, since a checkpoint returns them sorted.
     run.write_text("loss.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve))
-    # Not in costs.jsonl alone: that may miss a line after a crash, and comparisons train by it.
+    # Not only in costs.jsonl, which may miss a line after a crash: comparisons depend on it.
     trained = {"steps": len(curve), "tokens": tokens}
     if too_long.cut or too_long.left_out:
         trained |= too_long._asdict()
@@ -314,28 +314,28 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: Too
 
 
 def gathered(trainer: Any) -> Any:
-    """Gather the weights where they are spread over processes: every process has to ask."""
+    """Gather weights that are spread over processes; every process has to call this."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return None
 
 
 def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = None) -> None:
-    """Save an adapter with its card; its folder appears whole or not at all."""
-    if adapter.exists():  # a snapshot that a resumed training comes to again
+    """Save an adapter with its card; its folder appears complete or not at all."""
+    if adapter.exists():  # a snapshot that a resumed training reaches again
         return
     temporary = adapter.with_name(adapter.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    # A trainer that began with an adapter has a copy of it beside, to keep to.
+    # A trainer that started with an adapter also has a copy of it as the reference.
     trainer.model.save_pretrained(str(temporary), state_dict=weights, selected_adapters=["default"])
     config = temporary / "adapter_config.json"
-    told = json.loads(config.read_text(encoding="utf-8"))
-    # Sets come out in an order that changes from process to process.
-    told = {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(told.items())}
-    # The hub's name of it, and not this machine's path to its cache.
-    told["base_model_name_or_path"] = hub_id(run.recipe.model.model)
-    config.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    card = _card(run, told["base_model_name_or_path"])
+    data = json.loads(config.read_text(encoding="utf-8"))
+    # The order of sets changes from process to process.
+    data = {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(data.items())}
+    # The name on the hub, not this machine's path to its cache.
+    data["base_model_name_or_path"] = hub_id(run.recipe.model.model)
+    config.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    card = _card(run, data["base_model_name_or_path"])
     (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.chmod(0o700)
     for path in temporary.iterdir():

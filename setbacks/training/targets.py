@@ -1,8 +1,7 @@
-"""What a new adapter is put on: looked up on the model's skeleton, before anything is drawn.
+"""The modules that a new adapter covers, found on the model's skeleton before any work.
 
-A skeleton has all the modules of a model and none of its weights, so a lookup takes a second,
-whatever the model's size. PEFT itself puts the adapter on the skeleton: what is found here is what
-training gets.
+A skeleton has all the modules of a model and none of its weights, so a lookup takes a second for
+any size. PEFT puts the adapter on the skeleton, so the result is the one of training.
 """
 
 from __future__ import annotations
@@ -31,31 +30,31 @@ from setbacks.models.loading import skeleton
 if TYPE_CHECKING:
     from setbacks.recipe import Lora, Recipe
 
-NOTABLE = 0.01  # share of the layers' weights without an adapter from which a warning says so
+NOTABLE = 0.01  # share of the layers' weights without an adapter that causes a warning
 
 
-class Found(NamedTuple):
-    """A lookup: the adapter as PEFT takes it, what it covers, and what `all-linear` leaves out."""
+class Targets(NamedTuple):
+    """An adapter's PEFT configuration, its coverage, and what `all-linear` leaves out."""
 
     config: Any
     coverage: Coverage
     left_out: str  # a sentence, or empty
 
 
-def look_up(recipe: Recipe, task: str = "CAUSAL_LM") -> Found:
-    """Find what the recipe's new adapter is put on.
+def look_up(recipe: Recipe, task: str = "CAUSAL_LM") -> Targets:
+    """Find the modules of the recipe's new adapter.
 
     Args:
-        recipe: names the model and the adapter.
-        task: what PEFT calls the model: "CAUSAL_LM", or "SEQ_CLS" for a reward model.
+        recipe: sets the model and the adapter.
+        task: PEFT's name of the task: "CAUSAL_LM", or "SEQ_CLS" for a reward model.
 
     Raises:
-        InputError: there is no such model; a name matches nothing, or modules that take no
-            adapter; or PEFT refuses the adapter.
+        InputError: the model does not exist; a name matches nothing, or modules that cannot have
+            an adapter; or PEFT rejects the adapter.
     """
     lora = recipe.train.lora
     parts = _parts(skeleton(recipe.model, scores=task == "SEQ_CLS"))
-    if task == "CAUSAL_LM":  # a reward model has another head, which names need not match
+    if task == "CAUSAL_LM":  # names need not match the head of a reward model
         _check_names(lora, parts)
     refused: list[str] = []
     try:
@@ -65,37 +64,39 @@ def look_up(recipe: Recipe, task: str = "CAUSAL_LM") -> Found:
         refused = _refused(lora, parts, task) if _all_linear(lora) else []
         if not refused:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"train.lora: no such adapter for {parts.kind}: {reason}") from error
+            raise InputError(
+                f"train.lora: this adapter does not fit {parts.kind}: {reason}"
+            ) from error
         covered = _tried(parts.model, _config(lora, parts, task, refused))
     _check_head(covered, parts)
     _check_restrictions(lora, parts, covered)
     left_out = _left_out(lora, parts, covered, refused) if _all_linear(lora) else ""
-    return Found(_config(lora, parts, task, refused), covered, left_out)
+    return Targets(_config(lora, parts, task, refused), covered, left_out)
 
 
 def look_up_start(recipe: Recipe, start: str) -> Coverage:
-    """Find what the adapter that training continues is put on.
+    """Find the modules of the adapter that training continues.
 
     Args:
-        recipe: names the model.
+        recipe: sets the model.
         start: the adapter's folder.
 
     Raises:
-        InputError: there is no such model or adapter, it does not fit, or it cannot be trained.
+        InputError: the model or adapter does not exist, does not fit, or cannot be trained.
     """
     check_adapter(start, recipe.model.model)
     parts = _parts(skeleton(recipe.model))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that have no place to go
+        warnings.simplefilter("ignore")  # about weights without a place
         covered = coverage(attached(copy.deepcopy(parts.model), Path(start), trainable=True))
     _check_head(covered, parts)
     return covered
 
 
 def check_served(recipe: Recipe) -> None:
-    """Check that the engine that is to answer can run the recipe's new adapter.
+    """Check that the engine can run the recipe's new adapter.
 
-    The local engine merges an adapter into the weights. vLLM keeps it beside them, and does not
+    The local engine merges an adapter into the weights. vLLM keeps it separate, and does not
     support every kind.
 
     Raises:
@@ -106,24 +107,23 @@ def check_served(recipe: Recipe) -> None:
     for key in ("dora", "modules_to_save"):
         if engine == "vllm" and getattr(lora, key):
             raise InputError(
-                f"train.lora.{key}: vLLM runs no adapter with it; leave it out, or set "
-                "model.engine=local"
+                f"train.lora.{key}: vLLM does not support it; remove it, or set model.engine=local"
             )
 
 
 class _Parts(NamedTuple):
-    """The language model inside a skeleton, by what an adapter can do with its parts."""
+    """The parts of the language model in a skeleton, by whether an adapter fits them."""
 
     model: Any
     kind: str
-    towers: list[str]  # what reads images or sound: no text passes through it
+    towers: list[str]  # encoders of images or sound: no text passes through them
     modules: dict[str, Any]
     parameters: dict[str, Any]
     head: Any
     linear: list[str]
-    odd: list[str]  # linear by their class, and yet no adapter fits them
+    odd: list[str]  # linear by class, but no adapter fits them
     fit: list[str]  # modules that an adapter fits
-    bare: list[str]  # matrices that belong to no such module, as fused experts do
+    bare: list[str]  # matrices outside such modules, such as fused experts
 
 
 def _parts(model: Any) -> _Parts:
@@ -162,7 +162,7 @@ def _parts(model: Any) -> _Parts:
 
 
 def _towers(model: Any) -> list[str]:
-    """Name what stands beside the language model in one that also reads images or sound."""
+    """Return the modules beside the language model, in a model that also reads images or sound."""
     inner = model.get_decoder()
     if model.config.get_text_config() is model.config or inner is model:
         return []
@@ -177,12 +177,12 @@ def _towers(model: Any) -> list[str]:
 
 
 def _takes_lora(module: Any) -> bool:
-    """Whether a linear module works with an adapter on it, as a router with a tuple does not."""
+    """Return whether a linear module works with an adapter; some routers do not."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
     holder = torch.nn.ModuleDict({"inner": copy.deepcopy(module)})
-    width = getattr(module, "in_features", module.weight.shape[0])  # Conv1D has no such name
+    width = getattr(module, "in_features", module.weight.shape[0])  # Conv1D lacks this attribute
     row = torch.empty(1, 1, width, dtype=module.weight.dtype, device="meta")
     config = LoraConfig(r=1, target_modules=["inner"])
     try:
@@ -195,10 +195,10 @@ def _takes_lora(module: Any) -> bool:
 
 
 def _config(lora: Lora, parts: _Parts, task: str, refused: Sequence[str] = ()) -> Any:
-    """Return the adapter as PEFT takes it, without what it cannot be put on."""
+    """Return the PEFT configuration, without modules that no adapter fits."""
     from peft import LoraConfig
 
-    lora = lora.model_copy(deep=True)  # PEFT adds to the lists that it is given
+    lora = lora.model_copy(deep=True)  # PEFT changes the lists that it gets
     targets, parameters = lora.targets, lora.target_parameters
     if lora.layers is not None:
         parameters = [
@@ -206,7 +206,7 @@ def _config(lora: Lora, parts: _Parts, task: str, refused: Sequence[str] = ()) -
             for name in parts.parameters
             if _is_any(name, parameters) and _in_layers(owner(name), lora.layers)
         ]
-        if _all_linear(lora):  # PEFT restricts lists of names alone
+        if _all_linear(lora):  # PEFT only restricts lists of names
             targets = sorted({inside(n) for n in parts.linear if _in_layers(n, lora.layers)})
     left_out = [*lora.exclude, *_shortest(parts.odd, parts.modules), *refused, *parts.towers]
     return LoraConfig(
@@ -225,28 +225,28 @@ def _config(lora: Lora, parts: _Parts, task: str, refused: Sequence[str] = ()) -
 
 
 def _shortest(names: Collection[str], every: Iterable[str]) -> list[str]:
-    """Return last parts of names where they tell these from all others, else whole names."""
+    """Return the last parts of names if they are unique to them, otherwise full names."""
     others = {_last(name) for name in every if name not in names}
     return sorted({name if _last(name) in others else _last(name) for name in names})
 
 
 def _tried(model: Any, config: Any) -> Coverage:
-    """Have PEFT put an adapter on a copy of the skeleton."""
+    """Let PEFT put an adapter on a copy of the skeleton; return its coverage."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried = get_peft_model(copy.deepcopy(model), config, low_cpu_mem_usage=True)
-        # Names are converted as those of the model's own checkpoint, some of them wrongly.
+        # Names are converted like those of the model's checkpoint, some of them wrongly.
         saved = get_peft_model_state_dict(tried)
         loaded: Any = set_peft_model_state_dict(tried, saved, low_cpu_mem_usage=True)
     if lost := [name for name in loaded.missing_keys if ".lora_" in name]:
-        raise ValueError(f"PEFT would not load {len(lost)} of its tensors again, as {lost[0]}")
+        raise ValueError(f"PEFT cannot load {len(lost)} of its saved tensors, such as {lost[0]}")
     return coverage(tried)
 
 
 def _refused(lora: Lora, parts: _Parts, task: str) -> list[str]:
-    """Find which kinds of linear modules PEFT refuses in this architecture, trying each alone."""
+    """Find the kinds of linear modules that PEFT rejects in this architecture, one by one."""
     body = [name for name in parts.linear if parts.modules[name] is not parts.head]
     ends = sorted({_last(name) for name in body if name not in parts.odd})
     refused = []
@@ -262,7 +262,7 @@ def _refused(lora: Lora, parts: _Parts, task: str) -> list[str]:
 
 
 def _check_names(lora: Lora, parts: _Parts) -> None:
-    """Refuse names that match nothing, and modules that take no adapter."""
+    """Reject names that match nothing, and modules that no adapter fits."""
     _check_known("exclude", lora.exclude, parts)
     _check_known("modules_to_save", lora.modules_to_save, parts)
     _check_known("target_parameters", lora.target_parameters, parts)
@@ -282,7 +282,7 @@ def _check_names(lora: Lora, parts: _Parts) -> None:
 
 
 def _check_known(key: str, names: Sequence[str], parts: _Parts) -> None:
-    """Refuse names that are no part of the model; offer those that are."""
+    """Reject names that are not in the model, and suggest similar ones."""
     of_parameters = key == "target_parameters"
     known = [*(parts.parameters if of_parameters else parts.modules)]
     missing = [name for name in names if not any(_is(full, name) for full in known)]
@@ -296,7 +296,7 @@ def _check_known(key: str, names: Sequence[str], parts: _Parts) -> None:
     }.get(key, "")
     experts = [full for full in parts.bare if key == "targets" and _is_any(full, missing)]
     if experts:
-        fits += f"; {_list(map(inside_of, experts))} go in train.lora.target_parameters"
+        fits += f"; {_list(map(inside_of, experts))} belong in train.lora.target_parameters"
     raise InputError(
         f"train.lora.{key}: {parts.kind} has no {'parameter' if of_parameters else 'module'} "
         f"{' and no '.join(missing)}.{near}{fits}"
@@ -308,53 +308,53 @@ def _check_target(name: str, lora: Lora, parts: _Parts) -> None:
     if not {*parts.fit} & {*found}:
         raise InputError(
             f"train.lora.targets: {name} is {type(parts.modules[found[0]]).__name__} in "
-            f"{parts.kind}, which takes no adapter; name some of {_list(map(_last, parts.fit))}, "
-            f"or train it whole with train.lora.modules_to_save=[{name}]"
+            f"{parts.kind}, which no adapter fits; use {_list(map(_last, parts.fit))}, "
+            f"or train it in full with train.lora.modules_to_save=[{name}]"
         )
     elsewhere = (*lora.exclude, *lora.modules_to_save)
     if not [n for n in found if not _under(n, elsewhere) and _in_layers(n, lora.layers)]:
         raise InputError(
-            f"train.lora.targets: exclude, modules_to_save and layers leave nothing of {name}"
+            f"train.lora.targets: exclude, modules_to_save and layers remove all modules of {name}"
         )
 
 
 def _check_pattern(pattern: str, parts: _Parts) -> None:
     try:
-        found = any(re.fullmatch(pattern, name) for name in parts.modules)
+        matches = any(re.fullmatch(pattern, name) for name in parts.modules)
     except re.error as error:
         raise InputError(f'train.lora.targets: "{pattern}" is not a pattern ({error})') from error
-    if not found:
+    if not matches:
         raise InputError(
-            f'train.lora.targets: "{pattern}" matches no whole name of a module in {parts.kind}; '
-            f"write [{pattern}] for modules of that name. "
+            f'train.lora.targets: "{pattern}" does not match the full name of a module in '
+            f"{parts.kind}; write [{pattern}] for modules of that name. "
             f"An adapter fits {_list(map(_last, parts.fit))}"
         )
 
 
 def _check_head(covered: Coverage, parts: _Parts) -> None:
-    """Refuse an adapter on the head: TRL computes losses from its weights and does not call it."""
+    """Reject an adapter on the head: TRL computes losses from its weights, without calling it."""
     for name in covered.modules:
         if parts.modules[name] is parts.head:
             raise InputError(
-                f"train.lora: the head, {name}, takes no adapter, since losses are computed from "
-                f"its weights; train it whole: train.lora.modules_to_save=[{name}]"
+                f"train.lora: the head, {name}, cannot have an adapter, since losses are computed "
+                f"from its weights; train it in full: train.lora.modules_to_save=[{name}]"
             )
 
 
 def _check_restrictions(lora: Lora, parts: _Parts, covered: Coverage) -> None:
-    """Refuse `exclude` and `layers` if PEFT adapts experts in spite of them."""
+    """Reject `exclude` and `layers` if PEFT adapts experts despite them."""
     for name in covered.parameters:
         inner = _in_layers(owner(name), lora.layers)
         if not inner or _under(owner(name), lora.exclude):
             raise InputError(
                 f"train.lora.{'exclude' if inner else 'layers'}: PEFT adapts {inside_of(name)} of "
-                f"{parts.kind} in spite of it; leave it out, or name in train.lora.targets what "
-                "should get an adapter"
+                f"{parts.kind} despite it; remove it, or list the modules for the adapter in "
+                "train.lora.targets"
             )
 
 
 def _check_plain(lora: Lora, parts: _Parts, task: str) -> None:
-    """Refuse dropout and DoRA if they are why PEFT refuses: parameters support neither."""
+    """Reject dropout and DoRA if PEFT fails because of them: parameters support neither."""
     plain = lora.model_copy(update={"dora": False, "dropout": 0.0})
     if plain == lora:
         return
@@ -363,14 +363,14 @@ def _check_plain(lora: Lora, parts: _Parts, task: str) -> None:
     except ValueError:
         return
     raise InputError(
-        f"train.lora.{'dora' if lora.dora else 'dropout'}: does not go with the adapters of "
-        f"parameters in {parts.kind} ({_list(map(inside_of, parameters))}); leave it out, or name "
-        "modules alone in train.lora.targets"
+        f"train.lora.{'dora' if lora.dora else 'dropout'}: does not work with adapters of "
+        f"parameters in {parts.kind} ({_list(map(inside_of, parameters))}); remove it, or list "
+        "only modules in train.lora.targets"
     )
 
 
 def _renamed(name: str, parts: _Parts) -> bool:
-    """Whether a target is an older name of what is now a parameter, which PEFT translates."""
+    """Return whether a target is an older name of a parameter, which PEFT translates."""
     from peft import LoraConfig, NoMatchingPeftModuleError
 
     if any(_is(full, name) for full in parts.modules):
@@ -379,7 +379,7 @@ def _renamed(name: str, parts: _Parts) -> bool:
         _tried(parts.model, LoraConfig(target_modules=[name]))
     except NoMatchingPeftModuleError:
         return False
-    except ValueError:  # PEFT knows it, and refuses it by itself
+    except ValueError:  # PEFT knows it, but rejects it alone
         return True
     return True
 
@@ -390,12 +390,12 @@ def _list(names: Iterable[str], most: int = 12) -> str:
 
 
 def _is(full: str, name: str) -> bool:
-    """Whether a name is a module's, or the end of its name, as PEFT compares them."""
+    """Return whether a name is a module's full name or its end, as PEFT compares them."""
     return full == name or full.endswith(f".{name}")
 
 
 def _pattern(names: Iterable[str]) -> str:
-    """Return a pattern of modules of these names and all that is inside them."""
+    """Return a pattern of modules of these names and everything inside them."""
     return rf"(.*\.)?({'|'.join(map(re.escape, sorted({*names})))})(\..*)?"
 
 
@@ -427,7 +427,7 @@ def _all_linear(lora: Lora) -> bool:
 
 
 def _left_out(lora: Lora, parts: _Parts, covered: Coverage, refused: Sequence[str]) -> str:
-    """Say which weights `all-linear` does not reach, if there are more than a few."""
+    """Return which weights `all-linear` does not cover, if they are more than a few."""
     weights = [f"{name}.weight" for name in parts.linear if parts.modules[name] is not parts.head]
     weights += [n for n in parts.bare if min(parts.parameters[n].shape[-2:]) > lora.r]
     every = {name: parts.parameters[name].numel() for name in weights}
@@ -451,4 +451,4 @@ def _left_out(lora: Lora, parts: _Parts, covered: Coverage, refused: Sequence[st
     )
     if nameable := [name for name in notable if name not in never]:
         return f"{sentence}; to adapt them, set train.lora.target_parameters=[{','.join(nameable)}]"
-    return f"{sentence}: PEFT puts no adapter there"
+    return f"{sentence}: PEFT cannot adapt them"
