@@ -326,7 +326,7 @@ def test_every_study_has_what_a_study_has():
 
 
 def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
-    with pytest.raises(InputError, match='no "ablaton"'):
+    with pytest.raises(InputError, match='unknown study "ablaton"'):
         carry_out("ablaton", base, tmp_path / "s")
     wrong = base.model_copy(update={"study": {"factor": []}})
     with pytest.raises(InputError, match="unknown key"):
@@ -339,7 +339,7 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
-    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
+    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*not a run folder") as failed:
         _apart(tmp_path / "gone", "train", 2, tie)
     assert "\n" not in str(failed.value)
 
@@ -427,13 +427,19 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     assert [row | {"seconds": 0.0} for row in spent] == now
 
 
-def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
-    rows = [["mistake_analysis_sft-guided", *["12.3 (1.2 to 23.4)"] * 6]]
-    table = Table("Arms", ["Arm", *[f"longest_title_{i}" for i in range(6)]], rows)
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_narrow_terminal_breaks_no_word_and_cuts_none(tmp_path, width):
+    titles = ["Hijacking Harmless Rate", "Compliance", "Balanced safety", "Degenerate answers"]
+    rows = [["mistake analysis sft · guided", *["12.3 (1.2 to 23.4)"] * 4, "a/path/" * 9]]
+    table = Table("Arms", ["Arm", *titles, "Path"], rows)
     write(tmp_path, Findings("<title>", "<question>", ["<answer>"], [table]))
-    console = Console(width=80, file=StringIO())
+    console = Console(width=width, file=StringIO())
     on_terminal(console, (tmp_path / "findings.json").read_text())
-    assert "…" not in console.file.getvalue()
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    for word in " ".join(["mistake analysis guided 23.4", *titles]).split():
+        assert re.search(rf"\b{word}\b", text), word
+    assert text.count("/") == 18, "a long word is broken rather than cut"
 
 
 def test_a_study_names_what_its_variants_are_set_against():

@@ -29,12 +29,12 @@ from setbacks.measure.formatting import (
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.records import Arm, Kind, Response, Verdict
+from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
-    from rich.table import Table
 
 # The columns of the headline, in the order of a reader's questions.
 HEADLINE = (
@@ -261,7 +261,7 @@ def _shown(
     )
 
 
-def headline(results: Measurement) -> Table:
+def headline(results: Measurement) -> WholeWords:
     """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
     Where degenerate answers move balanced safety, its cell also has the figure as judged.
@@ -275,13 +275,14 @@ def headline(results: Measurement) -> Table:
     table = Table(
         caption="with 95 % intervals",
         caption_justify="left",
-        collapse_padding=True,  # room for the names of arms
+        collapse_padding=True,  # room for the labels of arms
         pad_edge=False,
     )
-    table.add_column("Arm", overflow="fold")
+    table.add_column(Text("Arm"))
     for key in HEADLINE:
-        table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
-    table.add_column("Degen-\nerate", justify="right", no_wrap=True)
+        title = Text(TITLES[key].replace(" ", "\n"))
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(Text("Degenerate"), justify="right", no_wrap=True)
     several = len(results.judges) > 1
     for judge, report in results.judges.items():
         if several:
@@ -294,7 +295,7 @@ def headline(results: Measurement) -> Table:
             share = results.data.responses[row.arm].degenerate.all
             degenerate = Text(_lines(*written(share), f"n {share.n}"))
             table.add_row(Text(visible(row.arm.label), style=style), *cells, degenerate)
-    return table
+    return WholeWords(table)
 
 
 def _headline_cell(row: ArmRow, key: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from setbacks.data import read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded
 from setbacks.measure.formatting import POINTS, with_interval
@@ -80,6 +81,7 @@ class Study(ABC):
         """
 
 
+@read_once()
 def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """Carry out the study `name`, or resume it; return its page.
 
@@ -115,7 +117,7 @@ def against_first(
         recipe: of the study.
         folder: of the study.
         variants: named NAME.SEED; those of one name are averaged.
-        show: told of progress.
+        show: called with progress.
         title: of the tables and pictures.
 
     Returns:
