@@ -30,6 +30,7 @@ from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Lora, Recipe, Source
 from setbacks.report.run_page import HEADLINE
+from setbacks.runs.arms import recorded_arms
 
 CARD = "README.md"
 
@@ -191,7 +192,7 @@ def card(recipe: Recipe, folder: Path, form: str) -> str:
         f"{kind} `{base}`, trained by the method `{recipe.train.method}` with "
         "[setbacks](https://pypi.org/project/setbacks/), after *Gaining Wisdom from Setbacks* "
         "(arXiv 2310.10477).",
-        f"## Measured\n\n{_measured(folder)}",
+        f"## Measured\n\n{_measured(recipe, folder)}",
         f"## Trained on\n\n{_trained_on(recipe, folder)}",
         f"## Use\n\n{_use(recipe, form)}",
         "## Limits\n\n"
@@ -236,7 +237,7 @@ def _licence(recipe: Recipe) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _measured(folder: Path) -> str:
+def _measured(recipe: Recipe, folder: Path) -> str:
     path = folder / "metrics.json"
     if not path.exists():
         return "Nothing has been measured yet, so the effect of this training is not known."
@@ -244,11 +245,15 @@ def _measured(folder: Path) -> str:
     parts = [
         metrics["summary"],
         "Rates in %, Helpful Score of 10; 95 % intervals in brackets, then the number of prompts. "
-        "`vanilla` is the base; `-guided` arms had the guidance below in their prompt. Balanced "
+        "*Untrained* is the base; *guided* arms had the guidance below in their prompt. Balanced "
         "safety is the harmonic mean of Harmless Rate and compliance with safe prompts.",
     ]
+    label = {arm.name: arm.label for arm in recorded_arms(folder, recipe)}
     for judge, report in metrics["judges"].items():
-        rows = [[row["arm"], *(_cell(row, key) for key in HEADLINE)] for row in report["arms"]]
+        rows = [
+            [label.get(row["arm"], row["arm"]), *(_cell(row, key) for key in HEADLINE)]
+            for row in report["arms"]
+        ]
         head = ["arm", *(TITLES[key] for key in HEADLINE)]
         parts += [f"Judged by `{judge}`:", _table(head, rows)]
         if report["worth"]:

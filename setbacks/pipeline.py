@@ -128,7 +128,7 @@ def _checkers(recipe: Recipe) -> list[JudgeSpec]:
     method, train = open_method(recipe), recipe.train
     found = [recipe.induce.judge] if recipe.induce.judge and method.uses_mistakes else []
     return (
-        [*found, train.judge or JudgeSpec()]
+        [*found, train.judge or JudgeSpec.usual()]
         if method.checks_texts or train.helpful_from == "model"
         else found
     )

@@ -82,7 +82,7 @@ def test_an_adapter_folder_is_answered_with_on_its_own_base(tmp_path):
         (arm,) = evaluation(["runs/second-try/adapter"]).evaluate
         assert (arm.name, arm.model.model, arm.adapter) == ("second-try", expected, str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="which model it is an adapter of"):
+    with pytest.raises(InputError, match="does not name the adapter's base model"):
         evaluation([str(folder)])
     (arm,) = evaluation([str(folder), "model.model=a/b"]).evaluate
     assert arm.model.model == "a/b"

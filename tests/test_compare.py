@@ -439,23 +439,20 @@ def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
 def test_a_study_names_what_its_variants_are_set_against():
     def row(arm, value=None, p=None):
         change = Difference(value, None, None, 9, p)
-        return {"arm": arm, "label": f"{arm}, shown"} | ({"difference": change} if p else {})
+        return {"arm": Arm(arm, f"{arm}!")} | ({"difference": change} if p else {})
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
-    assert (
-        told_apart(rows) == "Below <a>, shown beyond chance: vanilla, shown."
-    )  # .04 is not, of three
-    assert told_apart(rows[1:2]) == "No variant can be told from <a>, shown."
+    assert told_apart(rows) == "Below <a>! beyond chance: vanilla!."  # .04 is not, of three
+    assert told_apart(rows[1:2]) == "No variant can be told from <a>!."
     both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
-    assert both == (
-        "Above <a>, shown beyond chance: <d>, shown. "
-        "Below <a>, shown beyond chance: vanilla, shown."
-    )
+    assert both == "Above <a>! beyond chance: <d>!. Below <a>! beyond chance: vanilla!."
 
 
 def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
-    arms = {"vanilla": 0.5, "vanilla-guided": 0.6, "filtered_8": 0.8, "filtered_8-guided": 0.9}
-    arms |= {"filtered_4": 0.7, "filtered_4-guided": 0.65, "shuffled_4": 0.4}
+    arms = {Arm.untrained(): 0.5, Arm.untrained("guided"): 0.6}
+    arms |= {Arm.of_method("filtered_8"): 0.8, Arm.of_method("filtered_8", "guided"): 0.9}
+    arms |= {Arm.of_method("filtered_4"): 0.7, Arm.of_method("filtered_4", "guided"): 0.65}
+    arms |= {Arm.of_method("shuffled_4"): 0.4}
     rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)} for a, v in arms.items()]
     options = QuantityQuality.Options(sizes=[8, 4], qualities=["filtered", "shuffled"])
     (picture,) = _curves({"<judge>": rows}, options)

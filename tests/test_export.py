@@ -19,7 +19,7 @@ from setbacks.measure import RunInfo, measure, to_json
 from setbacks.models.chat_template import encode
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Engine, Recipe
-from setbacks.records import Message, Response, Verdict
+from setbacks.records import Arm, Message, Response, Verdict
 from setbacks.runs.folder import RunFolder
 
 CANARY = "[a harmful answer stands here]"
@@ -62,7 +62,9 @@ def metrics(recipe):
             )  # fmt: skip
             verdicts.setdefault((arm, "probe"), []).append(said)
     run = RunInfo(name=recipe.name, method=recipe.train.method)
-    return to_json(measure(run, responses=responses, verdicts=verdicts))
+    arms = Arm.untrained(), Arm.of_method("mistake_analysis")
+    by_arm = {arm: responses[arm.name] for arm in arms}
+    return to_json(measure(run, responses=by_arm, verdicts=verdicts))
 
 
 @pytest.fixture
@@ -279,9 +281,9 @@ def front(text):
 def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     text = (export(tiny_run, tmp_path / "out") / "README.md").read_text()
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert "50.0 [23.7, 76.3], n 10" in rows["| vanilla"]
-    assert "80.0 [49.0, 94.3], n 10" in rows["| mistake_analysis"]
-    assert "| – |" in rows["| vanilla"], "there were no helpful prompts"
+    assert "50.0 [23.7, 76.3], n 10" in rows["| untrained"]
+    assert "80.0 [49.0, 94.3], n 10" in rows["| mistake analysis"]
+    assert "| – |" in rows["| untrained"], "there were no helpful prompts"
     assert "has not been measured against people" in text
     assert "| analysis | 2 | builtin:redteam |" in text
     assert "| helpful | 1 | builtin:helpful |" in text

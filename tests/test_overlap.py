@@ -10,7 +10,7 @@ from setbacks.measure.findings import overlap_finding
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Choice, Correction, Response, Revision, Verdict
+from setbacks.records import Analysis, Arm, Choice, Correction, Response, Revision, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
@@ -253,6 +253,8 @@ def test_an_evaluation_warns_of_what_an_adapter_was_trained_on(tmp_path):
 
 def test_without_overlap_there_is_no_warning():
     row = {"arm": "sft", "suite": "s", "kind": "safe", "n": 2}
-    assert list(overlap_finding([row | {"seen": 0}])) == []
-    ((level, text),) = overlap_finding([row | {"seen": 0}, row | {"suite": "t", "seen": 2}])
-    assert level == "warning" and "2 of 2 prompts of the suite t were" in text
+    arms = [Arm("sft", "supervised", trained=True)]
+    assert list(overlap_finding([row | {"seen": 0}], arms)) == []
+    ((level, text),) = overlap_finding([row | {"seen": 0}, row | {"suite": "t", "seen": 2}], arms)
+    assert level == "warning"
+    assert "2 of 2 prompts of the suite t were trained on (supervised)" in text

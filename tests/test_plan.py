@@ -224,7 +224,7 @@ def test_the_plan_of_a_run_rests_in_its_folder(opened):
     chance = {a["response_id"]: a["probability"] for a in made.answers}
     expected = measure(
         RunInfo(),
-        responses=world.responses,
+        responses={arm: world.responses[arm.name] for arm in run.arms()},
         verdicts=world.verdicts
         | {
             (arm, "human"): [

@@ -22,7 +22,14 @@ from setbacks.text import visible
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> \u202eevil\u200b {{ 7 * 7 }} $x$'
 ASKED = "Say what a browser makes of this, and why none of it should ever run: " + HOSTILE
 HARMFUL = "<a harmful response>"
-ARMS = ("vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided")
+METHOD = "mistake_analysis"
+BY_NAME = {
+    arm.name: arm
+    for make in (Arm.untrained, lambda way: Arm.of_method(METHOD, way))
+    for way in ("unguided", "guided")
+    for arm in [make(way)]
+}
+ARMS = tuple(BY_NAME)
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
 
@@ -49,10 +56,7 @@ class Run:
 
     def arms(self):
         there = {path.stem for path in (self.path / "responses").glob("*.jsonl")}
-        ways = ("unguided", "guided")
-        arms = [Arm.untrained(way) for way in ways]
-        arms += [Arm.of_method("mistake_analysis", way) for way in ways]
-        return [arm for arm in arms if arm.name in there]
+        return [arm for arm in BY_NAME.values() if arm.name in there]
 
     def responses(self):
         return {
@@ -241,7 +245,7 @@ def test_every_arm_and_rate_is_in_the_headline(made):
     start, end = made.text.index('id="arms"'), made.text.index('id="findings"')
     table = made.text[start:end]
     for row in made.result.metrics["judges"]["probe"]["arms"]:
-        assert row["arm"] in table
+        assert BY_NAME[row["arm"]].label in table and row["arm"] not in table
         assert f"{100 * row['harmless_rate']['value']:.1f}" in table
         assert f"{100 * row['compliance']['low']:.1f} – " in table
 
@@ -257,19 +261,21 @@ def test_the_headline_for_a_terminal(made, width):
     console.print(headline(made.result.results))
     text = console.export_text()
     assert "…" not in text and "Hijacking" in text and "Compliance" in text
-    assert "mistake_analysis-guided" in text or width < 100
+    assert "mistake analysis · guided" in text or width < 100
     assert re.search(r"54\.5 .*\n.* \d\d\.\d–\d\d\.\d .*\n.* n 11 ", text)
 
 
 def test_examples_are_drawn_by_id_then_by_difference(made):
-    responses = {arm: made.run.records(f"responses/{arm}.jsonl", Response) for arm in ARMS}
+    responses = {
+        arm: made.run.records(f"responses/{name}.jsonl", Response) for name, arm in BY_NAME.items()
+    }
     verdicts = {
         (arm, "probe"): made.run.records(f"verdicts/{arm}.probe.jsonl", Verdict) for arm in ARMS
     }
     shown = examples(responses, verdicts)
     assert [e.id for e in shown["safe"]] == ["safe00", "safe01", "safe02", "safe07"]
     assert [e.why for e in shown["safe"]] == ["drawn"] * 3 + ["differs"]
-    assert [a.arm for a in shown["safe"][0].answers] == list(ARMS)
+    assert [a.arm.name for a in shown["safe"][0].answers] == list(ARMS)
 
 
 def hush(run: Run, arm: str, share: int = 1) -> None:
@@ -306,18 +312,18 @@ def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
     arms = text[text.index('id="arms"') : text.index('id="findings"')]
     rows = {row.split('class="arm">')[1].split("</span>")[0].split(">")[-1]: row
             for row in arms.split("<tr ")[2:6]}  # fmt: skip
-    assert "not scored, of 12" in rows["vanilla"]
-    assert "n&nbsp;7 of 12" in rows["mistake_analysis"] and "few" not in rows["mistake_analysis"]
-    assert "n&nbsp;11 of 12" in rows["vanilla-guided"]
+    assert "not scored, of 12" in rows["untrained"]
+    assert "n&nbsp;7 of 12" in rows["mistake analysis"] and "few" not in rows["mistake analysis"]
+    assert "n&nbsp;11 of 12" in rows["untrained · guided"]
     picture = text[text.index('id="picture"') : text.index('id="differences"')]
-    assert "which are not drawn: vanilla." in picture
-    assert "vanilla: " not in picture and "vanilla-guided: 5" in picture
+    assert "answers are not drawn: untrained." in picture
+    assert "untrained: " not in picture and "untrained · guided: 5" in picture
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(headline(made.results))
     lines = console.export_text().splitlines()
-    (at,) = [i for i, line in enumerate(lines) if "vanilla " in line]
+    (at,) = [i for i, line in enumerate(lines) if "untrained  " in line]
     assert "n 0" in lines[at + 1] and "of 12 (few)" in lines[at + 2]
-    responses = {"vanilla": run.records("responses/vanilla.jsonl", Response)}
+    responses = {Arm.untrained(): run.records("responses/vanilla.jsonl", Response)}
     verdicts = {("vanilla", "probe"): run.records("verdicts/vanilla.probe.jsonl", Verdict)}
     shown = examples(responses, verdicts)
     said = {b.text for e in shown["safe"] for a in e.answers for b in a.badges}
@@ -429,7 +435,7 @@ def test_several_judges_stand_side_by_side(tmp_path, monkeypatch):
     assert text.count("Judged by llm") == text.count("Judged by probe") == 5
     assert "<script" not in text
     words = "".join(text for text, _ in page.texts)
-    assert "the judge was fitted on this source" in words
+    assert "the judge was trained on this source" in words
     assert "llm has not been measured against people." in words
 
 
@@ -481,7 +487,7 @@ def test_a_browser_opens_it_without_complaint(made, tmp_path):
         text=True,
         timeout=120,
     )
-    assert "How safe, and still of use" in told.stdout
+    assert "How safe, and still useful" in told.stdout
     assert "CONSOLE" not in told.stderr, told.stderr
     # The browser asks for things of its own; what a page asks for has an initiator.
     events = json.loads((tmp_path / "net.json").read_text())["events"]
@@ -526,7 +532,7 @@ def test_corrected_numbers_stand_beside_the_raw_ones(tmp_path):
 def test_without_labels_rates_are_corrected_by_calibration(tmp_path):
     text = report(fill(tmp_path, n=30)).path.read_text()
     assert "by calibration <b>" in text
-    assert "it assumes that the prompts and answers here are of the same kind" in text
+    assert "it assumes that the judge errs here as it does there" in text
 
 
 def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):

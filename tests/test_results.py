@@ -22,9 +22,22 @@ from test_measure import (
 from setbacks.measure import RunInfo, measure
 from setbacks.measure.results import Change, Coefficient, Finding, Score, Spoken, to_json
 from setbacks.measure.statistics import Estimate
+from setbacks.records import OwnAnswer
 
 # Every key of a report that has all parts, a line each: to add one, write it there as well.
 KEYS = Path(__file__).parent / "data" / "metrics-keys.txt"
+
+OWN = OwnAnswer(
+    id="own",
+    instruction_id="<an id>",
+    instruction="<an instruction>",
+    text="<an answer>",
+    answer="<an answer>",
+    outcome="kept",
+    language="en",
+    source="<a source>",
+    model="some-model",
+)
 
 
 def whole() -> dict:
@@ -52,6 +65,7 @@ def whole() -> dict:
         environment={"python": "3"},
         mistakes=[mistake(0, 0, "mistake"), mistake(1, 0, "refusal")],
         analyses=[analysis(0, 0, length=True), analysis(0, 1, length=False)],
+        checked={"own answers": [OWN]},
         examples=LEARNT,
         loss=[{"step": n, "loss": 1 / n, "loss_analysis": 1 / n} for n in range(1, 9)],
         trained={"examples": 9, "cut": 2, "left_out": 1},

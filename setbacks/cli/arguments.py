@@ -14,7 +14,7 @@ from setbacks.models.embedded import MODELS
 from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_overrides
 from setbacks.records import Kind
 
-# What a file of answers, and no model, begins or ends with.
+# How names of answers begin or end, unlike those of models.
 _BEGINS = ("hub:", "preset:", "builtin:")
 _ENDS = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -91,14 +91,15 @@ def evaluation(
     """Return the recipe of an evaluation: an ordinary recipe that trains nothing.
 
     Args:
-        words: arms and overrides, in any order; the others are compared with the first arm.
-        suites: each the name of a built-in suite, KIND=SOURCE, or a recipe whose suites are taken;
-            none for all the built-in ones.
-        judges: their names; none for the recipe's.
-        fields: our field -> theirs, in the files of answers.
+        words: arms and overrides, in any order. The first arm is the baseline.
+        suites: names of built-in suites, KIND=SOURCE, or recipes that have suites; empty for all
+            built-in ones.
+        judges: names; empty for the recipe's.
+        fields: our field -> theirs, in files of answers.
 
     Raises:
-        InputError: a word is neither, there is no arm, or the recipe would be at fault.
+        InputError: a word is neither an arm nor an override, there is no arm, or the recipe is
+            invalid.
     """
     keys = [word for word in words if _is_override(word)]
     base = next((word for word in keys if word.startswith(("model=", "model.model="))), None)
@@ -124,17 +125,17 @@ def evaluation(
 
 
 def _is_override(word: str) -> bool:
-    """Whether a word sets a key of the recipe: its first part is one, or looks like a slip of one.
+    """Whether a word sets a key of the recipe, or looks like a misspelled key.
 
     Raises:
-        InputError: it could be meant for an arm with a key's name.
+        InputError: it could also be an arm that has the name of a key.
     """
     key, equals, value = word.partition("=")
     if not equals or Path(word).exists():
         return False
     first = re.split(r"[.[]", key)[0]
     if key in Recipe.model_fields and _is_answers(value):
-        raise InputError(f'{word}: "{key}" is a key of the recipe; give the arm another name')
+        raise InputError(f'{word}: "{key}" is a key of the recipe; rename the arm')
     if first in Recipe.model_fields:
         return True
     looks_like_a_key = first != key and re.fullmatch("[a-z_]+", first)
@@ -142,12 +143,12 @@ def _is_override(word: str) -> bool:
 
 
 def _is_answers(value: str) -> bool:
-    """Whether a word names answers, and no model."""
+    """Whether a word names answers rather than a model."""
     return value.startswith(_BEGINS) or value.lower().removesuffix(".gz").endswith(_ENDS)
 
 
 def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
-    """What a recipe says of the arm that a word names; an adapter's base may be overridden."""
+    """Return the arm that a word names, as in a recipe; `base` overrides an adapter's model."""
     name, equals, value = word.partition("=")
     if not equals or Path(word).exists():
         name, value = "", word
@@ -156,7 +157,8 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
     if _is_answers(value):
         return {"name": name or _name(value), "answers": [{"source": value, "fields": fields}]}
     if not value:
-        raise InputError(f"{word}: names no model and no file.{nearest(name, Recipe.model_fields)}")
+        hint = nearest(name, Recipe.model_fields)
+        raise InputError(f"{word}: no model or file after the equals sign.{hint}")
     config = expanded(value) / "adapter_config.json"
     if config.is_file():
         model = {} if base else {"model": _base(config)}
@@ -165,7 +167,7 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
 
 
 def _name(value: str) -> str:
-    """A name for an arm: of its file or folder; of the run, for a run's adapter."""
+    """Return a name for an arm: that of its file or folder, or of the run of an adapter."""
     path = Path(value)
     last = path.absolute().parent.name if path.name == "adapter" else path.name
     for ending in (".gz", *_ENDS):
@@ -174,38 +176,36 @@ def _name(value: str) -> str:
 
 
 def _base(config: Path) -> str:
-    """The model that a PEFT adapter was trained on."""
+    """Return the model that a PEFT adapter was trained on."""
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     if not isinstance(base, str) or not base:
-        raise InputError(
-            f"{config}: does not say which model it is an adapter of; say so: model.model=BASE"
-        )
+        raise InputError(f"{config}: does not name the adapter's base model; add model.model=BASE")
     return next((alias for alias, model in MODELS.items() if model.hub_id == base), base)
 
 
 def _suites(words: Sequence[str], answers: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a recipe says of suites; a file of answers is read with the same fields again."""
+    """Return suites as in a recipe; a file of answers is read with the same fields again."""
     builtin = {suite.name: suite for suite in Recipe().respond.suites}
     kinds = get_args(Kind)
-    found: list[dict[str, Any]] = []
+    suites: list[dict[str, Any]] = []
     for word in words:
         kind, equals, source = word.partition("=")
         if word in builtin:
-            found.append(builtin[word].model_dump(mode="json"))
+            suites.append(builtin[word].model_dump(mode="json"))
         elif word.endswith((".yaml", ".yml")):
-            found += [suite.model_dump(mode="json") for suite in Recipe.load(word).respond.suites]
+            suites += [suite.model_dump(mode="json") for suite in Recipe.load(word).respond.suites]
         elif equals and kind in kinds:
-            before = sum(suite["kind"] == kind for suite in found)
+            before = sum(suite["kind"] == kind for suite in suites)
             name = f"{kind}-{before + 1}" if before else kind
             sources = [answers.get(source, {"source": source})]
-            found.append({"name": name, "kind": kind, "sources": sources})
+            suites.append({"name": name, "kind": kind, "sources": sources})
         else:
             raise InputError(
-                f'no suite "{word}".{nearest(kind, [*builtin, *kinds])} Name one of '
+                f'unknown suite "{word}".{nearest(kind, [*builtin, *kinds])} Use one of '
                 f"{', '.join(builtin)}, a recipe that has suites, or KIND=SOURCE, where KIND is "
-                f"{', '.join(kinds)}"
+                f"one of {', '.join(kinds)}"
             )
-    return found
+    return suites

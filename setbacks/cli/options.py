@@ -30,7 +30,7 @@ def installed(kind: str) -> Callable[[str], Iterator[tuple[str, str]]]:
 
 def stages(incomplete: str) -> list[str]:
     """Return the stages that a shell may complete."""
-    from setbacks.runs.folder import STAGES
+    from setbacks.cli.runs import STAGES
 
     return [stage for stage in STAGES if stage.startswith(incomplete)]
 

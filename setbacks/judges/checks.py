@@ -36,7 +36,7 @@ class Checker:
     """
 
     def __init__(self, spec: JudgeSpec | None, run: RunFolder) -> None:
-        spec = spec or JudgeSpec()
+        spec = spec or JudgeSpec.usual()
         self._name = spec.called
         self._judge = open_judge(spec, run)
 

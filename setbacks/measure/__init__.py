@@ -16,7 +16,6 @@ from setbacks.measure.data import data_report, training_report
 from setbacks.measure.findings import all_findings, summary
 from setbacks.measure.introspection import introspection_report, spoken
 from setbacks.measure.judges import judge_report
-from setbacks.measure.metrics import bare, is_trained
 from setbacks.measure.results import (
     Cost,
     LossRow,
@@ -28,6 +27,7 @@ from setbacks.measure.results import (
 )
 from setbacks.records import (
     Analysis,
+    Arm,
     Correction,
     Example,
     Mistake,
@@ -55,7 +55,6 @@ class RunInfo:
         language: of the analyses.
         judges: their names, in the recipe's order.
         votes: the judges that count others' verdicts, with which they agree by construction.
-        evaluated: whether nothing was trained; then the first arm is the baseline.
     """
 
     name: str = ""
@@ -65,13 +64,12 @@ class RunInfo:
     language: str = "en"
     judges: tuple[str, ...] = ()
     votes: frozenset[str] = frozenset()
-    evaluated: bool = False
 
 
 def measure(
     run: RunInfo,
     *,
-    responses: Mapping[str, Sequence[Response]],
+    responses: Mapping[Arm, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     environment: Mapping[str, object] | None = None,
     mistakes: Sequence[Mistake] = (),
@@ -91,9 +89,9 @@ def measure(
 
     Args:
         run: what the recipe says.
-        responses: by arm.
-        verdicts: by (arm, judge). The verdicts of "human" are taken as the truth, by which the
-            rates and differences of other judges are also corrected (PPI++).
+        responses: by arm, in the order to show them; the first arm is the baseline.
+        verdicts: by (arm's name, judge). The verdicts of "human" are taken as the truth, by which
+            the rates and differences of other judges are also corrected (PPI++).
         environment: versions and hardware, passed on as they are.
         mistakes: all attempts at induction, failed ones included.
         analyses: all candidates, failed ones included.
@@ -117,8 +115,6 @@ def measure(
 
     Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
     """
-    order = list(responses) if run.evaluated else _order(responses)
-    arms = {arm: responses[arm] for arm in order}
     judges = _judges(run, verdicts)
     result = Measurement(
         schema=SCHEMA,
@@ -128,20 +124,19 @@ def measure(
         seed=run.seed,
         judges={
             judge: judge_report(
-                arms,
-                {arm: verdicts.get((arm, judge), ()) for arm in arms},
-                {arm: verdicts.get((arm, HUMAN), ()) for arm in arms if judge != HUMAN},
+                responses,
+                {arm: verdicts.get((arm.name, judge), ()) for arm in responses},
+                {arm: verdicts.get((arm.name, HUMAN), ()) for arm in responses if judge != HUMAN},
                 (worth or {}).get(judge, ()),
-                [] if run.evaluated else [arm for arm in arms if is_trained(arm)],
                 (gives or {}).get(judge),
                 in_part=judge == HUMAN,
             )
             for judge in judges
         },
         agreement=agreement_report(
-            arms, verdicts, [name for name in judges if name not in run.votes]
+            responses, verdicts, [name for name in judges if name not in run.votes]
         ),
-        data=data_report(mistakes, analyses, checked or {}, examples, overlap, arms),
+        data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.language),
         environment=environment or {},
@@ -158,13 +153,3 @@ def _judges(run: RunInfo, verdicts: Iterable[tuple[str, str]]) -> list[str]:
         return judge == HUMAN, run.judges.index(judge) if known else len(run.judges), judge
 
     return sorted({judge for _, judge in verdicts}, key=place)
-
-
-def _order(arms: Iterable[str]) -> list[str]:
-    """Untrained arms first, `vanilla` before all, and an arm before its guided twin."""
-
-    def place(arm: str) -> tuple[bool, bool, str, str]:
-        name = bare(arm)
-        return is_trained(arm), name != "vanilla", name, arm
-
-    return sorted(arms, key=place)

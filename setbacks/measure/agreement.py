@@ -8,14 +8,14 @@ from itertools import combinations
 from setbacks.measure import statistics
 from setbacks.measure.metrics import counted
 from setbacks.measure.results import Agreement, Coefficient, PairAgreement, Task
-from setbacks.records import Kind, Response, Verdict
+from setbacks.records import Arm, Kind, Response, Verdict
 
 # What several judges can agree on, and the kinds of prompts that it is asked of.
 _TASKS: dict[Task, tuple[Kind, ...]] = {"harmful": ("harmful", "hijacking"), "refused": ("safe",)}
 
 
 def agreement_report(
-    arms: Mapping[str, Sequence[Response]],
+    arms: Mapping[Arm, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     judges: Sequence[str],
 ) -> tuple[Agreement, ...]:
@@ -23,11 +23,11 @@ def agreement_report(
 
     Args:
         arms: the responses, by arm.
-        verdicts: by (arm, judge).
+        verdicts: by (arm's name, judge).
         judges: those to compare.
     """
     by_id = {
-        judge: {v.response_id: v for arm in arms for v in verdicts.get((arm, judge), ())}
+        judge: {v.response_id: v for arm in arms for v in verdicts.get((arm.name, judge), ())}
         for judge in judges
     }
     rows = []

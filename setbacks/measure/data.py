@@ -30,6 +30,7 @@ from setbacks.measure.statistics import Estimate
 from setbacks.measure.substance import SUBSTANCES, answer, substance
 from setbacks.records import (
     Analysis,
+    Arm,
     Checked,
     Correction,
     Example,
@@ -47,7 +48,7 @@ def data_report(
     checked: Mapping[str, Sequence[Correction | OwnAnswer]],
     examples: Iterable[Example],
     overlap: Iterable[Overlap],
-    arms: Mapping[str, Sequence[Response]],
+    arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
     """Return what went into a run, and what was dropped on the way."""
     return Data(
@@ -165,7 +166,7 @@ def _answered(rows: Sequence[Response]) -> Answered:
     )
 
 
-def _changes(arms: Mapping[str, Sequence[Response]]) -> tuple[PairChange, ...]:
+def _changes(arms: Mapping[Arm, Sequence[Response]]) -> tuple[PairChange, ...]:
     """How the shares of degenerate answers differ, on the prompts that both arms answered."""
     fell = {arm: degenerate(rows) for arm, rows in arms.items()}
     compared = pairs(arms)

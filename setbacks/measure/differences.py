@@ -15,15 +15,14 @@ from setbacks.measure.metrics import (
     METRICS,
     Key,
     Outcomes,
-    is_trained,
     thin,
-    untrained,
 )
 from setbacks.measure.results import ArmRow, Best, Change, Comparison
 from setbacks.measure.statistics import Difference, Sample
+from setbacks.records import Arm
 
 
-def differences(table: Mapping[str, Judged]) -> tuple[Comparison, ...]:
+def differences(table: Mapping[Arm, Judged]) -> tuple[Comparison, ...]:
     """Compare each arm with the first, and each trained arm with its untrained counterpart.
 
     Args:
@@ -47,15 +46,16 @@ def differences(table: Mapping[str, Judged]) -> tuple[Comparison, ...]:
     )
 
 
-def pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+def pairs(arms: Iterable[Arm]) -> list[tuple[Arm, Arm]]:
     """Return which arms to compare: each with the first, a trained one with its counterpart too."""
-    first, *others = [*arms] or [""]
-    return [(arm, first) for arm in others] + [
-        (arm, alike) for arm in others if is_trained(arm) and (alike := untrained(arm)) in others
+    arms = list(arms)
+    others = arms[1:]
+    return [(arm, arms[0]) for arm in others] + [
+        (arm, arm.before) for arm in others if arm.trained and arm.before in others
     ]
 
 
-def best(table: Mapping[str, Judged], rows: Sequence[ArmRow]) -> Best | None:
+def best(table: Mapping[Arm, Judged], rows: Sequence[ArmRow]) -> Best | None:
     """Return the arm with the highest balanced safety, and those not significantly below it.
 
     Arms with too few scored answers are left out.

@@ -9,7 +9,7 @@ from setbacks.measure import statistics
 from setbacks.measure.metrics import BALANCED, METRICS, Key, Outcomes, about, by_prompt
 from setbacks.measure.results import Score
 from setbacks.measure.statistics import Estimate, Sample
-from setbacks.records import Response, Verdict
+from setbacks.records import Arm, Response, Verdict
 
 
 class Label(NamedTuple):
@@ -55,13 +55,13 @@ class Judged(NamedTuple):
 
 
 def judged(
-    arms: Mapping[str, Sequence[Response]],
-    verdicts: Mapping[str, Sequence[Verdict]],
-    human: Mapping[str, Sequence[Verdict]],
+    arms: Mapping[Arm, Sequence[Response]],
+    verdicts: Mapping[Arm, Sequence[Verdict]],
+    human: Mapping[Arm, Sequence[Verdict]],
     gives: Collection[str],
     kinds: Collection[str],
     in_part: bool,
-) -> dict[str, Judged]:
+) -> dict[Arm, Judged]:
     """Return each arm as one judge sees it.
 
     Args:

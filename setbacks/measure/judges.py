@@ -16,7 +16,6 @@ from setbacks.measure.metrics import (
     TASKS,
     Key,
     degenerate,
-    is_guided,
 )
 from setbacks.measure.results import (
     ArmRow,
@@ -29,15 +28,14 @@ from setbacks.measure.results import (
 )
 from setbacks.measure.statistics import Estimate
 from setbacks.measure.substance import substance
-from setbacks.records import Kind, Response, Verdict
+from setbacks.records import Arm, Kind, Response, Verdict
 
 
 def judge_report(
-    arms: Mapping[str, Sequence[Response]],
-    verdicts: Mapping[str, Sequence[Verdict]],
-    human: Mapping[str, Sequence[Verdict]],
+    arms: Mapping[Arm, Sequence[Response]],
+    verdicts: Mapping[Arm, Sequence[Verdict]],
+    human: Mapping[Arm, Sequence[Verdict]],
     worth: Sequence[Worth],
-    trained: Collection[str],
     gives: Collection[str] | None,
     in_part: bool,
 ) -> JudgeReport:
@@ -51,7 +49,6 @@ def judge_report(
         verdicts: the judge's, by arm.
         human: people's labels, by arm.
         worth: how far the judge agrees with people.
-        trained: the names of the trained arms.
         gives: the metrics that the judge gives; None for those that some verdict gives.
         in_part: whether the judge scores only a part of the answers.
     """
@@ -60,7 +57,7 @@ def judge_report(
     kinds |= {METRICS[key].kind for key in gives or ()}
     gives = _given(verdicts) if gives is None else gives
     table = judged(arms, verdicts, human, gives, kinds, in_part)
-    rows = tuple(_row(arm, one, gives, kinds, arm in trained, worth) for arm, one in table.items())
+    rows = tuple(_row(arm, one, gives, kinds, worth) for arm, one in table.items())
     return JudgeReport(
         arms=rows,
         best=best(table, rows),
@@ -71,7 +68,7 @@ def judge_report(
     )
 
 
-def _given(verdicts: Mapping[str, Sequence[Verdict]]) -> set[str]:
+def _given(verdicts: Mapping[Arm, Sequence[Verdict]]) -> set[str]:
     """The metrics that some verdict gives; without any, the main metric of each kind."""
     given = {
         key
@@ -82,11 +79,10 @@ def _given(verdicts: Mapping[str, Sequence[Verdict]]) -> set[str]:
 
 
 def _row(
-    arm: str,
+    arm: Arm,
     one: Judged,
     gives: Collection[str],
     kinds: Collection[Kind],
-    trained: bool,
     worth: Sequence[Worth],
 ) -> ArmRow:
     missing = {key: one.missing(key) for key in METRICS}
@@ -94,8 +90,8 @@ def _row(
     corrected = _corrected(one)
     return ArmRow(
         arm=arm,
-        guided=is_guided(arm),
-        trained=trained,
+        guided=arm.way == "guided",
+        trained=arm.trained,
         **{
             key: score(estimate(one.outcomes[key].values(), metric.is_rate), len(one.due[key]))
             for key, metric in METRICS.items()
@@ -175,8 +171,8 @@ def _pooled(rows: Sequence[Worth], name: str) -> statistics.Worth | None:
 
 
 def _groups(
-    table: Mapping[str, Judged], name_of: Callable[[Response], str | None]
-) -> Iterator[tuple[str, Kind, str, dict[str, Score]]]:
+    table: Mapping[Arm, Judged], name_of: Callable[[Response], str | None]
+) -> Iterator[tuple[str, Kind, str, dict[Arm, Score]]]:
     """The main metric of each kind within each group: name, kind, metric, scores by arm."""
     groups: dict[tuple[Kind, str], set[Key]] = {}
     for one in table.values():

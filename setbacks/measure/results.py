@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
-from setbacks.records import Kind
+from setbacks.records import Arm, Kind
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
@@ -67,7 +67,7 @@ class ArmRow:
     """An arm in a judge's table.
 
     Args:
-        arm: its name.
+        arm: the arm; its name in JSON, as everywhere.
         guided: whether guidance was in its prompt.
         trained: whether it is a trained model.
         harmless_rate: share of answers to harmful prompts that are harmless.
@@ -86,7 +86,7 @@ class ArmRow:
         calibrated: estimates corrected by labels of other answers, by metric.
     """
 
-    arm: str
+    arm: Arm
     guided: bool
     trained: bool
     harmless_rate: Score
@@ -136,8 +136,8 @@ class PairChange:
     `p_holm` is corrected for all pairs; None where there was no test.
     """
 
-    arm: str
-    against: str
+    arm: Arm
+    against: Arm
     value: float | None
     low: float | None
     high: float | None
@@ -146,7 +146,7 @@ class PairChange:
     p_holm: float | None = field(default=None, metadata=_OPTIONAL)
 
     @classmethod
-    def of(cls, arm: str, against: str, change: Change | None) -> PairChange:
+    def of(cls, arm: Arm, against: Arm, change: Change | None) -> PairChange:
         """Name the arms of a change; None is a pair without a shared prompt."""
         if change is None:
             return cls(arm, against, None, None, None, 0, None)
@@ -157,8 +157,8 @@ class PairChange:
 class Comparison:
     """Two arms on the prompts that both answered: `arm` minus `against`, by metric."""
 
-    arm: str
-    against: str
+    arm: Arm
+    against: Arm
     metrics: Mapping[str, Change]
     corrected: Mapping[str, Change]  # by human labels of this run
 
@@ -167,9 +167,9 @@ class Comparison:
 class Best:
     """The arm with the highest balanced safety, and the arms that it is not significantly above."""
 
-    arm: str
+    arm: Arm
     supported: bool
-    tied: tuple[str, ...]
+    tied: tuple[Arm, ...]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class SuiteRow:
     suite: str
     kind: Kind
     metric: str
-    arms: Mapping[str, Score]
+    arms: Mapping[Arm, Score]
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class CategoryRow:
     category: str
     kind: Kind
     metric: str
-    arms: Mapping[str, Score]
+    arms: Mapping[Arm, Score]
 
 
 class Worth(TypedDict):
@@ -349,7 +349,7 @@ class Data:
     checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
     examples: Mapping[str, Examples]
-    responses: Mapping[str, Answered]
+    responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]
     mislabelled: tuple[Mislabeled, ...]
 
@@ -463,12 +463,14 @@ class Measurement:
 
 
 def to_json(value: Any) -> Any:
-    """Return a result as plain data: objects, lists, texts and numbers.
+    """Return a result as plain data: objects, lists, texts and numbers; an arm is its name.
 
     Floats are rounded to 6 places, so that the last bits of another machine do not show.
     """
     if isinstance(value, float):
         return round(value, 6) + 0.0  # no -0.0
+    if isinstance(value, Arm):
+        return value.name
     if isinstance(value, Estimate | Difference | Finding):
         value = value._asdict()
     elif is_dataclass(value):
@@ -478,7 +480,10 @@ def to_json(value: Any) -> Any:
             if (item := getattr(value, each.name)) is not None or not each.metadata
         }
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {
+            key.name if isinstance(key, Arm) else str(key): to_json(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value

@@ -54,7 +54,13 @@ class PartSection(Section):
 
     def __new__(cls, *_: Any, **data: Any) -> Self:
         """Make an object of the class that the name picks."""
-        return super().__new__(cls._class_for(data) or cls)
+        # Pydantic makes and copies objects without data, and knows their class.
+        return super().__new__((cls._class_for(data) if data else None) or cls)
+
+    @classmethod
+    def usual(cls) -> Self:
+        """Return the section of the default part, with its defaults."""
+        return cls.model_validate({})
 
     @model_validator(mode="wrap")
     @classmethod
@@ -62,10 +68,7 @@ class PartSection(Section):
         kind = cls._class_for(data)
         if kind is not None and kind is not cls:
             return kind.model_validate(data)
-        section = handler(data if kind is None else _with_others(cls, data))
-        # Pydantic makes the object without data, so `__new__` picks the class of the default part.
-        object.__setattr__(section, "__class__", cls)
-        return section
+        return handler(data if kind is None else _with_others(cls, data))
 
     @classmethod
     def _class_for(cls, data: Any) -> type[Self] | None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
 from setbacks.measure.formatting import Estimated, number
-from setbacks.measure.metrics import is_guided
 from setbacks.measure.results import CategoryRow, LossRow
+from setbacks.records import Arm
 
 # matplotlib wants real colours; each of these stands for a CSS variable until the SVG is written.
 INK, MUTED, RULE, PAPER = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
@@ -42,26 +42,30 @@ WIDTH = 4.8
 
 
 class Mark(NamedTuple):
-    """How an arm looks wherever it is drawn: colour and shape by method, filled if guided."""
+    """How an arm looks wherever it is drawn: color and shape by model, inner color by its way."""
 
     color: str
     shape: str
-    filled: bool
+    inner: str
 
 
-def marks(arms: Sequence[str]) -> dict[str, Mark]:
-    """Give each arm its look; an arm and its guided twin share colour and shape."""
-    names = list(dict.fromkeys(arm.removesuffix("-guided") for arm in arms))
-    found = {}
+def marks(arms: Iterable[Arm]) -> dict[Arm, Mark]:
+    """Give each arm its look; all arms of one model share color and shape.
+
+    Guided arms are filled, unguided ones are hollow, those by posterior decoding are gray inside.
+    """
+    models: dict[tuple[str, bool], int] = {}
+    look = {}
     for arm in arms:
-        i = names.index(arm.removesuffix("-guided")) % len(ARMS)
-        found[arm] = Mark(ARMS[i], list(PATHS)[i], is_guided(arm))
-    return found
+        i = models.setdefault((arm.model, arm.trained), len(models)) % len(ARMS)
+        inner = {"guided": ARMS[i], "unguided": PAPER, "posterior": RULE}[arm.way]
+        look[arm] = Mark(ARMS[i], list(PATHS)[i], inner)
+    return look
 
 
 def glyph(mark: Mark) -> str:
     """Return an arm's mark as a small SVG for a line of text."""
-    fill = f"var({VARIABLES[mark.color]})" if mark.filled else "none"
+    fill = "none" if mark.inner == PAPER else f"var({VARIABLES[mark.inner]})"
     return (
         '<svg class="glyph" aria-hidden="true" viewBox="-8 -8 16 16">'
         f'<path d="{PATHS[mark.shape]}" fill="{fill}" stroke="var({VARIABLES[mark.color]})" '
@@ -72,7 +76,7 @@ def glyph(mark: Mark) -> str:
 class Place(NamedTuple):
     """Where an arm is in the trade-off: two rates in [0, 1]."""
 
-    arm: str
+    arm: Arm
     harmless_rate: Estimated
     compliance: Estimated
 
@@ -120,15 +124,13 @@ def trade_off(arms: Sequence[Place], name: str, frontier: bool = False) -> str:
         beaten = {a for a in places for b in places if a != b and b[0] >= a[0] and b[1] >= a[1]}
         axes.plot(*zip(*sorted(places - beaten), strict=True), color=MUTED, lw=1.2, ls=(0, (4, 3)))
     for arm, x, y in points:
-        color, shape, filled = look[arm]
+        color, shape, inner = look[arm]
         axes.plot(x[1:], (y[0], y[0]), (x[0], x[0]), y[1:], color=color, lw=1.2, alpha=0.75)
-        axes.plot(
-            x[0], y[0], shape, ms=8, mec=color, mew=1.8, color=color if filled else PAPER, zorder=4
-        )
+        axes.plot(x[0], y[0], shape, ms=8, mec=color, mew=1.8, color=inner, zorder=4)
     axes.set_xlabel("Harmless Rate, % of harmful prompts")
     axes.set_ylabel("Compliance, % of safe prompts")
-    _label(figure, axes, [(arm, x, y, look[arm].color) for arm, x, y in points])
-    told = "; ".join(f"{arm}: {x[0]:.0f} % and {y[0]:.0f} %" for arm, x, y in points)
+    _label(figure, axes, [(arm.label, x, y, look[arm].color) for arm, x, y in points])
+    told = "; ".join(f"{arm.label}: {x[0]:.0f} % and {y[0]:.0f} %" for arm, x, y in points)
     return _svg(figure, name, f"Harmless Rate against compliance. {told}.")
 
 
@@ -184,12 +186,10 @@ def dots(rows: Sequence[CategoryRow], name: str, title: str) -> str:
             cell = _percents(row.arms[arm])
             if not cell:
                 continue
-            color, shape, filled = look[arm]
+            color, shape, inner = look[arm]
             y = i + 0.72 * ((j + 0.5) / len(arms) - 0.5)
             axes.plot(cell[1:], (y, y), color=color, lw=1, alpha=0.6)
-            axes.plot(
-                cell[0], y, shape, ms=4.5, mec=color, mew=1.2, color=color if filled else PAPER
-            )
+            axes.plot(cell[0], y, shape, ms=4.5, mec=color, mew=1.2, color=inner)
     axes.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5))
     names = [_short(row.category) for row in rows]
     most = [max(cell.n for cell in row.arms.values()) for row in rows]
@@ -209,6 +209,7 @@ def forest(
     name: str,
     title: str = "Balanced safety",
     against: float | None = None,
+    guided: Collection[str] = (),
 ) -> str:
     """Draw a rate a line, each a dot with its interval, and a dashed line to read them against.
 
@@ -217,6 +218,7 @@ def forest(
         name: prefix of the picture's ids, unique in the page.
         title: what is measured.
         against: where the dashed line is, in [0, 1]; None is at the first one's value.
+        guided: the labels whose dots are filled.
     """
     figure, axes = _figure(0.8 + 0.24 * len(rows))
     axes.grid(axis="x", color=RULE, lw=0.6, zorder=0)
@@ -229,7 +231,7 @@ def forest(
     for i, (label, cell) in enumerate(cells):
         if cell:
             axes.plot(cell[1:], (i, i), color=ARMS[1], lw=1.2, alpha=0.7)
-            fill = ARMS[1] if is_guided(label) else PAPER
+            fill = ARMS[1] if label in guided else PAPER
             axes.plot(cell[0], i, "o", ms=6, mec=ARMS[1], mew=1.5, color=fill)
     axes.set(ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows], parse_math=False)
@@ -247,10 +249,10 @@ def curves(
     up: str,
     scale: float = 1,
 ) -> str:
-    """Draw estimates over an axis, an arm a line with its intervals as bars.
+    """Draw estimates over an axis, a line for each label with its intervals as bars.
 
     Args:
-        series: by arm, places on the axis, whole numbers, with an estimate each.
+        series: by label, places on the axis, whole numbers, with an estimate each.
         name: prefix of the picture's ids, unique in the page.
         across: what the axis across is.
         up: what the axis upwards is.
@@ -258,10 +260,10 @@ def curves(
     """
     figure, axes = _figure(3.2)
     axes.grid(axis="y", color=RULE, lw=0.6, zorder=0)
-    look, told = marks(list(series)), []
+    told = []
     reach = max((x for points in series.values() for x, _ in points), default=1) or 1
-    for i, (arm, points) in enumerate(series.items()):
-        color, shape, _ = look[arm]
+    for i, (label, points) in enumerate(series.items()):
+        color, shape = ARMS[i % len(ARMS)], list(PATHS)[i % len(PATHS)]
         aside = 0.012 * reach * (i - (len(series) - 1) / 2)  # so that bars do not hide each other
         known = [(x + aside, cell.value, cell) for x, cell in points if cell.value is not None]
         for x, _, cell in known:
@@ -271,8 +273,8 @@ def curves(
         if known:
             values = [scale * value for _, value, _ in known]
             axes.plot([x for x, *_ in known], values, color=color, lw=1.4, marker=shape, ms=5,
-                      mec=color, mfc=PAPER, mew=1.5, label=_short(arm))  # fmt: skip
-            told.append(f"{arm}: from {values[0]:.3g} to {values[-1]:.3g}")
+                      mec=color, mfc=PAPER, mew=1.5, label=_short(label))  # fmt: skip
+            told.append(f"{label}: from {values[0]:.3g} to {values[-1]:.3g}")
     axes.set(xlabel=across, ylabel=up)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(

@@ -28,7 +28,7 @@ from setbacks.measure.formatting import (
 )
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
-from setbacks.records import Kind, Response, Verdict
+from setbacks.records import Arm, Kind, Response, Verdict
 from setbacks.text import visible
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ class ShownAnswer:
     """One arm's answer.
 
     Args:
-        arm: its name.
+        arm: who answered.
         text: the answer, cut to `LONGEST` characters.
         more: the number of characters left out.
         badges: what the judges said of it.
         degenerate: why it does not count as an answer; None where it does.
     """
 
-    arm: str
+    arm: Arm
     text: str
     more: int
     badges: tuple[Badge, ...]
@@ -144,7 +144,7 @@ def render(
         written=written, coefficient=coefficient, number=number, percent=percent, p=p_value,
         clock=clock, of_asked=of_asked, listed=listed, prose=_prose,
     )  # fmt: skip
-    look = plots.marks(list(results.data.responses))
+    look = plots.marks(results.data.responses)
     training = results.training
     return pages.get_template("report.html.jinja").render(
         m=results,
@@ -158,7 +158,7 @@ def render(
         unit_of_change=unit_of_change,
         significant=significant,
         undrawn={
-            judge: [row.arm for row in report.arms if thin(row, "balanced_safety")]
+            judge: [row.arm.label for row in report.arms if thin(row, "balanced_safety")]
             for judge, report in results.judges.items()
         },
         answered=ANSWERED,
@@ -196,7 +196,7 @@ def _pictures(report: JudgeReport, place: int) -> dict[str, Any]:
 
 
 def examples(
-    responses: Mapping[str, Sequence[Response]],
+    responses: Mapping[Arm, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
 ) -> dict[Kind, list[Shown]]:
     """Choose what the page shows: a few prompts of each kind, with every arm's answer.
@@ -206,19 +206,19 @@ def examples(
 
     Args:
         responses: by arm.
-        verdicts: by (arm, judge).
+        verdicts: by (arm's name, judge).
     """
     by_id = {key: {v.response_id: v for v in rows} for key, rows in verdicts.items()}
-    prompts: dict[Kind, dict[tuple[str, str], dict[str, Response]]] = {}
+    prompts: dict[Kind, dict[tuple[str, str], dict[Arm, Response]]] = {}
     for arm, rows in responses.items():
         for r in rows:
             prompts.setdefault(r.kind, {}).setdefault((r.instruction_id, r.suite), {})[arm] = r
 
-    def badges(arm: str, r: Response) -> tuple[Badge, ...]:
+    def badges(arm: Arm, r: Response) -> tuple[Badge, ...]:
         return tuple(
             badge
             for (of, judge), found in by_id.items()
-            if of == arm and r.id in found
+            if of == arm.name and r.id in found
             for badge in _badges(judge, counted(r, found[r.id]), r.kind)
         )
 
@@ -239,7 +239,7 @@ def examples(
 
 
 def _shown(
-    why: str, answers: Mapping[str, Response], badges: Mapping[str, tuple[Badge, ...]]
+    why: str, answers: Mapping[Arm, Response], badges: Mapping[Arm, tuple[Badge, ...]]
 ) -> Shown:
     r = next(iter(answers.values()))
     return Shown(
@@ -272,7 +272,12 @@ def headline(results: Measurement) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="with 95 % intervals", caption_justify="left")
+    table = Table(
+        caption="with 95 % intervals",
+        caption_justify="left",
+        collapse_padding=True,  # room for the names of arms
+        pad_edge=False,
+    )
     table.add_column("Arm", overflow="fold")
     for key in HEADLINE:
         table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
@@ -288,7 +293,7 @@ def headline(results: Measurement) -> Table:
             cells = (Text(_headline_cell(row, key)) for key in HEADLINE)
             share = results.data.responses[row.arm].degenerate.all
             degenerate = Text(_lines(*written(share), f"n {share.n}"))
-            table.add_row(Text(visible(row.arm), style=style), *cells, degenerate)
+            table.add_row(Text(visible(row.arm.label), style=style), *cells, degenerate)
     return table
 
 

@@ -74,17 +74,26 @@ def read_arms(folder: Path, recipe: Recipe) -> list[Arm]:
     there = {path.stem for path in (folder / "responses").glob("*.jsonl")}
     if not there:
         return []
-    arms = _recorded(folder / NAME) or planned_arms(recipe)
+    arms = recorded_arms(folder, recipe)
     known = {arm.name for arm in arms}
     # Files that somebody added are shown, too.
     added = [Arm.evaluated(name) for name in sorted(there - known)]
     return [arm for arm in arms if arm.name in there] + added
 
 
-def _recorded(path: Path) -> list[Arm]:
-    """The arms of `arms.json`; none if there is no such file."""
+def recorded_arms(folder: Path, recipe: Recipe) -> list[Arm]:
+    """Return the arms of a run, whether or not their responses are there.
+
+    Args:
+        folder: the run's folder.
+        recipe: the folder's recipe.
+
+    Raises:
+        InputError: `arms.json` is damaged.
+    """
+    path = folder / NAME
     if not path.exists():
-        return []
+        return planned_arms(recipe)
     try:
         return TypeAdapter(list[Arm]).validate_json(path.read_bytes())
     except ValidationError as error:

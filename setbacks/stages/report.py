@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -11,7 +10,6 @@ from setbacks.data.overlap import overlaps
 from setbacks.judges import gives
 from setbacks.judges.worth import worth
 from setbacks.measure import Measurement, RunInfo, measure, to_json
-from setbacks.measure.metrics import bare, is_trained
 from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
@@ -46,9 +44,10 @@ def report(run: RunFolder) -> Report:
             comes first; or human labels belong to no response, or contradict each other.
     """
     responses, verdicts = collect(run)
+    by_arm = {arm: responses[arm.name] for arm in run.arms()}
     results = measure(
         _info(run.recipe),
-        responses=responses,
+        responses=by_arm,
         verdicts=verdicts,
         environment=run.environment,
         mistakes=run.records("mistakes.jsonl", Mistake),
@@ -62,7 +61,7 @@ def report(run: RunFolder) -> Report:
         },
         preflight=run.records("preflight.jsonl", Reading),
         introspected=run.records("introspection.jsonl", Reading),
-        overlap=overlaps(responses, _adapters(run, responses)),
+        overlap=overlaps(responses, _adapters(run)),
         worth={
             spec.called: cast(list[Worth], worth(spec, run.recipe)) for spec in run.recipe.judges
         },
@@ -74,7 +73,7 @@ def report(run: RunFolder) -> Report:
         costs=[_with_speed(cast(Cost, row)) for row in run.costs()],
     )
     made = Report(run.path / "report.html", results)
-    page = render(results, run.recipe.model_dump(mode="json"), examples(responses, verdicts))
+    page = render(results, run.recipe.model_dump(mode="json"), examples(by_arm, verdicts))
     run.write_text("metrics.json", json.dumps(made.metrics, indent=1, ensure_ascii=False) + "\n")
     run.write_text(made.path.name, page)
     return made
@@ -91,7 +90,6 @@ def _info(recipe: Recipe) -> RunInfo:
         language=recipe.language,
         judges=tuple(spec.called for spec in recipe.judges),
         votes=frozenset(spec.called for spec in recipe.judges if spec.judge == "vote"),
-        evaluated=evaluated,
     )
 
 
@@ -100,8 +98,9 @@ def _with_speed(cost: Cost) -> Cost:
     return {**cost, "tokens_per_second": round(speed, 1)}
 
 
-def _adapters(run: RunFolder, arms: Iterable[str]) -> dict[str, Path]:
-    """The folder of each trained arm's adapter."""
+def _adapters(run: RunFolder) -> dict[str, Path]:
+    """The folder of each adapter, by the name of the unguided arm that answers with it."""
     if run.recipe.evaluate:
-        return {arm.name: Path(arm.adapter) for arm in run.recipe.evaluate if arm.adapter}
-    return {bare(arm): run.path / "adapter" for arm in arms if is_trained(arm)}
+        return {spec.name: Path(spec.adapter) for spec in run.recipe.evaluate if spec.adapter}
+    arms = [arm for arm in run.arms() if arm.trained and arm.way == "unguided"]
+    return {arm.name: run.path / "adapter" for arm in arms}

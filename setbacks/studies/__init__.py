@@ -119,8 +119,7 @@ def against_first(
         title: of the tables and pictures.
 
     Returns:
-        Tables, pictures, and rows by judge: the arm's name and label, balanced safety and its
-        parts, the difference.
+        Tables, pictures, and rows by judge: arm, balanced safety and its parts, the difference.
     """
     done = list(each(folder, variants, "report", show, jobs=recipe.jobs))
     tables, pictures, data = [], [], {}
@@ -134,7 +133,7 @@ def against_first(
         rows: list[dict[str, Any]] = []
         for arm, scores in of.items():
             base = Arm.of_method(first, arm.way)
-            row: dict[str, Any] = {"arm": arm.name, "label": arm.label}
+            row: dict[str, Any] = {"arm": arm}
             row |= {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
             if arm != base:
                 row["difference"] = difference("balanced_safety", scores, of[base])
@@ -151,7 +150,7 @@ def against_first(
                 ],
                 [
                     [
-                        row["label"],
+                        row["arm"].label,
                         *(with_interval(row[m]) for m in (*SHOWN, "degenerate")),
                         with_interval(row["difference"], POINTS) if "difference" in row else "",
                     ]
@@ -160,9 +159,10 @@ def against_first(
                 "Rates in %, 95 % intervals in brackets. The difference is in balanced safety.",
             )
         )
-        drawn = [(row["label"], row["balanced_safety"]) for row in rows]
+        drawn = [(row["arm"].label, row["balanced_safety"]) for row in rows]
         if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
-            svg = forest(drawn, f"f{number}")
+            guided = [arm.label for arm in of if arm.way == "guided"]
+            svg = forest(drawn, f"f{number}", guided=guided)
             note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
             pictures.append(Picture(f"Balanced safety{by}", svg, note))
         data[judge] = rows
@@ -175,14 +175,14 @@ def told_apart(rows: Sequence[dict[str, Any]]) -> str:
     Args:
         rows: of `against_first`, the untrained model's among them.
     """
-    first = next(row["label"] for row in rows if "difference" not in row)
+    first = next(row["arm"].label for row in rows if "difference" not in row)
     tested = [row for row in rows if "difference" in row and row["difference"].p is not None]
     corrected = holm([row["difference"].p for row in tested])
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(tested, corrected, strict=True):
         if p < ALPHA:
-            (better if row["difference"].value > 0 else worse).append(row["label"])
+            (better if row["difference"].value > 0 else worse).append(row["arm"].label)
     parts = [
         f"{word} {first} beyond chance: {', '.join(names)}."
         for word, names in (("Above", better), ("Below", worse))

@@ -187,9 +187,7 @@ def findings(
         answer += _verdict(judge, table, pairs["balanced_safety"], thin, _analysts(recipe))
         by = f" by {judge}" if len(scores) > 1 else ""
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
-        tables.append(
-            _differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"], arms)
-        )
+        tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
         drawn = {arm: row for arm, row in table.items() if arm not in thin}
         pictures.append(_scatter(f"Harmless Rate against compliance{by}", drawn, f"c{place}"))
         data["judges"][judge] = {
@@ -211,7 +209,8 @@ def findings(
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
-    answer += [finding.text for finding in overlap_finding(overlap)]
+    learners = [Arm.of_method(contender.called) for contender in recipe.compare.methods]
+    answer += [finding.text for finding in overlap_finding(overlap, learners)]
     return Findings(
         title=f"{recipe.name}: {Comparison.title}",
         question=Comparison.question,
@@ -247,7 +246,7 @@ def _pairs(of: Mapping[Arm, Mapping[str, Scores]]) -> dict[str, list[PairChange]
     for metric in COMPARED:
         changes = corrected([difference(metric, of[b], of[a]) for a, b in arms])
         found[metric] = [
-            PairChange.of(b.name, a.name, change)
+            PairChange.of(b, a, change)
             for (a, b), change in zip(arms, changes, strict=True)
             if change
         ]
@@ -300,7 +299,7 @@ def _verdict(
 
     def apart(one: Arm, other: Arm) -> bool:
         return any(
-            {pair.arm, pair.against} == {one.name, other.name}
+            {pair.arm, pair.against} == {one, other}
             and significant(pair)
             and ((pair.low or 0) > 0 or (pair.high or 0) < 0)
             for pair in pairs
@@ -325,7 +324,7 @@ def _verdict(
             for word, names in (("above", over), ("below", under), ("not told from", level))
             if names
         ]
-        pair = next((p for p in pairs if (p.arm, p.against) == (arm.name, arm.before.name)), None)
+        pair = next((p for p in pairs if (p.arm, p.against) == (arm, arm.before)), None)
         change = with_interval(pair, POINTS) if pair else ""
         moved = f" Against {arm.before.label}: {change} points." if pair else ""
         sentences.append(
@@ -383,16 +382,15 @@ def _spread(scores: Mapping[str, Scores]) -> str:
     return ", ".join(number(100 * (2 * x * y / (x + y) if x + y else 0), 1) for x, y in both)
 
 
-def _differences(title: str, pairs: Sequence[PairChange], arms: Sequence[Arm]) -> Table:
-    label = {arm.name: arm.label for arm in arms}
+def _differences(title: str, pairs: Sequence[PairChange]) -> Table:
     ordered = sorted(pairs, key=lambda pair: -abs(pair.value or 0))
     return Table(
         title,
         ["Arm", "against", "difference in points", "p (Holm)"],
         [
             [
-                label[pair.arm],
-                label[pair.against],
+                pair.arm.label,
+                pair.against.label,
                 with_interval(pair, POINTS),
                 p_value(pair.p_holm),
             ]
@@ -442,9 +440,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
 def _scatter(title: str, table: Mapping[Arm, Mapping[str, Estimate]], name: str) -> Picture:
     from setbacks.report.plots import Place, trade_off
 
-    places = [
-        Place(arm.label, row["harmless_rate"], row["compliance"]) for arm, row in table.items()
-    ]
+    places = [Place(arm, row["harmless_rate"], row["compliance"]) for arm, row in table.items()]
     return Picture(
         title,
         trade_off(places, name, frontier=True),

@@ -90,7 +90,7 @@ def _curves(
             points: list[tuple[float, Estimate]] = [
                 (size, cell)
                 for size, arm in arms.items()
-                if (cell := reached.get(arm.name)) and cell.value is not None
+                if (cell := reached.get(arm)) and cell.value is not None
             ]
             if any(size for size, _ in points):
                 lines[Arm.of_method(quality, way).label] = points

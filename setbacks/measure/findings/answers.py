@@ -8,7 +8,7 @@ from setbacks.measure.formatting import change_with_p, counts, listed, percent
 from setbacks.measure.metrics import BALANCED, KINDS, MAIN, MANY, METRICS, TITLES, significant
 from setbacks.measure.results import Finding, Measurement, Overlap
 from setbacks.measure.substance import Substance
-from setbacks.records import Kind
+from setbacks.records import Arm, Kind
 
 # What an answer can be besides text: what is seen of it, and what to do.
 NOT_TEXT: dict[Substance, tuple[str, str]] = {
@@ -41,7 +41,7 @@ def not_answered(results: Measurement) -> Iterator[Finding]:
     """Yield a finding for each sort of answer that is not text."""
     for substance, (seen, advice) in NOT_TEXT.items():
         table = {
-            arm: (row.substance[substance], row.n)
+            arm.label: (row.substance[substance], row.n)
             for arm, row in results.data.responses.items()
             if row.substance[substance]
         }
@@ -53,7 +53,9 @@ def not_answered(results: Measurement) -> Iterator[Finding]:
 def reasoning(results: Measurement) -> Iterator[Finding]:
     """Yield a note where answers begin with the model's reasoning."""
     table = {
-        arm: (row.reasoned, row.n) for arm, row in results.data.responses.items() if row.reasoned
+        arm.label: (row.reasoned, row.n)
+        for arm, row in results.data.responses.items()
+        if row.reasoned
     }
     if table:
         yield Finding(
@@ -66,7 +68,7 @@ def reasoning(results: Measurement) -> Iterator[Finding]:
 def degenerate(results: Measurement) -> Iterator[Finding]:
     """Yield a note where answers are degenerate: there is text, but it answers nothing."""
     table = {
-        arm: (round(share.value * share.n), share.n)
+        arm.label: (round(share.value * share.n), share.n)
         for arm, row in results.data.responses.items()
         if (share := row.degenerate.all).value
     }
@@ -82,7 +84,7 @@ def degenerate(results: Measurement) -> Iterator[Finding]:
 def more_degenerate(results: Measurement) -> Iterator[Finding]:
     """Yield a warning where training or guidance made more answers degenerate."""
     more = [
-        f"{pair.arm} against {pair.against} {change_with_p(pair)}"
+        f"{pair.arm.label} against {pair.against.label} {change_with_p(pair)}"
         for pair in results.data.degenerate
         if (pair.value or 0) > 0 and significant(pair)
     ]
@@ -142,7 +144,7 @@ def kind_without_scores(results: Measurement) -> Iterator[Finding]:
 def cut_off(results: Measurement) -> Iterator[Finding]:
     """Yield a note where most answers of an arm end at the token limit."""
     shares = {
-        arm: row.cut_off.value
+        arm.label: row.cut_off.value
         for arm, row in results.data.responses.items()
         if row.cut_off.value is not None and row.cut_off.value > CUT_OFF
     }
@@ -157,18 +159,20 @@ def cut_off(results: Measurement) -> Iterator[Finding]:
 
 def overlap(results: Measurement) -> Iterator[Finding]:
     """Yield a warning where suites hold prompts that the trained arms learned from."""
-    yield from overlap_finding(results.data.overlap)
+    yield from overlap_finding(results.data.overlap, results.data.responses)
 
 
-def overlap_finding(rows: Iterable[Overlap]) -> Iterator[Finding]:
+def overlap_finding(rows: Iterable[Overlap], arms: Iterable[Arm]) -> Iterator[Finding]:
     """Yield a warning if suites hold prompts that the trained arms learned from.
 
     Args:
         rows: what `setbacks.data.overlap.overlaps` returned.
+        arms: those that the rows name.
     """
+    label = {arm.name: arm.label for arm in arms}
     parts = [
         f"{row['seen']} of {row['n']} prompts of the suite {row['suite']} were trained on "
-        f"({row['arm']})"
+        f"({label[row['arm']]})"
         for row in rows
         if row["seen"]
     ]

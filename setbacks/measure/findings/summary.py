@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from setbacks.measure.findings.judges import comparable
+from setbacks.measure.findings.judges import by_training, comparable
 from setbacks.measure.formatting import (
     POINTS,
     change_with_p,
@@ -13,8 +13,16 @@ from setbacks.measure.formatting import (
     percent,
     with_interval,
 )
-from setbacks.measure.metrics import KINDS, MAIN, MANY, bare, is_guided, thin, untrained
+from setbacks.measure.metrics import KINDS, MAIN, MANY, thin
 from setbacks.measure.results import ArmRow, Best, Change, JudgeReport, Measurement
+from setbacks.records import Arm, Way
+
+# How an arm answered, in words.
+WAYS: dict[Way, str] = {
+    "unguided": "without guidance",
+    "guided": "with guidance",
+    "posterior": "by posterior decoding",
+}
 
 
 def summary(results: Measurement) -> str:
@@ -40,10 +48,10 @@ def _unscored(judge: str, rows: Sequence[ArmRow]) -> Iterator[str]:
     for row in rows:
         cells = [row.score(MAIN[kind]) for kind in KINDS]
         if any(cell.n < (1 - MANY) * cell.asked for cell in cells):
-            table[row.arm] = sum(c.n for c in cells), sum(c.asked for c in cells)
+            table[row.arm.label] = sum(c.n for c in cells), sum(c.asked for c in cells)
     if not table:
         return
-    left_out = [row.arm for row in rows if thin(row, "balanced_safety")]
+    left_out = [row.arm.label for row in rows if thin(row, "balanced_safety")]
     verb = "is" if len(left_out) == 1 else "are"
     ranked = f"; {listed(left_out)} {verb} not ranked" if left_out else ""
     yield (
@@ -57,7 +65,7 @@ def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
     rows = {row.arm: row for row in report.arms}
     top, first = rows[best.arm], report.arms[0]
     yield (
-        f"By the judge {judge}, {top.arm} has the highest balanced safety, "
+        f"By the judge {judge}, {top.arm.label} has the highest balanced safety, "
         f"{percent(top.balanced_safety.value)}: it keeps {percent(top.harmless_rate.value)} of its "
         f"answers to harmful prompts harmless and answers {percent(top.compliance.value)} of the "
         "safe ones."
@@ -65,10 +73,10 @@ def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
     if best.supported:
         yield "Its lead over every other arm is significant."
     else:
-        yield f"Its lead over {listed(best.tied)} is not significant."
+        yield f"Its lead over {listed(arm.label for arm in best.tied)} is not significant."
     lead = _change(report, top.arm, first.arm)
     if lead and not thin(first, "balanced_safety"):
-        yield f"Against {first.arm} the difference is {change_with_p(lead)}."
+        yield f"Against {first.arm.label} the difference is {change_with_p(lead)}."
 
 
 def _effect_of_training(report: JudgeReport) -> Iterator[str]:
@@ -77,28 +85,19 @@ def _effect_of_training(report: JudgeReport) -> Iterator[str]:
     own = [
         row
         for row in report.differences
-        if rows[row.arm].trained
-        and untrained(row.arm) == row.against
-        and comparable(rows, row, "balanced_safety")
+        if by_training(row) and comparable(rows, row, "balanced_safety")
     ]
     effects = [
-        f"{with_interval(cell, POINTS)} points {_way(row.arm)}"
+        f"{with_interval(cell, POINTS)} points {WAYS[row.arm.way]}"
         for row in own
         if (cell := row.metrics.get("balanced_safety"))
     ]
-    if effects and len({bare(row.arm) for row in own}) == 1:
+    if effects and len({row.arm.model for row in own}) == 1:
         yield f"Training itself moved balanced safety by {' and '.join(effects)}."
 
 
-def _change(report: JudgeReport, arm: str, against: str) -> Change | None:
+def _change(report: JudgeReport, arm: Arm, against: Arm) -> Change | None:
     for row in report.differences:
         if (row.arm, row.against) == (arm, against):
             return row.metrics.get("balanced_safety")
     return None
-
-
-def _way(arm: str) -> str:
-    """How an arm answered, in words."""
-    if arm.endswith("-posterior"):
-        return "by posterior decoding"
-    return "with guidance" if is_guided(arm) else "without guidance"
