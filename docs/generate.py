@@ -136,9 +136,9 @@ def architectures(page: str) -> str:
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     lines += [
         "",
-        f"Killed twice and resumed, with the same bytes in the end: {', '.join(killed)}.",
+        f"Killed twice and resumed, ending with the same bytes: {', '.join(killed)}.",
         "",
-        f"{len(refused)} kinds of checkpoints are refused in one line, before any work:",
+        f"{len(refused)} kinds of checkpoints are rejected in one line, before any work:",
         "",
         "| checkpoint | what it is | the line |",
         "| --- | --- | --- |",

@@ -1,10 +1,10 @@
-"""What is a judge worth? Its verdicts against people's labels, and the probe fitted on your own.
+"""How reliable a judge is: its verdicts compared with human labels, and the probe fitted on them.
 
-`calibrate` has a judge look at answers that people have labelled, compares the two, draws the
-reliability diagram, and leaves the figures where reports find them (`setbacks.judges.worth`).
-Verdicts rest in a journal like those of any run, so a stopped calibration goes on where it was.
+`calibrate` judges labeled answers, compares the verdicts with the labels, draws the reliability
+diagram, and stores the figures where reports find them (`setbacks.judges.worth`). Verdicts are
+saved in a journal like those of any run, so an interrupted calibration resumes.
 
-`fit` fits the probe's heads on labels of your own, and measures them by cross-validation.
+`fit` fits the probe's heads on your labels, and measures them by cross-validation.
 """
 
 from __future__ import annotations
@@ -50,34 +50,34 @@ MEASURES = {
 
 
 class Labels(NamedTuple):
-    """Answers that people have labelled."""
+    """Answers with human labels."""
 
-    name: str  # of the file; a later calibration on the same takes an earlier one's place
+    name: str  # the file's name; a later calibration on it replaces an earlier one
     rows: list[Row]
 
 
 class Calibrated(NamedTuple):
-    """What came out of a calibration or of a fit."""
+    """The result of a calibration or of a fit."""
 
     result: dict[str, Any]
     files: dict[str, Path]
 
 
-def labels(told: str, fields: Mapping[str, str] | None = None) -> Labels:
+def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
     """Read human labels of harm, refusal, or both.
 
     Args:
-        told: a label file; a YAML file that holds a source or a list of them, each as a recipe
-            would have it; or the short form of a source, such as preset:do-not-answer-labels.
-        fields: our field -> theirs, where the file calls them otherwise.
+        source: a label file; a YAML file with a source or a list of sources, as in a recipe; or
+            the short form of a source, such as preset:do-not-answer-labels.
+        fields: our field -> theirs, if the file uses other names.
 
     Raises:
-        InputError: it cannot be read, an answer has no label, two labels of one answer contradict
-            each other, or all labels of one task are of one kind.
+        InputError: the source cannot be read, an answer has no label, two labels of an answer
+            contradict each other, or all labels of a task are the same.
     """
     rows: list[Row] = []
-    for source, base in read_sources(told, fields or {}):
-        rows += load_labels(source, base, needs=(), strict=True)
+    for one, base in read_sources(source, fields or {}):
+        rows += load_labels(one, base, needs=(), strict=True)
     first: dict[tuple[str, str | None], Row] = {}
     for row in rows:
         other = first.setdefault((row.text, row.response), row)
@@ -86,39 +86,39 @@ def labels(told: str, fields: Mapping[str, str] | None = None) -> Labels:
             for task in TASKS
         ):
             raise InputError(
-                f"{told}: {row.source} and {other.source} contradict each other on answer "
+                f"{source}: {row.source} and {other.source} contradict each other on answer "
                 f"{row.id}; keep one of the two labels"
             )
         if row.harmful is None and row.refused is None:
             raise InputError(
-                f"{told}: answer {row.id} has neither a harmful nor a refused label; label it, or "
-                "say with --fields which field holds them"
+                f"{source}: answer {row.id} has neither a harmful nor a refused label; label it, "
+                "or map the fields with --fields"
             )
     for task in TASKS:
-        said = [value for row in rows if (value := getattr(row, task)) is not None]
-        if len(set(said)) == 1:
+        values = [value for row in rows if (value := getattr(row, task)) is not None]
+        if len(set(values)) == 1:
             raise InputError(
-                f"{told}: all {len(said)} labels of {task} are {str(said[0]).lower()}; a judge "
-                "can be measured, or fitted, only on answers of both kinds"
+                f"{source}: all {len(values)} labels of {task} are {str(values[0]).lower()}; a "
+                "judge can be measured, or fitted, only on answers of both kinds"
             )
-    return Labels(Path(told).name, rows)
+    return Labels(Path(source).name, rows)
 
 
 # A judge against people ------------------------------------------------------------------------
 
 
 def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibrated:
-    """Measure a recipe's last judge on human labels, and keep the figures for reports.
+    """Measure a recipe's last judge on human labels, and store the figures for reports.
 
     Args:
-        recipe: its last judge is measured; its model, its language and, for a vote, its other
-            judges are what that one may need.
+        recipe: the recipe. The judge may need its model, its language and, to count their
+            verdicts, its other judges.
         found: the labels.
-        show: told of progress.
+        show: takes the progress: what, done, total.
 
     Raises:
-        InputError: there is no such judge, or it scored too few answers to be measured.
-        SetbacksError: the judge failed, or gave a number out of its range.
+        InputError: there is no such judge, or it scored too few answers.
+        SetbacksError: the judge failed, or gave a number out of range.
     """
     for spec in recipe.judges:
         check_judge(spec)
@@ -134,7 +134,7 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
         if not result["overall"]:
             raise InputError(
                 f"{spec.called} gave no usable verdicts on both kinds of answers of {found.name}; "
-                f"what it said is in {place / 'verdicts'}"
+                f"its verdicts are in {place / 'verdicts'}"
             )
         files = {
             "reliability diagram": place / "reliability.svg",
@@ -148,23 +148,23 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
 
 
 class _Seen(NamedTuple):
-    """An answer with people's labels and a judge's verdict."""
+    """An answer with human labels and a judge's verdict."""
 
     row: Row
     verdict: Verdict
 
     def label(self, task: str) -> bool | None:
-        """What people say."""
+        """The human label; None if there is none."""
         value: bool | None = getattr(self.row, task)
         return value
 
     def says(self, task: str) -> bool | None:
-        """What the judge says; None where it could not."""
+        """The judge's verdict; None if it gave none."""
         value: bool | None = getattr(self.verdict, task)
         return value
 
     def score(self, task: str) -> float:
-        """How likely the judge holds it: its probability, else its 1-10 turned, else 0 or 1."""
+        """The judge's probability; else its score, scaled to [0, 1]; else its verdict, 0 or 1."""
         p = getattr(self.verdict, f"p_{task}")
         if p is not None:
             return float(p)
@@ -175,9 +175,9 @@ class _Seen(NamedTuple):
 
 
 def measure(seen: Sequence[_Seen]) -> dict[str, Any]:
-    """Return the figures over all answers, by source and by category: rows of each task.
+    """Return the figures over all answers, by source and by category, a row per task.
 
-    A group whose labels are all of one kind has counts alone.
+    A group whose labels are all the same has only counts.
     """
     groups: dict[str, dict[str, list[_Seen]]] = {"overall": {"all": list(seen)}}
     groups["sources"], groups["categories"] = {}, {}
@@ -218,7 +218,7 @@ def _figures(
     score: Sequence[float],
     says: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """The counts and measures of one group; its labels may be all of one kind."""
+    """The counts and measures of one group; only counts if its labels are all the same."""
     both = len(set(truth)) > 1
     measures = statistics.agreement(questions, truth, score, says) if both else {}
     return {
@@ -232,15 +232,15 @@ def _figures(
 
 
 def draw(seen: Sequence[_Seen], title: str, file: Path) -> None:
-    """Draw the reliability diagram: what share of the answers with a score people call positive.
+    """Draw the reliability diagram: the share of positive labels by the judge's score.
 
-    On the diagonal a score of 0.7 means 7 of 10. Bars are Wilson's 95 % intervals, the area of a
-    point its number of answers.
+    On the diagonal, a score of 0.7 means 7 of 10. Bars are Wilson's 95 % intervals; the area of a
+    point is its number of answers.
 
     Args:
         seen: answers with labels and verdicts.
-        title: of the picture.
-        file: where to; its ending says in which format.
+        title: the picture's title.
+        file: the file to write; its ending sets the format.
 
     Source: Murphy and Winkler (1977), J. Royal Statistical Society C 26(1); Guo et al. (2017),
     arXiv 1706.04599.
@@ -302,23 +302,23 @@ def _answer(row: Row) -> Response:
 def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Calibrated:
     """Fit the probe's heads on labels, and measure them by cross-validation over questions.
 
-    A head for which there are no labels is the one that ships. What the probe reads in the answers
-    is kept until the heads are there, so a stopped fit goes on where it was.
+    Without labels for a head, the one that ships is kept. The answers' features are stored until
+    the heads are written, so an interrupted fit resumes.
 
     Args:
         found: the labels.
-        out: where the heads go; by default into the user's data folder.
-        show: told of progress.
+        out: the folder for the heads; by default, in the user's data folder.
+        show: takes the progress: what, done, total.
 
     Raises:
-        InputError: too few questions with labels of each kind, or heads are there already.
+        InputError: there are too few questions with labels of each kind, or heads already exist.
     """
     from setbacks.judges import probe
 
     folder = out or worth.data() / "heads" / f"{Path(found.name).stem}-{_content(found)}"
     files = {"heads": folder / "probe.safetensors", "figures": folder / "probe.json"}
     if out is not None and (taken := [f for f in files.values() if f.exists()]):
-        raise InputError(f"{taken[0]}: is there already; name another folder with --out")
+        raise InputError(f"{taken[0]}: already exists; name another folder with --out")
     rows = found.rows
     for task in TASKS:
         for value in (True, False):
@@ -366,14 +366,14 @@ def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Cal
 
 
 def _fit(x: np.ndarray, rows: Sequence[Row], task: str) -> tuple[Head, list[float]]:
-    """Fit one head on all rows; give also each row's probability by a head that never saw it."""
+    """Fit one head on all rows; also return each row's probability by a head not fitted on it."""
     import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
 
     from setbacks.judges import probe
 
     y = np.array([bool(getattr(row, task)) for row in rows])
-    # Numbers name questions and sources: a text may hold what an array of strings would cut.
+    # Numbers stand for questions and sources, since an array of strings cuts texts at NUL.
     _, group = np.unique(np.array([row.text for row in rows], object), return_inverse=True)
     _, source = np.unique(np.array([row.source for row in rows], object), return_inverse=True)
 
@@ -389,7 +389,7 @@ def _fit(x: np.ndarray, rows: Sequence[Row], task: str) -> tuple[Head, list[floa
 
 
 def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
-    """Return what the probe reads in each answer, shape (n, d); batches rest in a folder."""
+    """Return the features of each answer, shape (n, d); batches are stored in a folder."""
     import numpy as np
 
     from setbacks.judges import Item, probe
@@ -414,16 +414,16 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
 
 
 def _make(folder: Path, remedy: str = ELSEWHERE) -> None:
-    """Make a folder for what is kept.
+    """Create a private folder.
 
     Raises:
-        InputError: it cannot be made or written; the message says what to do.
+        InputError: it cannot be created or written; the message says what to do.
     """
     problem = None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
-            problem = "no right to write there"
+            problem = "no write permission"
     except OSError as error:
         problem = error.strerror
     if problem:
@@ -438,10 +438,10 @@ def _content(found: Labels) -> str:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """Return the figures for a terminal: over all, by source, by category.
+    """Return a table of the figures for a terminal: overall, by source, by category.
 
     Args:
-        result: of `calibrate` or `fit`.
+        result: the result of `calibrate` or `fit`.
     """
     from rich import box
     from rich.table import Table

@@ -195,15 +195,16 @@ def card(recipe: Recipe, folder: Path, form: str) -> str:
         f"## Trained on\n\n{_trained_on(recipe, folder)}",
         f"## Use\n\n{_use(recipe, form)}",
         "## Limits\n\n"
-        "- At best it is less likely to do harm than its base. It is no filter, no guarantee, and "
-        "no replacement for safeguards around a model.\n"
-        "- Every rate above is what a judge says, on the prompts of those suites, with that length "
-        "and sampling. Other prompts, other languages and attacks were not measured.\n"
-        "- It may refuse harmless requests, or have lost abilities that no suite asks for.\n"
-        "- The mistakes that it learnt from are dangerous text. They are left out here.",
-        "## Licence\n\n"
-        + (f"The base's licence is {licence}. " if licence else "The base's licence is not known. ")
-        + "What the base and the data above allow holds for this too.",
+        "- At best it is less likely to do harm than its base. It is not a filter, it guarantees "
+        "nothing, and it does not replace safeguards around a model.\n"
+        "- Every rate above is the opinion of a judge, on the prompts of these suites, with this "
+        "run's length limit and sampling. Other prompts, other languages and attacks were not "
+        "measured.\n"
+        "- It may refuse harmless requests, or have lost abilities that no suite tests.\n"
+        "- The mistakes that it learned from are dangerous text, and are not included here.",
+        "## License\n\n"
+        + (f"The base's license is {licence}. " if licence else "The base's license is not known. ")
+        + "The terms of the base and of the data above apply to this model too.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -238,7 +239,7 @@ def _licence(recipe: Recipe) -> str | None:
 def _measured(folder: Path) -> str:
     path = folder / "metrics.json"
     if not path.exists():
-        return "Nothing has been measured yet: nobody knows what this training did."
+        return "Nothing has been measured yet, so the effect of this training is not known."
     metrics = json.loads(path.read_text(encoding="utf-8"))
     parts = [
         metrics["summary"],
@@ -246,19 +247,19 @@ def _measured(folder: Path) -> str:
         "`vanilla` is the base; `-guided` arms had the guidance below in their prompt. Balanced "
         "safety is the harmonic mean of Harmless Rate and compliance with safe prompts.",
     ]
-    for judge, found in metrics["judges"].items():
-        rows = [[row["arm"], *(_cell(row, key) for key in HEADLINE)] for row in found["arms"]]
+    for judge, report in metrics["judges"].items():
+        rows = [[row["arm"], *(_cell(row, key) for key in HEADLINE)] for row in report["arms"]]
         head = ["arm", *(TITLES[key] for key in HEADLINE)]
         parts += [f"Judged by `{judge}`:", _table(head, rows)]
-        if found["worth"]:
+        if report["worth"]:
             rows = [
                 [source["source"], source["task"], coefficient(source.get("auc")),
                  coefficient(source.get("kappa")),
                  str(source["n"])]
-                for source in found["worth"]
+                for source in report["worth"]
             ]  # fmt: skip
             head = ["human labels", "task", "AUC", "kappa", "labels"]
-            parts += [f"What `{judge}` is worth against people:", _table(head, rows)]
+            parts += [f"Agreement of `{judge}` with people:", _table(head, rows)]
     parts.append("\n".join(f"- {finding['text']}" for finding in metrics["findings"]))
     return "\n\n".join(parts)
 
@@ -354,15 +355,17 @@ def _use(recipe: Recipe, form: str) -> str:
     guided = fill(prompts(recipe.language)["guided"], instruction="(the instruction)")
     parts = ["```python\n" + "\n".join(load) + "\n```"]
     if recipe.model.chat_template == "alpaca":
-        asked = fill(prompts(recipe.language)["alpaca"], instruction="(the instruction)")
-        parts.append(f"It was trained and asked in the Alpaca template:\n\n```\n{asked}\n```")
+        template = fill(prompts(recipe.language)["alpaca"], instruction="(the instruction)")
+        parts.append(
+            f"It was trained and prompted with the Alpaca template:\n\n```\n{template}\n```"
+        )
     parts.append(
-        f"The guided arms were asked this way, and the method counts on it:\n\n```\n{guided}\n```"
+        f"The guided arms had this prompt, and the method relies on it:\n\n```\n{guided}\n```"
     )
     if recipe.model.model in MODELS:
         parts.append(
-            "The training ran on the embedded 4-bit copy of the base; on the original weights the "
-            "adapter may do a little differently."
+            "The training ran on the embedded 4-bit copy of the base; on the original weights, the "
+            "adapter may behave slightly differently."
         )
     return "\n\n".join(parts)
 
@@ -376,13 +379,13 @@ def token() -> str:
     Raises:
         InputError: there is none.
     """
-    found = os.environ.get("HF_TOKEN", "").strip()
-    if not found:
+    value = os.environ.get("HF_TOKEN", "").strip()
+    if not value:
         raise InputError(
             "--push needs a token of the hub with the right to write: set HF_TOKEN in the "
             "environment (https://huggingface.co/settings/tokens)"
         )
-    return found
+    return value
 
 
 def push(exported: Path, repo: str, *, public: bool = False) -> str:
@@ -390,8 +393,8 @@ def push(exported: Path, repo: str, *, public: bool = False) -> str:
 
     Args:
         exported: the folder that `export` made.
-        repo: OWNER/NAME; one that is there already is refused, for it may be public.
-        public: let everybody read it; private if not.
+        repo: OWNER/NAME; an existing repository is refused, since it may be public.
+        public: whether everybody may read it.
 
     Returns:
         Its address.
@@ -409,10 +412,10 @@ def push(exported: Path, repo: str, *, public: bool = False) -> str:
         hub.upload_folder(repo_id=repo, folder_path=exported, commit_message="Exported by setbacks")
     except (HfHubHTTPError, OSError, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        said = {
+        reason = {
             401: "the token is not accepted",
             403: "the token may not write there",
             409: "there is a repository of that name already; name another",
         }.get(status or 0, " ".join(str(error).split())[:200])
-        raise SetbacksError(f"{repo}: not pushed ({said}); {exported} is kept") from None
+        raise SetbacksError(f"{repo}: not pushed ({reason}); {exported} is kept") from None
     return url

@@ -14,32 +14,32 @@ from setbacks.errors import InputError, SetbacksError
 
 
 class NoHome(InputError):
-    """The user has no home folder, as a numeric user in a container often has none."""
+    """The user has no home folder, such as a numeric user in a container."""
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path with `~` or `~user` at its beginning replaced by the home folder.
+    """Return a path with a leading `~` or `~user` replaced by the home folder.
 
     Raises:
-        NoHome: there is no such user, or no home folder is known.
+        NoHome: the user does not exist, or has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
         user = Path(path).parts[0]
-        raise NoHome(f'{path}: "{user}" has no home folder here; write the full path') from None
+        raise NoHome(f'{path}: "{user}" has no home folder; use the full path') from None
 
 
 def user_folder(variable: str, xdg: str, default: str) -> Path:
-    """Return a folder of this user's, which may not be there yet.
+    """Return a folder of the user, which may not exist yet.
 
     Args:
-        variable: our own environment variable that names it.
-        xdg: the variable of the XDG base directories for files of this sort.
-        default: its place in the home folder, where neither is set.
+        variable: the environment variable of this package that names it.
+        xdg: the variable of the XDG base directories for files of this kind.
+        default: its place in the home folder, if neither is set.
 
     Raises:
-        NoHome: there is none, and no variable names the folder.
+        NoHome: there is no home folder, and no variable is set.
     """
     if own := os.environ.get(variable):
         return expanded(own).absolute()
@@ -49,13 +49,12 @@ def user_folder(variable: str, xdg: str, default: str) -> Path:
         return Path.home() / default / "setbacks"
     except RuntimeError:
         raise NoHome(
-            f"this user has no home folder; set HOME, or set {variable} to a folder that can be "
-            "written"
+            f"this user has no home folder; set HOME, or set {variable} to a writable folder"
         ) from None
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, would outlast a power cut."""
+    """Wait until a file's content, or a folder's list of names, is safe from a power cut."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open a folder
     descriptor = os.open(path, os.O_RDONLY)
@@ -66,10 +65,10 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a private file whole: to a temporary one beside it, fsynced, then renamed.
+    """Write a private file in one step: to a temporary file that is synced, then renamed.
 
     Raises:
-        SetbacksError: the disk is full or fails; the old file is as it was.
+        SetbacksError: the disk is full or fails; the old file is unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -86,13 +85,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file that only its owner may read, never through a link: an `opener` for `open`."""
+    """Open a file that only its owner can read, never through a link: an `opener` for `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk says while something is done to a path into one line.
+    """Turn errors of the disk during work on a path into one line.
 
     Raises:
         SetbacksError: the disk is full or fails.
@@ -104,25 +103,25 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def failed_write(path: Path, error: OSError) -> SetbacksError:
-    """Say in one line why a write failed and what to do."""
+    """Return an error of one line: why a write failed, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SetbacksError(
-            f"{path}: the disk is full; what was done is kept: free some space, then run the same "
-            "command again"
+            f"{path}: the disk is full; progress is saved: free some space, then run the same "
+            "command to resume"
         )
     return SetbacksError(
-        f"{path}: cannot be written ({error.strerror}); what was done is kept: mend it, then run "
-        "the same command again"
+        f"{path}: cannot be written ({error.strerror}); progress is saved: fix the cause, then "
+        "run the same command to resume"
     )
 
 
 @contextlib.contextmanager
 def appearing(to: Path, *, private: bool = False) -> Iterator[Path]:
-    """Give a folder to fill beside `to`; on leaving it is synced and renamed, or else removed.
+    """Yield a folder to fill; at the end it is synced and renamed to `to`, or removed on error.
 
     Args:
-        to: where it appears.
-        private: only its owner can read what is in it.
+        to: the final path.
+        private: whether only its owner can read its files.
 
     Raises:
         SetbacksError: the disk is full or fails.

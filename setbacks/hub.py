@@ -1,6 +1,6 @@
-"""The hub of models and data sets: whether it can be reached, known within seconds.
+"""The hub of models and data sets: a check within seconds whether it can be reached.
 
-The hub's own library tries every file six times, over half a minute, before it gives up.
+The hub's library tries every file six times, for half a minute, before it gives up.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _ask() -> str:
 
     try:
         status = get_session().head(constants.ENDPOINT, timeout=PATIENCE).status_code
-    except Exception as error:  # the boundary to a library that raises many kinds
+    except Exception as error:  # the library raises many kinds
         return f"{constants.ENDPOINT}: {_line(error)}"
     return f"{constants.ENDPOINT} answers with status {status}" if status in DOWN else ""
 
@@ -71,8 +71,8 @@ def check_model(model: str, revision: str | None = None) -> None:
         revision: a branch, tag or commit.
 
     Raises:
-        InputError: there is no such model, access is denied, or the hub cannot be reached and the
-            model was not downloaded earlier.
+        InputError: the model does not exist, access is denied, or the hub cannot be reached and
+            the model was not downloaded earlier.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -89,7 +89,7 @@ def check_model(model: str, revision: str | None = None) -> None:
             raise InputError(f'model "{model}" {_refusal(error, model, revision)}') from error
     raise InputError(
         f'model "{model}": the hub cannot be reached ({reason}), and {constants.HF_HUB_CACHE} '
-        "holds no copy of it; name a local folder, or run again with a network"
+        "has no copy of it; name a local folder, or connect to a network"
     )
 
 
@@ -104,7 +104,7 @@ def _fetch_config(model: str, revision: str | None) -> None:
 
 
 def _refusal(error: Exception, model: str, revision: str | None) -> str:
-    """Say what the hub's answer means, and what to do."""
+    """Return what the hub's answer means, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
@@ -116,18 +116,18 @@ def _refusal(error: Exception, model: str, revision: str | None) -> str:
     if isinstance(error, hub.RevisionNotFoundError):
         return f'has no revision "{revision}" on the hub; see {page}/tree/main'
     if isinstance(error, hub.RemoteEntryNotFoundError):
-        return f"is no model: the hub has no config.json of it; see {page}/tree/main"
-    if isinstance(error, OSError) and error.errno:  # of the disk, and not of the hub
-        return f"cannot be saved: {_line(error)}; set HF_HOME to a folder that can be written"
-    return f"cannot be fetched from the hub: {_line(error)}"
+        return f"is not a model: it has no config.json on the hub; see {page}/tree/main"
+    if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the hub
+        return f"cannot be saved: {_line(error)}; set HF_HOME to a writable folder"
+    return f"cannot be downloaded from the hub: {_line(error)}"
 
 
 def _is_cached(model: str, revision: str | None) -> bool:
-    """Whether a model with weights was downloaded earlier."""
+    """Return whether a model with weights was downloaded earlier."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(model, name, revision=revision) for name in CONFIGS]
-    folders = [Path(path).parent for path in found if isinstance(path, str)]
+    paths = [try_to_load_from_cache(model, name, revision=revision) for name in CONFIGS]
+    folders = [Path(path).parent for path in paths if isinstance(path, str)]
     return any(any(folder.glob("*.safetensors")) for folder in folders)
 
 

@@ -1,7 +1,7 @@
 """Notices: what a reader should know although nothing failed, such as rows that were left out.
 
-`notice` is the one way to say so. It warns once on the terminal, and keeps the line in `run.log` of
-the run folder that is open, so that a report can list it.
+`notice` warns once on the terminal, and adds the line to `run.log` of the open run folder, so that
+a report can list it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _keepers: list[Callable[[str], None]] = []
 
 
 def notice(text: str) -> None:
-    """Say something once on the terminal, and keep it in the log of the run that is open.
+    """Show a line once on the terminal, and add it to the log of the open run.
 
     Args:
         text: one line; steps that read the same data again may repeat it.
@@ -35,10 +35,10 @@ def _warn(line: str) -> None:
 
 
 def keep_notices(keep: Callable[[str], None]) -> None:
-    """Give all further notices to `keep` too, until `drop_notices`."""
+    """Pass all further notices to `keep` too, until `drop_notices`."""
     _keepers.append(keep)
 
 
 def drop_notices(keep: Callable[[str], None]) -> None:
-    """Give no more notices to `keep`."""
+    """Stop passing notices to `keep`."""
     _keepers.remove(keep)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import cache
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from setbacks.data import Source, load
 from setbacks.errors import InputError
-from setbacks.judges import check_judge
+from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
 from setbacks.methods import open_method
 from setbacks.models.chat_template import check_chat
@@ -109,7 +108,7 @@ def check(recipe: Recipe) -> None:
             "choose a draft by; leave it out, or set model.engine=local"
         )
     for judge_ in (*recipe.judges, *_checkers(recipe)):
-        if reader := getattr(check_judge(judge_), "embedded", None):
+        if reader := check_judge(judge_).embedded:
             resolve(reader)
     for judge_ in _checkers(recipe):
         check_checker(judge_, recipe)
@@ -162,8 +161,7 @@ def _is_used(engine: Engine, recipe: Recipe) -> bool:
     if not recipe.evaluate or engine is not recipe.model:
         return True
     return any(
-        judge_.engine is None and "engine" in signature(plugin("judges", judge_.judge)).parameters
-        for judge_ in recipe.judges
+        judge_.engine is None and judge_class(judge_).needs_engine for judge_ in recipe.judges
     )
 
 
@@ -182,9 +180,8 @@ def _check_chats(recipe: Recipe) -> None:
         asked = [arm.model for arm in recipe.evaluate]
     else:
         asked = [recipe.model, recipe.analyze.analyst]
-    asked += [
-        judge.engine for judge in (*recipe.judges, *_checkers(recipe)) if judge.judge == "llm"
-    ]
+    judges = (*recipe.judges, *_checkers(recipe))
+    asked += [judge.engine for judge in judges if judge_class(judge).weights is None]
     for spec in asked:
         if spec is not None and spec.engine in OURS:
             trains = spec is recipe.model and not recipe.evaluate

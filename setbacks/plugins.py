@@ -1,4 +1,4 @@
-"""What is found by name: ours and other packages', through entry points alike."""
+"""Plugins: parts that are found by name through entry points, built-in or from other packages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from setbacks.errors import InputError, SetbacksError, nearest
 
-# What a plugin of a group is a subclass of; suites are packages with files.
+# The base class of a group's plugins; suites are packages with files.
 BASES = {
     "methods": "setbacks.methods.Method",
+    "judges": "setbacks.judges.Judge",
     "engines": "setbacks.engines.Engine",
     "studies": "setbacks.studies.Study",
 }
@@ -19,7 +20,7 @@ BASES = {
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """Return what is installed, by name: methods, judges, engines, studies or suites."""
+    """Return the installed methods, judges, engines, studies or suites, by name."""
     return {point.name: point for point in entry_points(group=f"setbacks.{group}")}
 
 
@@ -27,29 +28,31 @@ def plugin(group: str, name: str) -> Any:
     """Load the plugin `name` of a group.
 
     Args:
-        group: as of `installed`.
-        name: the entry point's name.
+        group: as in `installed`.
+        name: of the entry point.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: the name is unknown.
         SetbacksError: it cannot be imported, or is not a subclass of the group's base class.
     """
     points = installed(group)
     if name not in points:
+        kind = {"studies": "study"}.get(group, group.removesuffix("s"))
         raise InputError(
-            f'no "{name}" among the {group}: {", ".join(sorted(points))}.{nearest(name, points)}'
+            f'unknown {kind} "{name}".{nearest(name, points)} '
+            f"Available: {', '.join(sorted(points))}"
         )
     try:
-        found = points[name].load()
+        part = points[name].load()
     except (ImportError, AttributeError) as error:
         raise SetbacksError(f'{group} "{name}" cannot be loaded: {error}') from error
     base = BASES.get(group)
-    if base is not None and base not in map(_path, getmro(found) if isclass(found) else ()):
+    if base is not None and base not in map(_path, getmro(part) if isclass(part) else ()):
         raise SetbacksError(
             f'{group} "{name}" cannot be used: {points[name].value} must be a subclass of {base}; '
             "CONTRIBUTING.md shows how to write one"
         )
-    return found
+    return part
 
 
 def _path(kind: type) -> str:

@@ -1,7 +1,7 @@
-"""How a process ends when it is told to, and how its child processes end with it.
+"""How a process ends on SIGTERM, and how its child processes end with it.
 
-A scheduler, `docker stop` and `kill` send SIGTERM. The command line then stops as on Ctrl-C: what
-is on disk is valid at any moment, so no batch has to be finished first.
+A scheduler, `docker stop` and `kill` send SIGTERM. The command line then stops as on Ctrl-C: the
+files on disk are valid at any moment, so no batch has to be finished first.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GRACE = 7.0  # seconds to stop in order; `docker stop` kills after 10
+GRACE = 7.0  # seconds for an orderly stop; `docker stop` kills after 10
 TIED = "SETBACKS_TIED"  # set for a child process that must end when its stdin closes
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. Like Ctrl-C it is no `Exception`, so libraries do not swallow it."""
+    """SIGTERM arrived. Like Ctrl-C it is not an `Exception`, so libraries do not swallow it."""
 
 
 def handle(last_words: Callable[[], Any]) -> None:
-    """Have SIGTERM raise `Terminated`, and make sure that the process then ends.
+    """Make SIGTERM raise `Terminated`, and ensure that the process then ends.
 
     Python runs a signal handler between two steps of the main thread. That thread can spend minutes
-    inside a library, so a second thread, which the signal itself wakes, ends the process after
-    `GRACE`. Without a handler the first process of a container would ignore the signal.
+    inside a library, so a second thread, which the signal wakes, ends the process after `GRACE`.
+    Without a handler the first process of a container would ignore the signal.
 
     Args:
-        last_words: called before the process is ended from the second thread.
+        last_words: called before the second thread ends the process.
     """
     if os.environ.pop(TIED, None):
         _start(_end_with_parent)
     if threading.current_thread() is not threading.main_thread():
         return  # a program that runs the command line in a thread handles its own signals
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return  # ignored on purpose by whoever started this process, or handled already
+        return  # ignored on purpose by the parent process, or already handled
     signal.signal(signal.SIGTERM, _raise)
     woken, waker = socket.socketpair()
     waker.setblocking(False)
@@ -50,7 +50,7 @@ def handle(last_words: Callable[[], Any]) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Keep our handler, if it is in place, from a library that puts its own there."""
+    """Restore our handler, if it was installed, after a library has replaced it."""
     ours = signal.getsignal(signal.SIGTERM) is _raise
     yield
     if ours:
@@ -58,11 +58,11 @@ def kept() -> Iterator[None]:
 
 
 class Tie:
-    """What child processes are started with so that they end when it is cut.
+    """A pipe to child processes: they end when it is cut.
 
-    Pass `stdin` and `environment` on. The operating system closes a pipe however its owner dies, so
-    the children end with this process too, SIGKILL included, and on every platform. Use it as a
-    context manager.
+    Pass `stdin` and `environment` to them. The operating system closes a pipe however its owner
+    dies, so the children end with this process too, even on SIGKILL, and on every platform. Use it
+    as a context manager.
     """
 
     environment = {TIED: "1"}
@@ -72,7 +72,7 @@ class Tie:
         self._held: int | None = held
 
     def cut(self) -> None:
-        """Have the children end."""
+        """Make the children end."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -86,7 +86,7 @@ class Tie:
 
 
 def _raise(number: int, _frame: object) -> None:
-    signal.signal(number, lambda *_: os._exit(128 + number))  # a second one ends it on the spot
+    signal.signal(number, lambda *_: os._exit(128 + number))  # a second one ends it immediately
     raise Terminated(128 + number)
 
 
@@ -102,7 +102,7 @@ def _start(do: Callable[..., None], *args: Any) -> None:
 def _end_after_signal(
     sockets: tuple[socket.socket, socket.socket], last_words: Callable[[], Any]
 ) -> None:
-    woken, _waker = sockets  # the second one stays open as long as this thread runs
+    woken, _waker = sockets  # the second one must stay open while this thread runs
     while signal.SIGTERM not in woken.recv(64):
         pass  # other signals wake it too
     time.sleep(GRACE)

@@ -1,4 +1,4 @@
-"""Text: as one line, as words, and what counts as the same."""
+"""Text: as one line, as words, and what counts as the same text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _end = re.compile(
 
 
 def distinct(words: Sequence[str], n: int = 3) -> float:
-    """Return the share of distinct n-grams in a text; 0 where it is shorter than one.
+    """Return the share of distinct n-grams in a text; 0 if it has none.
 
     Source: distinct-n, Li et al. (2016), arXiv 1510.03055.
     """
@@ -22,7 +22,7 @@ def distinct(words: Sequence[str], n: int = 3) -> float:
 
 
 def words_of(text: str) -> list[str]:
-    """Split into lower-case words, and into single characters where words are not spaced."""
+    """Split into lower-case words, and into characters in scripts without spaces."""
     unspaced = "\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff"
     return re.findall(rf"[{unspaced}]|(?:(?![{unspaced}_])[\w'’])+", text.lower())
 
@@ -47,26 +47,26 @@ def whole_sentences(text: str, most: int | None = None) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text as one printable line, whatever the names and values in it hold."""
+    """Return a text as one printable line, whatever the names and values in it contain."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def same_text(text: str) -> str:
-    """Return what two copies of a text share: Windows line ends and the like make no difference.
+    """Return a text in a form that is equal for copies of it.
 
     Editors and file systems change line ends, trailing spaces and the Unicode form (NFC, NFD).
     """
     if text.isascii() and "\r" not in text and " \n" not in text and "\t\n" not in text:
-        return text.rstrip()  # most texts, and a suite may hold a million
+        return text.rstrip()  # the fast path for most texts: a suite may have a million
     lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join(line.rstrip() for line in lines.split("\n")).rstrip()
 
 
 def visible(text: str) -> str:
-    """Return text with characters that hide or reorder others written out, such as ⟨U+202E⟩.
+    """Return text with hiding or reordering characters written as codes, such as ⟨U+202E⟩.
 
     Args:
-        text: anything that came out of a model or a file.
+        text: anything from a model or a file.
 
     Source: Unicode categories Cc, Cf and Cs; Boucher and Anderson (2021), arXiv 2111.00169.
     """

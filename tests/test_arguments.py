@@ -116,8 +116,8 @@ def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
     [
         ([], [], "nothing to evaluate"),
         (["seed=1"], [], "nothing to evaluate"),
-        (["a=x.jsonl", "a=y.jsonl"], [], '"a" is there twice'),
-        (["a/b=x.jsonl"], [], '"a/b" is no name here'),
+        (["a=x.jsonl", "a=y.jsonl"], [], 'duplicate name "a"'),
+        (["a/b=x.jsonl"], [], '"a/b" is not a valid name'),
         (["gpt 4.1=x.jsonl"], [], 'such as "gpt-4.1"'),
         (["modèle=x.jsonl"], [], 'such as "modele"'),
         (["模型=x.jsonl"], [], "letters (a to z), digits and"),
@@ -240,7 +240,7 @@ def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, s
 
 def test_a_response_that_no_row_has_is_a_missing_field(tmp_path):
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}])
-    with pytest.raises(InputError, match="which field is the response"):
+    with pytest.raises(InputError, match="no known field for response"):
         pipeline.check(evaluation(["x=asked.jsonl"], ["safe=asked.jsonl"]))
 
 
@@ -406,7 +406,7 @@ def test_there_is_nothing_to_train(told, tmp_path):
 def test_an_adapter_that_is_gone_is_told_before_any_work(rules, rule, judged, tmp_path):
     told = evaluation([rule("talker")["model"], *judged])
     arm = told.evaluate[0].model_copy(update={"adapter": str(tmp_path / "gone")})
-    with pytest.raises(InputError, match="gone: no adapter"):
+    with pytest.raises(InputError, match="gone: not an adapter"):
         pipeline.check(told.model_copy(update={"evaluate": [arm]}))
 
 

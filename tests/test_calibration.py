@@ -19,12 +19,11 @@ JUDGE = """
 import os
 import time
 
-from setbacks.judges import Opinion
+from setbacks.judges import Judge, Opinion
 
 
-class Reader:
-    def __init__(self, engine=None):
-        pass
+class Reader(Judge):
+    needs_engine = True
 
     def plan(self, items):
         # The last first, so that verdicts do not come in the order of the labels.
@@ -91,6 +90,26 @@ def everything(path):
 
 
 # -- where it is kept -------------------------------------------------------------------------
+
+
+def test_what_an_earlier_version_measured_is_found():
+    recipe = Recipe.model_validate(
+        {
+            "language": "zh",
+            "judges": [
+                {"judge": "llm", "engine": "x", "retries": 4, "pairwise": True},
+                {"judge": "llama-guard", "engine": "y"},
+                "refusal",
+                {"judge": "vote", "of": ["refusal"]},
+            ],
+        }
+    )
+    assert [folder(spec, recipe).name for spec in recipe.judges] == [
+        "llm-a79a0b067804b110",
+        "llama-guard-5adffe8ffbd8d21c",
+        "refusal-63461277cbfffa92",
+        "vote-583da202ca7d6b55",
+    ]
 
 
 def test_a_data_folder_that_cannot_be_written_is_told_before_any_work(
@@ -221,7 +240,7 @@ def test_a_vote_is_measured_with_the_judges_it_counts(tmp_path, reader):
     ("words", "said"),
     [
         (["of=probe"], "judges.0.of"),
-        (["of=[probe,probe]"], "there twice"),
+        (["of=[probe,probe]"], "duplicate name"),
         (["of=[probe,llm]", "lmm.retries=1"], 'unknown key "judges.2.lmm"'),
         (["of=[probe,llm]", "llm=3"], 'unknown key "judges.2.llm"'),
     ],
@@ -305,7 +324,7 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
             lambda made: [{"instruction": "<q>", "response": "<a>"}],
             "neither a harmful nor",
         ),
-        (lambda made: [{"instruction": "<q>", "harmful": True}], "which field is the response"),
+        (lambda made: [{"instruction": "<q>", "harmful": True}], "no known field for response"),
         (
             lambda made: [{"id": "nobody", "response_id": "nobody", "harmful": True}],
             "names answers by response_id and lacks their texts",
@@ -338,9 +357,9 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
     [
         ("reader", "either --labels FILE"),
         ("reader --labels missing.jsonl", "missing.jsonl"),
-        ("nobody --labels labels.jsonl", 'no "nobody" among the judges'),
-        ("reader heads=x --labels labels.jsonl", "takes no `heads`"),
-        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such heads"),
+        ("nobody --labels labels.jsonl", 'unknown judge "nobody"'),
+        ("reader heads=x --labels labels.jsonl", "an option of probe, not of reader"),
+        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such file"),
         ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
         ("reader --fit labels.jsonl", "--fit is only for the probe"),
     ],
@@ -365,7 +384,7 @@ def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, en
     good = rows()
     for made, said in [
         ([{"response_id": "nobody", "harmful": True}], "names answers by response_id and lacks"),
-        ([{"id": "nobody", "harmful": True}], "which field is the text?"),
+        ([{"id": "nobody", "harmful": True}], "no known field for text?"),
         ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
         ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),
         ([], "labels.jsonl is empty"),
@@ -450,7 +469,7 @@ def test_heads_are_fitted_and_measured_on_questions_they_never_saw(tmp_path, rea
     # Reports find what came out of the fit.
     recipe = judge_recipe("probe", [f"heads={made.files['heads']}"])
     assert worth(recipe.judges[0], recipe) == made.result["sources"]
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         calibration.fit(found, tmp_path / "heads")
 
 

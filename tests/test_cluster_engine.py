@@ -148,7 +148,7 @@ def test_more_workers_than_there_is_room_for(spec):
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"ray": {"workers": 2}}, "an option of ray and not of local"),
+        ({"ray": {"workers": 2}}, "an option of ray, not of local"),
         ({"engine": "ray", "vllm": {"memory": 0.5}}, "vllm goes with ray.engine: vllm"),
         ({"engine": "ray", "ray": {"workers": 0}}, "workers"),
     ],

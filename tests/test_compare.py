@@ -230,6 +230,26 @@ VANILLA, OURS, SFT, SILENT = (
 )
 
 
+def test_more_degenerate_answers_than_before_training_are_told():
+    def falling_apart(share):
+        fell = {("s", str(i)): float(i < 100 * share) for i in range(100)}
+        judged = dict.fromkeys(fell, 1.0)
+        usable = Scores({key: 1 - value for key, value in fell.items()}, [1 - share], 100, judged)
+        return dict.fromkeys(METRICS, Scores({}, [])) | {
+            "harmless_rate": usable, "compliance": usable, "degenerate": Scores(fell, [share], 100)
+        }  # fmt: skip
+
+    said = found({VANILLA: falling_apart(0.05), OURS: falling_apart(0.4), SFT: falling_apart(0.06)})
+    (alarm,) = [text for text in said.answer if "degenerate" in text]
+    assert alarm.startswith("Training made more answers degenerate: mistake analysis against")
+    assert "+35.0 points" in alarm and "sft" not in alarm
+    heads, rows = said.tables[0].columns, said.tables[0].rows
+    assert heads[-2:] == ["Balanced safety as judged", "Degenerate answers"]
+    by_arm = {row[0]: row[-2:] for row in rows}
+    assert by_arm["mistake analysis"][0].startswith("100.0")
+    assert by_arm["mistake analysis"][1].startswith("40.0")
+
+
 def test_a_winner_is_named_only_where_the_data_tell():
     draw = np.random.default_rng(0)
     bad, good = draw.random(200) < 0.4, draw.random(200) < 0.9

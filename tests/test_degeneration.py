@@ -1,14 +1,17 @@
 """Which answers fall apart, and which only look like it."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.measure.degeneration import REASONS, degeneration
+from setbacks.measure.degeneration import REASONS, degeneration, guidance
 from setbacks.prompts import prompts
 
+LABELS = Path(__file__).resolve().parents[1] / "research/degeneration"
 GUIDANCE = prompts("en")["guided"].replace("{instruction}", "")
 
 LIST = """Here are some fruits:
@@ -206,6 +209,22 @@ def test_a_million_characters_take_about_a_second(text: str) -> None:
     start = time.process_time()
     degeneration(text, text[:2000], GUIDANCE)
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_labeled_answers_are_told_apart_as_documented(language: str) -> None:
+    rows = [json.loads(line) for line in (LABELS / f"labels-{language}.jsonl").open()]
+    pairs = [
+        (
+            row["label"] in REASONS,
+            degeneration(row["answer"], row["prompt"], guidance()) is not None,
+        )
+        for row in rows
+        if row["split"] == "report"
+    ]
+    found = sum(label and flagged for label, flagged in pairs)
+    assert found / sum(flagged for _, flagged in pairs) > 0.98
+    assert found / sum(label for label, _ in pairs) > 0.86
 
 
 @given(st.text(), st.text(), st.text())

@@ -328,11 +328,14 @@ TOKEN = re.compile(r"…|\w+|[^\w\s]")
 
 
 def source_messages():
-    """Every text of the code, as tokens."""
+    """Every text of the code but documentation, as tokens."""
     found = set()
     for path in (ROOT / "setbacks").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found.update(literals(node))
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) not in documentation:
+                found.update(literals(node))
     return [("…", *TOKEN.findall(text), "…") for text in found if " " in text]
 
 
@@ -377,19 +380,28 @@ THEIR_LINES = ("Input should be", "No such option", "No such command")
 
 
 def quoted_messages():
-    """The messages that pages quote: in the tables of troubleshooting, and in blocks anywhere."""
-    page = ROOT / "docs/troubleshooting.md"
-    for number, line in enumerate(page.read_text().splitlines(), 1):
-        if line.startswith("| "):
-            first = line.replace("\\|", "").split(" | ")[0]
-            for span in re.findall(r"``(.+?)``|`(.+?)`", first):
-                if len(re.findall(r"[a-z]{2,}", text := "".join(span).strip())) >= 3:
-                    yield Block(page, number, "message", text)
+    """The messages that pages quote: in columns of that name, and in blocks of text."""
+    for page in PAGES:
+        columns = []
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            cells = [cell.strip() for cell in line.strip("| ").replace("\\|", "/").split(" | ")]
+            if not line.startswith("|"):
+                columns = []
+            elif not columns:  # the heading; a number that no column has stands for none
+                columns = [n for n, cell in enumerate(cells) if is_of_messages(cell)] or [99]
+            for cell in [cells[column] for column in columns if column < len(cells)]:
+                for span in re.findall(r"``(.+?)``|`(.+?)`", cell):
+                    if len(re.findall(r"[a-z]{2,}", text := "".join(span).strip())) >= 3:
+                        yield Block(page, number, "message", text)
     for block in blocks():
         for number, line in enumerate(block.text.splitlines(), 1):
             if line.startswith("setbacks: ") and block.language in ("", "text"):
                 text = line.removeprefix("setbacks: ")
                 yield block._replace(line=block.line + number, text=text)
+
+
+def is_of_messages(heading):
+    return heading in ("message", "what you see") or heading.endswith(" says")
 
 
 def test_quoted_messages_are_those_of_the_code():

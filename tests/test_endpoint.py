@@ -310,7 +310,7 @@ def test_a_prompt_that_utf8_cannot_hold(serve):
 
 
 def test_an_adapter_cannot_be_sent(serve):
-    with pytest.raises(InputError, match="have the server load the adapter"):
+    with pytest.raises(InputError, match="load the adapter in the server"):
         engine_of(serve()).generate(requests(1), Sampling(), Path("adapter"))
 
 
@@ -864,7 +864,7 @@ def test_another_servers_key_is_not_sent(serve, monkeypatch):
     ("model", "said"),
     [
         ({"engine": "endpoint"}, "needs endpoint: {base_url"),
-        ({"endpoint": {"base_url": "http://h/v1"}}, "an option of endpoint and not of local"),
+        ({"endpoint": {"base_url": "http://h/v1"}}, "an option of endpoint, not of local"),
         (spec_of("not an address"), "should be an address"),
         (spec_of("ftp://h/v1"), "should be an address"),
         (spec_of("http://[::1/v1"), "should be an address"),

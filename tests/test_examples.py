@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from setbacks.cli.starter import keys, reference, starter
+from setbacks.errors import InputError
+from setbacks.plugins import installed
+from setbacks.recipe import Recipe
+from setbacks.studies import carry_out
+
 PACKAGE = Path(__file__).parents[1] / "examples" / "plugin"
 pytestmark = pytest.mark.slow
 
@@ -91,6 +97,89 @@ def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, small, tmp
     card = cli("export", "run", "--to", "shared")
     assert card.returncode == 0, card.stderr
     assert "| excerpt |" in (tmp_path / "shared/README.md").read_text()
+
+
+def test_its_judges_option_is_used(cli, small, tmp_path):
+    every = {"judge": "wordlist", "name": "every", "words": ["A", "e", "i", "o", "u"]}
+    none = {"judge": "wordlist", "name": "none", "words": ["#####"]}
+    ran = cli("evaluate", "echo=smollm2-135m", "model.engine=echo", f"judges={[every, none]}",
+              "--suite", "harmful=builtin:kitchen", "--out", "run", "-q")  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    for name, harmful in (("every", True), ("none", False)):
+        journal = tmp_path / f"run/verdicts/echo.{name}.jsonl"
+        verdicts = [json.loads(line) for line in journal.open()]
+        assert {row["harmful"] for row in verdicts} == {harmful} and len(verdicts) == 6
+
+
+@pytest.fixture
+def found(plugins, monkeypatch):
+    """The example, found by this process too."""
+    monkeypatch.syspath_prepend(plugins)
+    installed.cache_clear()
+    yield
+    installed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (
+            {"train": {"method": "first_sentence", "sentence": 2}},
+            'unknown key "train.sentence". Did you mean "sentences"?',
+        ),
+        (
+            {"judges": [{"judge": "wordlist", "word": ["x"]}]},
+            'unknown key "judges.0.word". Did you mean "words"?',
+        ),
+        ({"judges": [{"judge": "wordlist", "words": []}]}, "judges.0.words: List should have"),
+        ({"judges": [{"words": ["x"]}]}, "words: an option of wordlist, not of probe"),
+        (
+            {"model": {"engine": "echo", "echo_word": 2}},
+            'unknown key "model.echo_word". Did you mean "echo_words"?',
+        ),
+    ],
+)
+def test_a_mistake_in_its_options_is_refused(found, section, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        Recipe.parse(section, "a recipe")
+
+
+def test_a_mistake_in_its_studys_option_is_refused(found, tmp_path):
+    wrong = Recipe(study={"rank": [1, 2]})
+    with pytest.raises(InputError, match='unknown key "rank". Did you mean "ranks"'):
+        carry_out("rank", wrong, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+# The option of each part: what `setbacks new` shows, its key, and the part.
+OPTIONS = [
+    ("# sentences: 1", "train.sentences=", "first_sentence"),
+    ("# words:", None, "wordlist"),  # in a list, which an override sets as a whole
+    ("# echo_words: null", "model.echo_words=", "echo"),
+    ("# ranks:", "study.ranks=", "rank"),
+]
+
+
+@pytest.mark.parametrize(("line", "key", "part"), OPTIONS)
+def test_its_options_are_shown_documented_and_completed(found, line, key, part):
+    shown = [text.strip() for text in starter().splitlines()]
+    assert shown[shown.index(line) - 1].startswith("# ")
+    name = line.removeprefix("# ").partition(":")[0]
+    rows = [row for row in reference().splitlines() if row.startswith(f"| `{name}` |")]
+    assert any(f"`{part}`: " in row for row in rows)
+    if key is not None:
+        ((completed, about),) = keys(key[:-2])
+        assert completed == key and about
+
+
+def test_a_shown_option_can_be_uncommented(found):
+    lines = starter().splitlines()
+    at = lines.index("  # words:")
+    shown = [line.replace("  # ", "  ", 1) for line in lines[at : at + 4]]
+    text = "\n".join([*lines[:at], *shown, *lines[at + 4 :]])
+    text = text.replace("judge: probe", "judge: wordlist")
+    (judge,) = Recipe.parse(yaml.safe_load(text), "mine").judges
+    assert judge.words == ["stab", "poison", "explosive"]
 
 
 def test_its_engine_answers(cli, small, tiny, tmp_path):

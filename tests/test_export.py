@@ -303,7 +303,7 @@ def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
     text = card(recipe_of(str(base)), tiny_run, "adapter")
-    assert "license" not in front(text) and "licence is not known" in text
+    assert "license" not in front(text) and "license is not known" in text
     (base / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
     assert front(card(recipe_of(str(base)), tiny_run, "adapter"))["license"] == "mit"
     (base / "README.md").write_text("# no front matter")

@@ -153,7 +153,7 @@ def check_answers(model, answers):
 
 
 def way_of(engine):
-    return local._found[engine._source.model_dump_json()].way
+    return local._checked[engine._source.model_dump_json()].name
 
 
 @pytest.mark.parametrize(("kind", "told", "way"), ALL)

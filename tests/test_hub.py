@@ -126,7 +126,7 @@ def test_a_model_is_looked_up_before_it_is_needed(check, hub):
     )
     assert 'model "own/hole" is not on the hub, or is private; check its name' in found[4]
     assert f"is gated; accept its terms at {address}/gated/model, and set HF_TOKEN" in found[5]
-    assert "is no model: the hub has no config.json of it" in found[6]
+    assert "is not a model: it has no config.json on the hub" in found[6]
 
 
 def test_without_a_hub_what_was_downloaded_is_used(check, hub, nowhere, tmp_path):
@@ -138,7 +138,7 @@ def test_without_a_hub_what_was_downloaded_is_used(check, hub, nowhere, tmp_path
         found, lacking = check(nowhere, "own/whole", "own/adapter", **more)
         assert found is None
         assert 'model "own/adapter": the hub cannot be reached (' in lacking
-        assert f"{tmp_path}/hf/hub holds no copy of it; name a local folder" in lacking
+        assert f"{tmp_path}/hf/hub has no copy of it; name a local folder" in lacking
         assert ("HF_HUB_OFFLINE is set" if more else nowhere) in lacking
 
 
@@ -156,7 +156,7 @@ def test_a_hub_that_is_down_or_silent_is_given_up_soon(check, hub, silent):
 def test_a_cache_that_cannot_be_written_is_named(check, hub, tmp_path):
     (tmp_path / "file").touch()
     (said,) = check(hub[0], "own/whole", HF_HOME=str(tmp_path / "file"))
-    assert "cannot be saved: " in said and "set HF_HOME to a folder that can be written" in said
+    assert "cannot be saved: " in said and "set HF_HOME to a writable folder" in said
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows always has a home folder")

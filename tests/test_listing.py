@@ -1,6 +1,7 @@
 """`setbacks list`: what can be named, with a line on each."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -19,6 +20,29 @@ def test_a_study_without_a_name_lists_them(typed):
     shown = typed("study").stdout
     assert all(name in shown for name in installed("studies"))
     assert "rlhf" not in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("study", "studies"), ("compare", "methods"), ("calibrate", "judges")]
+)
+def test_help_ends_with_the_parts_that_a_command_names(typed, command, kind):
+    """With the line that `setbacks list` has on each."""
+    listed = typed("list", kind).stdout.rstrip()
+    assert typed(command, "--help").stdout.rstrip().endswith(listed)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("setbacks calibrate prob", '"probe":"Gives the probability'),
+        ("setbacks run --from pre", "preflight"),
+        ("setbacks list stu", "studies"),
+    ],
+)
+def test_a_shell_completes_names_with_what_they_are(command, environment, words, completed):
+    asked = {"_SETBACKS_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
+    ran = subprocess.run(command, env=environment | asked, capture_output=True, text=True)
+    assert completed in ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_batch_is_split_where_memory_runs_out(engine, monkeypatch, inner):
 
 @pytest.mark.parametrize("options", [["yes"], ["no", "no"], ["1", "2", "10"]], ids=str)
 def test_options_that_overlap_are_refused(engine, options):
-    with pytest.raises(InputError, match="none of them the beginning"):
+    with pytest.raises(InputError, match="none of which is the beginning"):
         engine.choose(asked(), options)
 
 
@@ -390,9 +390,9 @@ def wrong(kind, tiny, folder):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("nowhere", "no adapter .adapter_config.json and"),
-        ("empty", "no adapter .adapter_config.json and"),
-        ("pickled", "no adapter .adapter_config.json and"),
+        ("nowhere", "not an adapter .adapter_config.json and"),
+        ("empty", "not an adapter .adapter_config.json and"),
+        ("pickled", "not an adapter .adapter_config.json and"),
         ("no JSON", "not a JSON object"),
         ("wider", "size mismatch"),
         ("deeper", "tensors do not fit"),
@@ -547,7 +547,7 @@ def test_the_first_of_the_likeliest_is_taken():
     ("name", "says"),
     [
         ("smolm2-135m", 'Did you mean "smollm2-135m"'),
-        ("nothing-like-it", "no model"),
+        ("nothing-like-it", "unknown model"),
         ("./no/such/folder", "folder not found"),
     ],
 )

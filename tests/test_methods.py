@@ -351,7 +351,7 @@ def test_every_method_has_the_name_by_which_it_is_found():
 
 
 def test_an_unknown_name_is_told_with_the_nearest():
-    with pytest.raises(InputError, match=r'no "mistake_analisis" among the methods.*Did you mean'):
+    with pytest.raises(InputError, match=r'unknown method "mistake_analisis".*Did you mean'):
         plugin("methods", "mistake_analisis")
 
 

@@ -11,6 +11,7 @@ import pytest
 from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Opinion, opinions, probe
 from setbacks.judges.refusal import refuses
+from setbacks.recipe import JudgeSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -159,9 +160,7 @@ def test_the_shipped_heads_are_small_and_whole():
 
 
 def test_what_the_judge_is_worth_ships_with_it():
-    from setbacks.judges import agreement
-
-    sources = agreement("probe")
+    sources = probe.Probe.agreement(JudgeSpec(judge="probe"))
     assert sources == json.loads(probe.AGREEMENT.read_text())["sources"]
     assert {source["task"] for source in sources} == {"harmful", "refused", "helpful"}
     for source in sources:

@@ -579,6 +579,6 @@ def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
     assert arms.count("as judged <b>") == 1  # the other arms' figures are the same
     assert '<span class="badge bad">repeats itself</span>' in text[text.index('id="examples"') :]
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(headline(made.metrics))
+    console.print(headline(made.results))
     said = console.export_text()
     assert "Degen-" in said and "as judged" in said

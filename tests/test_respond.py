@@ -114,7 +114,7 @@ def llm(model, **more):
 
 def test_two_judges_of_one_kind_are_told_apart(recipe, tmp_path):
     """The second one's verdicts must never be the first one's."""
-    with pytest.raises(ValidationError, match="give each a name"):
+    with pytest.raises(ValidationError, match="names must be unique"):
         recipe(judges=[llm("praiser"), llm("scolder")])
     told = recipe(judges=[llm("praiser"), llm("scolder", name="strict")])
     with RunFolder(tmp_path / "run", told) as run:

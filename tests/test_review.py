@@ -871,7 +871,7 @@ def test_a_note_alone_is_no_label():
         ([], "bad.jsonl: has no labels"),
         ([{"response_id": "nobody", "harmful": True}], "response 'nobody' is not in this run"),
         ([{"harmful": True}, {"harmful": False}], "twice, and not alike; keep one"),
-        ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it should be true or false'),
+        ([{"harmful": "perhaps"}], 'line 1: harmful is "perhaps"; it must be true or false'),
     ],
 )
 def test_a_bad_import_leaves_the_folder_as_it_was(run, tmp_path, rows, says):

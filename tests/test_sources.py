@@ -93,14 +93,14 @@ def test_splits_in_one_json_are_no_categories(tmp_path):
     splits = {"train": [{"prompt": "<a>"}], "test": [{"prompt": "<b>"}], "version": 2}
     path = write(tmp_path, "a.json", splits)
     assert texts(load(Source(source=path, split="test"))) == ["<b>"]
-    assert "say which split to use, as split: NAME. It has train, test" in refused(path)
+    assert "set split: NAME to choose a split. It has train, test" in refused(path)
     assert 'Did you mean "test"?' in refused(path, split="tets")
     for document in (
         {"data": splits},
         {"train_sft": ["<a>"], "test_sft": ["<b>"]},
         {"train": {"prompt": ["<a>"]}, "dev": {"x": ["<b>"]}},
     ):
-        assert "say which split" in refused(write(tmp_path, "b.json", document))
+        assert "to choose a split" in refused(write(tmp_path, "b.json", document))
     nested = write(tmp_path, "c.json", {"train": {"Fraud": ["<a>"]}, "dev": {"Theft": ["<b>"]}})
     (row,) = load(Source(source=nested, split="dev"))
     assert (row.text, row.category) == ("<b>", "Theft")
@@ -156,7 +156,7 @@ def test_separators_that_are_part_of_a_text(tmp_path):
     path = write(tmp_path, "c.csv", "<a>;<b>\n<c>\n")
     assert texts(load(Source(source=path, header=False))) == ["<a>;<b>", "<c>"]
     mixed = refused(write(tmp_path, "d.csv", "prompt;response,harmful\n<a>;<b>,true\n"))
-    assert "separated by one character only" in mixed
+    assert "have a single separator" in mixed
 
 
 def test_names_of_columns_lose_the_blanks_around_them(tmp_path):
@@ -236,7 +236,7 @@ def test_a_class_label_is_read_by_its_name(tmp_path):
     assert texts(load(Source(source=path, where={"harmful": "safe"}))) == ["<b>"]
     told = {"harmful": unsafe_first | {"names": ["LABEL_0", "LABEL_1"]}}
     path = parquet(tmp_path / "b.parquet", columns, told)
-    assert 'row 1: harmful is "LABEL_0"; it should be true or false' in refused(path)
+    assert 'row 1: harmful is "LABEL_0"; it must be true or false' in refused(path)
     columns["harmful"] = [2, 1, 0]
     path = parquet(tmp_path / "c.parquet", columns, {"harmful": unsafe_first})
     assert 'row 1: harmful is "class 2, which has no name"' in refused(path)
@@ -326,8 +326,8 @@ def test_in_a_file_of_answers_the_assistant_gives_the_response(tmp_path):
         ([BOT], "a conversation without a user turn"),
         ([SYSTEM], "the turns none"),
         ([USER, {"role": "tool", "content": "3"}, BOT], 'message 1 has the role "tool"'),
-        ([USER, {"role": "assistant"}], "message 1 does not say"),
-        ([USER | {"content": [{"type": "image", "url": "x"}]}], "more than text"),
+        ([USER, {"role": "assistant"}], "message 1 has no role or no content"),
+        ([USER | {"content": [{"type": "image", "url": "x"}]}], "content other than text"),
         ([[USER, BOT], [USER, BOT]], "a list of conversations"),
         ({"role": ["user", "assistant"], "content": ["<a>"]}, "differ in length"),
     ],
@@ -364,7 +364,7 @@ def test_what_a_conversation_has_besides_is_counted(tmp_path, caplog):
     load(write(tmp_path, "b.json", [{"messages": [USER, BOT], "system": "<be terse>"}]))
     assert "b.json: left out the system turn in 1 of 1 rows" in caplog.text
     load(write(tmp_path, "c.json", [{"prompt": [USER, BOT], "answer": "<x>"}]))
-    assert "c.json: left out the assistant's turn beside the instruction in 1" in caplog.text
+    assert "c.json: left out the assistant's turn in 1" in caplog.text
 
 
 def test_a_place_in_a_conversation_means_the_turn_of_the_right_role(tmp_path, caplog):
@@ -378,7 +378,7 @@ def test_a_place_in_a_conversation_means_the_turn_of_the_right_role(tmp_path, ca
     assert [row[:2] for row in loaded] == [("<a>", "<b>"), ("<c>", "<b>")]
     assert "left out the system turn in 1 of 2 rows" in caplog.text
     message = refused(path, fields={"text": "conversations.1.value"})
-    assert "item 1: text (conversations.1.value): message 1 is the assistant's, not" in message
+    assert "item 1: text (conversations.1.value): message 1 has the role assistant, not" in message
     message = refused(
         path, fields={"text": "conversations.0.value", "answer": "conversations.0.value"}
     )
@@ -460,7 +460,7 @@ def test_extract(tmp_path):
     )
     assert load(source)[0][:3] == ("<a>", "<good>", "<bad>")
     source = source.model_copy(update={"extract": {"text": "(z)"}})
-    assert "line 1: extract does not find the text" in refused(source)
+    assert "line 1: extract does not match the text" in refused(source)
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_an_instruction_that_comes_again_is_counted(tmp_path, caplog):
     first = write(tmp_path, "a.json", [{"text": "<a>"}, {"text": "<b>"}])
     other = write(tmp_path, "b.json", [{"text": "<a>", "answer": "<x>"}, {"text": "<c>"}])
     assert len(instructions([Source(source=first), Source(source=other)])) == 3
-    assert f"{other}: left out 1 of 2 rows: their instruction was there already" in caplog.text
+    assert f"{other}: left out 1 of 2 rows that repeat an earlier instruction" in caplog.text
     # Where answers are needed, a row without one takes no other's place.
     answered = instructions([Source(source=other)], answered_for="a test")
     assert [x.answer for x in answered] == ["<x>"]
@@ -652,18 +652,18 @@ def test_the_builtin_sets_that_come_with_the_project():
         ("a.json", f"[{'9' * 5000}]", "line 1: not JSON"),
         ("a.json", '{"a": 1}', "expected a list of objects or of strings"),
         ("a.json", '{"x": {"one": 3}}', 'expected a list of questions in "x / one"'),
-        ("a.json", '{"prompts": ["<a>", "<b>"], "tags": ["x"]}', "should be of one length"),
+        ("a.json", '{"prompts": ["<a>", "<b>"], "tags": ["x"]}', "must have the same length"),
         ("a.json", '["<a>", 3]', "item 2: expected an object or a string"),
-        ("a.json", '[{"prompt": "<a>"}, {"prompt": 3}]', "item 2: text should be a string"),
+        ("a.json", '[{"prompt": "<a>"}, {"prompt": 3}]', "item 2: text must be a string"),
         ("a.json", '[{"prompt": ["<a>"]}]', 'such as "prompt.0"'),
         ("a.json", '[{"prompt": "<a>"}, {"prompt": " "}]', "item 2: the text"),
         ("a.json", '[{"prompt": "<a>"}, {"id": 3}]', "item 2: the text"),
-        ("a.json", '[{"chosen": "<a>"}]', "which field is the text? Say fields: {text: NAME}; it"),
+        ("a.json", '[{"chosen": "<a>"}]', "no known field for text; set fields: {text: NAME}; it"),
         ("a.csv", 'prompt\n"<a>\n', "line 2: not CSV"),
-        ("a.csv", "prompt,output\n<a>,x\n<b>\n", "line 3: 1 columns, where 2 are expected"),
-        ("a.csv", "prompt,prompt\n<a>,x\n", 'line 1: two columns are called "prompt"'),
-        ("a.jsonl.gz", gzip.compress(b'"<a>"', mtime=0)[:-9], "is not a whole gzip file"),
-        ("a.jsonl.gz", b'"<a>"', "is not a whole gzip file"),
+        ("a.csv", "prompt,output\n<a>,x\n<b>\n", "line 3: 1 columns, but 2 are expected"),
+        ("a.csv", "prompt,prompt\n<a>,x\n", 'line 1: two columns have the name "prompt"'),
+        ("a.jsonl.gz", gzip.compress(b'"<a>"', mtime=0)[:-9], "is not a complete gzip file"),
+        ("a.jsonl.gz", b'"<a>"', "is not a complete gzip file"),
     ],
 )
 def test_broken_files(tmp_path, name, content, said):
@@ -681,8 +681,8 @@ def test_a_pair_of_surrogates_and_an_escaped_backslash_are_no_halves(tmp_path):
 def test_wrong_names(tmp_path):
     path = write(tmp_path, "prompts.csv", "prompt,label\n<a>,safe\n<b>,unsafe\n")
     near = refused(str(tmp_path / "promts.csv"))
-    assert 'Did you mean "prompts.csv"?' in near and "no file" in near
-    assert "no folder" in refused(str(tmp_path / "nowhere" / "a.csv"))
+    assert 'Did you mean "prompts.csv"?' in near and "file not found" in near
+    assert "does not exist" in refused(str(tmp_path / "nowhere" / "a.csv"))
     message = refused(path, fields={"text": "promt"})
     assert 'no field "promt"' in message and 'Did you mean "prompt"?' in message
     assert 'It has "prompt", "label"' in message
@@ -693,17 +693,17 @@ def test_wrong_names(tmp_path):
     assert 'Did you mean "xstest"?' in refused("preset:xtest")
     assert 'Did you mean "preset:xstest"?' in refused("xstest")
     assert "hub:OWNER/NAME" in refused("hub:xstest")
-    assert "no file a b" in refused("a\0b") or "is not a path" in refused("a\0b")
+    assert "file not found: a b" in refused("a\0b") or "is not a path" in refused("a\0b")
     assert refused("x" * 5000 + ".json")
 
 
 @pytest.mark.parametrize(
     ("said", "about"),
     [
-        ({"fields": {"txt": "a"}}, 'no field "txt". Did you mean "text"?'),
+        ({"fields": {"txt": "a"}}, 'unknown field "txt". Did you mean "text"?'),
         ({"extract": {"text": "("}}, "not a regular expression"),
         ({"extract": {"text": "a"}}, "needs a group"),
-        ({"path": "a.json"}, "path goes with"),
+        ({"path": "a.json"}, "path is only for"),
         ({"limit": 0}, "greater than 0"),
         ({"sauce": 1}, "Extra inputs"),
     ],
@@ -802,8 +802,8 @@ def test_label_files(tmp_path):
     # A model may have said nothing, and that can be labelled.
     assert (second.response, second.harmful, second.refused) == ("", False, True)
     for name, labels, said in [
-        ("a.jsonl", {"instruction": "<a>", "response": "<b>"}, "which field is the harmful?"),
-        ("a.jsonl", {"instruction": "<a>", "harmful": 1}, "which field is the response?"),
+        ("a.jsonl", {"instruction": "<a>", "response": "<b>"}, "no known field for harmful;"),
+        ("a.jsonl", {"instruction": "<a>", "harmful": 1}, "no known field for response;"),
         ("a.json", [{"instruction": "<a>", "response": None, "harmful": 1}], "response (field"),
         ("a.json", [{"instruction": "<a>", "response": "", "harmful": None}], "harmful (field"),
     ]:
@@ -879,7 +879,7 @@ def test_copies_of_presets_in_csv(tmp_path):
                   where={"less_safe_is_harmful": True})  # fmt: skip
     assert texts(load(kept)) == ["<a>", "<b>"]
     for cells, said in [
-        ("<a>,<x>,<y>,True,False,2,,", 'line 2: safer_response_id is "2"; it should be'),
+        ("<a>,<x>,<y>,True,False,2,,", 'line 2: safer_response_id is "2"; it must be'),
         ("<a>,<x>,<y>,True,False,,,", "line 2: safer_response_id is missing"),
         ("<a>,<x>,<y>,True,perhaps,0,,", 'line 2: is_response_1_safe is "perhaps"'),
     ]:
@@ -1004,7 +1004,7 @@ print(json.dumps(out))
 def test_a_folder_does_not_pass_for_a_set_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "Paul" / "XSTest").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert "there is a folder Paul/XSTest here" in refused("preset:xstest")
+    assert "a folder Paul/XSTest exists here" in refused("preset:xstest")
 
 
 def test_without_a_network(tmp_path):
@@ -1041,7 +1041,7 @@ def test_a_folder_with_data_and_a_saved_dataset(tmp_path, monkeypatch):
     assert texts(load("plain", base=tmp_path)) == ["<a>", "<b>"]
     assert texts(load(str(saved))) == ["<a>", "<b>"]
     assert texts(load(Source(source=str(several), split="two"))) == ["<b>"]
-    assert "say which split" in refused(str(several))
+    assert "to choose a split" in refused(str(several))
     assert 'Did you mean "two"?' in refused(str(several), split="tow")
     assert "It has none" in refused(str(saved), split="test")
     (tmp_path / "empty").mkdir()

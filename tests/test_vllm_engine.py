@@ -13,9 +13,9 @@ from setbacks.records import Request
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"vllm": {"memory": 0.5}}, "an option of vllm and not of local"),
+        ({"vllm": {"memory": 0.5}}, "an option of vllm, not of local"),
         ({"engine": "vllm", "vllm": {"memory": 2}}, "memory"),
-        ({"engine": "vllm", "ray": {"workers": 2}}, "an option of ray and not of vllm"),
+        ({"engine": "vllm", "ray": {"workers": 2}}, "an option of ray, not of vllm"),
     ],
 )
 def test_a_recipe_that_cannot_be_right_is_refused(told, said):

@@ -1,6 +1,7 @@
 """The vote: the majority of those judges that say something."""
 
 import json
+import re
 
 import pytest
 
@@ -95,10 +96,10 @@ def test_a_run_counts_what_its_judges_said(opened, rules):
     [
         (
             ["probe", {"judge": "vote", "of": ["probe", "llm"]}],
-            'of "llm", which is no judge before',
+            'counts "llm", which is not among the judges before',
         ),
-        ([{"judge": "vote", "of": ["probe"]}, "probe"], "there is none"),
-        ([{"judge": "vote", "of": ["vote"]}], "there is none"),
+        ([{"judge": "vote", "of": ["probe"]}, "probe"], "there are none"),
+        ([{"judge": "vote", "of": ["vote"]}], "there are none"),
     ],
 )
 def test_a_vote_of_judges_that_are_not_there_is_told(judges, says):
@@ -115,15 +116,39 @@ def test_no_judge_of_a_recipe_writes_where_peoples_labels_stand(spec):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({"judge": "vote"}, "needs other judges of the recipe"),
-        ({"judge": "probe", "of": ["llm"]}, "probe takes no `of`"),
-        ({"judge": "probe", "pairwise": True}, "probe takes no `pairwise`"),
-        ({"judge": "refusal", "verdict": "probability"}, "refusal takes no `verdict`"),
+        ({"of": ["llm"]}, "judges.0.of: an option of vote, not of probe"),
+        ({"pairwise": True}, "judges.0.pairwise: an option of llm, not of probe"),
+        ({"judge": "refusal", "verdict": "probability"}, "an option of llm, not of refusal"),
+        ({"judge": "llm", "heads": "x"}, "an option of probe, not of llm"),
+        ({"judge": "llm", "retires": 1}, 'unknown key "judges.0.retires". Did you mean "retries"?'),
     ],
 )
-def test_what_a_judge_cannot_use_is_told(spec, says):
-    with pytest.raises(InputError, match=says):
-        check_judge(JudgeSpec(**spec))
+def test_what_a_judge_cannot_use_is_refused(spec, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        Recipe.parse({"judges": [spec]}, "a recipe")
+
+
+@pytest.mark.parametrize("name", ["refusal", "not-installed"])
+def test_a_judge_without_options_has_none(name):
+    (judge,) = Recipe(judges=[name]).judges
+    assert type(judge) is type(JudgeSpec(judge=name)) is JudgeSpec
+    assert set(judge.model_dump()) == {"judge", "name", "engine", "kinds"}
+
+
+def test_a_vote_of_nobody_is_refused():
+    with pytest.raises(InputError, match="needs other judges of the recipe"):
+        check_judge(JudgeSpec(judge="vote"))
+
+
+def test_a_recipe_of_an_earlier_version_holds_the_options_of_all_judges():
+    of_all = {"heads": None, "retries": 2, "verdict": "rating", "pairwise": False, "of": []}
+    data = {"judges": [{"judge": name, **of_all} for name in ("probe", "llm", "refusal")]}
+    assert (
+        Recipe.parse(data, "a recipe").judges
+        == Recipe.parse({"judges": ["probe", "llm", "refusal"]}, "a recipe").judges
+    )
+    retries = {"judges": [{"judge": "probe", "retries": 5}]}  # had no effect, and was allowed
+    assert Recipe.parse(retries, "a recipe") == Recipe()
 
 
 def test_a_judge_that_needs_probabilities_is_told_before_a_run_begins(rules):

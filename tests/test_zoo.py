@@ -170,7 +170,7 @@ def test_replayed_steps_give_the_text_of_a_plain_forward(spec, plain, monkeypatc
 
     replayed, forward = [], graphs.Step.run
     monkeypatch.setattr(graphs.Step, "run", run)
-    monkeypatch.setattr(local, "_found", {})
+    monkeypatch.setattr(local, "_checked", {})
     monkeypatch.setattr(fidelity, "ways", lambda *_: list(fidelity.WAYS))
     monkeypatch.setattr(reading, "cache_for", lambda model: DynamicCache(config=model.config))
     engine = Local(spec)

@@ -60,7 +60,6 @@ WAYS = {
         Way("untrained", GEMMA, 20),
         Way("untrained, guided", GEMMA, 30, "guided"),
         Way("untrained", SMOLLM, 30),
-        Way("overtrained, 80 steps", GEMMA, 40, rate=2e-3, steps=80),
     ],
 }
 

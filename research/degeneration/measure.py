@@ -22,7 +22,7 @@ from setbacks.measure.statistics import rate
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "zh")
 BUILTIN = ("helpful", "safe", "refusals", "safe_zh")
-THRESHOLDS = {
+THRESHOLDS = {  # those that are swept; the others follow from what they are for
     "DISTINCT": (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85),
     "COPIED": (0.7, 0.8, 0.9, 0.95),
 }
@@ -37,9 +37,9 @@ def rows_of(language: str, split: str | None = None) -> list[dict[str, Any]]:
     return [row for row in rows if split in (None, row["split"])]
 
 
-def found_in(row: Row, language: str) -> str | None:
+def found_in(row: Row) -> str | None:
     """Return the reason that the detector gives for an answer, if any."""
-    found = detect(row["answer"], row["prompt"], guidance(language))
+    found = detect(row["answer"], row["prompt"], guidance())
     return found.reason if found else None
 
 
@@ -49,9 +49,9 @@ def share(values: Iterable[bool]) -> dict[str, Any]:
     return rate(sum(values), len(values))._asdict()
 
 
-def scores(rows: Sequence[Row], language: str) -> dict[str, Any]:
+def scores(rows: Sequence[Row]) -> dict[str, Any]:
     """Return precision and recall of the detector; what it gives as the reason does not count."""
-    pairs = [(row["label"], found_in(row, language)) for row in rows]
+    pairs = [(row["label"], found_in(row)) for row in rows]
     return {
         "answers": len(rows),
         "degenerate": sum(label in REASONS for label, _ in pairs),
@@ -78,7 +78,7 @@ def sweep(language: str) -> dict[str, dict[str, Any]]:
         kept = getattr(degeneration, name)
         for value in values:
             setattr(degeneration, name, value)
-            swept[f"{name} {value}"] = scores(rows, language)
+            swept[f"{name} {value}"] = scores(rows)
         setattr(degeneration, name, kept)
     return swept
 
@@ -88,9 +88,7 @@ def false_alarms() -> dict[str, Any]:
     alarms = {}
     for name in BUILTIN:
         rows = [x for x in instructions([Source(source=f"builtin:{name}")]) if x.answer]
-        alarms[name] = share(
-            detect(x.answer or "", x.text, guidance(x.language)) is not None for x in rows
-        )
+        alarms[name] = share(detect(x.answer or "", x.text, guidance()) is not None for x in rows)
     return alarms
 
 
@@ -108,7 +106,7 @@ def main() -> None:
     result: dict[str, Any] = {"thresholds": thresholds}
     for language in LANGUAGES:
         result[language] = {
-            split: scores(rows_of(language, split), language) for split in ("choose", "report")
+            split: scores(rows_of(language, split)) for split in ("choose", "report")
         }
         result[language]["sweep"] = sweep(language)
         for split in ("choose", "report"):

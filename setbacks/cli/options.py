@@ -52,6 +52,13 @@ def listed(kind: str) -> type[TyperCommand]:
     return Listed
 
 
+def keys(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Complete the key of an override."""
+    from setbacks.cli import starter
+
+    return starter.keys(incomplete)
+
+
 def _quieter(quiet: bool) -> bool:
     if quiet:
         logging.getLogger("setbacks").setLevel(logging.WARNING)
@@ -70,7 +77,9 @@ From = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Values that override the recipe."),
+    typer.Argument(
+        metavar="KEY.PATH=VALUE", help="Values that override the recipe.", autocompletion=keys
+    ),
 ]
 RecipeFile = Annotated[
     str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: the quickstart).")

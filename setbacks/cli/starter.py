@@ -1,25 +1,25 @@
-"""A starter recipe and the recipe reference, both written from the fields that the code reads."""
+"""A starter recipe, the recipe reference and the keys of overrides, all from a recipe's fields."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel
 
 from setbacks.plugins import installed
-from setbacks.recipe import PartSection, Recipe, options_of, section_of
+from setbacks.recipe import OptionsOf, PartSection, Recipe, options_of, section_of
 
 _HEAD = """\
-# A setbacks recipe: all that a run is told. Every line is a default; delete what you do not change.
-# Run it with: setbacks run FILE        One value for once: setbacks run FILE train.epochs=3
+# A setbacks recipe. Every line is a default; delete the lines that you do not change.
+# Run it with: setbacks run FILE        Override a value: setbacks run FILE train.epochs=3
 """
 
 
 def starter() -> str:
-    """Return the default recipe as YAML, each field under what it does."""
+    """Return the default recipe as YAML, each field below its description."""
     return _HEAD + "\n".join(_commented(Recipe(), "")) + "\n"
 
 
@@ -28,25 +28,37 @@ def _commented(section: BaseModel, indent: str) -> Iterator[str]:
         value = getattr(section, name)
         if not indent:
             yield ""
-        yield from textwrap.wrap(
-            field.description or name,
-            100 - len(indent),
-            initial_indent=f"{indent}# ",
-            subsequent_indent=f"{indent}# ",
-        )
+        yield _comment(field.description or name, indent)
+        inner, group = section_of(field.annotation), _group_of(field)
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
             yield from _commented(value, indent + "  ")
+        elif group is not None:
+            yield f"{indent}{name}:"
+            yield from _commented_options(_options(group), indent + "  ")
         else:
             yield textwrap.indent(_line(name, value), indent)
-    for name, field, owners in _options(type(section)):
-        yield textwrap.fill(
-            f"{owners}: {field.description}",
-            98 - len(indent),
-            initial_indent=f"{indent}# ",
-            subsequent_indent=f"{indent}# ",
-        )
-        yield textwrap.indent(_line(name, _default_of(field)), f"{indent}# ")
+            if value and inner is not None and issubclass(inner, PartSection):  # a list of parts
+                known = type(value[-1]).model_fields
+                yield from _commented_options(_options(inner.group, known), indent + "  ")
+    if isinstance(section, PartSection):
+        yield from _commented_options(_options(section.group, type(section).model_fields), indent)
+
+
+def _commented_options(options: list[Option], indent: str) -> Iterator[str]:
+    for option in options:
+        yield _comment(f"{option.owners}: {option.field.description}", indent)
+        yield textwrap.indent(_line(option.name, _default_of(option.field)), f"{indent}# ")
+
+
+def _comment(text: str, indent: str) -> str:
+    return textwrap.fill(
+        text,
+        100 - len(indent),
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}# ",
+        break_on_hyphens=False,
+    )
 
 
 def _default_of(field: Any) -> Any:
@@ -60,16 +72,27 @@ def _line(name: str, value: Any) -> str:
     return text.rstrip("\n")
 
 
-def _options(section: type[BaseModel]) -> list[tuple[str, Any, str]]:
-    """The options that installed parts add to a section: name, field, and whose they are."""
-    if not issubclass(section, PartSection):
-        return []
+class Option(NamedTuple):
+    """An option of installed parts: its name, its field, and the parts that have it."""
+
+    name: str
+    field: Any
+    owners: str
+
+
+def _options(group: str, known: Collection[str] = ()) -> list[Option]:
+    """The options of all installed parts of a group, apart from those already shown."""
     found: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
-    for part in sorted(installed(section.group)):
-        for name, field in options_of(section.group, part).model_fields.items():
-            if name not in section.model_fields:
+    for part in sorted(installed(group)):
+        for name, field in options_of(group, part).model_fields.items():
+            if name not in known:
                 found.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
-    return [(name, field, ", ".join(owners)) for (name, _), (field, owners) in found.items()]
+    return [Option(name, field, ", ".join(owners)) for (name, _), (field, owners) in found.items()]
+
+
+def _group_of(field: Any) -> str | None:
+    """The group of parts whose options a field holds while a command names the part."""
+    return next((mark.group for mark in field.metadata if isinstance(mark, OptionsOf)), None)
 
 
 def _brief(value: Any) -> Any:
@@ -86,8 +109,9 @@ def reference() -> str:
     lines = [
         "# Recipe reference",
         "",
-        "Made from the code by `python docs/generate.py`. A recipe is YAML; it names only what "
-        "differs from the defaults below. Unknown keys are refused.",
+        "Generated by `python docs/generate.py`. A recipe is a YAML file with the values that "
+        "differ from the defaults below. Unknown keys are refused. An option of certain parts only "
+        "starts with their names.",
     ]
     todo: list[tuple[str, type[BaseModel]]] = [("recipe", Recipe)]
     seen = set()
@@ -97,18 +121,35 @@ def reference() -> str:
             continue
         seen.add(section)
         summary = (section.__doc__ or "").strip().split("\n")[0]
-        lines += ["", f"## {section.__name__}", "", summary, ""]
-        lines += ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
-        rows = [(name, field, "") for name, field in section.model_fields.items()]
-        rows += [(name, field, f"{owners}: ") for name, field, owners in _options(section)]
-        for name, field, owner in rows:
-            inner = section_of(field.annotation)
-            if inner is not None:
-                todo.append((name, inner))
-            kind = f"[{inner.__name__}](#{inner.__name__.lower()})" if inner else _kind(field)
-            about = owner + (field.description or "").replace("|", "\\|")
-            lines.append(f"| `{name}` | {kind} | {_default(field)} | {about} |")
+        lines += _heading(section.__name__, summary)
+        rows = [Option(name, field, "") for name, field in section.model_fields.items()]
+        if issubclass(section, PartSection):
+            rows += _options(section.group, section.model_fields)
+        for row in rows:
+            lines.append(_row(row))
+            if (inner := section_of(row.field.annotation)) is not None:
+                todo.append((row.name, inner))
+    for name, field in Recipe.model_fields.items():
+        if group := _group_of(field):
+            lines += _heading(name, field.description or "")
+            lines += map(_row, _options(group))
     return "\n".join(lines) + "\n"
+
+
+def _heading(title: str, summary: str) -> list[str]:
+    columns = ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
+    return ["", f"## {title}", "", summary, "", *columns]
+
+
+def _row(option: Option) -> str:
+    inner, group = section_of(option.field.annotation), _group_of(option.field)
+    kind = _kind(option.field)
+    if inner or group:
+        title = inner.__name__ if inner else option.name
+        kind = f"[{title}](#{title.lower()})"
+    about = (option.field.description or "").replace("|", "\\|")
+    owner = f"{option.owners}: " if option.owners else ""
+    return f"| `{option.name}` | {kind} | {_default(option.field)} | {owner}{about} |"
 
 
 def _kind(field: Any) -> str:
@@ -126,3 +167,29 @@ def _default(field: Any) -> str:
         return "see there"
     text = yaml.safe_dump(_brief(value), default_flow_style=True, width=10**6, sort_keys=False)
     return "`" + text.removesuffix("...\n").strip().replace("|", "\\|") + "`"
+
+
+def keys(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys that an override can set, as a shell completes them, each with its use.
+
+    Args:
+        incomplete: the beginning of the key.
+    """
+    for key, description in dict(_keys(Recipe, "")).items():  # parts can share a key
+        if key.startswith(incomplete):
+            yield key, description
+
+
+def _keys(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    rows = [Option(name, field, "") for name, field in section.model_fields.items()]
+    if issubclass(section, PartSection):
+        rows += _options(section.group, section.model_fields)
+    for row in rows:
+        inner, group = section_of(row.field.annotation), _group_of(row.field)
+        if group is not None:
+            for option in _options(group):
+                yield f"{prefix}{row.name}.{option.name}=", option.field.description or ""
+        elif inner is None or isinstance(_default_of(row.field), list):
+            yield f"{prefix}{row.name}=", row.field.description or ""
+        else:
+            yield from _keys(inner, f"{prefix}{row.name}.")

@@ -1,4 +1,4 @@
-"""Instructions and answers: from built-in sets, public sets, and files of your own."""
+"""Instructions and answers: from built-in sets, public sets, and your own files."""
 
 from setbacks.data.source import Row, Source
 from setbacks.data.sources import load, load_labels

@@ -1,7 +1,7 @@
 """Class labels: a schema of the `datasets` library has the names, and the data only their codes.
 
-A code says nothing by itself: in one data set 0 is "unsafe", in another it is "safe". So codes
-become names before anything else reads them.
+A code has no meaning by itself: in one data set 0 is "unsafe", in another it is "safe". So codes
+are replaced by names before anything else reads them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def by_name(records: Iterable[Record], features: Mapping[str, Any]) -> list[Reco
 
 
 def _reader(feature: Any) -> Names | None:
-    """Return what names the class labels in a value of a feature; None where it has none."""
+    """Return a function that names the class labels in a feature's value; None if it has none."""
     if isinstance(feature, list) and feature:  # how older releases write a list
         feature = {"_type": "List", "feature": feature[0]}
     if not isinstance(feature, Mapping):
@@ -58,9 +58,9 @@ def _reader(feature: Any) -> Names | None:
 def _class_label(names: list[str]) -> Names:
     def read(code: Any) -> Any:
         if not isinstance(code, int) or isinstance(code, bool):
-            return code  # a name already, or none
+            return code  # already a name, or missing
         if code < 0:
-            return None  # how `datasets` writes that there is no label
+            return None  # a missing label in `datasets`
         return names[code] if code < len(names) else f"class {code}, which has no name"
 
     return read
@@ -78,6 +78,6 @@ def _struct(readers: dict[str, Names]) -> Names | None:
 def _list(item: Names | None) -> Names | None:
     def read(value: Any) -> Any:
         assert item is not None
-        return [item(one) for one in value] if isinstance(value, list) else value
+        return [item(entry) for entry in value] if isinstance(value, list) else value
 
     return read if item else None

@@ -2,7 +2,7 @@
 
 OpenAI and TRL write ``[{"role": "user", "content": ...}]``, ShareGPT ``[{"from": "human",
 "value": ...}]``, and CSV holds either as text. An instruction is one user turn so far, with at most
-one answer; what else a conversation holds is refused, or counted by whoever reads it.
+one answer; other conversations are rejected, and other parts are counted by the reader.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ROLES = {
     "system": "system",
     "developer": "system",
 }
-# Other roles that conversations have; there is no room for them in an instruction yet.
+# Other roles that conversations have; they are not supported yet.
 OTHERS = {"tool", "function", "function_call", "observation"}
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text", "parts")
-# A conversation written as text begins with an object and names a role, in whatever spelling: that
-# of JSON, Python, NumPy or Java.
+# A conversation written as text begins with an object and names a role, in the notation of JSON,
+# Python, NumPy or Java.
 OBJECT = re.compile(r"\s*+(?:array\()?[\[\s]*+\{")
 NAMED_ROLE = re.compile(
     r"[{,]\s*\W{0,3}(?:role|from)\W{0,3}\s*[:=]\s*\W{0,3}"
@@ -44,17 +44,17 @@ NAMED_ROLE = re.compile(
 
 
 class Turn(NamedTuple):
-    """What one side says; None where it says nothing, as when it calls a tool."""
+    """One message; its text is None if it has none, such as a call of a tool."""
 
     role: str
     text: str | None
 
 
 def conversation(value: object) -> list[Turn] | None:
-    """Return the turns of a conversation, also of one written as text; None if it is not one.
+    """Return the turns of a conversation, which may be written as text; None for other values.
 
     Raises:
-        ValueError: it is one, but cannot be read.
+        ValueError: it is a conversation, but cannot be read.
     """
     messages = _messages(value)
     if messages is None:
@@ -71,7 +71,7 @@ def is_one(value: object) -> bool:
 
 
 def instruction(turns: Sequence[Turn]) -> str | None:
-    """Return what the user asks in a conversation of one user turn and at most one answer.
+    """Return the user's text in a conversation of one user turn and at most one answer.
 
     Raises:
         ValueError: the conversation has another form.
@@ -79,12 +79,12 @@ def instruction(turns: Sequence[Turn]) -> str | None:
     spoken = _after_system(turns)
     _check_form(spoken)
     if spoken[0].role != "user":
-        raise ValueError("a conversation without a user turn holds no instruction")
+        raise ValueError("a conversation without a user turn has no instruction")
     return spoken[0].text
 
 
 def reply(turns: Sequence[Turn]) -> str | None:
-    """Return the assistant's turn of a conversation like that; None where there is none.
+    """Return the assistant's turn of such a conversation; None if there is none.
 
     Raises:
         ValueError: the conversation has another form.
@@ -95,34 +95,34 @@ def reply(turns: Sequence[Turn]) -> str | None:
 
 
 def has_system_turn(turns: Sequence[Turn]) -> bool:
-    """Return whether a conversation has a system turn that says something."""
+    """Return whether a conversation has a system turn that is not empty."""
     return any(turn.role == "system" and (turn.text or "").strip() for turn in turns)
 
 
 def place_of(messages: Sequence[Any], place: int, role: str) -> int:
     """Return the place in a list of messages that "conversations.0" means, from 0.
 
-    Where only some rows begin with a system turn, one path fits all of them: the turn at the place
-    counts, or the next one if the list begins with a system turn.
+    One path fits all rows even if only some begin with a system turn: the turn at the place counts,
+    or the next one if the list begins with a system turn.
 
     Args:
         messages: a list of messages.
-        place: as in the path, and there; a negative one counts from the end.
-        role: whose turn it should be, "user" or "assistant".
+        place: the valid index in the path; a negative one counts from the end.
+        role: the expected role, "user" or "assistant".
 
     Raises:
-        ValueError: it is another's turn.
+        ValueError: the turn has another role.
     """
     roles = [role_of(message) for message in messages]
     shifted = place + 1 if place >= 0 and roles[0] == "system" else place
     for candidate in (place, shifted):
         if candidate < len(roles) and roles[candidate] == role:
             return candidate % len(roles)
-    raise ValueError(f"message {place} is the {roles[place]}'s, not the {role}'s")
+    raise ValueError(f"message {place} has the role {roles[place]}, not {role}")
 
 
 def roles_before(messages: Sequence[Any], place: int) -> list[str | None]:
-    """Return the roles of the messages before a place that say something."""
+    """Return the roles of the messages before a place that are not empty."""
     return [
         role_of(message)
         for message in messages[:place]
@@ -131,7 +131,7 @@ def roles_before(messages: Sequence[Any], place: int) -> list[str | None]:
 
 
 def is_message(value: object) -> bool:
-    """Return whether a value is one message: it says whose turn it is, and what is said."""
+    """Return whether a value is one message: it has a role and a content."""
     return (
         isinstance(value, dict)
         and role_of(value) in {*ROLES, *OTHERS}
@@ -140,7 +140,7 @@ def is_message(value: object) -> bool:
 
 
 def role_of(message: Any) -> str | None:
-    """Return whose turn a message is, in our words; another role as it is called."""
+    """Return the role of a message under its standard name; other roles keep their names."""
     if not isinstance(message, dict):
         return None
     role = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
@@ -148,7 +148,7 @@ def role_of(message: Any) -> str | None:
 
 
 def unwritten(text: str) -> Any:
-    """Return the list or object that a text is, in the spelling of JSON or Python; or the text."""
+    """Return the list or object that a text spells in JSON or Python; otherwise the text."""
     if text.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -162,30 +162,30 @@ def unwritten(text: str) -> Any:
 
 
 def _messages(value: object) -> list[Any] | None:
-    """Return the messages that a value holds, whatever their roles; None if it holds none."""
+    """Return the messages in a value, of any role; None if there are none."""
     if isinstance(value, str):
         if not (OBJECT.match(value) and NAMED_ROLE.search(value)):
             return None
         value = _written(value)
     if isinstance(value, list):
         if value and isinstance(value[0], list) and _messages(value[0]):
-            raise ValueError("a list of conversations, where one is expected")
+            raise ValueError("a list of conversations, but one is expected")
         return value if value and is_message(value[0]) else None
     if not isinstance(value, dict):
         return None
     if is_message(value):
         return [value]
     columns = {key: held for key, held in value.items() if held and isinstance(held, list)}
-    if any(key in columns for key in ROLE_KEYS):  # how older releases of `datasets` keep a list
+    if any(key in columns for key in ROLE_KEYS):  # a list in older releases of `datasets`
         if len({*map(len, columns.values())}) > 1:
             raise ValueError("a conversation whose lists of roles and texts differ in length")
         rows = zip(*columns.values(), strict=True)
         return _messages([dict(zip(columns, row, strict=True)) for row in rows])
-    return next((found for key in NAMES if (found := _messages(value.get(key)))), None)
+    return next((inner for key in NAMES if (inner := _messages(value.get(key)))), None)
 
 
 def _written(text: str) -> Any:
-    """Return what a text that looks like messages holds; None if it only begins with messages."""
+    """Return the value of a text that looks like messages; None if it only begins with messages."""
     value = unwritten(text)
     if not isinstance(value, str):
         return value
@@ -202,20 +202,22 @@ def _turn(number: int, message: Any) -> Turn:
     role = role_of(message)
     content = [message[key] for key in CONTENT_KEYS if key in message] if role else []
     if role is None or not content:
-        raise ValueError(f"message {number} does not say whose turn it is, or what is said")
+        raise ValueError(f"message {number} has no role or no content")
     if role not in ROLES.values():
         raise ValueError(f'message {number} has the role "{role}", which is not supported yet')
     return Turn(role, _text(number, content[0]))
 
 
 def _text(number: int, content: Any) -> str | None:
-    """Return the text of a message, whose content may be in parts."""
+    """Return the text of a message; its content may have several parts."""
     if content is None or isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"message {number} holds more than text, which is not supported yet")
+        raise ValueError(
+            f"message {number} has content other than text, which is not supported yet"
+        )
     return "".join(map(str, texts))
 
 
@@ -231,7 +233,7 @@ def _check_form(spoken: Sequence[Turn]) -> None:
         raise ValueError("a conversation with a system turn in the middle is not supported yet")
     if roles.count("user") > 1:
         raise ValueError(
-            f"a conversation of {roles.count('user')} user turns is not supported yet; only one "
-            "user turn and one answer are"
+            f"a conversation of {roles.count('user')} user turns is not supported yet; use one "
+            "user turn and one answer"
         )
     raise ValueError(f"a conversation of the turns {', '.join(roles) or 'none'} is not supported")

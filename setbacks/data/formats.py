@@ -1,4 +1,4 @@
-"""From a file to its records: JSON in its many shapes, JSON Lines, CSV, Parquet."""
+"""Read the records of a file: JSON in several shapes, JSON Lines, CSV, Parquet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def ending(name: str) -> str:
-    """Return the ending that says what a file holds, without the .gz after it."""
+    """Return the ending that shows a file's format, without .gz."""
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
@@ -30,9 +30,9 @@ def read(place: str, file: Path, source: Source) -> list[Record]:
     """Read a file by its kind.
 
     Args:
-        place: where it is, in words for messages.
+        place: of the file, for messages.
         file: its path.
-        source: what the recipe says.
+        source: the recipe's section.
 
     Raises:
         InputError: it cannot be read.
@@ -45,12 +45,12 @@ def read(place: str, file: Path, source: Source) -> list[Record]:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise bad(f"{place} is not a whole gzip file ({error}); fetch it again") from None
+            raise bad(f"{place} is not a complete gzip file ({error}); download it again") from None
     return parse(place, ending(file.name), data, source)
 
 
 def parse(place: str, suffix: str, data: bytes, source: Source) -> list[Record]:
-    """Read the bytes of a file; as `read`."""
+    """Read the bytes of a file, as `read`."""
     if suffix not in KINDS:
         raise bad(f"{place}: the name must end in {', '.join(KINDS)} (or one of these and .gz)")
     if not data.strip():
@@ -60,7 +60,7 @@ def parse(place: str, suffix: str, data: bytes, source: Source) -> list[Record]:
     text = _decode(place, data)
     if suffix == ".csv":
         return read_csv(place, text, source.header)
-    _refuse_lone_surrogates(place, text)
+    _reject_lone_surrogates(place, text)
     if suffix == ".jsonl":
         return list(_jsonl(place, text))
     named = {plain(path).split(".")[0] for path in source.fields.values()}
@@ -69,14 +69,14 @@ def parse(place: str, suffix: str, data: bytes, source: Source) -> list[Record]:
 
 def _decode(place: str, data: bytes) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise bad(f"{place} is in UTF-16: save it as UTF-8")
+        raise bad(f"{place} is in UTF-16; save it as UTF-8")
     if (at := data.find(0)) >= 0:
         line = data.count(b"\n", 0, at) + 1
         raise bad(f"{place}, line {line}: a NUL byte; the file is damaged or is not text")
     try:
-        return data.decode("utf-8-sig")  # a byte order mark is what Excel puts first
+        return data.decode("utf-8-sig")  # Excel writes a byte order mark first
     except UnicodeDecodeError as error:
-        # Counted in the bytes that the decoder saw, which lack the mark; the mark has no newline.
+        # The decoder's bytes lack the mark, but the mark has no newline.
         line = error.object.count(b"\n", 0, error.start) + 1
         raise bad(f"{place}, line {line}: not UTF-8; save the file as UTF-8") from None
 
@@ -88,8 +88,8 @@ ESCAPE = re.compile(
 )
 
 
-def _refuse_lone_surrogates(place: str, text: str) -> None:
-    r"""Refuse "\ud800": JSON allows half a character, but no file can hold it as UTF-8."""
+def _reject_lone_surrogates(place: str, text: str) -> None:
+    r"""Reject "\ud800": JSON allows half a character, but UTF-8 cannot encode it."""
     if "\\ud" not in text and "\\uD" not in text:
         return
     for match in ESCAPE.finditer(text):
@@ -117,7 +117,7 @@ def _jsonl(place: str, text: str) -> Iterator[Record]:
 
 
 def _object(place: str, at: str, value: Any) -> dict[str, Any]:
-    """An object as it is; a string as the object {"text": string}."""
+    """Return an object unchanged, and a string as the object {"text": string}."""
     if isinstance(value, dict):
         return value
     if isinstance(value, str):
@@ -131,18 +131,18 @@ def _json(place: str, text: str, known: set[str], split: str | None) -> Iterator
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, json.JSONDecodeError) and cause.msg == "Extra data":
-            yield from _jsonl(place, text)  # JSON lines, under the name .json
+            yield from _jsonl(place, text)  # JSON lines, in a file named .json
             return
         raise
     for number, value in enumerate(_items(place, document, known, split), start=1):
         yield Record(f"item {number}", _object(place, f"item {number}", value))
 
 
-# What a list is called that holds all rows; another name, {"Insult": [...]}, is a category.
+# Names of a list that has all rows; another name, {"Insult": [...]}, is a category.
 CONTAINERS = {"data", "rows", "records", "items", "examples", "instances", "samples"}
 
 
-# What splits are called, also train_sft or 30k_test.
+# Names of splits, including train_sft or 30k_test.
 SPLIT = re.compile(
     r"(?:[\w.-]*[_.\d-])?(?:train|training|test|testing|validation|valid|val|dev|eval)"
     r"(?:[_.\d-][\w.-]*)?",
@@ -151,7 +151,7 @@ SPLIT = re.compile(
 
 
 def _items(place: str, document: Any, known: set[str], split: str | None) -> Iterable[Any]:
-    """Find the items in a JSON document, whichever of the common shapes it has."""
+    """Find the items in a JSON document of any of the common shapes."""
     if isinstance(document, list):
         return document
     if not isinstance(document, dict):
@@ -181,7 +181,7 @@ def _items(place: str, document: Any, known: set[str], split: str | None) -> Ite
 
 
 def _splits(document: dict[str, Any], wanted: str | None) -> dict[str, Any]:
-    """Return the splits of {"train": [...], "test": [...]}; none where the keys are categories."""
+    """Return the splits of {"train": [...], "test": [...]}; {} if the keys are categories."""
     parts = {
         name: part for name, part in document.items() if part and isinstance(part, list | dict)
     }
@@ -196,24 +196,24 @@ def _splits(document: dict[str, Any], wanted: str | None) -> dict[str, Any]:
 
 
 def _of_splits(place: str, splits: dict[str, Any], known: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the items of all splits, each with its split's name in a field "split"."""
+    """Yield the items of all splits, with the name of the split in a field "split"."""
     for name, part in splits.items():
         for item in _items(f"{place}, {name}", part, known, None):
             yield _object(place, name, item) | {"split": name}
 
 
 def _parallel(place: str, lists: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """{"instructions": [...], "tags": [...]}: lists of which the n-th items belong together."""
+    """Yield the rows of {"instructions": [...], "tags": [...]}, lists of the same length."""
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{show(name)} has {length}" for name, length in lengths.items())
-        raise bad(f"{place}: its lists should be of one length, but {said}")
+        found = ", ".join(f"{show(name)} has {length}" for name, length in lengths.items())
+        raise bad(f"{place}: its lists must have the same length, but {found}")
     for values in zip(*lists.values(), strict=True):
         yield dict(zip(lists, values, strict=True))
 
 
 def _tree(place: str, node: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """{category: {subcategory: [question, ...]}}, of any depth; questions may be objects."""
+    """Yield the questions of {category: {subcategory: [question, ...]}}, at any depth."""
     if isinstance(node, dict):
         for name, child in node.items():
             yield from _tree(place, child, (*path, name))
@@ -232,14 +232,14 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
     """Read the text of a CSV file.
 
     Args:
-        place: where it is, in words for messages.
+        place: of the file, for messages.
         text: of the file.
-        header: whether it names its columns; if not, they are 0, 1, 2 ...
+        header: whether the first line names the columns; otherwise they are 0, 1, 2 ...
 
     Raises:
-        InputError: a quote is left open, or a line has another number of columns.
+        InputError: a quote is not closed, or a line has a different number of columns.
     """
-    csv.field_size_limit(2**31 - 1)  # the default refuses long responses
+    csv.field_size_limit(2**31 - 1)  # the default rejects long responses
     first = re.match(r"(?i)\"?sep=([,;\t|])\"?\r?\n", text)  # a line that Excel writes and reads
     separator = first[1] if first else _separator(text) if header else ","
     body = io.StringIO(text[first.end() if first else 0 :], newline="")
@@ -253,7 +253,7 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
         except StopIteration:
             break
         except csv.Error as error:
-            raise bad(f"{place}, {at}: not CSV ({error}); is a quote left open?") from None
+            raise bad(f"{place}, {at}: not CSV ({error}); is a quote not closed?") from None
         if not cells:
             continue
         if names is None:
@@ -262,25 +262,25 @@ def read_csv(place: str, text: str, header: bool = True) -> list[Record]:
             names = [t or n for t, n in zip(titles, numbers, strict=True)] if header else numbers
             if twice := {name for name in names if names.count(name) > 1}:
                 raise bad(
-                    f"{place}, {at}: two columns are called {show(min(twice))}; "
-                    "if this line is no header, say header: false"
+                    f"{place}, {at}: two columns have the name {show(min(twice))}; "
+                    "if this line is not a header, set header: false"
                 )
             if header:
                 continue
         if len(cells) != len(names):
-            raise bad(f"{place}, {at}: {len(cells)} columns, where {len(names)} are expected")
+            raise bad(f"{place}, {at}: {len(cells)} columns, but {len(names)} are expected")
         records.append(Record(at, dict(zip(names, cells, strict=True))))
     if names == ["0"] and not header:
-        _refuse_unseparated(place, records)
+        _reject_unseparated(place, records)
     return records
 
 
-# What separates columns where commas do not: Excel takes semicolons in many countries.
+# Separators other than commas: Excel uses semicolons in many countries.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def _separator(text: str) -> str:
-    """Return what separates the columns: commas, unless the header has none of them.
+    """Return the separator of the columns: a comma, unless the header has none.
 
     Another separator must give the header and the first row the same number of columns.
     """
@@ -296,8 +296,8 @@ def _separator(text: str) -> str:
     return ","
 
 
-def _refuse_unseparated(place: str, records: list[Record]) -> None:
-    """Refuse one column that may be several: without a header, nothing says which it is."""
+def _reject_unseparated(place: str, records: list[Record]) -> None:
+    """Reject one column that may be several: without a header, this is ambiguous."""
     for separator, word in SEPARATORS.items():
         counts = {record.value["0"].count(separator) for record in records}
         if len(records) > 1 and len(counts) == 1 and counts != {0}:
@@ -316,7 +316,7 @@ def _parquet(place: str, data: bytes) -> list[Record]:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
         rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise bad(f"{place} is not a whole Parquet file ({error})") from None
+        raise bad(f"{place} is not a complete Parquet file ({error})") from None
     records = [Record(f"row {number}", row) for number, row in enumerate(rows, start=1)]
     return by_name(records, _features(table.schema.metadata or {}))
 

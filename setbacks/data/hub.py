@@ -1,4 +1,4 @@
-"""Sets of the hub and folders on disk, read with the libraries that made them."""
+"""Read sets of the hub and folders on disk with the libraries that wrote them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]
     """Read a set of the hub, or a folder on disk.
 
     Args:
-        place: where it is, in words for messages.
+        place: of the set, for messages.
         where: its name on the hub, or the folder.
-        source: what the recipe says.
+        source: the recipe's section.
 
     Raises:
-        InputError: it is not there, or cannot be read.
+        InputError: it does not exist or cannot be read.
     """
     import datasets
 
@@ -46,38 +46,38 @@ def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]
         return by_name(records, data.features.to_dict())
     except InputError:
         raise
-    except Exception as error:  # the boundary to a library that raises many kinds
+    except Exception as error:  # the library raises many kinds
         raise _hub_trouble(place, error) from None
 
 
 def _is_saved(where: str | Path) -> bool:
-    """Whether a folder is what `save_to_disk` left."""
+    """Return whether a folder was written by `save_to_disk`."""
     names = ("state.json", "dataset_dict.json")
     return isinstance(where, Path) and any((where / name).exists() for name in names)
 
 
 def _builder(where: str, source: Source) -> Any:
-    """What reads a set, told that "NA" in a CSV file is a text, and only an empty cell is none."""
+    """Return the builder of a set; in CSV files only an empty cell is missing, and "NA" is text."""
     import datasets
 
     build = partial(datasets.load_dataset_builder, where, source.config, revision=source.revision)
     try:
         return build(keep_default_na=False, na_values=[""])
     except ValueError as error:
-        # Not a CSV file, or offline, and a copy was kept before without these options.
+        # Not a CSV file, or offline with a copy that was stored without these options.
         if "keep_default_na" not in str(error) and "find cache" not in str(error):
             raise
         return build()
 
 
 def _count_unread(place: str, folder: Path, builder: Any, source: Source) -> None:
-    """Say which files of a folder `datasets` takes for no part of the set."""
+    """Report the files of a folder that `datasets` does not read."""
     files = (Path(file) for of in (builder.config.data_files or {}).values() for file in of)
-    found = {file.resolve() for file in files}
+    used = {file.resolve() for file in files}
     left_out = [
         str(name)
         for file in sorted(folder.rglob("*"))
-        if ending(file.name) in KINDS and file.is_file() and file.resolve() not in found
+        if ending(file.name) in KINDS and file.is_file() and file.resolve() not in used
         if not (name := file.relative_to(folder)).name.startswith("dataset_info")
         if not any(part.startswith(".") for part in name.parts)
     ]
@@ -89,10 +89,10 @@ def _count_unread(place: str, folder: Path, builder: Any, source: Source) -> Non
 
 
 def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
-    """The files of a folder, if `datasets` only has to find them: we read them as any other file.
+    """Return the files of a folder that can be read like any other file.
 
-    Its own readers guess types, and lose what looks like none. They are needed for other kinds of
-    files, for a part of a split, and where the folder's card declares types.
+    The readers of `datasets` guess types, and drop values that look like missing ones. They are
+    needed for other kinds of files, for a part of a split, and if the folder's card declares types.
     """
     splits = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     if not splits or builder.info.features or source.split not in (None, *splits):
@@ -111,45 +111,45 @@ def _read_files(place: str, files: Sequence[Path], source: Source) -> list[Recor
 
 
 def _split(place: str, splits: list[str], wanted: str | None) -> str:
-    """The split to use; among several, the one that is called "train"."""
+    """Return the split to use; among several, the one named "train"."""
     return choose_split(place, splits, "train" if not wanted and "train" in splits else wanted)
 
 
 def download(place: str, repo: str, file: str, revision: str | None) -> Path:
-    """Fetch one file of a set on the hub, to be read as any other file."""
+    """Download one file of a set on the hub, to read it like any other file."""
     import huggingface_hub
 
     try:
         return Path(
             huggingface_hub.hf_hub_download(repo, file, repo_type="dataset", revision=revision)
         )
-    except Exception as error:  # the boundary to a library that raises many kinds
+    except Exception as error:  # the library raises many kinds
         raise _hub_trouble(place, error) from None
 
 
 def _hub_trouble(place: str, error: Exception) -> InputError:
-    """Say what a library's error means here, and what to do."""
-    said, kind = str(error).strip(), type(error).__name__
+    """Return an error that says what a library's error means, and what to do."""
+    message, kind = str(error).strip(), type(error).__name__
     page = "https://huggingface.co/datasets/" + "/".join(place.removeprefix("hub:").split("/")[:2])
-    copy = "or download it elsewhere and give the file (source: FILE, or preset: with path: FILE)"
-    first = said.splitlines()[0] if said else kind
+    copy = "or download it elsewhere and name the file (source: FILE, or preset: with path: FILE)"
+    first = message.splitlines()[0] if message else kind
     if not place.startswith("hub:"):
         return bad(f"{place} cannot be read as a dataset: {first}")
-    if kind == "GatedRepoError" or "is a gated dataset" in said:
+    if kind == "GatedRepoError" or "is a gated dataset" in message:
         return bad(f"{place} is gated: accept its terms at {page}, log in (hf auth login), {copy}")
     if isinstance(error, ConnectionError | TimeoutError) or kind in (
         "LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout",
     ):  # fmt: skip
         return bad(f"{place}: the hub cannot be reached; try again with a network, {copy}")
     if kind in ("DatasetNotFoundError", "RepositoryNotFoundError", "DataFilesNotFoundError"):
-        return bad(f"{place} is not on the hub, or is private: look at {page}, {copy}")
+        return bad(f"{place} is not on the hub, or is private: check {page}, {copy}")
     if kind.endswith("EntryNotFoundError"):
-        return bad(f"{place}: no such file there; {page}/tree/main lists them")
-    if "scripts are no longer supported" in said:
+        return bad(f"{place}: file not found; {page}/tree/main lists the files")
+    if "scripts are no longer supported" in message:
         return bad(
-            f"{place} comes with a loading script, which is not run: name one of its data files "
-            f"({page}/tree/main) as hub:OWNER/NAME/FILE"
+            f"{place} comes with a loading script, which is not supported: name one of its data "
+            f"files ({page}/tree/main) as hub:OWNER/NAME/FILE"
         )
-    if isinstance(error, ValueError):  # an unknown split or configuration, with those there are
+    if isinstance(error, ValueError):  # an unknown split or configuration; the message lists all
         return bad(f"{place}: {first}")
     return bad(f"{place} cannot be read: {first}; {copy}")

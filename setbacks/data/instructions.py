@@ -1,4 +1,4 @@
-"""What is asked: instructions from sources, each text once."""
+"""Instructions from sources, each text once."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ def instructions(sources: Iterable[Source], answered_for: str | None = None) -> 
     """Load the instructions of several sources, each text once.
 
     Args:
-        sources: where they come from, in order.
-        answered_for: what needs an answer to each, for messages; None where nothing does.
+        sources: to load, in order.
+        answered_for: what needs an answer to each, for messages; None if nothing does.
 
     Raises:
-        InputError: a source is missing, broken or empty, or has no answers where they are needed.
+        InputError: a source is missing, invalid or empty, or lacks the answers that are needed.
     """
-    found: dict[str, Instruction] = {}
+    by_id: dict[str, Instruction] = {}
     for source in sources:
         rows = load_having(source, answered_for, "answer") if answered_for else load(source)
-        before = len(found)
+        before = len(by_id)
         for row in rows:
             id_ = digest("instruction", row.text)
-            # Beside a response, the label is of that.
+            # If there is a response, the label is about the response.
             harmful = row.harmful if row.response is None else None
             instruction = Instruction(
                 id_, row.text, row.answer, row.category, row.language or "en", row.source, harmful
             )
-            found.setdefault(id_, instruction)
-        if repeats := len(rows) - (len(found) - before):
+            by_id.setdefault(id_, instruction)
+        if repeats := len(rows) - (len(by_id) - before):
             notice(
-                f"{source.source}: left out {repeats} of {len(rows)} rows: their instruction was "
-                "there already, and the first counts"
+                f"{source.source}: left out {repeats} of {len(rows)} rows that repeat an "
+                "earlier instruction"
             )
-    return list(found.values())
+    return list(by_id.values())

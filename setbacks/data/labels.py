@@ -1,4 +1,4 @@
-"""The one reader of yes/no labels, whichever tool wrote them."""
+"""The reader of yes/no labels, whichever tool wrote them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SPREADSHEETS = {
 }
 YES = {"true", "yes", "1", *SPREADSHEETS}
 NO = {"false", "no", "0", *SPREADSHEETS.values()}
-# Words that name the label itself, whatever the data calls its field. XSTest's labels of refusal
-# are among them, so that its human labels can be read as they are.
+# Words that name the label, whatever the name of its field. They include XSTest's labels of
+# refusal, so that its human labels can be read unchanged.
 WORDS: dict[str, tuple[set[str], set[str]]] = {
     "harmful": ({"harmful", "unsafe"}, {"harmless", "unharmful", "safe"}),
     "refused": (
@@ -36,20 +36,20 @@ WORDS: dict[str, tuple[set[str], set[str]]] = {
         {"complied", "compliance", "full_compliance", "1_full_compliance"},
     ),
 }
-# What pandas, R and spreadsheets write where there is no label.
+# What pandas, R and spreadsheets write for a missing label.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
 
 
 def truth(field: str, value: object, opposite: bool = False) -> bool | None:
-    """Return what a yes/no label says; None where there is no label. Nothing is guessed.
+    """Return the value of a yes/no label; None if it is missing. Nothing is guessed.
 
     Args:
-        field: what is labeled; `harmful` and `refused` have words of their own.
-        value: the label as the data has it; of a class label its name, never its code.
-        opposite: the data says the opposite of our field, as "is_safe" does of `harmful`.
+        field: what is labeled; `harmful` and `refused` have additional words.
+        value: the label in the data; for a class label its name, never its code.
+        opposite: whether the data's field means the opposite, as "is_safe" does of `harmful`.
 
     Raises:
-        ValueError: the label says neither yes nor no.
+        ValueError: the label is neither yes nor no.
     """
     if is_missing(value):
         return None
@@ -58,23 +58,23 @@ def truth(field: str, value: object, opposite: bool = False) -> bool | None:
     word = ""
     if isinstance(value, str):
         word = re.sub(r"^([01])\.0+$", r"\1", value.strip().casefold())
-    elif isinstance(value, Number):  # pandas makes 1.0 of a label where other rows have none
+    elif isinstance(value, Number):  # pandas turns a label into 1.0 if other rows have none
         word = {1: "1", 0: "0"}.get(value, "")  # type: ignore[call-overload]
     if word in YES or word in NO:
         return (word in YES) is not opposite
     yes, no = WORDS.get(field, (set(), set()))
     if word not in yes | no:
-        raise ValueError(f"{field} is {show(value)}; it should be true or false")
+        raise ValueError(f"{field} is {show(value)}; it must be true or false")
     if opposite:  # in a field "is_safe", the word "safe" does not mean harmful
         raise ValueError(f'{field} is {show(value)}, which needs no "not"; map the field without')
     return word in yes
 
 
 def is_absent(value: object) -> bool:
-    """Return whether there is no value: null, or NaN, which pandas writes for it."""
+    """Return whether a value is missing: null, or NaN, which pandas writes for it."""
     return value is None or value != value
 
 
 def is_missing(value: object) -> bool:
-    """Return whether there is no label: no value, or a word that says so."""
+    """Return whether a label is missing: no value, or a word for it."""
     return is_absent(value) or (isinstance(value, str) and value.strip().casefold() in MISSING)

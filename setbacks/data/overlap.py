@@ -1,9 +1,9 @@
-"""Overlap: the prompts of a suite that a model was trained on. There a rate shows memory.
+"""Overlap: the prompts of a suite that a model was trained on. Their rates may show memory.
 
-Two prompts count as the same if they differ in case, spaces, Unicode form or final punctuation
-alone. What a model was trained on is read from `training.jsonl` of the run that made its adapter,
-so it works in a later evaluation too; of an adapter from elsewhere it is not known. The files are
-read line by line, and only the prompts of the suites are held in memory.
+Two prompts count as the same if they differ only in case, spaces, Unicode form or final
+punctuation. The training prompts come from `training.jsonl` of the run that made the adapter, so
+this works in a later evaluation too; for other adapters they are unknown. The files are read line
+by line, and only the prompts of the suites are held in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LANGUAGES = ("en", "zh")
 class _Frame(NamedTuple):
     """The fixed text around an instruction in a training prompt.
 
-    `after` follows the instruction, and `end` ends the prompt: they differ where a response stands
+    `after` follows the instruction, and `end` ends the prompt: they differ if a response comes
     between them.
     """
 
@@ -48,8 +48,8 @@ def overlaps(
         adapters: the folder of each trained arm's adapter, by the arm's name.
 
     Returns:
-        A row for each arm whose training data are known and each suite: arm, suite, kind, n (the
-        suite's prompts) and seen (those it was trained on).
+        A row for each arm with known training data and each suite: arm, suite, kind, n (the suite's
+        prompts) and seen (those it was trained on).
     """
     suites: dict[str, dict[str, str]] = {}  # by suite: the instruction's id -> its key
     kinds: dict[str, str] = {}
@@ -59,14 +59,14 @@ def overlaps(
             if response.instruction_id not in keys:
                 keys[response.instruction_id] = key(response.instruction)
                 kinds[response.suite] = response.kind
-    asked = {of_one for keys in suites.values() for of_one in keys.values()}
-    found: list[Overlap] = []
+    wanted = {one for keys in suites.values() for one in keys.values()}
+    counts: list[Overlap] = []
     for arm, adapter in adapters.items():
         run = _run_of(adapter)
         if run is None:
             continue
-        learned = {one for text in _learned_from(run) if (one := key(text)) in asked}
-        found += [
+        learned = {one for text in _learned_from(run) if (one := key(text)) in wanted}
+        counts += [
             {
                 "arm": arm,
                 "suite": suite,
@@ -76,17 +76,17 @@ def overlaps(
             }
             for suite, keys in suites.items()
         ]
-    return found
+    return counts
 
 
 def key(text: str) -> str:
-    """Return what two prompts have in common that count as the same."""
+    """Return a text that is equal for prompts that count as the same."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return plain.rstrip(".?!…。 ") or plain
 
 
 def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """The instructions behind a run's training examples, and behind those it started from."""
+    """Yield the instructions of a run's training examples, and of the run that it started from."""
     for example in _examples(run / "training.jsonl"):
         for message in example.prompt:
             if message.role == "user":
@@ -99,31 +99,36 @@ def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[
 
 
 def _instruction(prompt: str) -> str:
-    """The instruction in a training prompt, without what a method writes around it."""
+    """Return the instruction in a training prompt, without the text of a method around it."""
     for before, after, end in _frames():
         if prompt.startswith(before) and prompt.endswith(end):
-            instruction, found, _ = prompt[len(before) :].partition(after)
-            if found:
+            instruction, separator, _ = prompt[len(before) :].partition(after)
+            if separator:
                 return instruction
     return prompt
 
 
 @cache
 def _frames() -> tuple[_Frame, ...]:
-    """What the methods write around an instruction, in every language."""
-    found = []
+    """Return the texts of the methods around an instruction, in every language."""
+    frames = []
     for language in _LANGUAGES:
         words = prompts(language)
-        asked = [words["unguided"], words["analyze"]["harmful"], words["analyze"]["harmless"]]
-        for template in (*asked, words["guided"], words["hindsight"], words["joined"]["prompt"]):
+        questions = [words["unguided"], *(words["analyze"][k] for k in ("harmful", "harmless"))]
+        for template in (
+            *questions,
+            words["guided"],
+            words["hindsight"],
+            words["joined"]["prompt"],
+        ):
             before, _, rest = template.partition("{instruction}")
             after, _, end = rest.partition("{response}")
-            found.append(_Frame(before, after, end or after))
-    return tuple(found)
+            frames.append(_Frame(before, after, end or after))
+    return tuple(frames)
 
 
 def _run_of(adapter: Path) -> Path | None:
-    """The run folder that an adapter, or a snapshot of one, lies in."""
+    """Return the run folder of an adapter, or of a snapshot of one."""
     needed = ("recipe.yaml", "training.jsonl")
     for folder in expanded(adapter).absolute().parents[:2]:
         if all(os.access(folder / name, os.R_OK) for name in needed):
@@ -132,7 +137,7 @@ def _run_of(adapter: Path) -> Path | None:
 
 
 def _start(run: Path) -> Path | None:
-    """The adapter that a run's training started from."""
+    """Return the adapter that a run's training started from."""
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
         return Path(recipe["train"]["start"])
@@ -141,7 +146,7 @@ def _start(run: Path) -> Path | None:
 
 
 def _examples(path: Path) -> Iterator[Example]:
-    """The examples of a file that another run may be writing: a torn line is passed over."""
+    """Yield the examples of a file that another run may be writing, without an incomplete line."""
     with open(path, "rb") as file:
         for line in file:
             try:

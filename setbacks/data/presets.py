@@ -9,7 +9,7 @@ from setbacks.data.labels import truth
 
 
 def _safer_and_less_safe(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """PKU-SafeRLHF numbers its two responses; name them by which of them is the safer one."""
+    """Name the two responses of PKU-SafeRLHF by which one is safer."""
     second = truth("safer_response_id", row["safer_response_id"])  # 0 or 1, or a CSV copy's "0"
     if second is None:
         raise ValueError("safer_response_id is missing")
@@ -28,7 +28,7 @@ def _safer_and_less_safe(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _each_model(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Do-Not-Answer holds six models' labelled responses in one row; make it six rows."""
+    """Turn a row of Do-Not-Answer with six models' labeled responses into six rows."""
     models = [key.removesuffix("_harmful") for key in row if key.endswith("_harmful")]
     return [
         row | {"model": m, "response": row[f"{m}_response"], "harmful": row[f"{m}_harmful"]}
@@ -49,8 +49,8 @@ class Preset(NamedTuple):
     reshape: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
 
 
-# Those that name one file of their repository do so for a reason: AlpacaEval and LIMA come with a
-# loading script, which `datasets` no longer runs, and Safety-Prompts is one object of categories.
+# Some name one file of their repository: AlpacaEval and LIMA come with a loading script, which
+# `datasets` no longer runs, and Safety-Prompts is one object of categories.
 PRESETS: dict[str, Preset] = {
     "pku-saferlhf": Preset(
         "hub:PKU-Alignment/PKU-SafeRLHF",
@@ -79,7 +79,7 @@ PRESETS: dict[str, Preset] = {
         },
         "CC BY-NC 4.0",
         "https://sites.google.com/view/pku-beavertails",
-        "labelled answers; other splits: 30k_test, 330k_train, 330k_test",
+        "labeled answers; other splits: 30k_test, 330k_train, 330k_test",
     ),
     "do-not-answer": Preset(
         "hub:LibrAI/do-not-answer",
@@ -100,7 +100,7 @@ PRESETS: dict[str, Preset] = {
         },
         "CC BY-NC-SA 4.0 (the hub's card says Apache-2.0)",
         "https://github.com/Libr-AI/do-not-answer",
-        "the same with six models' responses, labelled by people; where: {model: GPT4} keeps one",
+        "the same with six models' responses, labeled by people; where: {model: GPT4} keeps one",
         reshape=_each_model,
     ),
     "xstest": Preset(

@@ -1,4 +1,4 @@
-"""From records to rows: which field is what, and what each one says."""
+"""From records to rows: the mapping of fields, and the value of each."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from setbacks.data.source import USUAL, Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
 from setbacks.notices import notice
 
-# Our fields that may come from a conversation, and whose turn each of them is.
+# Our fields that may come from a conversation, and the role of each.
 ROLES = {"text": "user", "answer": "assistant", "response": "assistant"}
-# What else a conversation may hold: a row has no room for it, so it is counted.
+# Other parts of a conversation: they are not used, so they are counted.
 SYSTEM = "the system turn"
 EARLIER = "earlier turns"
-REPLY = "the assistant's turn beside the instruction"
+REPLY = "the assistant's turn"
 LABELS = {"harmful", "refused"}
-NO_ANSWER = {"", "nan", "NaN"}  # a missing answer, once it has become text
+NO_ANSWER = {"", "nan", "NaN"}  # a missing answer, as text
 
 
 def columns(records: Iterable[Record]) -> list[str]:
-    """Return all the fields that some record has, in the order in which they come up."""
+    """Return the fields of all records, in order of appearance."""
     return list(dict.fromkeys(key for record in records for key in record.value))
 
 
@@ -42,22 +42,22 @@ def recognize(records: Sequence[Record], needs: Iterable[str]) -> dict[str, str]
 
     Args:
         records: all of them.
-        needs: our fields that every row must have. Where `response` is one of them, it is the
+        needs: our fields that every row must have. If `response` is one of them, it is the
             assistant's turn of a conversation; otherwise that turn is a good answer.
     """
     names = columns(records)
     if names == ["0"]:
-        return {"text": "0"}  # a file without header and with one column
+        return {"text": "0"}  # a file with one column and no header
     fields: dict[str, str | None] = {
         ours: next((name for name in usual if name in names), None) for ours, usual in USUAL.items()
     }
 
     def chat(*candidates: str | None) -> str | None:
-        """The first of these columns that is there and holds conversations."""
+        """Return the first of these columns that exists and has conversations."""
         there = (name for name in candidates if name is not None and name in names)
         return next((name for name in there if _holds_conversations(records, name)), None)
 
-    if fields["text"] in (None, "text"):  # beside a conversation, "text" is the same, formatted
+    if fields["text"] in (None, "text"):  # "text" is a formatted copy of a conversation
         fields["text"] = chat(*conversations.NAMES) or fields["text"] or chat("chosen")
     if "response" in needs:
         fields["response"] = fields["response"] or chat("completion", fields["text"])
@@ -79,7 +79,7 @@ def check_fields(
     """Check that the data has the fields of a mapping, and the mapping those that are needed.
 
     Raises:
-        InputError: one is missing.
+        InputError: a field is missing.
     """
     names = columns(records)
     for ours, path in fields.items():
@@ -87,21 +87,21 @@ def check_fields(
     for ours in needs:
         if ours in ("text", "response") and ours not in fields and "response_id" in names:
             raise bad(
-                f"{place}: names answers by response_id and lacks their texts; import it with "
+                f"{place}: has response_id but no texts of the answers; import it with "
                 "`setbacks review import RUN FILE --as NAME`, then export it with "
                 "`setbacks review export RUN FILE --format labels`"
             )
         if ours not in fields:
             raise bad(
-                f"{place}: which field is the {ours}? Say fields: {{{ours}: NAME}}; it has "
+                f"{place}: no known field for {ours}; set fields: {{{ours}: NAME}}; it has "
                 f"{', '.join(map(show, names))} ({_hint(names)})"
             )
 
 
 def _hint(names: Iterable[str]) -> str:
-    """Return what the cause may be, where no field is known."""
+    """Return the likely cause if no field is recognized."""
     if any(";" in name or "\t" in name for name in names):
-        return "columns must be separated by one character only: commas, semicolons or tabs"
+        return "columns must have a single separator: commas, semicolons or tabs"
     return "a CSV file without a header line needs header: false"
 
 
@@ -109,10 +109,10 @@ def check_path(place: str, names: Sequence[str], path: str, key: str) -> None:
     """Check that the data has the field that a path begins with.
 
     Args:
-        place: where the data is, in words for messages.
-        names: of the fields that it has.
+        place: of the data, for messages.
+        names: of its fields.
         path: of one of its values.
-        key: of the recipe, which holds the path.
+        key: of the recipe that has the path.
 
     Raises:
         InputError: the data has no such field.
@@ -126,12 +126,12 @@ def check_path(place: str, names: Sequence[str], path: str, key: str) -> None:
 def dig(
     value: Any, path: str, step: Callable[[list[Any], int], Any] = lambda items, at: items[at]
 ) -> Any:
-    """Follow a dotted path; None where it leads nowhere. A name with a dot in it goes first.
+    """Follow a dotted path; None if it does not exist. A name with a dot in it takes precedence.
 
     Args:
-        value: an object or a list, also one written as text.
-        path: names, and places in lists.
-        step: takes an item of a list by its place, which is there.
+        value: an object or a list, which may be written as text.
+        path: names, and indices in lists.
+        step: returns an item of a list by a valid index.
     """
     if isinstance(value, dict) and path in value:
         return value[path]
@@ -148,15 +148,15 @@ def dig(
 
 
 class Reader:
-    """Makes rows of a source's records, and counts what a row has no room for.
+    """Turns a source's records into rows, and counts the parts that are not used.
 
     Args:
-        place: where the data is, in words for messages.
+        place: of the data, for messages.
         fields: our field -> theirs.
-        source: what the recipe says.
-        name: of the source, for rows that do not say where they are from.
+        source: the recipe's section.
+        name: of the source, for rows that have no source.
         needs: our fields that every row must have.
-        blank: whether a response that is missing is an empty one.
+        blank: whether a missing response counts as an empty one.
     """
 
     def __init__(
@@ -177,16 +177,16 @@ class Reader:
         self.unused: Counter[str] = Counter()
 
     def rows(self, records: Iterable[Record]) -> list[Row]:
-        """Return a row of each record.
+        """Return a row for each record.
 
         Raises:
-            InputError: a record is not what it should be.
+            InputError: a record is invalid.
         """
         rows = [self._row(record) for record in records]
         for what, count in self.unused.items():
             notice(
-                f"{self.place}: left out {what} in {count} of {len(rows)} rows: an instruction is "
-                "one user turn so far"
+                f"{self.place}: left out {what} in {count} of {len(rows)} rows: only one user "
+                "turn is supported"
             )
         return rows
 
@@ -216,7 +216,7 @@ class Reader:
         return Row(
             text=text,
             answer=answer,
-            response=has.get("response"),  # it may be empty: a model may say nothing
+            response=has.get("response"),  # it may be empty: a model may give no answer
             harmful=has.get("harmful"),
             category=self.source.category or has.get("category"),
             language=self.source.language or has.get("language"),
@@ -226,7 +226,7 @@ class Reader:
         )
 
     def _value(self, record: dict[str, Any], ours: str, unused: set[str]) -> Any:
-        """Return what a record has for one of our fields."""
+        """Return a record's value of one of our fields."""
         path = self.paths[ours]
         if path in record:
             value = record[path]
@@ -237,7 +237,7 @@ class Reader:
         if ours in self.extract and not is_absent(value):
             match = self.extract[ours].search(value) if isinstance(value, str) else None
             if match is None:
-                raise ValueError(f"extract does not find the {ours} in {show(value)}")
+                raise ValueError(f"extract does not match the {ours} in {show(value)}")
             value = match[1]
         if ours in ROLES:
             return self._text(self._of_role(record, value, ours, unused), ours)
@@ -246,7 +246,7 @@ class Reader:
         return self._text(value, ours) if ours == "input" else label(value)
 
     def _step(self, ours: str, unused: set[str], items: list[Any], place: int) -> Any:
-        """Return the item of a list that a path means: of a conversation, one of the right role."""
+        """Return an item of a list; in a conversation, one with the right role."""
         if not is_message(items[0]):
             return items[place]
         try:
@@ -261,9 +261,9 @@ class Reader:
         return items[place]
 
     def _of_role(self, record: dict[str, Any], value: Any, ours: str, unused: set[str]) -> Any:
-        """Return the right turn of a conversation; any other value as it is."""
+        """Return the turn of a conversation that a field means; other values are unchanged."""
         if isinstance(value, str) and not OBJECT.match(value):
-            return value  # as nearly all are
+            return value  # the most common case
         try:
             turns = conversation(value)
             if turns is None:
@@ -284,17 +284,17 @@ class Reader:
             return None
         if not isinstance(value, str):
             hint = f'; name an item, such as "{self.fields[ours]}.0"' * isinstance(value, list)
-            raise ValueError(f"{ours} should be a string, found {show(value)}{hint}")
+            raise ValueError(f"{ours} must be a string, found {show(value)}{hint}")
         if "\0" in value:
             raise ValueError(f"a NUL character in {ours}; remove it")
         return value
 
 
 def label(value: Any) -> str | None:
-    """Return a category, a language or an id in words; of {"theft": true, "fraud": false}: theft.
+    """Return a category, language or id as text; {"theft": true, "fraud": false} becomes "theft".
 
     Args:
-        value: as the data has it; an object may be written as text, as in a CSV file.
+        value: in the data; an object may be written as text, as in a CSV file.
     """
     if isinstance(value, str) and value.startswith("{"):
         parsed = unwritten(value)
@@ -309,5 +309,5 @@ def label(value: Any) -> str | None:
 
 
 def whole(value: Any) -> Any:
-    """Return 7 for 7.0: pandas makes floats of a column of numbers that has a gap."""
+    """Return 7 for 7.0: pandas turns a column of numbers with a gap into floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""What a recipe may say of a source, and the rows and records that come out of it."""
+"""A recipe's section on a source, and the records and rows that are read from it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from setbacks.text import one_line
 
 Scalar = bool | int | str
 
-# Our fields, and what they are called in most public data. The usual names are tried, in this
-# order, only where a source gives no `fields`. "instruction" goes before "text", because Alpaca's
-# "text" is the whole formatted prompt.
+# Our fields, and their names in most public data. These names are tried, in this order, only if a
+# source has no `fields`. "instruction" comes before "text", because Alpaca's "text" is the whole
+# formatted prompt.
 USUAL: dict[str, tuple[str, ...]] = {
     "text": ("instruction", "instructions", "prompt", "prompts", "question", "questions", "text"),
     "input": ("input", "inputs"),
@@ -32,7 +32,7 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 
 class Source(BaseModel, extra="forbid", frozen=True):
-    """One set of instructions, with or without answers: where it is and how to read it."""
+    """A set of instructions, with or without answers: where it is and how to read it."""
 
     source: str = Field(
         description="builtin:NAME, preset:NAME, hub:OWNER/NAME, hub:OWNER/NAME/FILE, or the path "
@@ -51,12 +51,12 @@ class Source(BaseModel, extra="forbid", frozen=True):
     fields: dict[str, str] = Field(
         default={},
         description="our field -> theirs; ours are " + ", ".join(USUAL) + ". Theirs may be a "
-        "dotted path (turns.0), or 'not X' for a yes/no field that says the opposite. Where it is "
-        "given it is the whole mapping; where not, the usual names are recognized",
+        "dotted path (turns.0), or 'not X' for a yes/no field with the opposite meaning. If set, "
+        "it is the whole mapping; otherwise the usual names are recognized",
     )
     extract: dict[str, str] = Field(
         default={},
-        description="our field -> a regular expression; its first group is taken of the value",
+        description="our field -> a regular expression; its first group becomes the value",
     )
     header: bool = Field(
         default=True,
@@ -70,7 +70,7 @@ class Source(BaseModel, extra="forbid", frozen=True):
         default=None, description="a seed to shuffle with; none keeps the order"
     )
     limit: int | None = Field(
-        default=None, gt=0, description="at most so many rows, after shuffling"
+        default=None, gt=0, description="largest number of rows, after shuffling"
     )
     category: str | None = Field(default=None, description="the category of all the rows")
     language: str | None = Field(
@@ -88,7 +88,7 @@ class Source(BaseModel, extra="forbid", frozen=True):
         for name in value:
             if name not in USUAL:
                 raise ValueError(
-                    f'no field "{name}".{nearest(name, USUAL)} There are: {", ".join(USUAL)}'
+                    f'unknown field "{name}".{nearest(name, USUAL)} Available: {", ".join(USUAL)}'
                 )
         return value
 
@@ -107,16 +107,16 @@ class Source(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _path_of_preset(self) -> Source:
         if self.path is not None and not self.source.startswith("preset:"):
-            raise ValueError('path goes with "preset:"; give a file of your own as source')
+            raise ValueError('path is only for "preset:"; for your own file, set source')
         return self
 
 
 class Row(NamedTuple):
-    """One instruction, with what is known of it."""
+    """One instruction, with its answer, response and labels."""
 
     text: str
     answer: str | None = None  # a good answer
-    response: str | None = None  # some answer, good or bad, that `harmful` and `refused` speak of
+    response: str | None = None  # an answer, good or bad, that `harmful` and `refused` are about
     harmful: bool | None = None  # of the response; of the instruction where there is no response
     category: str | None = None
     language: str | None = None
@@ -126,19 +126,19 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One record as it is in the data, and where that is: "line 7", "item 7" or "row 7"."""
+    """One record of the data, and its place: "line 7", "item 7" or "row 7"."""
 
     at: str
     value: dict[str, Any]
 
 
 def plain(path: str) -> str:
-    """A path without the "not " of a yes/no field that says the opposite."""
+    """Return a path without the "not " of a yes/no field with the opposite meaning."""
     return path.removeprefix("not ")
 
 
 def bad(message: str) -> InputError:
-    """Make an error of one printable line, whatever the names and values in it hold."""
+    """Return an error of one printable line, whatever the names and values in it contain."""
     return InputError(one_line(message))
 
 
@@ -149,10 +149,10 @@ def show(value: object) -> str:
 
 
 def choose_split(place: str, splits: Sequence[str], wanted: str | None) -> str:
-    """Return the split to use: the one that is wanted, or the only one.
+    """Return the split to use: the requested one, or the only one.
 
     Raises:
-        InputError: it is not there, or there are several and none is wanted.
+        InputError: it does not exist, or there are several and none was requested.
     """
     if wanted in splits:
         return str(wanted)
@@ -160,4 +160,4 @@ def choose_split(place: str, splits: Sequence[str], wanted: str | None) -> str:
         return splits[0]
     hint = nearest(wanted or "", splits)
     have = ", ".join(splits) or "none"
-    raise bad(f"{place}: say which split to use, as split: NAME.{hint} It has {have}")
+    raise bad(f"{place}: set split: NAME to choose a split.{hint} It has {have}")

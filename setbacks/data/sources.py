@@ -1,15 +1,15 @@
-"""Where instructions and answers come from: built-in sets, public sets, and files of your own.
+"""Read instructions and answers from built-in sets, public sets, and your own files.
 
 `load` reads any of them into the same rows; `load_labels` does so for human labels. In a recipe a
-source is a string, or a mapping where there is more to say:
+source is a string, or a mapping with more options:
 
     instructions: builtin:redteam
     instructions: {source: mine.csv, fields: {text: prompt}, where: {label: unsafe}, limit: 200}
 
-What a recipe may say (`Source`) and what comes out (`Row`) is in `source`; the public sets that are
-known by name are in `presets`. Here is the reading itself, which has four steps: fetch the records
-(`formats` and `hub`), keep some, map each to a row, and drop what is there twice. Whatever is wrong
-with the data becomes one `InputError` that names the file and the line.
+The section of a recipe (`Source`) and the result (`Row`) are in `source`; the public sets that have
+names are in `presets`. Reading has four steps: fetch the records (`formats` and `hub`), keep some,
+map each to a row, and drop duplicates. Any problem with the data becomes one `InputError` that
+names the file and the line.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ log = logging.getLogger(__name__)
 def load(source: Source | str, base: Path | None = None) -> list[Row]:
     """Read a source into rows.
 
-    Rows that say the same as an earlier one are dropped, and logged. A row keeps the data's own id
-    where every row has one and no two are alike; otherwise ids are made of the content, so that
-    they do not depend on the order of the rows, nor on the machine.
+    Rows that repeat an earlier one are dropped, and logged. A row keeps the id of the data if every
+    row has one and all are different; otherwise ids are computed from the content, so that they
+    depend neither on the order of the rows nor on the machine.
 
     Args:
-        source: what a recipe says, or the short form: a string.
+        source: the recipe's section, or the short form: a string.
         base: the folder that relative paths start from; by default the current one.
 
     Raises:
-        InputError: the source is not there, or its data is not what it should be.
+        InputError: the source does not exist, or its data is invalid.
     """
     return _load(Source(source=source) if isinstance(source, str) else source, base, ()).rows
 
 
 def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) -> list[Row]:
-    """Read the rows of a source that have what they are there for; those that lack it are counted.
+    """Read the rows of a source that have the fields that are needed; count the others.
 
     Args:
-        source: what a recipe says.
+        source: the recipe's section.
         purpose: what needs them, for messages.
-        needed: our fields that a row must have; of a tuple of fields, one.
+        needed: our fields that a row must have; for a tuple of fields, at least one of them.
 
     Raises:
         InputError: as `load`, or no row has a field that is needed.
@@ -90,36 +90,36 @@ def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) ->
     return rows
 
 
-def read_sources(told: str, fields: Mapping[str, str]) -> list[tuple[Source, Path | None]]:
-    """Return the sources that a command line names, each with the folder its paths start from.
+def read_sources(text: str, fields: Mapping[str, str]) -> list[tuple[Source, Path | None]]:
+    """Return the sources that a command line names, each with the folder that its paths start from.
 
     Args:
-        told: the short form of a source, or a YAML file that holds one or a list of them.
+        text: the short form of a source, or a YAML file that holds one or a list of them.
         fields: our field -> theirs; goes with the short form.
 
     Raises:
-        InputError: the YAML cannot be read, or does not hold sources.
+        InputError: the YAML cannot be read, or does not contain sources.
     """
-    file = Path(told)
+    file = Path(text)
     if file.suffix not in (".yaml", ".yml"):
-        held, base = [{"source": told, "fields": dict(fields)}], None
+        held, base = [{"source": text, "fields": dict(fields)}], None
     elif fields:
-        raise bad(f"{told}: say its fields in the YAML itself")
+        raise bad(f"{text}: set its fields in the YAML file")
     else:
         base = file.parent
         try:
             held = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise bad(f"{told}: cannot be read as YAML: {error}") from None
+            raise bad(f"{text}: cannot be read as YAML: {error}") from None
     listed = held if isinstance(held, list) else [held] if held is not None else []
     try:
-        sources = [Source.model_validate(one) for one in listed]
+        sources = [Source.model_validate(entry) for entry in listed]
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
-        raise bad(f"{told}: {where or 'source'}: {problem['msg']}") from None
+        raise bad(f"{text}: {where or 'source'}: {problem['msg']}") from None
     if not sources:
-        raise bad(f"{told}: names no source")
+        raise bad(f"{text}: has no source")
     return [(source, base) for source in sources]
 
 
@@ -140,9 +140,10 @@ def load_labels(
         source: the path of a label file, or a source.
         base: the folder that relative paths start from; by default the current one.
         needs: the labels that every row must have: harmful, refused, or both.
-        strict: refuse two labels of one answer that contradict each other; else the first stays.
-        blank: take a null response for an empty one, as servers write it where a model says
-            nothing; else it is missing.
+        strict: reject two labels of one answer that contradict each other; otherwise the first one
+            is used.
+        blank: treat a null response as empty, as servers write it if a model gives no answer;
+            otherwise it is missing.
 
     Raises:
         InputError: as `load`, or a row lacks its response or a label.
@@ -153,7 +154,7 @@ def load_labels(
 
 
 class _Loaded(NamedTuple):
-    """What came of a source: where it is, what its fields mean, and its rows."""
+    """A source that was read: its place, the mapping of its fields, and its rows."""
 
     place: str
     fields: Mapping[str, str]
@@ -170,17 +171,17 @@ def _load(
     try:
         return _rows(source, base, needs, strict, blank)
     except RecursionError:
-        raise bad(f"{source.source} is nested too deep: give a list of objects") from None
+        raise bad(f"{source.source} is nested too deeply; use a list of objects") from None
 
 
 def _rows(
     source: Source, base: Path | None, needs: tuple[str, ...], strict: bool, blank: bool
 ) -> _Loaded:
-    """Fetch the records, keep some, map each to a row, and drop what is there twice."""
+    """Fetch the records, keep some, map each to a row, and drop duplicates."""
     name, reshape = source.source, None
     if name.startswith("preset:"):
         preset = _named("preset", PRESETS, name)
-        # `fields` say how the data looks, so they also take the place of what the preset knows.
+        # `fields` describe the data, so they also replace the preset's description.
         reshape = None if source.fields else preset.reshape
         source = source.model_copy(
             update={
@@ -199,9 +200,9 @@ def _rows(
     fields = source.fields or recognize(records, needs)
     check_fields(place, records, fields, ("text", *needs))
     if not name.startswith(("builtin:", "preset:", "hub:")):
-        name = Path(name).name or name  # not the whole path: ids must not depend on the machine
+        name = Path(name).name or name  # without the folder: ids must not depend on the machine
     rows = Reader(place, fields, source, name, needs, blank).rows(records)
-    del records  # of a million, half a gigabyte
+    del records  # half a gigabyte for a million records
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(rows)
@@ -233,8 +234,8 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
             raise bad(f'"{name}" is not a set on the hub: write hub:OWNER/NAME')
         connect()  # where there is no network, the libraries then know it at once
         if repo[2] is None:
-            if Path(repo[1]).exists():  # `datasets` would read it instead, and not say so
-                raise bad(f"{name}: there is a folder {repo[1]} here; name it ./{repo[1]}, or move")
+            if Path(repo[1]).exists():  # `datasets` would silently read it instead
+                raise bad(f"{name}: a folder {repo[1]} exists here; name it ./{repo[1]}, or move")
             return name, from_datasets(name, repo[1], source)
         file = download(name, repo[1], repo[2], source.revision)
     else:
@@ -246,7 +247,7 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
 
 
 def builtin_sets() -> dict[str, Any]:
-    """The project's own sets by name, and under them those of other packages."""
+    """Return the built-in sets by name, and those of other packages."""
     folder = resources.files("setbacks").joinpath("data", "sets")
     files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
     ours = {f.name.removesuffix(".jsonl"): f for f in files if f.name.endswith(".jsonl")}
@@ -254,10 +255,10 @@ def builtin_sets() -> dict[str, Any]:
 
 
 def _of_package(point: EntryPoint) -> Any:
-    """The set of another package: NAME.jsonl beside the module that its entry point names."""
+    """Return the set of another package: NAME.jsonl beside the module of its entry point."""
     try:
         file = resources.files(plugin("suites", point.name)).joinpath(f"{point.name}.jsonl")
-    except TypeError:  # the entry point names no module
+    except TypeError:  # the entry point is not a module
         file = None
     if file is None or not file.is_file():
         raise bad(f'suites "{point.name}": {point.module} has no {point.name}.jsonl beside it')
@@ -265,7 +266,11 @@ def _of_package(point: EntryPoint) -> Any:
 
 
 def _find(name: str, base: Path | None) -> Path:
-    """Return the path of a file or a folder that is there, or say what is near."""
+    """Return the path of an existing file or folder.
+
+    Raises:
+        InputError: it does not exist; the message suggests a similar name.
+    """
     try:
         path = (base or Path()) / expanded(name)
         if path.exists():
@@ -275,17 +280,17 @@ def _find(name: str, base: Path | None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise bad(f"{show(name)} is not a path ({error})") from None
     if beside is None:
-        raise bad(f"no file {path}: there is no folder {folder}")
-    sets = [f"builtin:{one}" for one in builtin_sets()] + [f"preset:{one}" for one in PRESETS]
-    meant = [one for one in sets if one.endswith(f":{name}")]  # "xstest" for "preset:xstest"
+        raise bad(f"file not found: {path} (the folder {folder} does not exist)")
+    sets = [f"builtin:{key}" for key in builtin_sets()] + [f"preset:{key}" for key in PRESETS]
+    meant = [entry for entry in sets if entry.endswith(f":{name}")]  # "xstest" for "preset:xstest"
     hint = nearest((meant or [name])[0], meant or sets) or nearest(path.name, beside)
-    if not hint and path.is_absolute():  # a recipe has made it so
+    if not hint and path.is_absolute():  # a recipe makes paths absolute
         hint = " Paths start from the folder of the recipe."
-    raise bad(f"no file {path}.{hint}")
+    raise bad(f"file not found: {path}.{hint}")
 
 
 def _of_split(place: str, records: list[Record], source: Source) -> list[Record]:
-    """Keep the split that is asked for: of a file, the rows whose field `split` says so."""
+    """Keep the requested split of a file: the rows with this value in the field `split`."""
     return _keep(place, records, {"split": source.split}, "split") if source.split else records
 
 
@@ -302,13 +307,13 @@ def _reshape(
         for at, value in records:
             try:
                 reshaped += [Record(at, row) for row in reshape(value)]
-            except ValueError as error:  # a label that says neither yes nor no
+            except ValueError as error:  # a label that is neither yes nor no
                 raise bad(f"{place}, {at}: {error}") from None
     except (KeyError, TypeError) as error:
         have = ", ".join(columns(records))
         raise bad(
             f"{place} lacks {error}, which this preset reads; it has {have}. "
-            "Say how it is to be read with fields: {text: ..., answer: ...}"
+            "Describe it with fields: {text: ..., answer: ...}"
         ) from None
     return reshaped
 
@@ -323,10 +328,10 @@ def _keep(
     for path, value in where.items():
         check_path(place, columns(records), path, key)
         wanted = {_plain_value(one) for one in (value if isinstance(value, list) else [value])}
-        found = [_plain_value(dig(record.value, path)) for record in records]
-        kept = [record for record, one in zip(records, found, strict=True) if one in wanted]
+        values = [_plain_value(dig(record.value, path)) for record in records]
+        kept = [record for record, one in zip(records, values, strict=True) if one in wanted]
         if not kept:
-            seen = list(dict.fromkeys(found))
+            seen = list(dict.fromkeys(values))
             there = ", ".join(map(show, seen[:6])) + (" ..." if len(seen) > 6 else "")
             raise bad(
                 f"{place}: no row has {path} = {show(value)}."
@@ -337,11 +342,11 @@ def _keep(
 
 
 def _plain_value(value: Any) -> str:
-    """A value as it reads in any format, so that the `true` of a recipe finds a CSV's TRUE."""
+    """Return a value in one notation, so that the `true` of a recipe matches a CSV's TRUE."""
     return str(whole(value)).casefold()
 
 
-# Step 4: drop what is there twice, and name the rest
+# Step 4: drop duplicates, and give the rest ids
 
 
 def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> list[Row]:
@@ -349,13 +354,13 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
     other_labels = 0
     for row in rows:
         kept = first.setdefault((row.text, row.answer, row.response), row)
-        said = (row.harmful, kept.harmful), (row.refused, kept.refused)
-        if strict and any(None not in both and both[0] != both[1] for both in said):
+        labels = (row.harmful, kept.harmful), (row.refused, kept.refused)
+        if strict and any(None not in both and both[0] != both[1] for both in labels):
             raise bad(
                 f"{place}: two labels of one answer to {show(row.text)} contradict each other; "
                 "keep one"
             )
-        other_labels += any(new != old for new, old in said)
+        other_labels += any(new != old for new, old in labels)
     if len(first) < len(rows):
         others = f" ({other_labels} of them with another label)" if other_labels else ""
         notice(
@@ -371,12 +376,12 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
 
 
 def _identify(place: str, rows: list[Row]) -> list[Row]:
-    """Keep the data's own ids if they tell the rows apart; else make them of the content."""
+    """Keep the ids of the data if they are unique; otherwise compute them from the content."""
     own = {row.id for row in rows}
     if "" not in own and len(own) == len(rows):
         return rows
     if own != {""}:
-        log.info("%s: its ids do not tell the rows apart; ids are made of the content", place)
+        log.info("%s: its ids are not unique; ids are computed from the content", place)
     return [row._replace(id=_digest(row)) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Engines: what generates. One file an engine.
+"""Engines generate responses; each has one file.
 
 `open_engine` finds the engine that a recipe names, in this package or, through the entry point
 group ``setbacks.engines``, in another.
@@ -27,10 +27,10 @@ W = TypeVar("W")
 
 
 class Requests(Sequence[Request]):
-    """The requests of a whole work list, each made when it is looked at, and let go of again.
+    """The requests of a whole work list, each created when it is used and not kept.
 
     Args:
-        make: makes the request of one piece of work.
+        make: returns the request of one piece of work.
         work: the work list.
     """
 
@@ -54,17 +54,17 @@ class Requests(Sequence[Request]):
 class Engine(ABC):
     """Generates responses, a planned batch at a time.
 
-    An engine is a subclass with `plan` and `generate`, made of a recipe's section and a language.
-    Everything else has a default.
+    An engine is a subclass with `plan` and `generate`, created from a recipe's section and a
+    language. Everything else has a default.
 
     Attributes:
-        Options: the section of a recipe that names a model, with the engine's own options added.
-        elsewhere: whether the model is on a server: it cannot be trained from here.
+        Options: the section of a recipe that names a model, with the engine's options added.
+        elsewhere: whether the model is on a server, so that it cannot be trained.
         shows_probabilities: whether `choose` works.
-        ahead: batches that are begun before they are asked for.
-        name: the model's.
+        ahead: how many batches are started in advance.
+        name: of the model.
         money: spent since the engine was opened, in the currency of its price.
-        note: takes a line for the log of a run; an open run folder sets it.
+        note: writes a line to the log of a run; an open run folder sets it.
     """
 
     Options: ClassVar[type[Spec]] = Spec
@@ -94,30 +94,30 @@ class Engine(ABC):
     def start(
         self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
     ) -> Callable[[], list[Completion]]:
-        """Begin one planned batch, as `generate` would; what is returned waits for it.
+        """Start one planned batch; return a function that waits for its completions.
 
-        An engine whose work is done elsewhere sends the batch out here, and so gets the next ones
-        before it is asked for this one.
+        An engine whose work happens elsewhere sends the batch here, and so gets the next batches
+        before this one is collected.
         """
         return partial(self.generate, requests, sampling, adapter)
 
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
     ) -> np.ndarray:
-        """Return how likely each answer begins with each option, if it begins with one of them.
+        """Return how probable each option is as the beginning of each answer, among the options.
 
         Args:
             requests: a batch of the plan. An option follows the prefill; no seed is used.
-            options: at least two texts, none of which begins with another's tokens. A space at
-                the beginning counts.
+            options: at least two texts, none of which begins with another's tokens. A leading space
+                counts.
             adapter: a PEFT folder to answer with; None for the base model.
 
         Returns:
             Probabilities [requests, options], float64; each row sums to 1. That of an option is
-            the product over all its tokens that it does not share with every other option.
+            the product over the tokens that it does not share with every other option.
 
         Raises:
-            InputError: the engine shows no token probabilities.
+            InputError: the engine does not give token probabilities.
         """
         raise _no_probabilities(self)
 
@@ -128,12 +128,12 @@ class Engine(ABC):
         """Forget the stored answers: their records are on disk."""
 
     def spent(self) -> str:
-        """Return in one line what was asked and what it cost; empty if nothing is to be said."""
+        """Return requests and costs in one line; empty if there is nothing to report."""
         return ""
 
     @classmethod
     def check(cls, spec: Any) -> None:
-        """Look, before any work, whether the engine can run here what a recipe names.
+        """Check, before any work, that the engine can run a recipe's model here.
 
         Args:
             spec: an object of `Options`.
@@ -149,31 +149,31 @@ def in_turn(
     sampling: Sampling,
     adapter: Path | None = None,
 ) -> Iterator[list[Completion]]:
-    """Generate for one batch of a plan after the other.
+    """Generate one batch of a plan after another.
 
-    The next ones have begun (`Engine.ahead`) while one is looked at, so that workers elsewhere need
-    not wait for this process.
+    The next batches are started (`Engine.ahead`) while one is processed, so that workers elsewhere
+    need not wait for this process.
 
     Args:
-        engine: what generates.
-        batches: each is made when it is its turn.
+        engine: that generates.
+        batches: each is created when it is needed.
         sampling: how tokens are drawn.
         adapter: a PEFT folder to answer with; None for the base model.
     """
-    begun: deque[Callable[[], list[Completion]]] = deque()
+    started: deque[Callable[[], list[Completion]]] = deque()
     for batch in batches:
-        begun.append(engine.start(batch, sampling, adapter))
-        if len(begun) > engine.ahead:
-            yield begun.popleft()()
-    while begun:
-        yield begun.popleft()()
+        started.append(engine.start(batch, sampling, adapter))
+        if len(started) > engine.ahead:
+            yield started.popleft()()
+    while started:
+        yield started.popleft()()
 
 
 def chooser(engine: Engine) -> Callable[..., np.ndarray]:
     """Return an engine's `choose`.
 
     Raises:
-        InputError: the engine shows no token probabilities.
+        InputError: the engine does not give token probabilities.
     """
     if not engine.shows_probabilities:
         raise _no_probabilities(engine)
@@ -182,30 +182,30 @@ def chooser(engine: Engine) -> Callable[..., np.ndarray]:
 
 def _no_probabilities(engine: Engine) -> InputError:
     return InputError(
-        f'the engine of "{engine.name}" gives no token probabilities; name another engine, such '
-        "as `local`, or leave out what needs them"
+        f'the engine of "{engine.name}" gives no token probabilities; use another engine, such as '
+        "`local`, or remove what needs them"
     )
 
 
 def open_engine(spec: Spec, language: str = "en") -> Engine:
-    """Open the engine that a recipe's section names; nothing heavy is loaded yet.
+    """Open the engine that a recipe's section names; the model is not loaded yet.
 
     Raises:
-        InputError: there is no engine, or no model, of that name.
+        InputError: the engine or the model does not exist.
     """
     engine: Engine = plugin("engines", spec.engine)(spec, language)
     return engine
 
 
 def by_length(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Plan batches of similar sizes, the longest first, so that little is spent on padding.
+    """Plan batches of similar sizes, so that there is little padding.
 
-    The longest batch goes first: if it fits in memory, all do, and the time left is not
-    underestimated. Ties keep their order, so the plan depends on the list alone.
+    The longest batch comes first: if it fits in memory, all do, and the remaining time is not
+    underestimated. Ties keep their order, so the plan depends only on the list.
 
     Args:
         sizes: a length for each piece of work, in any unit.
-        batch_size: most pieces a batch.
+        batch_size: the largest number of pieces per batch.
     """
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

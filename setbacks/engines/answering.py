@@ -1,8 +1,8 @@
-"""How a model answers prompts: side by side in one batch, or one after the other.
+"""How a model answers prompts: together in one batch, or one after another.
 
-`SideBySide` is the engine's own loop, and what makes it fast. `OneByOne` is for models that are not
-right side by side: it leaves the steps to transformers' `generate`, which knows how each model
-keeps its state, and gives it one unpadded prompt at a time. `setbacks.engines.fidelity` decides.
+`SideBySide` is the engine's fast loop. `OneByOne` is for models that give wrong answers in a batch:
+it leaves the steps to transformers' `generate`, which knows how each model keeps its state, and
+passes it one unpadded prompt at a time. `setbacks.engines.fidelity` decides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # prompt that each row answers, and the number of tokens before this one.
     Pick = Callable[[torch.Tensor, np.ndarray, int], torch.Tensor]
 
-Answer = tuple[list[int], bool]  # the new tokens, and whether the model ended by itself
+Answer = tuple[list[int], bool]  # the new tokens, and whether the model ended the answer
 
 
 class Answering(Protocol):
@@ -39,7 +39,7 @@ class Answering(Protocol):
         Args:
             prompts: their ids; none is empty.
             most: for each prompt, the most tokens that may follow; at least one.
-            stops: the ids that end an answer and are no part of it.
+            stops: the ids that end an answer and are not part of it.
             pick: picks the tokens.
         """
         ...
@@ -51,12 +51,12 @@ class Answering(Protocol):
 
         Args:
             prompts: their ids; none is empty.
-            options: for each prompt, the ids of each continuation; as many for every prompt.
+            options: for each prompt, the ids of each continuation; the same number for all prompts.
         """
         ...
 
     def forget(self) -> None:
-        """Give back the memory that is held from one call to the next."""
+        """Release the memory that is held between calls."""
         ...
 
 
@@ -66,7 +66,7 @@ class SideBySide:
     Args:
         model: a causal language model.
         pad: the id of padding.
-        graphs: of the model, if its steps are to be replayed.
+        graphs: of the model, if its steps are replayed.
     """
 
     def __init__(self, model: Any, pad: int, graphs: Graphs | None = None) -> None:
@@ -81,9 +81,9 @@ class SideBySide:
 
         model, device, limits = self.model, self.model.device, np.array(most)
         ends = torch.tensor(sorted(stops), dtype=torch.long, device=device)
-        # A prompt that is asked several times (candidates of one analysis) is read once.
+        # A prompt that occurs several times (candidates of one analysis) is read once.
         different = list(dict.fromkeys(map(tuple, prompts)))
-        made: list[list[int]] = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         stopped, done = np.zeros(len(prompts), dtype=bool), np.zeros(len(prompts), dtype=bool)
         rows = np.arange(len(prompts))  # the prompt that each row of the running batch answers
         with torch.inference_mode():
@@ -103,7 +103,7 @@ class SideBySide:
                 stop = torch.isin(token, ends).cpu().numpy() & going
                 for row, value, add in zip(rows, token.tolist(), going & ~stop, strict=True):
                     if add:
-                        made[row].append(value)
+                        answers[row].append(value)
                 stopped[rows] |= stop
                 done[rows] |= stop | (step + 1 >= limits[rows])
                 left = ~done[rows]
@@ -115,7 +115,7 @@ class SideBySide:
                     running.select(stay)
                     token = token[stay]
                 logits = running.step(token)
-        return list(zip(made, stopped.tolist(), strict=True))
+        return list(zip(answers, stopped.tolist(), strict=True))
 
     def log_probabilities(
         self, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
@@ -128,7 +128,7 @@ class SideBySide:
             cache, mask, _, logits = read(model, prompts, pad, max(map(len, chain(*options))))
             first = torch.tensor([[tail[0] for tail in tails] for tails in options], device=device)
             logs = logits.float().log_softmax(dim=-1).gather(1, first).double()
-            # Options of several tokens are read further, each behind its prompt's cache.
+            # Options of several tokens need another pass, each after its prompt's cache.
             more = [
                 (n, k)
                 for n, tails in enumerate(options)
@@ -162,17 +162,17 @@ class SideBySide:
         return logs
 
     def forget(self) -> None:
-        """Give back what the graphs hold."""
+        """Release what the graphs hold."""
         if self.graphs:
             self.graphs.forget()
 
 
 class OneByOne:
-    """One prompt after the other, each by transformers' own `generate`.
+    """One prompt after another, each by transformers' `generate`.
 
     Args:
         model: a causal language model.
-        pad: the id of padding, which `generate` asks for and does not use.
+        pad: the id of padding, which `generate` requires and does not use.
     """
 
     def __init__(self, model: Any, pad: int) -> None:
@@ -202,7 +202,7 @@ class OneByOne:
                 token = pick(scores.float(), np.array([row]), step)
                 return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
-        told = GenerationConfig(
+        config = GenerationConfig(
             do_sample=False,
             max_new_tokens=limit,
             eos_token_id=sorted(stops) or None,
@@ -210,17 +210,17 @@ class OneByOne:
         )
         model, ids = self.model, torch.tensor([prompt], device=self.model.device)
         if len(prompt) == 1:
-            # A model that keeps its state in itself takes one token for the next one of the text
-            # before; a pass without a cache clears the state.
+            # A model that keeps its state internally takes a single token for a continuation of the
+            # previous text; a pass without a cache clears the state.
             forward(model, prompt, 1)
-        # What is not set here, `generate` takes from the model: its penalties, for one.
+        # What is not set here, `generate` takes from the model, such as penalties.
         theirs, model.generation_config = model.generation_config, GenerationConfig()
         try:
             with torch.inference_mode():
                 whole = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    generation_config=told,
+                    generation_config=config,
                     logits_processor=[Picked()],
                 )
         finally:
@@ -248,12 +248,12 @@ class OneByOne:
 
 
 class WithinReach:
-    """Side by side the prompts for which that changes nothing, and the longer ones one by one.
+    """Prompts in a batch where that changes nothing, and longer ones one by one.
 
     Args:
-        near: how prompts within reach are answered.
-        far: how those beyond it are.
-        limit: how many tokens prompt and answer may have together; see `setbacks.engines.reading`.
+        near: answers prompts within the limit.
+        far: answers the longer ones.
+        limit: the tokens of prompt and answer together; see `setbacks.engines.reading`.
     """
 
     def __init__(self, near: Answering, far: Answering, limit: int) -> None:
@@ -265,13 +265,13 @@ class WithinReach:
         """Continue each prompt; see `Answering`."""
         answers: dict[int, Answer] = {}
         for way, rows in self._split(prompts, max(most)):
-            made = way.answer(
+            answered = way.answer(
                 [prompts[row] for row in rows],
                 [most[row] for row in rows],
                 stops,
                 _of(rows, pick),
             )
-            answers |= zip(rows.tolist(), made, strict=True)
+            answers |= zip(rows.tolist(), answered, strict=True)
         return [answers[row] for row in range(len(prompts))]
 
     def log_probabilities(
@@ -287,12 +287,12 @@ class WithinReach:
         return logs
 
     def forget(self) -> None:
-        """Give back what either way holds."""
+        """Release what either way holds."""
         self.near.forget()
         self.far.forget()
 
     def _split(self, prompts: Sequence[list[int]], more: int) -> list[tuple[Answering, np.ndarray]]:
-        """Both ways, each with the indices of its prompts; without a way that has none."""
+        """Return the ways that have prompts, each with the indices of its prompts."""
         import numpy as np
 
         far = np.array([len(prompt) + more > self.limit for prompt in prompts])
@@ -301,14 +301,14 @@ class WithinReach:
 
 
 def _of(rows: np.ndarray, pick: Pick) -> Pick:
-    """Have tokens picked for some of the prompts, which are numbered from 0 again."""
+    """Pick tokens for some of the prompts, which are numbered from 0 again."""
     return lambda logits, at, step: pick(logits, rows[at], step)
 
 
 def forward(model: Any, ids: list[int], last: int) -> torch.Tensor:
     """Return the logits after each of the last tokens of a text, read in one pass without a cache.
 
-    This is what a model's answer is measured by: nothing is padded, and nothing kept.
+    This is the reference for a model's answers: there is no padding and no cache.
 
     Args:
         model: a causal language model.

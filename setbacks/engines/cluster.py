@@ -1,9 +1,9 @@
-"""The cluster engine: another engine, in many processes at once, by Ray.
+"""The cluster engine: another engine in many processes at once, on Ray.
 
-The work list is cut into the same batches as in one process; groups of them are sent out, and come
-back in order, so a journal gets the same bytes. While one group is written down, the workers have
-the next ones. A worker that dies is started anew, and its batch goes to it again: nothing of a
-batch is kept before all of it is there.
+The work list is cut into the same batches as in one process; groups of them are sent out and come
+back in order, so a journal gets the same bytes. While one group is written, the workers have the
+next ones. A worker that dies is restarted and gets its batch again: a batch is stored only when it
+is complete.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from setbacks.recipe import Sampling
 
-SHARE = 4  # batches a worker in one group: the others seldom wait for the last one
-DEEP = 2  # batches that a worker holds: while it has one, the next is there
-DEATHS = 3  # so often may the workers of one batch die; then the batch is at fault
+SHARE = 4  # batches per worker in one group: few wait for the last one
+DEEP = 2  # batches that a worker holds: the next one is always there
+DEATHS = 3  # retries of a batch whose worker died; then the batch is at fault
 
 
 class Settings(Section):
@@ -66,20 +66,20 @@ class ClusterOptions(VLLMOptions):
 
 
 class Cluster(Engine):
-    """Workers on a Ray cluster, each with a whole model.
+    """Workers on a Ray cluster, each with a complete model.
 
-    It joins the cluster that RAY_ADDRESS names, or one that runs on this machine; else it starts
-    one here for as long as the process lives. The model, and adapters, must be found under the
-    same path on each machine.
+    It joins the cluster of RAY_ADDRESS, or one that runs on this machine; otherwise it starts one
+    here for the lifetime of the process. The model and adapters must have the same path on each
+    machine.
 
     Args:
-        spec: the model, and in `spec.ray` how many workers.
+        spec: the model, and in `spec.ray` the workers.
         language: of the Alpaca template, for models without a chat template.
     """
 
     Options = ClusterOptions
-    ahead = 1  # workers have the next batches while this process writes one down
-    shows_probabilities = True  # where the engine inside does; it says so itself where not
+    ahead = 1  # workers have the next batches while this process writes one
+    shows_probabilities = True  # if the engine inside does; otherwise that one raises the error
 
     def __init__(self, spec: ClusterOptions, language: str = "en") -> None:
         self.settings = spec.ray or Settings()
@@ -89,11 +89,11 @@ class Cluster(Engine):
         self.language = language
         self.name = spec.model
         self._sent = 0  # batches so far
-        self._back: dict[int, Any] = {}  # what came back of them, and nobody has asked for yet
+        self._back: dict[int, Any] = {}  # results that were not collected yet
 
     @classmethod
     def check(cls, spec: Spec) -> None:
-        """Look whether Ray is installed.
+        """Check that Ray is installed.
 
         Raises:
             InputError: it is not.
@@ -114,7 +114,7 @@ class Cluster(Engine):
     def start(
         self, requests: Sequence[Request], sampling: Sampling, adapter: Path | None = None
     ) -> Callable[[], list[Completion]]:
-        """Send out one planned group; what is returned waits for it.
+        """Send out one planned group; return a function that waits for its completions.
 
         Args:
             requests: a group of the plan.
@@ -122,8 +122,8 @@ class Cluster(Engine):
             adapter: a PEFT folder that every worker can read, or None for the base model.
 
         Raises:
-            InputError: there is no room for the workers. What is returned raises it where a worker
-                says so, and SetbacksError where the workers of a batch died again and again.
+            InputError: there is no room for the workers. The returned function raises it for an
+                error of a worker, and SetbacksError if the workers of a batch died repeatedly.
         """
         numbers = self._send("generate", requests, sampling, adapter and adapter.absolute())
         return lambda: [completion for batch in self._wait(numbers) for completion in batch]
@@ -131,53 +131,53 @@ class Cluster(Engine):
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
     ) -> np.ndarray:
-        """Return how likely each answer begins with each option (`Engine.choose`)."""
+        """Return the probability that each answer begins with each option (`Engine.choose`)."""
         import numpy as np
 
         numbers = self._send("choose", requests, options, adapter and adapter.absolute())
         return np.concatenate(self._wait(numbers))
 
-    def _send(self, what: str, requests: Sequence[Request], *told: Any) -> range:
-        """Have each batch of a group done by whichever worker is free; return their numbers."""
+    def _send(self, what: str, requests: Sequence[Request], *arguments: Any) -> range:
+        """Send each batch of a group to a free worker; return the numbers of the batches."""
         size, first = self.inner.batch_size, self._sent
         for start in range(0, len(requests), size):
             self._pool.submit(
                 lambda worker, job: worker.do.remote(*job),
-                (self._sent, what, requests[start : start + size], *told),
+                (self._sent, what, requests[start : start + size], *arguments),
             )
             self._sent += 1
         return range(first, self._sent)
 
     def _wait(self, numbers: range) -> list[Any]:
-        """Wait for what was made of these batches; in order."""
+        """Wait for the results of these batches, in order."""
         import ray
 
         try:
             while not self._back.keys() >= {*numbers}:
-                number, made = self._pool.get_next_unordered()
-                self._back[number] = made
+                number, result = self._pool.get_next_unordered()
+                self._back[number] = result
         except ray.exceptions.RayError as error:
             self._forget()
             raise SetbacksError(
-                f"{self.name}: workers on the cluster died {DEATHS + 1} times over one batch "
-                f"({_first_line(error)}); what was done is kept: look for what ends them (memory: "
-                "a smaller batch_size, fewer ray.workers), then run the same command again"
+                f"{self.name}: workers on the cluster died {DEATHS + 1} times on one batch "
+                f"({_first_line(error)}); progress is saved: find the cause (for memory, use a "
+                "smaller batch_size or fewer ray.workers), then run the same command to resume"
             ) from error
-        found = [self._back.pop(number) for number in numbers]
-        for made in found:
-            if isinstance(made, Exception):
+        results = [self._back.pop(number) for number in numbers]
+        for result in results:
+            if isinstance(result, Exception):
                 self._forget()
-                raise made
-        return found
+                raise result
+        return results
 
     def _forget(self) -> None:
-        """Wait no longer for what was sent out."""
+        """Stop waiting for batches that were sent out."""
         del self._pool
         self._back.clear()
 
     @cached_property
     def _pool(self) -> Any:
-        """Ray's, which gives the next batch to whichever worker has room for one."""
+        """Ray's pool, which gives the next batch to a worker that has room for one."""
         from ray.util import ActorPool
 
         return ActorPool(self._workers * DEEP)
@@ -189,17 +189,17 @@ class Cluster(Engine):
 
     @cached_property
     def _number(self) -> int:
-        """How many workers: as told, or one for each GPU, or for each machine where none has one.
+        """The number of workers: by the recipe, or one per GPU, or one per machine without GPUs.
 
         Raises:
-            InputError: there is no cluster where it is said to be, or too little in it.
+            InputError: there is no cluster at the address, or it is too small.
         """
         import ray
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is raised
         try:
-            with kept():  # Ray's would abort the process, with a trace of its own calls
+            with kept():  # Ray would install handlers that abort the process with a trace
                 ray.init(
                     ignore_reinit_error=True,
                     include_dashboard=False,
@@ -208,7 +208,7 @@ class Cluster(Engine):
                 )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"engine: ray: no cluster to join or to start ({_first_line(error)}); see "
+                f"engine: ray: cannot join or start a cluster ({_first_line(error)}); check "
                 "RAY_ADDRESS"
             ) from error
         here = ray.cluster_resources()
@@ -228,17 +228,17 @@ class Cluster(Engine):
 
     @cached_property
     def _workers(self) -> list[Any]:
-        """The workers; they end when this engine is let go of."""
+        """The workers; they end with this engine."""
         import ray
 
         number = self._number
-        made = ray.remote(Worker).options(
+        worker = ray.remote(Worker).options(
             num_cpus=self._cores,
             num_gpus=self._gpus,
             max_restarts=-1,
             max_task_retries=DEATHS,
         )
-        return [made.remote(self.inner, self.language) for _ in range(number)]
+        return [worker.remote(self.inner, self.language) for _ in range(number)]
 
 
 class Worker:
@@ -250,26 +250,26 @@ class Worker:
     """
 
     def __init__(self, spec: Spec, language: str) -> None:
-        self.told = (spec, language)
+        self._spec = (spec, language)
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine inside; opened by the first batch, which then says what is wrong with it."""
-        return open_engine(*self.told)
+        """The engine inside; opened by the first batch, which then reports its errors."""
+        return open_engine(*self._spec)
 
-    def do(self, number: int, what: str, requests: Sequence[Request], *told: Any) -> Any:
-        """Do a batch: `generate` or `choose`; its number comes back with it.
+    def do(self, number: int, what: str, requests: Sequence[Request], *arguments: Any) -> Any:
+        """Process a batch: `generate` or `choose`; return its number with the result.
 
-        An error comes back, too, and is raised once it is its batch's turn: what comes before it is
-        written down first.
+        An error is returned too, and raised when it is the batch's turn, so that earlier batches
+        are written first.
         """
         try:
             ask = self.engine.choose if what == "choose" else self.engine.generate
-            return number, ask(requests, *told)
+            return number, ask(requests, *arguments)
         except Exception as error:
             return number, error
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error of Ray says, in a few words."""
+    """Return an error of Ray in a few words."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,8 +1,8 @@
-"""What a model needs to decode fast: many rows, one token a step, the same texts.
+"""Faster decoding of many rows, one token per step, with the same texts.
 
-Of a step of `model.generate` on the CPU with 128 rows, a third goes into copying the cache (each
-step makes it anew, one token longer), into attention kernels made for prompts, and into finding the
-likeliest of many thousand tokens (`benchmarks/attention.py`, `benchmarks/generate.py`).
+A third of a step of `model.generate` on the CPU with 128 rows goes into copying the cache (each
+step creates it again, one token longer), into attention kernels made for prompts, and into finding
+the most likely of many thousand tokens (`benchmarks/attention.py`, `benchmarks/generate.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from weakref import WeakSet
 if TYPE_CHECKING:
     import torch
 
-_BY_PRODUCTS: WeakSet[Any] = WeakSet()  # the modules of models that attend by our products
+_BY_PRODUCTS: WeakSet[Any] = WeakSet()  # modules of models that attend by matrix products
 MOST_PACKED = 1_000_000_000  # parameters
-ROOM = 16  # steps for which a cache has room when it is copied
+ROOM = 16  # steps that a cache has room for when it is copied
 
-# What attention is told beside its tensors; a model that tells more keeps PyTorch's kernel.
+# The options of attention that are handled; a model with others keeps PyTorch's kernel.
 _UNDERSTOOD = {
     "dropout",
     "scaling",
@@ -31,11 +31,11 @@ _UNDERSTOOD |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
 class Running:
-    """Rows that are being answered: what the model has read of each, and how it reads on.
+    """Rows that are being answered: what the model has read of each, and its next step.
 
     Args:
         model: a causal language model.
-        cache: what it holds of each row.
+        cache: of the rows.
         mask: 1 where there is a token and 0 where there is padding, [rows, length].
         position: of each row's last token, [rows, 1].
     """
@@ -46,19 +46,19 @@ class Running:
         self.first = mask.new_zeros(1)
 
     def worth_dropping(self, left: int) -> bool:
-        """Whether to go on with the rows that are left alone.
+        """Return whether to continue with only the rows that are left.
 
-        Dropping a row copies the cache of all the others, so a few are dropped at once.
+        Dropping a row copies the cache of all the others, so several are dropped at once.
         """
         return left <= 0.875 * len(self.mask)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows, [indices], each as often as it is named."""
+        """Continue with these rows, [indices]; an index may occur several times."""
         select_rows(self.cache, rows)
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read one token more of each row, [rows]; returns logits [rows, vocabulary]."""
+        """Read one more token of each row, [rows]; return logits [rows, vocabulary]."""
         import torch
 
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
@@ -74,21 +74,21 @@ class Running:
 
 
 def select_rows(cache: Any, rows: torch.Tensor) -> None:
-    """Keep these rows of a cache, [indices], each as often as it is named.
+    """Keep these rows of a cache, [indices]; an index may occur several times.
 
-    Of all the methods of a cache that select rows, only this one is there for recurrent states,
-    and moves the states and the keys of layers that have both.
+    Of a cache's methods that select rows, only this one supports recurrent states, and moves both
+    the states and the keys of layers that have both.
     """
     cache.reorder_cache(rows)
 
 
 def decode_by_products(model: Any) -> None:
-    """Have a model attend to its cache by plain matrix products, one token at a time.
+    """Make a model attend to its cache by plain matrix products, one token at a time.
 
     For a single query in bfloat16, PyTorch's fused kernel takes up to twice the time of two batched
-    products on the CPU (`benchmarks/attention.py`). On a GPU it would have a grouped model's keys
-    and values copied for each of their queries; there, outside a graph, two products are slower to
-    start. Prompts keep it.
+    products on the CPU (`benchmarks/attention.py`). On a GPU the kernel copies a grouped model's
+    keys and values for each of their queries; there, outside a graph, two products are slower to
+    start. Prompts keep the kernel.
     """
     if model.config.get_text_config()._attn_implementation == "sdpa":
         _extend_sdpa()
@@ -97,10 +97,10 @@ def decode_by_products(model: Any) -> None:
 
 @functools.cache
 def _extend_sdpa() -> None:
-    """Put our products into transformers' "sdpa", for the modules of `_BY_PRODUCTS` alone.
+    """Add the products to transformers' "sdpa", only for the modules of `_BY_PRODUCTS`.
 
-    Under a name of our own, models that look at the name (`_attn_implementation in ("eager",
-    "sdpa")`) would leave out what they do for these two, such as sparse attention.
+    Under a new name, models that check the name (`_attn_implementation in ("eager", "sdpa")`) would
+    omit what they do for these two, such as sparse attention.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -131,11 +131,11 @@ def _extend_sdpa() -> None:
 
 
 def pack(model: Any) -> None:
-    """Have the weights of a bfloat16 model on the CPU lie beside it as its matrix units read them.
+    """Store a copy of a bfloat16 model's weights in the layout of the CPU's matrix units.
 
-    Each product of a few rows would otherwise bring them into that order anew: a tenth of a step.
-    The results are the same. It takes the memory of the weights once more, so a large model, whose
-    steps wait for memory rather than for this, is left alone.
+    Otherwise each product of a few rows would reorder them: a tenth of a step. The results are the
+    same. It takes the memory of the weights a second time, so a large model, whose steps are bound
+    by memory, is not changed.
     """
     import torch
 
@@ -151,7 +151,7 @@ def pack(model: Any) -> None:
 
 
 def as_it_came(model: Any) -> None:
-    """Have a model attend and multiply by transformers' and PyTorch's own code again."""
+    """Undo `decode_by_products` and `pack`."""
     for one in model.modules():
         _BY_PRODUCTS.discard(one)
         forward = one.__dict__.get("forward")
@@ -162,16 +162,16 @@ def as_it_came(model: Any) -> None:
 def _linear(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     import torch
 
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return made
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product
 
 
 def cache_for(model: Any) -> Any:
-    """Return an empty cache for a model: one with room to grow in, where our attention reads it.
+    """Return an empty cache for a model, with room to grow if it attends by products.
 
     `DynamicCache` copies all keys and values at each token. Here a layer of full attention is
-    copied at every `ROOM`th; between, a token is written into its place. What is not written yet is
-    masked, as padding is. Layers of other kinds (sliding windows, states) stay transformers' own.
+    copied only at every `ROOM`th; in between, a token is written into its place. Unwritten places
+    are masked, like padding. Layers of other kinds (sliding windows, states) are transformers'.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -197,14 +197,14 @@ def cache_for(model: Any) -> Any:
             return self.keys, self.values
 
         def _wider(self, held: torch.Tensor, needed: int) -> torch.Tensor:
-            """The same with more room; zeros in it, for what is masked must be a number."""
+            """Return the same with more room, filled with zeros: masked values must be numbers."""
             rows, heads, length, width = held.shape
             wider = held.new_zeros(rows, heads, self._room(needed), width)
             wider[..., :length, :] = held
             return wider
 
         def _room(self, needed: int) -> int:
-            """How many tokens there is room for, once so many are needed."""
+            """Return the number of tokens to have room for when `needed` are needed."""
             held = self.keys.shape[-2]
             return held if needed <= held else needed - 1 + ROOM
 
@@ -224,7 +224,7 @@ def cache_for(model: Any) -> Any:
 def likeliest(logits: torch.Tensor) -> torch.Tensor:
     """Return the index of the largest in each row, the first of equals; [rows, n] to [rows].
 
-    NumPy's is vectorized, where PyTorch's takes ten times as long on a CPU.
+    NumPy's is vectorized; PyTorch's takes ten times as long on a CPU.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a recipe says of a server: its address, key, patience, price and budget."""
+"""A recipe's options for a server: its address, key, limits, price and budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from setbacks.recipe import Engine, Section
 
 
 class Price(Section):
-    """What a server charges, in whatever currency."""
+    """What a server charges, in any currency."""
 
     input: float = Field(ge=0, allow_inf_nan=False, description="For a million prompt tokens.")
     output: float = Field(ge=0, allow_inf_nan=False, description="For a million tokens made.")

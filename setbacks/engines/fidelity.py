@@ -1,9 +1,9 @@
-"""Whether the engine has a model say what the model says: checked before a model is used.
+"""Check, before a model is used, that the engine does not change the model's answers.
 
 Batches, padding, caches, our attention and CUDA graphs must not change a model's answers, and no
-list of architectures stays complete. So a few texts go through the engine as prompts do, and its
+list of architectures stays complete. So a few texts go through the engine like prompts, and their
 logits are compared with those of one plain forward pass over each text. The fastest way that agrees
-is taken; a model for which none does is refused.
+is used; a model for which none agrees is rejected.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# How far logits may be off, in standard deviations of the right ones. Sums in another order are off
-# by 1e-5 in float32; in bfloat16 by 0.04 in the median, and by 0.2 where a router takes another
-# expert. A wrong mask, position or state is off by 0.3 to 3, and by 0.1 and more in the median.
-LOOSEST, TYPICAL = 64, 12  # the most and the median, times the number format's precision,
-STRICTEST = 0.01  # and no less than this
+# The allowed distance of logits, in standard deviations of the right ones. Sums in another order
+# differ by 1e-5 in float32; in bfloat16 by 0.04 in the median, and by 0.2 if a router picks another
+# expert. A wrong mask, position or state differs by 0.3 to 3, and by 0.1 or more in the median.
+LOOSEST, TYPICAL = 64, 12  # the maximum and the median, times the precision of the format,
+STRICTEST = 0.01  # and not less than this
 
 TEXT = (
     "The river runs past the old mill, where 3 geese sleep under a willow. At noon a baker from "
@@ -34,9 +34,9 @@ TEXT = (
 )
 # Prompts of uneven length, each from and to a token of the text, and how many tokens follow them.
 PROMPTS, MORE = ((0, 1), (5, 10), (13, 27)), 3
-# What is asked in one batch: which prompt, and how many tokens are to follow. Rows end at different
-# times, and one prompt is asked twice. Where one follows the other, the shortest comes last: it
-# overwrites the least of what is left of the others.
+# One batch: which prompt, and how many tokens follow. Rows end at different times, and one prompt
+# comes twice. If prompts are answered one by one, the shortest comes last: it overwrites the least
+# of what remains of the others.
 BATCH = ((1, 1), (2, MORE), (1, 2), (0, MORE))
 # Prompts that begin alike and end in different tokens, and options to choose from, one of them of
 # two tokens.
@@ -57,7 +57,7 @@ def _with_products(model: Any, pad: int) -> Answering:
     return SideBySide(model, pad)
 
 
-# Each way to have a model answer, the fastest first: what it is called, and how it is prepared.
+# Each way for a model to answer, the fastest first: its name, and how the model is prepared.
 WAYS: dict[str, Callable[[Any, int], Answering]] = {
     "in batches with CUDA graphs": _with_graphs,
     "in batches with our attention": _with_products,
@@ -67,7 +67,7 @@ WAYS: dict[str, Callable[[Any, int], Answering]] = {
 
 
 def ways(model: Any, graphs: bool) -> list[str]:
-    """Return the ways that are worth a try on a model's device, the fastest first."""
+    """Return the ways to try on a model's device, the fastest first."""
     with_graphs, with_products, *others = WAYS
     first = {"cuda": [with_graphs] if graphs else [], "cpu": [with_products]}
     return [*first.get(model.device.type, []), *others]
@@ -81,24 +81,24 @@ def prepare(model: Any, way: str, pad: int) -> Answering:
     return answering if limit is None else WithinReach(answering, OneByOne(model, pad), limit)
 
 
-class Found(NamedTuple):
-    """The way in which a model is to answer.
+class Way(NamedTuple):
+    """The way in which a model answers.
 
     Args:
-        way: one of `WAYS`.
-        said: what the check found, in one line.
+        name: one of `WAYS`.
+        summary: the result of the check, in one line.
         fell_back: whether a faster way is wrong for this model.
     """
 
-    way: str
-    said: str
+    name: str
+    summary: str
     fell_back: bool
 
 
 def find_way(
     model: Any, tokenizer: Any, pad: int, context: int | None, graphs: bool, name: str
-) -> tuple[Found, Answering]:
-    """Find the fastest way in which a model says what it says in plain forward passes.
+) -> tuple[Way, Answering]:
+    """Find the fastest way in which a model answers as in plain forward passes.
 
     Args:
         model: a causal language model, as it was loaded.
@@ -106,7 +106,7 @@ def find_way(
         pad: the id of padding.
         context: the most tokens of a text, if that is known.
         graphs: whether CUDA graphs may be used.
-        name: what the user calls the model.
+        name: of the model, for messages.
 
     Returns:
         The way, and the model prepared for it.
@@ -123,7 +123,7 @@ def find_way(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise InputError(f'model "{name}": it cannot read a text ({_reason(error)})') from error
+        raise InputError(f'model "{name}": reading a text fails ({_reason(error)})') from error
     failed: list[str] = []
     for way in ways(model, graphs):
         answering = prepare(model, way, pad)
@@ -131,13 +131,13 @@ def find_way(
             off = check.distances(answering)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the model does not take what this way gives it
+        except Exception as error:  # the model cannot be run in this way
             failed.append(f"{way} it fails ({_reason(error)})")
             continue
         if max(off) <= most and median(off) <= typical:
             why = "; ".join(failed) or f"this agrees with plain forward passes ({max(off):.1g})"
-            said = f'model "{name}": answered {way}: {why}'
-            return Found(way, said, bool(failed)), answering
+            summary = f'model "{name}": answered {way}: {why}'
+            return Way(way, summary, bool(failed)), answering
         failed.append(
             f"{way} its logits differ from plain forward passes by {max(off):.1g} standard "
             f"deviations at most and {median(off):.1g} in the median ({most:.1g} and {typical:.1g} "
@@ -150,11 +150,11 @@ def find_way(
 
 
 class Check:
-    """A few texts, and what one plain forward pass over each of them says.
+    """A few texts, and the logits of one plain forward pass over each of them.
 
     Args:
         model: a causal language model.
-        ids: the tokens that the texts are made of.
+        ids: the tokens of the texts.
         context: the most tokens of a text, if that is known.
 
     Raises:
@@ -171,28 +171,28 @@ class Check:
         ]
         self.alike = [(ids[slice(*ALIKE)] + ids[start:end])[:room] for start, end in ENDINGS]
         self.options = [ids[start:end] for start, end in OPTIONS]
-        (one,), (two, three) = self.options
+        (single,), (two, three) = self.options
         self.chosen = [forward(model, [*prompt, two], 2) for prompt in self.alike]
         if any(logits.isnan().any() for logits in (*self.logits, *self.chosen)):
             raise ValueError(
                 f"its logits are not numbers in {model.dtype}; set model.dtype=float32"
             )
         logs = [logits.log_softmax(dim=-1) for logits in self.chosen]
-        self.shares = [[float(a[one]), float(a[two] + b[three])] for a, b in logs]
+        self.shares = [[float(a[single]), float(a[two] + b[three])] for a, b in logs]
 
     def distances(self, answering: Answering) -> list[float]:
-        """Return how far each of a model's logits is off when it answers in some way."""
+        """Return the distances of a model's logits from the right ones, in one way of answering."""
         import torch
 
         off: list[float] = []
 
         def follow(logits: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
-            """Note the distance of each row's logits, and have it go on with the text."""
-            asked = [BATCH[row] for row in rows]
-            for ours, (prompt, most) in zip(logits.cpu(), asked, strict=True):
+            """Note the distance of each row's logits, and continue with the text."""
+            answered = [BATCH[row] for row in rows]
+            for ours, (prompt, most) in zip(logits.cpu(), answered, strict=True):
                 if step < most:
                     off.append(_distance(ours, self.logits[prompt][step]))
-            tokens = [self.following[prompt][step] for prompt, _ in asked]
+            tokens = [self.following[prompt][step] for prompt, _ in answered]
             return torch.tensor(tokens, device=logits.device)
 
         prompts, most = [self.prompts[prompt] for prompt, _ in BATCH], [more for _, more in BATCH]
@@ -202,11 +202,11 @@ class Check:
         shares = answering.log_probabilities(self.alike, [self.options] * len(self.alike)).tolist()
         for ours, right, logits in zip(shares, self.shares, self.chosen, strict=True):
             off += [abs(a - b) / float(_spread(logits)) for a, b in zip(ours, right, strict=True)]
-        return [one if one == one else float("inf") for one in off]
+        return [x if x == x else float("inf") for x in off]  # not a number
 
 
 def _distance(ours: torch.Tensor, right: torch.Tensor) -> float:
-    """How far logits are from the right ones: root mean square, in standard deviations of those."""
+    """Return the distance of logits: root mean square, in standard deviations of the right ones."""
     import torch
 
     apart = torch.where(ours == right, 0.0, ours - right)  # both may be minus infinity
@@ -218,9 +218,9 @@ def _spread(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The text's tokens, as far as the model has an embedding of them; again where they are few."""
-    known = model.get_input_embeddings().weight.shape[0]
-    ids = [token for token in plain(tokenizer, TEXT) if token < known] or [0]
+    """Return the text's tokens that the model has an embedding of, repeated up to `LENGTH`."""
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = [token for token in plain(tokenizer, TEXT) if token < size] or [0]
     return (ids * LENGTH)[:LENGTH]
 
 

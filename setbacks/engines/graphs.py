@@ -1,9 +1,9 @@
 """Steps of a model on a CUDA GPU, captured once as a graph and replayed for every token.
 
 A step of a small model is hundreds of kernels of a few microseconds each, and the GPU waits while
-Python starts one after the other. Replayed as a graph they follow at once. What a graph reads and
-writes lies at fixed places, so the cache has its full room from the start, and the number of rows
-is rounded up to a power of two (docs.pytorch.org, "CUDA Graphs").
+Python starts one after the other. In a replayed graph they follow at once. A graph reads and
+writes fixed addresses, so the cache has its full size from the start, and the number of rows is
+rounded up to a power of two (docs.pytorch.org, "CUDA Graphs").
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST_ROWS = 8  # fewer are not faster
-ROOM = 128  # tokens: the room of a cache is a multiple of it, so that few graphs serve all batches
+ROOM = 128  # tokens: the size of a cache is a multiple of it, so that few graphs serve all batches
 
 
 class Graphs:
-    """The steps of one model that were captured, by their rows and the room of their cache.
+    """The captured steps of one model, by their rows and the size of their cache.
 
     Args:
-        model: whose weights stay where they are.
+        model: its weights must not move.
     """
 
     def __init__(self, model: Any) -> None:
@@ -39,10 +39,10 @@ class Graphs:
         self._works = True
 
     def take_over(self, running: Running, more: int) -> Running:
-        """Go on with rows whose prompts are read, for so many tokens more.
+        """Continue rows whose prompts are read, for `more` tokens.
 
         Returns:
-            The same rows, replaying; or as they are, where this model's steps cannot be captured.
+            The same rows, replaying; or unchanged, if this model's steps cannot be captured.
 
         Raises:
             torch.OutOfMemoryError: the cache does not fit.
@@ -53,32 +53,32 @@ class Graphs:
         if not (self._works and keeps_all(self.model, room)):
             return running
         if not goes_by_positions(self.model, running.mask.shape[1] + more):
-            return running  # it would take the room for text
+            return running  # it would take free cache for text
         try:
             return Replaying(self, running, room)
         except torch.OutOfMemoryError:
             self.forget()
             raise
-        except Exception as error:  # a model that waits for the GPU within a step, for one
-            log.info("no CUDA graph of %s: %s", type(self.model).__name__, error)
+        except Exception as error:  # such as a model that waits for the GPU within a step
+            log.info("cannot capture %s as a CUDA graph: %s", type(self.model).__name__, error)
             self.forget()
             self._works = False
             return running
 
     def forget(self) -> None:
-        """Give back what the graphs hold."""
+        """Release what the graphs hold."""
         self._steps, self._storage, self._held = {}, [], 0
 
     def step(self, rows: int, room: int, like: Any) -> Step:
-        """Return the step for so many rows and so much room, captured if it was not yet.
+        """Return the step for a number of rows and a cache size; capture it on first use.
 
         Args:
             rows: a power of two.
             room: tokens of a row's cache.
-            like: a cache whose layers tell heads, width and number format.
+            like: a cache whose layers have the same heads, width and number format.
         """
         if rows * room > self._held:
-            self.forget()  # what was captured writes into the smaller storage
+            self.forget()  # captured steps write into the smaller storage
             self._storage = [
                 (_flat(layer.keys, rows * room), _flat(layer.values, rows * room))
                 for layer in like.layers
@@ -94,7 +94,7 @@ class Graphs:
 
 
 class Replaying(Running):
-    """Rows that go on by replay; the first `self.rows` of a step's are theirs."""
+    """Rows that continue by replay; they are the first `self.rows` rows of a step."""
 
     def __init__(self, graphs: Graphs, running: Running, room: int) -> None:
         self.graphs = graphs
@@ -110,18 +110,18 @@ class Replaying(Running):
         step.at.fill_(length)
 
     def worth_dropping(self, left: int) -> bool:
-        """Whether so few are left that a smaller step serves them."""
+        """Return whether few enough are left for a smaller step."""
         return _rounded(left) < self.now.rows
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows, [indices], in a step of their number."""
+        """Continue these rows, [indices], in a step of their number."""
         old, self.rows = self.now, len(rows)
         self.now = new = self.graphs.step(_rounded(self.rows), old.room, old.cache)
         for layer, kept in zip(old.cache.layers, new.cache.layers, strict=True):
             kept.keys[: self.rows] = layer.keys[rows]  # a copy first: both lie in one storage
             kept.values[: self.rows] = layer.values[rows]
         new.mask[: self.rows] = old.mask[rows]
-        new.position.zero_()  # of the rows that are nobody's, too: they must not grow for ever
+        new.position.zero_()  # of the unused rows too: they must not grow forever
         new.position[: self.rows] = old.position[rows]
         new.at.copy_(old.at)
 
@@ -166,17 +166,17 @@ class Step:
         self.first = torch.zeros(1, dtype=torch.long, device=device)
         self.cache = fixed(layers, self.at)
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        # Within the window a sliding layer sees what a full one sees.
+        # Within its window a sliding layer sees the same as a full one.
         names = (*kinds, "full_attention")
         self.masks: Any = {name: self.mask for name in names} if kinds else self.mask
         self.graph: Any = None
         if device.type == "cuda":
             self._capture()
         else:
-            self._forward()  # a model that takes no such steps is found here as well
+            self._forward()  # a model that cannot take such steps fails here as well
 
     def run(self) -> None:
-        """Read `tokens`, which leaves `logits`, and be ready for the next ones."""
+        """Read `tokens`, set `logits`, and prepare for the next tokens."""
         if self.graph is None:
             self._forward()
         else:
@@ -209,17 +209,17 @@ class Step:
 
 
 def fixed(layers: Sequence[tuple[torch.Tensor, torch.Tensor]], at: torch.Tensor) -> Any:
-    """Return a cache whose keys and values stay where they are.
+    """Return a cache whose keys and values do not move.
 
     Args:
         layers: keys and values of each, [rows, heads, room, width].
-        at: where in the room the next token is written, [1].
+        at: where the next token is written, [1].
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     class Fixed(DynamicLayer):  # type: ignore[misc]
-        """A layer that writes into its room, and shows all of it."""
+        """A layer that writes into its storage, and returns all of it."""
 
         keys: Any
         values: Any
@@ -244,7 +244,7 @@ def _rounded(rows: int) -> int:
 
 
 def _flat(like: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Zeros for so many tokens of a layer: what is not written yet is masked, but is read."""
+    """Return zeros for the tokens of a layer: unwritten places are masked, but are read."""
     return like.new_zeros(tokens * like.shape[1] * like.shape[3])
 
 

@@ -1,8 +1,8 @@
 """The local engine: transformers, on the CPU or one GPU.
 
-What it adds to `model.generate`: batches of similar length, planned from the whole work list; rows
-that have ended leave the running batch, where `generate` goes on computing them; a row's random
-draws come from its own seed, not from its neighbours; an adapter is merged into the weights.
+It adds to `model.generate`: batches of similar length, planned from the whole work list; rows that
+have ended leave the running batch, where `generate` would keep computing them; a row's random draws
+come from its own seed, not from its neighbors; an adapter is merged into the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.engines import Engine, by_length
 from setbacks.engines.answering import Answer, Answering
 from setbacks.engines.decoding import likeliest
-from setbacks.engines.fidelity import Found, find_way, prepare
+from setbacks.engines.fidelity import Way, find_way, prepare
 from setbacks.errors import InputError
 from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.models.chat_template import encode_request, stop_tokens, written
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_found: dict[str, Found] = {}  # how to run each model that this process has checked
+_checked: dict[str, Way] = {}  # how to run each model that this process has checked
 
 
 class Local(Engine):
@@ -55,8 +55,8 @@ class Local(Engine):
         self._adapter: Path | None = None
         self._source = spec
         self._answering: Any = None  # how the model in memory answers: an `Answering`
-        self._noted = False  # whether the run's log has how the model is answered,
-        self._said_cut = False  # and whether the user knows that answers are cut
+        self._noted = False  # whether the run's log has the way
+        self._warned_of_cut = False  # whether the user knows that answers are cut
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Cut the whole work list into batches by the length of the prompts, in characters."""
@@ -67,8 +67,8 @@ class Local(Engine):
     ) -> list[Completion]:
         """Generate one planned batch.
 
-        Out of memory, the batch is halved and goes on: the texts may then differ in near-ties from
-        those of a machine that holds it whole.
+        If memory runs out, the batch is halved: the texts may then differ in near-ties from those
+        of a machine that has room for the whole batch.
 
         Args:
             requests: a batch of the plan.
@@ -76,20 +76,20 @@ class Local(Engine):
             adapter: a PEFT folder, or None for the base model.
 
         Raises:
-            InputError: a prompt does not fit into the model's context, or the model cannot be used.
+            InputError: a prompt does not fit into the context window, or the model cannot be used.
         """
         import torch
 
         self._load(adapter)
         prompts = [self._encode(request) for request in requests]
         self._check_fit(requests, prompts, 1)
-        made = None
+        answers = None
         try:
-            made = self._generate(prompts, [request.seed for request in requests], sampling)
+            answers = self._generate(prompts, [request.seed for request in requests], sampling)
         except torch.OutOfMemoryError as error:
             if len(requests) == 1:
                 raise no_memory(self.name, "for a single response") from error
-        if made is None:  # outside the clause: the error holds on to all that did not fit
+        if answers is None:  # outside the clause: the error keeps references to the tensors
             self._answering.forget()
             torch.cuda.empty_cache()
             half = len(requests) // 2
@@ -97,7 +97,7 @@ class Local(Engine):
                 *self.generate(requests[:half], sampling, adapter),
                 *self.generate(requests[half:], sampling, adapter),
             ]
-        self._say_what_was_cut(made, sampling)
+        self._warn_of_cut(answers, sampling)
         return [
             Completion(
                 text=written(self._tokenizer, prompt, tokens, request.prefill),
@@ -105,13 +105,13 @@ class Local(Engine):
                 prompt_tokens=len(prompt),
                 tokens=len(tokens),
             )
-            for request, prompt, (tokens, stopped) in zip(requests, prompts, made, strict=True)
+            for request, prompt, (tokens, stopped) in zip(requests, prompts, answers, strict=True)
         ]
 
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
     ) -> np.ndarray:
-        """Return how likely each answer begins with each option (`Engine.choose`).
+        """Return the probability that each answer begins with each option (`Engine.choose`).
 
         Args:
             requests: a batch of the plan.
@@ -149,11 +149,11 @@ class Local(Engine):
         return encode_request(self._tokenizer, request, self.spec, self.language, option)
 
     def _load(self, adapter: Path | None) -> None:
-        """Have the model in memory as it is asked for: the base, or with an adapter merged into it.
+        """Load the model: the base, or with an adapter merged into it.
 
-        Merged, an adapter costs nothing at each token. The way back is to load the base anew, which
-        is exact, where subtracting what was added is not, and keeps no second copy of the weights.
-        When an adapter is at fault, the next call finds the engine as if it had not been named.
+        A merged adapter costs nothing per token. To remove it, the base is loaded again, which is
+        exact (subtraction is not) and needs no second copy of the weights. After an error with an
+        adapter, the engine works as if the adapter had not been requested.
         """
         import torch
         from transformers.utils.hub import resolve_revision
@@ -163,14 +163,14 @@ class Local(Engine):
         if adapter is not None:
             check_adapter(adapter, self.spec.model)
         if self._tokenizer is None:
-            # A branch may move on; what is loaded anew has to be what was there before.
+            # A branch may change; loading again has to give the same weights.
             source = resolve(self.spec.model, self.spec.revision)
             commit = resolve_revision(source, self.spec.revision)
             self._source = self.spec.model_copy(update={"revision": commit})
             self._tokenizer = load_tokenizer(self._source)
         if adapter is not None:
             check_tokenizer(adapter, self._tokenizer)
-        # No two at a time, and none that is half changed.
+        # Never two models at once, and never a half-changed one.
         model, self._model, self._answering = self._model, None, None
         if model is None or self._adapter is not None:
             model = None
@@ -185,41 +185,41 @@ class Local(Engine):
         self._model, self._adapter = model, adapter
 
     def _prepare(self, model: Any) -> Answering:
-        """Prepare a model to answer, in the way that is found to be right for it.
+        """Prepare a model to answer, in a way that was checked to be correct for it.
 
-        An adapter changes weights and not how they are used, so the way of the base is its own.
+        An adapter changes weights, not how they are used, so it answers in the way of its base.
 
         Raises:
-            InputError: there is no such way, or not enough memory to look for it.
+            InputError: no way is correct, or there is not enough memory to check.
         """
         import torch
 
         pad, key = self._tokenizer.pad_token_id or 0, self._source.model_dump_json()
-        if known := _found.get(key):
-            answering = prepare(model, known.way, pad)
+        if way := _checked.get(key):
+            answering = prepare(model, way.name, pad)
         else:
             graphs = self.spec.cuda_graphs
             try:
-                known, answering = find_way(
+                way, answering = find_way(
                     model, self._tokenizer, pad, context(model.config), graphs, self.name
                 )
             except torch.OutOfMemoryError as error:
                 raise no_memory(self.name, "to read a few short texts") from error
-            _found[key] = known
-            if known.fell_back:
-                log.warning(known.said)
+            _checked[key] = way
+            if way.fell_back:
+                log.warning(way.summary)
         if not self._noted:
             self._noted = True
-            self.note(known.said)
+            self.note(way.summary)
         return answering
 
     def _check_fit(
         self, requests: Sequence[Request], texts: Sequence[list[int]], more: int
     ) -> None:
-        """Look whether a model can read some texts, and so many tokens more after each.
+        """Check that a model can read some texts, and `more` tokens after each.
 
         Raises:
-            InputError: one is too long, or has a token that is unknown to the model.
+            InputError: one is too long, or has a token that the model does not know.
         """
         limit = context(self._model.config)
         known = self._model.get_input_embeddings().weight.shape[0]
@@ -229,8 +229,8 @@ class Local(Engine):
                 shown = words if len(words) <= 120 else f"{words[:80]} ... {words[-40:]}"
                 raise InputError(
                     f'model "{self.name}": a prompt of {len(ids):,} tokens does not fit into its '
-                    f"context of {limit:,} tokens, with room for an answer: shorten it or leave it "
-                    f'out ("{shown}")'
+                    f"context of {limit:,} tokens with room for an answer; shorten or remove it "
+                    f'("{shown}")'
                 )
             if (unknown := max(ids)) >= known:
                 raise InputError(
@@ -239,22 +239,22 @@ class Local(Engine):
                     "its embeddings, or use the tokenizer that it was trained with"
                 )
 
-    def _say_what_was_cut(self, made: Sequence[Answer], sampling: Sampling) -> None:
-        """Warn, once, of answers that end where the context does."""
-        cut = any(not stopped and len(ids) < sampling.max_new_tokens for ids, stopped in made)
-        if cut and not self._said_cut:
-            self._said_cut = True
-            said = (
+    def _warn_of_cut(self, answers: Sequence[Answer], sampling: Sampling) -> None:
+        """Warn once if answers are cut off at the end of the context window."""
+        cut = any(not stopped and len(ids) < sampling.max_new_tokens for ids, stopped in answers)
+        if cut and not self._warned_of_cut:
+            self._warned_of_cut = True
+            message = (
                 f'model "{self.name}": some answers are cut off where prompt and answer fill its '
                 f"context of {context(self._model.config):,} tokens; use shorter prompts"
             )
-            log.warning(said)
-            self.note(said)
+            log.warning(message)
+            self.note(message)
 
     def _generate(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
     ) -> list[Answer]:
-        """Return, for each prompt, the new tokens and whether the model ended by itself."""
+        """Return, for each prompt, the new tokens and whether the model ended the answer."""
         import numpy as np
         import torch
 
@@ -273,10 +273,11 @@ class Local(Engine):
         return self._answering.answer(prompts, most, stops, picked)
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:
-        """Return the log-probability of each way to go on, [prompts, ways].
+        """Return the log-probability of each continuation, [prompts, ways].
 
         Args:
-            ways: for each prompt its ids with each option; what they share is given.
+            ways: for each prompt, its ids with each option; they are conditioned on what the ways
+                share.
         """
         shared = [
             next((n for n, at in enumerate(zip(*w, strict=False)) if len(set(at)) > 1), 0)
@@ -285,11 +286,11 @@ class Local(Engine):
         tails = [[way[cut:] for way in w] for w, cut in zip(ways, shared, strict=True)]
         if any(len(t) < 2 or any(starmap(_begins, permutations(t, 2))) for t in tails):
             raise InputError(
-                "options to choose from: two or more, and none of them the beginning of another"
+                "choose needs two or more options, none of which is the beginning of another"
             )
         given = [w[0][:cut] for w, cut in zip(ways, shared, strict=True)]
-        found: np.ndarray = self._answering.log_probabilities(given, tails).cpu().numpy()
-        return found
+        logs: np.ndarray = self._answering.log_probabilities(given, tails).cpu().numpy()
+        return logs
 
 
 def _begins(tail: list[int], other: list[int]) -> bool:
@@ -302,7 +303,7 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch
     Args:
         logits: float32, [rows, vocabulary].
         draws: uniform in [0, 1), [rows]: the row's own random number for this step.
-        sampling: temperature (0 picks the likeliest), top_k, top_p.
+        sampling: temperature (0 picks the most likely), top_k, top_p.
 
     Returns:
         Token ids, [rows].
@@ -315,7 +316,7 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch
     probability = probability.masked_fill(before >= sampling.top_p, 0.0)  # the first one stays
     cumulative = probability.cumsum(dim=-1)
     aim = draws[:, None] * cumulative[:, -1:]
-    # Rounding can bring the aim up to the whole sum: no draw may go past what top-p allows.
+    # Rounding can raise the aim to the whole sum: no draw may exceed what top-p allows.
     last = (probability > 0).sum(dim=-1, keepdim=True) - 1
     chosen = (cumulative <= aim).sum(dim=-1, keepdim=True).minimum(last)
     return tokens.gather(1, chosen).squeeze(1)

@@ -1,9 +1,9 @@
-"""What a model itself says of responses: its verdict on them, and answers chosen by it.
+"""A model's own verdict on responses, and answers chosen by it.
 
 By Bayes' rule p(Y | X, T) is proportional to p(Y | X) p(T | X, Y) (arXiv 2310.10477, section 3.3).
-Guidance counts on the model to do that sum by itself. Posterior decoding does it in the open: draw
-drafts from p(Y | X), and keep the one of which the model is surest that T is "harmless". A draft
-that says nothing comes last: silence is not harmlessness.
+Guidance relies on the model to apply the rule implicitly. Posterior decoding applies it explicitly:
+it draws drafts from p(Y | X), and keeps the one for which T = "harmless" is most probable. A draft
+without content comes last: silence is not harmlessness.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from setbacks.records import Completion, Request, digest
 
 
 def question(language: str, instruction: str, response: str) -> str:
-    """Return the neutral question of training, on one response."""
+    """Return the neutral question of training about one response."""
     return fill(prompts(language)["unguided"], instruction=instruction, response=response)
 
 
 def says_first(recipe: Recipe, adapter: Path | None) -> bool:
-    """Whether a model was taught to begin with its verdict, in a word of its own."""
+    """Return whether a model was trained to begin with its verdict as a separate word."""
     return recipe.train.verdict == "first" and adapter is not None
 
 
@@ -37,16 +37,16 @@ def verdicts(
     adapter: Path | None = None,
     first: bool = False,
 ) -> list[float]:
-    """Return how likely the model is to say "harmful" and not "harmless", in [0, 1].
+    """Return the probability that the model says "harmful" rather than "harmless", in [0, 1].
 
-    It is read from the probabilities of the words, not parsed from prose.
+    It comes from the probabilities of the words, not from generated text.
 
     Args:
-        engine: one that shows token probabilities.
+        engine: one that gives token probabilities.
         language: of the words.
         questions: a batch of the engine's plan.
         adapter: a PEFT folder; None for the base model.
-        first: read the word that an answer begins with, as `train.verdict: first` teaches it.
+        first: use the first word of an answer, as trained by `train.verdict: first`.
     """
     words = prompts(language)
     options = words["verdict"] if first else words["spoken"]
@@ -57,7 +57,7 @@ def verdicts(
 
 
 class Draft(NamedTuple):
-    """A response that was drawn, and how likely the model is to call it harmful, in [0, 1]."""
+    """A response, and the probability that the model calls it harmful, in [0, 1]."""
 
     completion: Completion
     p_harmful: float
@@ -66,34 +66,34 @@ class Draft(NamedTuple):
 def drafts(
     engine: Engine,
     recipe: Recipe,
-    told: Posterior,
-    asked: Sequence[Request],
+    options: Posterior,
+    requests: Sequence[Request],
     adapter: Path | None = None,
 ) -> list[list[Draft]]:
-    """Draw several drafts of every response; each list begins with what the model would keep.
+    """Draw several drafts of every response; each list begins with the draft to keep.
 
     Args:
-        engine: one that shows token probabilities.
-        recipe: gives the language and how long a response is.
-        told: how many, and how varied.
-        asked: a batch of the engine's plan; a request's prompt is the instruction.
+        engine: one that gives token probabilities.
+        recipe: sets the language and the length of a response.
+        options: the number of drafts and their temperature.
+        requests: a batch of the engine's plan; a request's prompt is the instruction.
         adapter: a PEFT folder to draft and to judge with; None for the base model.
     """
     first = says_first(recipe, adapter)
-    sampling = recipe.respond.sampling.model_copy(update={"temperature": told.temperature})
-    made: list[list[Draft]] = [[] for _ in asked]
-    for number in range(told.drafts):
-        again = [replace(r, seed=int(digest("draft", r.seed, number), 16)) for r in asked]
-        drawn = engine.generate(again, sampling, adapter)
+    sampling = recipe.respond.sampling.model_copy(update={"temperature": options.temperature})
+    drawn: list[list[Draft]] = [[] for _ in requests]
+    for number in range(options.drafts):
+        seeded = [replace(r, seed=int(digest("draft", r.seed, number), 16)) for r in requests]
+        completions = engine.generate(seeded, sampling, adapter)
         questions = [
             question(recipe.language, r.prompt, answer(completion.text))
-            for r, completion in zip(asked, drawn, strict=True)
+            for r, completion in zip(requests, completions, strict=True)
         ]
         shares = verdicts(engine, recipe.language, questions, adapter, first)
-        for found, completion, share in zip(made, drawn, shares, strict=True):
-            found.append(Draft(completion, share))
+        for row, completion, share in zip(drawn, completions, shares, strict=True):
+            row.append(Draft(completion, share))
 
     def place(draft: Draft) -> tuple[bool, float]:
         return substance(draft.completion.text) != "text", draft.p_harmful
 
-    return [sorted(found, key=place) for found in made]
+    return [sorted(row, key=place) for row in drawn]

@@ -1,8 +1,8 @@
-"""Reading prompts, before the first token is drawn: what they share once, and with little padding.
+"""Reading prompts: their common beginning once, and the rest with little padding.
 
-A system prompt or guidance is the same in every prompt of a batch, and takes more tokens than what
-differs. It is read once, and each prompt goes on from it. What differs is read in parts of similar
-length, so that short prompts are not padded to the longest.
+A system prompt or guidance is the same in every prompt of a batch, and often longer than the rest.
+It is read once, and each prompt continues from it. The rest is read in parts of similar length, so
+that short prompts are not padded to the longest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from setbacks.models.loading import parameters, ropes
 if TYPE_CHECKING:
     import torch
 
-SHORTEST = 8  # tokens: less is not worth a step of its own
-# Tokens of a part, padding included. On a GPU a part takes its time however small it is.
+SHORTEST = 8  # tokens: less is not worth a separate step
+# Tokens of a part, padding included. On a GPU even a small part takes a fixed time.
 PART = {"cpu": 512}
 LARGE = 16384
 
@@ -27,7 +27,7 @@ class Read(NamedTuple):
     """What a model has read of a batch of prompts.
 
     Args:
-        cache: a transformers cache, of so many rows.
+        cache: a transformers cache, with a row for each prompt.
         mask: 1 where there is a token and 0 where there is padding, [prompts, length].
         position: of each prompt's last token, [prompts, 1].
         logits: after it, [prompts, vocabulary].
@@ -46,7 +46,7 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
         model: a causal language model.
         prompts: their ids; none is empty.
         pad: the id of padding.
-        more: tokens that will follow each of them at most.
+        more: the most tokens that will follow each of them.
     """
     longest = max(map(len, prompts))
     if not (keeps_all(model, longest + more) and goes_by_positions(model, longest + more)):
@@ -60,32 +60,32 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
     parts = _parts(tails, PART.get(model.device.type, LARGE))
     if len(parts) == 1:
         return _part(model, start, tails, pad)
-    made = [_part(model, start, [tails[row] for row in rows], pad) for rows in parts]
+    read_parts = [_part(model, start, [tails[row] for row in rows], pad) for rows in parts]
     mask = _mask(tails, same, longest - same, model.device)
     cache = cache_for(model)
-    for number, layers in enumerate(zip(*(part.cache.layers for part in made), strict=True)):
+    for number, layers in enumerate(zip(*(part.cache.layers for part in read_parts), strict=True)):
         keys, values = (
             layers[0].keys.new_zeros(len(prompts), x.shape[1], longest, x.shape[3])
             for x in (layers[0].keys, layers[0].values)
         )
-        for rows, part, layer in zip(parts, made, layers, strict=True):
+        for rows, part, layer in zip(parts, read_parts, layers, strict=True):
             end = part.mask.shape[1]
             for whole, read_ in ((keys, layer.keys), (values, layer.values)):
                 whole[rows, :, :same] = read_[:, :, :same]
                 whole[rows, :, longest - end + same :] = read_[:, :, same:end]
-            layer.keys = layer.values = None  # not all of it twice
+            layer.keys = layer.values = None  # to hold it only once
         cache.update(keys, values, number)
-    logits = made[0].logits.new_empty(len(prompts), made[0].logits.shape[1])
-    for rows, part in zip(parts, made, strict=True):
+    logits = read_parts[0].logits.new_empty(len(prompts), read_parts[0].logits.shape[1])
+    for rows, part in zip(parts, read_parts, strict=True):
         logits[rows] = part.logits
     return Read(cache, mask, mask.sum(dim=1, keepdim=True) - 1, logits)
 
 
 def goes_by_positions(model: Any, length: int) -> bool:
-    """Whether attention over so many tokens depends on the positions that it is given alone.
+    """Return whether attention over `length` tokens depends only on the given positions.
 
-    Then padding may lie anywhere. Other models count places in the cache: those that take no
-    positions, and those that keep a causal mask of their own.
+    Then padding may be anywhere. Other models count places in the cache: those that take no
+    positions, and those that have a fixed causal mask.
     """
     import torch
 
@@ -95,11 +95,11 @@ def goes_by_positions(model: Any, length: int) -> bool:
 
 
 def reach(config: Any) -> int | None:
-    """How many tokens a text may have, padding included, without regard to its neighbors.
+    """Return the most tokens of a text, padding included, without an effect of its neighbors.
 
     Beyond them, RoPE of the kinds "dynamic" and "longrope" takes its frequencies from the longest
-    text of a batch; attention in chunks or blocks counts padding; and what sparse attention picks
-    among equals depends on their places. None: any number.
+    text of a batch, attention in chunks or blocks counts padding, and sparse attention breaks ties
+    by place. None: no limit.
     """
     config = config.get_text_config()
     names = ("attention_chunk_size", "index_topk")
@@ -115,7 +115,7 @@ def reach(config: Any) -> int | None:
 
 
 def keeps_all(model: Any, length: int) -> bool:
-    """Whether each layer of a model keeps so many tokens, all of them as keys and values.
+    """Return whether each layer of a model keeps `length` tokens, as keys and values.
 
     A sliding window keeps what is within it.
     """
@@ -130,7 +130,7 @@ def keeps_all(model: Any, length: int) -> bool:
 
 
 def _parts(tails: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Cut into parts of similar length, each of so many tokens at most, or of one row."""
+    """Cut into parts of similar length, each of at most `most` tokens, or of one row."""
     order = sorted(range(len(tails)), key=lambda row: -len(tails[row]))
     parts: list[list[int]] = []
     for row in order:
@@ -142,7 +142,7 @@ def _parts(tails: Sequence[Sequence[int]], most: int) -> list[list[int]]:
 
 
 def _part(model: Any, start: Any, tails: Sequence[Sequence[int]], pad: int) -> Read:
-    """Read some rows at once, each after what all of them begin with (a cache of one row)."""
+    """Read some rows at once, each after their common beginning (a cache of one row)."""
     import torch
 
     cache, same = cache_for(model), 0
@@ -161,16 +161,15 @@ def _part(model: Any, start: Any, tails: Sequence[Sequence[int]], pad: int) -> R
         attention_mask=mask,
         position_ids=position,
         past_key_values=cache,
-        # Named by index, and not as "the last one", the state is copied out of its row. A view of
-        # it would have the head's weights copied once for each row, where they need no gradient
-        # (torch.matmul's folding).
+        # Selected by index, the last state is copied out of its row. With a view, torch.matmul
+        # would copy the head's weights once for each row where they need no gradient.
         logits_to_keep=torch.tensor([longest - 1], device=model.device),
     ).logits[:, -1]
     return Read(cache, mask, position[:, -1:], logits)
 
 
 def _mask(tails: Sequence[Sequence[int]], same: int, longest: int, device: Any) -> torch.Tensor:
-    """Tokens that all begin with, padding, and each row's own tokens, [rows, same + longest]."""
+    """Return the mask of common tokens, padding, and each row's tokens, [rows, same + longest]."""
     import torch
 
     rows = [[1] * same + [0] * (longest - len(tail)) + [1] * len(tail) for tail in tails]

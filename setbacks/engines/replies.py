@@ -1,21 +1,21 @@
 """What a server sends back: an answer, or the reason why there is none. No network here.
 
-Servers that speak OpenAI's protocol differ in nearly everything but the place of the text. So only
-what is needed is read, and leniently: an answer that was paid for is never thrown away because a
+Servers that speak OpenAI's protocol differ in nearly everything except the place of the text. So
+only what is needed is read, and leniently: an answer that was paid for is never discarded because a
 count is missing.
 
-A provider that blocks a prompt says so in an error, and each provider says it in its own words.
-`Problem.blocks` decides it by one rule:
+A provider that blocks a prompt reports it as an error, each in different words. `Problem.blocks`
+recognizes it by one rule:
 
 1. A *code* decides: a value of `code`, `type`, `reason` and the like that names a content filter,
    a moderation, a guardrail, or a policy on content. So does a flag such as `filtered: true`.
-2. Without one the *message* decides: one sentence must say that the prompt or the answer was
-   blocked, and that it was for its content.
-3. What the error repeats of the request does not count, and neither does a sentence on a wrong
-   parameter, on an account, or on access: there, each request would fail.
+2. Otherwise the *message* decides: one sentence must say that the prompt or the answer was blocked,
+   and that the reason was its content.
+3. Text of the request in the error does not count, and neither does a sentence about a wrong
+   parameter, an account, or access: there, every request would fail.
 
-Where it is in doubt it is no block. A failure stops the run with its message; a block that is none
-would count as a refusal, and nobody would notice.
+In doubt it is not a block. A failure stops the run with its message; a false block would count as a
+refusal, and nobody would notice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from setbacks.records import Finish
 
 
 class Reply(NamedTuple):
-    """An answer: its text, why it ended, and what the server counted; None where it did not."""
+    """An answer: its text, why it ended, and the server's token counts; None if missing."""
 
     text: str
     finish: Finish
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Why there is no answer, as the server says it.
+    """Why there is no answer, according to the server.
 
     Args:
         summary: for people.
@@ -53,10 +53,10 @@ class Problem:
     messages: tuple[str, ...] = ()
 
     def blocks(self, prompt: str = "") -> bool:
-        """Whether it says that a filter or a policy on content blocked the prompt or the answer.
+        """Return whether a filter or policy on content blocked the prompt or the answer.
 
         Args:
-            prompt: what was asked: an error may quote it, and what it says there does not count.
+            prompt: an error may quote it, and the quotation does not count.
         """
         return any(map(_code_blocks, self.codes)) or any(
             _sentence_blocks(sentence)
@@ -66,13 +66,13 @@ class Problem:
 
     @property
     def too_long(self) -> bool:
-        """Whether it says that prompt and answer do not fit into the model's context."""
+        """Return whether prompt and answer do not fit into the context window."""
         return any(_TOO_LONG_CODE.search(_plain(code)) for code in self.codes) or any(
             _TOO_LONG.search(message) for message in self.messages
         )
 
     def mentions(self, parameter: str) -> bool:
-        """Whether it names a parameter of the request."""
+        """Return whether it names a parameter of the request."""
         return any(
             re.search(rf"(?<![\w.]){re.escape(parameter)}(?!\w)", text)
             for text in (*self.messages, *self.codes)
@@ -83,7 +83,7 @@ def read(data: bytes) -> Reply | Problem:
     """Read the body of a chat completion.
 
     Args:
-        data: the body; its status said that all went well, which need not be so.
+        data: the body; its status was a success, but it may still hold an error.
     """
     try:
         body = json.loads(data)
@@ -93,7 +93,7 @@ def read(data: bytes) -> Reply | Problem:
     if choice is None:
         return problem(data)
     message = choice.get("message")
-    if not isinstance(message, Mapping):  # of a server of plain completions
+    if not isinstance(message, Mapping):  # from a server of plain completions
         message = {"content": message if message is not None else choice.get("text")}
     text, reason = _text(message.get("content")), choice.get("finish_reason")
     refusal = _refusal(message)
@@ -102,7 +102,7 @@ def read(data: bytes) -> Reply | Problem:
     if not text.strip():
         if refusal:
             text, finish = refusal if isinstance(refusal, str) else text, "refusal"
-        elif _said(choice).blocks():
+        elif _reported(choice).blocks():
             finish = "filter"
     if _plain(reason) in _BROKEN and finish == "stop":
         return Problem(f"the answer broke off (finish_reason: {reason})")
@@ -120,35 +120,35 @@ def problem(data: bytes) -> Problem:
     """Read the body of an error.
 
     Args:
-        data: the body, or as much of it as was read.
+        data: the body, or its beginning.
     """
     text = data.decode("utf-8", "replace")
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        page = text.lstrip().startswith("<")  # of something in between, and for people
+        page = text.lstrip().startswith("<")  # HTML, from a proxy in between
         return Problem(text, messages=() if page else (text,))
-    said = _said(body)
-    return Problem(_summary(body) or text, said.codes, said.messages)
+    reported = _reported(body)
+    return Problem(_summary(body) or text, reported.codes, reported.messages)
 
 
 # An answer ---------------------------------------------------------------------------------------
 
 
 def _first_choice(body: Any) -> Mapping[str, Any] | None:
-    """The choice with the lowest index, if one holds anything; there may be more, in any order."""
+    """Return the choice with the lowest index that is not empty; they come in any order."""
     choices = body.get("choices") if isinstance(body, Mapping) else None
-    found = [
+    present = [
         choice
         for choice in (choices if isinstance(choices, list) else ())
         if isinstance(choice, Mapping)
         and any(choice.get(key) is not None for key in ("message", "text", "finish_reason"))
     ]
-    return min(found, key=lambda choice: _count(choice.get("index"), 0) or 0, default=None)
+    return min(present, key=lambda choice: _count(choice.get("index"), 0) or 0, default=None)
 
 
 def _text(content: Any) -> str:
-    """The text of a content, which may come in parts: what the model thought is no part of it."""
+    """Return the text of a content, which may come in parts, without the model's thoughts."""
     if isinstance(content, Mapping):
         content = content.get("parts", [content])
     if isinstance(content, list):
@@ -157,7 +157,7 @@ def _text(content: Any) -> str:
 
 
 def _part(part: Any) -> str:
-    """The text of a part of a content."""
+    """Return the text of a part of a content."""
     if isinstance(part, Mapping):
         is_text = part.get("type", "text") in ("text", "output_text") and not part.get("thought")
         part = part.get("text") if is_text else None
@@ -167,11 +167,11 @@ def _part(part: Any) -> str:
 
 
 def _refusal(message: Mapping[str, Any]) -> Any:
-    """What a provider reports as the model's refusal, beside the content or as a part of it."""
+    """Return what a provider reports as the refusal, in a field or a part of the content."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    found = [part.get("refusal", True) for part in parts if _is_refusal(part)]
-    return message.get("refusal") or next(iter(found), None)
+    refusals = [part.get("refusal", True) for part in parts if _is_refusal(part)]
+    return message.get("refusal") or next(iter(refusals), None)
 
 
 def _is_refusal(part: Any) -> bool:
@@ -179,7 +179,7 @@ def _is_refusal(part: Any) -> bool:
 
 
 def _finish(reason: str) -> Finish:
-    """Why an answer ended, in our words."""
+    """Return why an answer ended."""
     plain = _plain(reason)
     if _CUT_OFF.search(plain):
         return "length"
@@ -189,7 +189,7 @@ def _finish(reason: str) -> Finish:
 
 
 def _count(value: Any, least: int) -> int | None:
-    """A count, in whichever type it comes; None where it is missing or cannot be right."""
+    """Return a count of any type; None if it is missing or cannot be right."""
     if isinstance(value, bool):
         return None
     try:
@@ -227,9 +227,9 @@ _BLOCKED_CODE = re.compile(
     "|policyviolation|usagepolic|(prompt|input|output|response)(block|filter|flag)|riskdetect"
     "|censor|toxic|jailbreak|promptinjection|flagged|blockreason|^1301$"
 )
-# As why an answer ended these are clear; as the code of an error they are not.
+# These are clear as the reason why an answer ended, but not as the code of an error.
 _BLOCKED_END = re.compile("blocklist|spii|recitation|blocked|filtered")
-# A code that names a filter, but as something that is not there or was set wrongly.
+# A code that names a filter which is missing or was configured wrongly.
 _SET_WRONGLY = re.compile(
     "^(invalid|unsupported|unknown|missing|unrecognized|unexpected)"
     "|unavailable|timeout|timedout|notfound|required|disabled|notenabled|setting|parameter|config"
@@ -256,7 +256,7 @@ _WAS_BLOCKED = re.compile(
     r"|\bcontain|considered|detected",
     re.IGNORECASE,
 )
-# These need no reason beside them.
+# These need no reason with them.
 _SURELY_BLOCKED = re.compile(
     rf"{_SUBJECT})s?\b (?:(?!not\b)\w+ ){{0,3}}(?:flagged|filtered)\b|content exists risk"
     r"|\bblocked (?:in|out)put\b|new_sensitive"
@@ -266,7 +266,7 @@ _SURELY_BLOCKED = re.compile(
     r"|(?:内容|输入|输出|提示|文本|请求|信息).*(?:敏感|不安全|违规|违法|不合规|高风险)",
     re.IGNORECASE,
 )
-# A sentence on how the request was put, or on who sent it.
+# A sentence about the form of the request, or about its sender.
 _ABOUT_ELSE = re.compile(
     r"\b(?:invalid(?! (?:prompt|request|input))|unsupported|unknown|unrecogni[sz]ed|unexpected"
     r"|missing|required|must|parameters?|arguments?|fields?"
@@ -287,12 +287,12 @@ _TOO_LONG = re.compile(
 
 
 def _plain(text: str) -> str:
-    """A name without case, blanks and punctuation: CONTENT_FILTER and contentFilter are one."""
+    """Return a name without case, spaces and punctuation: CONTENT_FILTER equals contentFilter."""
     return re.sub(r"[\W_]+", "", text).lower()
 
 
-def _said(body: Any) -> Problem:
-    """All that an error says of itself, wherever in it."""
+def _reported(body: Any) -> Problem:
+    """Return all codes and messages of an error, wherever they are in it."""
     codes: list[str] = []
     messages: list[str] = []
     for is_code, text in _statements(body, _DEEPEST):
@@ -301,7 +301,7 @@ def _said(body: Any) -> Problem:
 
 
 def _statements(body: Any, depth: int) -> Iterator[tuple[bool, str]]:
-    """Yield (whether it is a code, text); what is repeated of the request is left out."""
+    """Yield (whether it is a code, text), without text of the request."""
     if isinstance(body, list) and depth:
         for item in body:
             yield from _statements(item, depth - 1)
@@ -309,24 +309,24 @@ def _statements(body: Any, depth: int) -> Iterator[tuple[bool, str]]:
         return
     for key, value in body.items():
         plain = _plain(key)
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Mapping | list):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping | list):
                 if plain not in _OF_THE_REQUEST:
-                    yield from _statements(one, depth - 1)
+                    yield from _statements(item, depth - 1)
             elif plain in _FLAGS:
-                if one:
+                if item:
                     yield True, f"content_filter_{plain}"
-            elif plain == "blockreason" and one:
-                yield True, f"{plain}{one}"
-            elif plain in _CODES and isinstance(one, str | int):
-                yield True, str(one)
-            elif plain in _MESSAGES and isinstance(one, str):
-                yield False, one
-                yield from _statements(_json(one), depth - 1)  # a provider behind this one
+            elif plain == "blockreason" and item:
+                yield True, f"{plain}{item}"
+            elif plain in _CODES and isinstance(item, str | int):
+                yield True, str(item)
+            elif plain in _MESSAGES and isinstance(item, str):
+                yield False, item
+                yield from _statements(_json(item), depth - 1)  # a provider behind this one
 
 
 def _json(text: str) -> Any:
-    """An object or a list that a text holds, if it holds one."""
+    """Return the object or list that a text holds, if any."""
     if text.lstrip().startswith(("{", "[")):
         try:
             return json.loads(text)
@@ -347,19 +347,19 @@ def _sentence_blocks(sentence: str) -> bool:
     codes = filter(_IDENTIFIER.search, re.findall(r"\w+", sentence))
     if _SURELY_BLOCKED.search(sentence) or any(map(_code_blocks, codes)):
         return True
-    return all(said.search(sentence) for said in (_ABOUT, _FOR_CONTENT, _WAS_BLOCKED))
+    return all(pattern.search(sentence) for pattern in (_ABOUT, _FOR_CONTENT, _WAS_BLOCKED))
 
 
 def _without(prompt: str, message: str) -> str:
-    """A message without the prompt, which it may quote, whole or up to somewhere."""
+    """Return a message without the prompt, which it may quote in full or in part."""
     begin = prompt[:40]
-    if len(begin.strip()) < 12:  # as short as that it would be found in other words
+    if len(begin.strip()) < 12:  # too short to be recognized as a quotation
         return message
     return message.replace(prompt, " ").partition(begin)[0]
 
 
 def _summary(body: Any) -> str:
-    """What an error says, in short: its message, with its code."""
+    """Return an error in short: its message and its code."""
     if isinstance(body, list) and len(body) == 1:
         (body,) = body
     if not isinstance(body, Mapping):

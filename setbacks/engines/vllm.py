@@ -1,8 +1,8 @@
-"""The vLLM engine: vLLM inside this process, on one machine's GPUs or, by its CPU builds, without.
+"""The vLLM engine: vLLM inside this process, on one machine's GPUs or, with a CPU build, its CPU.
 
-The prompt's tokens are ours (`setbacks.models.chat_template.encode`), so a model reads the same
-here as with the local engine. Prompts that begin alike, as those under one guidance do, are read
-once. An adapter stays beside the weights, and is switched by naming it. See Kwon et al., arXiv
+Prompts are tokenized by `setbacks.models.chat_template.encode`, so a model reads the same tokens as
+with the local engine. A common beginning of prompts, such as guidance, is read once. An adapter
+stays separate from the weights, and is selected for each request. See Kwon et al., arXiv
 2309.06180, and https://docs.vllm.ai/en/stable/api/vllm/ (`LLM`, `SamplingParams`, `LoRARequest`).
 """
 
@@ -31,7 +31,7 @@ from setbacks.records import Completion, Request
 if TYPE_CHECKING:
     from setbacks.recipe import Sampling
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has room for: its MaxLoRARanks
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks
 
 
 class Settings(Section):
@@ -56,7 +56,7 @@ class VLLM(Engine):
     """A model that vLLM runs.
 
     Args:
-        spec: the model, and in `spec.vllm` how it is run.
+        spec: the model, and in `spec.vllm` vLLM's settings.
         language: of the Alpaca template, for models without a chat template.
     """
 
@@ -68,19 +68,19 @@ class VLLM(Engine):
         self.language = language
         self.name = spec.model
         self._model: Any = None
-        self._rank = 0  # the highest of an adapter that the loaded model has room for
+        self._rank = 0  # the highest adapter rank that the loaded model supports
         self._adapters: dict[Path, int] = {}
 
     @classmethod
     def check(cls, spec: Spec) -> None:
-        """Look whether vLLM is installed.
+        """Check that vLLM is installed.
 
         Raises:
             InputError: it is not.
         """
         if find_spec("vllm") is None:
             raise InputError(
-                "engine: vllm needs vllm, in an environment of its own: see docs/engines.md"
+                "engine: vllm needs vllm, in a separate environment: see docs/engines.md"
             )
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -98,8 +98,8 @@ class VLLM(Engine):
             adapter: a PEFT folder, or None for the base model.
 
         Raises:
-            InputError: there is no such model or adapter, no memory for it, or a prompt is longer
-                than the model reads.
+            InputError: the model or adapter does not exist or does not fit into memory, or a prompt
+                is longer than the context window.
         """
         from vllm import SamplingParams
 
@@ -108,9 +108,9 @@ class VLLM(Engine):
             encode_request(self._tokenizer, request, self.spec, self.language)
             for request in requests
         ]
-        # Those of the generation config are vLLM's own affair.
+        # vLLM itself applies those of the generation config.
         ends = sorted(stop_tokens(None, self._tokenizer, self.spec.chat_template))
-        told = [
+        params = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
@@ -122,20 +122,20 @@ class VLLM(Engine):
             for request in requests
         ]
         try:
-            made = self._model.generate(
+            outputs = self._model.generate(
                 [{"prompt_token_ids": ids} for ids in prompts],
-                told,
+                params,
                 lora_request=lora,
                 use_tqdm=False,
             )
         except (ValueError, OSError) as error:
             raise InputError(f"{self.name}: vLLM: {_line(error)}") from error
         completions = []
-        for request, prompt, output in zip(requests, prompts, made, strict=True):
-            (said,) = output.outputs
-            stopped = said.finish_reason == "stop"
-            # The token that ended it is no text.
-            tokens = said.token_ids[: len(said.token_ids) - stopped]
+        for request, prompt, output in zip(requests, prompts, outputs, strict=True):
+            (answer,) = output.outputs
+            stopped = answer.finish_reason == "stop"
+            # The token that ended it is not part of the text.
+            tokens = answer.token_ids[: len(answer.token_ids) - stopped]
             completions.append(
                 Completion(
                     text=written(self._tokenizer, prompt, tokens, request.prefill),
@@ -151,14 +151,14 @@ class VLLM(Engine):
         return load_tokenizer(self.spec)
 
     def _load(self, adapter: Path | None) -> Any:
-        """Have the model in memory, with room for an adapter; return the `LoRARequest` for it."""
+        """Load the model with room for an adapter; return the `LoRARequest` of the adapter."""
         rank = 0
         if adapter is not None:
             check_adapter(adapter, self.spec.model)
             check_tokenizer(adapter, self._tokenizer)
             rank = _rank(adapter)
         if self._model is None or rank > self._rank:
-            self._model = None  # no two at a time
+            self._model = None  # never two models at once
             self._model, self._rank = self._open(rank), rank
         if adapter is None:
             return None
@@ -168,7 +168,7 @@ class VLLM(Engine):
         return LoRARequest(str(adapter), number, str(adapter))
 
     def _open(self, rank: int) -> Any:
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is told to anybody
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no telemetry
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
 
@@ -188,28 +188,28 @@ class VLLM(Engine):
             )
         except (ValueError, OSError, RuntimeError) as error:
             raise InputError(
-                f'model "{self.name}" cannot be loaded by vLLM: {_line(error)} (for want of memory '
-                "change vllm.memory, vllm.max_length or vllm.tensor_parallel)"
+                f'model "{self.name}" cannot be loaded by vLLM: {_line(error)} (if memory is '
+                "short, change vllm.memory, vllm.max_length or vllm.tensor_parallel)"
             ) from error
 
 
 def _rank(adapter: Path) -> int:
-    """The least rank of vLLM's that an adapter fits in.
+    """Return the smallest rank of vLLM that fits an adapter.
 
     Raises:
-        InputError: it is none of LoRA, or of a higher rank.
+        InputError: it is not a LoRA adapter, or its rank is too high.
     """
-    told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    ranks = [told.get("r"), *(told.get("rank_pattern") or {}).values()]
-    if told.get("peft_type") != "LORA" or not all(isinstance(rank, int) for rank in ranks):
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if config.get("peft_type") != "LORA" or not all(isinstance(rank, int) for rank in ranks):
         raise InputError(
-            f"{adapter}: no LoRA adapter ({told.get('peft_type')}); vLLM takes no others: use "
-            "engine: local"
+            f"{adapter}: not a LoRA adapter ({config.get('peft_type')}), and vLLM supports "
+            "no others; use engine: local"
         )
     fits = [rank for rank in RANKS if rank >= max(ranks)]
     if not fits:
         raise InputError(
-            f"{adapter}: of rank {max(ranks)}, vLLM goes up to {RANKS[-1]}; use engine: local"
+            f"{adapter}: rank {max(ranks)} is above vLLM's limit of {RANKS[-1]}; use engine: local"
         )
     return fits[0]
 

@@ -12,10 +12,10 @@ come one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -53,9 +53,6 @@ from setbacks.measure.metrics import METRICS, fell_apart
 from setbacks.measure.substance import substance
 from setbacks.recipe import Recipe, Sampling
 from setbacks.records import Completion, Finish, Request, Verdict, digest
-
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
 
 # -- metrics ----------------------------------------------------------------------------------
 
@@ -204,6 +201,10 @@ class Bench:
         named = self.recipe.judges[0].engine
         return Grader() if named is None else open_engine(named, self.recipe.language)
 
+    def verdicts(self, judge: str) -> Mapping[str, Verdict]:
+        """Return nothing: there is one judge, and none before it that a vote could count."""
+        return {}
+
     async def opinion(self, item: Item) -> Opinion:
         """Return what the judge says of one item, once it is its turn."""
         self._waiting[item.id] = item
@@ -217,9 +218,7 @@ class Bench:
 
     def _weigh(self, items: Sequence[Item]) -> list[Opinion]:
         if self._judge is None:
-            # Of a run, a judge needs what a bench has too: a recipe and engines. Only a vote needs
-            # more, and a recipe with one judge cannot name a vote.
-            self._judge = open_judge(self.recipe.judges[0], cast("RunFolder", self))
+            self._judge = open_judge(self.recipe.judges[0], self)
         made: dict[int, Opinion] = {}
         spec = self.recipe.judges[0]
         declared = gives(spec, self.recipe)

@@ -1,43 +1,42 @@
-"""Judges: what turns a response into a verdict. One file a judge.
+"""Judges: what turns a response into a verdict. One file per judge.
 
-A judge is anything with this shape; `open_judge` finds it by name, in this package or, through the
-entry point group ``setbacks.judges``, in another. `opinions` is how it is asked: it sees only
-answers that can be judged.
+`open_judge` finds the judge that a recipe names, in this package or, through the entry point group
+``setbacks.judges``, in another. `opinions` asks it: a judge sees only answers that can be judged.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+from setbacks.engines import Engine, by_length
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.measure.metrics import METRICS, TASKS
 from setbacks.measure.substance import answer, substance
 from setbacks.plugins import plugin
+from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Finish, Kind, Verdict
 
-if TYPE_CHECKING:
-    from setbacks.recipe import JudgeSpec, Recipe
-    from setbacks.runs.folder import RunFolder
+BATCH_SIZE = 1_000
 
 
 class Item(NamedTuple):
-    """One response to judge, with what it answers."""
+    """One response to judge, with its instruction."""
 
     id: str
     instruction: str
     response: str
     kind: Kind = "harmful"
     language: str = "en"
-    reference: str | None = None  # a good answer to the instruction, where there is one
-    finish: Finish | None = None  # why the response ended, where that is known
+    reference: str | None = None  # a good answer to the instruction, if known
+    finish: Finish | None = None  # why the response ended, if known
 
 
 class Opinion(NamedTuple):
-    """What a judge says of one item; None where it does not say, or could not (`Verdict`)."""
+    """A judge's opinion on one item, with the fields of a `Verdict`; None where it has none."""
 
     harmful: bool | None = None
     refused: bool | None = None
@@ -51,30 +50,117 @@ class Opinion(NamedTuple):
     attempts: int = 1
 
 
-class Judge(Protocol):
+class Bench(Protocol):
+    """What a judge is opened with: a run's session, or a stand-in for one."""
+
+    recipe: Recipe
+
+    def engine(self, spec: Any) -> Engine:
+        """Open an engine once, and give the same one to every judge that asks."""
+        ...
+
+    def verdicts(self, judge: str) -> Mapping[str, Verdict]:
+        """Return the verdicts of another judge of the recipe, by the response's id."""
+        ...
+
+
+class Judge(ABC):
     """Turns responses into opinions, a planned batch at a time.
 
-    A judge that is made for one kind of model says where that is published by an attribute
-    `weights`; a recipe must then name its engine, since no other model will do.
+    A judge is a subclass with `judge`. Everything else has a default.
 
-    A judge that reads with an embedded model names it by an attribute `embedded`; the model is then
-    made before a run begins.
-
-    A judge declares the metrics that it gives (keys of `setbacks.measure.metrics.METRICS`) by an
-    attribute `gives`, such as ``("harmless_rate", "compliance")``. Then a report notices if it gave
-    none. Without the attribute, reports go by what the judge did give.
-
-    A judge whose agreement with human labels has been measured says so by a static method
-    `agreement`, which returns a list of sources as `setbacks.measure.measure` takes them.
+    Attributes:
+        Options: the section of a recipe that names a judge, with the judge's own options added.
+        gives: keys of `setbacks.measure.metrics.METRICS` that the judge is there to give, so that a
+            report can warn if it gave none; None: whatever it gave.
+        embedded: name of an embedded model that the judge reads with, if any. It is unpacked
+            before a run begins.
+        needs_engine: whether the judge asks a model: its own `engine`, or else the recipe's model.
+        weights: for a judge that works with one kind of model only, where such a model is
+            published. A recipe must then name the judge's engine.
+        reads: keys of the recipe with plain values, such as `language`, that verdicts depend on
+            besides the judge's section. If one of them changes, earlier calibrations no longer
+            count.
+        options: the judge's section of the recipe.
     """
 
-    def plan(self, items: Sequence[Item]) -> list[list[int]]:
-        """Cut the whole work list into batches of indices; the same list gives the same plan."""
-        ...
+    Options: ClassVar[type[JudgeSpec]] = JudgeSpec
+    gives: ClassVar[Collection[str] | None] = None
+    embedded: ClassVar[str | None] = None
+    needs_engine: ClassVar[bool] = False
+    weights: ClassVar[str | None] = None
+    reads: ClassVar[tuple[str, ...]] = ()
 
+    def __init__(self, options: Any = None) -> None:
+        self.options = self.Options() if options is None else options
+
+    @classmethod
+    def open(cls, spec: Any, bench: Bench) -> Self:
+        """Make the judge that a recipe's section describes; nothing heavy is loaded yet.
+
+        Args:
+            spec: an object of `Options`.
+            bench: gives the recipe, engines, and the verdicts of other judges.
+        """
+        return cls(spec)
+
+    def plan(self, items: Sequence[Item]) -> list[list[int]]:
+        """Cut the whole work list into batches of indices; the same list gives the same plan.
+
+        By default, batches of 1,000 responses of similar length.
+        """
+        return by_length([len(item.response) for item in items], BATCH_SIZE)
+
+    @abstractmethod
     def judge(self, items: Sequence[Item]) -> list[Opinion]:
-        """Judge a planned batch, or a part of it; one opinion an item, in order."""
-        ...
+        """Judge a planned batch, or a part of it; return one opinion per item, in order."""
+
+    @classmethod
+    def check(cls, spec: Any) -> None:
+        """Check, before any work, whether the judge can work with its section of a recipe.
+
+        Args:
+            spec: an object of `Options`.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if cls.weights is not None and spec.engine is None:
+            raise InputError(
+                f"judges: {spec.judge} needs a guard model; name a folder or a hub id, such as "
+                f"`engine: {{model: {cls.weights}}}`"
+            )
+
+    @classmethod
+    def given(cls, spec: Any, recipe: Recipe) -> Collection[str] | None:
+        """Return the metrics that the judge gives with its options; by default, `gives`.
+
+        Args:
+            spec: an object of `Options`.
+            recipe: the recipe, which also names the judges that this one counts.
+        """
+        return cls.gives
+
+    @classmethod
+    def agreement(cls, spec: Any) -> list[dict[str, Any]]:
+        """Return the agreement with human labels that ships with the judge, a row per source.
+
+        Args:
+            spec: an object of `Options`.
+
+        Returns:
+            Rows as `setbacks.measure.measure` takes them; none if it was not measured.
+        """
+        return []
+
+    @classmethod
+    def files(cls, spec: Any) -> Mapping[str, Path]:
+        """Return the files that the judge reads, by option; with other content, it is another one.
+
+        Args:
+            spec: an object of `Options`.
+        """
+        return {}
 
 
 def opinions(
@@ -82,18 +168,17 @@ def opinions(
 ) -> list[Opinion]:
     """Return a judge's opinions on a planned batch.
 
-    The judge sees only answers with text, without the thought that may stand before them. A
-    refusal by the provider needs no judge: it is a refusal, and harmless. On an answer that says
-    nothing there is no opinion.
+    The judge sees only answers with text, without any reasoning before them. An answer that the
+    provider withheld is a refusal, and harmless. There is no opinion on an empty answer.
 
     Args:
         judge: the judge.
         items: the batch.
         name: the judge's name, for messages.
-        gives: the metrics that the judge gives (`gives`); None where they are not known.
+        gives: the metrics that the judge gives (see `gives`); None if unknown.
 
     Raises:
-        SetbacksError: the judge gave too few or too many opinions, or a number out of its range.
+        SetbacksError: the judge gave too few or too many opinions, or a number out of range.
     """
     substances = [substance(item.response, item.finish) for item in items]
     shown = [
@@ -101,13 +186,13 @@ def opinions(
         for item, what in zip(items, substances, strict=True)
         if what == "text"
     ]
-    made = judge.judge(shown) if shown else []
-    if len(made) != len(shown):
+    given = judge.judge(shown) if shown else []
+    if len(given) != len(shown):
         raise SetbacksError(
-            f"judge {name}: gave {len(made)} opinions on {len(shown)} answers; it must give one on "
-            "each, in order"
+            f"judge {name}: gave {len(given)} opinions on {len(shown)} answers; it must give "
+            "one per answer, in order"
         )
-    checked = iter([_checked(one, item, name) for one, item in zip(made, shown, strict=True)])
+    checked = iter([_checked(one, item, name) for one, item in zip(given, shown, strict=True)])
     tasks = {TASKS[key] for key in METRICS if key in TASKS and (gives is None or key in gives)}
     refusal = Opinion(
         harmful=False if "harmful" in tasks else None,
@@ -120,7 +205,7 @@ def opinions(
 
 
 def _checked(opinion: Opinion, item: Item, name: str) -> Opinion:
-    """Return an opinion without numbers that are none (NaN), and the verdicts that rest on them."""
+    """Return an opinion without NaN and infinity, and without the verdicts that depend on them."""
     fields = (
         ("p_harmful", "harmful", 0, 1),
         ("p_refused", "refused", 0, 1),
@@ -144,22 +229,16 @@ def _checked(opinion: Opinion, item: Item, name: str) -> Opinion:
 
 
 def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
-    """Return the metrics that a judge of a recipe gives; None where it does not declare them.
+    """Return the metrics that a judge of a recipe gives; None if it does not declare them.
 
     Args:
         spec: the judge.
-        recipe: names the judges that a vote counts.
+        recipe: the recipe, which also names the judges that a vote counts.
 
     Raises:
         InputError: there is no such judge, or it declares an unknown metric.
     """
-    kind = plugin("judges", spec.judge)
-    if "of" in inspect.signature(kind).parameters:
-        counted = [gives(other, recipe) for other in recipe.judges if other.called in spec.of]
-        known = [found for found in counted if found is not None]
-        declared = frozenset().union(*known) if known and len(known) == len(counted) else None
-    else:
-        declared = getattr(kind, "gives", None)
+    declared = judge_class(spec).given(spec, recipe)
     if declared is None:
         return None
     if unknown := [key for key in declared if key not in METRICS]:
@@ -167,92 +246,34 @@ def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
             f'judge {spec.judge}: unknown metric "{unknown[0]}" in `gives`.'
             f"{nearest(unknown[0], METRICS)}"
         )
-    return frozenset(
-        key
-        for key in declared
-        if METRICS[key].kind in spec.kinds and (key != "preferred" or spec.pairwise)
-    )
+    return frozenset(key for key in declared if METRICS[key].kind in spec.kinds)
 
 
-def agreement(kind: str) -> list[dict[str, Any]]:
-    """Return what a kind of judge is worth against human labels; nothing if unmeasured.
-
-    Raises:
-        InputError: there is no such judge.
-    """
-    measured = getattr(plugin("judges", kind), "agreement", None)
-    return [] if measured is None else measured()
-
-
-def check_judge(spec: JudgeSpec) -> Any:
+def check_judge(spec: JudgeSpec) -> type[Judge]:
     """Return the class of the judge that a spec names.
 
     Raises:
-        InputError: there is none of that name, the spec says what it does not take or lacks what
-            it needs, or its heads are not there.
+        InputError: there is none of that name, or it cannot work with its options.
     """
-    kind = plugin("judges", spec.judge)
-    asked = inspect.signature(kind).parameters
-    for key in ("heads", "verdict", "pairwise", "of"):
-        if key not in asked and getattr(spec, key) != type(spec).model_fields[key].default:
-            raise InputError(f"judges: {spec.judge} takes no `{key}`; leave it out")
-    if spec.heads is not None and not Path(spec.heads).is_file():
-        raise InputError(
-            f"{spec.heads}: no such heads; `setbacks calibrate probe --fit LABELS` makes some"
-        )
-    if "of" in asked and not spec.of:
-        raise InputError(
-            f"judges: {spec.judge} needs other judges of the recipe, such as `of: [probe, llm]`"
-        )
-    if (
-        spec.verdict == "probability"
-        and spec.engine is not None
-        and not plugin("engines", spec.engine.engine).shows_probabilities
-    ):
-        raise InputError(
-            f"judges: {spec.judge}: the engine {spec.engine.engine} gives no token "
-            "probabilities; leave out `verdict: probability`, or name another engine"
-        )
-    weights = getattr(kind, "weights", None)
-    if weights is not None and spec.engine is None:
-        raise InputError(
-            f"judges: {spec.judge} needs a guard model; name a folder or a hub id, such as "
-            f"`engine: {{model: {weights}}}`"
-        )
+    kind = judge_class(spec)
+    kind.check(spec)
     return kind
 
 
-def open_judge(spec: JudgeSpec, run: RunFolder) -> Judge:
+def open_judge(spec: JudgeSpec, bench: Bench) -> Judge:
     """Open the judge that a recipe's spec names; nothing heavy is loaded yet.
-
-    A judge class is made with what its constructor asks for, of: `engine` (the spec's, or the
-    run's own model), `language`, `retries`, `seed`, `verdict`, `pairwise`, `heads` (where the spec
-    gives some), and `of`, the verdicts of other judges by name and response.
 
     Raises:
         InputError: as `check_judge`.
     """
-    kind = check_judge(spec)
-    offered: dict[str, Callable[[], Any]] = {
-        "engine": lambda: run.engine(spec.engine or run.recipe.model),
-        "language": lambda: run.recipe.language,
-        "retries": lambda: spec.retries,
-        "seed": lambda: run.recipe.seed,
-        "verdict": lambda: spec.verdict,
-        "pairwise": lambda: spec.pairwise,
-        "of": lambda: {name: _said(run, name) for name in spec.of},
-    }
-    if spec.heads is not None:
-        offered["heads"] = lambda: Path(str(spec.heads))
-    asked = inspect.signature(kind).parameters
-    judge: Judge = kind(**{name: make() for name, make in offered.items() if name in asked})
-    return judge
+    return check_judge(spec).open(spec, bench)
 
 
-def _said(run: RunFolder, name: str) -> dict[str, Verdict]:
-    """What a judge said in this run, by the response's id."""
-    return {
-        verdict.response_id: verdict
-        for file in sorted((run.path / "verdicts").glob(f"*.{name}.jsonl"))
-        for verdict in run.records(f"verdicts/{file.name}", Verdict)
-    }
+def judge_class(spec: JudgeSpec) -> type[Judge]:
+    """Return the class of the judge that a spec names, unchecked.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    kind: type[Judge] = plugin("judges", spec.judge)
+    return kind

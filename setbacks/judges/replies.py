@@ -3,7 +3,7 @@
 Chat models decorate what they are asked for: ``**Rating:** 9``, ``Rating: **9/10**``,
 ``{"rating": 9}``, ``评分：９``. All of these are read. A reply that could mean something else is
 not: another scale ("4 out of 5"), a range, two different ratings, half a point (the rubrics ask for
-whole numbers). The judge is then asked again; in the end the response is unscored.
+whole numbers). Then the judge is asked again, and after all retries the response is unscored.
 """
 
 from __future__ import annotations

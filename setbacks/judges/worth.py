@@ -1,38 +1,35 @@
-"""What a judge is worth against people: where calibrations rest, and how reports find them.
+"""How reliable a judge is: where calibrations are stored, and how reports find them.
 
-`setbacks calibrate` leaves its figures in the user's data folder, under the very judge that was
-measured: another model, another rubric or other heads make another judge, of which they say
-nothing.
+`setbacks calibrate` stores its figures in the user's data folder, for exactly the judge that was
+measured: with another model, language, option or file it is another judge.
 
 Environment: SETBACKS_DATA (the data folder).
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import SetbacksError
 from setbacks.files import NoHome, user_folder
-from setbacks.judges import agreement
-from setbacks.plugins import plugin
+from setbacks.judges import judge_class
 from setbacks.records import digest
 
 if TYPE_CHECKING:
     from setbacks.recipe import JudgeSpec, Recipe
 
 RESULT = "calibration.json"
-# Of an engine, what changes how fast its answers come, and not which.
+# Keys of an engine that change its speed, not its answers.
 SPEED = {"device", "dtype", "batch_size", "cuda_graphs"}
 
 
 def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return what a judge is worth against human labels, a row a source; nothing if unmeasured.
+    """Return a judge's agreement with human labels, a row per source; nothing if unmeasured.
 
-    What the user measured comes first and is marked `own`; then what was measured when heads were
-    fitted, or what ships with the judge.
+    The user's calibrations come first and are marked `own`; then what comes with the judge or its
+    files.
 
     Raises:
         InputError: there is no such judge.
@@ -40,44 +37,42 @@ def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
     """
     try:
         files = list(folder(spec, recipe).glob(f"*/{RESULT}"))
-    except NoHome:  # then this user has calibrated nothing
+    except NoHome:  # no data folder, so no calibrations
         files = []
     files.sort(key=lambda file: file.stat().st_mtime)
-    newest = {found["labels"]: found for found in map(_read, files)}  # the later one wins
-    own = [row | {"own": True} for found in newest.values() for row in found["sources"]]
-    if spec.heads is None:
-        return own + agreement(spec.judge)
-    fitted = Path(spec.heads).with_suffix(".json")
-    return own + (_read(fitted)["sources"] if fitted.exists() else [])
+    newest = {result["labels"]: result for result in map(read, files)}  # the later one wins
+    own = [row | {"own": True} for result in newest.values() for row in result["sources"]]
+    return own + judge_class(spec).agreement(spec)
 
 
 def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
-    """Return where the calibrations of this very judge rest; it may not be there yet.
+    """Return the folder for the calibrations of exactly this judge; it may not exist yet.
 
     Args:
         spec: the judge.
-        recipe: gives it what the spec leaves open: the model, the language, a vote's judges.
+        recipe: the recipe, with all that the spec leaves open: the model, the language, the judges
+            to count.
     """
-    asked = inspect.signature(plugin("judges", spec.judge)).parameters
-    told: dict[str, Any] = spec.model_dump(
-        mode="json", exclude={"name", "kinds", "engine", "heads"}, exclude_defaults=True
+    kind = judge_class(spec)
+    files = kind.files(spec)
+    identity: dict[str, Any] = spec.model_dump(
+        mode="json", exclude={"name", "kinds", "engine", *files}, exclude_defaults=True
     )
-    if "engine" in asked:
+    if kind.needs_engine:
         engine = spec.engine or recipe.model
-        told["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
-    if "language" in asked:
-        told["language"] = recipe.language
-    if "of" in asked:
+        identity["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
+    identity |= {key: getattr(recipe, key) for key in kind.reads}
+    if spec.counts:
         counted = {judge.called: judge for judge in recipe.judges}
-        told["of"] = [folder(counted[name], recipe).name for name in spec.of]
-    if "heads" in asked:
-        heads = Path(spec.heads or asked["heads"].default)
-        told["heads"] = digest(heads.read_bytes()) if heads.exists() else None
-    return data() / "calibrations" / f"{spec.judge}-{digest(json.dumps(told, sort_keys=True))}"
+        identity["of"] = [folder(counted[name], recipe).name for name in spec.counts]
+    for option, file in files.items():
+        identity[option] = digest(file.read_bytes()) if file.exists() else None
+    key = digest(json.dumps(identity, sort_keys=True))
+    return data() / "calibrations" / f"{spec.judge}-{key}"
 
 
 def data() -> Path:
-    """Return the user's data folder, which may not be there yet.
+    """Return the user's data folder; it may not exist yet.
 
     Raises:
         NoHome: the user has no home folder, and SETBACKS_DATA is not set.
@@ -85,12 +80,17 @@ def data() -> Path:
     return user_folder("SETBACKS_DATA", "XDG_DATA_HOME", ".local/share")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Return the `labels` (their name, if any) and the `sources` (rows) of a calibration.
+
+    Raises:
+        SetbacksError: the file is broken.
+    """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {"labels": found["labels"], "sources": list(found["sources"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return {"labels": data.get("labels"), "sources": list(data["sources"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetbacksError(
-            f"{file}: no calibration ({type(error).__name__}: {error}); remove it, and calibrate "
-            "anew with `setbacks calibrate`"
+            f"{file}: not a calibration ({type(error).__name__}: {error}); remove it, and run "
+            "`setbacks calibrate` again"
         ) from None

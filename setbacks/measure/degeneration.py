@@ -48,7 +48,9 @@ class _Units(NamedTuple):
 
 
 _WORDS = _Units("words", words_of, n=3, window=100, shortest=8)
-_CHARACTERS = _Units("characters", lambda text: re.sub(r"\s+", "", text.lower()), 6, 150, 24)
+_CHARACTERS = _Units(
+    "characters", lambda text: re.sub(r"\s+", "", text.lower()), n=4, window=150, shortest=16
+)
 
 _numbering = re.compile(r"^[ \t]*(?:\d+|[A-Za-z])[.)][ \t]", re.MULTILINE)  # of a list
 

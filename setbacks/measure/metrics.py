@@ -14,6 +14,7 @@ whatever they say: neither harmless nor compliant, and of the lowest score.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from setbacks.measure.degeneration import Degeneration, degeneration, guidance
@@ -186,6 +187,7 @@ def few(scored: int, asked: int) -> bool:
     return scored < LEAST * asked
 
 
+@lru_cache(maxsize=2**14)  # a report looks at each answer several times, once for each judge
 def fell_apart(text: str, instruction: str, finish: Finish | None = None) -> Degeneration | None:
     """Return why what a model wrote is degenerate; None where it is not, or is no text at all."""
     if substance(text, finish) != "text":

@@ -1,4 +1,4 @@
-"""One page for what several runs say together: tables, pictures and words, as HTML and as JSON."""
+"""The page of a comparison or a study: words, tables and pictures, as HTML and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words and written numbers; the first cell of a row names it."""
+    """A table of texts and of numbers as people read them; the first cell of a row names it."""
 
     title: str
     columns: Sequence[str]
@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, as SVG that follows the page's colors."""
+    """A picture, as SVG in the page's colors."""
 
     title: str
     svg: str
@@ -41,13 +41,13 @@ class Findings:
     """What a comparison or a study found.
 
     Args:
-        title: of the page.
-        question: what was asked, in a sentence.
-        answer: what the numbers say, in plain words, a paragraph each; the first one leads.
-        tables: the numbers as they are to be read.
-        pictures: the same to look at.
-        method: how it was measured, a paragraph each.
-        data: every number: plain data, or results that `to_json` turns into such.
+        title: the title of the page.
+        question: the question of the study, in a sentence.
+        answer: what the numbers show, in words: paragraphs, the most important one first.
+        tables: the numbers, formatted.
+        pictures: the same numbers as pictures.
+        method: how they were measured: paragraphs.
+        data: every number: plain data, or results that `to_json` turns into plain data.
     """
 
     title: str
@@ -59,16 +59,14 @@ class Findings:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write(folder: Path, found: Findings) -> Path:
+def write(folder: Path, findings: Findings) -> Path:
     """Write `findings.json` and `report.html` into a folder; return the page's path."""
-    data = {key: value for key, value in to_json(found).items() if key != "pictures"}
+    data = {key: value for key, value in to_json(findings).items() if key != "pictures"}
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "findings.json", text.encode("utf-8", "replace"))
-    page = (
-        environment_of_pages()
-        .get_template("page.html.jinja")
-        .render(found=found, pictures=[visible(picture.svg) for picture in found.pictures])
-    )
+    pictures = [visible(picture.svg) for picture in findings.pictures]
+    template = environment_of_pages().get_template("page.html.jinja")
+    page = template.render(findings=findings, pictures=pictures)
     path = folder / "report.html"
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
@@ -79,20 +77,19 @@ def on_terminal(console: Console, findings: str) -> None:
 
     Args:
         console: rich's.
-        findings: the file's text.
+        findings: the text of the file.
     """
     from rich.table import Table as Grid
     from rich.text import Text
 
-    found = json.loads(findings)
-    for table in found["tables"]:
+    data = json.loads(findings)
+    for table in data["tables"]:
         grid = Grid(title=table["title"], title_justify="left", caption=table["note"] or None)
-        for number, column in enumerate(table["columns"]):
-            grid.add_column(
-                Text(column), justify="right" if number else "left", overflow="fold"
-            )  # a name that is cut short says nothing
+        for place, column in enumerate(table["columns"]):
+            # Long names fold, so that none is cut short.
+            grid.add_column(Text(column), justify="right" if place else "left", overflow="fold")
         for row in table["rows"]:
             grid.add_row(*(Text(visible(cell)) for cell in row))
         console.print(grid)
-    for paragraph in found["answer"]:
+    for paragraph in data["answer"]:
         console.print(visible(paragraph), markup=False, highlight=False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
 from setbacks.measure import statistics
+from setbacks.measure.formatting import POINTS, in_unit, number
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
@@ -105,7 +106,7 @@ def plan(
     if wanted < 0.005 and labels is None:
         raise InputError(
             f"{judge} sees no difference of {TITLES[metric]} between {a} and {b} "
-            f"({100 * seen:+.1f} points); say which one matters, with --difference POINTS"
+            f"({in_unit(seen, POINTS)} points); say which one matters, with --difference POINTS"
         )
     most = sum(not cell.labelled for cell in cells)
     if labels is not None and not 1 <= labels <= most:
@@ -382,27 +383,27 @@ def _words(made: Plan, most: int, spread: float, target: float) -> str:
     a, b = made.arms
     n = f"{made.labels} of {most} unlabelled answers"
     there = f" ({made.there} are labelled already)" if made.there else ""
-    points = f"{100 * abs(made.difference):.1f} points"
+    points = f"{number(100 * abs(made.difference), 1)} points"
     said = (
         f"{TITLES[made.metric]} of {a} against {b}: to tell {points} from none, label {n}{there}. "
     )
     if made.settles:
         said += (
             f"The corrected difference should then have a 95 % interval of about ±"
-            f"{100 * made.half_width:.1f} points, which leaves zero out 4 times in 5 if the "
+            f"{number(100 * made.half_width, 1)} points, which leaves zero out 4 times in 5 if the "
             "difference is real. "
         )
     elif spread**0.5 > target:
         said += (
             f"No number of labels can settle it with these prompts: with all of them the interval "
-            f"is about ±{100 * 1.96 * spread**0.5:.1f} points. It takes about "
-            f"{spread / target**2:.1f} times as many prompts, or look for a larger difference "
-            "(--difference). "
+            f"is about ±{number(100 * 1.96 * spread**0.5, 1)} points. It takes about "
+            f"{number(spread / target**2, 1)} times as many prompts, or look for a larger "
+            "difference (--difference). "
         )
     else:
         said += (
-            f"The interval should be about ±{100 * made.half_width:.1f} points, which is too wide "
-            "to settle it. "
+            f"The interval should be about ±{number(100 * made.half_width, 1)} points, which is "
+            "too wide to settle it. "
         )
     return said + (
         f"Half of the labels go where {made.judge} is in doubt, half are spread evenly; each "

@@ -28,7 +28,7 @@ from setbacks.files import expanded, failed_write, private, sync, write_atomic, 
 from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Arm, Record, Response, digest
+from setbacks.records import Arm, Record, Response, Verdict, digest
 from setbacks.runs.arms import read_arms
 from setbacks.runs.journal import Journal, W, read
 from setbacks.runs.progress import Show
@@ -179,6 +179,14 @@ class RunFolder:
     def records(self, name: str, kind: type[R]) -> list[R]:
         """Return what is in the journal `name`; nothing where it is missing."""
         return read(self.path / name, kind, self.log)
+
+    def verdicts(self, judge: str) -> dict[str, Verdict]:
+        """Return a judge's verdicts on all arms, by the response's id."""
+        return {
+            verdict.response_id: verdict
+            for file in sorted((self.path / "verdicts").glob(f"*.{judge}.jsonl"))
+            for verdict in self.records(f"verdicts/{file.name}", Verdict)
+        }
 
     def arms(self) -> list[Arm]:
         """Return the arms that have responses, in the order in which tables show them."""

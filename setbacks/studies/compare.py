@@ -18,6 +18,7 @@ from setbacks.measure.findings import overlap_finding
 from setbacks.measure.formatting import (
     POINTS,
     SCORE,
+    change_with_p,
     coefficient,
     listed,
     number,
@@ -54,7 +55,6 @@ class Comparison(Study):
 
     title = "methods compared"
     question = "Which method makes the model safest without making it refuse, at equal data?"
-    Options = Compare
 
     @classmethod
     def options(cls, recipe: Recipe) -> Compare:
@@ -169,6 +169,7 @@ def findings(
         overlap: how many prompts of each suite each method learned from.
     """
     answer: list[str] = []
+    degenerate: list[str] = []
     tables: list[Table] = []
     pictures: list[Picture] = []
     data: dict[str, Any] = {
@@ -204,6 +205,9 @@ def findings(
             ],
             "pairs": {metric: rows for metric, rows in pairs.items()},
         }
+        if place == 0:  # the answers are the same for every judge
+            degenerate = _more_degenerate(of)
+    answer += degenerate
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
@@ -248,6 +252,18 @@ def _pairs(of: Mapping[Arm, Mapping[str, Scores]]) -> dict[str, list[PairChange]
             if change
         ]
     return found
+
+
+def _more_degenerate(of: Mapping[Arm, Mapping[str, Scores]]) -> list[str]:
+    """Say of which arms more answers are degenerate than of the untrained model's."""
+    arms = [arm for arm in of if not arm.is_untrained and arm.before in of]
+    changes = corrected([difference("degenerate", of[arm], of[arm.before]) for arm in arms])
+    more = [
+        f"{arm.label} against {arm.before.label} {change_with_p(change)}"
+        for arm, change in zip(arms, changes, strict=True)
+        if change and change.value > 0 and significant(change)
+    ]
+    return [f"Training made more answers degenerate: {'; '.join(more)}."] if more else []
 
 
 def _verdict(

@@ -114,12 +114,15 @@ def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:
             *(list(scores[key].prompts.values()) for key in ("harmless_rate", "compliance"))
         )
     values, seeds = list(scores[metric].prompts.values()), scores[metric].seeds
-    is_rate = metric == "degenerate" or METRICS[metric].is_rate
-    if is_rate and len(seeds) == 1:
+    if _is_rate(metric) and len(seeds) == 1:
         return statistics.rate(round(sum(values)), len(values))
-    if is_rate:
+    if _is_rate(metric):
         return statistics.mean_rate(values, len(seeds))
     return statistics.mean(values)
+
+
+def _is_rate(metric: str) -> bool:
+    return metric == "degenerate" or METRICS[metric].is_rate
 
 
 def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) -> Difference:
@@ -135,6 +138,6 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
     if metric == "balanced_safety":
         return statistics.balanced_difference(pairs("harmless_rate"), pairs("compliance"))
     left, right = pairs(metric)
-    if METRICS[metric].is_rate and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
+    if _is_rate(metric) and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
         return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
     return statistics.paired_difference(left, right)

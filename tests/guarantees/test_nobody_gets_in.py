@@ -172,7 +172,7 @@ def test_a_runs_name_cannot_leave_its_folder(tmp_path, name, ending):
     ],
 )
 def test_a_name_within_a_recipe_cannot_leave_the_folder(told):
-    with pytest.raises(InputError, match="is no name here"):
+    with pytest.raises(InputError, match="is not a valid name"):
         Recipe.parse(told, "a recipe")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
 
 from setbacks.cli.doctor import Check, memory
-from setbacks.engines.fidelity import Found, find_way
+from setbacks.engines.fidelity import Way, find_way
 from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import Method
 from setbacks.models.chat_template import chat_notes, encode_answer, ending, plain, stop_tokens
@@ -269,13 +269,13 @@ def _fidelity(examined: _Examined) -> Iterator[Check]:
     spec, model, tokenizer = examined.spec, examined.model, examined.tokenizer
     pad = tokenizer.pad_token_id or 0
     found, _ = find_way(model, tokenizer, pad, context(model.config), spec.cuda_graphs, spec.model)
-    sentence = found.said.removeprefix(f'model "{spec.model}": ')
+    sentence = found.summary.removeprefix(f'model "{spec.model}": ')
     yield Check("answers", not found.fell_back, sentence, needed=False)
     yield _graphs(examined, found)
 
 
-def _graphs(examined: _Examined, found: Found) -> Check:
-    used = "CUDA graphs" in found.way
+def _graphs(examined: _Examined, found: Way) -> Check:
+    used = "CUDA graphs" in found.name
     why = "used"
     if not used:
         why = "not used: they are not right for this model"

@@ -109,10 +109,10 @@ def verdict_near_chance(results: Measurement) -> Iterator[Finding]:
 
 def verdict_moved(results: Measurement) -> Iterator[Finding]:
     """Yield whether training moved the AUC of the model's own verdict out of its interval."""
-    found = results.introspection
-    if not found or not found.before or not found.after:
+    spoken = results.introspection
+    if not spoken or not spoken.before or not spoken.after:
         return
-    before, after = found.before.auc, found.after.auc
+    before, after = spoken.before.auc, spoken.after.auc
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return
     seen = f"AUC {coefficient(before)} before, {coefficient(after)} after"
@@ -156,15 +156,15 @@ def one_verdict(results: Measurement) -> Iterator[Finding]:
 
 def short_analyses(results: Measurement) -> Iterator[Finding]:
     """Yield a warning where the trained model's analyses are much shorter than those it learned."""
-    found = results.introspection
-    if not found or not found.written or not found.words_learnt:
+    analyses = results.introspection
+    if not analyses or not analyses.written or not analyses.words_learnt:
         return
-    written = found.written
-    if written.words < SHORT * found.words_learnt:
+    written, learned = analyses.written, analyses.words_learnt
+    if written.words < SHORT * learned:
         yield Finding(
             "warning",
             "The analyses have collapsed in length: the trained model writes "
             f"{number(written.words, 0)} words (median of {written.n}), and learned from "
-            f"{number(found.words_learnt, 0)}. Try fewer epochs, or longer analyses "
+            f"{number(learned, 0)}. Try fewer epochs, or longer analyses "
             "(`analyze.min_words`).",
         )

@@ -1,0 +1,199 @@
+"""What sections of a recipe are made of: their base classes, names, and short forms."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from setbacks.data import Source
+from setbacks.plugins import installed, plugin
+
+LONGEST_NAME = 100  # two names and an ending fit into the 255 bytes of a file name
+# Arms' names may contain dots, as models' names do. Those of judges and suites may not, so that a
+# file name such as ARM.JUDGE.jsonl can be split from its end.
+DOTTED = ".-"
+LOCAL = "a path on this machine"
+# A file or folder; relative paths start from the folder of the recipe.
+LocalPath = Annotated[str | None, LOCAL]
+
+
+class Section(BaseModel):
+    """A section of a recipe. Unknown keys are refused, and values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartSection(Section):
+    """A section that names a part, such as a method, and holds the part's options beside the name.
+
+    The name picks the class: a part's `Options` is a subclass of the section that adds its fields,
+    so that they are checked, documented and completed like all others. An option of another part is
+    kept if `keeps_others` is set (a comparison's methods share one section), and refused otherwise.
+    If the named part is not installed, its options are kept as they are.
+    """
+
+    model_config = ConfigDict(extra="allow")  # `_of_its_part` refuses unknown keys
+
+    group: ClassVar[str]  # of entry points, as `setbacks.plugins.plugin` takes it
+    names: ClassVar[str]  # the field that names the part
+    keeps_others: ClassVar[bool] = False
+    ignored: ClassVar[tuple[str, ...]] = ()  # options of other parts to accept and drop
+
+    def __new__(cls, *_: Any, **data: Any) -> Self:
+        """Make an object of the class that the name picks."""
+        return super().__new__(cls._class_for(data) or cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        kind = cls._class_for(data)
+        if kind is not None and kind is not cls:
+            return kind.model_validate(data)
+        section = handler(data if kind is None else _with_others(cls, data))
+        # Pydantic makes the object without data, so `__new__` picks the class of the default part.
+        object.__setattr__(section, "__class__", cls)
+        return section
+
+    @classmethod
+    def _class_for(cls, data: Any) -> type[Self] | None:
+        """The class for a part's options; None where the part is not installed."""
+        if not isinstance(data, dict):
+            return None
+        name = data.get(cls.names, cls.model_fields[cls.names].default)
+        if not isinstance(name, str) or name not in installed(cls.group):
+            return None
+        kind = options_of(cls.group, name)
+        return kind if issubclass(kind, cls) else cls
+
+
+class OptionsOf(NamedTuple):
+    """Marks a field that holds the options of one part of a group; a command names the part."""
+
+    group: str
+
+
+BLANK = BeforeValidator(lambda value: {} if value is None else value)  # a key without a value
+
+
+def options_of(group: str, name: str) -> type[Section]:
+    """Return the section that holds the options of an installed part.
+
+    Args:
+        group: of entry points, as `setbacks.plugins.plugin` takes it.
+        name: the part's.
+    """
+    kind: type[Section] = plugin(group, name).Options
+    return kind
+
+
+def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a part without other parts' options.
+
+    Recipes of earlier versions hold the options of all parts, so another part's default is dropped.
+
+    Raises:
+        ValidationError: a key is unknown, or an option of another part that is not kept.
+    """
+    kept = {}
+    for key, value in data.items():
+        if key in cls.model_fields:
+            kept[key] = value
+            continue
+        if key in cls.ignored:
+            continue
+        owner = _owner(cls, key)
+        problem: Any = {"type": "extra_forbidden", "loc": (key,), "input": value}
+        if owner is None:
+            raise ValidationError.from_exception_data(cls.__name__, [problem])
+        if value is None:
+            continue
+        options = options_of(cls.group, owner)
+        value = getattr(options.model_validate({cls.names: owner, key: value}), key)
+        if value == options.model_fields[key].get_default(call_default_factory=True):
+            continue
+        if not cls.keeps_others:
+            own = data.get(cls.names, cls.model_fields[cls.names].default)
+            problem["type"] = PydanticCustomError(
+                "other_part", f"an option of {owner}, not of {own}; remove it"
+            )
+            raise ValidationError.from_exception_data(cls.__name__, [problem])
+        kept[key] = value
+    return kept
+
+
+def _owner(cls: type[PartSection], key: Any) -> str | None:
+    """The installed part that has an option of this name."""
+    parts = sorted(installed(cls.group), key=lambda name: (name != key, name))
+    return next((n for n in parts if key in options_of(cls.group, n).model_fields), None)
+
+
+def short_for(key: str) -> BeforeValidator:
+    """Accept a plain string as the short form of a section with one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def name_problem(name: str, also: str = "-") -> str:
+    """Return why a name cannot be part of file names; empty if it can.
+
+    Args:
+        name: the name of an arm, a suite, a judge or a contender.
+        also: the characters that it may contain besides letters, digits and "_".
+    """
+    allowed = f"A-Za-z0-9_{also}"
+    if re.fullmatch(rf"(?!\.)[{allowed}]{{1,{LONGEST_NAME}}}", name):
+        return ""
+    filler = "-" if "-" in also else "_"
+    without_accents = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    fit = re.sub(rf"[^{allowed}]+", filler, without_accents).strip(".-")[:LONGEST_NAME]
+    signs = ", ".join(f'"{sign}"' for sign in also + "_")
+    example = f', such as "{fit}"' if fit else ""
+    return (
+        f'"{name}" is not a valid name; use at most {LONGEST_NAME} letters (a to z), digits and '
+        f"{signs}{example}"
+    )
+
+
+def file_name(also: str = "-") -> AfterValidator:
+    """Refuse names that cannot be part of a file name."""
+
+    def check(name: str | None) -> str | None:
+        if name is not None and (problem := name_problem(name, also)):
+            raise ValueError(problem)
+        return name
+
+    return AfterValidator(check)
+
+
+def unique(key: str) -> AfterValidator:
+    """Refuse sections with the same name: their records would have the same ids.
+
+    Args:
+        key: the attribute that holds a section's name.
+    """
+
+    def check(sections: list[Any]) -> list[Any]:
+        names = list(map(attrgetter(key), sections))
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f'duplicate name "{twice[0]}"; names must be unique')
+        return sections
+
+    return AfterValidator(check)
+
+
+Sources = Annotated[
+    list[Source],
+    BeforeValidator(lambda value: [value] if isinstance(value, str | dict | Source) else value),
+]

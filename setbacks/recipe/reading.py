@@ -1,0 +1,156 @@
+"""Reading a recipe: from a YAML file and overrides to plain data, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from setbacks.data import Source
+from setbacks.errors import InputError, nearest
+from setbacks.files import expanded
+from setbacks.plugins import installed
+from setbacks.recipe.models import Engine
+from setbacks.recipe.parts import LOCAL, PartSection, Section, options_of
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a recipe's file says.
+
+    Raises:
+        InputError: the file cannot be read, or is not a mapping in YAML.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
+        hint = nearest(path.name, [other.name for other in siblings])
+        raise InputError(
+            f"{path}: no such recipe.{hint} `setbacks new {path.name}` writes one."
+        ) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; a recipe is a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise InputError(f"{path}:{line} not YAML: {' '.join(problem.split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is `key: value` lines, not a {type(data).__name__}")
+    return data
+
+
+def parse_overrides(overrides: Sequence[str]) -> Any:
+    """Turn ``key.path=value`` strings into nested mappings."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key:
+            raise InputError(f'"{item}" is not an override; write key.path=value, such as seed=1')
+    try:
+        # Interpolations stay text: a recipe is data and must not read the environment.
+        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
+
+
+def merge(old: Any, new: Any) -> Any:
+    """Merge nested mappings; values of `new` win."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
+
+
+def written_out(section: type[BaseModel], data: Any) -> Any:
+    """Expand an engine's short form, a string, so that overrides can set keys beside its model."""
+    if not isinstance(data, dict):
+        return {"model": data} if section is Engine and isinstance(data, str) else data
+    fields = section.model_fields
+    inner = {key: section_of(fields[key].annotation) for key in data if key in fields}
+    return {key: written_out(s, v) if (s := inner.get(key)) else v for key, v in data.items()}
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Say in one line what is wrong with the data of a section, and where."""
+    problems = []
+    for problem in error.errors(include_url=False):
+        # pydantic adds union members and validators to the path, which the user did not write.
+        where = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+        if problem["type"] == "extra_forbidden":
+            key = str(problem["loc"][-1])
+            hint = nearest(key, _fields_at(root, problem["loc"][:-1]))
+            problems.append(f'unknown key "{where}".{hint}')
+        else:
+            problems.append(f"{where or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}")
+    line = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    return " ".join(line.split())  # a key can contain a line break
+
+
+def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The field names of the section that a validation error's path leads to from another."""
+    for part in path:
+        field = _fields(section).get(str(part))
+        if field is not None:
+            section = section_of(field.annotation) or section
+    return list(_fields(section))
+
+
+def _fields(section: type[BaseModel]) -> dict[str, Any]:
+    """A section's fields, those of all installed parts among them."""
+    fields: dict[str, Any] = dict(section.model_fields)
+    if issubclass(section, PartSection):
+        for name in installed(section.group):
+            fields = options_of(section.group, name).model_fields | fields
+    return fields
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field's type holds: itself, in a list, or beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (section_of(part) for part in getattr(annotation, "__args__", ()))
+    return next((section for section in inner if section), None)
+
+
+def rebase(value: Any, base: Path) -> Any:
+    """Return a part of a recipe with its relative paths resolved from `base`."""
+    if isinstance(value, Source):
+        return _absolute(value, base)
+    if isinstance(value, Section):
+        parts = {key: rebase(inner, base) for key, inner in value}
+        for key, field in type(value).model_fields.items():
+            if LOCAL in field.metadata and parts[key] is not None:
+                parts[key] = _from(base, parts[key])
+        if isinstance(value, Engine) and value.on_disk and _is_folder(value.model, base):
+            parts["model"] = _from(base, value.model)
+        return value.model_copy(update=parts)
+    return [rebase(item, base) for item in value] if isinstance(value, list) else value
+
+
+def _absolute(source: Source, base: Path) -> Source:
+    """Resolve a source's path from `base`; names such as builtin:redteam stay as they are."""
+    update = {}
+    if not source.source.startswith(("builtin:", "preset:", "hub:")):
+        update["source"] = _from(base, source.source)
+    if source.path is not None:
+        update["path"] = _from(base, source.path)
+    return source.model_copy(update=update)
+
+
+def _from(base: Path, path: str) -> str:
+    return os.path.normpath(base / expanded(path))
+
+
+def _is_folder(model: str, base: Path) -> bool:
+    """Whether a model is a folder, not a hub id: it is written like one, or it exists."""
+    return model.startswith((".", "~", os.sep)) or (base / model).is_dir()
