@@ -35,7 +35,7 @@ from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study
 from setbacks.studies.scores import (
@@ -107,9 +107,9 @@ def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tu
 
 def _spent(made: Variant, path: Path) -> dict[str, Any]:
     """What the training of one variant read, and how long that took."""
-    with RunFolder(path) as run:
-        costs = next((row for row in run.costs() if row["stage"] == "train"), {})
-        examples = len(run.records("training.jsonl", Example))
+    run = Run(path)
+    costs = next((row for row in run.costs() if row["stage"] == "train"), {})
+    examples = len(run.records("training.jsonl", Example))
     record = path / "trained.json"
     if record.exists():
         trained = json.loads(record.read_text(encoding="utf-8"))

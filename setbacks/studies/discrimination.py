@@ -25,7 +25,7 @@ from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Request, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import forest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.stages.analyze import benign
 from setbacks.studies import Study, at_least
@@ -171,8 +171,8 @@ def _own(
 ) -> list[Answer]:
     """The run's mistakes against its benign and safe answers."""
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
-    with RunFolder(path) as run:
-        mistakes = run.records("mistakes.jsonl", Mistake)
+    run = Run(path)
+    mistakes = run.records("mistakes.jsonl", Mistake)
     harmful = [Answer(m.instruction, m.response, True) for m in mistakes if m.outcome == "mistake"]
     harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
     harmless += [
@@ -192,9 +192,9 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
         "respond.guidance": False,
     }
     ((_, path),) = each(folder, [variant(recipe, "answers", overrides)], "judge", show)
-    with RunFolder(path) as run:
-        name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
-        harmful = [v.harmful for v in run.records(name, Verdict) if v.harmful is not None]
+    run = Run(path)
+    name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
+    harmful = [v.harmful for v in run.records(name, Verdict) if v.harmful is not None]
     return rate(sum(harmful), len(harmful))
 
 

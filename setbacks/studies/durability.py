@@ -17,16 +17,16 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import POINTS, with_interval
-from setbacks.measure.metrics import METRICS, by_prompt
+from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Arm, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, each, variant
 
@@ -195,11 +195,11 @@ def _after(steps: int) -> str:
 def _read(path: Path, judge: str) -> dict[str, Measured]:
     """What each arm of an evaluation reached."""
     made: dict[str, Measured] = {}
-    with RunFolder(path) as run:
-        for arm, responses in run.responses().items():
-            verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-            found = by_prompt(responses, {v.response_id: v for v in verdicts})
-            made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
+    run = Run(path)
+    for arm, responses in run.responses().items():
+        verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+        found = by_prompt(responses, {v.response_id: v for v in verdicts})
+        made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
     return made
 
 

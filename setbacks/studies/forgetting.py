@@ -21,7 +21,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
-from setbacks.measure.metrics import TITLES
+from setbacks.measure.metrics import ALPHA, TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
 from setbacks.recipe import Recipe, Section
@@ -30,7 +30,8 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.runs.session import Session
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import each, variant
@@ -104,11 +105,11 @@ class Forgetting(Study):
         tasks: dict[Arm, dict[str, list[float]]] = {}
         trained = [Arm.of_method(method) for method in options.methods]
         for after, (_, path) in zip(trained, done, strict=True):
-            with RunFolder(path, show=show) as run:
+            with RunFolder(path) as opened, Session(opened, show) as run:
                 arms = {UNTRAINED: None, after: run.path / "adapter"}
                 adapters = {arm.name: adapter for arm, adapter in arms.items()}
                 likelihoods = read(run, adapters, [_example(i) for i in held])
-                responses = run.responses()
+                responses = opened.responses()
                 for arm, adapter in arms.items():
                     likely[arm] = likelihoods[arm.name]
                     rows = sorted(responses[arm.name], key=lambda r: (r.suite, r.instruction_id))
@@ -354,7 +355,7 @@ def _known(options: Forgetting.Options) -> Any:
 
 
 def _tasks(
-    run: RunFolder, options: Forgetting.Options, arm: Arm, adapter: Path | None
+    run: Session, options: Forgetting.Options, arm: Arm, adapter: Path | None
 ) -> dict[str, list[float]]:
     """Have an arm do the named tasks, or take up what it did of the very same ones."""
     asked = options.model_dump(mode="json", exclude={"methods"})

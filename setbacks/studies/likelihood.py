@@ -10,7 +10,7 @@ from pydantic import Field
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
 from setbacks.records import Example, Record, digest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 
 
 class Likelihood(Record):
@@ -22,14 +22,14 @@ class Likelihood(Record):
 
 
 def read(
-    run: RunFolder, states: Mapping[str, Path | None], examples: Sequence[Example]
+    run: Session, states: Mapping[str, Path | None], examples: Sequence[Example]
 ) -> dict[str, list[float]]:
     """Return log p(completion | prompt) of each example, in nats a token of the completion.
 
     What was read before is in the run's `likelihoods.jsonl`, and is not read again.
 
     Args:
-        run: the open run folder.
+        run: the session.
         states: adapters by name; None is the untrained model.
         examples: what is read.
 

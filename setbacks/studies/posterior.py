@@ -19,6 +19,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -27,9 +28,10 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.runs.session import Session
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
@@ -69,8 +71,7 @@ class Posterior(Study):
         """
         whole = variant(recipe, "analyses", {})
         ((_, path),) = each(folder, [whole], "analyze", show)
-        with RunFolder(path) as run:
-            right = _right(recipe, run.records("analyses.jsonl", Analysis))
+        right = _right(recipe, Run(path).records("analyses.jsonl", Analysis))
         kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
         for kind, rows in right.items():
             what = (
@@ -88,7 +89,7 @@ class Posterior(Study):
         ((_, path),) = each(
             folder, [variant(recipe, "held_out", overrides)], "train", show, lenders
         )
-        with RunFolder(path, show=show) as run:
+        with RunFolder(path) as opened, Session(opened, show) as run:
             trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
             held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
             pairs = [(e, wrong) for e in held if (wrong := flipped(e, recipe.language))]

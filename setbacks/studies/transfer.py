@@ -18,6 +18,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
 from setbacks.measure.formatting import POINTS, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -25,9 +26,9 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
@@ -196,8 +197,8 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
 
 def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
     """How many analyses every group can give."""
-    with RunFolder(path) as run:
-        rows = run.records("analyses.jsonl", Analysis)
+    run = Run(path)
+    rows = run.records("analyses.jsonl", Analysis)
     numbers = []
     for group, categories in groups.items():
         own, _ = own_analyses(recipe, [a for a in rows if a.category in categories])
@@ -214,8 +215,8 @@ def _arm(group: str) -> Arm:
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
     """Which prompts each column is over: groups first, then other languages, then safe prompts."""
     group_of = {name: group for group, categories in groups.items() for name in categories}
-    with RunFolder(path) as run:
-        rows = run.responses()[UNTRAINED.name]
+    run = Run(path)
+    rows = run.responses()[UNTRAINED.name]
     found: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }

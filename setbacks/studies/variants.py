@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
-from setbacks.pipeline import carry_out, check
+from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
@@ -94,20 +94,18 @@ def each(
         if show:
             show(f"{name} ({number}/{len(variants)}) {what}", at, total)
 
-    def opened(number: int, made: Variant) -> RunFolder:
+    def opened(made: Variant) -> RunFolder:
         path = folder / "arms" / made.name
         if not (path / "recipe.yaml").exists():
             check(made.recipe)
-        return RunFolder(
-            path, made.recipe, show=partial(report_progress, made.name, number) if show else None
-        )
+        return open_run(path, made.recipe)
 
     alone = len(variants) if jobs == 1 else 1
     for number, made in enumerate(variants[:alone], 1):
-        with opened(number, made) as run:
+        with opened(made) as run:
             for earlier, place in done:
                 lend(earlier.recipe, place, made.recipe, run.path)
-            carry_out(run, until)
+            carry_out(run, until, partial(report_progress, made.name, number) if show else None)
         done.append((made, run.path))
         yield made, run.path
     over = Event()  # after an error those that run go on to their end, and no other begins
@@ -125,7 +123,7 @@ def each(
         try:
             started = []
             for number, made in enumerate(variants[alone:], alone + 1):
-                with opened(number, made) as run:
+                with opened(made) as run:
                     for earlier, place in done:
                         lend(earlier.recipe, place, made.recipe, run.path)
                 started.append((number, made, run.path, pool.submit(go_on, run.path)))
