@@ -14,7 +14,7 @@ from rich.console import Console
 
 from setbacks.errors import InputError
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
-from setbacks.records import Arm, Response, Verdict
+from setbacks.records import Arm, OwnAnswer, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.stages.report import report
 from setbacks.text import visible
@@ -255,14 +255,17 @@ def test_an_unmeasured_judge_is_said_to_be_one(tmp_path):
     assert "llm has not been measured against people." in "".join(t for t, _ in page.texts)
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_the_headline_for_a_terminal(made, width):
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(headline(made.result.results))
     text = console.export_text()
     assert "…" not in text and "Hijacking" in text and "Compliance" in text
-    assert "mistake analysis · guided" in text or width < 100
-    assert re.search(r"54\.5 .*\n.* \d\d\.\d–\d\d\.\d .*\n.* n 11 ", text)
+    for word in ("untrained", "mistake", "analysis", "guided", "Hijacking", "Degenerate"):
+        assert re.search(rf"\b{word}\b", text), "no word is broken"
+    assert all(len(line) <= width for line in text.splitlines())
+    lines = ".*\n.*" if width >= 80 else ""
+    assert re.search(rf"54\.5 {lines}\d\d\.\d–\d\d\.\d {lines}n 11 ", text)
 
 
 def test_examples_are_drawn_by_id_then_by_difference(made):
@@ -301,6 +304,24 @@ def test_what_was_answered_is_counted_by_arm(tmp_path):
     counts = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert counts == [["0", "0", "0", "48", "0", "4"]] + [["48", "0", "0", "0", "0", "4"]] * 3
     assert rows == []
+
+
+def test_texts_that_the_model_wrote_for_its_training_are_counted(tmp_path):
+    run = fill(tmp_path)
+    outcomes = ("kept", "kept", "refusal", "unfinished")
+    answers = [
+        OwnAnswer(
+            id=str(number), instruction_id="i", instruction="<x>", text="<y>", answer="<y>",
+            outcome=outcome, language="en", source="s", model="m",
+        )
+        for number, outcome in enumerate(outcomes)
+    ]  # fmt: skip
+    _write(tmp_path / "benign.jsonl", answers)
+    (row,) = [
+        line for line in report(run).path.read_text().splitlines() if "own helpful answers" in line
+    ]
+    assert "<td>4</td><td>2</td><td>50</td>" in row
+    assert "unfinished 1, refusal 1" in row
 
 
 def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
@@ -587,4 +608,4 @@ def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(headline(made.results))
     said = console.export_text()
-    assert "Degen-" in said and "as judged" in said
+    assert "Degenerate" in said and "as judged" in said
