@@ -103,7 +103,7 @@ def test_the_models_of_an_evaluation_can_be_asked_too(rules, rule, recipe, data,
 
 
 def test_no_run_and_no_adapter_are_told(opened, tmp_path):
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="not a run folder"):
         SideBySide(tmp_path / "nowhere")
     folder = opened().path
     with pytest.raises(InputError, match="no adapter yet.*setbacks train"):

@@ -339,7 +339,7 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
-    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
+    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*not a run folder") as failed:
         _apart(tmp_path / "gone", "train", 2, tie)
     assert "\n" not in str(failed.value)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
-from setbacks.recipe import Recipe
 from setbacks.records import Arm, Way
+from setbacks.runs.folder import Run
 from setbacks.stages.respond import request, respondents
 from setbacks.text import visible
 
@@ -47,10 +47,8 @@ class SideBySide:
     """
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
-        if not (folder / "recipe.yaml").is_file():
-            raise InputError(f"{folder}: no run folder (no recipe.yaml)")
-        recipe = Recipe.load(folder / "recipe.yaml", overrides)
-        adapter = folder / "adapter"
+        run = Run(folder, overrides)
+        recipe, adapter = run.recipe, run.path / "adapter"
         if not recipe.evaluate and not adapter.is_dir():
             raise InputError(
                 f"{folder}: no adapter yet, so there is nothing to compare; wait for the run to "

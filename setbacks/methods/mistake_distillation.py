@@ -24,8 +24,7 @@ from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sampling, Source, Sources, Train
 from setbacks.records import Analysis, Completion, Correction, Example, Request, digest
-from setbacks.runs.folder import RunFolder
-from setbacks.runs.session import planned
+from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
 
@@ -42,6 +41,7 @@ class Options(Train):
     helpful_from: Literal["data", "model"] = Field(
         "model", description=str(Train.model_fields["helpful_from"].description)
     )
+    epochs: int = Field(1, ge=1, description=str(Train.model_fields["epochs"].description))
     context: Literal["analysis", "guidance"] = Field(
         "analysis",
         description="What the teacher sees besides the instruction: the `analysis` of the model's "
@@ -86,7 +86,7 @@ class MistakeDistillation(Method):
     checks_texts = True
     outputs = ("corrections.jsonl",)
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Correction]:
+    def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake, and check its answers."""
         recipe, options = run.recipe, _options(run.recipe)
         engine = run.engine(recipe.model)

@@ -66,9 +66,9 @@ class PartSection(Section):
     @classmethod
     def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         kind = cls._class_for(data)
-        if kind is not None and kind is not cls:
-            return kind.model_validate(data)
-        return handler(data if kind is None else _with_others(cls, data))
+        if kind is None:
+            return handler(data)
+        return handler(_with_others(cls, data)) if kind is cls else kind.model_validate(data)
 
     @classmethod
     def _class_for(cls, data: Any) -> type[Self] | None:

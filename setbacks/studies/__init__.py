@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from setbacks.data import read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded
 from setbacks.measure.differences import corrected
@@ -82,6 +83,7 @@ class Study(ABC):
         """
 
 
+@read_once()
 def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """Carry out the study `name`, or resume it; return its page.
 
@@ -134,7 +136,7 @@ def against_first(
         recipe: of the study.
         folder: of the study.
         variants: named NAME.SEED; those of one name are averaged.
-        show: told of progress.
+        show: called with progress.
         title: of the tables and pictures.
 
     Returns:
