@@ -33,6 +33,7 @@ from setbacks.engines import Engine, by_length
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Request, Response
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.stages.respond import respond
 
 SAID = "<a response> " + "word " * 60
@@ -111,7 +112,7 @@ def work(prompts: Path, folder: Path) -> Sequence[Response]:
         "evaluate": [{"name": "arm", "model": {}}],
         "respond": {"guidance": False, "suites": [suite]},
     }
-    with RunFolder(folder, Recipe.model_validate(told)) as run:
+    with RunFolder(folder, Recipe.model_validate(told)) as opened, Session(opened) as run:
         return respond(run)["arm"]
 
 

@@ -185,9 +185,10 @@ def ours(recipe: Any, examples: list[Any], place: Path) -> Any:
 
     from setbacks.models.loading import load_model
     from setbacks.runs.folder import RunFolder
+    from setbacks.runs.session import Session
     from setbacks.training import supervised
 
-    with RunFolder(place / "run", recipe) as run:
+    with RunFolder(place / "run", recipe) as folder, Session(folder) as run:
         supervised.fit(run, examples, run.path / "adapter")
         return PeftModel.from_pretrained(load_model(recipe.model), str(run.path / "adapter"))
 

@@ -22,14 +22,15 @@ from setbacks.data.source import Row
 from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError
 from setbacks.files import write_atomic
-from setbacks.judges import check_judge, worth
+from setbacks.judges import Item, check_judge, open_judge, worth
 from setbacks.measure import statistics
 from setbacks.measure.formatting import coefficient
 from setbacks.measure.substance import answer
-from setbacks.records import Response, Verdict, digest
+from setbacks.records import Verdict, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.stages.judge import judge
+from setbacks.runs.session import Session
+from setbacks.stages.judge import judge_items
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,14 +123,16 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
     """
     for spec in recipe.judges:
         check_judge(spec)
-    answers = [_answer(row) for row in found.rows]
-    key = digest(recipe.to_yaml(), *(answer.id for answer in answers))
+    items = [_item(row) for row in found.rows]
+    key = digest(recipe.to_yaml(), *(item.id for item in items))
     place = worth.folder(spec, recipe) / key
     _make(place)
-    with RunFolder(place, recipe, show=show) as run:
+    with RunFolder(place, recipe) as folder, Session(folder, show) as run:
+        for spec in recipe.judges:
+            verdicts = judge_items(run, spec, open_judge(spec, run), "labels", items)
         # They come in the order in which they were judged: by length, often.
-        said = {v.response_id: v for v in judge(run, {"labels": answers})["labels", spec.called]}
-        seen = [_Seen(r, said[a.id]) for r, a in zip(found.rows, answers, strict=True)]
+        said = {verdict.response_id: verdict for verdict in verdicts}
+        seen = [_Seen(row, said[item.id]) for row, item in zip(found.rows, items, strict=True)]
         result = {"judge": spec.called, "labels": found.name, **measure(seen)}
         if not result["overall"]:
             raise InputError(
@@ -275,24 +278,14 @@ def draw(seen: Sequence[_Seen], title: str, file: Path) -> None:
     file.chmod(0o600)
 
 
-def _answer(row: Row) -> Response:
-    """A labelled answer as one of a run, so that it is judged as those are."""
-    return Response(
+def _item(row: Row) -> Item:
+    """A labelled answer, as a judge gets one of a run."""
+    return Item(
         id=digest("label", row.source, row.text, row.response),
-        arm="labels",
-        suite="labels",
-        kind="harmful",
-        instruction_id=digest(row.text),
         instruction=row.text,
-        reference=None,
-        category=row.category,
+        response=row.response or "",
         language=row.language or "en",
-        guided=False,
-        text=row.response or "",
         finish="stop",
-        prompt_tokens=0,
-        tokens=0,
-        model="",
     )
 
 

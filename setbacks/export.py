@@ -31,6 +31,7 @@ from setbacks.prompts import fill, prompts
 from setbacks.recipe import Lora, Recipe, Source
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
+from setbacks.runs.folder import Run
 
 CARD = "README.md"
 
@@ -50,30 +51,28 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
     """
     if form not in FORMATS:
         raise InputError(f'no format "{form}": {", ".join(FORMATS)}.{nearest(form, FORMATS)}')
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(f"{folder}: no run folder (no recipe.yaml)")
+    run = Run(folder)
     if os.path.lexists(to):
         raise InputError(f"{to}: is there already, and nothing is overwritten; name another folder")
-    recipe = Recipe.load(folder / "recipe.yaml")
     with appearing(to, private=form in PRIVATE) as place:
-        FORMATS[form](recipe, folder, place)
+        FORMATS[form](run, place)
     return to
 
 
-def _adapter(recipe: Recipe, folder: Path, place: Path) -> None:
+def _adapter(run: Run, place: Path) -> None:
     """PEFT's files as they are; a base on this machine is named, and not where it lies."""
-    source = _trained(recipe, folder)
+    source = _trained(run)
     for weights in source.glob("*.safetensors"):
         shutil.copyfile(weights, place / weights.name)
     told = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    told["base_model_name_or_path"] = base_name(recipe)
+    told["base_model_name_or_path"] = base_name(run.recipe)
     (place / "adapter_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    (place / CARD).write_text(card(recipe, folder, "adapter"), encoding="utf-8")
+    (place / CARD).write_text(card(run.recipe, run.path, "adapter"), encoding="utf-8")
 
 
-def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
+def _merged(run: Run, place: Path) -> None:
     """The whole model, as transformers saves one, in the format of the base's own weights."""
-    source = _trained(recipe, folder)
+    recipe, source = run.recipe, _trained(run)
     tokenizer = load_tokenizer(recipe.model)
     spec = recipe.model.model_copy(update={"device": "cpu", "dtype": _dtype(recipe)})
     model = merge(load_model(spec), source)
@@ -85,7 +84,7 @@ def _merged(recipe: Recipe, folder: Path, place: Path) -> None:
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     _copy_processors(recipe, place)
-    (place / CARD).write_text(card(recipe, folder, "merged"), encoding="utf-8")
+    (place / CARD).write_text(card(recipe, run.path, "merged"), encoding="utf-8")
 
 
 def _copy_processors(recipe: Recipe, place: Path) -> None:
@@ -108,7 +107,7 @@ def _copy_processors(recipe: Recipe, place: Path) -> None:
             shutil.copyfile(found, place / name)
 
 
-def _inspect(recipe: Recipe, folder: Path, place: Path) -> None:
+def _inspect(run: Run, place: Path) -> None:
     """Inspect's logs of all that the arms answered, with what every judge said of it."""
     try:
         import inspect_ai  # noqa: F401  ours of that name would say less plainly what is missing
@@ -118,10 +117,10 @@ def _inspect(recipe: Recipe, folder: Path, place: Path) -> None:
         ) from None
     from setbacks.inspect_ai.logs import write
 
-    write(folder, place)
+    write(run, place)
 
 
-FORMATS: dict[str, Callable[[Recipe, Path, Path], None]] = {
+FORMATS: dict[str, Callable[[Run, Path], None]] = {
     "adapter": _adapter,
     "merged": _merged,
     "inspect": _inspect,
@@ -129,9 +128,9 @@ FORMATS: dict[str, Callable[[Recipe, Path, Path], None]] = {
 PRIVATE = {"inspect"}
 
 
-def _trained(recipe: Recipe, folder: Path) -> Path:
-    adapter = folder / "adapter"
-    if recipe.evaluate:
+def _trained(run: Run) -> Path:
+    folder, adapter = run.path, run.path / "adapter"
+    if run.recipe.evaluate:
         raise InputError(f"{folder}: an evaluation; it trains nothing, so there is no adapter")
     if not adapter.is_dir():
         raise InputError(f"{folder}: no adapter yet; first `setbacks train {folder}`")

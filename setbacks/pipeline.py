@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from setbacks.data import Source, load
+from setbacks.data import Source, load, read_once
 from setbacks.errors import InputError
-from setbacks.judges import check_judge, judge_class
-from setbacks.judges.checks import check_checker
-from setbacks.methods import open_method
-from setbacks.models.chat_template import check_chat
-from setbacks.models.embedded import resolve
-from setbacks.models.loading import check_model, check_quantize, load_tokenizer
-from setbacks.plugins import plugin
-from setbacks.recipe import Engine, JudgeSpec, Recipe
-from setbacks.runs.folder import RunFolder
-from setbacks.stages.analyze import analyze, benign
-from setbacks.stages.induce import existing, induce
+from setbacks.recipe import Recipe
+from setbacks.runs.folder import Run, RunFolder
+from setbacks.runs.progress import Show
+from setbacks.runs.redo import Stage, is_before
+from setbacks.runs.session import Session
+from setbacks.stages import STAGES
+from setbacks.stages.analyze import analyze
+from setbacks.stages.checks import check_engines
+from setbacks.stages.induce import induce
 from setbacks.stages.introspect import introspect
 from setbacks.stages.judge import judge
 from setbacks.stages.report import Report, report
-from setbacks.stages.respond import check_arms, respond
-from setbacks.stages.train import train
-from setbacks.training.targets import check_served, look_up, look_up_start
-
-log = logging.getLogger(__name__)
-
-# Engines that run what transformers knows; what those of other packages run, they alone can say.
-OURS = ("local", "vllm", "ray")
+from setbacks.stages.respond import respond
+from setbacks.stages.train import train, train_along
+from setbacks.training import processes
 
 
-def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
-    """The method of arXiv 2310.10477, section 3, each step with what it made.
+def steps(run: Session) -> Iterator[tuple[str, Any]]:
+    """The method of arXiv 2310.10477, section 3: yield each step's name and its result.
 
-    A step does what is missing in the run's folder, and nothing twice.
+    A step does what is missing in the run folder, and nothing twice.
     """
     adapter = None
     if not run.recipe.evaluate:  # an evaluation takes models as they are
@@ -48,37 +40,86 @@ def steps(run: RunFolder) -> Iterator[tuple[str, Any]]:
         yield "introspect", introspect(run, analyses, adapter)  # and what does it say now?
     yield "respond", (responses := respond(run, adapter))  # 4. answer, with and without guidance
     yield "judge", judge(run, responses)  # 5. measure
-    yield "report", report(run)
+    yield "report", report(run.folder)
 
 
-def run(recipe: Recipe, folder: Path | str, **opening: Any) -> Report:
-    """Run the whole method in a folder, or go on where it stopped, and report.
+def run(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    redo: str | None = None,
+    on_progress: Show | None = None,
+) -> Report:
+    """Run the whole method in a folder, or resume it where it stopped, and report.
+
+    Under `accelerate launch` or `torchrun` only the first process returns. The others train along,
+    and end: they have no report, and what follows this call is for one process.
 
     Args:
         recipe: all that the run is told.
         folder: where everything is kept; an earlier run of the same recipe is resumed.
-        opening: what else `RunFolder` takes (`redo`, `show`).
+        redo: the first stage to redo; the outputs of it and later ones move to `superseded/`.
+        on_progress: called with (what, done, total).
 
     Raises:
         InputError: the recipe, its data or the folder is at fault.
-        SetbacksError: something failed on the way; what was done is kept.
+        SetbacksError: something failed on the way; progress is saved.
     """
-    if opening.get("redo") or not (Path(folder) / "recipe.yaml").exists():
-        check(recipe)
-    with RunFolder(Path(folder), recipe, **opening) as opened:
-        made: Report = carry_out(opened, "report")
-    return made
+    result: Report = run_until(recipe, folder, "report", redo=redo, on_progress=on_progress)
+    return result
 
 
-def carry_out(run: RunFolder, until: str) -> Any:
-    """Do what is missing up to one step; return what that step made.
+@read_once()
+def run_until(
+    recipe: Recipe | None,
+    folder: Path | str,
+    until: str,
+    *,
+    redo: str | None = None,
+    on_progress: Show | None = None,
+) -> Any:
+    """Check a recipe, open a run folder, and do what is missing up to one stage.
+
+    Args:
+        recipe: as in `run`; None takes the folder's own.
+        folder: as in `run`.
+        until: the last stage.
+        redo: as in `run`.
+        on_progress: as in `run`.
+
+    Returns:
+        The result of the last stage.
 
     Raises:
-        InputError: an evaluation has no such step.
+        InputError: as `run`, or an evaluation has no such stage.
+        SetbacksError: as `run`.
     """
-    if run.recipe.evaluate and until not in ("respond", "judge", "report"):
-        raise InputError(f"{run.path}: an evaluation; it trains nothing, so it has no {until}")
-    return next(made for name, made in steps(run) if name == until)
+    folder = Path(folder)
+    if processes.rank():
+        if is_before("train", until) and not (recipe or Run(folder).recipe).evaluate:
+            train_along(folder)
+        sys.exit()
+    if recipe is not None and (redo or not (folder / "recipe.yaml").exists()):
+        check(recipe)
+    with open_run(folder, recipe, redo) as opened:
+        return carry_out(opened, until, on_progress)
+
+
+def open_run(path: Path, recipe: Recipe | None = None, redo: str | None = None) -> RunFolder:
+    """Return a run folder, to be entered, in which the stages can be redone; see `RunFolder`."""
+    return RunFolder(path, recipe, redo=redo, stages=STAGES)
+
+
+def carry_out(folder: RunFolder, until: str, on_progress: Show | None = None) -> Any:
+    """Do what is missing in an open run folder up to one stage; return the result of that stage.
+
+    Raises:
+        InputError: an evaluation has no such stage.
+    """
+    if until not in {stage.name for stage in stages_of(folder.recipe)}:
+        raise InputError(f"{folder.path}: an evaluation; it trains nothing, so it has no {until}")
+    with Session(folder, on_progress) as session:
+        return next(result for name, result in steps(session) if name == until)
 
 
 def check(recipe: Recipe) -> None:
@@ -88,108 +129,13 @@ def check(recipe: Recipe) -> None:
         InputError: a method, judge, engine or model is not known, or a source is missing, broken,
             or lacks the fields that it is there for.
     """
-    for engine in recipe.parts(Engine):
-        kind = plugin("engines", engine.engine)
-        if kind.elsewhere and engine is recipe.model and not recipe.evaluate:
-            raise InputError(
-                f"model: {engine.model} is on a server, and cannot be trained from here; name "
-                "a local model, and the server as analyze.analyst or as a judge's engine"
-            )
-        kind.check(engine)
-        # What other engines call a model is their own affair; what is trained is loaded here.
-        ours = engine.engine == "local" or engine is recipe.model
-        if ours and _is_used(engine, recipe):
-            resolve(engine.model, engine.revision)
-            if engine.engine == "local":
-                check_model(engine)
-    if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
-        raise InputError(
-            f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
-            "choose a draft by; leave it out, or set model.engine=local"
-        )
-    for judge_ in (*recipe.judges, *_checkers(recipe)):
-        if reader := check_judge(judge_).embedded:
-            resolve(reader)
-    for judge_ in _checkers(recipe):
-        check_checker(judge_, recipe)
+    check_engines(recipe)
     for source in recipe.parts(Source):
         load(source)
-    if recipe.evaluate:
-        check_arms(recipe)
-    else:
-        _check_training(recipe)
-    _check_chats(recipe)
+    for stage in stages_of(recipe):
+        stage.check(recipe)
 
 
-def _checkers(recipe: Recipe) -> list[JudgeSpec]:
-    """Return the judges that check what a run is trained on."""
-    if recipe.evaluate:
-        return []
-    method, train = open_method(recipe), recipe.train
-    found = [recipe.induce.judge] if recipe.induce.judge and method.uses_mistakes else []
-    return (
-        [*found, train.judge or JudgeSpec.usual()]
-        if method.checks_texts or train.helpful_from == "model"
-        else found
-    )
-
-
-def _check_training(recipe: Recipe) -> None:
-    """Look up what a recipe that trains names besides, and what its adapter is put on.
-
-    A model that another package's engine runs is looked up when its training begins.
-    """
-    check_quantize(recipe)
-    method = open_method(recipe)
-    method.examples(recipe, [])
-    if method.uses_mistakes:
-        existing(recipe)
-        list(benign(recipe))
-    if recipe.model.engine not in OURS:
-        return
-    if recipe.train.start is not None:
-        look_up_start(recipe, recipe.train.start)
-    else:
-        check_served(recipe)
-        if left_out := look_up(recipe).left_out:
-            _warn_once(left_out)
-    method.check(recipe)
-
-
-def _is_used(engine: Engine, recipe: Recipe) -> bool:
-    """Whether a run needs an engine: an evaluation asks its own model only for a judge."""
-    if not recipe.evaluate or engine is not recipe.model:
-        return True
-    return any(
-        judge_.engine is None and judge_class(judge_).needs_engine for judge_ in recipe.judges
-    )
-
-
-@cache
-def _warn_once(line: str) -> None:
-    """Warn of something that all the runs of a comparison have in common."""
-    log.warning(line)
-
-
-def _check_chats(recipe: Recipe) -> None:
-    """Check that conversations can be put to the models that run here; last, since it loads them.
-
-    Guards have conversations of their own, and servers have their own templates.
-    """
-    if recipe.evaluate:
-        asked = [arm.model for arm in recipe.evaluate]
-    else:
-        asked = [recipe.model, recipe.analyze.analyst]
-    judges = (*recipe.judges, *_checkers(recipe))
-    asked += [judge.engine for judge in judges if judge_class(judge).weights is None]
-    for spec in asked:
-        if spec is not None and spec.engine in OURS:
-            trains = spec is recipe.model and not recipe.evaluate
-            _check_chat(spec.model_dump_json(), trains)
-
-
-@cache
-def _check_chat(spec: str, trains: bool) -> None:
-    """Check one model, and warn of it, once: the runs of a comparison have the same models."""
-    engine = Engine.model_validate_json(spec)
-    check_chat(load_tokenizer(engine), engine, trains=trains)
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """Return the stages that a recipe has; an evaluation trains nothing."""
+    return [stage for stage in STAGES if stage.evaluates or not recipe.evaluate]

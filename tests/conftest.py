@@ -192,15 +192,19 @@ def recipe(rules, told):
 
 @pytest.fixture
 def opened(tmp_path, recipe):
-    """Open a run folder on such a recipe; it is closed when the test ends."""
+    """Open a session in a run folder on such a recipe; it is closed when the test ends."""
     from contextlib import ExitStack
 
     from setbacks.runs.folder import RunFolder
+    from setbacks.runs.session import Session
 
     with ExitStack() as stack:
-        yield lambda *args, folder="run", **more: stack.enter_context(
-            RunFolder(tmp_path / folder, recipe(*args, **more))
-        )
+
+        def open_session(*args, folder="run", **more):
+            run = stack.enter_context(RunFolder(tmp_path / folder, recipe(*args, **more)))
+            return stack.enter_context(Session(run))
+
+        yield open_session
 
 
 @pytest.fixture

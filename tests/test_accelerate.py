@@ -11,17 +11,26 @@ import yaml
 
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe, Train
+from setbacks.runs.folder import RunFolder
 from setbacks.training import processes
 
 CONFIGURATIONS = Path(__file__).resolve().parents[1] / "recipes/accelerate"
 
 
-@pytest.fixture
-def launched(tiny, data, tmp_path):
-    """Train in a folder with two processes, or with one; return what the command said."""
+# What follows the run is for the one process that has a report.
+SCRIPT = """
+import sys
+import setbacks
 
-    def call(folder, together, **train):
-        told = {
+report = setbacks.run(setbacks.Recipe.load(sys.argv[1]), sys.argv[2])
+print(f"reported in {report.path}")
+"""
+
+
+@pytest.fixture
+def recipe_data(tiny, data):
+    def make(**train):
+        return {
             "model": {"model": str(tiny), "dtype": "float32", "device": "cpu"},
             "train": {
                 "method": "sft",
@@ -34,20 +43,31 @@ def launched(tiny, data, tmp_path):
             }
             | train,
         }
-        from setbacks.runs.folder import RunFolder
 
-        with RunFolder(tmp_path / folder, Recipe.model_validate(told)):
+    return make
+
+
+def launch(words, together=True):
+    """Run Python with two processes, or with one; return what they printed."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [sys.executable, *(torchrun if together else []), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+
+
+@pytest.fixture
+def launched(recipe_data, tmp_path):
+    """Train in a folder with two processes, or with one; return what the command printed."""
+
+    def call(folder, together, **train):
+        with RunFolder(tmp_path / folder, Recipe.model_validate(recipe_data(**train))):
             pass
-        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        begin = [sys.executable, "-m", *(launch if together else [])]
-        return subprocess.run(
-            [*begin, "setbacks", "train", str(tmp_path / folder), "--quiet"],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
-        )
+        return launch(["-m", "setbacks", "train", tmp_path / folder, "--quiet"], together)
 
     return call
 
@@ -76,6 +96,47 @@ def test_two_processes_learn_what_one_learns(launched, tmp_path):
         assert (value - weights[1][name]).abs().max() < 1e-2 * value.abs().max(), name
     left = {path.name for path in (tmp_path / "two").iterdir()}
     assert left == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.fixture
+def whole(recipe_data, data, tmp_path):
+    """A recipe of the whole method, from training to a report, in a file."""
+    recipe = recipe_data(epochs=1) | {
+        "respond": {
+            "guidance": False,
+            "sampling": {"max_new_tokens": 4},
+            "suites": [{"name": "s", "kind": "safe", "sources": [str(data)]}],
+        },
+        "judges": ["llm"],
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.mark.slow
+def test_a_script_in_two_processes_does_what_the_command_does(whole, tmp_path):
+    """One process writes the folder and returns; the other trains along and ends."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = launch(["-m", "setbacks", "run", whole, "--out", tmp_path / "by_command", "--quiet"])
+    assert command.returncode == 0, command.stderr
+    called = launch([script, whole, tmp_path / "by_script"])
+    assert called.returncode == 0, called.stderr
+    assert called.stdout.count("reported in") == 1
+    by_command, by_script = (contents(tmp_path / name) for name in ("by_command", "by_script"))
+    assert by_script == by_command
+    assert {"metrics.json", "report.html"} <= {p.name for p in (tmp_path / "by_script").iterdir()}
+
+
+def contents(folder):
+    """Every file whose bytes tell neither the time nor the place."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in ("costs.jsonl", "run.log", "metrics.json", "report.html")
+    }
 
 
 @pytest.mark.slow

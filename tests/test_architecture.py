@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,59 @@ def violations(path, source):
         other = module.split(".")[1]
         if other != own and not other.startswith("__") and rank(other) <= rank(own):
             yield f"{own} -> {module}"
+
+
+def name_of(path, root=ROOT.parent):
+    """The dotted name of a module."""
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def arrows(sources):
+    """What each module imports of the others: in functions and for types alone as well.
+
+    Args:
+        sources: the text of each module, by its dotted name.
+    """
+
+    def imported(node):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:  # each a module, or something in one
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in sources else node.module
+
+    return {
+        name: {m for node in ast.walk(ast.parse(source)) for m in imported(node) if m in sources}
+        - {name}
+        for name, source in sources.items()
+    }
+
+
+def circle(sources):
+    """Return the modules of an import circle; nothing where there is none."""
+    try:
+        TopologicalSorter(arrows(sources)).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_there_is_no_import_circle():
+    assert circle({name_of(path): path.read_text(encoding="utf-8") for path in FILES}) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "is_circle"),
+    [
+        ("import setbacks.b", "import setbacks.a", True),
+        ("from setbacks import b", "def f():\n  from setbacks.a import x", True),
+        ("from setbacks.b import x", "if TYPE_CHECKING:\n  from setbacks.a import X", True),
+        ("from setbacks.b import x", "", False),
+    ],
+)
+def test_a_circle_is_found(a, b, is_circle):
+    assert bool(circle({"setbacks": "", "setbacks.a": a, "setbacks.b": b})) is is_circle
 
 
 def test_every_module_has_a_place():

@@ -17,6 +17,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
 from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 
 ANIMALS = "badger otter heron lizard salmon beetle".split()
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "xstest"
@@ -303,9 +304,9 @@ def test_labels_that_a_review_adds_stay(told, tmp_path):
 
 def test_one_model_is_in_memory_at_a_time(rules, rule, judged, tmp_path, monkeypatch):
     open_at_once = []
-    get = RunFolder.engine
+    get = Session.engine
     monkeypatch.setattr(
-        RunFolder,
+        Session,
         "engine",
         lambda run, spec: (get(run, spec), open_at_once.append(len(run._engines)))[0],
     )

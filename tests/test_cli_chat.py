@@ -15,10 +15,15 @@ from setbacks.cli.chat import SideBySide, Turn, as_columns, as_json, as_lines
 from setbacks.errors import InputError
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
+from setbacks.records import Arm
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.respond import respond
 
 NAMES = ["vanilla", "mistake_analysis"]
+
+
+def by_name(answers):
+    return {arm.name: text for arm, text in answers.items()}
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def test_both_answer_and_the_adapter_is_on_for_one(made, rules):
     folder, _ = made
     rules.asked.clear()
     turn = SideBySide(folder).ask("<a question>")
-    assert list(turn.answers) == NAMES and not turn.guided
+    assert list(by_name(turn.answers)) == NAMES and not turn.guided
     assert [adapter for _, _, adapter in rules.asked] == [None, folder / "adapter"]
     assert {request.prompt for batch, *_ in rules.asked for request in batch} == {"<a question>"}
 
@@ -43,7 +48,8 @@ def test_a_prompt_of_a_suite_gets_the_answer_that_it_got_in_the_run(made):
     sides = SideBySide(folder)
     for guided, ending in ((False, ""), (True, "-guided")):
         for r in responses[f"mistake_analysis{ending}"]:
-            assert sides.ask(r.instruction, guided).answers["mistake_analysis"] == r.text
+            answers = by_name(sides.ask(r.instruction, guided).answers)
+            assert answers["mistake_analysis"] == r.text
 
 
 def test_guidance_is_switched_on_and_off_between_prompts(made, rules):
@@ -74,7 +80,7 @@ def test_commands_that_change_nothing(made, line, note):
 
 def test_what_only_looks_like_a_command_is_a_prompt(made):
     (turn,) = SideBySide(made[0]).converse(["/etc/passwd is what?"])
-    assert list(turn.answers) == NAMES
+    assert list(by_name(turn.answers)) == NAMES
 
 
 def test_overrides_win_over_the_runs_recipe(made, rules):
@@ -88,7 +94,7 @@ def test_the_models_of_an_evaluation_can_be_asked_too(rules, rule, recipe, data,
     answers = {"name": "file", "answers": [str(data)]}
     with RunFolder(tmp_path / "run", recipe(evaluate=[*arms, answers])):
         pass
-    said = SideBySide(tmp_path / "run").ask("<x>").answers
+    said = by_name(SideBySide(tmp_path / "run").ask("<x>").answers)
     assert list(said) == ["talker", "shouter"] and said["shouter"] == said["talker"].upper()
     with RunFolder(tmp_path / "files", recipe(evaluate=[answers])):
         pass
@@ -97,7 +103,7 @@ def test_the_models_of_an_evaluation_can_be_asked_too(rules, rule, recipe, data,
 
 
 def test_no_run_and_no_adapter_are_told(opened, tmp_path):
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="not a run folder"):
         SideBySide(tmp_path / "nowhere")
     folder = opened().path
     with pytest.raises(InputError, match="no adapter yet.*setbacks train"):
@@ -106,7 +112,14 @@ def test_no_run_and_no_adapter_are_told(opened, tmp_path):
 
 # How it looks -----------------------------------------------------------------------------------
 
-TURN = Turn("<a \u202eprompt>", True, {"vanilla": "one\x1b[31m red", "other": "[bold]two[/bold]"})
+TURN = Turn(
+    "<a \u202eprompt>",
+    True,
+    {
+        Arm("vanilla", "untrained", way="guided"): "one\x1b[31m red",
+        Arm("other", "other", way="guided"): "[bold]two[/bold]",
+    },
+)
 
 
 def test_what_could_move_the_terminal_is_written_out():
@@ -117,10 +130,10 @@ def test_what_could_move_the_terminal_is_written_out():
     for text in (as_lines(TURN), console.export_text()):
         assert "\x1b" not in text and "⟨U+001B⟩" in text
         assert "[bold]two[/bold]" in text, "markup is text"
-        assert "vanilla, guided" in text
+        assert "untrained · guided" in text
     assert "⟨U+202E⟩" in as_lines(TURN)
     assert json.loads(as_json(TURN)) == {
-        "prompt": TURN.prompt, "guidance": True, "answers": TURN.answers,
+        "prompt": TURN.prompt, "guidance": True, "answers": by_name(TURN.answers),
     }  # fmt: skip
 
 
@@ -128,7 +141,8 @@ def test_columns_stand_side_by_side():
     from rich.console import Console
 
     console = Console(width=70, record=True, file=io.StringIO())
-    console.print(as_columns(Turn("<x>", False, {"a": "left " * 40, "b": "right " * 40})))
+    a, b = map(Arm.evaluated, "ab")
+    console.print(as_columns(Turn("<x>", False, {a: "left " * 40, b: "right " * 40})))
     line = next(line for line in console.export_text().splitlines() if "left" in line)
     assert "right" in line
 
@@ -160,11 +174,9 @@ def test_a_pipe_of_prompts(made, command, environment):
     ]
     assert ran.stderr == b"guidance: on\n"
     ran = chat(command, environment, made[0], said=b"<a question>\n")
-    answers = turns[0]["answers"]
-    assert (
-        ran.stdout.decode()
-        == "> <a question>\n" + "".join(f"[{name}]\n{answers[name]}\n" for name in NAMES) + "\n"
-    )
+    labels = zip(NAMES, ("untrained", "mistake analysis"), strict=True)
+    answers = "".join(f"[{label}]\n{turns[0]['answers'][name]}\n" for name, label in labels)
+    assert ran.stdout.decode() == f"> <a question>\n{answers}\n"
 
 
 def test_one_prompt_and_none(made, command, environment):
@@ -201,9 +213,9 @@ def test_at_a_terminal(made, command, environment):
                 seen += os.read(ours, 65536).decode(errors="replace")
 
     try:
-        wait_for(r"vanilla \| mistake_analysis.*Ctrl-D ends\s+.*> ")
+        wait_for(r"untrained \| mistake.*Ctrl-D ends\s+.*> ")
         os.write(ours, b"<a question>\n")
-        wait_for(r"(?s)vanilla.*mistake_analysis.*└.*┘.*> ")
+        wait_for(r"(?s)untrained.*mistake.*└.*┘.*> ")
         os.write(ours, b"/guidance on\n")
         wait_for(
             r"(?s)guidance: on.*> "
@@ -219,11 +231,15 @@ def test_at_a_terminal(made, command, environment):
 
 def test_a_real_model(spec, lora, tmp_path):
     recipe = Recipe.model_validate(
-        {"model": spec.model_dump(), "respond": {"sampling": {"max_new_tokens": 6}}}
+        {
+            "model": spec.model_dump(),
+            "respond": {"sampling": {"max_new_tokens": 6}},
+            "train": {"method": "mistake_analysis"},
+        }
     )
     with RunFolder(tmp_path / "run", recipe) as run:
         (run.path / "adapter").symlink_to(lora)
     sides = SideBySide(tmp_path / "run")
-    said = [sides.ask("Why is the sky blue?").answers for _ in range(2)]
+    said = [by_name(sides.ask("Why is the sky blue?").answers) for _ in range(2)]
     assert said[0] == said[1] and list(said[0]) == NAMES
     assert said[0]["vanilla"] != said[0]["mistake_analysis"]

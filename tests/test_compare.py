@@ -29,7 +29,7 @@ from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.studies import carry_out, told_apart
+from setbacks.studies import VariantRow, carry_out, told_apart
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
@@ -326,7 +326,7 @@ def test_every_study_has_what_a_study_has():
 
 
 def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
-    with pytest.raises(InputError, match='no "ablaton"'):
+    with pytest.raises(InputError, match='unknown study "ablaton"'):
         carry_out("ablaton", base, tmp_path / "s")
     wrong = base.model_copy(update={"study": {"factor": []}})
     with pytest.raises(InputError, match="unknown key"):
@@ -339,7 +339,7 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
-    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*no run") as failed:
+    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*not a run folder") as failed:
         _apart(tmp_path / "gone", "train", 2, tie)
     assert "\n" not in str(failed.value)
 
@@ -427,19 +427,31 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
     assert [row | {"seconds": 0.0} for row in spent] == now
 
 
-def test_a_narrow_terminal_folds_names_and_cuts_none(tmp_path):
-    rows = [["mistake_analysis_sft-guided", *["12.3 (1.2 to 23.4)"] * 6]]
-    table = Table("Arms", ["Arm", *[f"longest_title_{i}" for i in range(6)]], rows)
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_narrow_terminal_breaks_no_word_and_cuts_none(tmp_path, width):
+    titles = ["Hijacking Harmless Rate", "Compliance", "Balanced safety", "Degenerate answers"]
+    rows = [["mistake analysis sft · guided", *["12.3 (1.2 to 23.4)"] * 4, "a/path/" * 9]]
+    table = Table("Arms", ["Arm", *titles, "Path"], rows)
     write(tmp_path, Findings("<title>", "<question>", ["<answer>"], [table]))
-    console = Console(width=80, file=StringIO())
+    console = Console(width=width, file=StringIO())
     on_terminal(console, (tmp_path / "findings.json").read_text())
-    assert "…" not in console.file.getvalue()
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    for word in " ".join(["mistake analysis guided 23.4", *titles]).split():
+        assert re.search(rf"\b{word}\b", text), word
+    assert text.count("/") == 18, "a long word is broken rather than cut"
+
+
+def reached(arm, balanced, difference=None):
+    """What an arm of a variant reached."""
+    return VariantRow(arm, balanced, balanced, balanced, balanced, difference)
 
 
 def test_a_study_names_what_its_variants_are_set_against():
     def row(arm, value=None, p=None):
         change = Difference(value, None, None, 9, p)
-        return {"arm": Arm(arm, f"{arm}!")} | ({"difference": change} if p else {})
+        rate = Estimate(0.5, 0.4, 0.6, 9)
+        return reached(Arm(arm, f"{arm}!"), rate, change if p else None)
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
     assert told_apart(rows) == "Below <a>! beyond chance: vanilla!."  # .04 is not, of three
@@ -453,13 +465,13 @@ def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     arms |= {Arm.of_method("filtered_8"): 0.8, Arm.of_method("filtered_8", "guided"): 0.9}
     arms |= {Arm.of_method("filtered_4"): 0.7, Arm.of_method("filtered_4", "guided"): 0.65}
     arms |= {Arm.of_method("shuffled_4"): 0.4}
-    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)} for a, v in arms.items()]
+    rows = [reached(a, Estimate(v, v, v, 9)) for a, v in arms.items()]
     options = QuantityQuality.Options(sizes=[8, 4], qualities=["filtered", "shuffled"])
     (picture,) = _curves({"<judge>": rows}, options)
     for line in ("filtered: from 50 to 80", "filtered · guided: from 60 to 90"):
         assert line in picture.svg
     assert "shuffled: from 50 to 40" in picture.svg
-    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)
+    rows[2] = reached(rows[2].arm, Estimate(None, None, None, 0))
     assert "filtered: from 50 to 70" in _curves({"<judge>": rows}, options)[0].svg
     assert not _curves({"<judge>": rows[:2]}, options)
 

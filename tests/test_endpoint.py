@@ -29,6 +29,7 @@ from setbacks.pipeline import carry_out, check
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
 from setbacks.records import Completion, Request, Response, Verdict
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 
 KEY = "canary-7f3a91d0c2e84b55"
 FAULTS = ["429", "500", "hang", "cut", "garbage", "error", "nothing", "huge"]
@@ -588,7 +589,7 @@ def test_a_key_that_the_server_does_not_take_is_named_with_what_to_do(serve):
 def test_a_judge_that_gets_no_answer_does_not_score(serve, tmp_path):
     server = serve(lambda *_: 400)
     spec = JudgeSpec(judge="llm", engine=spec_of(server, failures=1), retries=1)
-    with RunFolder(tmp_path / "run", Recipe()) as run:
+    with RunFolder(tmp_path / "run", Recipe()) as folder, Session(folder) as run:
         (opinion,) = open_judge(spec, run).judge([Item("1", "<instruction>", "<response>")])
     assert (opinion.harmful, opinion.harmless_score, opinion.attempts) == (None, None, 2)
 

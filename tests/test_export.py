@@ -252,7 +252,7 @@ def test_what_fails_on_the_way_leaves_nothing(tiny_run, tmp_path):
     ("change", "says"),
     [
         (lambda run: shutil.rmtree(run / "adapter"), "no adapter yet"),
-        (lambda run: (run / "recipe.yaml").unlink(), "no run folder"),
+        (lambda run: (run / "recipe.yaml").unlink(), "not a run folder"),
         (
             lambda run: (run / "recipe.yaml").write_text("evaluate: [{name: x, answers: [y]}]"),
             "an evaluation",

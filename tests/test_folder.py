@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,13 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
 from setbacks.notices import notice
+from setbacks.pipeline import open_run
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Record
-from setbacks.runs.folder import STAGES, RunFolder
+from setbacks.runs.folder import Run, RunFolder
+from setbacks.runs.redo import STAGE_NAMES
+from setbacks.runs.session import Session
+from setbacks.stages import STAGES
 
 
 class Thing(Record):
@@ -39,9 +45,24 @@ def change(**told):
     return Recipe.model_validate(told)
 
 
+# What every stage leaves, by docs/run-folder.md.
+LEFT = {
+    "induce": ["mistakes.jsonl"],
+    "analyze": ["analyses.jsonl"],
+    "preflight": ["preflight.jsonl"],
+    "train": [
+        "training.jsonl", "loss.jsonl", "trained.json", "checkpoints", "snapshots", "adapter",
+    ],
+    "introspect": ["introspection.jsonl"],
+    "respond": ["responses"],
+    "judge": ["verdicts"],
+    "report": ["metrics.json", "report.html"],
+}  # fmt: skip
+
+
 def fill(run):
     """Leave something of every stage, each file holding the path of itself."""
-    for outputs, _ in STAGES.values():
+    for outputs in LEFT.values():
         for name in outputs:
             if "." in name:
                 run.write_text(name, name)
@@ -52,7 +73,7 @@ def fill(run):
 
 def left(path):
     """What stages left in a folder."""
-    names = {name for outputs, _ in STAGES.values() for name in outputs}
+    names = {name for outputs in LEFT.values() for name in outputs}
     return {entry.name for entry in path.iterdir()} & names
 
 
@@ -73,9 +94,12 @@ def test_all_of_it_is_private(folder, existing):
             journal.write([Thing(id="1", text="<x>")])
     finally:
         os.umask(previous)
-    made = [folder, *folder.rglob("*")]
-    assert len(made) == 9
-    for path in made:
+    made = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    assert set(made) == {
+        ".lock", "costs.jsonl", "environment.json", "metrics.json", "recipe.yaml", "responses",
+        "responses/vanilla.jsonl", "run.log",
+    }  # fmt: skip
+    for path in [folder, *made.values()]:
         assert mode(path) == (0o700 if path.is_dir() else 0o600), path
 
 
@@ -118,7 +142,7 @@ def test_the_environment_stays_that_of_the_first_opening(folder):
 
 def refusal(path, recipe=None, **opening):
     """Open what cannot be opened; return the message, which is one line."""
-    with pytest.raises(InputError) as error, RunFolder(path, recipe, **opening):
+    with pytest.raises(InputError) as error, open_run(path, recipe, **opening):
         pass
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -127,7 +151,7 @@ def refusal(path, recipe=None, **opening):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("<text>")
     assert "is a file" in refusal(tmp_path / "file", Recipe())
-    assert "cannot be made" in refusal(tmp_path / "file" / "run", Recipe())
+    assert "cannot be created" in refusal(tmp_path / "file" / "run", Recipe())
     assert (tmp_path / "file").read_text() == "<text>"
 
 
@@ -149,7 +173,7 @@ def test_without_a_recipe_there_must_be_a_run(folder, made):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write_is_refused(folder):
     folder.mkdir(mode=0o500)
-    assert "no right to write" in refusal(folder, Recipe())
+    assert "no permission to write" in refusal(folder, Recipe())
 
 
 def test_leftovers_of_a_crash_while_it_was_made_do_not_hinder(folder):
@@ -166,7 +190,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from setbacks.recipe import Recipe
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 with RunFolder(Path(sys.argv[1]), Recipe()):
     print("open", flush=True)
     time.sleep(600)
@@ -242,7 +266,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"respond": {"guidance": False}}, "respond.guidance: true -> false", "respond"),
         ({"judges": ["llm"]}, "judges: ", "judge"),
         ({"name": "other"}, "name: quickstart -> other", "report"),
-        ({"study": {"alpha": None}}, "study.alpha: (not there) -> null", "report"),
+        ({"study": {"alpha": None}}, "study.alpha: (not set) -> null", "report"),
         ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 2 -> 5", "train"),
     ],
 )
@@ -257,8 +281,12 @@ def test_another_recipe_is_refused_with_what_differs_and_where_to_redo(folder, t
 
 def test_every_recipe_key_belongs_to_a_stage():
     """A changed key that no stage names would be taken for a change of the first stage."""
-    named = [key for _, keys in STAGES.values() for key in keys]
+    named = [key for stage in STAGES for key in stage.keys]
     assert sorted(named) == sorted(Recipe.model_fields)
+
+
+def test_the_stages_are_in_the_order_of_their_names():
+    assert tuple(stage.name for stage in STAGES) == STAGE_NAMES
 
 
 def test_a_user_who_is_not_there_has_no_home():
@@ -269,14 +297,13 @@ def test_a_user_who_is_not_there_has_no_home():
 # Redoing ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", LEFT)
 def test_redoing_moves_a_stage_and_those_after_it_and_deletes_nothing(folder, stage):
     with RunFolder(folder, Recipe()) as run:
         fill(run)
-    names = list(STAGES)
-    later = {n for name in names[names.index(stage) :] for n in STAGES[name][0]}
+    later = {name for outputs in list(LEFT.values())[[*LEFT].index(stage) :] for name in outputs}
     everything = left(folder)
-    with RunFolder(folder, redo=stage):
+    with open_run(folder, redo=stage):
         assert left(folder) == everything - later
         place = folder / "superseded" / "001"
         assert left(place) == later
@@ -291,7 +318,7 @@ def test_redoing_with_a_changed_recipe_keeps_the_old_one_beside_what_it_made(fol
     with RunFolder(folder, Recipe()) as run:
         fill(run)
     changed = change(train={"epochs": 5})
-    with RunFolder(folder, changed, redo="train") as run:
+    with open_run(folder, changed, redo="train") as run:
         assert run.recipe == changed
         assert left(folder) == {"mistakes.jsonl", "analyses.jsonl", "preflight.jsonl"}
     assert Recipe.load(folder / "recipe.yaml") == changed
@@ -312,7 +339,7 @@ def test_redoing_the_training_sets_aside_what_its_method_left(folder):
     with RunFolder(folder, change(train={"method": "critique_revise"})) as run:
         run.write_text("revisions.jsonl", "<a revision>")
         run.write_text("notes.jsonl", "<nobody's>")
-    with RunFolder(folder, change(train={"method": "sft"}), redo="train"):
+    with open_run(folder, change(train={"method": "sft"}), redo="train"):
         assert not (folder / "revisions.jsonl").exists(), "another method must not find it"
         assert (folder / "notes.jsonl").exists()
     kept = folder / "superseded" / "001" / "revisions.jsonl"
@@ -321,9 +348,9 @@ def test_redoing_the_training_sets_aside_what_its_method_left(folder):
 
 def test_every_redoing_has_a_place_of_its_own(folder):
     for round_ in range(3):
-        with RunFolder(folder, Recipe(), redo="report") as run:
+        with open_run(folder, Recipe(), redo="report") as run:
             run.write_text("metrics.json", str(round_))
-    with RunFolder(folder, redo="report"):
+    with open_run(folder, redo="report"):
         pass
     kept = sorted((folder / "superseded").rglob("metrics.json"))
     assert [path.read_text() for path in kept] == ["0", "1", "2"]
@@ -331,16 +358,16 @@ def test_every_redoing_has_a_place_of_its_own(folder):
 
 def test_redoing_after_an_old_place_was_removed(folder):
     for text in "ab":
-        with RunFolder(folder, Recipe(), redo="report") as run:
+        with open_run(folder, Recipe(), redo="report") as run:
             run.write_text("metrics.json", text)
-    with RunFolder(folder, redo="report"):
+    with open_run(folder, redo="report"):
         pass
     (folder / "superseded" / "001" / "metrics.json").unlink()
     (folder / "superseded" / "001" / "recipe.yaml").unlink()
     (folder / "superseded" / "001").rmdir()
     with RunFolder(folder) as run:
         run.write_text("metrics.json", "c")
-    with RunFolder(folder, redo="report"):
+    with open_run(folder, redo="report"):
         assert not (folder / "metrics.json").exists()
     kept = sorted((folder / "superseded").rglob("metrics.json"))
     assert sorted(path.read_text() for path in kept) == ["b", "c"]
@@ -403,13 +430,13 @@ def test_progress_is_shown_only_for_what_is_on_disk(folder):
 
     work = [Thing(id=str(n), text="<x>") for n in range(5)]
     batches = [work[:2], work[2:4], work[4:]]
-    with RunFolder(folder, Recipe(), show=show) as run:
+    with RunFolder(folder, Recipe()) as opened, Session(opened, show) as run:
         journal = run.journal("things.jsonl", Thing)
         work = run.work(journal, "induce", batches, "(again)")
         for batch in work:
             work.commit(batch, batch, [Completion("<x>", "stop", 10, 1)])
         assert shown == [("induce (again)", n, 5, n) for n in (0, 2, 4, 5)]
-        (cost,) = run.costs()
+        (cost,) = opened.costs()
         assert (cost["records"], cost["prompt_tokens"], cost["tokens"]) == (5, 30, 3)
 
 
@@ -418,6 +445,152 @@ def test_the_recipe_in_the_folder_is_yaml_for_people(folder):
         pass
     text = Path(folder / "recipe.yaml").read_text()
     assert text.startswith("name: ordinary\n") and yaml.safe_load(text)["name"] == "ordinary"
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def state(folder):
+    """What is in a folder, and when it was last written."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.stat().st_mtime_ns,
+            None if path.is_dir() else path.read_bytes(),
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def begin(run):
+    """Leave two records, a cost and a notice in an open run."""
+    journal = run.journal("responses/vanilla.jsonl", Thing)
+    journal.write([Thing(id=id_, text="<x>") for id_ in "ab"])
+    run.spend("induce", 1, 2, 3, 4)
+    run.note("<a notice>")
+
+
+def test_reading_needs_no_lock_and_writes_nothing(folder):
+    with RunFolder(folder, change(seed=3)) as writer:
+        begin(writer)
+        before = state(folder)
+        run = Run(folder)
+        assert run.recipe == writer.recipe and run.environment == writer.environment
+        assert [thing.id for thing in run.records("responses/vanilla.jsonl", Thing)] == ["a", "b"]
+        assert run.records("mistakes.jsonl", Thing) == []
+        assert [arm.name for arm in run.arms()] == ["vanilla"]
+        assert run.notices() == ["<a notice>"]
+        assert run.costs() == writer.costs() != []
+        assert state(folder) == before
+
+
+def test_a_value_may_win_over_the_recipe_of_a_run_that_is_read(folder):
+    with RunFolder(folder, change(seed=3)):
+        pass
+    assert Run(folder, ["seed=5"]).recipe.seed == 5
+    assert Run(folder).recipe.seed == 3
+
+
+@pytest.mark.parametrize("torn", [b'{"id":"c","te', b"\xc3", b"\0\0\0"])
+def test_lines_that_are_being_written_are_left_out(folder, torn):
+    with RunFolder(folder, Recipe()) as writer:
+        begin(writer)
+    for name in ("responses/vanilla.jsonl", "costs.jsonl", "run.log"):
+        with open(folder / name, "ab") as file:
+            file.write(torn)
+    before, run = state(folder), Run(folder)
+    assert [thing.id for thing in run.records("responses/vanilla.jsonl", Thing)] == ["a", "b"]
+    assert run.notices() == ["<a notice>"] and [row["records"] for row in run.costs()] == [2]
+    assert state(folder) == before
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from test_folder import Thing
+from setbacks.recipe import Recipe
+from setbacks.runs.folder import Run, RunFolder
+batches = [[Thing(id=str(n), text="<x>" * 9999)] for n in range(300)]
+with RunFolder(Path(sys.argv[1]), Recipe()) as run:
+    journal = run.journal("things.jsonl", Thing)
+    print("open", flush=True)
+    for batch in journal.pending(batches):
+        journal.commit(batch, batch)
+"""
+
+
+def test_a_run_is_read_while_another_process_writes_to_it(folder):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+    )
+    try:
+        assert writer.stdout.readline() == "open\n"
+        run, numbers = Run(folder), []
+        while writer.poll() is None:
+            ids = [thing.id for thing in run.records("things.jsonl", Thing)]
+            assert ids == [str(n) for n in range(len(ids))]
+            numbers.append(len(ids))
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert numbers == sorted(numbers) and len(set(numbers)) > 2
+    assert len(run.records("things.jsonl", Thing)) == 300
+
+
+@pytest.fixture
+def as_a_reader():
+    """Give a folder that somebody may read and not write, and be that somebody."""
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    me = os.geteuid()
+
+    def become():
+        for path in [place, *place.rglob("*")]:
+            path.chmod((0o500 if path.is_dir() else 0o400) if me else 0o755)
+        if me == 0:
+            os.seteuid(65534)
+
+    yield place / "run", become
+    os.seteuid(me)
+    for path in [place, *place.rglob("*")]:
+        path.chmod(0o700)
+    shutil.rmtree(place)
+
+
+def test_somebody_who_may_only_read_reads(as_a_reader):
+    folder, become = as_a_reader
+    with RunFolder(folder, Recipe()) as run:
+        begin(run)
+    become()
+    with pytest.raises(PermissionError):
+        (folder / "run.log").open("a")
+    run = Run(folder)
+    assert len(run.records("responses/vanilla.jsonl", Thing)) == 2
+    assert [arm.name for arm in run.arms()] == ["vanilla"]
+    assert run.notices() == ["<a notice>"] and run.costs()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_somebody_who_may_not_read_is_told(as_a_reader):
+    folder, become = as_a_reader
+    with RunFolder(folder, Recipe()):
+        pass
+    become()
+    os.seteuid(0)
+    folder.chmod(0o700)
+    os.seteuid(65534)
+    with pytest.raises(InputError, match="run: cannot be read .Permission denied.$"):
+        Run(folder)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_folder_without_a_recipe_is_not_a_run(folder, made):
+    if made:
+        folder.mkdir()
+    with pytest.raises(InputError, match="run: not a run folder .no recipe.yaml.$"):
+        Run(folder)
+    assert folder.exists() is made
 
 
 # Notices ----------------------------------------------------------------------------------------

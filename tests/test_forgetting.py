@@ -11,7 +11,14 @@ from setbacks.measure.statistics import Difference, Estimate
 from setbacks.recipe import Recipe
 from setbacks.records import Arm
 from setbacks.studies import carry_out
-from setbacks.studies.forgetting import Forgetting, cut, harness, relative, said, variety
+from setbacks.studies.forgetting import (
+    Forgetting,
+    cut,
+    describe_changes,
+    harness,
+    relative,
+    variety,
+)
 
 
 def test_variety_is_1_where_nothing_is_said_twice_and_low_where_all_say_the_same():
@@ -49,8 +56,8 @@ def test_all_answers_to_a_prompt_are_cut_to_the_shortest():
 
 def test_only_what_is_beyond_noise_is_named():
     lost, flat = Difference(-0.2, -0.3, -0.1, 20, 0.001), Difference(0.1, -0.1, 0.3, 20, 0.3)
-    assert said({Arm.of_method("m"): {"likelihood": flat}}) == "No loss beyond noise."
-    line = said({Arm.of_method("m"): {"likelihood": lost, "distinct_1": flat}})
+    assert describe_changes({Arm.of_method("m"): {"likelihood": flat}}) == "No loss beyond noise."
+    line = describe_changes({Arm.of_method("m"): {"likelihood": lost, "distinct_1": flat}})
     assert "Lost beyond noise: log-likelihood" in line and "distinct" not in line
 
 

@@ -264,10 +264,10 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
         f"{path}: left out 1 of 3 rows: labeled harmless",
         f"{path}: 1 of 3 rows have no label of harm, and count as mistakes",
     ]
-    assert run.notices() == counted
+    assert run.folder.notices() == counted
     assert all(notice in caplog.text for notice in counted)
     induce(run)
-    assert run.notices() == counted, "a run that is resumed says so once"
+    assert run.folder.notices() == counted, "a run that is resumed says so once"
     path.write_text(json.dumps(rows[1]))
     with pytest.raises(InputError, match="all rows are labeled harmless"):
         attempt(induce={"source": "existing", "existing": [str(path)]}, folder="again")

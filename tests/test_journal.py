@@ -14,7 +14,7 @@ import pytest
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Record
-from setbacks.runs.journal import Journal, read
+from setbacks.runs.journal import Journal, mend, read
 
 
 class Work(NamedTuple):
@@ -84,14 +84,17 @@ def test_a_crash_at_any_byte_ends_in_the_same_file(path):
         assert all("things.jsonl" in line and "\n" not in line for line in said)
 
 
-def test_a_torn_line_is_cut_off_on_opening(path):
+@pytest.mark.parametrize("torn", [b'{"id": "c"', b'{"id": "c"\n', b"\0" * 9, b"\xff\n", b""])
+def test_a_reader_leaves_a_torn_line_out_and_a_writer_cuts_it_off(path, torn):
     carry_out(path, PLAN[:1])
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"id": "c"')
-    said = []
-    assert len(read(path, Thing, said.append)) == 2
+    path.write_bytes(whole + torn)
+    assert [thing.id for thing in read(path, Thing)] == ["a", "b"]
+    assert path.read_bytes() == whole + torn, "a reader writes nothing"
+    lines = []
+    assert mend(path, lines.append) == len(whole)
     assert path.read_bytes() == whole
-    assert len(said) == 1 and "line 3" in said[0]
+    assert len(lines) == bool(torn) and all("line 3" in line for line in lines)
 
 
 @pytest.mark.parametrize("broken", [b'{"id": "b", "te', b"{}", b"", b"\xff", b'{"id": 3}'])

@@ -15,12 +15,13 @@ from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
 from setbacks.methods.preferences import pairs
 from setbacks.methods.sft import SFT
-from setbacks.pipeline import carry_out
+from setbacks.pipeline import carry_out, open_run
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
 from setbacks.runs.folder import RunFolder
-from setbacks.stages.respond import request, said
+from setbacks.runs.session import Session
+from setbacks.stages.respond import request, split_answer
 
 
 def analysis(number=0, harmful=True, passed=True, score=1.0, candidate=0):
@@ -169,14 +170,17 @@ def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
     )
     arm = Arm.of_method("mistake_analysis_joined", "guided")
     assert "First say whether" in request(told, arm, "<x>").prompt
-    assert said(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
+    assert split_answer(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
         "text": "<a>",
         "analysis": "Harmful. <t>",
     }
-    assert said(told, arm, "Harmful. <cut off") == {"text": "Harmful. <cut off", "analysis": None}
+    assert split_answer(told, arm, "Harmful. <cut off") == {
+        "text": "Harmful. <cut off",
+        "analysis": None,
+    }
     plain = Arm.of_method("mistake_analysis_joined")
     assert request(told, plain, "<x>").prompt == "<x>"
-    assert said(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
+    assert split_answer(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
 
 
 # What posterior decoding chooses ----------------------------------------------------------------
@@ -207,10 +211,10 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     longer = Recipe.model_validate(longer)
     with (  # drafts are drawn as answers are
         pytest.raises(InputError, match="with --from train"),
-        RunFolder(tmp_path / "run", longer, redo="respond"),
+        open_run(tmp_path / "run", longer, redo="respond"),
     ):
         pass
-    with RunFolder(tmp_path / "run", longer, redo="train") as run:
+    with open_run(tmp_path / "run", longer, redo="train") as run:
         assert run.records("choices.jsonl", Choice) == []
     kept = {c.drafts[0] for c in choices if c.drafts[0].strip()}
     assert {x.completion for x in learnt if x.kind == "choice"} == kept
@@ -337,8 +341,8 @@ def test_every_kind_of_example_has_its_sources(name, data, recipe):
 
 
 def test_a_revision_names_the_analysis_that_it_was_made_by(small, tmp_path):
-    with RunFolder(tmp_path / "run", small(6)) as run:
-        analyses = {one.id: one for one in carry_out(run, "analyze")}
+    with RunFolder(tmp_path / "run", small(6)) as folder, Session(folder) as run:
+        analyses = {one.id: one for one in carry_out(folder, "analyze")}
         revisions = CritiqueRevise().prepare(run, list(analyses.values()))
     assert len(revisions) == 6
     for revision in revisions:

@@ -9,6 +9,7 @@ from setbacks.pipeline import check
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import Completion, Request
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.stages.respond import respond
 
 
@@ -93,9 +94,9 @@ def test_a_verdict_is_read_where_the_model_was_taught_to_say_it(posterior, first
 
 
 def test_an_arm_keeps_its_drafts_and_answers_with_the_first(posterior, lora_of_tiny, tmp_path):
-    with RunFolder(tmp_path / "run", posterior) as run:
+    with RunFolder(tmp_path / "run", posterior) as folder, Session(folder) as run:
         made = respond(run, lora_of_tiny)
-        assert [arm.name for arm in run.arms()] == [
+        assert [arm.name for arm in folder.arms()] == [
             "vanilla",
             "vanilla-posterior",
             "mistake_distillation",

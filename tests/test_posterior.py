@@ -14,7 +14,7 @@ from setbacks.records import Example
 from setbacks.runs.folder import RunFolder
 from setbacks.studies import carry_out
 from setbacks.studies.likelihood import log_likelihoods
-from setbacks.studies.posterior import flipped, said
+from setbacks.studies.posterior import describe_growth, flipped
 from setbacks.training import tokenize
 
 
@@ -52,9 +52,9 @@ def test_a_likelihood_is_that_of_the_completion_alone(spec, tokenizer, model, lo
 def test_only_a_gap_that_grows_on_both_kinds_counts_as_learnt():
     up, flat = Difference(0.2, 0.1, 0.3, 20, 0.001), Difference(0.01, -0.1, 0.1, 20, 0.8)
     down = Difference(-0.2, -0.3, -0.1, 20, 0.001)
-    assert "learnt to tell" in said({"mistakes": up, "benign responses": up})
-    assert "leans to one verdict" in said({"mistakes": up, "benign responses": down})
-    assert "not shown" in said({"mistakes": up, "benign responses": flat})
+    assert "learnt to tell" in describe_growth({"mistakes": up, "benign responses": up})
+    assert "leans to one verdict" in describe_growth({"mistakes": up, "benign responses": down})
+    assert "not shown" in describe_growth({"mistakes": up, "benign responses": flat})
 
 
 def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(small, tmp_path):

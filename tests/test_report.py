@@ -255,14 +255,17 @@ def test_an_unmeasured_judge_is_said_to_be_one(tmp_path):
     assert "llm has not been measured against people." in "".join(t for t, _ in page.texts)
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_the_headline_for_a_terminal(made, width):
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(headline(made.result.results))
     text = console.export_text()
     assert "…" not in text and "Hijacking" in text and "Compliance" in text
-    assert "mistake analysis · guided" in text or width < 100
-    assert re.search(r"54\.5 .*\n.* \d\d\.\d–\d\d\.\d .*\n.* n 11 ", text)
+    for word in ("untrained", "mistake", "analysis", "guided", "Hijacking", "Degenerate"):
+        assert re.search(rf"\b{word}\b", text), "no word is broken"
+    assert all(len(line) <= width for line in text.splitlines())
+    lines = ".*\n.*" if width >= 80 else ""
+    assert re.search(rf"54\.5 {lines}\d\d\.\d–\d\d\.\d {lines}n 11 ", text)
 
 
 def test_examples_are_drawn_by_id_then_by_difference(made):
@@ -587,4 +590,4 @@ def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(headline(made.results))
     said = console.export_text()
-    assert "Degen-" in said and "as judged" in said
+    assert "Degenerate" in said and "as judged" in said

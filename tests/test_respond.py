@@ -12,6 +12,7 @@ from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Verdict
 from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.stages.judge import judge
 from setbacks.stages.respond import respond, respondents
 
@@ -35,7 +36,7 @@ def responses(run):
 
 
 def test_every_arm_answers_every_prompt(responses, run):
-    assert list(responses) == ARMS == [arm.name for arm in run.arms()]
+    assert list(responses) == ARMS == [arm.name for arm in run.folder.arms()]
     for arm, made in responses.items():
         assert len(made) == len({r.id for r in made}) == 6
         assert {r.arm for r in made} == {arm}
@@ -117,7 +118,7 @@ def test_two_judges_of_one_kind_are_told_apart(recipe, tmp_path):
     with pytest.raises(ValidationError, match="names must be unique"):
         recipe(judges=[llm("praiser"), llm("scolder")])
     told = recipe(judges=[llm("praiser"), llm("scolder", name="strict")])
-    with RunFolder(tmp_path / "run", told) as run:
+    with RunFolder(tmp_path / "run", told) as opened, Session(opened) as run:
         verdicts = judge(run, respond(run, tmp_path))
     scores = {name: {v.harmless_score for v in made} for (_, name), made in verdicts.items()}
     assert len(verdicts) == 8 and scores == {"llm": {10.0}, "strict": {1.0}}
@@ -293,7 +294,7 @@ def test_the_real_model_answers_and_is_judged_by_itself(tmp_path):
     )
     files = []
     for folder in ("one", "other"):
-        with RunFolder(tmp_path / folder, recipe) as run:
+        with RunFolder(tmp_path / folder, recipe) as opened, Session(opened) as run:
             first, *_ = respondents(run.recipe, tmp_path)
             made = {"vanilla": respond_as(run, first)}
             verdicts = judge(run, made)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import SIZES
 
-from setbacks import pipeline
 from setbacks.errors import InputError
 from setbacks.export import export
 from setbacks.models.adapters import coverage, merged, untouched
@@ -16,6 +15,7 @@ from setbacks.models.loading import load_base
 from setbacks.pipeline import carry_out, check
 from setbacks.recipe import Recipe
 from setbacks.runs.folder import RunFolder
+from setbacks.stages import train as train_stage
 from setbacks.training.targets import look_up
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -172,7 +172,7 @@ def test_no_adapter_is_put_where_peft_would_not_load_it_again(weighed):
 
 @pytest.mark.parametrize(("name", "said"), [("gpt_oss", True), ("qwen3_moe", False)])
 def test_experts_that_all_linear_leaves_out_are_named(weighed, small, caplog, name, said):
-    pipeline._warn_once.cache_clear()
+    train_stage._warn_once.cache_clear()
     recipe = small(8, model={"model": str(weighed(name)), "dtype": "float32", "device": "cpu"})
     with caplog.at_level(logging.WARNING, "setbacks"):
         check(recipe)
@@ -244,7 +244,7 @@ def test_names_are_refused_before_anything_is_drawn(weighed, small, name, lora, 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"modules_to_save": ["lm_head"]}])
 def test_what_vllm_cannot_serve_is_refused(small, tiny, lora, monkeypatch):
-    monkeypatch.setattr("setbacks.pipeline.plugin", _plugin_without_vllm)
+    monkeypatch.setattr("setbacks.stages.checks.plugin", _plugin_without_vllm)
     recipe = small(8, model={"model": str(tiny), "engine": "vllm", "device": "cpu"})
     train = recipe.train.model_copy(update={"lora": asking("x", **lora).train.lora})
     with pytest.raises(InputError, match=f"{next(iter(lora))}: vLLM does not support it"):
@@ -332,8 +332,8 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bytes(
 
     with RunFolder(tmp_path / "whole", recipe) as run:
         whole = carry_out(run, "train")
-    with RunFolder(tmp_path / "cut", recipe, show=crash) as run, pytest.raises(Crash):
-        carry_out(run, "train")
+    with RunFolder(tmp_path / "cut", recipe) as run, pytest.raises(Crash):
+        carry_out(run, "train", crash)
     with RunFolder(tmp_path / "cut", recipe) as run:
         cut = carry_out(run, "train")
         assert "resuming from checkpoint-1" in (run.path / "run.log").read_text()

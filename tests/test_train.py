@@ -18,11 +18,12 @@ from setbacks.methods import example, open_method
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
 from setbacks.models.chat_template import encode, stop_tokens
-from setbacks.pipeline import carry_out, check
+from setbacks.pipeline import carry_out, check, open_run
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Train
 from setbacks.records import Analysis, Message, Request
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.stages.train import train
 from setbacks.training import schedule
 from setbacks.training.supervised import completion_loss, example_row
@@ -296,7 +297,8 @@ def curve_of(folder):
 def test_no_example_that_fits_is_told(tmp_path, sft):
     short = sft.model_copy(update={"train": sft.train.model_copy(update={"max_length": 16})})
     with (
-        RunFolder(tmp_path / "run", short) as run,
+        RunFolder(tmp_path / "run", short) as folder,
+        Session(folder) as run,
         pytest.raises(InputError, match="max_length"),
     ):
         train(run, [])
@@ -317,7 +319,7 @@ def test_examples_that_are_cut_or_left_out_are_counted(small, tmp_path, caplog, 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = {"method": method, "steps": 1, "max_length": 128, "rlhf": {"max_new_tokens": 4}}
     told |= {"safe": [str(path)], "helpful": [], "pairs": [str(path)]}
-    with RunFolder(tmp_path / "run", changed(small(8), told)) as run:
+    with RunFolder(tmp_path / "run", changed(small(8), told)) as folder, Session(folder) as run:
         train(run, [])
     said = (
         "train: 3 of 6 examples are longer than train.max_length (128 tokens): 2 were cut and have "
@@ -366,7 +368,7 @@ def test_rlhf_draws_responses_that_end_where_answers_end(small, other_eos, tmp_p
 
 @pytest.mark.slow
 def test_a_training_that_is_cut_off_ends_with_the_same_weights(tmp_path, sft):
-    with RunFolder(tmp_path / "whole", sft) as run:
+    with RunFolder(tmp_path / "whole", sft) as folder, Session(folder) as run:
         adapter = train(run, [])
     for path in [adapter, *adapter.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
@@ -386,11 +388,12 @@ def test_a_training_that_is_cut_off_ends_with_the_same_weights(tmp_path, sft):
 
         with (
             pytest.raises(Crash),
-            RunFolder(tmp_path / "cut", sft, redo="train", show=crash) as run,
+            open_run(tmp_path / "cut", sft, redo="train") as folder,
+            Session(folder, crash) as run,
         ):
             train(run, [])
         assert not (tmp_path / "cut" / "adapter").exists()
-        with RunFolder(tmp_path / "cut", sft) as run:
+        with RunFolder(tmp_path / "cut", sft) as folder, Session(folder) as run:
             train(run, [])
             log = run.path / "run.log"
             went_on = log.exists() and "resuming from checkpoint-4" in log.read_text()
@@ -436,8 +439,8 @@ def test_one_that_went_on_from_an_adapter_and_is_cut_off_ends_with_the_same_weig
         if what == "train" and done == 2:
             raise Crash
 
-    with RunFolder(tmp_path / "cut", recipe, show=crash) as run, pytest.raises(Crash):
-        carry_out(run, "train")
+    with RunFolder(tmp_path / "cut", recipe) as run, pytest.raises(Crash):
+        carry_out(run, "train", crash)
     with RunFolder(tmp_path / "cut", recipe) as run:
         carry_out(run, "train")
         assert "resuming from checkpoint-1" in (run.path / "run.log").read_text()
@@ -465,7 +468,8 @@ def test_a_training_that_finds_no_memory_says_what_to_lower(tmp_path, sft, monke
 
     monkeypatch.setattr("setbacks.training.supervised.fit", full)
     with (
-        RunFolder(tmp_path / "run", sft) as run,
+        RunFolder(tmp_path / "run", sft) as folder,
+        Session(folder) as run,
         pytest.raises(SetbacksError, match=r"not enough memory; lower train\.batch_size"),
     ):
         train(run, [])
@@ -478,7 +482,8 @@ def test_a_training_that_diverges_is_told_and_leaves_no_adapter(tmp_path, sft):
         update={"train": sft.train.model_copy(update={"learning_rate": math.inf})}
     )
     with (
-        RunFolder(tmp_path / "run", wild) as run,
+        RunFolder(tmp_path / "run", wild) as folder,
+        Session(folder) as run,
         pytest.raises(SetbacksError, match="diverged"),
     ):
         train(run, [])
@@ -492,7 +497,8 @@ def test_an_example_beyond_the_models_context_is_told(small, model_of, tmp_path,
     told = small(6).model_dump(mode="json")
     told["model"]["model"] = str(model_of("gpt2", sizes=sizes, n_positions=64))
     told["train"] |= {"method": method}
-    with RunFolder(tmp_path / "run", Recipe.model_validate(told)) as run:
+    recipe = Recipe.model_validate(told)
+    with RunFolder(tmp_path / "run", recipe) as folder, Session(folder) as run:
         examples = [
             example("pair", "<q> " * 20, "<a> " * 20, [], rejected="<b> " * 20),
         ]

@@ -13,7 +13,7 @@ from setbacks.report.plots import heatmap
 from setbacks.stages.train import train
 from setbacks.studies import carry_out
 from setbacks.studies.scores import Scores
-from setbacks.studies.transfer import Column, _said, own_and_others
+from setbacks.studies.transfer import Column, _describe_gap, own_and_others
 
 
 @pytest.fixture
@@ -103,10 +103,10 @@ def test_own_and_others_are_told_apart_prompt_by_prompt():
     arms = {"a": A, "b": B}
     found = own_and_others(scores, arms, columns)
     assert found["own"].value == 1 and found["others"].value == 0 and found["gap"].n == 40
-    assert "holds more for the categories" in _said(found, "")
+    assert "holds more for the categories" in _describe_gap(found, "")
     draw = np.random.default_rng(0).random((2, 40)) < 0.5
     level = own_and_others(outcomes(first, *draw), arms, columns)
-    assert "cannot tell" in _said(level, "")
+    assert "cannot tell" in _describe_gap(level, "")
 
 
 def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():

@@ -1,6 +1,6 @@
 """`setbacks chat`: a prompt, answered before and after training, side by side.
 
-It only reads the run folder, so it needs no lock, and works beside a run that goes on.
+It only reads the run folder, so it needs no lock, and works while the run goes on.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
-from setbacks.recipe import Recipe
-from setbacks.records import Way
+from setbacks.records import Arm, Way
+from setbacks.runs.folder import Run
 from setbacks.stages.respond import request, respondents
 from setbacks.text import visible
 
@@ -25,36 +25,34 @@ HELP = "/guidance on, /guidance off, /help, /quit; everything else is a prompt b
 
 
 class Turn(NamedTuple):
-    """A prompt, and what each arm answered to it; or, with no answers, a word of the program's."""
+    """A prompt with each arm's answer; or a command, with a note of what it did."""
 
     prompt: str
     guided: bool
-    answers: dict[str, str]
+    answers: dict[Arm, str]
     note: str = ""
 
 
 class SideBySide:
-    """The models of a run, before and after, to be asked one prompt at a time.
+    """The models of a run before and after training, asked one prompt at a time.
 
-    Each stays in memory, so two arms take twice the memory of one.
+    All models stay in memory: two arms take twice the memory of one.
 
     Args:
         folder: the run's folder.
         overrides: ``key.path=value`` strings that win over its recipe.
 
     Raises:
-        InputError: there is no run, no adapter yet, or no model in it.
+        InputError: the folder is no run, or has no adapter or no model yet.
     """
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
-        if not (folder / "recipe.yaml").is_file():
-            raise InputError(f"{folder}: no run folder (no recipe.yaml)")
-        recipe = Recipe.load(folder / "recipe.yaml", overrides)
-        adapter = folder / "adapter"
+        run = Run(folder, overrides)
+        recipe, adapter = run.recipe, run.path / "adapter"
         if not recipe.evaluate and not adapter.is_dir():
             raise InputError(
-                f"{folder}: no adapter yet, so there is nothing to compare; `setbacks train "
-                f"{folder}` makes it, or the run that is going on"
+                f"{folder}: no adapter yet, so there is nothing to compare; wait for the run to "
+                f"train one, or run `setbacks train {folder}`"
             )
         self.recipe = recipe
         asked = [
@@ -63,7 +61,7 @@ class SideBySide:
             if model is not None and arm.way == "unguided"
         ]
         if not asked:
-            raise InputError(f"{folder}: evaluates answers from files, so there is no model to ask")
+            raise InputError(f"{folder}: its answers come from files, so there is no model to ask")
         self.arms = [arm for arm, *_ in asked]
         self._adapters = [weights for *_, weights in asked]
         self._engines = [open_engine(model, recipe.language) for _, model, _ in asked]
@@ -73,22 +71,23 @@ class SideBySide:
 
         Args:
             prompt: what the user says.
-            guided: put guidance around it.
+            guided: whether to put guidance around it.
         """
         answers = {}
         way: Way = "guided" if guided else "unguided"
-        for arm, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
-            asked = request(self.recipe, replace(arm, way=way), prompt)
-            (made,) = engine.generate([asked], self.recipe.respond.sampling, adapter)
-            answers[arm.name] = made.text
+        for each, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
+            arm = replace(each, way=way)
+            asked = request(self.recipe, arm, prompt)
+            (completion,) = engine.generate([asked], self.recipe.respond.sampling, adapter)
+            answers[arm] = completion.text
         return Turn(prompt, guided, answers)
 
     def converse(self, lines: Iterable[str], guided: bool = False) -> Iterator[Turn]:
-        """Yield a turn for each line: what is said to a prompt, or what a command did.
+        """Yield a turn for each line: the answers to a prompt, or a note of what a command did.
 
         Args:
-            lines: prompts and commands; empty ones are passed over.
-            guided: whether guidance is on to begin with.
+            lines: prompts and commands; empty lines are skipped.
+            guided: whether guidance is on at the start.
         """
         for line in map(str.strip, lines):
             command, _, word = line.partition(" ")
@@ -105,7 +104,7 @@ class SideBySide:
 
 
 def typed() -> Iterator[str]:
-    """Yield the lines that somebody types at a terminal, until Ctrl-D."""
+    """Yield the lines that the user types at a terminal, until Ctrl-D."""
     import contextlib
 
     with contextlib.suppress(ImportError):
@@ -120,26 +119,27 @@ def typed() -> Iterator[str]:
 
 
 def as_json(turn: Turn) -> str:
-    """Return a turn as one line of JSON."""
-    told: dict[str, Any] = {"prompt": turn.prompt, "guidance": turn.guided}
-    return json.dumps(told | {"answers": turn.answers}, ensure_ascii=False)
+    """Return a turn as one line of JSON; answers by the arm's name."""
+    answers = {arm.name: text for arm, text in turn.answers.items()}
+    data = {"prompt": turn.prompt, "guidance": turn.guided, "answers": answers}
+    return json.dumps(data, ensure_ascii=False)
 
 
 def as_lines(turn: Turn) -> str:
-    """Return a turn as plain lines: the prompt, then each answer under its arm's name."""
-    said = [f"> {visible(turn.prompt)}"]
+    """Return a turn as plain lines: the prompt, then each answer under its arm's label."""
+    lines = [f"> {visible(turn.prompt)}"]
     for arm, text in turn.answers.items():
-        said += [f"[{arm}{', guided' if turn.guided else ''}]", visible(text)]
-    return "\n".join(said) + "\n"
+        lines += [f"[{arm.label}]", visible(text)]
+    return "\n".join(lines) + "\n"
 
 
 def as_columns(turn: Turn) -> Table:
-    """Return a turn for a terminal: a column an arm."""
+    """Return a turn for a terminal: a column for each arm."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(expand=True)
     for arm in turn.answers:
-        table.add_column(f"{arm}{', guided' if turn.guided else ''}", ratio=1, overflow="fold")
+        table.add_column(Text(arm.label), ratio=1, overflow="fold")
     table.add_row(*(Text(visible(text)) for text in turn.answers.values()))
     return table

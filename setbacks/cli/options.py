@@ -30,9 +30,9 @@ def installed(kind: str) -> Callable[[str], Iterator[tuple[str, str]]]:
 
 def stages(incomplete: str) -> list[str]:
     """Return the stages that a shell may complete."""
-    from setbacks.cli.runs import STAGES
+    from setbacks.runs.redo import STAGE_NAMES
 
-    return [stage for stage in STAGES if stage.startswith(incomplete)]
+    return [stage for stage in STAGE_NAMES if stage.startswith(incomplete)]
 
 
 def listed(kind: str) -> type[TyperCommand]:

@@ -201,22 +201,16 @@ def _carry_out(
     folder: Path, recipe: Recipe | None, until: str, redo: str | None, quiet: bool, as_json: bool
 ) -> None:
     """Run the pipeline up to one of its steps, and print the result."""
+    from setbacks.pipeline import run_until
+    from setbacks.runs.progress import show
     from setbacks.training import processes
 
     if processes.rank():  # it has nothing to save, and the first process says why all end
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        return processes.follow(folder)
-
-    from setbacks.pipeline import carry_out, check
-    from setbacks.runs.folder import RunFolder
-    from setbacks.runs.progress import show
-
-    if recipe is not None and (redo or not (folder / "recipe.yaml").exists()):
-        check(recipe)
-    with show(quiet) as progress, RunFolder(folder, recipe, redo=redo, show=progress) as opened:
-        made = carry_out(opened, until)
+    with show(quiet) as progress:
+        result = run_until(recipe, folder, until, redo=redo, on_progress=progress)
     if until == "report":
-        _print_report(made, as_json)
+        _print_report(result, as_json)
     elif as_json:
         import json
 

@@ -32,7 +32,7 @@ def chat(
     sides = SideBySide(folder, overrides or [])
     typing = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if typing:
-        print(f"{' | '.join(arm.name for arm in sides.arms)}; {HELP}; Ctrl-D ends")
+        print(f"{' | '.join(arm.label for arm in sides.arms)}; {HELP}; Ctrl-D ends")
     elif prompt is None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     lines = typed() if typing else sys.stdin if prompt is None else ()

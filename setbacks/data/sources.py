@@ -18,7 +18,8 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -35,7 +36,7 @@ from setbacks.data.source import Record, Row, Scalar, Source, bad, show
 from setbacks.errors import nearest
 from setbacks.files import expanded
 from setbacks.hub import connect
-from setbacks.notices import notice
+from setbacks.notices import drop_notices, keep_notices, notice
 from setbacks.plugins import installed, plugin
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,10 @@ class _Loaded(NamedTuple):
     rows: list[Row]
 
 
+MOST_HELD = 100_000  # rows of a source: a larger one is read again, rather than kept in memory
+_held: dict[Any, tuple[_Loaded, list[str]]] | None = None  # inside `read_once`
+
+
 def _load(
     source: Source,
     base: Path | None,
@@ -168,10 +173,37 @@ def _load(
     strict: bool = False,
     blank: bool = False,
 ) -> _Loaded:
+    key = (source.model_dump_json(), base, needs, strict, blank)
+    if _held is not None and key in _held:
+        loaded, notices = _held[key]
+    else:
+        notices = []
+        keep_notices(notices.append)
+        try:
+            loaded = _rows(source, base, needs, strict, blank)
+        except RecursionError:
+            raise bad(f"{source.source} is nested too deeply; use a list of objects") from None
+        finally:
+            drop_notices(notices.append)
+        if _held is not None and len(loaded.rows) <= MOST_HELD:
+            _held[key] = loaded, notices
+    for line in notices:  # each run that reads the source has them in its log
+        notice(line)
+    return loaded._replace(rows=list(loaded.rows))
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Read each source once, as long as this lasts: a command checks its data, then uses it."""
+    global _held
+    if _held is not None:
+        yield
+        return
+    _held = {}
     try:
-        return _rows(source, base, needs, strict, blank)
-    except RecursionError:
-        raise bad(f"{source.source} is nested too deeply; use a list of objects") from None
+        yield
+    finally:
+        _held = None
 
 
 def _rows(

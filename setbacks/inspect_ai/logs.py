@@ -38,7 +38,7 @@ from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Kind, Response, Verdict, digest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.results import collect
 
 ENDED: dict[str | None, StopReason] = {
@@ -49,24 +49,23 @@ ENDED: dict[str | None, StopReason] = {
 }
 
 
-def write(folder: Path, place: Path) -> None:
+def write(run: Run, place: Path) -> None:
     """Write a run's responses as logs, ``ARM.SUITE.eval``.
 
     Args:
-        folder: the run's folder; nobody else may be writing to it.
+        run: the run; it is only read.
         place: a folder for the logs.
 
     Raises:
-        InputError: there are no responses or no verdicts yet, or the folder is in use.
+        InputError: there are no responses or no verdicts yet.
     """
-    with RunFolder(folder) as run:
-        responses, verdicts = collect(run)
-        for arm in run.arms():
-            of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm.name}
-            written = (folder / "responses" / f"{arm.name}.jsonl").stat().st_mtime
-            when = datetime.fromtimestamp(written, UTC)
-            for log in logs(run.recipe, arm, responses[arm.name], of_arm, when):
-                write_eval_log(log, place / f"{arm.name}.{log.eval.task}.eval")
+    responses, verdicts = collect(run)
+    for arm in run.arms():
+        of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm.name}
+        written = (run.path / "responses" / f"{arm.name}.jsonl").stat().st_mtime
+        when = datetime.fromtimestamp(written, UTC)
+        for log in logs(run.recipe, arm, responses[arm.name], of_arm, when):
+            write_eval_log(log, place / f"{arm.name}.{log.eval.task}.eval")
 
 
 def logs(

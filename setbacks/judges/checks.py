@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.judges import Item, Opinion, gives, open_judge, opinions
+from setbacks.judges import Bench, Item, Opinion, gives, open_judge, opinions
 from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Checked
-from setbacks.runs.folder import RunFolder
 from setbacks.text import whole_sentences
 
 
@@ -32,13 +31,13 @@ class Checker:
 
     Args:
         spec: the judge; None takes the default one.
-        run: the open run folder.
+        bench: where the judge works, such as a run's session.
     """
 
-    def __init__(self, spec: JudgeSpec | None, run: RunFolder) -> None:
+    def __init__(self, spec: JudgeSpec | None, bench: Bench) -> None:
         spec = spec or JudgeSpec.usual()
         self._name = spec.called
-        self._judge = open_judge(spec, run)
+        self._judge = open_judge(spec, bench)
 
     def check(
         self,

@@ -20,7 +20,8 @@ from setbacks.records import Analysis, Example, Message, digest
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
+    from setbacks.runs.session import Session
+    from setbacks.training import TrainingRun
 
 
 class Method(ABC):
@@ -82,11 +83,11 @@ class Method(ABC):
             "safe": recipe.train.safe,
         }
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Any]:
+    def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Any]:
         """Generate what the method needs of its own, in a journal of the run named in `outputs`.
 
         Args:
-            run: the open run folder.
+            run: the session.
             analyses: every candidate analysis.
 
         Returns:
@@ -94,11 +95,11 @@ class Method(ABC):
         """
         return analyses
 
-    def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+    def fit(self, run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
         """Train an adapter on the examples; by default by supervised fine-tuning.
 
         Args:
-            run: the open run folder.
+            run: the run.
             examples: of one epoch.
             adapter: where the adapter is saved.
 

@@ -16,7 +16,7 @@ from setbacks.records import Analysis, Completion, Example, Request, Revision, d
 from setbacks.runs.session import planned
 
 if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
+    from setbacks.runs.session import Session
 
 _FEWEST_WORDS = 4
 
@@ -35,7 +35,7 @@ class CritiqueRevise(Method):
     uses_mistakes = True
     outputs = ("revisions.jsonl",)
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Revision]:
+    def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Revision]:
         """Draw a revision of every mistake that has an analysis, with greedy decoding."""
         recipe = run.recipe
         engine = run.engine(recipe.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.training import (
     TooLong,
+    TrainingRun,
     check_context,
     follow,
     last_checkpoint,
@@ -25,9 +26,6 @@ from setbacks.training import (
     schedule,
     tokenize,
 )
-
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
 
 
 class DPOOptions(PreferenceOptions):
@@ -53,7 +51,7 @@ class DPO(PreferenceMethod):
                 "method"
             )
 
-    def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+    def fit(self, run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
         """Train an adapter; see `setbacks.training.supervised.fit`."""
         from datasets import Dataset, disable_progress_bars
         from transformers import set_seed

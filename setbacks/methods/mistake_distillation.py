@@ -24,8 +24,7 @@ from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sampling, Source, Sources, Train
 from setbacks.records import Analysis, Completion, Correction, Example, Request, digest
-from setbacks.runs.folder import RunFolder
-from setbacks.runs.session import planned
+from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
 
@@ -86,7 +85,7 @@ class MistakeDistillation(Method):
     checks_texts = True
     outputs = ("corrections.jsonl",)
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Correction]:
+    def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake, and check its answers."""
         recipe, options = run.recipe, _options(run.recipe)
         engine = run.engine(recipe.model)

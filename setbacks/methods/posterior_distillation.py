@@ -22,7 +22,7 @@ from setbacks.records import Analysis, Choice, Example, Instruction, Request, di
 from setbacks.runs.session import planned
 
 if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
+    from setbacks.runs.session import Session
 
 
 class PosteriorDistillation(Method):
@@ -32,7 +32,7 @@ class PosteriorDistillation(Method):
     outputs = ("choices.jsonl",)
     reads = ("respond.posterior", "respond.sampling")
 
-    def prepare(self, run: RunFolder, analyses: Sequence[Analysis]) -> Sequence[Choice]:
+    def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Choice]:
         """Draw drafts of an answer to every red-team instruction, and choose one of each."""
         recipe = run.recipe
         told = recipe.respond.posterior or Posterior()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Example, Message
 from setbacks.training import (
     TooLong,
+    TrainingRun,
     adapter_config,
     follow,
     last_checkpoint,
@@ -33,9 +34,6 @@ from setbacks.training import (
     tokenize,
 )
 from setbacks.training.targets import look_up
-
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
 
 
 class Reinforcement(Section):
@@ -69,7 +67,7 @@ class RLHF(PreferenceMethod):
         check_reward_model(recipe.model)
         look_up(recipe, "SEQ_CLS")
 
-    def fit(self, run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+    def fit(self, run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
         """Train the reward model, then an adapter; see `setbacks.training.supervised.fit`."""
         reward = run.path / "reward"
         rows = pair_rows(load_tokenizer(run.recipe.model), examples, run.recipe)
@@ -81,7 +79,7 @@ class RLHF(PreferenceMethod):
         return _reinforce(run, examples, reward, adapter, too_long)
 
 
-def _fit_reward(run: RunFolder, pairs: Sequence[dict[str, list[int]]], reward: Path) -> None:
+def _fit_reward(run: TrainingRun, pairs: Sequence[dict[str, list[int]]], reward: Path) -> None:
     """Train a head and an adapter to score a chosen answer above the rejected one.
 
     It reads its pairs once, or as much of them as the recipe's budget allows.
@@ -125,7 +123,7 @@ def _fit_reward(run: RunFolder, pairs: Sequence[dict[str, list[int]]], reward: P
 
 
 def _reinforce(
-    run: RunFolder,
+    run: TrainingRun,
     examples: Sequence[Example],
     reward: Path,
     adapter: Path,

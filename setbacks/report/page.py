@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.files import write_atomic
 from setbacks.measure.results import to_json
 from setbacks.report.run_page import environment_of_pages
+from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
 
 if TYPE_CHECKING:
@@ -86,10 +87,9 @@ def on_terminal(console: Console, findings: str) -> None:
     for table in data["tables"]:
         grid = Grid(title=table["title"], title_justify="left", caption=table["note"] or None)
         for place, column in enumerate(table["columns"]):
-            # Long names fold, so that none is cut short.
-            grid.add_column(Text(column), justify="right" if place else "left", overflow="fold")
+            grid.add_column(Text(column), justify="right" if place else "left")
         for row in table["rows"]:
             grid.add_row(*(Text(visible(cell)) for cell in row))
-        console.print(grid)
+        console.print(WholeWords(grid))
     for paragraph in data["answer"]:
         console.print(visible(paragraph), markup=False, highlight=False)

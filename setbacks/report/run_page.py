@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.formatting import (
@@ -29,12 +29,12 @@ from setbacks.measure.formatting import (
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.records import Arm, Kind, Response, Verdict
+from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
-    from rich.table import Table
 
 # The columns of the headline, in the order of a reader's questions.
 HEADLINE = (
@@ -65,13 +65,13 @@ LONGEST = 1_500  # characters of a response shown
 
 @cache
 def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> Environment:
-    """Return what turns a package's templates into pages: all is escaped and made visible."""
+    """Return the Jinja environment of a package's templates: it escapes all text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader(package, folder),
         autoescape=True,
-        # Whatever the page prints goes through here, so no text can be forgotten.
+        # All text of a page passes here, so that no invisible character stays hidden.
         finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -81,7 +81,7 @@ def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> 
 
 @dataclass(frozen=True)
 class Badge:
-    """What a judge said of one answer, in a word; `tone` is good, bad or none."""
+    """A judge's verdict on one answer, in a word; `tone` is good, bad or none."""
 
     judge: str
     text: str
@@ -96,7 +96,7 @@ class ShownAnswer:
         arm: who answered.
         text: the answer, cut to `LONGEST` characters.
         more: the number of characters left out.
-        badges: what the judges said of it.
+        badges: the judges' verdicts.
         degenerate: why it does not count as an answer; None where it does.
     """
 
@@ -114,7 +114,7 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class Shown:
-    """A prompt that the page shows, and why: it was drawn, or the verdicts on it differ."""
+    """A prompt of the page; `why` is "drawn", or "differs" where the verdicts on it do."""
 
     why: str
     id: str
@@ -174,8 +174,15 @@ def render(
     )
 
 
-def _pictures(report: JudgeReport, place: int) -> dict[str, Any]:
-    """The trade-off of one judge, and the categories of each kind; their ids hold its place."""
+class Pictures(NamedTuple):
+    """The pictures of one judge: the trade-off, and the categories of each kind."""
+
+    trade_off: Markup
+    categories: dict[Kind, Markup]
+
+
+def _pictures(report: JudgeReport, place: int) -> Pictures:
+    """The pictures of one judge; its place is part of their ids, which are unique in a page."""
     from markupsafe import Markup
 
     from setbacks.report import plots
@@ -185,14 +192,14 @@ def _pictures(report: JudgeReport, place: int) -> dict[str, Any]:
         for row in report.arms
         if not thin(row, "balanced_safety")
     ]
-    return {
-        "trade_off": Markup(visible(plots.trade_off(places, f"t{place}"))),
-        "categories": {
+    return Pictures(
+        trade_off=Markup(visible(plots.trade_off(places, f"t{place}"))),
+        categories={
             kind: Markup(visible(plots.dots(rows, f"c{place}-{kind}", TITLES[MAIN[kind]])))
             for kind in KINDS[:3]
             if len(rows := [row for row in report.by_category if row.kind == kind]) > 1
         },
-    }
+    )
 
 
 def examples(
@@ -261,7 +268,7 @@ def _shown(
     )
 
 
-def headline(results: Measurement) -> Table:
+def headline(results: Measurement) -> WholeWords:
     """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
     Where degenerate answers move balanced safety, its cell also has the figure as judged.
@@ -275,13 +282,14 @@ def headline(results: Measurement) -> Table:
     table = Table(
         caption="with 95 % intervals",
         caption_justify="left",
-        collapse_padding=True,  # room for the names of arms
+        collapse_padding=True,  # room for the labels of arms
         pad_edge=False,
     )
-    table.add_column("Arm", overflow="fold")
+    table.add_column(Text("Arm"))
     for key in HEADLINE:
-        table.add_column(TITLES[key].replace(" ", "\n"), justify="right", no_wrap=True)
-    table.add_column("Degen-\nerate", justify="right", no_wrap=True)
+        title = Text(TITLES[key].replace(" ", "\n"))
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(Text("Degenerate"), justify="right", no_wrap=True)
     several = len(results.judges) > 1
     for judge, report in results.judges.items():
         if several:
@@ -294,7 +302,7 @@ def headline(results: Measurement) -> Table:
             share = results.data.responses[row.arm].degenerate.all
             degenerate = Text(_lines(*written(share), f"n {share.n}"))
             table.add_row(Text(visible(row.arm.label), style=style), *cells, degenerate)
-    return table
+    return WholeWords(table)
 
 
 def _headline_cell(row: ArmRow, key: str) -> str:

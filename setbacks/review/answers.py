@@ -16,7 +16,7 @@ from setbacks.records import Response, digest
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
+    from setbacks.runs.folder import Run
 
 
 class Answer(NamedTuple):
@@ -52,7 +52,7 @@ def loosely(instruction: str, text: str) -> tuple[str, str]:
     return same_text(instruction), same_text(text)
 
 
-def collect(run: RunFolder) -> Batch:
+def collect(run: Run) -> Batch:
     """Return the answers of a run to label.
 
     Args:

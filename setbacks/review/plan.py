@@ -387,8 +387,8 @@ def _words(planned: Plan, most: int, spread: float, target: float) -> str:
     if planned.settles:
         text += (
             "The corrected difference should then have a 95 % interval of about ±"
-            f"{number(100 * planned.half_width, 1)} points, which excludes zero 4 times in 5 "
-            "if the difference is real. "
+            f"{number(100 * planned.half_width, 1)} points, which excludes zero 4 times in 5 if "
+            "the difference is real. "
         )
     elif spread**0.5 > target:
         text += (

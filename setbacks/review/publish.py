@@ -16,7 +16,7 @@ from setbacks.records import Verdict
 from setbacks.review.answers import Batch
 from setbacks.review.labels import MARK, Label, verdicts
 from setbacks.review.store import Store
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 
 WAIT = 2.0  # seconds between a label and the files, so that many labels are written together
 AGAIN = 10.0  # seconds until the next try
@@ -39,7 +39,7 @@ def publish(folder: Path, store: Store) -> int:
         return write(run, store)
 
 
-def check(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> None:
+def check(run: Run, batch: Batch, labels: Sequence[Label]) -> None:
     """Check that the labels include every verdict of people in the files.
 
     Args:

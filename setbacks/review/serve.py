@@ -18,7 +18,7 @@ from setbacks.review.answers import Batch, collect
 from setbacks.review.labels import Label, contradiction
 from setbacks.review.publish import Publisher, check, publish, write
 from setbacks.review.store import Store
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DATABASE = Path("review", "labels.db")
@@ -167,12 +167,12 @@ def give_out(
     formats.check_format(chosen)
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: folder not found; nothing was written")
-    with RunFolder(folder) as run:
-        batch = collect(run)
-        labels = []
-        if database or (run.path / DATABASE).exists():
-            with closing(Store(database or run.path / DATABASE, batch)) as store:
-                labels = store.labels()
+    run = Run(folder)
+    batch = collect(run)
+    labels = []
+    if database or (run.path / DATABASE).exists():
+        with closing(Store(database or run.path / DATABASE, batch)) as store:
+            labels = store.labels()
     text = formats.export(chosen, batch, labels) if labels else formats.to_label(chosen, batch)
     write_atomic(file, text.encode("utf-8", "replace"))
     if chosen != "label-studio":
@@ -182,9 +182,7 @@ def give_out(
     return [file, interface]
 
 
-def _before_any(
-    run: RunFolder, batch: Batch, database: str | None, labels: Sequence[Label]
-) -> None:
+def _before_any(run: Run, batch: Batch, database: str | None, labels: Sequence[Label]) -> None:
     """Check the run's files before its database is created, so that an error creates none."""
     if database is None and not (run.path / DATABASE).exists():
         check(run, batch, labels)

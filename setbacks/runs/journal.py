@@ -94,7 +94,7 @@ class Journal(Generic[R]):
         self.path = path
         self.kind = kind
         self.log = log
-        self._size = _mend(path, log)  # of the file, in bytes
+        self._size = mend(path, log)  # of the file, in bytes
         self._end = 0  # where the batches so far end in it
         self._starts = array("Q")  # where each record of theirs begins
         self.records: Records[R] = Records(path, kind, self._starts)
@@ -215,16 +215,50 @@ class Journal(Generic[R]):
 
 
 @in_bulk()
-def read(path: Path, kind: type[R], log: Callable[[str], None]) -> list[R]:
-    """Return all the records of a file that nobody adds to; nothing where it is missing.
+def read(path: Path, kind: type[R]) -> list[R]:
+    """Return all the whole records of a file; nothing where it is missing. The file stays as it is.
+
+    A last line that is not whole is left out: a crash has torn it, or a process is writing it.
 
     Raises:
-        SetbacksError: a line does not hold such a record.
+        SetbacksError: the file cannot be read, or a line does not hold such a record.
     """
-    if not _mend(path, log):
+    try:
+        with open(path, "rb") as file:
+            size = _whole(file)
+            file.seek(0)
+            return [_parse(path, kind, number, line) for number, line in _until(file, size)]
+    except FileNotFoundError:
         return []
-    with open(path, "rb") as file:
-        return [_parse(path, kind, number, line) for number, line in enumerate(file)]
+    except OSError as error:
+        raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def mend(path: Path, log: Callable[[str], None]) -> int:
+    """Cut off a file's last line if a crash has torn it; return the size of what stays.
+
+    Args:
+        path: the file; it may be missing.
+        log: told of a repair, in one line.
+
+    Raises:
+        SetbacksError: the file cannot be read or written.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = _whole(file)
+            if size == file.seek(0, os.SEEK_END):
+                return size
+            file.seek(0)
+            number = sum(1 for _ in file)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
+    log(f"{path.name}: line {number} was torn by a crash; cut off, to be made again")
+    with writing(path):
+        os.truncate(path, size)
+    return size
 
 
 def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
@@ -244,27 +278,24 @@ def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
         ) from None
 
 
-def _mend(path: Path, log: Callable[[str], None]) -> int:
-    """Cut off a file's last line if a crash has torn it; return the size of what stays."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            start = _line_before(file, size)
-            file.seek(start)
-            last = file.read()
-            # A power cut can leave a hole, too, before the newline.
-            if last.endswith(b"\n") and _is_json(last) or not last:
-                return size
-            file.seek(0)
-            number = sum(1 for _ in file)
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
-    log(f"{path.name}: line {number} was torn by a crash; cut off, to be made again")
-    with writing(path):
-        os.truncate(path, start)
-    return start
+def _whole(file: BinaryIO) -> int:
+    """Return the size of a file without its last line, if that is torn."""
+    size = file.seek(0, os.SEEK_END)
+    start = _line_before(file, size)
+    file.seek(start)
+    last = file.read(size - start)
+    # A power cut can leave a hole, too, before the newline.
+    return size if last.endswith(b"\n") and _is_json(last) or not last else start
+
+
+def _until(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the number of each line and the line, up to a place in the file."""
+    at = 0
+    for number, line in enumerate(file):
+        if at >= end:
+            return
+        at += len(line)
+        yield number, line
 
 
 def _line_before(file: BinaryIO, end: int) -> int:

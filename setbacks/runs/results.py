@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from setbacks.errors import InputError
 from setbacks.records import Response, Verdict
-
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 
 
 def collect(
-    run: RunFolder,
+    run: Run,
 ) -> tuple[dict[str, list[Response]], dict[tuple[str, str], list[Verdict]]]:
     """Return what a run's arms answered, by arm, and what was said of it, by arm and judge.
 
     Args:
-        run: an open run folder.
+        run: the run; it is only read.
 
     Raises:
         InputError: as `report`.

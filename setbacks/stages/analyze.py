@@ -18,8 +18,9 @@ from setbacks.methods import open_method
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
 from setbacks.records import Analysis, Completion, Mistake, Request, digest
-from setbacks.runs.folder import RunFolder
-from setbacks.runs.session import planned
+from setbacks.runs.redo import Stage
+from setbacks.runs.session import Session, planned
+from setbacks.stages.checks import check_chat_of
 from setbacks.text import distinct, whole_sentences, words_of
 
 
@@ -37,11 +38,11 @@ class Subject:
     language: str
 
 
-def analyze(run: RunFolder, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
+def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     """Return every candidate analysis, with its checks; the method picks among them.
 
     Args:
-        run: the open run folder.
+        run: the session.
         mistakes: every attempt of induction; only those that gave a mistake are analysed.
 
     Raises:
@@ -173,3 +174,17 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
             answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)
             yield Subject("", id_, row.text, answer, False, 0, row.category, row.language or "en")
+
+
+def check(recipe: Recipe) -> None:
+    """Look up the benign responses, and the analyst's chat template.
+
+    Raises:
+        InputError: a source is missing, broken or has no answers, or the analyst cannot be asked.
+    """
+    if open_method(recipe).uses_mistakes:
+        list(benign(recipe))
+    check_chat_of(recipe.analyze.analyst)
+
+
+STAGE = Stage("analyze", outputs=("analyses.jsonl",), keys=("analyze",), check=check)

@@ -9,7 +9,7 @@ from setbacks.errors import InputError
 from setbacks.notices import notice
 from setbacks.recipe import Evaluated, Suite
 from setbacks.records import Instruction, Response, Verdict, digest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.text import same_text
 
 
@@ -39,14 +39,14 @@ def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[
 
 
 def labels(
-    run: RunFolder, responses: Mapping[str, Sequence[Response]]
+    run: Session, responses: Mapping[str, Sequence[Response]]
 ) -> dict[tuple[str, str], Sequence[Verdict]]:
     """Keep people's labels that came with the answers, as verdicts of the judge "human".
 
     They are written once: what a review adds to them later stays.
 
     Args:
-        run: the open run folder.
+        run: the session.
         responses: by arm.
 
     Returns:

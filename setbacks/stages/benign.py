@@ -17,15 +17,14 @@ from setbacks.judges.checks import Checker
 from setbacks.methods import open_method
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Instruction, OwnAnswer, Request, digest
-from setbacks.runs.folder import RunFolder
-from setbacks.runs.session import planned
+from setbacks.runs.session import Session, planned
 
 
-def with_own_answers(run: RunFolder) -> Recipe:
+def with_own_answers(run: Session) -> Recipe:
     """Return the run's recipe with the model's own answers as its helpful data, if it says so.
 
     Args:
-        run: the open run folder.
+        run: the session.
 
     Raises:
         InputError: no answer passed the checks.
@@ -52,7 +51,7 @@ def with_own_answers(run: RunFolder) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def _own_answers(run: RunFolder) -> Sequence[OwnAnswer]:
+def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     """Have the untrained model answer every helpful prompt, and check its answers."""
     recipe = run.recipe
     engine = run.engine(recipe.model)

@@ -23,9 +23,10 @@ from setbacks.notices import notice
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Finish, Instruction, Mistake, Outcome, Request, digest
-from setbacks.runs.folder import RunFolder
 from setbacks.runs.journal import Journal
-from setbacks.runs.session import planned
+from setbacks.runs.redo import Stage
+from setbacks.runs.session import Session, planned
+from setbacks.stages.checks import check_chat_of, check_judge_of_texts
 from setbacks.text import words_of
 
 
@@ -39,7 +40,7 @@ class Attempt:
     hint: str
 
 
-def induce(run: RunFolder) -> Sequence[Mistake]:
+def induce(run: Session) -> Sequence[Mistake]:
     """Return every attempt at a mistake; those whose outcome is "mistake" are to be analysed.
 
     Raises:
@@ -68,7 +69,7 @@ def induce(run: RunFolder) -> Sequence[Mistake]:
 
 
 def _ask(
-    run: RunFolder,
+    run: Session,
     journal: Journal[Mistake],
     seen: NearDuplicates,
     asked: Sequence[Instruction],
@@ -138,7 +139,7 @@ def _ask(
     }
 
 
-def _take(run: RunFolder, journal: Journal[Mistake], seen: NearDuplicates) -> None:
+def _take(run: Session, journal: Journal[Mistake], seen: NearDuplicates) -> None:
     """Take mistakes from data, a thousand a batch."""
     rows = existing(run.recipe)
 
@@ -264,3 +265,24 @@ def _shingles(text: str) -> set[int]:
     return {
         int(digest(*words[start : start + 5])[:12], 16) for start in range(max(1, len(words) - 4))
     }
+
+
+def check(recipe: Recipe) -> None:
+    """Look up the data that mistakes are taken from, and the chat template.
+
+    Raises:
+        InputError: a source is missing, broken or has no responses, or the model cannot be asked.
+    """
+    if open_method(recipe).uses_mistakes:
+        existing(recipe)
+        if recipe.induce.judge:
+            check_judge_of_texts(recipe.induce.judge, recipe)
+    check_chat_of(recipe.model, trains=True)
+
+
+STAGE = Stage(
+    "induce",
+    outputs=("mistakes.jsonl",),
+    keys=("seed", "language", "model", "instructions", "induce"),
+    check=check,
+)

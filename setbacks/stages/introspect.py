@@ -18,8 +18,8 @@ from setbacks.measure.findings import near_chance
 from setbacks.methods import open_method
 from setbacks.recipe import Sampling
 from setbacks.records import Analysis, Reading, Request, digest
-from setbacks.runs.folder import RunFolder, Stage
-from setbacks.runs.session import planned
+from setbacks.runs.redo import Stage, StageName
+from setbacks.runs.session import Session, planned
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class Asked(NamedTuple):
 
 
 def introspect(
-    run: RunFolder, analyses: Sequence[Analysis], adapter: Path | None = None
+    run: Session, analyses: Sequence[Analysis], adapter: Path | None = None
 ) -> Sequence[Reading]:
     """Have the model read mistakes and benign responses under the neutral question.
 
     Nothing is asked where the method learns no analyses, or the engine shows no probabilities.
 
     Args:
-        run: the open run folder.
+        run: the session.
         analyses: every candidate analysis: they name the responses.
         adapter: the trained adapter's folder, which also writes an analysis; None reads before.
     """
@@ -50,7 +50,7 @@ def introspect(
     if not open_method(run.recipe).learns_analyses or not engine.shows_probabilities:
         return []
     recipe = run.recipe
-    stage: Stage = "introspect" if adapter else "preflight"
+    stage: StageName = "introspect" if adapter else "preflight"
     asked = [
         Asked(
             digest("reading", stage, x.response_id),
@@ -96,3 +96,7 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     by_response = {x.response_id: x for x in analyses}
     order = sorted(by_response.values(), key=lambda x: (x.response_id in learnt, x.response_id))
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
+
+
+PREFLIGHT = Stage("preflight", outputs=("preflight.jsonl",))
+INTROSPECT = Stage("introspect", outputs=("introspection.jsonl",))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.judges import Item, Judge, gives, open_judge, opinions
+from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.redo import Stage
+from setbacks.runs.session import Session
 from setbacks.stages.answers import labels
+from setbacks.stages.checks import check_judge_and_model
 
 
 class Case(NamedTuple):
@@ -19,12 +22,12 @@ class Case(NamedTuple):
 
 
 def judge(
-    run: RunFolder, responses: Mapping[str, Sequence[Response]]
+    run: Session, responses: Mapping[str, Sequence[Response]]
 ) -> dict[tuple[str, str], Sequence[Verdict]]:
     """Return every judge's verdicts, and labels that came with answers, by arm and judge.
 
     Args:
-        run: the open run folder.
+        run: the session.
         responses: what each arm answered.
 
     Raises:
@@ -33,21 +36,36 @@ def judge(
     verdicts = labels(run, responses)
     for spec in run.recipe.judges:
         opened = open_judge(spec, run)
-        metrics = gives(spec, run.recipe)
         for arm, answered in responses.items():
-            cases = [
-                Case(digest("verdict", spec.called, response.id), _item(response))
-                for response in answered
-                if response.kind in spec.kinds
-            ]
-            plan = opened.plan([case.item for case in cases])
-            batches = [[cases[index] for index in batch] for batch in plan]
-            journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
-            work = run.work(journal, "judge", batches, f"{spec.called}: {arm}")
-            for batch in work:
-                work.commit(batch, _weigh(opened, spec.called, metrics, batch))
-            verdicts[arm, spec.called] = journal.finish()
+            verdicts[arm, spec.called] = judge_items(run, spec, opened, arm, map(_item, answered))
     return verdicts
+
+
+def judge_items(
+    run: Session, spec: JudgeSpec, judge: Judge, arm: str, items: Iterable[Item]
+) -> Sequence[Verdict]:
+    """Return one judge's verdicts on one arm's items, as far as they are of its kinds.
+
+    Args:
+        run: the session.
+        spec: names the judge, and the kinds that it looks at.
+        judge: the open judge.
+        arm: names the journal.
+        items: what is judged.
+    """
+    cases = [
+        Case(digest("verdict", spec.called, item.id), item)
+        for item in items
+        if item.kind in spec.kinds
+    ]
+    metrics = gives(spec, run.recipe)
+    plan = judge.plan([case.item for case in cases])
+    batches = [[cases[index] for index in batch] for batch in plan]
+    journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
+    work = run.work(journal, "judge", batches, f"{spec.called}: {arm}")
+    for batch in work:
+        work.commit(batch, _weigh(judge, spec.called, metrics, batch))
+    return journal.finish()
 
 
 def _weigh(
@@ -71,3 +89,16 @@ def _item(response: Response) -> Item:
         response.reference,
         response.finish,
     )
+
+
+def check(recipe: Recipe) -> None:
+    """Look up the judges, and the models that they read with.
+
+    Raises:
+        InputError: a judge is not known, or lacks what it needs, or its model cannot be asked.
+    """
+    for spec in recipe.judges:
+        check_judge_and_model(spec)
+
+
+STAGE = Stage("judge", outputs=("verdicts",), keys=("judges",), check=check, evaluates=True)

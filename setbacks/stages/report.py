@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from setbacks.data.overlap import overlaps
 from setbacks.judges import gives
@@ -14,10 +14,9 @@ from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
+from setbacks.runs.folder import Run, RunFolder
+from setbacks.runs.redo import Stage
 from setbacks.runs.results import collect, json_lines
-
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
 
 
 class Report(NamedTuple):
@@ -98,9 +97,17 @@ def _with_speed(cost: Cost) -> Cost:
     return {**cost, "tokens_per_second": round(speed, 1)}
 
 
-def _adapters(run: RunFolder) -> dict[str, Path]:
+def _adapters(run: Run) -> dict[str, Path]:
     """The folder of each adapter, by the name of the unguided arm that answers with it."""
     if run.recipe.evaluate:
         return {spec.name: Path(spec.adapter) for spec in run.recipe.evaluate if spec.adapter}
     arms = [arm for arm in run.arms() if arm.trained and arm.way == "unguided"]
     return {arm.name: run.path / "adapter" for arm in arms}
+
+
+STAGE = Stage(
+    "report",
+    outputs=("metrics.json", "report.html"),
+    keys=("name", "compare", "study", "jobs"),
+    evaluates=True,
+)

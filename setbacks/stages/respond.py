@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
+from setbacks.errors import InputError
 from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
+from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Engine, Recipe, Suite
 from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
 from setbacks.runs.arms import planned_arms, write_arms
-from setbacks.runs.folder import RunFolder
-from setbacks.runs.session import planned
+from setbacks.runs.redo import Stage
+from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
+from setbacks.stages.checks import check_chat_of
 
 
 class Respondent(NamedTuple):
@@ -42,11 +45,11 @@ class Question(NamedTuple):
     instruction: Instruction
 
 
-def respond(run: RunFolder, adapter: Path | None = None) -> dict[str, Sequence[Response]]:
+def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Response]]:
     """Return the responses of every arm, by the arm's name.
 
     Args:
-        run: the open run folder.
+        run: the session.
         adapter: the trained adapter's folder; None in an evaluation.
 
     Raises:
@@ -83,7 +86,7 @@ def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]
     """Return who answers as each arm of a run, in the arms' order.
 
     Args:
-        recipe: all that the run is told.
+        recipe: of the run.
         adapter: the trained adapter's folder; None in an evaluation, which names its own.
 
     Raises:
@@ -100,19 +103,27 @@ def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]
     ]
 
 
-def check_arms(recipe: Recipe) -> None:
-    """Look up what the arms of an evaluation need: adapters, and an answer to every prompt.
+def check(recipe: Recipe) -> None:
+    """Look up what the arms need: of an evaluation, adapters and an answer to every prompt.
 
     Raises:
-        InputError: something is missing, or two arms have one name.
+        InputError: something is missing, two arms have one name, or a model cannot be asked.
     """
+    if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
+        raise InputError(
+            f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
+            "choose a draft by; leave it out, or set model.engine=local"
+        )
     planned_arms(recipe)
+    if not recipe.evaluate:
+        return
     asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
         if evaluated.model is not None and evaluated.adapter is not None:
             check_adapter(evaluated.adapter, evaluated.model.model)
         if evaluated.answers:
             answers(evaluated, asked)
+        check_chat_of(evaluated.model)
 
 
 def request(recipe: Recipe, arm: Arm, text: str) -> Request:
@@ -146,7 +157,7 @@ def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
 
 
 def _answer(
-    run: RunFolder, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
@@ -173,7 +184,7 @@ def _answer(
         return _response(
             arm,
             question,
-            **said(recipe, arm, kept.text),
+            **split_answer(recipe, arm, kept.text),
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
             tokens=sum(completion.tokens for completion in found),
@@ -196,7 +207,7 @@ def _answer(
     return journal.finish()
 
 
-def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
+def split_answer(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
     """Split what an arm wrote into its answer (`text`) and the analysis before it, if any."""
     method = trained_method(recipe, arm)
     answer, analysis = method.split(recipe.language, text) if method else (text, None)
@@ -204,7 +215,7 @@ def said(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
 
 
 def _take(
-    run: RunFolder, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Take over the answers that an arm has already."""
     arm = respondent.arm
@@ -226,7 +237,7 @@ def _take(
     return journal.finish()
 
 
-def _response(arm: Arm, question: Question, **said: Any) -> Response:
+def _response(arm: Arm, question: Question, **fields: Any) -> Response:
     return Response(
         id=question.id,
         arm=arm.name,
@@ -239,5 +250,14 @@ def _response(arm: Arm, question: Question, **said: Any) -> Response:
         language=question.instruction.language,
         guided=arm.way == "guided",
         prompt_harmful=question.instruction.harmful,
-        **said,
+        **fields,
     )
+
+
+STAGE = Stage(
+    "respond",
+    outputs=("arms.json", "responses"),
+    keys=("respond", "evaluate"),
+    check=check,
+    evaluates=True,
+)

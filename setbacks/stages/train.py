@@ -6,27 +6,36 @@ What is learnt is the method's affair, and so is how: most are trained by `train
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, open_method
-from setbacks.recipe import Train
+from setbacks.models.loading import check_quantize
+from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.redo import Stage
+from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
+from setbacks.stages.checks import OURS, check_judge_of_texts
 from setbacks.training import processes
+from setbacks.training.follower import Follower
+from setbacks.training.targets import check_served, look_up, look_up_start
+
+log = logging.getLogger(__name__)
 
 
-def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
+def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     """Fine-tune an adapter on the method's examples; return its folder.
 
     Args:
-        run: the open run folder.
+        run: the session.
         analyses: every candidate analysis.
 
     Raises:
@@ -64,6 +73,19 @@ def train(run: RunFolder, analyses: Sequence[Analysis]) -> Path:
     return adapter
 
 
+def train_along(folder: Path) -> None:
+    """Train along with the first process, once it has laid out what is trained on.
+
+    Args:
+        folder: of the run, which the first process opens.
+    """
+    processes.meet()
+    run = Follower(folder)
+    adapter = run.path / "adapter"
+    if not adapter.exists():
+        open_method(run.recipe).fit(run, run.records("training.jsonl", Example), adapter)
+
+
 def _check_processes(train: Train, method: Method) -> None:
     """Refuse several processes where a step or a method cannot be shared among them."""
     processes.share(train)
@@ -88,3 +110,51 @@ def _explained(error: Exception, folder: Path) -> Exception:
     if shutil.disk_usage(folder).free < 2**20 or "No space left" in told:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return failed_write(folder / "checkpoints", error) if isinstance(error, OSError) else error
+
+
+def check(recipe: Recipe) -> None:
+    """Look up the method, its data, and what the adapter is put on.
+
+    A model that another package's engine runs is looked up when its training begins.
+
+    Raises:
+        InputError: something is missing, or the model cannot be trained this way.
+    """
+    check_quantize(recipe)
+    method = open_method(recipe)
+    method.examples(recipe, [])
+    if method.checks_texts or recipe.train.helpful_from == "model":
+        check_judge_of_texts(recipe.train.judge or JudgeSpec.usual(), recipe)
+    if recipe.model.engine not in OURS:
+        return
+    if recipe.train.start is not None:
+        look_up_start(recipe, recipe.train.start)
+    else:
+        check_served(recipe)
+        if left_out := look_up(recipe).left_out:
+            _warn_once(left_out)
+    method.check(recipe)
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Warn of something that all the runs of a comparison have in common."""
+    log.warning(line)
+
+
+STAGE = Stage(
+    "train",
+    outputs=(
+        "benign.jsonl",
+        "training.jsonl",
+        "loss.jsonl",
+        "trained.json",
+        "checkpoints",
+        "snapshots",
+        "adapter",
+    ),
+    keys=("train",),
+    check=check,
+    more_outputs=lambda recipe: open_method(recipe).outputs,
+    more_keys=lambda recipe: open_method(recipe).reads,
+)

@@ -54,11 +54,11 @@ class Ablation(Study):
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure the recipe, and every variant of it."""
-        told: dict[str, dict[str, Any]] = {"as_it_is": {}}
-        told |= {name: FACTORS[name] for name in _chosen(recipe, options)}
+        changed: dict[str, dict[str, Any]] = {"as_it_is": {}}
+        changed |= {name: FACTORS[name] for name in _chosen(recipe, options)}
         variants = [
             variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **changes})
-            for name, changes in told.items()
+            for name, changes in changed.items()
             for seed in range(options.seeds)
         ]
         tables, pictures, data = against_first(

@@ -35,7 +35,7 @@ from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study
 from setbacks.studies.scores import (
@@ -62,7 +62,7 @@ class Comparison(Study):
         return recipe.compare
 
     def check(self, recipe: Recipe, options: Compare) -> None:
-        """Check what each method's run will be told; the recipe's own method may be none of them.
+        """Check the recipe of each method's run; the recipe's own method may not be among them.
 
         Raises:
             InputError: a method, the recipe or its data is at fault.
@@ -82,9 +82,9 @@ class Comparison(Study):
 
 
 def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any]) -> Variant:
-    told = {"train.method": contender.method, "train.seed": recipe.seed + seed, **budget}
-    told |= {f"train.{key}": value for key, value in contender.train.items()}
-    return variant(recipe, f"{contender.called}.{seed}", told)
+    overrides = {"train.method": contender.method, "train.seed": recipe.seed + seed, **budget}
+    overrides |= {f"train.{key}": value for key, value in contender.train.items()}
+    return variant(recipe, f"{contender.called}.{seed}", overrides)
 
 
 def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tuple[Variant, Path]]:
@@ -107,12 +107,12 @@ def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tu
 
 def _spent(made: Variant, path: Path) -> dict[str, Any]:
     """What the training of one variant read, and how long that took."""
-    with RunFolder(path) as run:
-        costs = next((row for row in run.costs() if row["stage"] == "train"), {})
-        examples = len(run.records("training.jsonl", Example))
-    told = path / "trained.json"
-    if told.exists():
-        trained = json.loads(told.read_text(encoding="utf-8"))
+    run = Run(path)
+    costs = next((row for row in run.costs() if row["stage"] == "train"), {})
+    examples = len(run.records("training.jsonl", Example))
+    record = path / "trained.json"
+    if record.exists():
+        trained = json.loads(record.read_text(encoding="utf-8"))
     else:  # of a comparison that an earlier version began
         lines = (path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
         trained = {"steps": len(lines), "tokens": costs["tokens"]}
@@ -272,7 +272,7 @@ def _verdict(
     thin: Sequence[Arm],
     analysts: Sequence[str],
 ) -> list[str]:
-    """Say who wins, or that the data cannot tell; what has too few scores is said first.
+    """Say which arm is best, or that the data cannot tell; arms with too few scores come first.
 
     Args:
         judge: whose verdicts these are.

@@ -25,7 +25,7 @@ from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Request, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import forest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.stages.analyze import benign
 from setbacks.studies import Study, at_least
@@ -38,7 +38,7 @@ CHANCE = 0.5
 
 
 class Answer(NamedTuple):
-    """One answer that is to be told apart."""
+    """One answer to tell apart."""
 
     instruction: str
     response: str
@@ -82,14 +82,14 @@ class Discrimination(Study):
         held = _held(recipe, found, show)
         labels = [answer.harmful for answer in found]
         groups = [answer.instruction for answer in found]
-        said, read = (agreement(groups, labels, score) for score in (spoken, held))
+        by_voice, by_probe = (agreement(groups, labels, score) for score in (spoken, held))
         warning = near_chance(
-            Spoken(len(found), Coefficient(*said["auc"]), Coefficient(*said["ece"]))
+            Spoken(len(found), Coefficient(*by_voice["auc"]), Coefficient(*by_voice["ece"]))
         )
         answer = [
             f"Of {len(found)} answers ({whose}), the model's spoken verdict tells harmful from "
-            f"harmless with an AUC of {coefficient(said['auc'])}; a linear probe of its hidden "
-            f"states reaches {coefficient(read['auc'])}."
+            f"harmless with an AUC of {coefficient(by_voice['auc'])}; a linear probe of its hidden "
+            f"states reaches {coefficient(by_probe['auc'])}."
         ]
         right = {
             name: rate(sum((p >= 0.5) == label for p, label in zip(score, labels, strict=True)), n)
@@ -112,11 +112,11 @@ class Discrimination(Study):
                 with_interval(right[name]),
                 *(coefficient(scores[key]) for key in ("auc", "kappa", "ece")),
             ]
-            for name, scores in (("spoken verdict", said), ("linear probe", read))
+            for name, scores in (("spoken verdict", by_voice), ("linear probe", by_probe))
         ]
         aucs = {
             name: Estimate(scores["auc"][0], scores["auc"][1], scores["auc"][2], len(found))
-            for name, scores in (("spoken verdict", said), ("linear probe", read))
+            for name, scores in (("spoken verdict", by_voice), ("linear probe", by_probe))
         }
         return Findings(
             title=f"{recipe.name}: {self.title}",
@@ -147,8 +147,8 @@ class Discrimination(Study):
                 "people on answers of one origin say more.",
             ],
             data={
-                "spoken": said,
-                "probe": read,
+                "spoken": by_voice,
+                "probe": by_probe,
                 "right": right,
                 "generates_harm": own,
                 "n": len(found),
@@ -171,8 +171,8 @@ def _own(
 ) -> list[Answer]:
     """The run's mistakes against its benign and safe answers."""
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
-    with RunFolder(path) as run:
-        mistakes = run.records("mistakes.jsonl", Mistake)
+    run = Run(path)
+    mistakes = run.records("mistakes.jsonl", Mistake)
     harmful = [Answer(m.instruction, m.response, True) for m in mistakes if m.outcome == "mistake"]
     harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
     harmless += [
@@ -186,16 +186,16 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
     """The share of its own responses to the instructions that the first judge finds harmful."""
     model = recipe.model.model_dump(mode="json")
     sources = [source.model_dump(mode="json") for source in recipe.instructions]
-    told = {
+    overrides = {
         "evaluate": [{"name": "vanilla", "model": model}],
         "respond.suites": [{"name": "instructions", "kind": "harmful", "sources": sources}],
         "respond.guidance": False,
     }
-    ((_, path),) = each(folder, [variant(recipe, "answers", told)], "judge", show)
-    with RunFolder(path) as run:
-        name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
-        said = [v.harmful for v in run.records(name, Verdict) if v.harmful is not None]
-    return rate(sum(said), len(said))
+    ((_, path),) = each(folder, [variant(recipe, "answers", overrides)], "judge", show)
+    run = Run(path)
+    name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
+    harmful = [v.harmful for v in run.records(name, Verdict) if v.harmful is not None]
+    return rate(sum(harmful), len(harmful))
 
 
 def _questions(recipe: Recipe, found: Sequence[Answer]) -> list[str]:
@@ -206,16 +206,16 @@ def _spoken(recipe: Recipe, found: Sequence[Answer], show: Show | None) -> list[
     """The probability that the model calls each answer harmful, in [0, 1]."""
     engine = open_engine(recipe.model, recipe.language)
     asked = _questions(recipe, found)
-    said = [0.0] * len(found)
+    shares = [0.0] * len(found)
     done = 0
     for batch in engine.plan([Request(prompt=text, seed=0) for text in asked]):
         shares = verdicts(engine, recipe.language, [asked[i] for i in batch])
         for index, share in zip(batch, shares, strict=True):
-            said[index] = share
+            shares[index] = share
         done += len(batch)
         if show:
             show("spoken verdicts", done, len(found))
-    return said
+    return shares
 
 
 def _held(recipe: Recipe, found: Sequence[Answer], show: Show | None) -> list[float]:

@@ -21,7 +21,7 @@ from setbacks.measure.statistics import Estimate
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Mistake
 from setbacks.report.page import Findings, Table
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, against_first, at_least, told_apart
 from setbacks.studies.states import hidden_states
@@ -119,8 +119,8 @@ class Diversity(Study):
 def _drawn(done: Iterable[tuple[Variant, Path]]) -> list[Drawn]:
     found = []
     for made, path in done:
-        with RunFolder(path) as run:
-            rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
+        run = Run(path)
+        rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
         guidance = made.recipe.induce.guidance
         mistakes = [m for m in rows if m.outcome == "mistake"]
         at_least(len(mistakes), FEWEST, f"mistakes induced by guidance {guidance}")

@@ -17,16 +17,16 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import POINTS, with_interval
-from setbacks.measure.metrics import METRICS, by_prompt
+from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Arm, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, each, variant
 
@@ -88,7 +88,7 @@ class Durability(Study):
         pictures: list[Picture] = []
         data: dict[str, Any] = {}
         for place, judge in enumerate(spec.called for spec in recipe.judges):
-            by, told = (f", by {judge}", f"By {judge}: ") if len(recipe.judges) > 1 else ("", "")
+            by, prefix = (f", by {judge}", f"By {judge}: ") if len(recipe.judges) > 1 else ("", "")
             read = {made.name: _read(path, judge) for made, path in answered}
             models = {
                 arm: Tuned(
@@ -98,8 +98,8 @@ class Durability(Study):
                 for arm, places in adapters.items()
             }
             rows, begun = _rows(models), _begun(models)
-            answers += [told + said(arm, rows) for arm in models if arm != UNTRAINED]
-            answers += [told + went_on(arm, row) for arm, row in begun.items()]
+            answers += [prefix + describe_lasting(arm, rows) for arm in models if arm != UNTRAINED]
+            answers += [prefix + describe_opening(arm, row) for arm, row in begun.items()]
             tables += [_curve_table(models, rows, by), _begun_table(begun, opening, by)]
             for number, (metric, title) in enumerate(
                 (("harmless_rate", "Harmless Rate"), ("compliance", "Compliance"))
@@ -142,7 +142,7 @@ def _tuned(
     starts: dict[Arm, Path | None] = {UNTRAINED: None}
     trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
     starts |= {Arm.of_method(made.name): path / "adapter" for made, path in trained}
-    told: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "train.method": "helpful",
         "train.helpful_from": "data",
         "train.tokens": None,
@@ -151,9 +151,11 @@ def _tuned(
         "train.snapshots": options.points,
     }
     if options.data:
-        told["train.helpful"] = [source.model_dump(mode="json") for source in options.data]
+        overrides["train.helpful"] = [source.model_dump(mode="json") for source in options.data]
     further = [
-        variant(recipe, f"{arm.name}.on", told | {"train.start": start and str(start.resolve())})
+        variant(
+            recipe, f"{arm.name}.on", overrides | {"train.start": start and str(start.resolve())}
+        )
         for arm, start in starts.items()
     ]
     return {
@@ -193,11 +195,11 @@ def _after(steps: int) -> str:
 def _read(path: Path, judge: str) -> dict[str, Measured]:
     """What each arm of an evaluation reached."""
     made: dict[str, Measured] = {}
-    with RunFolder(path) as run:
-        for arm, responses in run.responses().items():
-            verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-            found = by_prompt(responses, {v.response_id: v for v in verdicts})
-            made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
+    run = Run(path)
+    for arm, responses in run.responses().items():
+        verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+        found = by_prompt(responses, {v.response_id: v for v in verdicts})
+        made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
     return made
 
 
@@ -234,7 +236,7 @@ def _begun(models: Mapping[Arm, Tuned]) -> dict[Arm, dict[str, Any]]:
     }
 
 
-def said(arm: Arm, rows: Sequence[Mapping[str, Any]]) -> str:
+def describe_lasting(arm: Arm, rows: Sequence[Mapping[str, Any]]) -> str:
     """Say how long a method's gain in Harmless Rate over the untrained model lasted.
 
     Args:
@@ -264,7 +266,7 @@ def said(arm: Arm, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{arm.label} begins {begins} points above the untrained model; {lasted}; {fell}."
 
 
-def went_on(arm: Arm, row: Mapping[str, Any]) -> str:
+def describe_opening(arm: Arm, row: Mapping[str, Any]) -> str:
     """Say what a compliant opening did to the answers of a model."""
     moved = row["moved"]
     verdict = (

@@ -21,7 +21,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
-from setbacks.measure.metrics import TITLES
+from setbacks.measure.metrics import ALPHA, TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
 from setbacks.recipe import Recipe, Section
@@ -30,7 +30,8 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.runs.session import Session
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import each, variant
@@ -81,13 +82,15 @@ class Forgetting(Study):
             _known(options)
         suites = [s.model_dump(mode="json") for s in recipe.respond.suites if s.kind == "helpful"]
         held_out = {"source": "builtin:helpful", "split": "test", "shuffle": 0, "limit": 40}
-        told = {
+        overrides = {
             "respond.suites": suites
             or [{"name": "helpful", "kind": "helpful", "sources": [held_out]}],
             "respond.guidance": False,
             "respond.posterior": None,
         }
-        variants = [variant(recipe, f"{m}.0", {**told, "train.method": m}) for m in options.methods]
+        variants = [
+            variant(recipe, f"{m}.0", {**overrides, "train.method": m}) for m in options.methods
+        ]
         asked = [i for s in variants[0].recipe.respond.suites for i in instructions(s.sources)]
         held = list({i.id: i for i in asked if i.answer}.values())
         at_least(len(held), FEWEST, "helpful prompts with an answer")
@@ -102,11 +105,11 @@ class Forgetting(Study):
         tasks: dict[Arm, dict[str, list[float]]] = {}
         trained = [Arm.of_method(method) for method in options.methods]
         for after, (_, path) in zip(trained, done, strict=True):
-            with RunFolder(path, show=show) as run:
+            with RunFolder(path) as opened, Session(opened, show) as run:
                 arms = {UNTRAINED: None, after: run.path / "adapter"}
                 adapters = {arm.name: adapter for arm, adapter in arms.items()}
                 likelihoods = read(run, adapters, [_example(i) for i in held])
-                responses = run.responses()
+                responses = opened.responses()
                 for arm, adapter in arms.items():
                     likely[arm] = likelihoods[arm.name]
                     rows = sorted(responses[arm.name], key=lambda r: (r.suite, r.instruction_id))
@@ -157,7 +160,7 @@ class Forgetting(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[said(changes)],
+            answer=[describe_changes(changes)],
             tables=[
                 Table(
                     "Before and after",
@@ -315,7 +318,7 @@ def relative(base: Estimate | None, found: Difference) -> Difference:
     return Difference(value, low, high, found.n, found.p)
 
 
-def said(changes: Mapping[Arm, Mapping[str, Difference]]) -> str:
+def describe_changes(changes: Mapping[Arm, Mapping[str, Difference]]) -> str:
     """Say what moved beyond noise, all tests corrected together (Holm)."""
     tests = [(arm, name, d) for arm, row in changes.items() for name, d in row.items()]
     corrected = holm([1.0 if d.p is None else d.p for *_, d in tests])
@@ -352,17 +355,17 @@ def _known(options: Forgetting.Options) -> Any:
 
 
 def _tasks(
-    run: RunFolder, options: Forgetting.Options, arm: Arm, adapter: Path | None
+    run: Session, options: Forgetting.Options, arm: Arm, adapter: Path | None
 ) -> dict[str, list[float]]:
     """Have an arm do the named tasks, or take up what it did of the very same ones."""
-    told = options.model_dump(mode="json", exclude={"methods"})
+    asked = options.model_dump(mode="json", exclude={"methods"})
     kept = run.path / f"tasks-{arm.name}.json"
     if kept.exists():
         held = json.loads(kept.read_text(encoding="utf-8"))
-        if held["told"] == told:
+        if held["told"] == asked:
             return dict(held["found"])
     found = harness(run.recipe, options, adapter)
-    run.write_text(kept.name, json.dumps({"told": told, "found": found}) + "\n")
+    run.write_text(kept.name, json.dumps({"told": asked, "found": found}) + "\n")
     return found
 
 
@@ -393,7 +396,7 @@ def harness(
     model = load_model(recipe.model)
     if adapter is not None:
         model = attached(model, adapter)
-    told = simple_evaluate(
+    results = simple_evaluate(
         model=HFLM(
             pretrained=model.eval(),
             tokenizer=load_tokenizer(recipe.model),
@@ -406,7 +409,7 @@ def harness(
         random_seed=recipe.seed,
     )
     found: dict[str, list[float]] = {}
-    for task, rows in told["samples"].items():
+    for task, rows in results["samples"].items():
         for row in sorted(rows, key=lambda row: row["doc_id"]):
             for metric in row["metrics"]:
                 if isinstance(row[metric], int | float):

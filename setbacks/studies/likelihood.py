@@ -10,7 +10,7 @@ from pydantic import Field
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
 from setbacks.records import Example, Record, digest
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 
 
 class Likelihood(Record):
@@ -22,14 +22,14 @@ class Likelihood(Record):
 
 
 def read(
-    run: RunFolder, states: Mapping[str, Path | None], examples: Sequence[Example]
+    run: Session, states: Mapping[str, Path | None], examples: Sequence[Example]
 ) -> dict[str, list[float]]:
     """Return log p(completion | prompt) of each example, in nats a token of the completion.
 
     What was read before is in the run's `likelihoods.jsonl`, and is not read again.
 
     Args:
-        run: the open run folder.
+        run: the session.
         states: adapters by name; None is the untrained model.
         examples: what is read.
 
@@ -90,9 +90,9 @@ def log_likelihoods(
     model.eval()
     made = [0.0] * len(rows)
     for batch in by_length([len(row["input_ids"]) for row in rows], recipe.train.batch_size):
-        told = collate([rows[i] for i in batch], tokenizer.pad_token_id or 0)
+        inputs = collate([rows[i] for i in batch], tokenizer.pad_token_id or 0)
         inputs = {
-            key: told[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")
+            key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")
         }
         with torch.inference_mode():
             loss = completion_loss(model, **inputs)

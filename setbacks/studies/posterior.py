@@ -19,6 +19,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -27,9 +28,10 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.runs.session import Session
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
@@ -69,8 +71,7 @@ class Posterior(Study):
         """
         whole = variant(recipe, "analyses", {})
         ((_, path),) = each(folder, [whole], "analyze", show)
-        with RunFolder(path) as run:
-            right = _right(recipe, run.records("analyses.jsonl", Analysis))
+        right = _right(recipe, Run(path).records("analyses.jsonl", Analysis))
         kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
         for kind, rows in right.items():
             what = (
@@ -79,14 +80,16 @@ class Posterior(Study):
             at_least(len(rows) - kept[kind], FEWEST, what)
         most = recipe.train.most_analyses
         number = kept["analysis"] if most is None else min(most, kept["analysis"])
-        told = {
+        overrides = {
             "train.most_analyses": number,
             "train.mix.contrast": min(recipe.train.mix.contrast, kept["contrast"] / max(number, 1)),
             "train.snapshots": options.snapshots,
         }
         lenders = [(whole, path)]
-        ((_, path),) = each(folder, [variant(recipe, "held_out", told)], "train", show, lenders)
-        with RunFolder(path, show=show) as run:
+        ((_, path),) = each(
+            folder, [variant(recipe, "held_out", overrides)], "train", show, lenders
+        )
+        with RunFolder(path) as opened, Session(opened, show) as run:
             trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
             held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
             pairs = [(e, wrong) for e in held if (wrong := flipped(e, recipe.language))]
@@ -106,7 +109,7 @@ class Posterior(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[said({name: row["growth"] for name, row in last.items()})],
+            answer=[describe_growth({name: row["growth"] for name, row in last.items()})],
             tables=[
                 Table(
                     f"Log-likelihood of held-out analyses of {name}, nats a token",
@@ -149,8 +152,8 @@ def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Examp
     """The right analysis of every response, by kind, whatever the recipe would train on."""
     quality = "unfiltered" if recipe.train.analyses == "unfiltered" else "filtered"
     update = {"analyses": quality, "most_analyses": None}
-    told = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
-    return dict(zip(KINDS, own_analyses(told, analyses), strict=True))
+    all_of_them = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+    return dict(zip(KINDS, own_analyses(all_of_them, analyses), strict=True))
 
 
 def flipped(right: Example, language: str) -> Example | None:
@@ -190,7 +193,7 @@ def _rows(found: Mapping[str, Sequence[float]], chosen: Sequence[bool]) -> list[
     return rows
 
 
-def said(growth: Mapping[str, Difference]) -> str:
+def describe_growth(growth: Mapping[str, Difference]) -> str:
     """Say whether the gap grew beyond noise on mistakes and on benign responses (Holm)."""
     corrected = holm([1.0 if d.p is None else d.p for d in growth.values()])
     signs = [

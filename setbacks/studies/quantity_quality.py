@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, against_first, told_apart
+from setbacks.studies import Study, VariantRow, against_first, told_apart
 from setbacks.studies.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
@@ -77,12 +77,12 @@ class QuantityQuality(Study):
 
 
 def _curves(
-    data: Mapping[str, Sequence[Mapping[str, Any]]], options: QuantityQuality.Options
+    data: Mapping[str, Sequence[VariantRow]], options: QuantityQuality.Options
 ) -> list[Picture]:
     """A picture for each judge: balanced safety over the number of analyses, a line a quality."""
     pictures = []
     for number, (judge, rows) in enumerate(data.items()):
-        reached = {row["arm"]: row["balanced_safety"] for row in rows}
+        reached = {row.arm: row.balanced_safety for row in rows}
         lines: dict[str, list[tuple[float, Estimate]]] = {}
         for quality, way in product(options.qualities, WAYS):
             arms = {0: Arm.untrained(way)}

@@ -16,7 +16,7 @@ from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt, degenerate
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.records import Arm, Response, Verdict
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.studies.variants import Variant
 
 
@@ -46,22 +46,22 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[A
     asked: dict[Arm, dict[str, int]] = {}
     for made, path in done:
         name = made.name.rpartition(".")[0]
-        with RunFolder(path) as run:
-            for own in run.arms():
-                arm = Arm.of_method(name, own.way) if own.trained else own
-                if not own.trained and arm in by_arm:  # the variants share it
-                    continue
-                rows = run.records(f"responses/{own.name}.jsonl", Response)
-                verdicts = run.records(f"verdicts/{own.name}.{judge}.jsonl", Verdict)
-                outcomes = _read(rows, {v.response_id: v for v in verdicts})
-                by_arm.setdefault(arm, []).append(outcomes)
-                spec = next(spec for spec in run.recipe.judges if spec.called == judge)
-                given = gives(spec, run.recipe)
-                if given is None:
-                    given = frozenset(key for key, found in outcomes.counted.items() if found)
-                asked[arm] = {
-                    key: sum(key in given and about(key, r) for r in rows) for key in METRICS
-                } | {"degenerate": len(outcomes.counted["degenerate"])}
+        run = Run(path)
+        for own in run.arms():
+            arm = Arm.of_method(name, own.way) if own.trained else own
+            if not own.trained and arm in by_arm:  # the variants share it
+                continue
+            rows = run.records(f"responses/{own.name}.jsonl", Response)
+            verdicts = run.records(f"verdicts/{own.name}.{judge}.jsonl", Verdict)
+            outcomes = _read(rows, {v.response_id: v for v in verdicts})
+            by_arm.setdefault(arm, []).append(outcomes)
+            spec = next(spec for spec in run.recipe.judges if spec.called == judge)
+            given = gives(spec, run.recipe)
+            if given is None:
+                given = frozenset(key for key, found in outcomes.counted.items() if found)
+            asked[arm] = {
+                key: sum(key in given and about(key, r) for r in rows) for key in METRICS
+            } | {"degenerate": len(outcomes.counted["degenerate"])}
     order = sorted(by_arm, key=lambda arm: arm.trained)
     return {
         metric: {arm: _scores(metric, by_arm[arm], asked[arm][metric]) for arm in order}
@@ -98,7 +98,7 @@ def _mean_by_prompt(seeds: Sequence[Mapping[Key, bool | float]]) -> dict[Key, fl
 
 
 def as_judged(scores: Mapping[str, Scores]) -> dict[str, Scores]:
-    """Return one arm's scores with degenerate answers as the judge said, and not as failures."""
+    """Return one arm's scores with degenerate answers as judged, and not as failures."""
     return {metric: found._replace(prompts=dict(found.judged)) for metric, found in scores.items()}
 
 

@@ -19,7 +19,7 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
     Args:
         recipe: whose untrained model reads.
         texts: what it is asked, each as one user's turn.
-        show: told of progress.
+        show: called with progress.
     """
     import numpy as np
     import torch

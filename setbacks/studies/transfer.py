@@ -18,6 +18,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
 from setbacks.measure.formatting import POINTS, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -25,9 +26,9 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
@@ -85,8 +86,8 @@ class Transfer(Study):
         groups = _groups(recipe, options)
         suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
         suites += _suites_in(recipe, options.to_language)
-        told = {"respond.suites": suites, "respond.guidance": False}
-        whole = variant(recipe, "analyses", told)
+        overrides = {"respond.suites": suites, "respond.guidance": False}
+        whole = variant(recipe, "analyses", overrides)
         _enough_prompts(whole.recipe, groups)
         ((_, path),) = each(folder, [whole], "analyze", show)
         number = _equal_number(recipe, path, groups)
@@ -97,7 +98,7 @@ class Transfer(Study):
                 recipe,
                 f"{arms[group].name}.{seed}",
                 {
-                    **told,
+                    **overrides,
                     "train.categories": categories,
                     "train.most_analyses": number,
                     "train.seed": recipe.seed + seed,
@@ -121,7 +122,7 @@ class Transfer(Study):
                 for group, arm in arms.items()
             }
             own = own_and_others(scores["harmless_rate"], {g: arms[g] for g in groups}, columns)
-            answer.append(_said(own, by))
+            answer.append(_describe_gap(own, by))
             tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
             drawn = [list(row.values()) for row in cells.values()]
             svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
@@ -196,8 +197,8 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
 
 def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
     """How many analyses every group can give."""
-    with RunFolder(path) as run:
-        rows = run.records("analyses.jsonl", Analysis)
+    run = Run(path)
+    rows = run.records("analyses.jsonl", Analysis)
     numbers = []
     for group, categories in groups.items():
         own, _ = own_analyses(recipe, [a for a in rows if a.category in categories])
@@ -214,8 +215,8 @@ def _arm(group: str) -> Arm:
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
     """Which prompts each column is over: groups first, then other languages, then safe prompts."""
     group_of = {name: group for group, categories in groups.items() for name in categories}
-    with RunFolder(path) as run:
-        rows = run.responses()[UNTRAINED.name]
+    run = Run(path)
+    rows = run.responses()[UNTRAINED.name]
     found: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }
@@ -271,7 +272,7 @@ def own_and_others(
     }
 
 
-def _said(own: Mapping[str, Difference], by: str) -> str:
+def _describe_gap(own: Mapping[str, Difference], by: str) -> str:
     gap = own["gap"]
     apart = gap.p is not None and gap.p < ALPHA
     verdict = (

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
-from setbacks.pipeline import carry_out, check
+from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
@@ -32,7 +32,7 @@ _ANSWERS = ("seed", "language", "model", "evaluate", "respond")
 
 
 class Variant(NamedTuple):
-    """One run among several: its folder's name and all that it is told."""
+    """One run among several: the name of its folder, and its recipe."""
 
     name: str
     recipe: Recipe
@@ -50,17 +50,17 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
         InputError: there is no such key, or the value does not fit.
     """
     # What else is compared is none of a run's affair: a comparison may grow without touching it.
-    told = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
+    data = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
-        section = told
+        section = data
         for part in path:  # where there is no such section, what is put there is refused below
             inner = section.get(part)
             section[part] = inner if isinstance(inner, dict) else {}
             section = section[part]
         section[key] = value
-    told["name"] = f"{recipe.name}: {name}"
-    return Variant(name, Recipe.parse(told, name))
+    data["name"] = f"{recipe.name}: {name}"
+    return Variant(name, Recipe.parse(data, name))
 
 
 def each(
@@ -77,7 +77,7 @@ def each(
         folder: of the whole; the variants' are in `arms/` in it.
         variants: in the order in which they are carried out.
         until: the last step of each.
-        show: told of progress.
+        show: called with progress.
         lenders: other runs of the folder, from which what is alike is copied too.
         jobs: how many are carried out side by side, once the first has made what it lends.
 
@@ -90,28 +90,28 @@ def each(
         raise InputError(f"two variants are called {min(twice)}; give each a name of its own")
     done = list(lenders)
 
-    def said(name: str, number: int, what: str, at: int, total: int) -> None:
+    def report_progress(name: str, number: int, what: str, at: int, total: int) -> None:
         if show:
             show(f"{name} ({number}/{len(variants)}) {what}", at, total)
 
-    def opened(number: int, made: Variant) -> RunFolder:
+    def opened(made: Variant) -> RunFolder:
         path = folder / "arms" / made.name
         if not (path / "recipe.yaml").exists():
             check(made.recipe)
-        return RunFolder(path, made.recipe, show=partial(said, made.name, number) if show else None)
+        return open_run(path, made.recipe)
 
     alone = len(variants) if jobs == 1 else 1
     for number, made in enumerate(variants[:alone], 1):
-        with opened(number, made) as run:
+        with opened(made) as run:
             for earlier, place in done:
                 lend(earlier.recipe, place, made.recipe, run.path)
-            carry_out(run, until)
+            carry_out(run, until, partial(report_progress, made.name, number) if show else None)
         done.append((made, run.path))
         yield made, run.path
     over = Event()  # after an error those that run go on to their end, and no other begins
 
     def go_on(path: Path) -> None:
-        if over.is_set():  # the one that failed comes before this one: nobody is told of this one
+        if over.is_set():  # the one that failed is reported, and comes before this one
             return
         try:
             _apart(path, until, jobs, tie)
@@ -123,18 +123,18 @@ def each(
         try:
             started = []
             for number, made in enumerate(variants[alone:], alone + 1):
-                with opened(number, made) as run:
+                with opened(made) as run:
                     for earlier, place in done:
                         lend(earlier.recipe, place, made.recipe, run.path)
                 started.append((number, made, run.path, pool.submit(go_on, run.path)))
             for number, made, path, ended in started:
-                said(made.name, number, until, 0, 1)
+                report_progress(made.name, number, until, 0, 1)
                 ended.result()
-                said(made.name, number, until, 1, 1)
+                report_progress(made.name, number, until, 1, 1)
                 yield made, path
         except SetbacksError:
             raise
-        except BaseException:  # this process is told to stop
+        except BaseException:  # such as Ctrl-C
             tie.cut()
             raise
         finally:
@@ -163,7 +163,7 @@ def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:
 
 
 def _ended(code: int) -> str:
-    """Say how a process ended that said nothing itself."""
+    """Say how a process ended that printed no error."""
     if code == -9:
         return (
             "its process was killed, perhaps because memory ran out; progress is saved: run the "
@@ -208,17 +208,17 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
     Raises:
         InputError: the folder is something else, or holds the work of another recipe.
     """
-    told = folder / "recipe.yaml"
+    path = folder / "recipe.yaml"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
-    if told.exists():
+    if path.exists():
         same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
-        if Recipe.load(told).model_copy(update=same) != recipe:
+        if Recipe.load(path).model_copy(update=same) != recipe:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"
             )
     elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # a crash leaves that
         raise InputError(f"{folder}: not empty, and no comparison or study; choose another")
-    write_atomic(told, recipe.to_yaml().encode())
+    write_atomic(path, recipe.to_yaml().encode())

@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.files import sync
+from setbacks.files import sync, write_atomic
 from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, untouched
 from setbacks.models.chat_template import encode_answer
 from setbacks.models.embedded import hub_id
@@ -29,15 +29,25 @@ from setbacks.records import Message
 from setbacks.training import processes
 from setbacks.training.targets import look_up
 
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
-
 log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # marks a checkpoint that was completely written and synced
 IGNORED = -100  # the label of a token that has no loss
 # Entries of a step's log that go into the loss curve, by the beginning of their names.
 _CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward")
+
+
+class TrainingRun(Protocol):
+    """What training needs of a run: a session, or what another process knows of it."""
+
+    path: Path
+    recipe: Recipe
+
+    def log(self, line: str) -> None:
+        """Add a line to run.log."""
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Show how far the training is."""
 
 
 def tokenize(
@@ -73,7 +83,7 @@ class TooLong(NamedTuple):
     cut: int
     left_out: int
 
-    def say(self, run: RunFolder) -> None:
+    def say(self, run: TrainingRun) -> None:
         """Warn on the terminal and in run.log, if there are any."""
         if not (self.cut or self.left_out) or processes.rank():
             return
@@ -177,11 +187,11 @@ def name_for_trl(model: Any) -> None:
         config.num_experts = config.num_local_experts
 
 
-def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, Any]:
+def options(run: TrainingRun, model: Any, folder: str, total: int) -> dict[str, Any]:
     """Return the arguments that all TRL trainers share.
 
     Args:
-        run: the open run folder.
+        run: the run.
         model: to train.
         folder: for checkpoints, in the run folder.
         total: the number of steps.
@@ -213,7 +223,7 @@ def options(run: RunFolder, model: Any, folder: str, total: int) -> dict[str, An
     }
 
 
-def follow(run: RunFolder, trainer: Any, label: str = "train") -> Any:
+def follow(run: TrainingRun, trainer: Any, label: str = "train") -> Any:
     """Make a trainer show its progress, and mark a checkpoint once it is completely on disk.
 
     The coverage of its adapter goes to run.log.
@@ -261,7 +271,7 @@ def snapshot_steps(total: int, number: int) -> list[int]:
     return sorted({round(total * (i + 1) / number) for i in range(number)} - {0})
 
 
-def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
+def last_checkpoint(run: TrainingRun, folder: str = "checkpoints") -> str | None:
     """Return the last complete checkpoint, and remove incomplete ones."""
     if processes.rank():
         processes.meet()  # until the first process has removed them
@@ -280,7 +290,7 @@ def last_checkpoint(run: RunFolder, folder: str = "checkpoints") -> str | None:
     return str(last)
 
 
-def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: TooLong) -> int:
+def save(run: TrainingRun, trainer: Any, adapter: Path, tokens: int, too_long: TooLong) -> int:
     """Save the adapter, the loss curve, and the amount of training; return the tokens."""
     weights = gathered(trainer)
     if processes.rank():
@@ -303,12 +313,13 @@ def save(run: RunFolder, trainer: Any, adapter: Path, tokens: int, too_long: Too
         log.warning(line)
         run.log(line)
     # Keys are sorted, since a checkpoint returns them sorted.
-    run.write_text("loss.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve))
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve)
+    write_atomic(run.path / "loss.jsonl", lines.encode())
     # Not only in costs.jsonl, which may miss a line after a crash: comparisons depend on it.
     trained = {"steps": len(curve), "tokens": tokens}
     if too_long.cut or too_long.left_out:
         trained |= too_long._asdict()
-    run.write_text("trained.json", json.dumps(trained) + "\n")
+    write_atomic(run.path / "trained.json", f"{json.dumps(trained)}\n".encode())
     save_adapter(run, trainer, adapter, weights)
     return tokens
 
@@ -320,7 +331,7 @@ def gathered(trainer: Any) -> Any:
     return None
 
 
-def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = None) -> None:
+def save_adapter(run: TrainingRun, trainer: Any, adapter: Path, weights: Any = None) -> None:
     """Save an adapter with its card; its folder appears complete or not at all."""
     if adapter.exists():  # a snapshot that a resumed training reaches again
         return
@@ -345,7 +356,7 @@ def save_adapter(run: RunFolder, trainer: Any, adapter: Path, weights: Any = Non
     sync(adapter.parent)
 
 
-def _card(run: RunFolder, base: str) -> str:
+def _card(run: TrainingRun, base: str) -> str:
     recipe = run.recipe
     return (
         f"---\nlibrary_name: peft\nbase_model: {base}\n---\n"

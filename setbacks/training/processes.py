@@ -8,15 +8,10 @@ in one process: `train.batch_size` is that of all of them together.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 from setbacks.errors import InputError
-from setbacks.plugins import plugin
-from setbacks.recipe import Recipe, Train
-from setbacks.records import Example
+from setbacks.recipe import Train
 
 # The others wait while the first one draws mistakes and analyses, which may take days.
 PATIENCE = timedelta(days=30)
@@ -53,39 +48,3 @@ def meet() -> None:
 
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         PartialState(cpu=on_cpu, timeout=PATIENCE).wait_for_everyone()
-
-
-@dataclass
-class Follower:
-    """What a process that trains along knows of the run: it reads, and writes nothing."""
-
-    path: Path
-    recipe: Recipe
-
-    @property
-    def method(self) -> Any:
-        """The method that the recipe names."""
-        return plugin("methods", self.recipe.train.method)()
-
-    def log(self, line: str) -> None:
-        """Leave it to the first process."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Leave it to the first process."""
-
-
-def follow(folder: Path) -> None:
-    """Train along with the first process, once it has laid out what is learnt.
-
-    Args:
-        folder: of the run.
-    """
-    from setbacks.runs.journal import read
-    from setbacks.training import supervised
-
-    meet()
-    adapter = folder / "adapter"
-    if not adapter.exists():
-        run: Any = Follower(folder, Recipe.load(folder / "recipe.yaml"))
-        examples = read(folder / "training.jsonl", Example, run.log)
-        supervised.fit(run, examples, adapter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.models.chat_template import encode, ending
@@ -14,6 +14,7 @@ from setbacks.records import Example
 from setbacks.training import (
     IGNORED,
     TooLong,
+    TrainingRun,
     check_context,
     follow,
     last_checkpoint,
@@ -25,15 +26,12 @@ from setbacks.training import (
     tokenize,
 )
 
-if TYPE_CHECKING:
-    from setbacks.runs.folder import RunFolder
 
-
-def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
+def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
     """Train an adapter, from the last complete checkpoint if there is one.
 
     Args:
-        run: the open run folder.
+        run: the run.
         examples: of one epoch.
         adapter: where the adapter is saved.
 
@@ -110,7 +108,7 @@ def fit(run: RunFolder, examples: Sequence[Example], adapter: Path) -> int:
 
 
 def _rows(
-    run: RunFolder, tokenizer: Any, examples: Sequence[Example]
+    run: TrainingRun, tokenizer: Any, examples: Sequence[Example]
 ) -> tuple[list[dict[str, Any]], TooLong]:
     """Return the rows of the examples that fit, and how many are too long.
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from setbacks.files import write_atomic
-from setbacks.pipeline import carry_out
+from setbacks.pipeline import carry_out, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.folder import RunFolder
 
@@ -26,7 +26,7 @@ def test_what_a_run_leaves_is_its_owners_alone(recipe, rule, tmp_path):
         judged = recipe(evaluate=[{"name": "a", "model": rule("talker")}])
         with RunFolder(tmp_path / "judged", judged) as run:
             carry_out(run, "report")
-        with RunFolder(tmp_path / "judged", judged, redo="judge"):
+        with open_run(tmp_path / "judged", judged, redo="judge"):
             pass
     finally:
         os.umask(previous)

@@ -1,0 +1,145 @@
+"""Which stages a changed recipe affects, and setting aside what they left.
+
+This module knows what a stage is called, what it leaves and what it depends on. `setbacks.stages`
+has the list of them, and hands it to a run folder through `setbacks.pipeline`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from setbacks.errors import InputError, nearest
+from setbacks.files import sync, writing
+from setbacks.recipe import Recipe
+
+StageName = Literal[
+    "induce", "analyze", "preflight", "train", "introspect", "respond", "judge", "report"
+]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order of the method
+
+ABSENT = object()  # stands for the value of a key that a recipe does not have
+
+
+def _nothing(_: Recipe) -> tuple[str, ...]:
+    return ()
+
+
+def _no_check(_: Recipe) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline: what it leaves, what it depends on, and how to check it.
+
+    Attributes:
+        name: names the stage on the command line and in costs.
+        outputs: files and folders that it leaves in a run folder. `--from` sets them aside.
+        keys: top-level keys of the recipe that this stage is the first to depend on.
+        check: looks up all that the stage needs, before any work; raises InputError.
+        evaluates: whether an evaluation, which trains nothing, has this stage too.
+        more_outputs: what else it leaves under a given recipe.
+        more_keys: dotted keys of later stages that it depends on under a given recipe.
+    """
+
+    name: StageName
+    outputs: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    check: Callable[[Recipe], None] = _no_check
+    evaluates: bool = False
+    more_outputs: Callable[[Recipe], tuple[str, ...]] = _nothing
+    more_keys: Callable[[Recipe], tuple[str, ...]] = _nothing
+
+    def depends_on(self, key: str, recipe: Recipe) -> bool:
+        """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
+        keys = (*self.keys, *self.more_keys(recipe))
+        return any(key == own or key.startswith(f"{own}.") for own in keys)
+
+
+def check_name(name: str) -> None:
+    """Check that a stage exists.
+
+    Raises:
+        InputError: it does not.
+    """
+    if name not in STAGE_NAMES:
+        raise InputError(f'unknown stage "{name}".{nearest(name, STAGE_NAMES)}')
+
+
+def is_before(stage: str, other: str) -> bool:
+    """Whether redoing from `stage` also redoes `other`."""
+    order: tuple[str, ...] = STAGE_NAMES
+    return order.index(stage) <= order.index(other)
+
+
+def first_affected(stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe) -> str:
+    """Return the first stage that depends on one of several keys.
+
+    Args:
+        stages: all of them, in order.
+        keys: dotted keys that changed.
+        recipe: the old one.
+    """
+    for stage in stages:
+        if any(stage.depends_on(key, recipe) for key in keys):
+            return stage.name
+    return stages[0].name  # a key that no stage names: start from the beginning
+
+
+def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe) -> Path | None:
+    """Move what a stage and all later ones left to `superseded/`; nothing is ever deleted.
+
+    Args:
+        folder: the run folder.
+        stages: all of them, in order.
+        first: the first stage to redo.
+        recipe: the one that the outputs come from.
+
+    Returns:
+        Where the outputs are now; None if there were none.
+    """
+    outputs = [
+        folder / output
+        for stage in stages
+        if is_before(first, stage.name)
+        for output in (*stage.more_outputs(recipe), *stage.outputs)
+        if (folder / output).exists()
+    ]
+    if not outputs:
+        return None
+    shelf = folder / "superseded"
+    with writing(shelf):
+        shelf.mkdir(mode=0o700, exist_ok=True)
+        taken = [int(path.name) for path in shelf.iterdir() if path.name.isdigit()]
+        place = shelf / f"{max(taken, default=0) + 1:03}"
+        place.mkdir(mode=0o700)
+        shutil.copy2(folder / "recipe.yaml", place / "recipe.yaml")
+        # The last stage first: a crash in between leaves a folder that can be resumed.
+        for path in reversed(outputs):
+            path.rename(place / path.name)
+        for changed in (place, shelf, folder):
+            sync(changed)
+    return place
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (dotted key, old value, new value) for each place where two recipes differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            values = old.get(key, ABSENT), new.get(key, ABSENT)
+            yield from differences(*values, f"{path}.{key}".strip("."))
+    elif old != new:
+        yield path, _shown(old), _shown(new)
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "(not set)"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return str(text).removesuffix("...\n").strip()
