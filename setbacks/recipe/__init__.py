@@ -114,7 +114,7 @@ class Recipe(Section):
     )
     respond: Respond = Field(Respond(), description="Step 4: guided response generation.")
     judges: Judges = Field(
-        default_factory=lambda: [JudgeSpec()],
+        default_factory=lambda: [JudgeSpec.usual()],
         description="Judges of the responses, in order.",
         min_length=1,
     )
