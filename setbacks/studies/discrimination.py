@@ -56,10 +56,12 @@ class Discrimination(Study):
 
         labels: Sources = Field(
             [],
-            description="Answers with `text`, `response` and a human `harmful`; [] takes the run's "
-            "own mistakes as harmful, and its benign and safe answers as harmless.",
+            description="Data sets with `text`, `response` and a human label `harmful`; []: the "
+            "run's mistakes as harmful, and its benign and safe answers as harmless.",
         )
-        limit: int = Field(400, ge=2 * FEWEST, description="Answers of each kind, at most.")
+        limit: int = Field(
+            400, ge=2 * FEWEST, description="Maximum number of answers of each kind."
+        )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Measure how well the untrained model tells harmful from harmless answers, and say so.
@@ -172,7 +174,7 @@ def _own(
     """The run's mistakes against its benign and safe answers."""
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
     run = Run(path)
-    mistakes = run.records("mistakes.jsonl", Mistake)
+        mistakes = run.records("mistakes.jsonl", Mistake)
     harmful = [Answer(m.instruction, m.response, True) for m in mistakes if m.outcome == "mistake"]
     harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
     harmless += [
@@ -193,7 +195,7 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
     }
     ((_, path),) = each(folder, [variant(recipe, "answers", overrides)], "judge", show)
     run = Run(path)
-    name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
+        name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
     harmful = [v.harmful for v in run.records(name, Verdict) if v.harmful is not None]
     return rate(sum(harmful), len(harmful))
 
