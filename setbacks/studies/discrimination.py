@@ -174,7 +174,7 @@ def _own(
     """The run's mistakes against its benign and safe answers."""
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
     run = Run(path)
-        mistakes = run.records("mistakes.jsonl", Mistake)
+    mistakes = run.records("mistakes.jsonl", Mistake)
     harmful = [Answer(m.instruction, m.response, True) for m in mistakes if m.outcome == "mistake"]
     harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
     harmless += [
@@ -195,7 +195,7 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
     }
     ((_, path),) = each(folder, [variant(recipe, "answers", overrides)], "judge", show)
     run = Run(path)
-        name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
+    name = f"verdicts/vanilla.{recipe.judges[0].called}.jsonl"
     harmful = [v.harmful for v in run.records(name, Verdict) if v.harmful is not None]
     return rate(sum(harmful), len(harmful))
 

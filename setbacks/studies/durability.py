@@ -199,10 +199,10 @@ def _read(path: Path, judge: str) -> dict[str, Measured]:
     """What each arm of an evaluation reached."""
     made: dict[str, Measured] = {}
     run = Run(path)
-        for arm, responses in run.responses().items():
-            verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-            found = by_prompt(responses, {v.response_id: v for v in verdicts})
-            made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
+    for arm, responses in run.responses().items():
+        verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
+        found = by_prompt(responses, {v.response_id: v for v in verdicts})
+        made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
     return made
 
 

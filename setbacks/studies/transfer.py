@@ -198,7 +198,7 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
 def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
     """How many analyses every group can give."""
     run = Run(path)
-        rows = run.records("analyses.jsonl", Analysis)
+    rows = run.records("analyses.jsonl", Analysis)
     numbers = []
     for group, categories in groups.items():
         own, _ = own_analyses(recipe, [a for a in rows if a.category in categories])
@@ -216,7 +216,7 @@ def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) ->
     """Which prompts each column is over: groups first, then other languages, then safe prompts."""
     group_of = {name: group for group, categories in groups.items() for name in categories}
     run = Run(path)
-        rows = run.responses()[UNTRAINED.name]
+    rows = run.responses()[UNTRAINED.name]
     found: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }
