@@ -1,7 +1,7 @@
 """The page of one run, and its headline for a terminal.
 
-The page is a single file that needs no network and no scripts, and shows no harmful text until it
-is asked to. Two equal runs give equal pages, but for the section of costs.
+The page is a single file without network access or scripts. It hides harmful text behind a click.
+Two equal runs give equal pages, apart from the section of costs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-# The columns of the headline, in the order of a reader's questions.
+# The columns of the main table, in the order of a reader's questions.
 HEADLINE = (
     "harmless_rate",
     "hijacking_harmless_rate",
@@ -44,7 +44,7 @@ HEADLINE = (
     "balanced_safety",
     "helpful_score",
 )
-# What an answer can be, in the words of a table's head.
+# What an answer can be, as the title of a column.
 ANSWERED = {
     "text": "Text",
     "refusal": "Refused by the provider",
@@ -224,9 +224,9 @@ def examples(
     def badges(arm: Arm, r: Response) -> tuple[Badge, ...]:
         return tuple(
             badge
-            for (of, judge), found in by_id.items()
-            if of == arm.name and r.id in found
-            for badge in _badges(judge, counted(r, found[r.id]), r.kind)
+            for (of, judge), by_response in by_id.items()
+            if of == arm.name and r.id in by_response
+            for badge in _badges(judge, counted(r, by_response[r.id]), r.kind)
         )
 
     chosen: dict[Kind, list[Shown]] = {}
@@ -235,7 +235,7 @@ def examples(
         differing: list[Shown] = []
         for _, answers in sorted(prompts.get(kind, {}).items()):
             of_arm = {arm: badges(arm, r) for arm, r in answers.items()}
-            differs = len({tuple(b.text for b in found) for found in of_arm.values()}) > 1
+            differs = len({tuple(b.text for b in row) for row in of_arm.values()}) > 1
             if len(drawn) < SHOWN:
                 drawn.append(_shown("drawn", answers, of_arm))
             elif len(differing) < SHOWN and differs:
@@ -320,7 +320,7 @@ def _headline_cell(row: ArmRow, key: str) -> str:
 
 
 def _lines(value: str, interval: str, *others: str) -> str:
-    """The lines of a narrow cell: an interval without blanks, and no empty line."""
+    """The text of a narrow cell: an interval without blanks, and no empty line."""
     return "\n".join(filter(None, (value, interval.replace(" ", ""), *others)))
 
 
@@ -341,8 +341,8 @@ def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:
 
 def _degenerate(answer: Response) -> str | None:
     """Why a response does not count as an answer, in a word or two."""
-    found = fell_apart(answer.text, answer.instruction, answer.finish)
-    return DEGENERATE[found.reason] if found else None
+    why = fell_apart(answer.text, answer.instruction, answer.finish)
+    return DEGENERATE[why.reason] if why else None
 
 
 def _prose(text: str) -> Markup:
@@ -354,7 +354,7 @@ def _prose(text: str) -> Markup:
 
 
 def _reach(rows: Sequence[Comparison]) -> dict[bool, float]:
-    """The farthest end of an interval from zero, by whether it is of a score: the bars' scale."""
+    """The scale of the bars: the interval end farthest from zero, for rates and for scores."""
     reach = {False: 1e-6, True: 1e-6}
     for row in rows:
         for key, cell in row.metrics.items():

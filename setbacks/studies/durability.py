@@ -54,16 +54,19 @@ class Durability(Study):
 
         methods: list[str] = Field(
             ["mistake_analysis", "sft"],
-            description="Methods whose models are tuned on.",
+            description="Methods whose models are tuned further.",
             min_length=1,
         )
-        steps: int = Field(40, ge=1, description="Steps of ordinary fine-tuning, in all.")
-        points: int = Field(4, ge=1, description="How often the models are asked on the way.")
+        steps: int = Field(40, ge=1, description="Steps of further fine-tuning.")
+        points: int = Field(
+            4, ge=1, description="Number of measurements during the further fine-tuning."
+        )
         data: Sources = Field(
-            [], description="Helpful answers to tune on; []: those of the recipe's train.helpful."
+            [], description="Data sets with helpful answers to tune on; []: `train.helpful`."
         )
         opening: str | None = Field(
-            None, description='How an answer is begun; null: "Sure, here is", in the language.'
+            None,
+            description='Opening of an answer; null: "Sure, here is", in the recipe\'s language.',
         )
 
     def check(self, recipe: Recipe, options: Options) -> None:

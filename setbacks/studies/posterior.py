@@ -50,9 +50,9 @@ class Posterior(Study):
         """Options of `setbacks study posterior`."""
 
         held_out: float = Field(
-            0.3, gt=0, lt=1, description="Share of the analyses that is kept out of training."
+            0.3, gt=0, lt=1, description="Share of the analyses to hold out of training."
         )
-        snapshots: int = Field(4, ge=1, description="How often it is measured during training.")
+        snapshots: int = Field(4, ge=1, description="Number of measurements during training.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and that its method learns analyses."""

@@ -35,11 +35,15 @@ class QuantityQuality(Study):
     class Options(Section):
         """Options of `setbacks study quantity-quality`."""
 
-        sizes: list[int] = Field([25, 50, 100], description="Numbers of analyses.", min_length=1)
-        qualities: list[Quality] = Field(
-            ["filtered", "unfiltered", "shuffled"], description="Which analyses.", min_length=1
+        sizes: list[int] = Field(
+            [25, 50, 100], description="Numbers of analyses to compare.", min_length=1
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+        qualities: list[Quality] = Field(
+            ["filtered", "unfiltered", "shuffled"],
+            description="Kinds of analyses to compare, as in `train.analyses`.",
+            min_length=1,
+        )
+        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure every size and quality, first the largest of the first quality."""

@@ -59,13 +59,13 @@ class Transfer(Study):
 
         groups: dict[str, list[str]] = Field(
             {},
-            description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
-            "category by itself.",
+            description="Categories to treat as one, such as {crime: [theft, fraud]}; {}: each "
+            "category separately.",
         )
         to_language: Literal["en", "zh"] | None = Field(
             None, description="Also test on the built-in prompts in this language."
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each group.")
+        seeds: int = Field(1, ge=1, description="Trainings of each group, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, its categories, and that its method learns analyses."""
