@@ -273,6 +273,13 @@ def test_inspects_viewer_lists_exported_logs(judged, typed, environment, tmp_pat
     assert (tmp_path / "page" / "index.html").exists()
 
 
+def test_a_run_is_exported_while_another_process_has_its_lock(judged, typed, tmp_path):
+    with RunFolder(judged):
+        ran = typed("export", "run", "--to", "logs", "--format", "inspect")
+    assert ran.returncode == 0, ran.stderr
+    assert len(list((tmp_path / "logs").glob("*.eval"))) == 2
+
+
 def test_exported_logs_are_scored_again(judged, typed, rule, tmp_path):
     assert typed("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
     log = read_eval_log(str(tmp_path / "logs" / "a.harmful.eval"))

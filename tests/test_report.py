@@ -16,7 +16,10 @@ from setbacks.errors import InputError
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
 from setbacks.records import Arm, OwnAnswer, Response, Verdict
 from setbacks.report.run_page import examples, headline
-from setbacks.stages.report import report
+from setbacks.runs.arms import write_arms
+from setbacks.runs.folder import Run, RunFolder
+from setbacks.stages.report import Report
+from setbacks.stages.report import report as write_report
 from setbacks.text import visible
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> \u202eevil\u200b {{ 7 * 7 }} $x$'
@@ -33,42 +36,23 @@ ARMS = tuple(BY_NAME)
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
 
-class Run:
-    """What the stage asks of a run folder, without the recipe and the lock."""
+def begin(path: Path, judges: Sequence[str] = ("probe",)) -> Run:
+    """Make a run folder in which nothing has been done."""
+    recipe = Recipe(
+        name=HOSTILE,
+        model=Engine(model="m"),
+        train=Train(method="sft"),
+        judges=[JudgeSpec(judge=name) for name in judges or ["probe"]],
+    )
+    (path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    (path / "environment.json").write_text('{"python": "3.11", "packages": {"torch": "2"}}')
+    return Run(path)
 
-    def __init__(self, path: Path, judges: Sequence[str]):
-        self.path = path
-        self.environment = {"python": "3.11", "packages": {"torch": "2"}}
-        self.recipe = Recipe(
-            name=HOSTILE,
-            model=Engine(model="m"),
-            train=Train(method="sft"),
-            judges=[JudgeSpec(judge=name) for name in judges or ["probe"]],
-        )
-        self.spent = [
-            {"stage": "judge", "seconds": 2.5, "records": 9, "prompt_tokens": 5, "tokens": 50}
-        ]
 
-    def records(self, name, kind):
-        path = self.path / name
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [kind.model_validate_json(line) for line in lines]
-
-    def arms(self):
-        there = {path.stem for path in (self.path / "responses").glob("*.jsonl")}
-        return [arm for arm in BY_NAME.values() if arm.name in there]
-
-    def responses(self):
-        return {
-            arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
-        }
-
-    def costs(self):
-        return self.spent
-
-    def write_text(self, name, text):
-        (self.path / name).write_text(text, encoding="utf-8")
-        return self.path / name
+def report(run: Run) -> Report:
+    """Report on a run folder."""
+    with RunFolder(run.path) as opened:
+        return write_report(opened)
 
 
 def fill(path: Path, judges=("probe",), n: int = 12) -> Run:
@@ -110,7 +94,10 @@ def fill(path: Path, judges=("probe",), n: int = 12) -> Run:
             _write(path / "verdicts" / f"{arm}.{judge}.jsonl", verdicts)
     loss = [{"step": i + 1, "epoch": 0, "loss": 2 / (i + 1)} for i in range(12)]
     (path / "loss.jsonl").write_text("".join(json.dumps(row) + "\n" for row in loss) + '{"st')
-    return Run(path, judges)
+    cost = {"stage": "judge", "seconds": 2.5, "records": 9, "prompt_tokens": 5, "tokens": 50}
+    (path / "costs.jsonl").write_text(json.dumps(cost) + "\n")
+    write_arms(path, list(BY_NAME.values()))
+    return begin(path, judges)
 
 
 def _write(path: Path, records) -> None:
@@ -390,7 +377,8 @@ def test_long_answers_are_cut_and_say_so(tmp_path):
 
 def test_equal_runs_differ_only_in_their_costs(made, tmp_path):
     again = fill(tmp_path)
-    again.spent = [row | {"seconds": 77.0} for row in again.spent]
+    costs = again.path / "costs.jsonl"
+    costs.write_text(costs.read_text().replace('"seconds": 2.5', '"seconds": 77.0'))
     text = report(again).path.read_text(encoding="utf-8")
     assert text != made.text
     assert without_costs(text) == without_costs(made.text)
@@ -412,7 +400,7 @@ def test_metrics_are_kept_beside_the_page(made):
 
 def test_a_run_without_responses_or_verdicts_says_what_comes_first(tmp_path):
     with pytest.raises(InputError, match="setbacks respond RUN"):
-        report(Run(tmp_path, ["probe"]))
+        report(begin(tmp_path))
     run = fill(tmp_path, judges=())
     with pytest.raises(InputError, match="setbacks judge RUN"):
         report(run)
@@ -476,7 +464,7 @@ def test_in_a_real_run_folder_the_page_is_private(tmp_path):
     with RunFolder(tmp_path / "run", recipe) as run:
         fill(run.path, n=3)
         run.spend("judge", 1.0, 4, 0, 0)
-        made = report(run)
+        made = write_report(run)
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
     assert made.metrics["model"] == "smollm2-135m"
     assert made.metrics["method"] == "mistake_analysis"

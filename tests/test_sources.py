@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import setbacks.sources
-from setbacks.data import Row, Source, load, load_labels, sources
+from setbacks.data import Row, Source, load, load_labels, read_once, sources
 from setbacks.data.instructions import instructions
 from setbacks.data.presets import PRESETS
 from setbacks.data.source import USUAL
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.notices import drop_notices, keep_notices
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -1245,3 +1246,22 @@ def test_every_preset_is_on_the_page():
     for name, preset in PRESETS.items():
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `preset:{name}`")]
         assert preset.license in line and preset.source.removeprefix("hub:") in line
+
+
+# Once a command ---------------------------------------------------------------------------------
+
+
+def test_a_source_is_read_once_a_command_and_its_notices_are_kept_by_each_run(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"instruction": "<a>"}\n' * 2)
+    lines = []
+    with read_once():
+        before = load(str(path))
+        path.write_text('{"instruction": "<b>"}\n')
+        keep_notices(lines.append)
+        try:
+            assert load(str(path)) == before, "it was read before"
+        finally:
+            drop_notices(lines.append)
+    assert len(lines) == 1 and "dropped 1 of 2 rows" in lines[0]
+    assert [row.text for row in load(str(path))] == ["<b>"], "the next command reads it again"
