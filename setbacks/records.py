@@ -229,9 +229,9 @@ class Arm:
     """A model in the comparison, and the way in which it answers.
 
     Args:
-        name: names the arm's files, and the arm in JSON; unique in a run. It is for people: nothing
-            is read out of it.
-        model: what people call the model, the same for all its arms.
+        name: what the arm's files are called, and the arm in JSON; unique in a run. It is for
+            people: the program reads nothing from it.
+        model: what people call the model; the same for all its arms.
         trained: whether this run trained the model.
         way: how it answers: with guidance in the prompt, without, or by posterior decoding.
     """
@@ -268,7 +268,7 @@ class Arm:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether it is a run's model before training, and no model of an evaluation."""
+        """Whether it is a run's model before training; no model of an evaluation is."""
         return self == self.before
 
     @property

@@ -539,6 +539,6 @@ def small(tiny, tmp_path, told, rules):
         }
         from setbacks.recipe import Recipe
 
-        return Recipe.model_validate(told() | parts | more)
+        return Recipe.model_validate(told(**parts | more))
 
     return make

@@ -102,6 +102,13 @@ def test_a_folder_without_the_record_has_the_arms_of_its_recipe():
     ]
 
 
+def test_an_old_folder_is_read_without_its_method(tmp_path):
+    """The package of the method may no longer be installed."""
+    answered(tmp_path, "vanilla", "theirs")
+    recipe = Recipe(train={"method": "theirs"})
+    assert read_arms(tmp_path, recipe) == [Arm.untrained(), Arm.of_method("theirs")]
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [

@@ -29,7 +29,7 @@ from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.studies import carry_out, told_apart
+from setbacks.studies import VariantRow, carry_out, told_apart
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
@@ -442,10 +442,16 @@ def test_a_narrow_terminal_breaks_no_word_and_cuts_none(tmp_path, width):
     assert text.count("/") == 18, "a long word is broken rather than cut"
 
 
+def reached(arm, balanced, difference=None):
+    """What an arm of a variant reached."""
+    return VariantRow(arm, balanced, balanced, balanced, balanced, difference)
+
+
 def test_a_study_names_what_its_variants_are_set_against():
     def row(arm, value=None, p=None):
         change = Difference(value, None, None, 9, p)
-        return {"arm": Arm(arm, f"{arm}!")} | ({"difference": change} if p else {})
+        rate = Estimate(0.5, 0.4, 0.6, 9)
+        return reached(Arm(arm, f"{arm}!"), rate, change if p else None)
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
     assert told_apart(rows) == "Below <a>! beyond chance: vanilla!."  # .04 is not, of three
@@ -459,13 +465,13 @@ def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     arms |= {Arm.of_method("filtered_8"): 0.8, Arm.of_method("filtered_8", "guided"): 0.9}
     arms |= {Arm.of_method("filtered_4"): 0.7, Arm.of_method("filtered_4", "guided"): 0.65}
     arms |= {Arm.of_method("shuffled_4"): 0.4}
-    rows = [{"arm": a, "balanced_safety": Estimate(v, v, v, 9)} for a, v in arms.items()]
+    rows = [reached(a, Estimate(v, v, v, 9)) for a, v in arms.items()]
     options = QuantityQuality.Options(sizes=[8, 4], qualities=["filtered", "shuffled"])
     (picture,) = _curves({"<judge>": rows}, options)
     for line in ("filtered: from 50 to 80", "filtered · guided: from 60 to 90"):
         assert line in picture.svg
     assert "shuffled: from 50 to 40" in picture.svg
-    rows[2]["balanced_safety"] = Estimate(None, None, None, 0)
+    rows[2] = reached(rows[2].arm, Estimate(None, None, None, 0))
     assert "filtered: from 50 to 70" in _curves({"<judge>": rows}, options)[0].svg
     assert not _curves({"<judge>": rows[:2]}, options)
 

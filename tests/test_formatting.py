@@ -19,6 +19,7 @@ from setbacks.measure.formatting import (
     p_equals,
     p_value,
     percent,
+    three_digits,
     two_digits,
     unit_of,
     unit_of_change,
@@ -112,6 +113,7 @@ def test_counts_and_lists():
     assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == [
         "a", "a and b", "a, b and c"
     ]  # fmt: skip
+    assert [three_digits(v) for v in (50.0, -2.071)] == ["50", "−2.07"]
     assert two_digits(2134.5) == "2,100" and two_digits(87.2) == "87"
 
 

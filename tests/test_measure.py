@@ -9,6 +9,7 @@ from setbacks.records import (
     WAYS,
     Analysis,
     Arm,
+    Correction,
     Example,
     Message,
     Mistake,
@@ -722,6 +723,21 @@ def analysis(response: int, candidate: int, harmful: bool = True, **checks: bool
         language="en",
         analyst="some-model",
     )
+
+
+def correction(number: int, outcome: str) -> Correction:
+    return Correction(
+        id=f"c{number}", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
+        answer="<z>", outcome=outcome, sample=number, model="m",
+    )  # fmt: skip
+
+
+def test_texts_for_training_are_counted_with_the_reasons_for_dropping_some():
+    outcomes = ["kept", "kept", "degenerate", "harmful", "degenerate"]
+    rows = [correction(number, outcome) for number, outcome in enumerate(outcomes)]
+    data = measured(usual(), checked={"corrections": rows, "own answers": []})["data"]
+    dropped = {"degenerate": 2, "harmful": 1}
+    assert data["checked"] == {"corrections": {"n": 5, "kept": 2, "dropped": dropped}}
 
 
 def test_data_are_counted_at_every_stage():

@@ -194,7 +194,7 @@ def test_the_arms_of_a_plan_are_those_before_and_after_training():
 
 
 def test_the_plan_of_a_run_rests_in_its_folder(opened):
-    run = opened(judges=["probe"], train={"method": "sft"})
+    run = opened(judges=["probe"], train={"method": "sft"}).folder
     world = World()
     for arm, rows in world.responses.items():
         for name, records in (

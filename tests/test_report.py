@@ -14,7 +14,7 @@ from rich.console import Console
 
 from setbacks.errors import InputError
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
-from setbacks.records import Arm, Response, Verdict
+from setbacks.records import Arm, OwnAnswer, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.stages.report import report
 from setbacks.text import visible
@@ -304,6 +304,24 @@ def test_what_was_answered_is_counted_by_arm(tmp_path):
     counts = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert counts == [["0", "0", "0", "48", "0", "4"]] + [["48", "0", "0", "0", "0", "4"]] * 3
     assert rows == []
+
+
+def test_texts_that_the_model_wrote_for_its_training_are_counted(tmp_path):
+    run = fill(tmp_path)
+    outcomes = ("kept", "kept", "refusal", "unfinished")
+    answers = [
+        OwnAnswer(
+            id=str(number), instruction_id="i", instruction="<x>", text="<y>", answer="<y>",
+            outcome=outcome, language="en", source="s", model="m",
+        )
+        for number, outcome in enumerate(outcomes)
+    ]  # fmt: skip
+    _write(tmp_path / "benign.jsonl", answers)
+    (row,) = [
+        line for line in report(run).path.read_text().splitlines() if "own helpful answers" in line
+    ]
+    assert "<td>4</td><td>2</td><td>50</td>" in row
+    assert "unfinished 1, refusal 1" in row
 
 
 def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):

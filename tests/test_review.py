@@ -403,7 +403,7 @@ def test_all_labels_of_a_batch_are_kept_or_none(either):
     assert open_.labels() == [] and open_.reviewers() == []
     assert open_.add([said(x), said(x)]) == 1
     assert open_.add([said(x), said(y)]) == 1
-    with pytest.raises(InputError, match="Ada labels answer .* differently than before; leave it"):
+    with pytest.raises(InputError, match="Ada labels answer .* differently than before; remove it"):
         open_.add([said(x, harmful=True)])
     assert open_.add([said(x, harmful=True)], replace=True) == 1
     assert [label.harmful for label in open_.labels() if label.answer == x] == [True]

@@ -382,7 +382,7 @@ def test_a_place_in_a_conversation_means_the_turn_of_the_right_role(tmp_path, ca
     message = refused(
         path, fields={"text": "conversations.0.value", "answer": "conversations.0.value"}
     )
-    assert "answer (conversations.0.value): message 0 is the user's, not the assistant's" in message
+    assert "answer (conversations.0.value): message 0 has the role user, not assistant" in message
     # A later turn can be chosen, and what goes before it is counted.
     long = [USER, BOT, USER | {"content": "<c>"}, BOT | {"content": "<d>"}]
     path = write(tmp_path, "b.json", [{"prompt": "<c>", "chosen": long}])

@@ -149,7 +149,7 @@ PRESETS: dict[str, Preset] = {
         "hub:GAIR/lima/train.jsonl",
         None,
         {"text": "conversations.0", "answer": "conversations.1", "category": "source"},
-        "CC BY-NC-SA 4.0, or stricter where its own sources are",
+        "CC BY-NC-SA 4.0, or stricter, as in its own sources",
         "https://huggingface.co/datasets/GAIR/lima",
         "about 1,000 careful answers; gated: its terms must be accepted on the hub first",
     ),

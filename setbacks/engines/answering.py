@@ -321,8 +321,8 @@ def forward(model: Any, ids: list[int], last: int) -> torch.Tensor:
     import torch
 
     # Not all models can leave out the logits of the other tokens.
-    told = {"logits_to_keep": last} if "logits_to_keep" in parameters(model) else {}
+    options = {"logits_to_keep": last} if "logits_to_keep" in parameters(model) else {}
     with torch.inference_mode():
         text = torch.tensor([ids], device=model.device)
-        logits = model(input_ids=text, use_cache=False, **told).logits[0, -last:]
+        logits = model(input_ids=text, use_cache=False, **options).logits[0, -last:]
     return logits.float().cpu()

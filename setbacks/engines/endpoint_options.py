@@ -14,13 +14,13 @@ class Price(Section):
     """What a server charges, in any currency."""
 
     input: float = Field(ge=0, allow_inf_nan=False, description="For a million prompt tokens.")
-    output: float = Field(ge=0, allow_inf_nan=False, description="For a million tokens made.")
+    output: float = Field(ge=0, allow_inf_nan=False, description="For a million generated tokens.")
 
 
 class Budget(Section):
     """What one command may spend at a server before it stops; null: no limit."""
 
-    tokens: int | None = Field(None, ge=1, description="Tokens, read and made.")
+    tokens: int | None = Field(None, ge=1, description="Prompt and generated tokens.")
     money: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="In the currency of `price`."
     )
@@ -34,23 +34,26 @@ class Server(Section):
         None,
         pattern=r"^[A-Z_][A-Z0-9_]*$",
         description="The environment variable that holds the key, such as `OPENAI_API_KEY`; "
-        "null: no key. The key itself never stands in a recipe.",
+        "null: no key. Never write the key into a recipe.",
     )
     concurrency: int = Field(
-        32, ge=1, le=1000, description="Most requests at once; fewer where the server is crowded."
+        32,
+        ge=1,
+        le=1000,
+        description="Largest number of concurrent requests; lower while the server is overloaded.",
     )
     timeout: float = Field(
         120,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds for one answer, after which it is asked for again.",
+        description="Timeout of one answer in seconds; then the request is retried.",
     )
-    retries: int = Field(5, ge=0, le=20, description="More tries of a request that failed.")
+    retries: int = Field(5, ge=0, le=20, description="Retries of a failed request.")
     failures: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Stop where more than this share of the requests fails, after all tries.",
+        description="Stop if more than this share of the requests fails, after all retries.",
     )
     prefill: Literal["fold", "continue"] = Field(
         "fold",
@@ -62,7 +65,7 @@ class Server(Section):
         description="Further keys of each request, such as {top_k: 50}; null leaves out one of "
         "ours, such as {temperature: null}.",
     )
-    price: Price | None = Field(None, description="What it charges; null: not counted.")
+    price: Price | None = Field(None, description="Its price; null: not counted.")
     budget: Budget = Field(Budget(), description="What one command may spend there.")
 
     @model_validator(mode="after")
@@ -90,7 +93,7 @@ class EndpointOptions(Engine):
     """A model behind a server."""
 
     on_disk: ClassVar[bool] = False
-    endpoint: Server = Field(description="Where the server is, and how it is asked.")
+    endpoint: Server = Field(description="The server and how to send requests.")
 
     @model_validator(mode="before")
     @classmethod

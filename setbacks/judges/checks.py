@@ -35,7 +35,7 @@ class Checker:
     """
 
     def __init__(self, spec: JudgeSpec | None, bench: Bench) -> None:
-        spec = spec or JudgeSpec.usual()
+        spec = spec or JudgeSpec()
         self._name = spec.called
         self._judge = open_judge(spec, bench)
 

@@ -167,6 +167,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
+def three_digits(value: float) -> str:
+    """Write a number with three significant digits, and no more than it needs: "50", "2.07"."""
+    return f"{value:.3g}".replace("-", "−")
+
+
 def two_digits(value: float) -> str:
     """Write a rough number, such as a sample size, with two significant digits."""
     return f"{int(float(f'{value:.2g}')):,}"

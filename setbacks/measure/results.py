@@ -19,7 +19,7 @@ from setbacks.records import Arm, Kind
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
-_OPTIONAL = {"optional": True}  # a key that JSON leaves out where there is no value
+OPTIONAL = {"optional": True}  # a key that JSON leaves out where there is no value
 
 
 class Coefficient(NamedTuple):
@@ -126,7 +126,7 @@ class Change:
     high: float | None
     n: int
     p: float | None
-    p_holm: float | None = field(default=None, metadata=_OPTIONAL)
+    p_holm: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class PairChange:
     high: float | None
     n: int
     p: float | None
-    p_holm: float | None = field(default=None, metadata=_OPTIONAL)
+    p_holm: float | None = field(default=None, metadata=OPTIONAL)
 
     @classmethod
     def of(cls, arm: Arm, against: Arm, change: Change | None) -> PairChange:
@@ -381,9 +381,9 @@ class Training:
     first: float
     last: float
     last_by_kind: Mapping[str, Estimate]  # over the last quarter of the steps
-    examples: int | None = field(default=None, metadata=_OPTIONAL)
-    cut: int | None = field(default=None, metadata=_OPTIONAL)
-    left_out: int | None = field(default=None, metadata=_OPTIONAL)
+    examples: int | None = field(default=None, metadata=OPTIONAL)
+    cut: int | None = field(default=None, metadata=OPTIONAL)
+    left_out: int | None = field(default=None, metadata=OPTIONAL)
 
 
 # -- what the model itself says ---------------------------------------------------------------

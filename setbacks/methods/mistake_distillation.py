@@ -41,6 +41,7 @@ class Options(Train):
     helpful_from: Literal["data", "model"] = Field(
         "model", description=str(Train.model_fields["helpful_from"].description)
     )
+    epochs: int = Field(1, ge=1, description=str(Train.model_fields["epochs"].description))
     context: Literal["analysis", "guidance"] = Field(
         "analysis",
         description="What the teacher sees besides the instruction: the `analysis` of the model's "

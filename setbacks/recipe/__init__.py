@@ -101,7 +101,7 @@ class Recipe(Section):
     language: Literal["en", "zh"] = Field(
         "en", description="Language of the prompts: `en` or `zh`."
     )
-    model: EngineField = Field(default_factory=Engine.usual, description="Model to align.")
+    model: EngineField = Field(default_factory=Engine, description="Model to align.")
     instructions: Sources = Field(
         [Source(source="builtin:redteam", split="train")],
         description="Data sets with red-team instructions, to induce mistakes.",
@@ -110,11 +110,11 @@ class Recipe(Section):
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
     train: SerializeAsAny[Train] = Field(
-        default_factory=Train.usual, description="Step 3: unguided-analysis fine-tuning."
+        default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
     )
     respond: Respond = Field(Respond(), description="Step 4: guided response generation.")
     judges: Judges = Field(
-        default_factory=lambda: [JudgeSpec.usual()],
+        default_factory=lambda: [JudgeSpec()],
         description="Judges of the responses, in order.",
         min_length=1,
     )

@@ -52,23 +52,21 @@ class PartSection(Section):
     keeps_others: ClassVar[bool] = False
     ignored: ClassVar[tuple[str, ...]] = ()  # options of other parts to accept and drop
 
-    def __new__(cls, *_: Any, **data: Any) -> Self:
+    def __init__(self, **data: Any) -> None:
         """Make an object of the class that the name picks."""
-        # Pydantic makes and copies objects without data, and knows their class.
-        return super().__new__((cls._class_for(data) if data else None) or cls)
+        object.__setattr__(self, "__class__", self._class_for(data) or type(self))
+        super().__init__(**data)
 
-    @classmethod
-    def usual(cls) -> Self:
-        """Return the section of the default part, with its defaults."""
-        return cls.model_validate({})
+    # Pydantic calls an `__init__` that is not marked on top of validating, which picks the class.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         kind = cls._class_for(data)
-        if kind is not None and kind is not cls:
-            return kind.model_validate(data)
-        return handler(data if kind is None else _with_others(cls, data))
+        if kind is None:
+            return handler(data)
+        return handler(_with_others(cls, data)) if kind is cls else kind.model_validate(data)
 
     @classmethod
     def _class_for(cls, data: Any) -> type[Self] | None:

@@ -1,7 +1,7 @@
-"""The pictures of a report, as SVG to put into its page: the same numbers give the same bytes.
+"""The pictures of a report, as SVG for its page: the same numbers give the same bytes.
 
-Colours are the page's own (CSS variables), so a picture follows light and dark; text stays text, so
-it can be read, searched and scaled. Every picture has a table beside it that says the same.
+Colors are the page's CSS variables, so a picture follows light and dark mode. Text stays text, so
+that it can be searched and scaled. Every picture has a table beside it with the same numbers.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from itertools import product
 from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
-from setbacks.measure.formatting import Estimated, number
+from setbacks.measure.formatting import Estimated, number, three_digits
 from setbacks.measure.results import CategoryRow, LossRow
 from setbacks.records import Arm
 
-# matplotlib wants real colours; each of these stands for a CSS variable until the SVG is written.
+# matplotlib needs real colors; each of these stands for a CSS variable until the SVG is written.
 INK, MUTED, RULE, PAPER = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
 ARMS = tuple(f"#0000b{i}" for i in range(9))
 VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
     color: f"--arm-{i}" for i, color in enumerate(ARMS)
 }
-# matplotlib's markers, and the same shapes for a line of text.
+# matplotlib's markers, and the same shapes as paths for a line of text.
 PATHS = {
     "s": "M-5-5H5V5H-5Z",
     "o": "M-5.5 0A5.5 5.5 0 0 1 5.5 0A5.5 5.5 0 0 1-5.5 0Z",
@@ -37,7 +37,7 @@ PATHS = {
     ">": "M6 0L-5-6V6Z",
 }
 
-# A phone shows a picture at about this width in points, so its 9 pt text stays readable there.
+# In inches: about the width of a phone, so that 9 pt text stays readable there.
 WIDTH = 4.8
 
 
@@ -82,14 +82,14 @@ class Place(NamedTuple):
 
 
 def trade_off(arms: Sequence[Place], name: str, frontier: bool = False) -> str:
-    """Draw Harmless Rate against compliance, an arm a point with its intervals as a cross.
+    """Draw Harmless Rate against compliance, each arm as a point with its intervals as a cross.
 
     Faint lines join points of equal balanced safety. Nothing is drawn where no arm has both.
 
     Args:
         arms: the arms with both rates.
         name: prefix of the picture's ids, unique in the page.
-        frontier: also join the arms that no other one beats on both.
+        frontier: whether to join the arms that no other arm beats on both.
     """
     import numpy as np
 
@@ -102,7 +102,7 @@ def trade_off(arms: Sequence[Place], name: str, frontier: bool = False) -> str:
     if not points:
         return ""
     figure, axes = _figure(4.1)
-    # A margin beyond 100 % lets a mark at the edge be seen whole.
+    # A margin beyond 100 % leaves room for marks at the edge.
     left = _floor(min(x[1] for _, x, _ in points))
     bottom = _floor(min(y[1] for _, _, y in points))
     axes.set(xlim=(left, 102), ylim=(bottom, 102))
@@ -114,7 +114,7 @@ def trade_off(arms: Sequence[Place], name: str, frontier: bool = False) -> str:
         if inside.any():
             axes.plot(grid[inside], line[inside], color=RULE, lw=0.8, zorder=0)
             x, y = grid[inside][0], line[inside][0]
-            if y > 99:  # it leaves through the top, where its label has room
+            if y > 99:  # it ends at the top, where its label has room
                 axes.annotate(
                     f"{level}", (x, 102), (0, 3), textcoords="offset points", ha="center",
                     color=MUTED, fontsize=8, annotation_clip=False,
@@ -130,15 +130,15 @@ def trade_off(arms: Sequence[Place], name: str, frontier: bool = False) -> str:
     axes.set_xlabel("Harmless Rate, % of harmful prompts")
     axes.set_ylabel("Compliance, % of safe prompts")
     _label(figure, axes, [(arm.label, x, y, look[arm].color) for arm, x, y in points])
-    told = "; ".join(f"{arm.label}: {x[0]:.0f} % and {y[0]:.0f} %" for arm, x, y in points)
-    return _svg(figure, name, f"Harmless Rate against compliance. {told}.")
+    values = "; ".join(f"{arm.label}: {_whole(x)} and {_whole(y)}" for arm, x, y in points)
+    return _svg(figure, name, f"Harmless Rate against compliance. {values}.")
 
 
 def loss_curve(rows: Sequence[LossRow]) -> str:
     """Draw the loss of each step, its running mean, and the evaluation loss where there is one.
 
     Args:
-        rows: step, loss in nats a token, and maybe eval_loss.
+        rows: the lines of `loss.jsonl`; losses are in nats per token.
     """
     import numpy as np
 
@@ -159,20 +159,20 @@ def loss_curve(rows: Sequence[LossRow]) -> str:
     ]
     if held:
         axes.plot(*zip(*held, strict=True), "o", color=ARMS[1], ms=5)
-    axes.set(xlabel="Step", ylabel="Loss, nats a token")
+    axes.set(xlabel="Step", ylabel="Loss, nats per token")
     axes.set_ylim(bottom=min(0, loss.min()))
     axes.margins(x=0.02)
-    last = f"from {running[0]:.2f} to {running[-1]:.2f} over {len(loss)} steps"
-    return _svg(figure, "loss", f"Training loss, running mean {last}.")
+    ends = f"from {number(running[0])} to {number(running[-1])} over {len(loss)} steps"
+    return _svg(figure, "loss", f"Training loss, running mean {ends}.")
 
 
 def dots(rows: Sequence[CategoryRow], name: str, title: str) -> str:
-    """Draw a row of dots a category, an arm a dot with its interval.
+    """Draw a row of dots for each category, each arm as a dot with its interval.
 
     Args:
         rows: the categories, with rates in [0, 1].
         name: prefix of the picture's ids, unique in the page.
-        title: what is measured, for the axis.
+        title: the metric, for the axis.
     """
     arms = list(rows[0].arms)
     look = marks(arms)
@@ -211,13 +211,13 @@ def forest(
     against: float | None = None,
     guided: Collection[str] = (),
 ) -> str:
-    """Draw a rate a line, each a dot with its interval, and a dashed line to read them against.
+    """Draw each rate on a line of its own, as a dot with its interval, beside a dashed line.
 
     Args:
-        rows: a label and an estimate in [0, 1] each.
+        rows: labels with estimates in [0, 1].
         name: prefix of the picture's ids, unique in the page.
-        title: what is measured.
-        against: where the dashed line is, in [0, 1]; None is at the first one's value.
+        title: the metric, for the axis.
+        against: the place of the dashed line, in [0, 1] (default: the first value).
         guided: the labels whose dots are filled.
     """
     figure, axes = _figure(0.8 + 0.24 * len(rows))
@@ -238,8 +238,8 @@ def forest(
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"{title}, %")
-    told = "; ".join(f"{label}: {cell[0]:.0f} %" for label, cell in cells if cell)
-    return _svg(figure, name, f"{title} with intervals. {told}.")
+    values = "; ".join(f"{label}: {_whole(cell)}" for label, cell in cells if cell)
+    return _svg(figure, name, f"{title} with intervals. {values}.")
 
 
 def curves(
@@ -252,15 +252,15 @@ def curves(
     """Draw estimates over an axis, a line for each label with its intervals as bars.
 
     Args:
-        series: by label, places on the axis, whole numbers, with an estimate each.
+        series: by label, places on the horizontal axis (whole numbers) with estimates.
         name: prefix of the picture's ids, unique in the page.
-        across: what the axis across is.
-        up: what the axis upwards is.
-        scale: what estimates are multiplied by; 100 for rates in %.
+        across: the title of the horizontal axis.
+        up: the title of the vertical axis.
+        scale: factor of all estimates; 100 for rates in %.
     """
     figure, axes = _figure(3.2)
     axes.grid(axis="y", color=RULE, lw=0.6, zorder=0)
-    told = []
+    ends_of_lines = []
     reach = max((x for points in series.values() for x, _ in points), default=1) or 1
     for i, (label, points) in enumerate(series.items()):
         color, shape = ARMS[i % len(ARMS)], list(PATHS)[i % len(PATHS)]
@@ -274,14 +274,15 @@ def curves(
             values = [scale * value for _, value, _ in known]
             axes.plot([x for x, *_ in known], values, color=color, lw=1.4, marker=shape, ms=5,
                       mec=color, mfc=PAPER, mew=1.5, label=_short(label))  # fmt: skip
-            told.append(f"{label}: from {values[0]:.3g} to {values[-1]:.3g}")
+            first, last = three_digits(values[0]), three_digits(values[-1])
+            ends_of_lines.append(f"{label}: from {first} to {last}")
     axes.set(xlabel=across, ylabel=up)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8.5,
         labelcolor=INK, handlelength=1.6, columnspacing=1.2,
     )  # fmt: skip
-    return _svg(figure, name, f"{up}. {'; '.join(told)}.")
+    return _svg(figure, name, f"{up}. {'; '.join(ends_of_lines)}.")
 
 
 def heatmap(
@@ -293,14 +294,14 @@ def heatmap(
 ) -> str:
     """Draw a matrix of differences in hundredths: one color for gains, one for losses.
 
-    A value whose interval leaves out zero is bold.
+    A value is bold if its interval does not contain zero.
 
     Args:
         rows: names, from top to bottom.
         columns: names, from left to right.
         cells: differences in [-1, 1], of shape [rows, columns].
         name: prefix of the picture's ids, unique in the page.
-        title: what is measured, with its unit, for those who cannot see it.
+        title: the metric with its unit, for screen readers.
     """
     figure, axes = _figure(0.9 + 0.34 * len(rows))
     known = [abs(cell.value) for row in cells for cell in row if cell.value is not None]
@@ -329,7 +330,7 @@ def heatmap(
     axes.tick_params(length=0, labelcolor=INK)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    told = "; ".join(
+    values = "; ".join(
         f"{row}: " + ", ".join(
             f"{column} {_hundredths(cell.value)}"
             for column, cell in zip(columns, line, strict=True)
@@ -337,11 +338,15 @@ def heatmap(
         )
         for row, line in zip(rows, cells, strict=True)
     )  # fmt: skip
-    return _svg(figure, name, f"{title}. {told}.")
+    return _svg(figure, name, f"{title}. {values}.")
 
 
 def _hundredths(value: float) -> str:
     return number(100 * value, 0, signed=True)
+
+
+def _whole(percents: tuple[float, float, float]) -> str:
+    return f"{number(percents[0], 0)} %"
 
 
 def _short(text: str, most: int = 30) -> str:
@@ -379,7 +384,7 @@ def _figure(height: float) -> tuple[Any, Any]:
 
 
 def _label(figure: Any, axes: Any, points: Sequence[tuple[str, Any, Any, str]]) -> None:
-    """Write each arm's name beside its point, at the place of eight that hides least."""
+    """Write each arm's label beside its point, at the one of eight places that hides least."""
     with catch_warnings():
         filterwarnings("ignore", message="Glyph")
         figure.draw_without_rendering()
@@ -415,19 +420,19 @@ def _label(figure: Any, axes: Any, points: Sequence[tuple[str, Any, Any, str]]) 
 
 
 def _svg(figure: Any, name: str, label: str) -> str:
-    """Return the figure as an SVG element that can stand in a page beside others.
+    """Return the figure as an SVG element for a page that holds several.
 
     Args:
         figure: the figure.
         name: prefix of all ids in it.
-        label: what it shows, for those who cannot see it.
+        label: what it shows, for screen readers.
     """
     from matplotlib import rc_context
 
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "setbacks"}), catch_warnings():
-        # The reader's fonts are used, so it is no matter what matplotlib's own one lacks.
+        # The page uses the reader's fonts, so glyphs that matplotlib's font lacks do not matter.
         filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format="svg", metadata=nothing)
     text = file.getvalue()
@@ -436,11 +441,11 @@ def _svg(figure: Any, name: str, label: str) -> str:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    # Ids that nothing refers to only bloat; the others must be unique in the page.
+    # Drop ids that nothing refers to; the others must be unique in the page.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     for color, variable in VARIABLES.items():
         text = text.replace(color, f"var({variable})")
-    seen = f'role="img" aria-label="{html.escape(label)}"'
-    return text.replace("<svg", f"<svg {seen}", 1).strip()
+    attributes = f'role="img" aria-label="{html.escape(label)}"'
+    return text.replace("<svg", f"<svg {attributes}", 1).strip()

@@ -1,7 +1,7 @@
 """The page of one run, and its headline for a terminal.
 
-The page is a single file that needs no network and no scripts, and shows no harmful text until it
-is asked to. Two equal runs give equal pages, but for the section of costs.
+The page is a single file without network access or scripts. It hides harmful text behind a click.
+Two equal runs give equal pages, apart from the section of costs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.formatting import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-# The columns of the headline, in the order of a reader's questions.
+# The columns of the main table, in the order of a reader's questions.
 HEADLINE = (
     "harmless_rate",
     "hijacking_harmless_rate",
@@ -44,7 +44,7 @@ HEADLINE = (
     "balanced_safety",
     "helpful_score",
 )
-# What an answer can be, in the words of a table's head.
+# What an answer can be, as the title of a column.
 ANSWERED = {
     "text": "Text",
     "refusal": "Refused by the provider",
@@ -65,13 +65,13 @@ LONGEST = 1_500  # characters of a response shown
 
 @cache
 def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> Environment:
-    """Return what turns a package's templates into pages: all is escaped and made visible."""
+    """Return the Jinja environment of a package's templates: it escapes all text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader(package, folder),
         autoescape=True,
-        # Whatever the page prints goes through here, so no text can be forgotten.
+        # All text of a page passes here, so that no invisible character stays hidden.
         finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -81,7 +81,7 @@ def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> 
 
 @dataclass(frozen=True)
 class Badge:
-    """What a judge said of one answer, in a word; `tone` is good, bad or none."""
+    """A judge's verdict on one answer, in a word; `tone` is good, bad or none."""
 
     judge: str
     text: str
@@ -96,7 +96,7 @@ class ShownAnswer:
         arm: who answered.
         text: the answer, cut to `LONGEST` characters.
         more: the number of characters left out.
-        badges: what the judges said of it.
+        badges: the judges' verdicts.
         degenerate: why it does not count as an answer; None where it does.
     """
 
@@ -114,7 +114,7 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class Shown:
-    """A prompt that the page shows, and why: it was drawn, or the verdicts on it differ."""
+    """A prompt of the page; `why` is "drawn", or "differs" where the verdicts on it do."""
 
     why: str
     id: str
@@ -174,8 +174,15 @@ def render(
     )
 
 
-def _pictures(report: JudgeReport, place: int) -> dict[str, Any]:
-    """The trade-off of one judge, and the categories of each kind; their ids hold its place."""
+class Pictures(NamedTuple):
+    """The pictures of one judge: the trade-off, and the categories of each kind."""
+
+    trade_off: Markup
+    categories: dict[Kind, Markup]
+
+
+def _pictures(report: JudgeReport, place: int) -> Pictures:
+    """The pictures of one judge; its place is part of their ids, which are unique in a page."""
     from markupsafe import Markup
 
     from setbacks.report import plots
@@ -185,14 +192,14 @@ def _pictures(report: JudgeReport, place: int) -> dict[str, Any]:
         for row in report.arms
         if not thin(row, "balanced_safety")
     ]
-    return {
-        "trade_off": Markup(visible(plots.trade_off(places, f"t{place}"))),
-        "categories": {
+    return Pictures(
+        trade_off=Markup(visible(plots.trade_off(places, f"t{place}"))),
+        categories={
             kind: Markup(visible(plots.dots(rows, f"c{place}-{kind}", TITLES[MAIN[kind]])))
             for kind in KINDS[:3]
             if len(rows := [row for row in report.by_category if row.kind == kind]) > 1
         },
-    }
+    )
 
 
 def examples(
@@ -217,9 +224,9 @@ def examples(
     def badges(arm: Arm, r: Response) -> tuple[Badge, ...]:
         return tuple(
             badge
-            for (of, judge), found in by_id.items()
-            if of == arm.name and r.id in found
-            for badge in _badges(judge, counted(r, found[r.id]), r.kind)
+            for (of, judge), by_response in by_id.items()
+            if of == arm.name and r.id in by_response
+            for badge in _badges(judge, counted(r, by_response[r.id]), r.kind)
         )
 
     chosen: dict[Kind, list[Shown]] = {}
@@ -228,7 +235,7 @@ def examples(
         differing: list[Shown] = []
         for _, answers in sorted(prompts.get(kind, {}).items()):
             of_arm = {arm: badges(arm, r) for arm, r in answers.items()}
-            differs = len({tuple(b.text for b in found) for found in of_arm.values()}) > 1
+            differs = len({tuple(b.text for b in row) for row in of_arm.values()}) > 1
             if len(drawn) < SHOWN:
                 drawn.append(_shown("drawn", answers, of_arm))
             elif len(differing) < SHOWN and differs:
@@ -313,7 +320,7 @@ def _headline_cell(row: ArmRow, key: str) -> str:
 
 
 def _lines(value: str, interval: str, *others: str) -> str:
-    """The lines of a narrow cell: an interval without blanks, and no empty line."""
+    """The text of a narrow cell: an interval without blanks, and no empty line."""
     return "\n".join(filter(None, (value, interval.replace(" ", ""), *others)))
 
 
@@ -334,8 +341,8 @@ def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:
 
 def _degenerate(answer: Response) -> str | None:
     """Why a response does not count as an answer, in a word or two."""
-    found = fell_apart(answer.text, answer.instruction, answer.finish)
-    return DEGENERATE[found.reason] if found else None
+    why = fell_apart(answer.text, answer.instruction, answer.finish)
+    return DEGENERATE[why.reason] if why else None
 
 
 def _prose(text: str) -> Markup:
@@ -347,7 +354,7 @@ def _prose(text: str) -> Markup:
 
 
 def _reach(rows: Sequence[Comparison]) -> dict[bool, float]:
-    """The farthest end of an interval from zero, by whether it is of a score: the bars' scale."""
+    """The scale of the bars: the interval end farthest from zero, for rates and for scores."""
     reach = {False: 1e-6, True: 1e-6}
     for row in rows:
         for key, cell in row.metrics.items():

@@ -33,12 +33,12 @@ def read(text: str, name: str, batch: Batch, reviewer: str | None = None) -> lis
     """
     try:
         entries = _entries(text.removeprefix("\ufeff"), name)
-        found = labels((e for e in entries if not _is_blank(e[1])), batch, reviewer, name)
+        rows = labels((e for e in entries if not _is_blank(e[1])), batch, reviewer, name)
     except (csv.Error, RecursionError) as error:
         raise InputError(f"{name}: cannot be read ({error}); nothing was changed") from None
-    if not found:
+    if not rows:
         raise InputError(f"{name}: has no labels; nothing was changed")
-    return found
+    return rows
 
 
 def labels(
@@ -58,17 +58,17 @@ def labels(
     Raises:
         InputError: an entry is invalid or belongs to another run.
     """
-    found, left_out = [], 0
+    read_labels, left_out = [], 0
     for where, row in entries:
         try:
-            found += _labels(row, batch, reviewer)
+            read_labels += _labels(row, batch, reviewer)
             left_out += _unsubmitted(row)
         except (InputError, ValueError, TypeError, KeyError, AttributeError, LookupError) as error:
             place = f"{name}: {where}".removeprefix(": ")
             raise InputError(f"{place}: {_reason(error)}; nothing was changed") from None
     if left_out:
         notice(f"{name}: left out {left_out} responses that are drafts, discarded or cancelled")
-    return found
+    return read_labels
 
 
 def _entries(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -205,10 +205,10 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
         )
     if (exact := answer_id(*map(str, texts))) in batch.answers:
         return exact
-    found = batch.by_text.get(loosely(*map(str, texts)), ())
-    if len(found) != 1:
+    ids = batch.by_text.get(loosely(*map(str, texts)), ())
+    if len(ids) != 1:
         raise InputError("this instruction with this response is not in this run")
-    return found[0]
+    return ids[0]
 
 
 def _who(name: Any, default: str | None) -> str:

@@ -1,7 +1,7 @@
 """The arms of a run, in the order in which tables and pages show them.
 
-The respond stage writes them to `arms.json`. A folder of an older version has no such file; its
-arms are those that its recipe asks for, since `respond` made them from the recipe alone.
+The respond stage writes them to `arms.json`. The folder of an older version has no such file: its
+arms follow from its recipe, as they did when it was made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from setbacks.errors import InputError
 from setbacks.files import write_atomic
-from setbacks.plugins import plugin
+from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Way
 
@@ -25,10 +25,10 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
     """Return the arms that a recipe asks for, the baseline first.
 
     Args:
-        recipe: what the run is told.
+        recipe: of the run.
 
     Raises:
-        InputError: there is no such method, or two arms of an evaluation have one name.
+        InputError: two arms of an evaluation have one name.
     """
     ways: list[Way] = ["unguided"]
     if recipe.respond.guidance:
@@ -39,11 +39,13 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
         arms = [
             Arm.evaluated(evaluated.name, way)
             for evaluated in recipe.evaluate
-            # Answers that are there already were given in one way.
+            # Answers from a file were given in one way.
             for way in (ways if evaluated.model else ways[:1])
         ]
     else:
-        method = plugin("methods", recipe.train.method).name
+        method = recipe.train.method
+        if method in installed("methods"):  # a finished run can be read without its method
+            method = plugin("methods", method).name
         arms = [Arm.untrained(way) for way in ways] + [Arm.of_method(method, way) for way in ways]
     names = [arm.name for arm in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -54,7 +56,7 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
 
 
 def write_arms(folder: Path, arms: list[Arm]) -> None:
-    """Write the record of a run's arms, unless the folder has the same one."""
+    """Write the record of a run's arms, unless the folder already has it."""
     text = json.dumps([asdict(arm) for arm in arms], indent=1, ensure_ascii=False) + "\n"
     path = folder / NAME
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -76,7 +78,7 @@ def read_arms(folder: Path, recipe: Recipe) -> list[Arm]:
         return []
     arms = recorded_arms(folder, recipe)
     known = {arm.name for arm in arms}
-    # Files that somebody added are shown, too.
+    # Response files that the user added are arms, too.
     added = [Arm.evaluated(name) for name in sorted(there - known)]
     return [arm for arm in arms if arm.name in there] + added
 

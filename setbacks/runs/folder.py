@@ -277,7 +277,7 @@ class RunFolder(Run):
         changes = list(
             differences(held.model_dump(mode="json"), self._given.model_dump(mode="json"))
         )
-        advice = "choose another folder with --out"
+        redo = ""
         if self._stages:
             first = first_affected(self._stages, [key for key, *_ in changes], held)
             if self._redo is not None and is_before(self._redo, first):
@@ -285,10 +285,13 @@ class RunFolder(Run):
                 self._redo = None
                 write_atomic(path, self._given.to_yaml().encode())
                 return self._given
-            advice += f", or redo what changed with --from {first}"
+            redo = f", or redo what changed with --from {first}"
         shown = "; ".join(f"{key}: {old} -> {new}" for key, old, new in changes[:4])
         more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise InputError(f"{self.path}: holds a run of another recipe ({shown}{more}); {advice}")
+        raise InputError(
+            f"{self.path}: holds a run of another recipe ({shown}{more}); choose another folder "
+            f"with --out{redo}"
+        )
 
     def _set_aside(self, first: str, recipe: Recipe) -> None:
         place = set_aside(self.path, self._stages, first, recipe)

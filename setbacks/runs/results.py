@@ -83,7 +83,7 @@ def _drawn(plan: Path) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{plan}: no plan of a review; make it again with `setbacks review plan RUN`"
+            f"{plan}: not a plan of a review; create it again with `setbacks review plan RUN`"
         ) from None
     wrong = [p for p in found.values() if not 0 < p <= 1]
     if wrong:

@@ -1,4 +1,4 @@
-"""The last stage: from what is in a run folder to `metrics.json` and one page, `report.html`."""
+"""The last stage: writes `metrics.json` and the page `report.html` from the records of a run."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from setbacks.runs.results import collect, json_lines
 
 
 class Report(NamedTuple):
-    """Where the page is, and every number of it."""
+    """The page of a run, and its results.
+
+    Args:
+        path: of the page.
+        results: every number of it.
+    """
 
     path: Path
     results: Measurement
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The numbers as plain data, as `metrics.json` holds them."""
+        """The results as plain data, as in `metrics.json`."""
         metrics: dict[str, Any] = to_json(self.results)
         return metrics
 
 
 def report(run: RunFolder) -> Report:
-    """Write `metrics.json` and `report.html` of a run, finished or not, if it has verdicts.
+    """Write `metrics.json` and `report.html` of a run that has verdicts, finished or not.
 
     Args:
         run: an open run folder.

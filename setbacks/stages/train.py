@@ -124,7 +124,7 @@ def check(recipe: Recipe) -> None:
     method = open_method(recipe)
     method.examples(recipe, [])
     if method.checks_texts or recipe.train.helpful_from == "model":
-        check_judge_of_texts(recipe.train.judge or JudgeSpec.usual(), recipe)
+        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:
         return
     if recipe.train.start is not None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from setbacks.data import read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded
+from setbacks.measure.differences import corrected
 from setbacks.measure.formatting import POINTS, with_interval
-from setbacks.measure.metrics import TITLES
-from setbacks.measure.statistics import holm
+from setbacks.measure.metrics import TITLES, significant
+from setbacks.measure.results import OPTIONAL
+from setbacks.measure.statistics import Difference, Estimate
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe, Section
@@ -26,7 +29,6 @@ from setbacks.runs.progress import Show
 from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
 
-ALPHA = 0.05
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
 
 
@@ -104,13 +106,30 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     return write(folder, study.run(recipe, options, folder, show))
 
 
+@dataclass(frozen=True)
+class VariantRow:
+    """What an arm of a variant reached; `difference` is its balanced safety minus the first's."""
+
+    arm: Arm
+    harmless_rate: Estimate
+    compliance: Estimate
+    balanced_safety: Estimate
+    degenerate: Estimate
+    difference: Difference | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def rates(self) -> tuple[Estimate, ...]:
+        """Its rates, in the order of the table."""
+        return self.harmless_rate, self.compliance, self.balanced_safety, self.degenerate
+
+
 def against_first(
     recipe: Recipe,
     folder: Path,
     variants: Sequence[Variant],
     show: Show | None,
     title: str,
-) -> tuple[list[Table], list[Picture], dict[str, Any]]:
+) -> tuple[list[Table], list[Picture], dict[str, list[VariantRow]]]:
     """Carry out variants and set each against the first, judge by judge, guided and not.
 
     Args:
@@ -121,7 +140,7 @@ def against_first(
         title: of the tables and pictures.
 
     Returns:
-        Tables, pictures, and rows by judge: arm, balanced safety and its parts, the difference.
+        Tables, pictures, and rows by judge.
     """
     done = list(each(folder, variants, "report", show, jobs=recipe.jobs))
     tables, pictures, data = [], [], {}
@@ -132,14 +151,12 @@ def against_first(
             for arm in by_metric["harmless_rate"]
         }
         first = variants[0].name.rpartition(".")[0]
-        rows: list[dict[str, Any]] = []
+        rows = []
         for arm, scores in of.items():
             base = Arm.of_method(first, arm.way)
-            row: dict[str, Any] = {"arm": arm}
-            row |= {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
-            if arm != base:
-                row["difference"] = difference("balanced_safety", scores, of[base])
-            rows.append(row)
+            against = None if arm == base else difference("balanced_safety", scores, of[base])
+            rates = {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
+            rows.append(VariantRow(arm=arm, **rates, difference=against))
         by = f", by {judge}" if len(recipe.judges) > 1 else ""
         tables.append(
             Table(
@@ -152,16 +169,16 @@ def against_first(
                 ],
                 [
                     [
-                        row["arm"].label,
-                        *(with_interval(row[m]) for m in (*SHOWN, "degenerate")),
-                        with_interval(row["difference"], POINTS) if "difference" in row else "",
+                        row.arm.label,
+                        *map(with_interval, row.rates),
+                        with_interval(row.difference, POINTS) if row.difference else "",
                     ]
                     for row in rows
                 ],
                 "Rates in %, 95 % intervals in brackets. The difference is in balanced safety.",
             )
         )
-        drawn = [(row["arm"].label, row["balanced_safety"]) for row in rows]
+        drawn = [(row.arm.label, row.balanced_safety) for row in rows]
         if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
             guided = [arm.label for arm in of if arm.way == "guided"]
             svg = forest(drawn, f"f{number}", guided=guided)
@@ -171,20 +188,20 @@ def against_first(
     return tables, pictures, data
 
 
-def told_apart(rows: Sequence[dict[str, Any]]) -> str:
+def told_apart(rows: Sequence[VariantRow]) -> str:
     """Say in words which variants differ from the first beyond chance (Holm).
 
     Args:
         rows: of `against_first`, the untrained model's among them.
     """
-    first = next(row["arm"].label for row in rows if "difference" not in row)
-    tested = [row for row in rows if "difference" in row and row["difference"].p is not None]
-    corrected = holm([row["difference"].p for row in tested])
+    first = next(row.arm.label for row in rows if row.difference is None)
+    others = [(row.arm.label, row.difference) for row in rows if row.difference is not None]
+    changes = corrected([change for _, change in others])
     better: list[str] = []
     worse: list[str] = []
-    for row, p in zip(tested, corrected, strict=True):
-        if p < ALPHA:
-            (better if row["difference"].value > 0 else worse).append(row["arm"].label)
+    for (label, _), change in zip(others, changes, strict=True):
+        if change and significant(change):
+            (better if change.value > 0 else worse).append(label)
     parts = [
         f"{word} {first} beyond chance: {', '.join(names)}."
         for word, names in (("Above", better), ("Below", worse))

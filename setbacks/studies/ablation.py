@@ -43,9 +43,9 @@ class Ablation(Study):
         """Options of `setbacks study ablation`."""
 
         factors: list[str] | None = Field(
-            None, description="Which factors; null: all that the recipe has the data for."
+            None, description="Factors to vary; null: all that the recipe has data for."
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and whether it has the data for each factor."""

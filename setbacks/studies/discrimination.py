@@ -56,10 +56,12 @@ class Discrimination(Study):
 
         labels: Sources = Field(
             [],
-            description="Answers with `text`, `response` and a human `harmful`; [] takes the run's "
-            "own mistakes as harmful, and its benign and safe answers as harmless.",
+            description="Data sets with `text`, `response` and a human label `harmful`; []: the "
+            "run's mistakes as harmful, and its benign and safe answers as harmless.",
         )
-        limit: int = Field(400, ge=2 * FEWEST, description="Answers of each kind, at most.")
+        limit: int = Field(
+            400, ge=2 * FEWEST, description="Maximum number of answers of each kind."
+        )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Measure how well the untrained model tells harmful from harmless answers, and say so.

@@ -51,10 +51,10 @@ class Diversity(Study):
 
         guidances: list[Guidance] = Field(
             ["hints", "persona", "category"],
-            description="Which guidance; the others are set against the first.",
+            description="Kinds of guidance to compare, each with the first.",
             min_length=1,
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and that it induces mistakes."""

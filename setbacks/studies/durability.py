@@ -17,7 +17,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import POINTS, with_interval
-from setbacks.measure.metrics import METRICS, by_prompt
+from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
@@ -26,7 +26,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, each, variant
 
@@ -54,16 +54,19 @@ class Durability(Study):
 
         methods: list[str] = Field(
             ["mistake_analysis", "sft"],
-            description="Methods whose models are tuned on.",
+            description="Methods whose models are tuned further.",
             min_length=1,
         )
-        steps: int = Field(40, ge=1, description="Steps of ordinary fine-tuning, in all.")
-        points: int = Field(4, ge=1, description="How often the models are asked on the way.")
+        steps: int = Field(40, ge=1, description="Steps of further fine-tuning.")
+        points: int = Field(
+            4, ge=1, description="Number of measurements during the further fine-tuning."
+        )
         data: Sources = Field(
-            [], description="Helpful answers to tune on; []: those of the recipe's train.helpful."
+            [], description="Data sets with helpful answers to tune on; []: `train.helpful`."
         )
         opening: str | None = Field(
-            None, description='How an answer is begun; null: "Sure, here is", in the language.'
+            None,
+            description='Opening of an answer; null: "Sure, here is", in the recipe\'s language.',
         )
 
     def check(self, recipe: Recipe, options: Options) -> None:

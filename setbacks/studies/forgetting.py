@@ -21,7 +21,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
-from setbacks.measure.metrics import TITLES
+from setbacks.measure.metrics import ALPHA, TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
 from setbacks.recipe import Recipe, Section
@@ -31,7 +31,7 @@ from setbacks.report.plots import heatmap
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import each, variant
@@ -60,16 +60,19 @@ class Forgetting(Study):
 
         methods: list[str] = Field(
             ["mistake_analysis", "sft"],
-            description="Which methods are trained and set against the untrained model.",
+            description="Methods to compare with the untrained model.",
             min_length=1,
         )
         tasks: list[str] = Field(
-            [], description="Tasks of lm-evaluation-harness (`pip install 'setbacks[lm-eval]'`)."
+            [],
+            description="Tasks of lm-evaluation-harness; needs `pip install 'setbacks[lm-eval]'`.",
         )
         task_folder: str | None = Field(
-            None, description="A folder with task files of your own, for `tasks`."
+            None, description="Folder with your task files for `tasks`."
         )
-        task_limit: int | None = Field(None, ge=1, description="Questions a task, at most.")
+        task_limit: int | None = Field(
+            None, ge=1, description="Maximum number of questions per task; null: all."
+        )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train each method, and measure its ability and variety against the untrained model's.

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.measure.formatting import FINE_CHANGE, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -30,7 +31,7 @@ from setbacks.report.plots import curves
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
@@ -49,9 +50,9 @@ class Posterior(Study):
         """Options of `setbacks study posterior`."""
 
         held_out: float = Field(
-            0.3, gt=0, lt=1, description="Share of the analyses that is kept out of training."
+            0.3, gt=0, lt=1, description="Share of the analyses to hold out of training."
         )
-        snapshots: int = Field(4, ge=1, description="How often it is measured during training.")
+        snapshots: int = Field(4, ge=1, description="Number of measurements during training.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and that its method learns analyses."""

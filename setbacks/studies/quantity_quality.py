@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, against_first, told_apart
+from setbacks.studies import Study, VariantRow, against_first, told_apart
 from setbacks.studies.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
@@ -35,11 +35,15 @@ class QuantityQuality(Study):
     class Options(Section):
         """Options of `setbacks study quantity-quality`."""
 
-        sizes: list[int] = Field([25, 50, 100], description="Numbers of analyses.", min_length=1)
-        qualities: list[Quality] = Field(
-            ["filtered", "unfiltered", "shuffled"], description="Which analyses.", min_length=1
+        sizes: list[int] = Field(
+            [25, 50, 100], description="Numbers of analyses to compare.", min_length=1
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant.")
+        qualities: list[Quality] = Field(
+            ["filtered", "unfiltered", "shuffled"],
+            description="Kinds of analyses to compare, as in `train.analyses`.",
+            min_length=1,
+        )
+        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure every size and quality, first the largest of the first quality."""
@@ -77,12 +81,12 @@ class QuantityQuality(Study):
 
 
 def _curves(
-    data: Mapping[str, Sequence[Mapping[str, Any]]], options: QuantityQuality.Options
+    data: Mapping[str, Sequence[VariantRow]], options: QuantityQuality.Options
 ) -> list[Picture]:
     """A picture for each judge: balanced safety over the number of analyses, a line a quality."""
     pictures = []
     for number, (judge, rows) in enumerate(data.items()):
-        reached = {row["arm"]: row["balanced_safety"] for row in rows}
+        reached = {row.arm: row.balanced_safety for row in rows}
         lines: dict[str, list[tuple[float, Estimate]]] = {}
         for quality, way in product(options.qualities, WAYS):
             arms = {0: Arm.untrained(way)}

@@ -18,6 +18,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
 from setbacks.measure.formatting import POINTS, with_interval
+from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
@@ -27,7 +28,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import ALPHA, Study, at_least
+from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
@@ -58,13 +59,13 @@ class Transfer(Study):
 
         groups: dict[str, list[str]] = Field(
             {},
-            description="Categories that count as one, such as {crime: [theft, fraud]}; {}: each "
-            "category by itself.",
+            description="Categories to treat as one, such as {crime: [theft, fraud]}; {}: each "
+            "category separately.",
         )
         to_language: Literal["en", "zh"] | None = Field(
             None, description="Also test on the built-in prompts in this language."
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each group.")
+        seeds: int = Field(1, ge=1, description="Trainings of each group, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, its categories, and that its method learns analyses."""

@@ -304,15 +304,15 @@ def _check_known(key: str, names: Sequence[str], parts: _Parts) -> None:
 
 
 def _check_target(name: str, lora: Lora, parts: _Parts) -> None:
-    found = [full for full in parts.modules if _is(full, name)]
-    if not {*parts.fit} & {*found}:
+    matches = [full for full in parts.modules if _is(full, name)]
+    if not {*parts.fit} & {*matches}:
         raise InputError(
-            f"train.lora.targets: {name} is {type(parts.modules[found[0]]).__name__} in "
+            f"train.lora.targets: {name} is {type(parts.modules[matches[0]]).__name__} in "
             f"{parts.kind}, which no adapter fits; use {_list(map(_last, parts.fit))}, "
             f"or train it in full with train.lora.modules_to_save=[{name}]"
         )
     elsewhere = (*lora.exclude, *lora.modules_to_save)
-    if not [n for n in found if not _under(n, elsewhere) and _in_layers(n, lora.layers)]:
+    if not [n for n in matches if not _under(n, elsewhere) and _in_layers(n, lora.layers)]:
         raise InputError(
             f"train.lora.targets: exclude, modules_to_save and layers remove all modules of {name}"
         )
