@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code, or check that they are current.
+"""Write the pages that come from the code, or check that they are current.
 
     python docs/generate.py            # write them
     python docs/generate.py --check    # write nothing; exit with 1 and name the pages that differ
@@ -118,12 +118,12 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 def architectures(page: str) -> str:
     """Return a page with the table of architectures as it was last measured."""
-    found = json.loads((ROOT / ARCHITECTURES).read_text(encoding="utf-8"))
+    data = json.loads((ROOT / ARCHITECTURES).read_text(encoding="utf-8"))
     columns = ("text", "choose", "replayed steps", "run", "merge", "export")
-    rows = [row for row in found["rows"] if "refused" not in row]
-    refused = [row for row in found["rows"] if "refused" in row]
+    rows = [row for row in data["rows"] if "refused" not in row]
+    refused = [row for row in data["rows"] if "refused" in row]
     killed = [f"`{row['architecture']}`" for row in rows if row.get("resume") == "pass"]
-    libraries = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    libraries = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     lines = [
         "",
         f"{len(rows)} architectures, with {libraries}:",

@@ -255,10 +255,11 @@ def test_a_winner_is_named_only_where_the_data_tell():
     bad, good = draw.random(200) < 0.4, draw.random(200) < 0.9
     comply = draw.random(100) < 0.9
     clear = found({VANILLA: scores(bad, comply), OURS: scores(good, comply)})
-    assert "every other arm is below it beyond chance" in clear.answer[0]
+    assert "significantly above every other arm" in clear.answer[0]
     assert "mistake analysis, " in clear.answer[1] and "is above untrained" in clear.answer[1]
     level = found({VANILLA: scores(bad, comply), OURS: scores(bad, comply)})
-    assert "cannot tell" in level.answer[0] and "not told from untrained" in level.answer[1]
+    assert "is not significant" in level.answer[0]
+    assert "not significantly different from untrained" in level.answer[1]
     assert level.pictures[0].svg.startswith("<svg")
 
 
@@ -454,10 +455,10 @@ def test_a_study_names_what_its_variants_are_set_against():
         return reached(Arm(arm, f"{arm}!"), rate, change if p else None)
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
-    assert told_apart(rows) == "Below <a>! beyond chance: vanilla!."  # .04 is not, of three
-    assert told_apart(rows[1:2]) == "No variant can be told from <a>!."
+    assert told_apart(rows) == "Significantly below <a>!: vanilla!."  # .04 is not, of three
+    assert told_apart(rows[1:2]) == "No variant differs significantly from <a>!."
     both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
-    assert both == "Above <a>! beyond chance: <d>!. Below <a>! beyond chance: vanilla!."
+    assert both == "Significantly above <a>!: <d>!. Significantly below <a>!: vanilla!."
 
 
 def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():

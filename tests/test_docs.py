@@ -368,6 +368,13 @@ EXAMPLE = re.compile(r' Did you mean ".+?"\?|"[^"]*"|\([^)]*\)|\w+([.=]\w+)+|\d+
 
 
 def is_in_the_source(message, sources):
+    """Whether a message is a text of the code, or each of its clauses is one."""
+    return is_a_text(message, sources) or all(
+        is_a_text(clause, sources) for clause in re.split("[;,] ", message) if clause != "..."
+    )
+
+
+def is_a_text(message, sources):
     """Whether a source text with its places filled in is the message, in two words of three."""
     quote = TOKEN.findall(EXAMPLE.sub("…", f"… {message} …".replace("...", "…")))
     words = [word for word in quote if word.isalnum()]
@@ -426,6 +433,7 @@ def test_quoted_messages_are_those_of_the_code():
         ("... holds no model: it has no weights", "{path} holds no model: it has no config", False),
         ("no \"sfft\" among the methods: ...", 'no "{name}" among the {group}: {names}', True),
         ("delete it to have the stage done again", "restore the file, or redo the stage", False),
+        ("... is full; delete the folder", "{path} is full; free some space", False),
     ],
 )  # fmt: skip
 def test_a_message_that_the_code_does_not_have_is_found(message, source, found):

@@ -54,7 +54,7 @@ def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_
     made = models(50, 45, 40, 50, gone=(90, 80, 45, 20), kept=(90, 90, 85, 88))
     rows = _rows(made)
     gone, kept = describe_lasting(GONE, rows), describe_lasting(KEPT, rows)
-    assert "begins +40.0" in gone and "after 20 steps that is no longer beyond chance" in gone
+    assert "begins +40.0" in gone and "after 20 steps the gain is no longer significant" in gone
     assert "moved by −45.0" in gone and "within chance" not in gone
     assert "+45.0" in kept and "are left after 20 steps" in kept
     assert "moved by −5.0" in kept and "within chance" in kept
@@ -65,7 +65,7 @@ def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_
 def test_without_a_gain_there_is_none_to_undo():
     rows = _rows(models(50, 45, 50, same=(52, 40, 50), worse=(20, 20, 50)))
     for arm in map(Arm.of_method, ("same", "worse")):
-        assert "no safer than the untrained model" in describe_lasting(arm, rows)
+        assert "not significantly safer than the untrained model" in describe_lasting(arm, rows)
         assert "no gain to undo" in describe_lasting(arm, rows)
 
 
@@ -73,10 +73,10 @@ def test_what_an_opening_does_is_told_from_nothing():
     made = models(50, 50, shallow=(90, 40), deep=(90, 88), better=(50, 90))
     told = {arm.name: describe_opening(arm, row) for arm, row in _begun(made).items()}
     assert (
-        "so much of its safety lay in its first words" in told["shallow"]
+        "that much of its safety was in its first words" in told["shallow"]
         and "change of −50.0" in told["shallow"]
     )
-    assert "cannot tell" in told["deep"] and "cannot tell" in told["vanilla"]
+    assert "not a significant" in told["deep"] and "not a significant" in told["vanilla"]
     assert "more harmless" in told["better"]
 
 

@@ -106,7 +106,7 @@ def test_own_and_others_are_told_apart_prompt_by_prompt():
     assert "holds more for the categories" in _describe_gap(found, "")
     draw = np.random.default_rng(0).random((2, 40)) < 0.5
     level = own_and_others(outcomes(first, *draw), arms, columns)
-    assert "cannot tell" in _describe_gap(level, "")
+    assert "not significant" in _describe_gap(level, "")
 
 
 def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():

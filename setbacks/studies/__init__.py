@@ -189,7 +189,7 @@ def against_first(
 
 
 def told_apart(rows: Sequence[VariantRow]) -> str:
-    """Say in words which variants differ from the first beyond chance (Holm).
+    """Say in words which variants differ significantly from the first (Holm).
 
     Args:
         rows: of `against_first`, the untrained model's among them.
@@ -203,11 +203,11 @@ def told_apart(rows: Sequence[VariantRow]) -> str:
         if change and significant(change):
             (better if change.value > 0 else worse).append(label)
     parts = [
-        f"{word} {first} beyond chance: {', '.join(names)}."
-        for word, names in (("Above", better), ("Below", worse))
+        f"Significantly {word} {first}: {', '.join(names)}."
+        for word, names in (("above", better), ("below", worse))
         if names
     ]
-    return " ".join(parts) or f"No variant can be told from {first}."
+    return " ".join(parts) or f"No variant differs significantly from {first}."
 
 
 def at_least(number: int, needed: int, what: str) -> None:

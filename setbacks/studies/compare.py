@@ -88,7 +88,7 @@ def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any
 
 
 def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tuple[Variant, Path]]:
-    """Carry out all variants; what the first one's epochs cost is every other's budget."""
+    """Carry out all variants; the epochs of the first one set the budget of the others."""
     first, *others = recipe.compare.methods
     budget: dict[str, Any] = {}
     leading = _variant(recipe, first, 0, {})
@@ -165,7 +165,7 @@ def findings(
         recipe: of the comparison.
         scores: by judge, metric and arm.
         spent: what each training cost.
-        own: what the models that learnt analyses say of responses themselves.
+        own: the verdicts of the models that learned from analyses.
         overlap: how many prompts of each suite each method learned from.
     """
     answer: list[str] = []
@@ -308,9 +308,9 @@ def _verdict(
     tied = [arm for arm in ranked[1:] if not apart(best, arm)]
     highest = f"{best.label} has the highest balanced safety, {percent(scored[best].value)}"
     lead = f"By {judge}, {highest}" + (
-        f"; the data cannot tell it from {_labels(tied)}."
+        f"; the difference from {_labels(tied)} is not significant."
         if tied
-        else ", and every other arm is below it beyond chance."
+        else ", significantly above every other arm."
     )
     own = [arm for arm in ranked if arm in [Arm.of_method(name, arm.way) for name in analysts]]
     sentences.append(lead)
@@ -321,7 +321,11 @@ def _verdict(
         level = [a for a in rivals if a not in over and a not in under]
         parts = [
             f"{word} {_labels(names)}"
-            for word, names in (("above", over), ("below", under), ("not told from", level))
+            for word, names in (
+                ("above", over),
+                ("below", under),
+                ("not significantly different from", level),
+            )
             if names
         ]
         pair = next((p for p in pairs if (p.arm, p.against) == (arm, arm.before)), None)

@@ -70,7 +70,7 @@ class Discrimination(Study):
             InputError: the labels lack a field, or there are too few of a kind.
         """
         if options.labels:
-            found, whose = _labelled(options), "labelled by people"
+            found, whose = _labeled(options), "labeled by people"
         else:
             found, whose = (
                 _own(recipe, options, folder, show),
@@ -159,7 +159,7 @@ class Discrimination(Study):
         )
 
 
-def _labelled(options: Discrimination.Options) -> list[Answer]:
+def _labeled(options: Discrimination.Options) -> list[Answer]:
     kept: dict[bool, list[Answer]] = {True: [], False: []}
     for source in options.labels:
         for row in load_having(source, "this study", "response", "harmful"):

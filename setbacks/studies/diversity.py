@@ -195,10 +195,10 @@ def _table(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> Table:
 
 
 def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
-    """Say whose mistakes lie furthest apart, and whether that is told from the others."""
+    """Say which mistakes are furthest apart, and whether the difference is significant."""
     by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
     first = max(by, key=lambda guidance: by[guidance].value or 0.0)
     level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
     distance = with_interval(by[first], SCORE)
     lead = f"The mistakes of {first} have the largest mean distance ({distance})"
-    return lead + (f", which cannot be told from that of {listed(level)}." if level else ".")
+    return lead + (f", not significantly different from {listed(level)}." if level else ".")

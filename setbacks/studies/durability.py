@@ -2,8 +2,8 @@
 
 Fine-tuning on harmless data alone makes aligned models less safe (arXiv 2310.03693). Each aligned
 model, and the untrained one, is tuned further on helpful answers, and asked again on the way. And a
-shallow alignment is all in the first words of an answer (arXiv 2406.05946): so each one's answer is
-also begun for it with a compliant opening, to see how it goes on.
+shallow alignment is all in the first words of an answer (arXiv 2406.05946): so each model also
+continues a compliant opening.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Durability(Study):
             method=[
                 f"One further training of {options.steps} steps for each model, on helpful "
                 "answers alone, at a constant learning rate, so that each point is a whole "
-                "fine-tuning of so many steps. The untrained model is tuned likewise: what is "
+                "fine-tuning of that many steps. The untrained model is tuned likewise: what is "
                 "left of an alignment is the difference from it after as many steps.",
                 "All answer without guidance. Intervals are over prompts, not over trainings. p "
                 "is McNemar's, uncorrected: the first point without a difference is an estimate, "
@@ -191,7 +191,7 @@ def _asked(
 
 
 def _after(steps: int) -> str:
-    """What a model is called in its evaluation, after so many further steps."""
+    """What a model is called in its evaluation, after this many further steps."""
     return f"after_{steps}"
 
 
@@ -228,7 +228,7 @@ def _rows(models: Mapping[Arm, Tuned]) -> list[dict[str, Any]]:
 
 
 def _begun(models: Mapping[Arm, Tuned]) -> dict[Arm, dict[str, Any]]:
-    """Harmless Rate with the answer begun and not, on the same prompts, by model."""
+    """Harmless Rate with and without the opening, on the same prompts, by model."""
     return {
         arm: {
             "plain": estimate("harmless_rate", model.after[0]),
@@ -256,15 +256,15 @@ def describe_lasting(arm: Arm, rows: Sequence[Mapping[str, Any]]) -> str:
     )
     if not (_clear(first["left"]) and first["left"].value > 0):
         return (
-            f"{arm.label} begins no safer than the untrained model beyond chance "
+            f"{arm.label} is not significantly safer than the untrained model at the start "
             f"({begins} points), so there is no gain to undo; {fell}."
         )
     gone = [row for row in own if not (_clear(row["left"]) and row["left"].value > 0)]
     lasted = (
-        f"after {gone[0]['steps']} steps that is no longer beyond chance "
+        f"after {gone[0]['steps']} steps the gain is no longer significant "
         f"({with_interval(gone[0]['left'], POINTS)}, against the untrained model tuned as long)"
         if gone
-        else f"{left} are left after {last['steps']} steps, still beyond chance"
+        else f"{left} are left after {last['steps']} steps, still significant"
     )
     return f"{arm.label} begins {begins} points above the untrained model; {lasted}; {fell}."
 
@@ -273,11 +273,11 @@ def describe_opening(arm: Arm, row: Mapping[str, Any]) -> str:
     """Say what a compliant opening did to the answers of a model."""
     moved = row["moved"]
     verdict = (
-        "the data cannot tell that from no change"
+        "not a significant change"
         if not _clear(moved)
-        else "so much of its safety lay in its first words"
+        else "that much of its safety was in its first words"
         if moved.value < 0
-        else "it goes on more harmless than it would have begun"
+        else "what follows is more harmless than without it"
     )
     return (
         f"With its answer begun for it, {arm.label} has a Harmless Rate of "

@@ -260,7 +260,7 @@ def cut(arms: Sequence[Sequence[Sequence[str]]]) -> list[list[Sequence[str]]]:
     """Cut the answers of all arms to a prompt to the shortest of them.
 
     Args:
-        arms: words by arm and prompt, the prompts alike and in one order.
+        arms: words by arm and prompt, with the same prompts in the same order.
     """
     least = [min(map(len, row)) for row in zip(*arms, strict=True)]
     return [[words[:n] for words, n in zip(rows, least, strict=True)] for rows in arms]

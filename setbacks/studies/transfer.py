@@ -126,7 +126,7 @@ class Transfer(Study):
             tables.append(_table(f"Trained on a row, tested on a column{by}", cells, columns))
             drawn = [list(row.values()) for row in cells.values()]
             svg = heatmap(list(cells), list(columns), drawn, f"t{place}", "Change in points")
-            note = "Change against the untrained model, in points; bold: beyond chance by itself."
+            note = "Change against the untrained model, in points; bold: significant by itself."
             pictures.append(Picture(f"Harmless Rate and compliance{by}", svg, note))
             data["judges"][judge] = {
                 "matrix": cells,
@@ -280,7 +280,7 @@ def _describe_gap(own: Mapping[str, Difference], by: str) -> str:
         if apart and (gap.value or 0) > 0
         else "it helps others more than its own"
         if apart
-        else "the data cannot tell the two apart"
+        else "the difference is not significant"
     )
     return (
         f"On prompts of the categories trained on, Harmless Rate moved by "
