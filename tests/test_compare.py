@@ -490,16 +490,6 @@ def test_quantity_and_quality_train_on_as_many_analyses_as_they_say(small, tmp_p
         assert kinds.count("analysis") == int(name[-1])
 
 
-@pytest.mark.slow
-def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
-    page = carry_out("discrimination", small(), tmp_path / "d")
-    data = json.loads((page.parent / "findings.json").read_text())["data"]
-    assert data["n"] >= 48 and data["near_chance"] in (True, False)
-    spoken, probe = (round(100 * data[key]["auc"][0]) for key in ("spoken", "probe"))
-    label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
-    assert label in page.read_text()
-
-
 def test_a_forest_is_read_against_a_value_or_the_first_one():
     rows = [(name, Estimate(v, v - 0.1, v + 0.1, 9)) for name, v in (("a", 0.6), ("b", 0.8))]
     first, same, chance = (forest(rows, "f", "AUC", at) for at in (None, 0.6, 0.5))
