@@ -27,6 +27,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Example, Revision
 from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
 from setbacks.studies import VariantRow, carry_out, told_apart
@@ -226,7 +227,7 @@ def found(arms, overlap=()):
 
 VANILLA, OURS, SFT, SILENT = (
     Arm.untrained(),
-    *map(Arm.of_method, ("mistake_analysis", "sft", "silent")),
+    *map(trained_arm, ("mistake_analysis", "sft", "silent")),
 )
 
 
@@ -242,7 +243,7 @@ def test_more_degenerate_answers_than_before_training_are_told():
     said = found({VANILLA: falling_apart(0.05), OURS: falling_apart(0.4), SFT: falling_apart(0.06)})
     (alarm,) = [text for text in said.answer if "degenerate" in text]
     assert alarm.startswith("Training made more answers degenerate: mistake analysis against")
-    assert "+35.0 points" in alarm and "sft" not in alarm
+    assert "+35.0 points" in alarm and "SFT" not in alarm
     heads, rows = said.tables[0].columns, said.tables[0].rows
     assert heads[-2:] == ["Balanced safety as judged", "Degenerate answers"]
     by_arm = {row[0]: row[-2:] for row in rows}
@@ -268,7 +269,7 @@ def test_suites_that_overlap_with_training_data_are_named():
     row = {"arm": "sft", "suite": "t", "kind": "safe", "n": 9}
     assert "overlap" not in " ".join(found(arms, [row | {"seen": 0}]).answer)
     page = found(arms, [row | {"seen": 3}])
-    assert "3 of 9 prompts of the suite t were trained on (sft)" in page.answer[-1]
+    assert "3 of 9 prompts of the suite t were trained on (SFT)" in page.answer[-1]
     assert page.data["overlap"] == [row | {"seen": 3}]
 
 
@@ -431,7 +432,7 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_narrow_terminal_breaks_no_word_and_cuts_none(tmp_path, width):
     titles = ["Hijacking Harmless Rate", "Compliance", "Balanced safety", "Degenerate answers"]
-    rows = [["mistake analysis sft · guided", *["12.3 (1.2 to 23.4)"] * 4, "a/path/" * 9]]
+    rows = [["mistake analysis + SFT · guided", *["12.3 (1.2 to 23.4)"] * 4, "a/path/" * 9]]
     table = Table("Arms", ["Arm", *titles, "Path"], rows)
     write(tmp_path, Findings("<title>", "<question>", ["<answer>"], [table]))
     console = Console(width=width, file=StringIO())

@@ -30,7 +30,8 @@ class Method(ABC):
     A method is a subclass with a `name` and `examples`. Everything else has a default.
 
     Attributes:
-        name: names the arm that the method trains, in files and reports.
+        name: names the arm that the method trains, in files.
+        title: what people call the method, in reports; by default its `name`, with spaces.
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed at all.
         learns_analyses: whether the model's own verdicts are read before and after training.
@@ -44,6 +45,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     Options: ClassVar[type[Train]] = Train
     uses_mistakes: ClassVar[bool] = False
     learns_analyses: ClassVar[bool] = False
@@ -52,6 +54,12 @@ class Method(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give a method with a new name a title of its own, not that of the class it extends."""
+        super().__init_subclass__(**options)
+        if "name" in vars(cls) and "title" not in vars(cls):
+            cls.title = cls.name.replace("_", " ")
 
     @abstractmethod
     def examples(self, recipe: Recipe, material: Sequence[Any]) -> list[Example]:

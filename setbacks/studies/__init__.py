@@ -25,6 +25,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Arm
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
 from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
@@ -153,7 +154,7 @@ def against_first(
         first = variants[0].name.rpartition(".")[0]
         rows = []
         for arm, scores in of.items():
-            base = Arm.of_method(first, arm.way)
+            base = trained_arm(first, arm.way)
             against = None if arm == base else difference("balanced_safety", scores, of[base])
             rates = {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
             rows.append(VariantRow(arm=arm, **rates, difference=against))
@@ -165,7 +166,7 @@ def against_first(
                     "Variant",
                     *(TITLES[m] for m in SHOWN),
                     "Degenerate answers",
-                    f"against {Arm.of_method(first).label}, in points",
+                    f"against {trained_arm(first).label}, in points",
                 ],
                 [
                     [

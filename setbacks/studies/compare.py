@@ -35,6 +35,7 @@ from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study
@@ -209,7 +210,7 @@ def findings(
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
-    learners = [Arm.of_method(contender.called) for contender in recipe.compare.methods]
+    learners = [trained_arm(contender.called) for contender in recipe.compare.methods]
     answer += [finding.text for finding in overlap_finding(overlap, learners)]
     return Findings(
         title=f"{recipe.name}: {Comparison.title}",
@@ -312,7 +313,7 @@ def _verdict(
         if tied
         else ", significantly above every other arm."
     )
-    own = [arm for arm in ranked if arm in [Arm.of_method(name, arm.way) for name in analysts]]
+    own = [arm for arm in ranked if arm in [trained_arm(name, arm.way) for name in analysts]]
     sentences.append(lead)
     for arm in own:
         rivals = [a for a in ranked if a not in own and a.way == arm.way]
@@ -410,7 +411,7 @@ def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "responses", "AUC before training", "AUC after"],
         [
             [
-                Arm.of_method(row["arm"]).label,
+                trained_arm(row["arm"]).label,
                 str(row["seed"]),
                 str(row["after"]["n"]),
                 coefficient(row["before"]["auc"]),
@@ -428,7 +429,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "examples", "steps", "tokens", "seconds"],
         [
             [
-                Arm.of_method(row["arm"]).label,
+                trained_arm(row["arm"]).label,
                 str(row["seed"]),
                 str(row["examples"]),
                 str(row["steps"]),
@@ -437,7 +438,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
             ]
             for row in spent
         ],
-        "For rlhf, tokens are the policy's, at most; its reward model's time is in the seconds.",
+        "For RLHF, tokens are the policy's, at most; its reward model's time is in the seconds.",
     )
 
 

@@ -172,10 +172,10 @@ def _table(answers: Sequence[Answer], readings: Mapping[str, Reading]) -> Table:
 
 
 def _picture(readings: Mapping[str, Reading]) -> Picture:
-    aucs = [
-        (name, Estimate(*reading.agreement["auc"], reading.right.n))
-        for name, reading in readings.items()
-    ]
+    aucs = []
+    for name, reading in readings.items():
+        value, low, high = reading.agreement["auc"]
+        aucs.append((name, Estimate(value, low, high, reading.right.n)))
     return Picture(
         "AUC of both readings",
         forest(aucs, "auc", "AUC", CHANCE),

@@ -24,6 +24,7 @@ from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Arm, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, at_least
@@ -144,7 +145,7 @@ def _tuned(
     aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
     starts: dict[Arm, Path | None] = {UNTRAINED: None}
     trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
-    starts |= {Arm.of_method(made.name): path / "adapter" for made, path in trained}
+    starts |= {trained_arm(made.name): path / "adapter" for made, path in trained}
     overrides: dict[str, Any] = {
         "train.method": "helpful",
         "train.helpful_from": "data",

@@ -25,6 +25,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
@@ -162,7 +163,7 @@ def _measure(
     models: dict[Arm, Measured] = {}
     for method, (_, path) in zip(options.methods, done, strict=True):
         with RunFolder(path) as folder, Session(folder, show) as run:
-            adapters = {UNTRAINED: None, Arm.of_method(method): run.path / "adapter"}
+            adapters = {UNTRAINED: None, trained_arm(method): run.path / "adapter"}
             by_name = {arm.name: adapter for arm, adapter in adapters.items()}
             likelihoods = read(run, by_name, held_out)
             responses = folder.responses()

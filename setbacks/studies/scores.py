@@ -16,6 +16,7 @@ from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt, degenerate
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.records import Arm, Response, Verdict
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.studies.variants import Variant
 
@@ -48,7 +49,7 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[A
         name = made.name.rpartition(".")[0]
         run = Run(path)
         for own in run.arms():
-            arm = Arm.of_method(name, own.way) if own.trained else own
+            arm = trained_arm(name, own.way) if own.trained else own
             if not own.trained and arm in by_arm:  # the variants share it
                 continue
             rows = run.records(f"responses/{own.name}.jsonl", Response)

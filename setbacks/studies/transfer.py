@@ -26,6 +26,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, at_least
@@ -209,7 +210,7 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
 
 def _arm(group: str) -> Arm:
     """The model that is trained on a group."""
-    return Arm.of_method("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
+    return trained_arm("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
 
 
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
