@@ -30,7 +30,7 @@ from setbacks.report.plots import curves, forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.studies import VariantRow, carry_out, told_apart
+from setbacks.studies import VariantRow, carry_out, describe_differences
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
@@ -456,9 +456,10 @@ def test_a_study_names_what_its_variants_are_set_against():
         return reached(Arm(arm, f"{arm}!"), rate, change if p else None)
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
-    assert told_apart(rows) == "Significantly below <a>!: vanilla!."  # .04 is not, of three
-    assert told_apart(rows[1:2]) == "No variant differs significantly from <a>!."
-    both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
+    # Of three tests, a p of .04 is not significant.
+    assert describe_differences(rows) == "Significantly below <a>!: vanilla!."
+    assert describe_differences(rows[1:2]) == "No variant differs significantly from <a>!."
+    both = describe_differences([*rows[:2], row("<d>", 0.2, 0.001)])
     assert both == "Significantly above <a>!: <d>!. Significantly below <a>!: vanilla!."
 
 

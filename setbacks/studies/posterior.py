@@ -224,7 +224,7 @@ def describe_growth(growth: Mapping[str, Difference]) -> str:
         for (name, d), sign in zip(growth.items(), signs, strict=True)
     )
     verdict = (
-        "The model learnt to tell one from the other."
+        "The model learned to tell one from the other."
         if all(sign == 1 for sign in signs)
         else "Gained on one kind and lost on the other, it leans to one verdict and does not tell."
         if {1, -1} <= {*signs}

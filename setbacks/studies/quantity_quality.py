@@ -21,7 +21,7 @@ from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, VariantRow, against_first, told_apart
+from setbacks.studies import Study, VariantRow, against_first, describe_differences
 from setbacks.studies.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
@@ -69,7 +69,7 @@ class QuantityQuality(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[told_apart(rows) for rows in data.values()],
+            answer=[describe_differences(rows) for rows in data.values()],
             tables=tables,
             pictures=[*_curves(data, options), *pictures],
             method=[
