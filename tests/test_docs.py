@@ -250,7 +250,9 @@ def is_listed(name):
 
 def test_the_page_lists_journals_and_what_methods_leave():
     outputs = {
-        name for method in installed("methods") for name in plugin("methods", method).outputs
+        name
+        for method in map(lambda name: plugin("methods", name), installed("methods"))
+        for name in (*method.outputs, *method.temporary)
     }
     assert "reward" in outputs
     for name in {*outputs, *generate.JOURNALS}:

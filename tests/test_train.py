@@ -17,6 +17,7 @@ from setbacks.measure import RunInfo, measure
 from setbacks.methods import example, open_method
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
+from setbacks.methods.sft import SFT
 from setbacks.models.chat_template import encode, stop_tokens
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.prompts import fill, prompts
@@ -24,7 +25,7 @@ from setbacks.recipe import Recipe, Train
 from setbacks.records import Analysis, Message, Request
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
-from setbacks.stages.train import train
+from setbacks.stages.train import STAGE, train
 from setbacks.training import schedule
 from setbacks.training.supervised import completion_loss, example_row
 
@@ -364,6 +365,21 @@ def test_rlhf_draws_responses_that_end_where_answers_end(small, other_eos, tmp_p
         carry_out(run, "train")
     both = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|pad|>"])
     assert {*ends} == stop_tokens(None, tokenizer) == {*both}
+
+
+def test_what_only_an_interrupted_training_needs_is_deleted_when_it_is_done(opened, monkeypatch):
+    class InTwoSteps(SFT):
+        temporary = ("first_step",)
+
+        def fit(self, run, examples, adapter):
+            for folder in (run.path / "first_step", adapter):
+                folder.mkdir()
+            return 0
+
+    monkeypatch.setattr("setbacks.stages.train.open_method", lambda recipe: InTwoSteps())
+    run = opened()
+    assert train(run, []).exists() and not (run.path / "first_step").exists()
+    assert "first_step" in STAGE.more_outputs(run.recipe)  # an interrupted one is set aside
 
 
 @pytest.mark.slow

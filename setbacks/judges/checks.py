@@ -55,27 +55,27 @@ class Checker:
             max_harmful: highest probability of harm.
             guidance: what the model was told besides each instruction, which it must not repeat.
         """
-        told = guidance or [""] * len(items)
-        made = [form(item, said) for item, said in zip(items, told, strict=True)]
-        fit = [index for index, check in enumerate(made) if check.outcome == "kept"]
-        shown = [items[index]._replace(response=made[index].answer) for index in fit]
+        checks = [form(*pair) for pair in zip(items, guidance or [""] * len(items), strict=True)]
+        fit = [index for index, check in enumerate(checks) if check.outcome == "kept"]
+        shown = [items[index]._replace(response=checks[index].answer) for index in fit]
         for index, opinion in zip(fit, self._opinions(shown), strict=True):
             if _harm(opinion) > max_harmful:
-                made[index] = made[index]._replace(outcome="harmful")
+                checks[index] = checks[index]._replace(outcome="harmful")
             elif bool(opinion.refused) != declines:
-                made[index] = made[index]._replace(outcome="compliance" if declines else "refusal")
-        return made
+                outcome: Checked = "compliance" if declines else "refusal"
+                checks[index] = checks[index]._replace(outcome=outcome)
+        return checks
 
     def harm(self, items: Sequence[Item]) -> list[float]:
         """Return how likely each text of one planned batch is harmful; 0 where there is no text."""
         return [_harm(opinion) for opinion in self._opinions(items)]
 
     def _opinions(self, items: Sequence[Item]) -> list[Opinion]:
-        found: dict[int, Opinion] = {}
+        by_index: dict[int, Opinion] = {}
         for batch in self._judge.plan(items):
-            asked = [items[index] for index in batch]
-            found.update(zip(batch, opinions(self._judge, asked, self._name), strict=True))
-        return [found[index] for index in range(len(items))]
+            chosen = [items[index] for index in batch]
+            by_index.update(zip(batch, opinions(self._judge, chosen, self._name), strict=True))
+        return [by_index[index] for index in range(len(items))]
 
 
 def check_checker(spec: JudgeSpec, recipe: Recipe) -> None:

@@ -103,9 +103,10 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
 @cache
 def guidance() -> str:
     """Return what a model may have been told beside an instruction, in every language."""
-    told = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
+    templates = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
     return "\n".join(
-        fill(part if isinstance(part, str) else part["prompt"], instruction="") for part in told
+        fill(part if isinstance(part, str) else part["prompt"], instruction="")
+        for part in templates
     )
 
 
@@ -120,10 +121,10 @@ def _is_fragment(text: str) -> bool:
 
 def _made_up_turn(text: str, prompt: str) -> str | None:
     """The mark of a turn after the answer; none where the prompt has it too, as for a dialog."""
-    found = _turn(text, 1)
-    if not found:
+    match = _turn(text, 1)
+    if not match:
         return None
-    mark = found[0].strip()
+    mark = match[0].strip()
     return None if mark.strip("#<|[]>:： ").lower() in prompt.lower() else mark
 
 
@@ -149,16 +150,17 @@ def _distinct(units: Sequence[str], cut: _Units) -> float | None:
 
 def _copied(units: Sequence[str], cut: _Units, prompt: str, guidance: str) -> float | None:
     """The share of a parroting text that the model was given."""
-    asked, told = cut.split(prompt), cut.split(guidance)
+    prompt_units, guidance_units = cut.split(prompt), cut.split(guidance)
     # A longer answer that is a copy would repeat itself.
-    if not cut.n <= len(units) <= 2 * (len(asked) + len(told)):
+    if not cut.n <= len(units) <= 2 * (len(prompt_units) + len(guidance_units)):
         return None
-    from_prompt, from_guidance = (_marked(units, source, cut.n) for source in (asked, told))
+    from_prompt = _marked(units, prompt_units, cut.n)
+    from_guidance = _marked(units, guidance_units, cut.n)
     guided = sum(from_guidance) / len(units)
     copied = sum(map(max, from_prompt, from_guidance)) / len(units)
     if guided > GUIDED:
         return guided
-    held = sum(_marked(asked, units, cut.n)) / len(asked) if asked else 0
+    held = sum(_marked(prompt_units, units, cut.n)) / len(prompt_units) if prompt_units else 0
     return copied if copied > COPIED and held > ASKED else None
 
 

@@ -151,9 +151,9 @@ def p_equals(value: float) -> str:
     return f"p {p_value(value)}" if value < 0.001 else f"p = {p_value(value)}"
 
 
-def of_asked(scored: int, asked: int) -> str:
+def of_asked(scored: int, expected: int) -> str:
     """Write how many answers have a score: "90", or "90 of 120" where some have none."""
-    return f"{scored} of {asked}" if scored < asked else f"{scored}"
+    return f"{scored} of {expected}" if scored < expected else f"{scored}"
 
 
 def counts(table: Mapping[str, tuple[int, int]]) -> str:

@@ -106,9 +106,9 @@ def estimate(values: Iterable[bool | float], is_rate: bool) -> Estimate:
     return statistics.mean(values)
 
 
-def score(estimate: Estimate, asked: int) -> Score:
+def score(estimate: Estimate, expected: int) -> Score:
     """Return an estimate with the number of answers that should have a score."""
-    return Score(*estimate, asked)
+    return Score(*estimate, expected)
 
 
 def balanced(outcomes: Outcomes) -> Estimate:

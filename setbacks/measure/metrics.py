@@ -163,9 +163,9 @@ def significant(change: Tested) -> bool:
     return change.p_holm is not None and change.p_holm < ALPHA
 
 
-def few(scored: int, asked: int) -> bool:
+def few(scored: int, expected: int) -> bool:
     """Whether most of the answers that should have a score have none."""
-    return scored < LEAST * asked
+    return scored < LEAST * expected
 
 
 @lru_cache(maxsize=2**14)  # a report looks at each answer several times, once for each judge

@@ -40,6 +40,8 @@ class Method(ABC):
             `respond.sampling`. If one of them changes, training is redone.
         outputs: files and folders that the method leaves in the run folder besides those of every
             training. Redoing the training sets them aside.
+        temporary: more of them, from which an interrupted training resumes, such as checkpoints;
+            deleted when the adapter is saved.
         one_process: whether training cannot be shared among processes.
     """
 
@@ -51,6 +53,7 @@ class Method(ABC):
     checks_texts: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
+    temporary: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[bool] = False
 
     @abstractmethod
@@ -168,8 +171,8 @@ def answers(kind: str, sources: Sources) -> list[Example]:
     Raises:
         InputError: a source has no answers at all.
     """
-    found = instructions(sources, answered_for=f"a {kind} example")
-    return [example(kind, i.text, i.answer, [i.id]) for i in found if i.answer]
+    rows = instructions(sources, answered_for=f"a {kind} example")
+    return [example(kind, i.text, i.answer, [i.id]) for i in rows if i.answer]
 
 
 def safe(recipe: Recipe, method: str) -> list[Example]:
@@ -178,10 +181,10 @@ def safe(recipe: Recipe, method: str) -> list[Example]:
     Raises:
         InputError: the recipe names none.
     """
-    made = answers("safe", recipe.train.safe)
-    if not made:
+    examples = answers("safe", recipe.train.safe)
+    if not examples:
         raise InputError(f"train.method {method} needs safe answers: name data in train.safe")
-    return made
+    return examples
 
 
 def helpful_answers(recipe: Recipe) -> list[Example]:
@@ -210,11 +213,11 @@ def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
         By the instruction's text, as `same_text` gives it: answers may come from a file in which
         its line ends are others.
     """
-    found: dict[str, Analysis] = {}
+    by_instruction: dict[str, Analysis] = {}
     for analysis in sorted(analyses, key=lambda analysis: analysis.response_id):
         if analysis.harmful:
-            found.setdefault(same_text(analysis.instruction), analysis)
-    return found
+            by_instruction.setdefault(same_text(analysis.instruction), analysis)
+    return by_instruction
 
 
 def share(examples: Iterable[Example], wanted: float) -> list[Example]:

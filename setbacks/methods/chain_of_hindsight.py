@@ -25,12 +25,12 @@ class ChainOfHindsight(Method):
         """Return every safe answer, as many mistakes, and helpful answers for so many."""
         words = prompts(recipe.language)
         good, bad = [], []
-        found = mistakes(analyses)
+        by_instruction = mistakes(analyses)
         for answer in safe(recipe, self.name):
             text = answer.prompt[0].content
             prompt = fill(words["guided"], instruction=text)
             good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
-            if mistake := found.get(same_text(text)):
+            if mistake := by_instruction.get(same_text(text)):
                 prompt = fill(words["hindsight"], instruction=text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))

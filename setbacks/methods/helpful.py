@@ -17,7 +17,7 @@ class Helpful(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every helpful answer."""
-        made = helpful_answers(recipe)
-        if not made and recipe.train.helpful_from == "data":
+        answers = helpful_answers(recipe)
+        if not answers and recipe.train.helpful_from == "data":
             raise InputError("train.method helpful needs answers: name data in train.helpful")
-        return made
+        return answers

@@ -23,12 +23,12 @@ class MistakeAnalysis(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the best analysis of every mistake, and the recipe's mix for so many."""
-        analysed, contrast = own_analyses(recipe, analyses)
+        analyzed, contrast = own_analyses(recipe, analyses)
         mix = recipe.train.mix
         return [
-            *mixed(recipe, analysed),
-            *share(contrast, mix.contrast * len(analysed)),
-            *share(answers("safe", recipe.train.safe), mix.safe * len(analysed)),
+            *mixed(recipe, analyzed),
+            *share(contrast, mix.contrast * len(analyzed)),
+            *share(answers("safe", recipe.train.safe), mix.safe * len(analyzed)),
         ]
 
 
@@ -36,21 +36,21 @@ def own_analyses(
     recipe: Recipe, analyses: Iterable[Analysis]
 ) -> tuple[list[Example], list[Example]]:
     """Return an example for the best analysis of every mistake, and of every benign response."""
-    words, told = prompts(recipe.language), recipe.train
-    made: dict[bool, list[Example]] = {True: [], False: []}
-    for chosen in best(analyses, filtered=told.analyses != "unfiltered"):
+    words, train = prompts(recipe.language), recipe.train
+    by_label: dict[bool, list[Example]] = {True: [], False: []}
+    for chosen in best(analyses, filtered=train.analyses != "unfiltered"):
         label = "harmful" if chosen.harmful else "harmless"
-        asked = words["unguided"] if told.question == "unguided" else words["analyze"][label]
-        prompt = fill(asked, instruction=chosen.instruction, response=chosen.response)
-        verdict = words["verdict"][label] if told.verdict == "first" else None
+        question = words["unguided"] if train.question == "unguided" else words["analyze"][label]
+        prompt = fill(question, instruction=chosen.instruction, response=chosen.response)
+        verdict = words["verdict"][label] if train.verdict == "first" else None
         text = f"{verdict} {chosen.text}" if verdict else chosen.text
         kind = "analysis" if chosen.harmful else "contrast"
         parents = [chosen.id, chosen.response_id]
-        made[chosen.harmful].append(example(kind, prompt, text, parents, verdict=verdict))
-    if told.analyses == "shuffled":
-        made = {label: _shuffled(rows) for label, rows in made.items()}
-    wanted = len(made[True]) if told.most_analyses is None else told.most_analyses
-    return share(made[True], wanted), made[False]
+        by_label[chosen.harmful].append(example(kind, prompt, text, parents, verdict=verdict))
+    if train.analyses == "shuffled":
+        by_label = {label: _shuffled(rows) for label, rows in by_label.items()}
+    wanted = len(by_label[True]) if train.most_analyses is None else train.most_analyses
+    return share(by_label[True], wanted), by_label[False]
 
 
 def _shuffled(rows: list[Example]) -> list[Example]:

@@ -62,7 +62,7 @@ def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Exa
     words, chosen = prompts(recipe.language), best(analyses)
     answers = {x.prompt[0].content: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
-    made: dict[bool, list[Example]] = {True: [], False: []}
+    by_label: dict[bool, list[Example]] = {True: [], False: []}
     for analysis in chosen:
         # A benign answer to a harmful instruction is a safe answer: its harm was the mistake's.
         if not analysis.harmful and analysis.instruction in harmful | answers.keys():
@@ -74,7 +74,7 @@ def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Exa
         text = f"{verdict} {analysis.text}\n\n{words['joined']['answer']} {answer}"
         prompt = fill(words["joined"]["prompt"], instruction=analysis.instruction)
         kind = "joined" if analysis.harmful else "joined_contrast"
-        made[analysis.harmful].append(
+        by_label[analysis.harmful].append(
             example(kind, prompt, text, [analysis.id, analysis.response_id], verdict=verdict)
         )
-    return made
+    return by_label

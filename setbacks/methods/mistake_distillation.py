@@ -97,7 +97,7 @@ class MistakeDistillation(Method):
         def request(draft: Draft) -> Request:
             return Request(draft.prompt, seed=int(draft.id, 16), prefill=draft.opening)
 
-        def records(batch: Sequence[Draft], made: Sequence[Completion]) -> list[Correction]:
+        def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
             items = [
                 Item(
                     draft.id,
@@ -105,7 +105,7 @@ class MistakeDistillation(Method):
                     _beginning(one.text, draft.opening, options.sentences),
                     finish=one.finish,
                 )
-                for draft, one in zip(batch, made, strict=True)
+                for draft, one in zip(batch, completions, strict=True)
             ]
             checks = checker.check(
                 items,
@@ -125,7 +125,7 @@ class MistakeDistillation(Method):
                     sample=draft.sample,
                     model=engine.name,
                 )
-                for draft, one, check in zip(batch, made, checks, strict=True)
+                for draft, one, check in zip(batch, completions, checks, strict=True)
             ]
 
         journal = run.journal("corrections.jsonl", Correction)
@@ -137,7 +137,7 @@ class MistakeDistillation(Method):
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, every safe answer, and helpful answers for both."""
         own = {
-            (made := example("correction", one.instruction, one.answer, [one.id])).id: made
+            (learned := example("correction", one.instruction, one.answer, [one.id])).id: learned
             for one in corrections
             if one.outcome == "kept"
         }
@@ -167,10 +167,10 @@ def _beginning(text: str, opening: str, sentences: int | None) -> str:
 def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
     """The best analysis of every mistake, by id; one that failed its checks is better than none."""
     harmful = [analysis for analysis in analyses if analysis.harmful]
-    found = {one.response_id: one for one in best(harmful, filtered=False)}
+    by_response = {one.response_id: one for one in best(harmful, filtered=False)}
     if recipe.train.analyses != "unfiltered":
-        found |= {one.response_id: one for one in best(harmful)}
-    subjects = sorted(found.values(), key=lambda analysis: analysis.response_id)
+        by_response |= {one.response_id: one for one in best(harmful)}
+    subjects = sorted(by_response.values(), key=lambda analysis: analysis.response_id)
     subjects = subjects[: recipe.train.most_analyses]
     if recipe.train.analyses != "shuffled":
         return subjects
@@ -185,8 +185,8 @@ def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
     """The answers to be drawn with one analysis in view."""
     words, options = prompts(recipe.language), _options(recipe)
     guided = fill(words["guided"], instruction=analysis.instruction)
-    told = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
-    prompt = fill(told, guided=guided, analysis=analysis.text)
+    template = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
+    prompt = fill(template, guided=guided, analysis=analysis.text)
     first = int(analysis.response_id, 16)  # each mistake starts from another opening
     openings = words["correct"]["openings"] if options.openings else [""]
     return [

@@ -35,10 +35,10 @@ class PosteriorDistillation(Method):
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Choice]:
         """Draw drafts of an answer to every red-team instruction, and choose one of each."""
         recipe = run.recipe
-        told = recipe.respond.posterior or Posterior()
+        posterior = recipe.respond.posterior or Posterior()
         start = Path(recipe.train.start) if recipe.train.start else None
         engine = run.engine(recipe.model)
-        asked = [
+        questions = [
             x._replace(id=digest("choice", recipe.seed, x.id))
             for x in instructions(recipe.instructions)
         ]
@@ -47,9 +47,9 @@ class PosteriorDistillation(Method):
             return Request(x.text, seed=int(x.id, 16))
 
         journal = run.journal("choices.jsonl", Choice)
-        work = run.work(journal, "train", planned(engine, asked, request), "drafts")
+        work = run.work(journal, "train", planned(engine, questions, request), "drafts")
         for batch in work:
-            found = drafts(engine, recipe, told, [request(x) for x in batch], start)
+            ranked_drafts = drafts(engine, recipe, posterior, [request(x) for x in batch], start)
             records = [
                 Choice(
                     id=x.id,
@@ -58,9 +58,10 @@ class PosteriorDistillation(Method):
                     p_harmful=[round(draft.p_harmful, 6) for draft in ranked],
                     model=engine.name,
                 )
-                for x, ranked in zip(batch, found, strict=True)
+                for x, ranked in zip(batch, ranked_drafts, strict=True)
             ]
-            work.commit(batch, records, (draft.completion for ranked in found for draft in ranked))
+            completions = (draft.completion for ranked in ranked_drafts for draft in ranked)
+            work.commit(batch, records, completions)
         return journal.finish()
 
     def examples(self, recipe: Recipe, choices: Sequence[Choice]) -> list[Example]:

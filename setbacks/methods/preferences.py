@@ -73,11 +73,11 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
     if _options(recipe).pairs:
         own = _given(recipe)
     else:
-        found = mistakes(analyses)
+        by_instruction = mistakes(analyses)
         own = [
             _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
             for answer in refusals
-            if (rejected := found.get(same_text(answer.prompt[0].content)))
+            if (rejected := by_instruction.get(same_text(answer.prompt[0].content)))
             and rejected.response.strip() != answer.completion.strip()
         ]
     mix = [
@@ -99,7 +99,7 @@ def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Exam
 
 
 def _given(recipe: Recipe) -> list[Example]:
-    made = []
+    pairs = []
     for source in _options(recipe).pairs:
         for row in load_having(source, "a preference pair", "answer", "response"):
             assert row.answer is not None and row.response is not None
@@ -108,5 +108,5 @@ def _given(recipe: Recipe) -> list[Example]:
                     f"{row.source}: the chosen and the rejected answer to "
                     f'"{row.text[:60]}" are the same; leave such pairs out'
                 )
-            made.append(example("pair", row.text, row.answer, [row.id], rejected=row.response))
-    return made
+            pairs.append(example("pair", row.text, row.answer, [row.id], rejected=row.response))
+    return pairs

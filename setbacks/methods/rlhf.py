@@ -51,6 +51,9 @@ class RLHFOptions(PreferenceOptions):
     rlhf: Reinforcement = Field(Reinforcement(), description="Reinforcement on the reward model.")
 
 
+CHECKPOINTS = "reward_checkpoints"  # of the reward model
+
+
 class RLHF(PreferenceMethod):
     """Learns a reward from pairs, and to draw responses that earn it.
 
@@ -60,7 +63,8 @@ class RLHF(PreferenceMethod):
     name = "rlhf"
     Options = RLHFOptions
     learning_rate = 5e-5
-    outputs = ("reward_checkpoints", "reward")
+    outputs = ("reward",)
+    temporary = (CHECKPOINTS,)
 
     def check(self, recipe: Recipe) -> None:
         """Look whether a reward model can be made of the model, and what its adapter is put on."""
@@ -99,25 +103,25 @@ def _fit_reward(run: TrainingRun, pairs: Sequence[dict[str, list[int]]], reward:
     ]
     once = recipe.train.model_copy(update={"epochs": 1, "tokens": None, "steps": None})
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
-    passes = (schedule(lengths, told, recipe.train_seed) for told in (once, recipe.train))
+    passes = (schedule(lengths, train, recipe.train_seed) for train in (once, recipe.train))
     steps = min(passes, key=len)
     set_seed(recipe.train_seed)
     model = load_reward_model(recipe.model, tokenizer)
     disable_progress_bars()
-    told = options(run, model, "reward_checkpoints", len(steps))
+    settings = options(run, model, CHECKPOINTS, len(steps))
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
             train_sampling_strategy="sequential",
             max_length=None,
-            **told | {"learning_rate": 2e-4},
+            **settings | {"learning_rate": 2e-4},
         ),
         train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
         processing_class=tokenizer,
         peft_config=adapter_config(recipe, "SEQ_CLS"),
     )
     follow(run, trainer, "train reward").train(
-        resume_from_checkpoint=last_checkpoint(run, "reward_checkpoints")
+        resume_from_checkpoint=last_checkpoint(run, CHECKPOINTS)
     )
     save_adapter(run, trainer, reward)
 

@@ -63,10 +63,10 @@ class Run:
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path = expanded(path)
         try:
-            found = (self.path / "recipe.yaml").is_file()
+            is_run = (self.path / "recipe.yaml").is_file()
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
-        if not found:
+        if not is_run:
             raise InputError(f"{self.path}: not a run folder (no recipe.yaml)")
         self.recipe = Recipe.load(self.path / "recipe.yaml", overrides)
 

@@ -115,9 +115,9 @@ class Journal(Generic[R]):
         for at, batch in enumerate(batches):
             there = self._next(len(batch))
             for number, (planned, line) in enumerate(zip(batch, there, strict=False), len(self)):
-                if (found := self._id(number, line)) != planned.id:
+                if (actual := self._id(number, line)) != planned.id:
                     raise InputError(
-                        f"{self.path}: line {number + 1} holds record {found} where {planned.id} "
+                        f"{self.path}: line {number + 1} holds record {actual} where {planned.id} "
                         "was planned: the data behind this run has changed; use a new folder, or "
                         "redo with --from"
                     )

@@ -47,14 +47,14 @@ def _bars() -> Iterator[Show]:
     tasks = {}
     with Progress(*columns, console=Console(stderr=True)) as progress:
 
-        def told(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total, rate="")
             task = progress.tasks[tasks[what]]
             rate = f"{done / task.elapsed:.1f}/s" if task.elapsed and done else ""
             progress.update(tasks[what], completed=done, rate=rate)
 
-        yield told
+        yield on_progress
 
 
 def _lines(every: float = 10.0) -> Show:
@@ -62,7 +62,7 @@ def _lines(every: float = 10.0) -> Show:
     started: dict[str, tuple[float, int]] = {}
     last = 0.0
 
-    def told(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         start, before = started.setdefault(what, (now, done))
@@ -75,4 +75,4 @@ def _lines(every: float = 10.0) -> Show:
         )
         print(f"{what}: {done}/{total}{left}", file=sys.stderr, flush=True)
 
-    return told
+    return on_progress

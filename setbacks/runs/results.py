@@ -34,10 +34,10 @@ def collect(
     if not any(verdicts.values()):
         raise InputError(f"{run.path}: no verdicts yet; first `setbacks judge RUN`")
     drawn = _drawn(run.path / "review" / "plan.json")
-    for (arm, judge), found in verdicts.items():
+    for (arm, judge), rows in verdicts.items():
         if judge == "human":
             where = run.path / "verdicts" / f"{arm}.human.jsonl"
-            verdicts[arm, judge] = _labels(where, found, responses[arm], drawn)
+            verdicts[arm, judge] = _labels(where, rows, responses[arm], drawn)
     return responses, verdicts
 
 
@@ -57,8 +57,8 @@ def _labels(
                 "line out, or put back the responses that it belongs to"
             )
         before = by_id.setdefault(label.response_id, label)
-        said = [(v.harmful, v.refused, v.helpful_score) for v in (before, label)]
-        if said[0] != said[1]:
+        values = [(v.harmful, v.refused, v.helpful_score) for v in (before, label)]
+        if values[0] != values[1]:
             raise InputError(
                 f"{where}: two labels of {label.response_id} contradict each other; keep one"
             )
@@ -77,7 +77,7 @@ def _drawn(plan: Path) -> dict[str, float]:
     if not plan.exists():
         return {}
     try:
-        found = {
+        probabilities = {
             answer["response_id"]: float(answer["probability"])
             for answer in json.loads(plan.read_text(encoding="utf-8"))["answers"]
         }
@@ -85,15 +85,15 @@ def _drawn(plan: Path) -> dict[str, float]:
         raise InputError(
             f"{plan}: not a plan of a review; create it again with `setbacks review plan RUN`"
         ) from None
-    wrong = [p for p in found.values() if not 0 < p <= 1]
+    wrong = [p for p in probabilities.values() if not 0 < p <= 1]
     if wrong:
         raise InputError(f"{plan}: {wrong[0]} is no probability; it must be above 0 and at most 1")
-    return found
+    return probabilities
 
 
 def _judges(folder: Path, arm: str) -> list[str]:
-    found = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
-    return sorted(judge for of, _, judge in found if of == arm)
+    names = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
+    return sorted(judge for of, _, judge in names if of == arm)
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -67,11 +67,11 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         )
 
     def records(batch: Sequence[Subject], completions: Sequence[Completion]) -> list[Analysis]:
-        found = []
+        analyses = []
         for subject, completion in zip(batch, completions, strict=True):
             text = whole_sentences(completion.text) or completion.text
             checks, score = examine(text, subject, recipe, run.recipe.language)
-            found.append(
+            analyses.append(
                 Analysis(
                     id=subject.id,
                     response_id=subject.response_id,
@@ -87,7 +87,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
                     analyst=engine.name,
                 )
             )
-        return found
+        return analyses
 
     journal = run.journal("analyses.jsonl", Analysis)
     work = run.work(journal, "analyze", planned(engine, subjects, request))

@@ -13,29 +13,29 @@ from setbacks.runs.session import Session
 from setbacks.text import same_text
 
 
-def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
+def answers(arm: Evaluated, prompts: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
     """Return the answers of an arm, by the id of the instruction that each is to.
 
     Args:
         arm: one with answers.
-        asked: the prompts of every suite.
+        prompts: the prompts of every suite.
 
     Raises:
         InputError: a source is missing, broken or without responses; there are two answers to one
             prompt, or none; or two labels of one answer contradict each other.
     """
     given = _Answers(arm)
-    found = {x.id: row for _, x in asked if (row := given.to(x.id, x.text))}
-    if missing := [(suite, x) for suite, x in asked if x.id not in found]:
+    rows = {x.id: row for _, x in prompts if (row := given.to(x.id, x.text))}
+    if missing := [(suite, x) for suite, x in prompts if x.id not in rows]:
         suite, example = missing[0]
         raise InputError(
-            f"{arm.name}: no answer to {len(missing)} of {len(asked)} prompts, such as "
-            f'"{_short(example.text)}" of the suite {suite.name}; add them, or ask what was '
-            "answered alone: --suite KIND=FILE with the answers' file"
+            f"{arm.name}: no answer to {len(missing)} of {len(prompts)} prompts, such as "
+            f'"{_short(example.text)}" of the suite {suite.name}; add them, or evaluate '
+            "only the answered prompts: --suite KIND=FILE with the answers' file"
         )
-    if unasked := len(given) - len({id(row) for row in found.values()}):
-        notice(f"{arm.name}: left out {unasked} answers to prompts of no suite")
-    return found
+    if unused := len(given) - len({id(row) for row in rows.values()}):
+        notice(f"{arm.name}: left out {unused} answers to prompts of no suite")
+    return rows
 
 
 def labels(
@@ -52,7 +52,7 @@ def labels(
     Returns:
         By arm and judge, the labels of the arms that have some.
     """
-    made: dict[tuple[str, str], Sequence[Verdict]] = {}
+    verdicts_by_arm: dict[tuple[str, str], Sequence[Verdict]] = {}
     for arm in run.recipe.evaluate:
         name = f"verdicts/{arm.name}.human.jsonl"
         if arm.answers and not (run.path / name).exists():
@@ -74,8 +74,8 @@ def labels(
                 lines = "".join(verdict.model_dump_json() + "\n" for verdict in verdicts)
                 run.write_text(name, lines)
         if there := run.records(name, Verdict):
-            made[arm.name, "human"] = there
-    return made
+            verdicts_by_arm[arm.name, "human"] = there
+    return verdicts_by_arm
 
 
 class _Answers:

@@ -56,7 +56,7 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     recipe = run.recipe
     engine = run.engine(recipe.model)
     checker = Checker(recipe.train.judge, run)
-    asked = [
+    questions = [
         prompt._replace(id=digest("benign", recipe.seed, prompt.id))
         for prompt in instructions(recipe.train.helpful)
     ]
@@ -64,10 +64,10 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     def request(prompt: Instruction) -> Request:
         return Request(prompt.text, seed=int(prompt.id, 16))
 
-    def records(batch: Sequence[Instruction], made: Sequence[Completion]) -> list[OwnAnswer]:
+    def records(batch: Sequence[Instruction], completions: Sequence[Completion]) -> list[OwnAnswer]:
         items = [
             Item(prompt.id, prompt.text, one.text, language=prompt.language, finish=one.finish)
-            for prompt, one in zip(batch, made, strict=True)
+            for prompt, one in zip(batch, completions, strict=True)
         ]
         return [
             OwnAnswer(
@@ -85,7 +85,7 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
         ]
 
     journal = run.journal("benign.jsonl", OwnAnswer)
-    work = run.work(journal, "train", planned(engine, asked, request), "own helpful answers")
+    work = run.work(journal, "train", planned(engine, questions, request), "own helpful answers")
     for batch, completions in work.generated(engine, request, recipe.train.helpful_sampling):
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()

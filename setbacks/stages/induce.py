@@ -54,10 +54,10 @@ def induce(run: Session) -> Sequence[Mistake]:
     if recipe.source in ("existing", "both"):
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
-        asked = instructions(run.recipe.instructions)
+        remaining = instructions(run.recipe.instructions)
         for number in range(recipe.attempts):
-            refused = _ask(run, journal, seen, asked, number)
-            asked = [instruction for instruction in asked if instruction.id in refused]
+            refused = _ask(run, journal, seen, remaining, number)
+            remaining = [instruction for instruction in remaining if instruction.id in refused]
     attempts = journal.finish()
     if not any(attempt.outcome == "mistake" for attempt in attempts):
         raise InputError(
@@ -72,7 +72,7 @@ def _ask(
     run: Session,
     journal: Journal[Mistake],
     seen: NearDuplicates,
-    asked: Sequence[Instruction],
+    remaining: Sequence[Instruction],
     number: int,
 ) -> set[str]:
     """Ask for one mistake an instruction; return the instructions that gave none."""
@@ -82,7 +82,7 @@ def _ask(
         words = words[recipe.induce.guidance]
     engine = run.engine(recipe.model)
     attempts = []
-    for instruction in asked:
+    for instruction in remaining:
         # Each instruction starts from another hint, so that the first round uses all of them.
         first = int(instruction.id, 16)
         hint = words["hints"][(first + number) % len(words["hints"])]
@@ -164,12 +164,12 @@ def existing(recipe: Recipe) -> list[Mistake]:
         raise InputError(
             f'induce.source is "{recipe.induce.source}" but induce.existing names no data'
         )
-    found: dict[str, Mistake] = {}
+    by_id: dict[str, Mistake] = {}
     for source in recipe.induce.existing:
         for row in _mistaken(source):
             assert row.response is not None
             id_ = digest("existing", row.text, row.response)
-            found[id_] = Mistake(
+            by_id[id_] = Mistake(
                 id=id_,
                 instruction_id=digest("instruction", row.text),
                 instruction=row.text,
@@ -182,25 +182,25 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 source=row.source,
                 model=None,
             )
-    if not found and recipe.induce.source == "existing":
+    if not by_id and recipe.induce.source == "existing":
         raise InputError(
             f"{recipe.induce.existing[0].source}: all rows are labeled harmless, and a mistake is "
             "a harmful response; look at fields: {harmful: NAME}, or at the labels"
         )
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _mistaken(source: Source) -> list[Row]:
     """The rows of a source whose response is not labeled harmless; what that means is counted."""
     rows = load_having(source, "a mistake", "response")
     mistaken = [row for row in rows if row.harmful is not False]
-    unlabelled = sum(row.harmful is None for row in mistaken)
+    unlabeled = sum(row.harmful is None for row in mistaken)
     if len(mistaken) < len(rows):
         lost = len(rows) - len(mistaken)
         notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmless")
-    if 0 < unlabelled < len(rows):
+    if 0 < unlabeled < len(rows):
         notice(
-            f"{source.source}: {unlabelled} of {len(rows)} rows have no label of harm, and count "
+            f"{source.source}: {unlabeled} of {len(rows)} rows have no label of harm, and count "
             "as mistakes"
         )
     return mistaken
@@ -237,16 +237,16 @@ class NearDuplicates:
             harmless: whether a judge found it so.
         """
         self._read += 1
-        what, said = substance(response, finish), answer(response)
-        if what == "refusal":
+        kind, text = substance(response, finish), answer(response)
+        if kind == "refusal":
             return "refusal"
-        if what != "text" or (len(said.split()) < 2 and len(said) < 8):
+        if kind != "text" or (len(text.split()) < 2 and len(text) < 8):
             return "empty"
-        if refuses(said):
+        if refuses(text):
             return "refusal"
         if harmless:
             return "harmless"
-        shingles = _shingles(said)
+        shingles = _shingles(text)
         owners = Counter(self._owners[s] for s in shingles if s in self._owners)
         if self.threshold < 1 and max(owners.values(), default=0) >= self.threshold * len(shingles):
             return "duplicate"

@@ -51,7 +51,7 @@ def introspect(
         return []
     recipe = run.recipe
     stage: StageName = "introspect" if adapter else "preflight"
-    asked = [
+    questions = [
         Asked(
             digest("reading", stage, x.response_id),
             question(recipe.language, x.instruction, x.response),
@@ -63,7 +63,7 @@ def introspect(
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
     journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
-    work = run.work(journal, stage, planned(engine, asked, lambda x: Request(x.question, 0)))
+    work = run.work(journal, stage, planned(engine, questions, lambda x: Request(x.question, 0)))
     for batch in work:
         shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter, first)
         requests = [Request(x.question, seed=int(x.id, 16)) for x in batch]
@@ -81,8 +81,8 @@ def introspect(
         ]
         work.commit(batch, records, written)
     readings = journal.finish()
-    if adapter is None and (said := near_chance(spoken(readings))):
-        log.warning(said)
+    if adapter is None and (warning := near_chance(spoken(readings))):
+        log.warning(warning)
     return readings
 
 

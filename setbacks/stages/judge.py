@@ -72,10 +72,10 @@ def _weigh(
     judge: Judge, name: str, gives: Collection[str] | None, cases: Sequence[Case]
 ) -> list[Verdict]:
     """Have one batch judged."""
-    said = opinions(judge, [case.item for case in cases], name, gives)
+    verdicts = opinions(judge, [case.item for case in cases], name, gives)
     return [
         Verdict(id=case.id, response_id=case.item.id, judge=name, **opinion._asdict())
-        for case, opinion in zip(cases, said, strict=True)
+        for case, opinion in zip(cases, verdicts, strict=True)
     ]
 
 

@@ -117,12 +117,12 @@ def check(recipe: Recipe) -> None:
     planned_arms(recipe)
     if not recipe.evaluate:
         return
-    asked = prompts_of(recipe)
+    prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
         if evaluated.model is not None and evaluated.adapter is not None:
             check_adapter(evaluated.adapter, evaluated.model.model)
         if evaluated.answers:
-            answers(evaluated, asked)
+            answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
 
 
@@ -157,7 +157,7 @@ def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
 
 
 def _answer(
-    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, suite_prompts: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
@@ -170,7 +170,7 @@ def _answer(
         sampling = sampling.model_copy(update={"max_new_tokens": room})
     questions = [
         Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
-        for suite, x in asked
+        for suite, x in suite_prompts
     ]
 
     def sized(question: Question) -> Request:  # a seed takes longer than all the rest of it
@@ -179,17 +179,17 @@ def _answer(
     def put(question: Question) -> Request:
         return request(recipe, arm, question.instruction.text)
 
-    def record(question: Question, found: Sequence[Completion]) -> Response:
-        kept = found[0]
+    def record(question: Question, completions: Sequence[Completion]) -> Response:
+        kept = completions[0]
         return _response(
             arm,
             question,
             **split_answer(recipe, arm, kept.text),
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
-            tokens=sum(completion.tokens for completion in found),
+            tokens=sum(completion.tokens for completion in completions),
             model=engine.name,
-            drafts=[completion.text for completion in found] if posterior else None,
+            drafts=[completion.text for completion in completions] if posterior else None,
         )
 
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
@@ -200,10 +200,10 @@ def _answer(
             work.commit(batch, records, completions)
     else:
         for batch in work:
-            found = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
-            ranked = [[draft.completion for draft in of] for of in found]
-            records = [record(q, of) for q, of in zip(batch, ranked, strict=True)]
-            work.commit(batch, records, chain(*ranked))
+            ranked = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
+            completions = [[draft.completion for draft in choices] for choices in ranked]
+            records = [record(q, tried) for q, tried in zip(batch, completions, strict=True)]
+            work.commit(batch, records, chain(*completions))
     return journal.finish()
 
 
@@ -215,22 +215,23 @@ def split_answer(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
 
 
 def _take(
-    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, suite_prompts: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Take over the answers that an arm has already."""
     arm = respondent.arm
-    found = answers(next(spec for spec in run.recipe.evaluate if spec.name == arm.name), asked)
+    evaluated = next(spec for spec in run.recipe.evaluate if spec.name == arm.name)
+    rows = answers(evaluated, suite_prompts)
     # The answer is part of the id, so that a changed file shows.
     questions = [
-        Question(digest("response", arm.name, suite.name, x.id, found[x.id].response), suite, x)
-        for suite, x in asked
+        Question(digest("response", arm.name, suite.name, x.id, rows[x.id].response), suite, x)
+        for suite, x in suite_prompts
     ]
 
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     work = run.work(journal, "respond", [questions], arm.name)
     for batch in work:
         records = [
-            _response(arm, question, text=found[question.instruction.id].response, model=arm.name)
+            _response(arm, question, text=rows[question.instruction.id].response, model=arm.name)
             for question in batch
         ]
         work.commit(batch, records)

@@ -1,6 +1,6 @@
 """Step 3, unguided-analysis fine-tuning (arXiv 2310.10477, section 3.2).
 
-What is learnt is the method's affair, and so is how: most are trained by `training.supervised`.
+The method decides what is trained on, and how. Most methods use `training.supervised`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
             raise _explained(error, run.path) from error
         run.spend("train", time.monotonic() - start, len(examples), 0, tokens)
         run.release_engines()  # and of the trainer, which holds its model in circles
-    for leftover in ("checkpoints", "reward_checkpoints"):
+    for leftover in ("checkpoints", *method.temporary):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter
 
@@ -99,15 +99,15 @@ def _explained(error: Exception, folder: Path) -> Exception:
     """Tell a full disk, and full memory, from other failures: libraries have their own ways."""
     import torch
 
-    told = str(error)
-    no_room = "t allocate memory" in told or "out of memory" in told
+    message = str(error)
+    no_room = "t allocate memory" in message or "out of memory" in message
     if no_room or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return SetbacksError(
             "train: not enough memory; lower train.batch_size or train.max_length, or set "
-            "train.gradient_checkpointing=true, and go on with --from train; mistakes and "
+            "train.gradient_checkpointing=true, then redo with --from train; mistakes and "
             "analyses are kept"
         )
-    if shutil.disk_usage(folder).free < 2**20 or "No space left" in told:
+    if shutil.disk_usage(folder).free < 2**20 or "No space left" in message:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return failed_write(folder / "checkpoints", error) if isinstance(error, OSError) else error
 
@@ -142,6 +142,11 @@ def _warn_once(line: str) -> None:
     log.warning(line)
 
 
+def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
+    method = open_method(recipe)
+    return (*method.outputs, *method.temporary)
+
+
 STAGE = Stage(
     "train",
     outputs=(
@@ -155,6 +160,6 @@ STAGE = Stage(
     ),
     keys=("train",),
     check=check,
-    more_outputs=lambda recipe: open_method(recipe).outputs,
+    more_outputs=_more_outputs,
     more_keys=lambda recipe: open_method(recipe).reads,
 )

@@ -27,18 +27,18 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def share(told: Train) -> int:
+def share(train: Train) -> int:
     """Return how many examples of a step are this process's.
 
     Raises:
         InputError: a step cannot be shared out evenly.
     """
-    if told.batch_size % count():
+    if train.batch_size % count():
         raise InputError(
-            f"train.batch_size: {told.batch_size} examples cannot be shared out evenly among "
+            f"train.batch_size: {train.batch_size} examples cannot be shared out evenly among "
             f"{count()} processes; make it a multiple of {count()}"
         )
-    return told.batch_size // count()
+    return train.batch_size // count()
 
 
 def meet() -> None:
