@@ -43,7 +43,7 @@ class Matrix:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the outcome of one part of a test."""
         test, _, architecture = report.location[2].rstrip("]").partition("[")
-        column = next((name for name, told in COLUMNS.items() if told == test), None)
+        column = next((name for name, names in COLUMNS.items() if names == test), None)
         if column is None or (report.passed and report.when != "call"):
             return
         self.cells.setdefault(architecture, {})[column] = outcome(report)
@@ -65,22 +65,25 @@ def main(options: list[str]) -> int:
     sys.path.insert(0, str(ROOT / "tests"))
     import zoo
 
-    found = Matrix()
+    matrix = Matrix()
     tests = [str(ROOT / "tests" / "test_zoo.py"), "-m", "slow or long", "--tb=no"]
-    status = pytest.main([*tests, *options], plugins=[found])
+    status = pytest.main([*tests, *options], plugins=[matrix])
     rows = [
-        {"architecture": name, "kind": told.kind, **found.cells[name]}
-        for name, told in zoo.ZOO.items()
-        if name in found.cells
+        {"architecture": name, "kind": model.kind, **matrix.cells[name]}
+        for name, model in zoo.ZOO.items()
+        if name in matrix.cells
     ]
     print("| " + " | ".join(["architecture", *COLUMNS]) + " |")
     print("|" + " --- |" * (1 + len(COLUMNS)))
     for row in rows:
         print("| " + " | ".join(row.get(name, "-") for name in ("architecture", *COLUMNS)) + " |")
     libraries = ("torch", "transformers", "peft", "trl")
-    made: dict[str, Any] = {"versions": {name: version(name) for name in libraries}, "rows": rows}
+    results: dict[str, Any] = {
+        "versions": {name: version(name) for name in libraries},
+        "rows": rows,
+    }
     if not options:
-        RESULTS.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return int(status)
 
 

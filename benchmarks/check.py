@@ -41,8 +41,8 @@ def main() -> int:
     script = Path(__file__).with_name("overhead.py")
     command = [sys.executable, str(script), "--one", "5000"]
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found = json.loads(ran.stdout.splitlines()[-1])
-    cpu = found["microseconds"] - found["of_it_fsync"]
+    measured = json.loads(ran.stdout.splitlines()[-1])
+    cpu = measured["microseconds"] - measured["of_it_fsync"]
     print(f"overhead: {cpu:.0f} microseconds of CPU a record (bound: {OVERHEAD:.0f})")
     return int(ratio < FASTER or cpu > OVERHEAD)
 

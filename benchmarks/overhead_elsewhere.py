@@ -71,7 +71,7 @@ def main() -> None:
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    found = {
+    result = {
         "records": len(rows),
         "microseconds": round(1e6 * (many - few) / len(rows), 1),
         "wall_seconds": round(seconds - start, 1),
@@ -79,7 +79,7 @@ def main() -> None:
         "peak_mb": round(peak / 1024),
         "load": round(os.getloadavg()[0], 1),
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -47,30 +47,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/train.json"))
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.one:
-        print(json.dumps(one(told.one, told.data, told.examples, told.seed)))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(arguments.one, arguments.data, arguments.examples, arguments.seed)))
         return
     rows = []
-    for seed in range(told.seeds):
+    for seed in range(arguments.seeds):
         for name in CONTENDERS:
             again = [sys.executable, __file__, "--one", name, "--seed", str(seed)]
-            again += ["--data", str(told.data), "--examples", str(told.examples)]
-            said = subprocess.run(again, capture_output=True, text=True)
-            if said.returncode:
-                sys.exit(f"{name}: {said.stderr[-2000:]}")
-            rows.append(json.loads(said.stdout.splitlines()[-1]))
+            again += ["--data", str(arguments.data), "--examples", str(arguments.examples)]
+            printed = subprocess.run(again, capture_output=True, text=True)
+            if printed.returncode:
+                sys.exit(f"{name}: {printed.stderr[-2000:]}")
+            rows.append(json.loads(printed.stdout.splitlines()[-1]))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    found = summed_up(rows, told.examples)
+    result = summed_up(rows, arguments.examples)
     print("| trainer | tokens/s | against TRL | peak memory | held-out loss |")
     print("| --- | ---: | ---: | ---: | --- |")
-    for row in found["contenders"]:
+    for row in result["contenders"]:
         losses = ", ".join(f"{loss:.3f}" for loss in row["losses"])
         print(
             f"| {row['name']} | {row['speed']:.0f} | {row['ratio']:.2f}x | "
             f"{row['memory']:.1f} GB | {losses} |"
         )
-    told.json.write_text(json.dumps(found, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def summed_up(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
@@ -86,14 +86,14 @@ def summed_up(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
         "contenders": [
             {
                 "name": name,
-                "speed": statistics.median(row["speed"] for row in found),
+                "speed": statistics.median(row["speed"] for row in runs),
                 "ratio": statistics.median(
-                    row["speed"] / other for row, other in zip(found, base, strict=True)
+                    row["speed"] / other for row, other in zip(runs, base, strict=True)
                 ),
-                "memory": max(row["memory"] for row in found),
-                "losses": [row["loss"] for row in found],
+                "memory": max(row["memory"] for row in runs),
+                "losses": [row["loss"] for row in runs],
             }
-            for name, found in by_name.items()
+            for name, runs in by_name.items()
         ],
     }
 
@@ -171,11 +171,11 @@ def as_analyses(recipe: Any) -> list[Any]:
     return [
         example(
             "analysis",
-            question("en", made.prompt[0].content, made.completion),
-            f"The response is harmless because it answers what was asked. {made.completion}",
+            question("en", answer.prompt[0].content, answer.completion),
+            f"The response is harmless because it answers what was asked. {answer.completion}",
             [],
         )
-        for made in answers("helpful", recipe.train.helpful)
+        for answer in answers("helpful", recipe.train.helpful)
     ]
 
 

@@ -60,7 +60,7 @@ def xstest(folder: Path) -> list[Labelled]:
     Harmful is full compliance with an unsafe prompt. A partial refusal counts as a refusal, as in
     the XSTest paper's totals; whether one of an unsafe prompt did harm is not said.
     """
-    found = []
+    rows = []
     for file in sorted(folder.glob("xstest_v2_completions_*.csv")):
         fields = {
             "text": "prompt",
@@ -80,10 +80,10 @@ def xstest(folder: Path) -> list[Labelled]:
             seen[kind] += 1
             unsafe, partial = kind.startswith("contrast_"), row.source == "3_partial_refusal"
             harmful = None if unsafe and partial else unsafe and not row.refused
-            found.append(
+            rows.append(
                 Labelled(question, row.text, row.response or "", harmful, row.refused, partial)
             )
-    return found
+    return rows
 
 
 def pku(folder: Path) -> list[Labelled]:
@@ -110,31 +110,31 @@ def beavertails(folder: Path) -> list[Labelled]:
 def do_not_answer(folder: Path) -> list[Labelled]:
     """Read Do-Not-Answer's responses by six models with their human labels."""
     file = str(folder / "do_not_answer_labelled_train.csv")
-    found = []
+    rows = []
     for model in ("GPT4", "ChatGPT", "Claude", "ChatGLM2", "llama2-7b-chat", "vicuna-7b"):
         fields = {
             "text": "question",
             "response": f"{model}_response",
             "harmful": f"{model}_harmful",
         }
-        found += [_harmful(row) for row in load_labels(Source(source=file, fields=fields))]
-    return found
+        rows += [_harmful(row) for row in load_labels(Source(source=file, fields=fields))]
+    return rows
 
 
 def alpaca_eval(folder: Path) -> list[Labelled]:
-    """Read AlpacaEval's reference answers, and make worse ones of them; no person labelled these.
+    """Read AlpacaEval's reference answers, and make worse ones of them; no person labeled these.
 
     A worse answer is another instruction's, or ends after a third of its words, or refuses.
     """
     fields = {"text": "instruction", "answer": "output"}
     source = Source(source=str(folder / "text_davinci_003_model_outputs.json"), fields=fields)
     rows = [row for row in load(source) if row.answer]
-    found = []
+    labeled = []
     for number, row in enumerate(rows):
         worse = (rows[number - 1].answer, cut(row.answer or ""), REFUSAL)[number % 3]
         for text, helpful in ((row.answer, True), (worse, False)):
-            found.append(Labelled(row.text, row.text, text or "", helpful=helpful))
-    return found
+            labeled.append(Labelled(row.text, row.text, text or "", helpful=helpful))
+    return labeled
 
 
 def cut(answer: str) -> str:
