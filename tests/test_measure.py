@@ -34,7 +34,7 @@ def called(name: str) -> Arm:
 
 
 def response(arm: str, kind: str, number: int, **fields) -> Response:
-    told = {
+    data = {
         "id": f"{arm}/{kind}/{number}",
         "arm": arm,
         "suite": kind,
@@ -51,7 +51,7 @@ def response(arm: str, kind: str, number: int, **fields) -> Response:
         "tokens": 20,
         "model": "some-model",
     }
-    return Response(**told | fields)
+    return Response(**data | fields)
 
 
 def verdict(r: Response, judge: str = "probe", **fields) -> Verdict:
@@ -1015,7 +1015,7 @@ def test_a_sound_model_rings_no_alarm():
 
 
 @pytest.mark.parametrize(
-    ("told", "says", "level"),
+    ("data", "says", "level"),
     [
         ({"before": GUESSES}, "near chance (AUC 0.50", "warning"),
         ({"after": GUESSES}, "Training made the model's own verdict worse: AUC 1.00", "warning"),
@@ -1029,8 +1029,8 @@ def test_a_sound_model_rings_no_alarm():
         ({"texts": ["It is harmful."] * 60}, "writes 3 words (median of 60)", "warning"),
     ],
 )
-def test_each_alarm_rings(told, says, level):
-    assert says in texts(own_word(**told), level)
+def test_each_alarm_rings(data, says, level):
+    assert says in texts(own_word(**data), level)
 
 
 def test_too_few_readings_say_nothing():

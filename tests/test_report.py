@@ -479,7 +479,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_a_browser_opens_it_without_complaint(made, tmp_path):
-    told = subprocess.run(
+    data = subprocess.run(
         [
             CHROMIUM,
             "--headless",
@@ -496,8 +496,8 @@ def test_a_browser_opens_it_without_complaint(made, tmp_path):
         text=True,
         timeout=120,
     )
-    assert "How safe, and still useful" in told.stdout
-    assert "CONSOLE" not in told.stderr, told.stderr
+    assert "How safe, and still useful" in data.stdout
+    assert "CONSOLE" not in data.stderr, data.stderr
     # The browser asks for things of its own; what a page asks for has an initiator.
     events = json.loads((tmp_path / "net.json").read_text())["events"]
     asked = [e["params"] for e in events if "initiator" in e.get("params", {})]

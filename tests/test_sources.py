@@ -235,8 +235,8 @@ def test_a_class_label_is_read_by_its_name(tmp_path):
     path = parquet(tmp_path / "a.parquet", columns, {"harmful": unsafe_first})
     assert [row.harmful for row in load(path)] == [True, False, None]
     assert texts(load(Source(source=path, where={"harmful": "safe"}))) == ["<b>"]
-    told = {"harmful": unsafe_first | {"names": ["LABEL_0", "LABEL_1"]}}
-    path = parquet(tmp_path / "b.parquet", columns, told)
+    data = {"harmful": unsafe_first | {"names": ["LABEL_0", "LABEL_1"]}}
+    path = parquet(tmp_path / "b.parquet", columns, data)
     assert 'row 1: harmful is "LABEL_0"; it must be true or false' in refused(path)
     columns["harmful"] = [2, 1, 0]
     path = parquet(tmp_path / "c.parquet", columns, {"harmful": unsafe_first})
