@@ -143,8 +143,8 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        ({"batch_size": 3}, "3 examples cannot be shared out evenly among 2 processes"),
-        ({"method": "dpo"}, "dpo trains in one process alone"),
+        ({"batch_size": 3}, "3 examples cannot be divided evenly among 2 processes"),
+        ({"method": "dpo"}, "dpo trains only in one process"),
     ],
     ids=["odd", "dpo"],
 )

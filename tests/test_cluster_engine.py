@@ -149,7 +149,7 @@ def test_more_workers_than_there_is_room_for(spec):
     ("data", "said"),
     [
         ({"ray": {"workers": 2}}, "an option of ray, not of local"),
-        ({"engine": "ray", "vllm": {"memory": 0.5}}, "vllm goes with ray.engine: vllm"),
+        ({"engine": "ray", "vllm": {"memory": 0.5}}, "the section vllm needs ray.engine: vllm"),
         ({"engine": "ray", "ray": {"workers": 0}}, "workers"),
     ],
 )

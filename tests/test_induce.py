@@ -198,7 +198,7 @@ def test_a_judge_may_check_every_mistake(attempt, fake_model, judge, outcome):
         attempts, _ = attempt("talker", induce={"judge": named, "attempts": 2})
         assert {a.outcome for a in attempts} == {"mistake"} and len(attempts) == 6
         return
-    with pytest.raises(InputError, match="none of 12 attempts gave a mistake .*found harmless"):
+    with pytest.raises(InputError, match="none of 12 attempts gave a mistake .*rated it harmless"):
         attempt("talker", induce={"judge": named, "attempts": 2})
 
 
@@ -262,7 +262,7 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     counted = [
         f"{path}: left out 1 of 4 rows: no response",
         f"{path}: left out 1 of 3 rows: labeled harmless",
-        f"{path}: 1 of 3 rows have no label of harm, and count as mistakes",
+        f"{path}: 1 of 3 rows have no harmful label, and count as mistakes",
     ]
     assert run.folder.notices() == counted
     assert all(notice in caplog.text for notice in counted)

@@ -512,7 +512,7 @@ def test_a_word_that_says_it_by_itself_is_not_turned_around(tmp_path):
     """In a field `is_safe`, "safe" does not mean harmful."""
     path = write(tmp_path, "a.json", [{"text": "<a>", "is_safe": "safe"}])
     message = refused(path, fields={"text": "text", "harmful": "not is_safe"})
-    assert 'item 1: harmful is "safe", which needs no "not"' in message
+    assert 'item 1: harmful is "safe", which "not" cannot reverse' in message
     (row,) = load(Source(source=path, fields={"text": "text", "harmful": "is_safe"}))
     assert row.harmful is False
 
@@ -615,7 +615,7 @@ def test_builtin_sets(tmp_path, monkeypatch):
     assert texts(load(Source(source="builtin:safe", split="test"))) == ["<a>"]
     assert 'It is one of: "test"' in refused("builtin:safe", split="train")
     assert refused("builtin:redtem") == (
-        'no builtin "redtem". Did you mean "redteam"? There are: redteam, safe'
+        'unknown builtin "redtem". Did you mean "redteam"? Available: redteam, safe'
     )
 
 

@@ -96,7 +96,7 @@ class Probe(Judge):
         super().check(spec)
         if not _heads_of(spec).is_file():
             raise InputError(
-                f"{spec.heads}: no such file; `setbacks calibrate probe --fit LABELS` fits heads"
+                f"{spec.heads}: file not found; `setbacks calibrate probe --fit LABELS` fits heads"
             )
 
     @classmethod

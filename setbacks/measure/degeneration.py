@@ -38,7 +38,7 @@ GUIDED = 0.5  # share of an answer that is in the guidance above which it parrot
 
 
 class _Units(NamedTuple):
-    """What a text is cut into, so that its n-grams can be counted."""
+    """How a text is divided into units, so that its n-grams can be counted."""
 
     name: str
     split: Callable[[str], Sequence[str]]
@@ -72,19 +72,19 @@ _label = re.compile(r"(?:\W*+[^\W_]{1,12}+(?: [^\W_]{1,12}+)?+[:：])++\W*").ful
 
 
 class Degeneration(NamedTuple):
-    """Why an answer is degenerate, and the mark or the figure that shows it."""
+    """The reason why an answer is degenerate, and the evidence: a mark or a figure."""
 
     reason: Reason
     evidence: str
 
 
 def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneration | None:
-    """Return why an answer is degenerate; None where it is not.
+    """Return why an answer is degenerate; None if it is not.
 
     Args:
         text: the answer, without a thought before it.
         prompt: the instruction.
-        guidance: what the model was told beside the instruction.
+        guidance: the guidance in the prompt.
     """
     text = text.strip()
     if _is_fragment(text):
@@ -102,7 +102,7 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
 
 @cache
 def guidance() -> str:
-    """Return what a model may have been told beside an instruction, in every language."""
+    """Return every text that may guide a model, in every language."""
     templates = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
     return "\n".join(
         fill(part if isinstance(part, str) else part["prompt"], instruction="")
@@ -111,7 +111,7 @@ def guidance() -> str:
 
 
 def _is_fragment(text: str) -> bool:
-    """Whether a text is punctuation alone, or labels with nothing behind them."""
+    """Whether a text is only punctuation, or only labels."""
     if _label(text):
         return True
     return not re.search(r"\w", text) and all(
@@ -120,7 +120,7 @@ def _is_fragment(text: str) -> bool:
 
 
 def _made_up_turn(text: str, prompt: str) -> str | None:
-    """The mark of a turn after the answer; none where the prompt has it too, as for a dialog."""
+    """Return the mark of a turn after the answer; None if the prompt has it, as in a dialog."""
     match = _turn(text, 1)
     if not match:
         return None
@@ -129,7 +129,7 @@ def _made_up_turn(text: str, prompt: str) -> str | None:
 
 
 def _is_unspaced(text: str) -> bool:
-    """Whether the words of a text cannot be told from its blanks."""
+    """Whether a text does not separate its words by spaces."""
     parts = text.split()
     characters = sum(map(len, parts))
     unspaced = len(_unspaced.findall(text))
@@ -137,7 +137,7 @@ def _is_unspaced(text: str) -> bool:
 
 
 def _distinct(units: Sequence[str], cut: _Units) -> float | None:
-    """The share of distinct n-grams of a text that repeats itself, all through or at its end."""
+    """Return the share of distinct n-grams of a text that repeats itself, or whose end does."""
     if len(units) < cut.shortest:
         return None
     starts = range(0, max(len(units) - cut.window, 0) + 1, cut.window)
@@ -149,7 +149,7 @@ def _distinct(units: Sequence[str], cut: _Units) -> float | None:
 
 
 def _copied(units: Sequence[str], cut: _Units, prompt: str, guidance: str) -> float | None:
-    """The share of a parroting text that the model was given."""
+    """Return the share of a parroting text that comes from its prompt."""
     prompt_units, guidance_units = cut.split(prompt), cut.split(guidance)
     # A longer answer that is a copy would repeat itself.
     if not cut.n <= len(units) <= 2 * (len(prompt_units) + len(guidance_units)):
@@ -165,7 +165,7 @@ def _copied(units: Sequence[str], cut: _Units, prompt: str, guidance: str) -> fl
 
 
 def _marked(units: Sequence[str], source: Sequence[str], n: int) -> bytearray:
-    """Mark with 1 the units of a text that stand in an n-gram of a source."""
+    """Mark with 1 the units of a text that are in an n-gram of a source."""
     known = {tuple(source[i : i + n]) for i in range(len(source) - n + 1)}
     marks = bytearray(len(units))
     for i in range(len(units) - n + 1):

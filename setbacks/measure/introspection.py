@@ -23,7 +23,7 @@ def introspection_report(
     examples: Iterable[Example],
     language: str,
 ) -> Introspection | None:
-    """Return how well the model's own verdict does; None where it was never asked.
+    """Return how good the model's own verdict is; None without readings.
 
     Args:
         before: readings by the untrained model.

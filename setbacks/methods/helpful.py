@@ -1,4 +1,4 @@
-"""Helpful data alone: the control that tells what the mix does by itself."""
+"""Helpful data alone: the control that shows what the mix does by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from setbacks.records import Analysis, Example
 
 
 class Helpful(Method):
-    """All helpful answers and nothing else: ordinary instruction tuning."""
+    """Only helpful answers: ordinary instruction tuning."""
 
     name = "helpful"
 

@@ -1,7 +1,7 @@
 """Mistake analysis, the paper's method (arXiv 2310.10477, section 3.2).
 
-The model learns T given (X, Y) under a neutral question: the hint that drew the analysis is left
-out, so that the verdict cannot be copied from the prompt. Helpful data keeps it helpful.
+The model learns T given (X, Y) under a neutral question. The verdict in the prompt that guided the
+analysis is left out, so that the model cannot copy it. Helpful data keeps the model helpful.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class MistakeAnalysis(Method):
     learns_analyses = True
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return the best analysis of every mistake, and the recipe's mix for so many."""
+        """Return the best analysis of every mistake, and the recipe's mix."""
         analyzed, contrast = own_analyses(recipe, analyses)
         mix = recipe.train.mix
         return [
@@ -35,7 +35,7 @@ class MistakeAnalysis(Method):
 def own_analyses(
     recipe: Recipe, analyses: Iterable[Analysis]
 ) -> tuple[list[Example], list[Example]]:
-    """Return an example for the best analysis of every mistake, and of every benign response."""
+    """Return an example for the best analysis of each mistake, and of each benign response."""
     words, train = prompts(recipe.language), recipe.train
     by_label: dict[bool, list[Example]] = {True: [], False: []}
     for chosen in best(analyses, filtered=train.analyses != "unfiltered"):
@@ -54,7 +54,7 @@ def own_analyses(
 
 
 def _shuffled(rows: list[Example]) -> list[Example]:
-    """Give each example the completion of another: a control from which nothing can be learnt."""
+    """Give each example the completion of another: a control that teaches nothing."""
     rows = sorted(rows, key=lambda row: row.id)
     others = rows[1:] + rows[:1]
     return [
@@ -70,7 +70,7 @@ def _shuffled(rows: list[Example]) -> list[Example]:
 
 
 def best(analyses: Iterable[Analysis], filtered: bool = True) -> list[Analysis]:
-    """Return, for each response, its best analysis: among those that passed every check, or all."""
+    """Return the best analysis of each response, of those that passed every check, or of all."""
     chosen: dict[str, Analysis] = {}
     for analysis in analyses:
         if analysis.passed or not filtered:

@@ -1,9 +1,9 @@
 """Posterior distillation: learn the answers that posterior decoding chooses.
 
-Ours. A model that has learnt p(T | Y, X) can say which of its own drafts is harmless
-(`setbacks.engines.own_verdict`). To have that without the drafts at inference, it is trained on
-its choices, as rejection sampling is (arXiv 2304.06767), with its own verdict in place of a reward
-model. `train.start` names the adapter that drafts, judges and is trained on.
+Our method. A model that has learned p(T | Y, X) can tell which of its own drafts is harmless
+(`setbacks.engines.own_verdict`). To need no drafts at inference, the model is trained on its
+choices, as in rejection sampling (arXiv 2304.06767), with its own verdict in place of a reward
+model. `train.start` names the adapter that drafts and judges, and from which training starts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PosteriorDistillation(Method):
     reads = ("respond.posterior", "respond.sampling")
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Choice]:
-        """Draw drafts of an answer to every red-team instruction, and choose one of each."""
+        """Generate drafts of an answer to every red-team instruction, and rank them."""
         recipe = run.recipe
         posterior = recipe.respond.posterior or Posterior()
         start = Path(recipe.train.start) if recipe.train.start else None
@@ -65,11 +65,11 @@ class PosteriorDistillation(Method):
         return journal.finish()
 
     def examples(self, recipe: Recipe, choices: Sequence[Choice]) -> list[Example]:
-        """Return the first of every instruction's drafts, and helpful answers."""
+        """Return the best draft for every instruction, and helpful answers."""
         if recipe.train.start is None:
             raise InputError(
                 "train.method posterior_distillation needs train.start: the adapter of a run that "
-                "learnt to judge, such as runs/NAME/adapter"
+                "learned to judge, such as runs/NAME/adapter"
             )
         own = [
             example("choice", choice.instruction, choice.drafts[0], [choice.id])
@@ -79,5 +79,5 @@ class PosteriorDistillation(Method):
         return mixed(recipe, own)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         return {"choice": recipe.instructions, "helpful": recipe.train.helpful}

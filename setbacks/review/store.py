@@ -114,7 +114,7 @@ class Store:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if share is not None and not 0 <= share <= 1:
-            raise InputError(f"a share of {share:g}; it must be from 0 to 1")
+            raise InputError(f"the share of common answers is {share:g}; it must be from 0 to 1")
         self.batch = batch
         self.clock = clock
         self.where = str(url) if isinstance(url, Path) else shown(url)

@@ -12,10 +12,10 @@ Show = Callable[[str, int, int], None]
 
 @contextmanager
 def show(quiet: bool = False) -> Iterator[Show | None]:
-    """Give a function to be told of progress: (what, done, total).
+    """Yield a function that shows progress, called with (what, done, total).
 
     Args:
-        quiet: give None instead.
+        quiet: yield None instead.
     """
     if quiet:
         yield None
@@ -58,7 +58,7 @@ def _bars() -> Iterator[Show]:
 
 
 def _lines(every: float = 10.0) -> Show:
-    """Print a line when a piece of work begins, ends, and every so many seconds between."""
+    """Print a line when work begins and ends, and after every `every` seconds in between."""
     started: dict[str, tuple[float, int]] = {}
     last = 0.0
 

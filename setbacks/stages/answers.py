@@ -1,4 +1,4 @@
-"""Answers that are there already: from files, in place of a model's; and the labels beside them."""
+"""Existing answers from files, in place of a model's, and the labels that come with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from setbacks.text import same_text
 
 
 def answers(arm: Evaluated, prompts: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
-    """Return the answers of an arm, by the id of the instruction that each is to.
+    """Return the answers of an arm, by the id of their instruction.
 
     Args:
         arm: one with answers.
@@ -41,16 +41,16 @@ def answers(arm: Evaluated, prompts: Sequence[tuple[Suite, Instruction]]) -> dic
 def labels(
     run: Session, responses: Mapping[str, Sequence[Response]]
 ) -> dict[tuple[str, str], Sequence[Verdict]]:
-    """Keep people's labels that came with the answers, as verdicts of the judge "human".
+    """Store people's labels that came with the answers as verdicts of the judge "human".
 
-    They are written once: what a review adds to them later stays.
+    They are written once, so labels that a review adds later stay.
 
     Args:
         run: the session.
         responses: by arm.
 
     Returns:
-        By arm and judge, the labels of the arms that have some.
+        The labels of each arm that has some, by arm and judge.
     """
     verdicts_by_arm: dict[tuple[str, str], Sequence[Verdict]] = {}
     for arm in run.recipe.evaluate:
@@ -79,10 +79,11 @@ def labels(
 
 
 class _Answers:
-    """The answers of an arm, found by their prompts.
+    """The answers of an arm, looked up by prompt.
 
-    A prompt that was copied by way of a spreadsheet or another system may have other line ends,
-    trailing spaces or another Unicode form; it is the same prompt. An exact copy goes first.
+    A prompt that passed through a spreadsheet or another system may have other line endings,
+    trailing spaces or another Unicode form, and still counts as the same prompt. An exact copy
+    is preferred.
     """
 
     def __init__(self, arm: Evaluated) -> None:
@@ -105,11 +106,11 @@ class _Answers:
         """Return the answer to a prompt; None where there is none.
 
         Args:
-            id_: of the instruction.
+            id_: id of the instruction.
             prompt: its text.
 
         Raises:
-            InputError: several answers are to prompts that differ from it in line ends alone.
+            InputError: several prompts with answers differ only in line endings or spaces.
         """
         if id_ in self._exact:
             return self._exact[id_]
@@ -117,7 +118,7 @@ class _Answers:
         if len(rows) > 1:
             raise InputError(
                 f'{self.name}: two answers to one prompt, "{_short(prompt)}", whose copies differ '
-                "in line ends or trailing spaces alone; keep one"
+                "only in line endings or trailing spaces; keep one"
             )
         return rows[0] if rows else None
 

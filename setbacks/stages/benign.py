@@ -1,8 +1,8 @@
 """Before step 3: the untrained model's own answers to benign prompts (`train.helpful_from: model`).
 
-What keeps a model helpful need not be good text, but text of its own: other people's answers pull
-it away from its style, and its own do not. Own answers in the mix: RealSafe-R1 (arXiv 2504.10081),
-OPSA (arXiv 2605.15239). They are checked first, so that refusals and loops are not taught.
+To keep a model helpful, text in its own style matters more than good text: other people's answers
+pull the model away from its style. RealSafe-R1 (arXiv 2504.10081) and OPSA (arXiv 2605.15239) mix
+in own answers, too. They are checked first, so that the model does not learn refusals and loops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from setbacks.runs.session import Session, planned
 
 
 def with_own_answers(run: Session) -> Recipe:
-    """Return the run's recipe with the model's own answers as its helpful data, if it says so.
+    """Return the run's recipe, with the model's own answers as helpful data if it asks for them.
 
     Args:
         run: the session.

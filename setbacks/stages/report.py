@@ -23,8 +23,8 @@ class Report(NamedTuple):
     """The page of a run, and its results.
 
     Args:
-        path: of the page.
-        results: every number of it.
+        path: path of the page.
+        results: every number on the page.
     """
 
     path: Path
@@ -84,7 +84,7 @@ def report(run: RunFolder) -> Report:
 
 
 def _info(recipe: Recipe) -> RunInfo:
-    """What the report needs to know of the recipe; an evaluation trains no model."""
+    """Return what the report shows of the recipe; an evaluation trains no model."""
     evaluated = bool(recipe.evaluate)
     return RunInfo(
         name=recipe.name,
