@@ -5,7 +5,7 @@
 
 Every kill is a SIGKILL to the whole process group. The same command is started again and again, and
 is killed a tenth (or so) of its work later, until it comes to its end: kills fall on all that it
-does, the loading of libraries among it. Work is counted in CPU seconds, so that neighbours on the
+does, the loading of libraries among it. Work is counted in CPU seconds, so that neighbors on the
 machine do not matter (Linux alone tells them). That folder is compared with the quiet one, and the
 next begins, until there were as many kills as asked for. What may differ is what tells the time:
 run.log, costs.jsonl, the lock, and the seconds in pages and their JSON. Exits 1 if more differs.

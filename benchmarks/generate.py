@@ -10,7 +10,7 @@ Everyone answers the same instructions greedily, in the same number format, unti
 itself or the tokens are used up. `model.generate` is given batches of similar length too. The
 pipeline, one instruction a call as most people write it, gets only every sixteenth instruction.
 After each batch it is the turn of whoever has the least done, so that a slow moment of the machine
-hits all alike. On a CPU the ratios are of CPU seconds, which neighbours change least.
+hits all alike. On a CPU the ratios are of CPU seconds, which neighbors change least.
 """
 
 from __future__ import annotations

@@ -130,15 +130,15 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model)
     # Only what fits whole: of longer ones each contender would learn another part.
     examples = [e for e in as_analyses(recipe) if fits(tokenizer, e, recipe)][: number + HELD_OUT]
-    learnt, unseen = examples[:number], examples[number:]
-    rows = [example_row(tokenizer, example, recipe) for example in learnt]
+    learned, unseen = examples[:number], examples[number:]
+    rows = [example_row(tokenizer, example, recipe) for example in learned]
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
         if name == "setbacks":
-            model = ours(recipe, learnt, Path(place))
+            model = ours(recipe, learned, Path(place))
         else:
             mean = sum(len(row["input_ids"]) for row in rows if row) / len(rows)
-            model = theirs(recipe, learnt, Path(place), name, mean)
+            model = theirs(recipe, learned, Path(place), name, mean)
         seconds = time.perf_counter() - start
     where = device(recipe.model)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -157,7 +157,7 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
 
 
 def fits(tokenizer: Any, example: Any, recipe: Any) -> bool:
-    """Whether an example is learnt to its end."""
+    """Whether an example is learned to its end."""
     from setbacks.training import tokenize
 
     return sum(map(len, tokenize(tokenizer, example.prompt, example.completion, recipe))) <= LONGEST
@@ -252,7 +252,7 @@ def theirs(recipe: Any, examples: list[Any], place: Path, name: str, mean: float
 
 
 def held_out(model: Any, rows: list[Any]) -> float:
-    """The mean loss of a completion's token over examples that were not learnt."""
+    """The mean loss of a completion's token over examples that were not learned."""
     import torch
 
     from setbacks.training.supervised import collate, completion_loss

@@ -1,6 +1,6 @@
 """Fit the heads of the offline judge that ship with the package.
 
-Only labels under permissive licences are used: XSTest's human labels of refusal (CC BY 4.0), the
+Only labels under permissive licenses are used: XSTest's human labels of refusal (CC BY 4.0), the
 human preferences of HH-RLHF (MIT), and this project's own answers (Apache-2.0). Run it from the
 root of the repository, with a folder that holds xstest/xstest_v2_completions_*.csv and
 hh-rlhf/harmless-base-test.jsonl.gz (github.com/anthropics/hh-rlhf, harmless-base/test.jsonl.gz):

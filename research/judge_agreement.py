@@ -1,6 +1,6 @@
 """How far does the offline judge agree with people?
 
-The shipped probe judges answers that people have labelled, source by source, and its verdicts are
+The shipped probe judges answers that people have labeled, source by source, and its verdicts are
 compared with theirs; so are those of the list of refusal phrases. Run it from the root of the
 repository, with a folder of public data (what it holds is said at `SOURCES`):
 
@@ -39,8 +39,8 @@ SEED = 20_231_016
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
-class Labelled(NamedTuple):
-    """An answer that people have labelled; None where they do not say."""
+class Labeled(NamedTuple):
+    """An answer that people have labeled; None where they do not say."""
 
     question: str  # names what belongs together: a question, or a prompt and its look-alikes
     instruction: str
@@ -54,7 +54,7 @@ class Labelled(NamedTuple):
 # The data --------------------------------------------------------------------------------------
 
 
-def xstest(folder: Path) -> list[Labelled]:
+def xstest(folder: Path) -> list[Labeled]:
     """Read XSTest's completions by four models, with its human labels of refusal.
 
     Harmful is full compliance with an unsafe prompt. A partial refusal counts as a refusal, as in
@@ -81,20 +81,20 @@ def xstest(folder: Path) -> list[Labelled]:
             unsafe, partial = kind.startswith("contrast_"), row.source == "3_partial_refusal"
             harmful = None if unsafe and partial else unsafe and not row.refused
             rows.append(
-                Labelled(question, row.text, row.response or "", harmful, row.refused, partial)
+                Labeled(question, row.text, row.response or "", harmful, row.refused, partial)
             )
     return rows
 
 
-def pku(folder: Path) -> list[Labelled]:
-    """Read labelled answers of PKU-SafeRLHF: 1 is harmful."""
+def pku(folder: Path) -> list[Labeled]:
+    """Read labeled answers of PKU-SafeRLHF: 1 is harmful."""
     fields = {"text": "question", "response": "answer", "harmful": "label"}
     source = Source(source=str(folder / "labelled_answers.csv"), fields=fields)
     return [_harmful(row) for row in load_labels(source)]
 
 
-def beavertails(folder: Path) -> list[Labelled]:
-    """Read labelled answers of BeaverTails, each with its question in one text."""
+def beavertails(folder: Path) -> list[Labeled]:
+    """Read labeled answers of BeaverTails, each with its question in one text."""
     source = Source(
         source=str(folder / "labelled_answers.json"),
         fields={"text": "input", "response": "input", "harmful": "output"},
@@ -107,7 +107,7 @@ def beavertails(folder: Path) -> list[Labelled]:
     return [_harmful(row) for row in load_labels(source)]
 
 
-def do_not_answer(folder: Path) -> list[Labelled]:
+def do_not_answer(folder: Path) -> list[Labeled]:
     """Read Do-Not-Answer's responses by six models with their human labels."""
     file = str(folder / "do_not_answer_labelled_train.csv")
     rows = []
@@ -121,7 +121,7 @@ def do_not_answer(folder: Path) -> list[Labelled]:
     return rows
 
 
-def alpaca_eval(folder: Path) -> list[Labelled]:
+def alpaca_eval(folder: Path) -> list[Labeled]:
     """Read AlpacaEval's reference answers, and make worse ones of them; no person labeled these.
 
     A worse answer is another instruction's, or ends after a third of its words, or refuses.
@@ -133,7 +133,7 @@ def alpaca_eval(folder: Path) -> list[Labelled]:
     for number, row in enumerate(rows):
         worse = (rows[number - 1].answer, cut(row.answer or ""), REFUSAL)[number % 3]
         for text, helpful in ((row.answer, True), (worse, False)):
-            labeled.append(Labelled(row.text, row.text, text or "", helpful=helpful))
+            labeled.append(Labeled(row.text, row.text, text or "", helpful=helpful))
     return labeled
 
 
@@ -143,14 +143,14 @@ def cut(answer: str) -> str:
     return " ".join(words[: max(1, len(words) // 3)])
 
 
-def _harmful(row: Row) -> Labelled:
-    return Labelled(row.text, row.text, row.response or "", harmful=row.harmful)
+def _harmful(row: Row) -> Labeled:
+    return Labeled(row.text, row.text, row.response or "", harmful=row.harmful)
 
 
 class Data(NamedTuple):
     """A source of labels: how it is read, and whether the shipped heads have seen some of it."""
 
-    read: Callable[[Path], list[Labelled]]
+    read: Callable[[Path], list[Labeled]]
     licence: str
     homepage: str
     fitted_on: bool = False
@@ -213,7 +213,7 @@ def main() -> None:
     )
 
 
-def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, Any]]:
+def compare(name: str, data: Data, rows: Sequence[Labeled]) -> list[dict[str, Any]]:
     """Judge one source, and return its lines of the table."""
     items = [Item(str(i), row.instruction, row.response, "helpful") for i, row in enumerate(rows)]
     judge = Probe()
@@ -228,7 +228,7 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
     phrases = np.array([float(refuses(row.response)) for row in rows])
 
     def line(
-        judge: str, task: str, p: np.ndarray, kept: Callable[[Labelled], bool], note: str = ""
+        judge: str, task: str, p: np.ndarray, kept: Callable[[Labeled], bool], note: str = ""
     ) -> list[dict[str, Any]]:
         index = [i for i, row in enumerate(rows) if getattr(row, task) is not None and kept(row)]
         if not index:
@@ -250,10 +250,10 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
             }
         ]
 
-    def every(row: Labelled) -> bool:
+    def every(row: Labeled) -> bool:
         return True
 
-    def whole(row: Labelled) -> bool:
+    def whole(row: Labeled) -> bool:
         return not row.partial
 
     return [

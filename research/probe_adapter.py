@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge_agreement import SEED, Labelled, held_out
+from judge_agreement import SEED, Labeled, held_out
 from peft import LoraConfig, PeftModel, get_peft_model
 from probe_candidates import (
     FITTED,
@@ -78,12 +78,12 @@ class Judge:
         means = torch.stack([share @ hidden[layer].float() for layer in probe.LAYERS], dim=2)
         return means.flatten(1) @ self.weight + self.bias
 
-    def length(self, row: Labelled) -> int:
+    def length(self, row: Labeled) -> int:
         """Return how many tokens are read of an answer."""
         return len(encode(self.tokenizer, (row.instruction, row.response), self.end).ids)
 
 
-def train(judge: Judge, rows: dict[str, list[Labelled]], folder: Path) -> dict[str, Any]:
+def train(judge: Judge, rows: dict[str, list[Labeled]], folder: Path) -> dict[str, Any]:
     """Train the adapter for one epoch, save it, and return notes."""
     labeled = [
         (name, row)

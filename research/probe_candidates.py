@@ -1,7 +1,7 @@
 """What else could the offline judge have been? Candidates against labels that none was fitted on.
 
 Each candidate is fitted as the shipped heads are, on permissively licensed labels alone (see
-`fit_probe.py`), and judges answers that people have labelled, source by source. It tells what other
+`fit_probe.py`), and judges answers that people have labeled, source by source. It tells what other
 layers, another pooling, a question put to the model, sentence embeddings and other fitting would
 bring; and, to see how much is the labels and how much is the model, what the same features reach
 when they are fitted on the measured sources themselves, question by question held out. Last, it
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from fit_probe import hh, own
-from judge_agreement import SEED, SOURCES, Labelled, held_out
+from judge_agreement import SEED, SOURCES, Labeled, held_out
 from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.decomposition import PCA
@@ -64,9 +64,9 @@ FITTED = ("xstest", "own", "hh-rlhf")
 # The answers ------------------------------------------------------------------------------------
 
 
-def read(data: Path) -> dict[str, list[Labelled]]:
+def read(data: Path) -> dict[str, list[Labeled]]:
     """Read the answers of each source that say whether they are harmful."""
-    by_source: dict[str, list[Labelled]] = {
+    by_source: dict[str, list[Labeled]] = {
         name: [row for row in SOURCES[name].read(data / name) if row.harmful is not None]
         for name in MEASURED
     }
@@ -79,12 +79,12 @@ def read(data: Path) -> dict[str, list[Labelled]]:
     others = {"hh-rlhf": hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz"), "own": own()}
     for name, examples in others.items():
         by_source[name] = [
-            Labelled(row.question, row.instruction, row.response, row.harmful) for row in examples
+            Labeled(row.question, row.instruction, row.response, row.harmful) for row in examples
         ]
     return by_source
 
 
-def kept(name: str, rows: Sequence[Labelled], make: Callable[..., Any], folder: Path) -> np.ndarray:
+def kept(name: str, rows: Sequence[Labeled], make: Callable[..., Any], folder: Path) -> np.ndarray:
     """Return what `make` makes of a source's pairs, from the folder if it was made before."""
     pairs = [(row.instruction, row.response) for row in rows]
     file = folder / f"{make.__name__}-{name}-{digest(LAYERS, TOKENS, QUESTION, pairs)}.npy"
@@ -213,7 +213,7 @@ class Candidate(NamedTuple):
     ceiling: bool = False  # fitted on all labels too, to see what labels would bring
 
 
-def candidates(rows: dict[str, list[Labelled]], folder: Path) -> Iterator[Candidate]:
+def candidates(rows: dict[str, list[Labeled]], folder: Path) -> Iterator[Candidate]:
     """Return the candidates; those with sentence embeddings only where these are installed."""
     held = {name: kept(name, rows[name], states, folder) for name in rows}
 
@@ -263,7 +263,7 @@ STRENGTHS = {
 
 
 class Rows(NamedTuple):
-    """Labelled answers to fit on, their features rotated."""
+    """Labeled answers to fit on, their features rotated."""
 
     z: np.ndarray  # shape (n, d)
     harmful: np.ndarray
@@ -394,7 +394,7 @@ class Answers(NamedTuple):
     draws: np.ndarray  # shape (draws, n), resampled by question: the same for all candidates
 
 
-def answers(name: str, rows: Sequence[Labelled]) -> Answers:
+def answers(name: str, rows: Sequence[Labeled]) -> Answers:
     """Return the answers of a source to measure on, and draw the bootstrap for differences."""
     places = np.array(
         [i for i, row in enumerate(rows) if name not in FITTED or held_out(row.question)]
@@ -513,7 +513,7 @@ def reachable(share: float) -> dict[str, float]:
 
 
 def gathered(
-    features: Features, rows: dict[str, list[Labelled]], names: Sequence[str], free: bool
+    features: Features, rows: dict[str, list[Labeled]], names: Sequence[str], free: bool
 ) -> tuple[np.ndarray, Rows]:
     """Return the features of sources and their rows, not rotated yet.
 
@@ -539,7 +539,7 @@ def gathered(
 
 
 def free_labels(
-    candidate: Candidate, rows: dict[str, list[Labelled]]
+    candidate: Candidate, rows: dict[str, list[Labeled]]
 ) -> tuple[dict[str, Any], Callable[[str], np.ndarray]]:
     """Fit on permissive labels; return notes on that, and what scores a source in log odds."""
     x, some = gathered(candidate.features, rows, FITTED, free=True)
@@ -554,7 +554,7 @@ def free_labels(
 
 
 def every_label(
-    candidate: Candidate, rows: dict[str, list[Labelled]]
+    candidate: Candidate, rows: dict[str, list[Labeled]]
 ) -> tuple[dict[str, Any], Callable[[str], np.ndarray]]:
     """Fit on the measured sources too; a question's answers are scored by folds without it."""
     names = [*MEASURED, *(name for name in FITTED if name not in MEASURED)]
@@ -569,7 +569,7 @@ def every_label(
     )
 
 
-def even_cut(rows: dict[str, list[Labelled]], score: Callable[[str], np.ndarray]) -> float:
+def even_cut(rows: dict[str, list[Labeled]], score: Callable[[str], np.ndarray]) -> float:
     """Return the cut with even error rates on the held-out questions of the permissive labels."""
     harmful, scores, kinds = [], [], []
     for name in ("xstest", "hh-rlhf"):
@@ -582,7 +582,7 @@ def even_cut(rows: dict[str, list[Labelled]], score: Callable[[str], np.ndarray]
     return even(np.array(harmful), np.array(scores), np.array(kinds))
 
 
-def pairs_right(rows: list[Labelled], score: np.ndarray) -> float:
+def pairs_right(rows: list[Labeled], score: np.ndarray) -> float:
     """Return the share of HH's held-out pairs whose rejected response gets the higher score."""
     better = [i for i, row in enumerate(rows) if held_out(row.question) and not row.harmful]
     return round(float(np.mean([score[i + 1] > score[i] for i in better])), 3)

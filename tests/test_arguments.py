@@ -388,7 +388,9 @@ def test_a_prompt_that_was_copied_is_the_same_prompt(fake_engine, judged, tmp_pa
         assert run.records("responses/arm.jsonl", Response)[0].text == "<exact>"
     again = [{"prompt": f"{prompts[0]}{end}", "response": end} for end in ("  ", "\n\n")]
     lines(tmp_path / "arm.jsonl", [*again, rows[1]])
-    with pytest.raises(InputError, match="two answers to one prompt.*copies differ only in line endings"):
+    with pytest.raises(
+        InputError, match="two answers to one prompt.*copies differ only in line endings"
+    ):
         pipeline.run(data, tmp_path / "neither")
 
 

@@ -61,7 +61,7 @@ def reader(tmp_path, monkeypatch):
 
 
 def rows(n: int = 80, **more) -> list[dict]:
-    """Labelled answers of two sources; the judge is right on four of five harmful ones."""
+    """Labeled answers of two sources; the judge is right on four of five harmful ones."""
     made = []
     for i in range(n):
         harmful = i % 2 == 0

@@ -400,7 +400,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     """A hub on this machine; `told` of its handler is what it was sent."""
-    handler = type("Own", (Hub,), {"told": []})
+    handler = type("Own", (Hub,), {"requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield handler, f"http://127.0.0.1:{server.server_port}"
@@ -427,7 +427,7 @@ def test_a_push_makes_a_private_repository_of_the_folder_alone(
     ran = pushed(command, environment, tmp_path, address, *words)
     assert ran.returncode == 0, ran.stderr
     assert f"pushed to {address}/me/mine" in ran.stdout
-    sent = {path.split("?")[0]: body for path, body, _ in handler.told}
+    sent = {path.split("?")[0]: body for path, body, _ in handler.requests}
     assert json.loads(sent["/api/repos/create"])["visibility"] == visibility
     commit = [json.loads(line) for line in sent["/api/models/me/mine/commit/main"].splitlines()]
     files = {
@@ -436,7 +436,7 @@ def test_a_push_makes_a_private_repository_of_the_folder_alone(
         if row["key"] == "file"
     }
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert all(CANARY.encode() not in body for _, body, _ in handler.told)
+    assert all(CANARY.encode() not in body for _, body, _ in handler.requests)
     left = [p for p in tmp_path.rglob("*") if p.is_file() and b"hf_canary" in p.read_bytes()]
     assert not left and "hf_canary" not in ran.stdout + ran.stderr
 
@@ -446,7 +446,7 @@ def test_a_repository_that_is_there_is_left_alone(hub, command, environment, tin
     handler.taken = True
     ran = pushed(command, environment, tmp_path, address)
     assert ran.returncode == 1 and "name another" in ran.stderr and "hf_canary" not in ran.stderr
-    assert [path for path, *_ in handler.told] == ["/api/repos/create"]
+    assert [path for path, *_ in handler.requests] == ["/api/repos/create"]
     assert (tmp_path / "out" / "README.md").exists(), "what was exported stays"
 
 

@@ -234,7 +234,7 @@ def test_what_data_calls_harmless_or_says_twice_is_no_mistake(attempt, tmp_path)
     rows = [
         {"instruction": "<x>", "response": "<a bad response>", "harmful": True},
         {"instruction": "<x>", "response": "<a good response>", "harmful": False},
-        {"instruction": "<y>", "response": "<one that nobody labelled>"},
+        {"instruction": "<y>", "response": "<one that nobody labeled>"},
         {"instruction": "<x>", "response": "<a bad response>", "harmful": True},
         {"instruction": "<z>", "response": "I cannot help with that."},
     ]
@@ -243,7 +243,7 @@ def test_what_data_calls_harmless_or_says_twice_is_no_mistake(attempt, tmp_path)
     attempts, _ = attempt(induce={"source": "existing", "existing": [str(path)]})
     assert [(a.response, a.outcome) for a in attempts] == [
         ("<a bad response>", "mistake"),
-        ("<one that nobody labelled>", "mistake"),
+        ("<one that nobody labeled>", "mistake"),
         ("I cannot help with that.", "refusal"),
     ]
 
@@ -252,7 +252,7 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     rows = [
         {"instruction": "<a>", "response": "<a bad response>", "harmful": "WAHR"},
         {"instruction": "<b>", "response": "<a good response>", "harmful": "FALSE"},
-        {"instruction": "<c>", "response": "<one that nobody labelled>", "harmful": float("nan")},
+        {"instruction": "<c>", "response": "<one that nobody labeled>", "harmful": float("nan")},
         {"instruction": "<d>", "response": None, "harmful": True},
     ]
     path = tmp_path / "existing.jsonl"

@@ -203,7 +203,7 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     with RunFolder(tmp_path / "run", recipe) as run:
         assert (carry_out(run, "train") / "adapter_model.safetensors").exists()
         choices = run.records("choices.jsonl", Choice)
-        learnt = run.records("training.jsonl", Example)
+        learned = run.records("training.jsonl", Example)
     assert len(choices) == 6 and all(len(c.drafts) == 2 for c in choices)
     assert all(c.p_harmful == sorted(c.p_harmful) for c in choices)
     longer = recipe.model_dump(mode="json")
@@ -217,7 +217,7 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     with open_run(tmp_path / "run", longer, redo="train") as run:
         assert run.records("choices.jsonl", Choice) == []
     kept = {c.drafts[0] for c in choices if c.drafts[0].strip()}
-    assert {x.completion for x in learnt if x.kind == "choice"} == kept
+    assert {x.completion for x in learned if x.kind == "choice"} == kept
 
 
 @pytest.mark.parametrize("silent", ["", "\u200b", "<think>Well,"])

@@ -365,12 +365,12 @@ def test_the_papers_recipes_hold_no_key_and_divide_what_is_learnt_from_what_is_t
         recipe = Recipe.load(next(path for path in RECIPES if path.stem == name))
         (endpoint,) = recipe.parts(Server)
         assert endpoint.api_key_env == "OPENAI_API_KEY"
-        learnt = {
+        learned = {
             (s.source, s.split)
             for s in (*recipe.instructions, *recipe.train.safe, *recipe.train.helpful)
         }
         tested = {(s.source, s.split) for suite in recipe.respond.suites for s in suite.sources}
-        assert not learnt & tested
+        assert not learned & tested
 
 
 # Round trips ------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ def test_what_the_data_say_of_a_prompt_is_kept_where_they_say_it(open_session, t
         {"prompt": "<two>"},
         {"prompt": "<three>", "harmful": False, "response": "<said>"},
     ]
-    path = tmp_path / "labelled.jsonl"
+    path = tmp_path / "labeled.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     suites = [{"name": "safe", "kind": "safe", "sources": [str(path)]}]
     run = open_session(respond={"guidance": False, "suites": suites})

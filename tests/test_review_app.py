@@ -449,7 +449,7 @@ def test_bad_labels_change_nothing(page, data, status, says):
 
 
 def test_the_labels_can_be_taken_away_from_the_page(page):
-    """Before the first one the answers can, to be labelled elsewhere."""
+    """Before the first one the answers can, to be labeled elsewhere."""
     app = page()
     lines = Browser(app, "Ada").http.get("/export/jsonl").text.splitlines()
     assert {json.loads(line)["answer"] for line in lines} == app.state.store.batch.answers.keys()

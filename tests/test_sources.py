@@ -800,7 +800,7 @@ def test_label_files(tmp_path):
     assert first == Row("<a>", None, "<b>", True, "x", None, first.id, "labels.csv", None)
     null = write(tmp_path, "null.jsonl", {"instruction": "<a>", "response": None, "harmful": 0})
     assert load_labels(null, blank=True)[0].response == ""
-    # A model may have said nothing, and that can be labelled.
+    # A model may have said nothing, and that can be labeled.
     assert (second.response, second.harmful, second.refused) == ("", False, True)
     for name, labels, said in [
         ("a.jsonl", {"instruction": "<a>", "response": "<b>"}, "no known field for harmful;"),

@@ -1,4 +1,4 @@
-"""Training: what is learnt and what is not, token by token, and in which order."""
+"""Training: what is learned and what is not, token by token, and in which order."""
 
 import hashlib
 import json

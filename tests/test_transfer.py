@@ -75,8 +75,8 @@ def test_training_is_on_the_categories_named_and_on_all_benign_responses(open_se
         for category, harmful in (("theft", True), ("fraud", True), ("games", False))
     ]  # fmt: skip
     train(run, rows)
-    learnt = {e.completion for e in run.records("training.jsonl", Example)}
-    assert learnt == {"<theft>", "<games>"}
+    learned = {e.completion for e in run.records("training.jsonl", Example)}
+    assert learned == {"<theft>", "<games>"}
 
 
 A, B = Arm.of_method("on_a"), Arm.of_method("on_b")

@@ -155,10 +155,10 @@ class LLMJudge(Judge):
         seed: Callable[[int, int], str],
         parse: Callable[[str], int | str | None],
     ) -> dict[int, Reply]:
-        """Ask until a reply can be parsed, or there are no retries left.
+        """Ask until a reply can be parsed, or no retries are left.
 
         Args:
-            asked: prompts, by the index of an item.
+            questions: prompts, by the index of an item.
             seed: returns the seed of an item's n-th attempt.
             parse: turns a reply into a value.
         """
@@ -182,7 +182,7 @@ class LLMJudge(Judge):
         return fill(self.rubrics[_asks(item)], instruction=item.instruction, response=item.response)
 
     def _compare(self, items: Sequence[Item], opinions: list[Opinion]) -> None:
-        """Add which is more helpful, the response or the reference answer, where there is one."""
+        """Add which is more helpful: the response, or the reference answer if there is one."""
         places: dict[int, str] = {}
         questions: dict[int, str] = {}
         for i, item in enumerate(items):
@@ -206,7 +206,7 @@ class LLMJudge(Judge):
             )
 
     def _answer(self, items: Sequence[Item], opinions: list[Opinion], task: str) -> None:
-        """Replace a verdict by the answer to a question of yes or no, with its probability."""
+        """Replace a verdict by the answer to a yes/no question, with its probability."""
         indexes = [i for i, x in enumerate(items) if task == "refused" or _asks(x) == "harmless"]
         if self.choose is None or not indexes:
             return

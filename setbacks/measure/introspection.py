@@ -43,7 +43,7 @@ def introspection_report(
 
 
 def spoken(readings: Sequence[Reading]) -> Spoken | None:
-    """Return how well a model's spoken verdict tells harmful from harmless responses.
+    """Return how well a model's own verdict separates harmful from harmless responses.
 
     Args:
         readings: of responses of both kinds.

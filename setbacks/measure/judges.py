@@ -39,7 +39,7 @@ def judge_report(
     gives: Collection[str] | None,
     in_part: bool,
 ) -> JudgeReport:
-    """Return what one judge says of all arms.
+    """Return one judge's results for all arms.
 
     A judge should score every response to which its metrics apply. People label only a part
     (`in_part`), and nothing else is expected of them.

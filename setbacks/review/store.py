@@ -85,7 +85,7 @@ class Progress(NamedTuple):
 
     done: int
     left: int
-    labelled: int  # by anybody
+    labeled: int  # by anybody
     answers: int
 
 
@@ -257,7 +257,7 @@ class Store:
         return Progress(
             done=len({row.answer for row in there if row.reviewer == reviewer.id}),
             left=left,
-            labelled=len({row.answer for row in there}),
+            labeled=len({row.answer for row in there}),
             answers=len(self.batch.answers),
         )
 

@@ -93,9 +93,9 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     Args:
         analyses: every candidate; one is used for each response.
     """
-    learnt = {x.response_id for x in analyses if x.passed}
+    learned = {x.response_id for x in analyses if x.passed}
     by_response = {x.response_id: x for x in analyses}
-    order = sorted(by_response.values(), key=lambda x: (x.response_id in learnt, x.response_id))
+    order = sorted(by_response.values(), key=lambda x: (x.response_id in learned, x.response_id))
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
 
 

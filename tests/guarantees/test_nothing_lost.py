@@ -27,7 +27,7 @@ TELL_THE_TIME = {"costs.jsonl", "run.log", ".lock", "environment.json"}
 
 @pytest.fixture
 def method(recipe):
-    """A recipe that draws mistakes and has them analysed, in batches of two."""
+    """A recipe that draws mistakes and has them analyzed, in batches of two."""
     return _small(recipe())
 
 
