@@ -171,7 +171,7 @@ def test_a_rank_that_something_else_has_set_makes_no_follower(monkeypatch):
 def test_quantized_weights_without_a_gpu_are_told(cli_in_process):
     done = cli_in_process("run", "train.quantize=4bit", "model.device=cpu", "--out", "run")
     assert done.returncode == 2
-    assert done.stderr == "setbacks: train.quantize: 4bit needs a CUDA GPU; leave it out\n"
+    assert done.stderr == "setbacks: train.quantize: 4bit needs a CUDA GPU; remove the option\n"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.name)

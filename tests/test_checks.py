@@ -88,4 +88,4 @@ def test_harm_is_a_number_for_every_text(checker):
 def test_a_judge_of_refusals_alone_cannot_check(recipe):
     with pytest.raises(InputError, match="refusal: does not say whether a text is harmful"):
         check_checker(JudgeSpec(judge="refusal"), recipe())
-    check_checker(JudgeSpec.usual(), recipe())
+    check_checker(JudgeSpec(), recipe())

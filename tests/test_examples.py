@@ -88,10 +88,10 @@ def test_its_method_trains_and_its_judge_judges_its_suite(cli, tiny_recipe, tmp_
 
 def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, tiny_recipe, tmp_path):
     by = ["train.method=first_sentence", "--out", "run", "-q"]
-    assert cli("run", tiny_recipe(), *by, "train.sentences=0").returncode == 2
-    first = cli("run", tiny_recipe(), *by, "train.sentences=1")
+    assert cli("run", tiny_recipe(), *by, "train.excerpt_length=0").returncode == 2
+    first = cli("run", tiny_recipe(), *by, "train.excerpt_length=1")
     assert first.returncode == 0, first.stderr
-    again = cli("run", tiny_recipe(), *by, "train.sentences=2", "--from", "train")
+    again = cli("run", tiny_recipe(), *by, "train.excerpt_length=2", "--from", "train")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run/superseded/001/excerpts.jsonl").exists()
     card = cli("export", "run", "--to", "shared")
@@ -124,8 +124,8 @@ def found(plugins, monkeypatch):
     ("section", "says"),
     [
         (
-            {"train": {"method": "first_sentence", "sentence": 2}},
-            'unknown key "train.sentence". Did you mean "sentences"?',
+            {"train": {"method": "first_sentence", "excerpt_lenth": 2}},
+            'unknown key "train.excerpt_lenth". Did you mean "excerpt_length"?',
         ),
         (
             {"judges": [{"judge": "wordlist", "word": ["x"]}]},
@@ -153,7 +153,7 @@ def test_a_mistake_in_its_studys_option_is_refused(found, tmp_path):
 
 # The option of each part: what `setbacks new` shows, its key, and the part.
 OPTIONS = [
-    ("# sentences: 1", "train.sentences=", "first_sentence"),
+    ("# excerpt_length: 1", "train.excerpt_length=", "first_sentence"),
     ("# words:", None, "wordlist"),  # in a list, which an override sets as a whole
     ("# echo_words: null", "model.echo_words=", "echo"),
     ("# ranks:", "study.ranks=", "rank"),
@@ -196,7 +196,7 @@ def test_its_study_answers(cli, tiny_recipe, tmp_path):
     path = tiny_recipe(study={"ranks": [1, 2]})
     ran = cli("study", "rank", path, "--out", "study", "-q", timeout=300)
     assert ran.returncode == 0, ran.stderr
-    assert "No variant can be told from rank_1." in ran.stdout
+    assert "No variant differs significantly from rank 1." in ran.stdout
     shapes = [
         json.loads((tmp_path / f"study/arms/rank_{rank}.0/adapter/adapter_config.json").read_text())
         for rank in (1, 2)

@@ -259,11 +259,11 @@ def test_markers_in_data_change_no_conversation(spec, tokenizer, open_session, f
 
 
 def test_texts_become_ids_in_one_place_alone():
-    """`chat_template.py` keeps special tokens apart; no other module may tokenize data."""
+    """`tokens.py` keeps special tokens apart; no other module may tokenize data."""
     package = Path(__file__).parents[2] / "setbacks"
     callers = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         if re.search(r"(?<![\w.])(?<!def )(self\._)?tokenizer\(", path.read_text("utf-8"))
     }
-    assert callers == {"models/chat_template.py", "judges/probe.py"}
+    assert callers == {"models/tokens.py", "judges/probe.py"}

@@ -15,7 +15,7 @@ from setbacks.records import Analysis, Example, Record, digest
 class Options(Train):
     """Step 3, fine-tuning on first sentences."""
 
-    sentences: int = Field(1, ge=1, description="Number of sentences of each analysis to learn.")
+    excerpt_length: int = Field(1, ge=1, description="Sentences of each analysis to learn.")
 
 
 class Excerpt(Record):
@@ -43,7 +43,7 @@ class FirstSentence(Method):
                 id=digest("excerpt", one.id),
                 analysis_id=one.id,
                 question=fill(question, instruction=one.instruction, response=one.response),
-                text=_first(one.text, run.recipe.train.sentences),
+                text=_first(one.text, run.recipe.train.excerpt_length),
             )
             for one in best(analyses)
         ]
