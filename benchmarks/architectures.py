@@ -1,11 +1,11 @@
-"""Which architectures work, and in what: the tests of the zoo, as one table.
+"""Which architectures work, and for what: the tests of the zoo, as one table.
 
     python benchmarks/architectures.py
     python benchmarks/architectures.py -n 2 -k "gemma or qwen"    # options of pytest
 
 Runs `tests/test_zoo.py` on tiny random models of every architecture (`tests/zoo.py`), on the CPU in
-float32. A cell is what a test found: "pass", a note of what the engine did instead, or the error.
-`docs/generate.py` copies the table to docs/own-model.md. Exit 1 where anything fails.
+float32. A cell is the result of a test: "pass", a note of what the engine did instead, or the
+error. `docs/generate.py` copies the table to docs/own-model.md. Exits 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 class Matrix:
-    """A plugin of pytest that keeps what each test found, by architecture and column."""
+    """A pytest plugin that stores the result of each test, by architecture and column."""
 
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, str]] = {}
@@ -50,7 +50,7 @@ class Matrix:
 
 
 def outcome(report: pytest.TestReport) -> str:
-    """Say in a few words how a test ended."""
+    """Describe the result of a test in a few words."""
     notes = dict(report.user_properties)
     if report.passed:
         return notes.get("cell", "pass")

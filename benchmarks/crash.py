@@ -3,12 +3,12 @@
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10 --command compare
 
-Every kill is a SIGKILL to the whole process group. The same command is started again and again, and
-is killed a tenth (or so) of its work later, until it comes to its end: kills fall on all that it
-does, the loading of libraries among it. Work is counted in CPU seconds, so that neighbors on the
-machine do not matter (Linux alone tells them). That folder is compared with the quiet one, and the
-next begins, until there were as many kills as asked for. What may differ is what tells the time:
-run.log, costs.jsonl, the lock, and the seconds in pages and their JSON. Exits 1 if more differs.
+Every kill is a SIGKILL to the whole process group. The same command is started again and killed
+after about a tenth of its work, until it finishes, so kills hit every phase, including the loading
+of libraries. Work is counted in CPU seconds, so that other processes do not matter (Linux only).
+The folder is compared with that of a quiet run, and the next attack begins, until --kills kills.
+Only times may differ: run.log, costs.jsonl, the lock, and the seconds in pages and their JSON.
+Exits 1 if anything else differs.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def timeless(path: Path) -> bytes:
-    """A file's bytes without the seconds that it tells of."""
+    """Return a file's bytes without durations."""
     content = path.read_bytes()
     if path.name == "metrics.json":
         data = json.loads(content)

@@ -1,16 +1,16 @@
 """Generation on real instructions, side by side: a pipeline, `model.generate`, our engine, others.
 
     python benchmarks/generate.py                          # the built-in sets
-    python benchmarks/generate.py --data ../shared/data    # longer, more uneven ones among them
+    python benchmarks/generate.py --data ../shared/data    # with longer, more uneven ones
     python benchmarks/generate.py --other vllm:bfloat16=PYTHON:FOLDER --other ctranslate2:int8=...
-                                  # other programs, each by the Python that has it
+                                  # other programs, each with its own Python
                                   # (generate_elsewhere.py)
 
-Everyone answers the same instructions greedily, in the same number format, until the model stops by
-itself or the tokens are used up. `model.generate` is given batches of similar length too. The
-pipeline, one instruction a call as most people write it, gets only every sixteenth instruction.
-After each batch it is the turn of whoever has the least done, so that a slow moment of the machine
-hits all alike. On a CPU the ratios are of CPU seconds, which neighbors change least.
+All contestants answer the same instructions greedily, in the same number format, until the model
+stops or the token limit is reached. `model.generate` gets batches of similar length, too. The
+pipeline, with one instruction per call as most people write it, gets every sixteenth instruction.
+After each batch, the contestant with the least progress continues, so that a slow moment of the
+machine affects all alike. On a CPU, ratios are of CPU seconds, which other processes affect least.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Another generator, in an environment of its own: what `generate.py --other` starts and talks to.
+"""Another generator, in a separate environment, started by `generate.py --other`.
 
     ctranslate2   MODEL is a folder that `ct2-transformers-converter --model FOLDER` wrote
-    vllm          MODEL is a folder of transformers'
+    vllm          MODEL is a folder for transformers
 
 Reads batches of prompts as JSON lines, {"prompts": [[id, ...], ...], "new_tokens": 96, "stops":
-[id, ...]}, and writes the new ids of each, greedy, as one line: [[id, ...], ...].
+[id, ...]}, and writes the new ids of each batch, decoded greedily, as a line: [[id, ...], ...].
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""What we add to each record: a whole stage with an engine that answers at once.
+"""What setbacks adds to each record: a whole stage with an engine that answers immediately.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --other PYTHON    # one that has distilabel
 
-The stage `respond` reads its prompts from a file, plans batches of 128, asks the engine, and has
-each batch on disk (fsync) before it goes on. The engine says the same words to every prompt, so all
-the time is ours. Each size runs in a process of its own, whose peak memory is taken. What is
-counted is CPU time, and the time that fsync takes, which depends on the disk and on who else uses
-it. Timed beside it: the next stage reads the records from the disk; and the same command again,
-which finds all of them made.
+The stage `respond` reads prompts from a file, plans batches of 128, calls the engine, and writes
+each batch to disk (fsync) before the next. The engine gives the same answer to every prompt, so all
+the time is overhead. Each size runs in a separate process, with its peak memory. The benchmark
+counts CPU time and the time of fsync, which depends on the disk and its other users. It also times
+reading the records in the next stage, and running the finished command again.
 
-With --other the same prompts and answers go through distilabel, which PYTHON has, by
+With --other, the same prompts and answers go through distilabel, with the Python PYTHON, by
 `overhead_elsewhere.py`.
 """
 
@@ -106,7 +105,7 @@ def stage(number: int) -> dict[str, Any]:
 
 
 def work(prompts: Path, folder: Path) -> Sequence[Response]:
-    """The stage, in a new folder; return the records that it made."""
+    """Run the stage in a new folder; return its records."""
     suite = {"name": "s", "kind": "harmful", "sources": [str(prompts)]}
     recipe = {
         "evaluate": [{"name": "arm", "model": {}}],

@@ -1,17 +1,15 @@
-"""From raw rates to corrected ones: two models compared, and people's labels for a part of it.
+"""From raw rates to corrected ones: a comparison of two models, with people's labels for a part.
 
     python benchmarks/raw_to_corrected.py --data ../shared/data --out runs/raw-to-corrected
 
-It takes over what GPT-4 and Mistral-7B-Instruct answered to XSTest's 200 unsafe prompts, has the
-probe judge them, plans which answers people should label, starts the review page, labels the
-planned answers through the page's own API, and reports again. The reviewers are *simulated*: two
-names that say of each answer what the authors of XSTest said of it (full compliance with an unsafe
-prompt is harmful; of a partial refusal they are unsure). As XSTest has labels of every answer, the
-result can be held against all of them.
+It takes the answers of GPT-4 and Mistral-7B-Instruct to XSTest's 200 unsafe prompts, has the probe
+judge them, plans which answers people should label, starts the review page, labels the planned
+answers through the page's API, and reports again. The reviewers are *simulated*: two names that
+give each answer the label of XSTest's authors (full compliance with an unsafe prompt is harmful; a
+partial refusal is unsure). XSTest has labels for every answer, so the result can be checked.
 
-It prints what `docs/calibration.md` shows, and writes
-benchmarks/results/raw_to_corrected.json. A stopped run goes on where it was. Needs the `review`
-extra.
+It prints the table of `docs/calibration.md` and writes benchmarks/results/raw_to_corrected.json. A
+stopped run resumes. Needs the `review` extra.
 """
 
 from __future__ import annotations

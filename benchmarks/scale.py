@@ -1,18 +1,17 @@
-"""Throughput over one worker and over two, and what a model of it gives for more.
+"""Throughput with one worker and with two, and a model's prediction for more.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py
 
-The `ray` engine generates for the same instructions with one worker and with two, in turns, each
-worker with one thread. How long a batch takes is measured by sending batches singly to one worker;
-what the driver does for it, by the driver's CPU time, and by what a stage adds to each record
-(results/overhead.json).
+The `ray` engine answers the same instructions with one worker and with two, in turns; each worker
+has one thread. The time of a batch is measured by sending single batches to one worker. The time
+of the driver is its CPU time, plus what a stage adds to each record (results/overhead.json).
 
-The model has no free parameter. Batches go to whichever worker has room, for two at a time, in
-groups of four a worker. Two groups are under way; the driver takes one after the other, and sends
-out another before each. It is checked against the two workers: what they lack of it is what they
-take from each other, since they share a memory and here even the cores. Machines with a GPU each do
-not, so that is not carried over. Then it is applied to 8 and 64 workers, on batches as long as
-those measured and as long as on a GPU; there with a work list of many groups, and with a short one.
+The model has no free parameter. Each worker has room for two batches. Batches are sent in groups of
+four per worker. Two groups are in flight; the driver processes them in order and sends another
+group before each. Two real workers check the model: they are slower than predicted because they
+share memory and cores. Machines with one GPU each do not, so the model ignores this. It is applied
+to 8 and 64 workers, with batch times as measured here and as on a GPU, for a long work list and a
+short one.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from typing import Any
 
 from generate import instructions
 
-from setbacks.engines import AHEAD, in_turn
+from setbacks.engines import in_turn
 from setbacks.engines.cluster import DEEP, SHARE, Cluster
 from setbacks.recipe import Engine, Sampling
 from setbacks.records import Request
 
-GROUPS = 16  # of the work list that the model is applied to, however many the workers
+GROUPS = 16  # in the modeled work list, for any number of workers
 ON_GPU = 128  # responses in a batch there
 SHORT = 10_000  # prompts of a work list that keeps many workers waiting
 
 
 def opened(workers: int, batch: int, warm: Request) -> Cluster:
-    """A cluster engine whose workers have all loaded the model."""
+    """Return a cluster engine whose workers have loaded the model."""
     spec = Engine(engine="ray", batch_size=batch, device="cpu", ray={"workers": workers})
     engine = Cluster(spec)
     engine.generate([warm] * (workers * batch), Sampling(max_new_tokens=1))  # a batch for each
@@ -61,7 +60,7 @@ def throughput(
 def singly(
     engine: Cluster, requests: Sequence[Request], sampling: Sampling, size: int
 ) -> list[float]:
-    """Seconds of each batch, in the order of the plan, where there is nothing beside it."""
+    """Return the seconds of each batch, sent one at a time, in the order of the plan."""
     order = [index for group in engine.plan(requests) for index in group]
     seconds = []
     for first in range(0, len(order), size):
@@ -72,19 +71,19 @@ def singly(
 
 
 def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
-    """Seconds of a work list, by the model.
+    """Return the predicted seconds of a work list.
 
     Args:
         batches: seconds of each batch on a worker, in the order of the plan.
-        driver: seconds that the driver adds to each of them.
-        workers: how many.
+        driver: seconds that the driver adds to each batch.
+        workers: number of workers.
     """
     wide = workers * SHARE
     groups = [batches[start : start + wide] for start in range(0, len(batches), wide)]
     now, free, done = 0.0, [0.0] * workers, []  # of the driver, the workers, and each group
     slots = [(0.0, worker) for worker in range(workers)] * DEEP  # since when each has room
     for number, group in enumerate(groups):
-        for sent in groups[len(done) : number + AHEAD + 1]:
+        for sent in groups[len(done) : number + Cluster.ahead + 1]:
             for batch in sent:
                 slots.sort()
                 _, worker = slots[0]
@@ -96,7 +95,7 @@ def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
 
 
 def speedup(batches: Sequence[float], driver: float, workers: int, number: int) -> float:
-    """How many times as fast as one worker, by the model, on a list of so many batches."""
+    """Return the predicted speedup over one worker, on a list of `number` batches."""
     stretched = [batches[index * len(batches) // number] for index in range(number)]
     return predicted(stretched, driver, 1) / predicted(stretched, driver, workers)
 

@@ -1,10 +1,10 @@
-"""How long one waits for us: an import, `--help`, and the first record of the quickstart.
+"""How long startup takes: an import, `--help`, and the first record of the quickstart.
 
     python benchmarks/startup.py
 
-Each is a process of its own, several times over; the median counts. The first record is that of
-`setbacks run` with the model converted already: its first line says that work is about to begin,
-and a batch of records is then on disk at once. What Python takes to start at all is beside it.
+Each runs in a separate process, several times; the results are medians. The first record is that of
+`setbacks run` with the model already converted: its first line says that work begins, and then a
+batch of records is written at once. The startup time of Python itself is measured, too.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
         begun, there = map(statistics.median, zip(*times, strict=True))
         add("quickstart: work begins", arguments.quickstarts, begun)
         add("quickstart: first records", arguments.quickstarts, there)
-    results = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "rows": rows}
+    results: dict[str, Any] = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "rows": rows}
     results["load"] = round(os.getloadavg()[0], 1)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,20 +1,20 @@
-"""How fast training is, beside TRL's own trainer: the same examples, model, adapter and optimizer.
+"""Training speed compared with TRL's trainer: the same examples, model, adapter and optimizer.
 
     python benchmarks/train.py --data ../shared/data --examples 48 --seeds 3
 
-Four contenders train one epoch on the same analyses-like examples (a question on an instruction
-and its answer, in a chat; loss on the completion alone), each in a process of its own, in turns, so
-that what else the machine does falls on all of them alike. All are shorter than a row, so that none
-is cut, by whatever rule:
+Four contenders train one epoch on the same examples, which resemble analyses (a question about an
+instruction and its answer, in a chat; loss on the completion only). Each runs in a separate
+process, in turns, so that other load affects all alike. No example is long enough to be cut:
 
-- `TRL`: SFTTrainer as it comes, but for the batch size, the learning rate and the adapter;
-- `TRL, tuned`: without activation checkpointing, its own grouping by length, the weights in the
-  number format that we use;
-- `TRL, packed`: the same, but its own packing of examples into full rows, as many tokens a step;
-- `setbacks`: what `setbacks train` runs, checkpoints on disk included.
+- `TRL`: SFTTrainer with its defaults, except for batch size, learning rate and adapter;
+- `TRL, tuned`: without activation checkpointing, with TRL's grouping by length, and weights in the
+  same number format as ours;
+- `TRL, packed`: the same, but with TRL's packing of examples into full rows, and as many tokens per
+  step;
+- `setbacks`: `setbacks train`, including checkpoints on disk.
 
-Prints tokens a second, peak memory (of the GPU, where there is one), and the loss on examples that
-none has seen, for each seed.
+Prints tokens per second, peak memory (of the GPU, if any), and the loss on unseen examples, for
+each seed.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def theirs(recipe: Any, examples: list[Any], place: Path, name: str, mean: float
 
 
 def held_out(model: Any, rows: list[Any]) -> float:
-    """The mean loss of a completion's token over examples that were not learned."""
+    """Return the mean loss per completion token on unseen examples."""
     import torch
 
     from setbacks.training.supervised import collate, completion_loss

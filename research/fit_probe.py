@@ -7,7 +7,7 @@ hh-rlhf/harmless-base-test.jsonl.gz (github.com/anthropics/hh-rlhf, harmless-bas
 
     python research/fit_probe.py --data ../shared/data
 
-It remakes setbacks/judges/probe.safetensors, and prints and writes to
+It writes setbacks/judges/probe.safetensors, and prints and writes to
 research/results/fit_probe.json what each source of labels adds. `judge_agreement.py` then
 measures the result. A quarter of the questions is held out of all fitting, for both.
 """
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "research" / "results" / "fit_probe.json"
 # Chosen by cross-validation over whole families of XSTest prompts and over HH pairs.
 C = {"harmful": 3e-4, "refused": 1e-3, "helpful": 1e-2}
-# In later turns, what a response means depends on what was said before.
+# In later turns, what a response means depends on the turns before.
 TURNS = 2
 
 

@@ -1,14 +1,14 @@
 """How far does the offline judge agree with people?
 
 The shipped probe judges answers that people have labeled, source by source, and its verdicts are
-compared with theirs; so are those of the list of refusal phrases. Run it from the root of the
-repository, with a folder of public data (what it holds is said at `SOURCES`):
+compared with the labels, and so is the list of refusal phrases. Run it from the root of the
+repository, with a folder of public data (`SOURCES` lists its files):
 
     python research/judge_agreement.py --data ../shared/data          # up to 600 a source
     python research/judge_agreement.py --data ../shared/data --all
 
 It prints a table and writes research/results/judge_agreement.json and setbacks/judges/probe.json;
-the latter ships, so that every report can say what its judge is worth. Intervals are 95 %
+the latter ships, so that every report can say how reliable its judge is. Intervals are 95 %
 percentile bootstraps that resample questions, since answers to one question resemble each other.
 """
 
@@ -40,7 +40,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 class Labeled(NamedTuple):
-    """An answer that people have labeled; None where they do not say."""
+    """An answer that people have labeled; None if there is no label."""
 
     question: str  # names what belongs together: a question, or a prompt and its look-alikes
     instruction: str
@@ -58,7 +58,7 @@ def xstest(folder: Path) -> list[Labeled]:
     """Read XSTest's completions by four models, with its human labels of refusal.
 
     Harmful is full compliance with an unsafe prompt. A partial refusal counts as a refusal, as in
-    the XSTest paper's totals; whether one of an unsafe prompt did harm is not said.
+    the XSTest paper's totals; whether an answer to an unsafe prompt is harmful is unknown.
     """
     rows = []
     for file in sorted(folder.glob("xstest_v2_completions_*.csv")):

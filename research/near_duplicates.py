@@ -1,7 +1,7 @@
-"""How near are the project's own instruction sets to each other?
+"""How similar are the project's instruction sets to each other?
 
-A test prompt that also stands, reworded, among the training prompts makes every number of a
-report too good. So each pair of prompts in setbacks/data/sets is compared in three ways, by
+A test prompt that is also a training prompt in other words makes every number of a report too
+good. So each pair of prompts in setbacks/data/sets is compared in three ways, by
 shared word sequences, by shared vocabulary and, where the model is installed, by meaning. Run it
 from the root of the repository:
 
@@ -49,7 +49,7 @@ THRESHOLDS = {
     # on one subject reach 0.67.
     "embedding": 0.7,
 }
-# Prompts of the sets, each said in other words: what the check should catch. The table shows how
+# Prompts of the sets in other words, which the check should catch. The table shows how
 # many of them each measure does catch, so that a low maximum is not taken for more than it is.
 PARAPHRASES = (
     ("How can I descale a kettle?", "What removes the limescale from my kettle?"),
@@ -240,7 +240,7 @@ def _as_json(pair: Pair) -> dict[str, Any]:
 
 def measure_all(rows: Sequence[Row]) -> dict[str, Any]:
     """Everything that the table shows, as it goes into the JSON file."""
-    # MiniLM knows English only: on Chinese it sees unrelated characters, so it is not asked.
+    # MiniLM knows English only: on Chinese it sees unrelated characters, so it is not used.
     measures: dict[str, tuple[Measure | None, list[str]]] = {
         "jaccard": (jaccard, ["en", "zh"]),
         "containment": (containment, ["en", "zh"]),

@@ -1,12 +1,11 @@
-"""Could a LoRA adapter make the offline judge better? The shipped head, trained through.
+"""Could a LoRA adapter make the offline judge better? The shipped head, trained with an adapter.
 
-The embedded model gets an adapter, and the shipped head on *harmful* reads its layers as before.
-At first the adapter changes nothing, so training starts at the judge that ships. It is trained for
-one epoch on the very labels of that head (see `fit_probe.py`: permissive ones alone, a quarter of
-the questions held out), and then judges answers of which it has seen none, beside the shipped head
-on the same ones. All settings were written down before the first run. A smoke
-test of 15 steps and a run that was stopped at step 125 came before the one that is shown; neither
-was measured. Run it from the root of the repository:
+The embedded model gets an adapter, and the shipped head on *harmful* reads its layers as before. At
+first the adapter changes nothing, so training starts at the judge that ships. It is trained for one
+epoch on the labels of that head (see `fit_probe.py`: only permissive ones, with a quarter of the
+questions held out). It then judges unseen answers, as does the shipped head. All settings were
+written down before the first run. A smoke test of 15 steps and a run that was stopped at step 125
+came before the one that is shown; neither was measured. Run it from the root of the repository:
 
     python research/probe_adapter.py --data ../shared/data --adapter FOLDER
 

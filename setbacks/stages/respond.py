@@ -201,9 +201,9 @@ def _answer(
     else:
         for batch in work:
             ranked = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
-            completions = [[draft.completion for draft in choices] for choices in ranked]
-            records = [record(q, tried) for q, tried in zip(batch, completions, strict=True)]
-            work.commit(batch, records, chain(*completions))
+            tried = [[draft.completion for draft in choices] for choices in ranked]
+            records = [record(q, choices) for q, choices in zip(batch, tried, strict=True)]
+            work.commit(batch, records, chain(*tried))
     return journal.finish()
 
 
