@@ -23,30 +23,30 @@ def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
     Raises:
         InputError: there is no such kind.
     """
-    found = {}
+    by_kind = {}
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(
                 f'unknown kind "{kind}".{nearest(kind, KINDS)} Available: {", ".join(KINDS)}'
             )
         if kind in PARTS:
-            found[kind] = {name: _summary(kind, name) for name in sorted(installed(kind))}
+            by_kind[kind] = {name: _summary(kind, name) for name in sorted(installed(kind))}
         elif kind == "sets":
-            found[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
+            by_kind[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
         else:
-            found[kind] = {name: preset.note for name, preset in sorted(PRESETS.items())}
-    return found
+            by_kind[kind] = {name: preset.note for name, preset in sorted(PRESETS.items())}
+    return by_kind
 
 
-def show(found: dict[str, dict[str, str]], as_json: bool = False) -> None:
+def show(by_kind: dict[str, dict[str, str]], as_json: bool = False) -> None:
     """Print what `listing` returned as tables, or as JSON."""
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(by_kind, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.table import Table
 
-    for kind, names in found.items():
+    for kind, names in by_kind.items():
         table = Table(title=kind, title_justify="left", box=None, show_header=False, pad_edge=False)
         for name, summary in names.items():
             table.add_row(name, summary)
