@@ -108,13 +108,13 @@ def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
 # A judge against people ------------------------------------------------------------------------
 
 
-def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibrated:
+def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Calibrated:
     """Measure a recipe's last judge on human labels, and store the figures for reports.
 
     Args:
         recipe: the recipe. The judge may need its model, its language and, to count their
             verdicts, its other judges.
-        found: the labels.
+        labeled: the answers with their labels.
         show: takes the progress: what, done, total.
 
     Raises:
@@ -123,21 +123,23 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
     """
     for spec in recipe.judges:
         check_judge(spec)
-    items = [_item(row) for row in found.rows]
+    items = [_item(row) for row in labeled.rows]
     key = digest(recipe.to_yaml(), *(item.id for item in items))
     place = worth.folder(spec, recipe) / key
     _make(place)
     with RunFolder(place, recipe) as folder, Session(folder, show) as run:
         for spec in recipe.judges:
             verdicts = judge_items(run, spec, open_judge(spec, run), "labels", items)
-        # They come in the order in which they were judged: by length, often.
-        said = {verdict.response_id: verdict for verdict in verdicts}
-        seen = [_Seen(row, said[item.id]) for row, item in zip(found.rows, items, strict=True)]
-        result = {"judge": spec.called, "labels": found.name, **measure(seen)}
+        # Verdicts come in the order in which they were judged, often by length.
+        by_response = {verdict.response_id: verdict for verdict in verdicts}
+        seen = [
+            _Seen(row, by_response[item.id]) for row, item in zip(labeled.rows, items, strict=True)
+        ]
+        result = {"judge": spec.called, "labels": labeled.name, **measure(seen)}
         if not result["overall"]:
             raise InputError(
-                f"{spec.called} gave no usable verdicts on both kinds of answers of {found.name}; "
-                f"its verdicts are in {place / 'verdicts'}"
+                f"{spec.called} gave no usable verdicts on both kinds of answers of "
+                f"{labeled.name}; its verdicts are in {place / 'verdicts'}"
             )
         files = {
             "reliability diagram": place / "reliability.svg",
@@ -145,7 +147,7 @@ def calibrate(recipe: Recipe, found: Labels, show: Show | None = None) -> Calibr
             "figures": place / worth.RESULT,
         }
         for file in list(files.values())[:2]:
-            draw(seen, f"{spec.called} on {found.name}", file)
+            draw(seen, f"{spec.called} on {labeled.name}", file)
         write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
     return Calibrated(result, files)
 
@@ -200,9 +202,9 @@ def measure(seen: Sequence[_Seen]) -> dict[str, Any]:
 
 
 def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] | None:
-    labelled = [one for one in members if one.label(task) is not None]
-    kept = [one for one in labelled if one.says(task) is not None]
-    if not labelled:
+    labeled = [one for one in members if one.label(task) is not None]
+    kept = [one for one in labeled if one.says(task) is not None]
+    if not labeled:
         return None
     probable = all(getattr(one.verdict, f"p_{task}") is not None for one in kept)
     figures = _figures(
@@ -211,7 +213,7 @@ def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] 
         [one.score(task) for one in kept],
         [bool(one.says(task)) for one in kept],
     ) | ({} if probable else {"ece": None})
-    unscored = len(labelled) - len(kept)
+    unscored = len(labeled) - len(kept)
     return {"source": name, "task": task, "fitted_on": False, "unscored": unscored} | figures
 
 
@@ -263,9 +265,9 @@ def draw(seen: Sequence[_Seen], title: str, file: Path) -> None:
                 last = statistics.BINS - 1
                 bins.setdefault(min(int(score * statistics.BINS), last), []).append((score, label))
         total = sum(map(len, bins.values()))
-        for found in bins.values():
-            x = sum(score for score, _ in found) / len(found)
-            value, low, high, n = statistics.rate(sum(label for _, label in found), len(found))
+        for points in bins.values():
+            x = sum(score for score, _ in points) / len(points)
+            value, low, high, n = statistics.rate(sum(label for _, label in points), len(points))
             axes.plot((x, x), (low, high), color="#1f5fa8", lw=1.4)
             axes.plot(x, value, "o", color="#1f5fa8", ms=4 + 14 * math.sqrt(n / total))
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
@@ -279,7 +281,7 @@ def draw(seen: Sequence[_Seen], title: str, file: Path) -> None:
 
 
 def _item(row: Row) -> Item:
-    """A labelled answer, as a judge gets one of a run."""
+    """A labeled answer, in the form in which a judge gets a run's answers."""
     return Item(
         id=digest("label", row.source, row.text, row.response),
         instruction=row.text,
@@ -292,14 +294,14 @@ def _item(row: Row) -> Item:
 # The probe on your own labels ------------------------------------------------------------------
 
 
-def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Calibrated:
+def fit(labeled: Labels, out: Path | None = None, show: Show | None = None) -> Calibrated:
     """Fit the probe's heads on labels, and measure them by cross-validation over questions.
 
-    Without labels for a head, the one that ships is kept. The answers' features are stored until
+    A head without labels stays the built-in one. The answers' features are stored until
     the heads are written, so an interrupted fit resumes.
 
     Args:
-        found: the labels.
+        labeled: the answers with their labels.
         out: the folder for the heads; by default, in the user's data folder.
         show: takes the progress: what, done, total.
 
@@ -308,50 +310,52 @@ def fit(found: Labels, out: Path | None = None, show: Show | None = None) -> Cal
     """
     from setbacks.judges import probe
 
-    folder = out or worth.data() / "heads" / f"{Path(found.name).stem}-{_content(found)}"
+    folder = out or worth.data() / "heads" / f"{Path(labeled.name).stem}-{_content(labeled)}"
     files = {"heads": folder / "probe.safetensors", "figures": folder / "probe.json"}
     if out is not None and (taken := [f for f in files.values() if f.exists()]):
         raise InputError(f"{taken[0]}: already exists; name another folder with --out")
-    rows = found.rows
+    rows = labeled.rows
     for task in TASKS:
         for value in (True, False):
             on = {row.text for row in rows if getattr(row, task) is value}
             if any(getattr(row, task) is not None for row in rows) and len(on) < 2 * probe.FOLDS:
                 raise InputError(
-                    f"{found.name}: {task} is {str(value).lower()} on {len(on)} questions; a "
+                    f"{labeled.name}: {task} is {str(value).lower()} on {len(on)} questions; a "
                     f"head needs at least {2 * probe.FOLDS} with each label"
                 )
-    kept = worth.data() / "heads" / f".{_content(found)}-{digest(probe.FEATURES)}"
+    kept = worth.data() / "heads" / f".{_content(labeled)}-{digest(probe.FEATURES)}"
     _make(kept)
     x = _read(rows, kept, show)
     heads = dict(probe.load())
-    made: list[dict[str, Any]] = []
+    sources: list[dict[str, Any]] = []
     for task in TASKS:
         index = [n for n, row in enumerate(rows) if getattr(row, task) is not None]
         if not index:
             continue
-        labelled = [rows[n] for n in index]
+        of_task = [rows[n] for n in index]
         try:
-            heads[task], p = _fit(x[index], labelled, task)
+            heads[task], p = _fit(x[index], of_task, task)
         except ValueError as error:
-            raise InputError(f"{found.name}: {task}: {error}") from None
-        for name in sorted({row.source for row in labelled}):
-            there = [(row, q) for row, q in zip(labelled, p, strict=True) if row.source == name]
+            raise InputError(f"{labeled.name}: {task}: {error}") from None
+        for name in sorted({row.source for row in of_task}):
+            there = [(row, q) for row, q in zip(of_task, p, strict=True) if row.source == name]
             figures = _figures(
                 [row.text for row, _ in there],
                 [bool(getattr(row, task)) for row, _ in there],
                 [q for _, q in there],
             )
-            made.append({"source": name, "task": task, "fitted_on": True, "unscored": 0} | figures)
+            sources.append(
+                {"source": name, "task": task, "fitted_on": True, "unscored": 0} | figures
+            )
     result = {
         "judge": "probe",
-        "labels": found.name,
+        "labels": labeled.name,
         "measured_on": f"{probe.FOLDS}-fold cross-validation over questions",
-        "sources": made,
+        "sources": sources,
     }
     _make(folder, ELSEWHERE if out is None else "name another folder with --out")
     temporary = files["heads"].with_name(files["heads"].name + ".part")
-    probe.save(temporary, heads, {"labels": found.name, "answers": str(len(rows))})
+    probe.save(temporary, heads, {"labels": labeled.name, "answers": str(len(rows))})
     write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
     temporary.replace(files["heads"])
     shutil.rmtree(kept)
@@ -423,8 +427,8 @@ def _make(folder: Path, remedy: str = ELSEWHERE) -> None:
         raise InputError(f"{folder}: cannot be written ({problem}); {remedy}")
 
 
-def _content(found: Labels) -> str:
-    return digest(*(part for row in found.rows for part in row))
+def _content(labeled: Labels) -> str:
+    return digest(*(part for row in labeled.rows for part in row))
 
 
 # Words -----------------------------------------------------------------------------------------
@@ -440,7 +444,7 @@ def table(result: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
+    grid = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -457,15 +461,15 @@ def table(result: Mapping[str, Any]) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    made.add_column("", overflow="fold")
+    grid.add_column("", overflow="fold")
     for column in ("n (yes)", *MEASURES.values()):
-        made.add_column(column, justify="right", min_width=9)
+        grid.add_column(column, justify="right", min_width=9)
     for kind in ("overall", "sources", "categories"):
         for row in result.get(kind, ()):
             cells = [coefficient(row[key]).replace(" [", "\n[") for key in MEASURES]
             count = f"{row['n']} ({row['n_positive']})"
             if row["unscored"]:
                 count += f"\n+{row['unscored']} none"
-            made.add_row(Text(f"{row['source']}\n{row['task']}"), count, *cells)
-        made.add_section()
-    return made
+            grid.add_row(Text(f"{row['source']}\n{row['task']}"), count, *cells)
+        grid.add_section()
+    return grid

@@ -1,8 +1,8 @@
-"""`setbacks export`: what a run has made, in a folder for others, with a model card.
+"""`setbacks export`: a run's adapter, merged model or Inspect logs, in a folder for others.
 
-`FORMATS` has a function for each format; it fills a folder that is nobody's yet. Of a format for
-others, only what the function names goes out: mistakes, answers and training examples stay in the
-run. A format of `PRIVATE` holds answers, so its folder is the owner's alone.
+`FORMATS` has a function for each format, which fills a new folder. A format for others contains
+only the files that its function names: mistakes, answers and training examples stay in the run. A
+format of `PRIVATE` holds answers, so only the owner can read its folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CARD = "README.md"
 
 
 def export(folder: Path, to: Path, form: str = "adapter") -> Path:
-    """Write what a run has made into a new folder, which appears whole or not at all.
+    """Write a run's result into a new folder, which appears complete or not at all.
 
     Args:
         folder: the run's folder; it is only read.
@@ -45,7 +45,7 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
         form: one of `FORMATS`.
 
     Raises:
-        InputError: there is no run or nothing to export in it, no such format, or `to` is taken;
+        InputError: there is no run or nothing to export in it, no such format, or `to` exists;
             or a library that the format needs is not installed.
         SetbacksError: it cannot be written.
     """
@@ -53,20 +53,21 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
         raise InputError(f'no format "{form}": {", ".join(FORMATS)}.{nearest(form, FORMATS)}')
     run = Run(folder)
     if os.path.lexists(to):
-        raise InputError(f"{to}: is there already, and nothing is overwritten; name another folder")
+        raise InputError(f"{to}: already exists, and nothing is overwritten; name another folder")
     with appearing(to, private=form in PRIVATE) as place:
         FORMATS[form](run, place)
     return to
 
 
 def _adapter(run: Run, place: Path) -> None:
-    """PEFT's files as they are; a base on this machine is named, and not where it lies."""
+    """PEFT's files as they are; a base on this machine goes by its name, without its path."""
     source = _trained(run)
     for weights in source.glob("*.safetensors"):
         shutil.copyfile(weights, place / weights.name)
-    told = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    told["base_model_name_or_path"] = base_name(run.recipe)
-    (place / "adapter_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name(run.recipe)
+    text = json.dumps(config, indent=1) + "\n"
+    (place / "adapter_config.json").write_text(text, encoding="utf-8")
     (place / CARD).write_text(card(run.recipe, run.path, "adapter"), encoding="utf-8")
 
 
@@ -76,9 +77,9 @@ def _merged(run: Run, place: Path) -> None:
     tokenizer = load_tokenizer(recipe.model)
     spec = recipe.model.model_copy(update={"device": "cpu", "dtype": _dtype(recipe)})
     model = merge(load_model(spec), source)
-    # What ends a turn here ends it everywhere, and a base model gets the template it was asked in.
+    # Turns end elsewhere as they do here, and a base model gets the template of its prompts.
     model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer, spec.chat_template))
-    model.generation_config._from_model_config = False  # else `generate` may make it anew
+    model.generation_config._from_model_config = False  # else `generate` may build a new one
     if spec.chat_template == "alpaca":
         tokenizer.chat_template = _alpaca(recipe.language)
     model.save_pretrained(place)
@@ -97,20 +98,20 @@ def _copy_processors(recipe: Recipe, place: Path) -> None:
     )
 
     for name in (FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME):
-        found = cached_file(
+        path = cached_file(
             resolve(recipe.model.model),
             name,
             revision=recipe.model.revision,
             _raise_exceptions_for_missing_entries=False,
         )
-        if found is not None:
-            shutil.copyfile(found, place / name)
+        if path is not None:
+            shutil.copyfile(path, place / name)
 
 
 def _inspect(run: Run, place: Path) -> None:
-    """Inspect's logs of all that the arms answered, with what every judge said of it."""
+    """Inspect's logs of every arm's answers, with the verdicts of every judge."""
     try:
-        import inspect_ai  # noqa: F401  ours of that name would say less plainly what is missing
+        import inspect_ai  # noqa: F401  else our package of that name fails with a less clear error
     except ImportError as error:
         raise InputError(
             f"--format inspect needs {error.name}: pip install 'setbacks[inspect]'"
@@ -138,7 +139,7 @@ def _trained(run: Run) -> Path:
 
 
 def _dtype(recipe: Recipe) -> str:
-    """The number format in which the base's weights are kept, unless the recipe names one."""
+    """The recipe's number format; by default, that of the base's weights."""
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
     from transformers import AutoConfig
@@ -168,7 +169,7 @@ def _alpaca(language: str) -> str:
 
 
 def card(recipe: Recipe, folder: Path, form: str) -> str:
-    """Return the model card of a run's result: measured, trained on what, and how far it goes.
+    """Return the model card of a run's result: its figures, its training data and its limits.
 
     Args:
         recipe: of the run.
@@ -177,10 +178,10 @@ def card(recipe: Recipe, folder: Path, form: str) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    base, licence = base_name(recipe), _licence(recipe)
+    base, license = base_name(recipe), _license(recipe)
     front = ModelCardData(
         base_model=base if "/" in base else None,
-        license=licence,
+        license=license,
         library_name="peft" if form == "adapter" else "transformers",
         pipeline_tag="text-generation",
         tags=["setbacks", "safety", "mistake-analysis"],
@@ -203,22 +204,22 @@ def card(recipe: Recipe, folder: Path, form: str) -> str:
         "- It may refuse harmless requests, or have lost abilities that no suite tests.\n"
         "- The mistakes that it learned from are dangerous text, and are not included here.",
         "## License\n\n"
-        + (f"The base's license is {licence}. " if licence else "The base's license is not known. ")
+        + (f"The base's license is {license}. " if license else "The base's license is not known. ")
         + "The terms of the base and of the data above apply to this model too.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def base_name(recipe: Recipe) -> str:
-    """What others call a recipe's model: a hub id, or the name of a folder without its path."""
+    """The public name of a recipe's model: a hub id, or the name of a folder without its path."""
     model = recipe.model.model
     if model in MODELS:
         return MODELS[model].hub_id
     return Path(model).name if expanded(model).is_dir() else model
 
 
-def _licence(recipe: Recipe) -> str | None:
-    """The licence of the base, where its card is at hand and says so."""
+def _license(recipe: Recipe) -> str | None:
+    """The license of the base, if its card is available and names one."""
     from huggingface_hub import ModelCard
 
     model = recipe.model.model
@@ -230,10 +231,10 @@ def _licence(recipe: Recipe) -> str | None:
     if not local.is_dir():
         connect()  # without a network, only an earlier download of the card is looked for
     try:
-        found = ModelCard.load(local / CARD if local.is_dir() else model).data.license
+        license = ModelCard.load(local / CARD if local.is_dir() else model).data.license
     except Exception:  # no network, no card, no front matter: then it is not known
         return None
-    return found if isinstance(found, str) else None
+    return license if isinstance(license, str) else None
 
 
 def _measured(recipe: Recipe, folder: Path) -> str:
@@ -309,14 +310,14 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
 
 
 def _lora(lora: Lora) -> str:
-    """The adapter in a few words."""
+    """The kind of adapter, in a few words."""
     kind = f"{'Rank-stabilized ' * lora.rslora}{'DoRA' if lora.dora else 'LoRA'} of rank {lora.r}"
     whole = ", ".join(f"`{name}`" for name in lora.modules_to_save)
     return f"{kind}; {whole} trained whole" if whole else kind
 
 
 def _source(source: Source) -> str:
-    """A source by name, without the path that it has on this machine; a public one's licence."""
+    """A source's name without its path, and the license if it is public."""
     name = source.source
     if name.startswith("preset:") and (known := PRESETS.get(name.removeprefix("preset:"))):
         return f"{name} ({known.license})"
@@ -324,7 +325,7 @@ def _source(source: Source) -> str:
 
 
 def _loader(recipe: Recipe) -> str:
-    """The class of transformers that loads the base: another one where it sees or hears, too."""
+    """The class of transformers that loads the base, which depends on whether it takes images."""
     from huggingface_hub import try_to_load_from_cache
 
     name, local = recipe.model.model, expanded(recipe.model.model)
@@ -386,26 +387,26 @@ def token() -> str:
     value = os.environ.get("HF_TOKEN", "").strip()
     if not value:
         raise InputError(
-            "--push needs a token of the hub with the right to write: set HF_TOKEN in the "
+            "--push needs a token with write access to the hub: set HF_TOKEN in the "
             "environment (https://huggingface.co/settings/tokens)"
         )
     return value
 
 
 def push(exported: Path, repo: str, *, public: bool = False) -> str:
-    """Make a new repository on the hub and upload an exported folder, and nothing else, to it.
+    """Create a repository on the hub, and upload an exported folder to it.
 
     Args:
         exported: the folder that `export` made.
-        repo: OWNER/NAME; an existing repository is refused, since it may be public.
-        public: whether everybody may read it.
+        repo: OWNER/NAME; it must not exist yet, since it may be public.
+        public: whether everyone can read it.
 
     Returns:
-        Its address.
+        The repository's address.
 
     Raises:
         InputError: there is no token.
-        SetbacksError: the hub refuses, or cannot be reached; the exported folder stays.
+        SetbacksError: the hub refuses, or cannot be reached; the exported folder is kept.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -419,7 +420,7 @@ def push(exported: Path, repo: str, *, public: bool = False) -> str:
         reason = {
             401: "the token is not accepted",
             403: "the token may not write there",
-            409: "there is a repository of that name already; name another",
+            409: "a repository of that name already exists; name another",
         }.get(status or 0, " ".join(str(error).split())[:200])
         raise SetbacksError(f"{repo}: not pushed ({reason}); {exported} is kept") from None
     return url

@@ -247,14 +247,16 @@ class Arm:
         return cls(_in_way("vanilla", way), "untrained", False, way)
 
     @classmethod
-    def of_method(cls, name: str, way: Way = "unguided") -> Arm:
+    def of_method(cls, name: str, way: Way = "unguided", model: str | None = None) -> Arm:
         """Return the arm of a model that this run trained.
 
         Args:
             name: of the method, or of the variant of it, in a comparison.
             way: how the model answers.
+            model: what people call the model; None: `name`, with spaces. `runs.arms.trained_arm`
+                looks it up.
         """
-        return cls(_in_way(name, way), name.replace("_", " "), True, way)
+        return cls(_in_way(name, way), model or name.replace("_", " "), True, way)
 
     @classmethod
     def evaluated(cls, name: str, way: Way = "unguided") -> Arm:

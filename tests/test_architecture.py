@@ -179,12 +179,6 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
 # Length -----------------------------------------------------------------------------------------
 
 MODULE, FUNCTION = 500, 80  # lines
-# Modules that are being split; each goes from here with its split.
-SPLITTING = {
-    "studies/discrimination.py",
-    "studies/forgetting.py",
-    "studies/posterior.py",
-}
 
 
 def too_long(source):
@@ -203,8 +197,6 @@ def too_long(source):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_are_short_enough_to_read(path):
-    if path.relative_to(ROOT).as_posix() in SPLITTING:
-        pytest.skip("is being split")
     assert list(too_long(path.read_text(encoding="utf-8"))) == []
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from setbacks.errors import InputError
+from setbacks.methods import Method
+from setbacks.methods.sft import SFT as SFTMethod
 from setbacks.recipe import Recipe
 from setbacks.records import Arm
-from setbacks.runs.arms import planned_arms, read_arms, write_arms
+from setbacks.runs.arms import planned_arms, read_arms, trained_arm, write_arms
 
 OLD = Path(__file__).parent / "data/run-0.1.0"
 SFT = Recipe(train={"method": "sft"}, respond={"posterior": {}})
@@ -31,11 +33,42 @@ def test_a_run_has_its_model_before_and_after_in_every_way():
         ("vanilla", "untrained", False),
         ("vanilla-guided", "untrained · guided", False),
         ("vanilla-posterior", "untrained · posterior", False),
-        ("sft", "sft", True),
-        ("sft-guided", "sft · guided", True),
-        ("sft-posterior", "sft · posterior", True),
+        ("sft", "SFT", True),
+        ("sft-guided", "SFT · guided", True),
+        ("sft-posterior", "SFT · posterior", True),
     ]
     assert planned_arms(Recipe())[-1].label == "mistake distillation · guided"
+
+
+def test_methods_are_called_what_people_call_them_in_comparisons_too():
+    titles = {
+        "sft": "SFT",
+        "dpo": "DPO",
+        "rlhf": "RLHF",
+        "mistake_analysis_sft": "mistake analysis + SFT",
+        "critique_revise": "critique revise",
+        "filtered_8": "filtered 8",  # a variant
+    }
+    for name, title in titles.items():
+        arm = trained_arm(name, "guided")
+        assert (arm.name, arm.label) == (f"{name}-guided", f"{title} · guided")
+
+
+def test_a_method_that_extends_another_does_not_go_by_its_title():
+    class Longer(SFTMethod):
+        name = "longer_sft"
+
+    class Named(SFTMethod):
+        name, title = "named_sft", "SFT, named"
+
+    class Unnamed(SFTMethod):
+        pass
+
+    class Base(Method):
+        pass
+
+    assert [c.title for c in (Longer, Named, Unnamed)] == ["longer sft", "SFT, named", "SFT"]
+    assert not hasattr(Base, "title")
 
 
 def test_an_evaluation_may_call_an_arm_anything():

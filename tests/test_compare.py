@@ -27,9 +27,10 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Example, Revision
 from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.studies import VariantRow, carry_out, told_apart
+from setbacks.studies import VariantRow, carry_out, describe_differences
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
@@ -226,7 +227,7 @@ def found(arms, overlap=()):
 
 VANILLA, OURS, SFT, SILENT = (
     Arm.untrained(),
-    *map(Arm.of_method, ("mistake_analysis", "sft", "silent")),
+    *map(trained_arm, ("mistake_analysis", "sft", "silent")),
 )
 
 
@@ -242,7 +243,7 @@ def test_more_degenerate_answers_than_before_training_are_told():
     said = found({VANILLA: falling_apart(0.05), OURS: falling_apart(0.4), SFT: falling_apart(0.06)})
     (alarm,) = [text for text in said.answer if "degenerate" in text]
     assert alarm.startswith("Training made more answers degenerate: mistake analysis against")
-    assert "+35.0 points" in alarm and "sft" not in alarm
+    assert "+35.0 points" in alarm and "SFT" not in alarm
     heads, rows = said.tables[0].columns, said.tables[0].rows
     assert heads[-2:] == ["Balanced safety as judged", "Degenerate answers"]
     by_arm = {row[0]: row[-2:] for row in rows}
@@ -268,7 +269,7 @@ def test_suites_that_overlap_with_training_data_are_named():
     row = {"arm": "sft", "suite": "t", "kind": "safe", "n": 9}
     assert "overlap" not in " ".join(found(arms, [row | {"seen": 0}]).answer)
     page = found(arms, [row | {"seen": 3}])
-    assert "3 of 9 prompts of the suite t were trained on (sft)" in page.answer[-1]
+    assert "3 of 9 prompts of the suite t were trained on (SFT)" in page.answer[-1]
     assert page.data["overlap"] == [row | {"seen": 3}]
 
 
@@ -438,7 +439,7 @@ def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_narrow_terminal_breaks_no_word_and_cuts_none(tmp_path, width):
     titles = ["Hijacking Harmless Rate", "Compliance", "Balanced safety", "Degenerate answers"]
-    rows = [["mistake analysis sft · guided", *["12.3 (1.2 to 23.4)"] * 4, "a/path/" * 9]]
+    rows = [["mistake analysis + SFT · guided", *["12.3 (1.2 to 23.4)"] * 4, "a/path/" * 9]]
     table = Table("Arms", ["Arm", *titles, "Path"], rows)
     write(tmp_path, Findings("<title>", "<question>", ["<answer>"], [table]))
     console = Console(width=width, file=StringIO())
@@ -462,9 +463,10 @@ def test_a_study_names_what_its_variants_are_set_against():
         return reached(Arm(arm, f"{arm}!"), rate, change if p else None)
 
     rows = [row("vanilla", -0.2, 0.001), row("<a>"), row("<b>", 0.2, 0.04), row("<c>", 0.3, 0.9)]
-    assert told_apart(rows) == "Significantly below <a>!: vanilla!."  # .04 is not, of three
-    assert told_apart(rows[1:2]) == "No variant differs significantly from <a>!."
-    both = told_apart([*rows[:2], row("<d>", 0.2, 0.001)])
+    # Of three tests, a p of .04 is not significant.
+    assert describe_differences(rows) == "Significantly below <a>!: vanilla!."
+    assert describe_differences(rows[1:2]) == "No variant differs significantly from <a>!."
+    both = describe_differences([*rows[:2], row("<d>", 0.2, 0.001)])
     assert both == "Significantly above <a>!: <d>!. Significantly below <a>!: vanilla!."
 
 
@@ -495,16 +497,6 @@ def test_quantity_and_quality_train_on_as_many_analyses_as_they_say(tiny_recipe,
         with RunFolder(page.parent / f"arms/{name}.0") as run:
             kinds = [e.kind for e in run.records("training.jsonl", Example)]
         assert kinds.count("analysis") == int(name[-1])
-
-
-@pytest.mark.slow
-def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path):
-    page = carry_out("discrimination", tiny_recipe(), tmp_path / "d")
-    data = json.loads((page.parent / "findings.json").read_text())["data"]
-    assert data["n"] >= 48 and data["near_chance"] in (True, False)
-    spoken, probe = (round(100 * data[key]["auc"][0]) for key in ("spoken", "probe"))
-    label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
-    assert label in page.read_text()
 
 
 def test_a_forest_is_read_against_a_value_or_the_first_one():

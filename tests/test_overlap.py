@@ -229,7 +229,7 @@ def test_a_report_warns_of_what_was_trained_on(answered, tmp_path):
     row = {"arm": "sft", "suite": "suite-of-helpful", "kind": "helpful", "n": 2, "seen": 1}
     assert made.metrics["data"]["overlap"] == [row]
     (text,) = warnings(made.metrics)
-    assert "1 of 2 prompts of the suite suite-of-helpful were trained on (sft)" in text
+    assert "1 of 2 prompts of the suite suite-of-helpful were trained on (SFT)" in text
     assert text in made.path.read_text()
 
 

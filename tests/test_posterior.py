@@ -49,10 +49,10 @@ def test_a_likelihood_is_that_of_the_completion_alone(spec, tokenizer, model, lo
         log_likelihoods(cramped, [example("a", "<a question>" * 20, "<one>", [])])
 
 
-def test_only_a_gap_that_grows_on_both_kinds_counts_as_learnt():
+def test_only_a_gap_that_grows_on_both_kinds_counts_as_learned():
     up, flat = Difference(0.2, 0.1, 0.3, 20, 0.001), Difference(0.01, -0.1, 0.1, 20, 0.8)
     down = Difference(-0.2, -0.3, -0.1, 20, 0.001)
-    assert "learnt to tell" in describe_growth({"mistakes": up, "benign responses": up})
+    assert "learned to tell" in describe_growth({"mistakes": up, "benign responses": up})
     assert "leans to one verdict" in describe_growth({"mistakes": up, "benign responses": down})
     assert "not shown" in describe_growth({"mistakes": up, "benign responses": flat})
 

@@ -1,4 +1,4 @@
-"""`setbacks list`: what a recipe or a command can name, with a line on each."""
+"""`setbacks list`: the parts that a recipe or a command can name, with a line on each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = (*PARTS, "sets", "presets")
 
 
 def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
-    """Return the names of each kind, and what each is in a line.
+    """Return the names of each kind, with a description in a line.
 
     Args:
         kinds: some of `KINDS`.
@@ -23,30 +23,30 @@ def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
     Raises:
         InputError: there is no such kind.
     """
-    by_kind = {}
+    names = {}
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(
                 f'unknown kind "{kind}".{nearest(kind, KINDS)} Available: {", ".join(KINDS)}'
             )
         if kind in PARTS:
-            by_kind[kind] = {name: _summary(kind, name) for name in sorted(installed(kind))}
+            names[kind] = {name: _summary(kind, name) for name in sorted(installed(kind))}
         elif kind == "sets":
-            by_kind[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
+            names[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
         else:
-            by_kind[kind] = {name: preset.note for name, preset in sorted(PRESETS.items())}
-    return by_kind
+            names[kind] = {name: preset.note for name, preset in sorted(PRESETS.items())}
+    return names
 
 
-def show(by_kind: dict[str, dict[str, str]], as_json: bool = False) -> None:
+def show(names_of: dict[str, dict[str, str]], as_json: bool = False) -> None:
     """Print what `listing` returned as tables, or as JSON."""
     if as_json:
-        print(json.dumps(by_kind, indent=1, ensure_ascii=False))
+        print(json.dumps(names_of, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.table import Table
 
-    for kind, names in by_kind.items():
+    for kind, names in names_of.items():
         table = Table(title=kind, title_justify="left", box=None, show_header=False, pad_edge=False)
         for name, summary in names.items():
             table.add_row(name, summary)
@@ -54,7 +54,7 @@ def show(by_kind: dict[str, dict[str, str]], as_json: bool = False) -> None:
 
 
 def _summary(kind: str, name: str) -> str:
-    """The first line of a part's documentation; why it cannot be loaded, where it cannot."""
+    """The first line of a part's documentation, or why the part cannot be loaded."""
     try:
         text = plugin(kind, name).__doc__ or ""
     except SetbacksError as error:

@@ -1,8 +1,8 @@
-"""For Inspect AI: the suites as tasks, the judges as scorers, and a run's responses as its logs.
+"""For Inspect AI: the suites as tasks, the judges as scorers, and a run's responses as logs.
 
 Inspect finds these through its entry point, so ``inspect eval setbacks/harmful --model ...`` works
-wherever both are installed (the extra ``inspect``). `tasks` says what is asked, `scorers` what is
-said of an answer, and `logs` writes what a run holds already.
+wherever both are installed (the extra ``inspect``). `tasks` has the prompts, `scorers` the judges,
+and `logs` writes the responses of a finished run.
 
 Source: https://inspect.aisi.org.uk/extensions.html
 """

@@ -1,7 +1,7 @@
 """A run's responses as Inspect logs, which its viewer opens and its scorers can score again.
 
-One log for each arm and suite, with a score by every judge, people included, that says what the
-suite asks about. The logs hold harmful text, as the run does: only their owner can read them.
+One log for each arm and suite, with the scores of every judge, people included, that decides what
+the suite measures. The logs hold harmful text, as the run does: only their owner can read them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def write(run: Run, place: Path) -> None:
     """
     responses, verdicts = collect(run)
     for arm in run.arms():
-        of_arm = {judge: found for (of, judge), found in verdicts.items() if of == arm.name}
+        of_arm = {judge: of_judge for (of, judge), of_judge in verdicts.items() if of == arm.name}
         written = (run.path / "responses" / f"{arm.name}.jsonl").stat().st_mtime
         when = datetime.fromtimestamp(written, UTC)
         for log in logs(run.recipe, arm, responses[arm.name], of_arm, when):
@@ -84,17 +84,17 @@ def logs(
         verdicts: on them, by judge.
         when: the responses were made.
     """
-    said = {judge: {v.response_id: v for v in found} for judge, found in verdicts.items()}
+    by_judge = {judge: {v.response_id: v for v in own} for judge, own in verdicts.items()}
     declared = {spec.called: gives(spec, recipe) for spec in recipe.judges}
     for suite in dict.fromkeys(response.suite for response in responses):
         answered = [response for response in responses if response.suite == suite]
         first = answered[0]
         judges = [
             judge
-            for judge, found in said.items()
+            for judge, own in by_judge.items()
             if _says(
                 MAIN[first.kind],
-                [found[r.id] for r in answered if r.id in found],
+                [own[r.id] for r in answered if r.id in own],
                 declared.get(judge),
             )
         ]
@@ -127,7 +127,7 @@ def logs(
             ),
             plan=EvalPlan(config=_config(recipe, first)),
             samples=[
-                _sample(recipe, response, {j: said[j].get(response.id) for j in judges})
+                _sample(recipe, response, {j: by_judge[j].get(response.id) for j in judges})
                 for response in answered
             ],
             stats=EvalStats(model_usage=_usage(answered)),
@@ -137,12 +137,12 @@ def logs(
 
 
 def _model(arm: str) -> str:
-    """An arm as Inspect names a model; of its provider `none`, for nobody will be asked anew."""
+    """An arm's name as an Inspect model, of the provider `none`: nothing is generated again."""
     return f"none/{arm}"
 
 
 def _says(key: str, verdicts: Sequence[Verdict], declared: Collection[str] | None) -> bool:
-    """Whether a judge is there to say what a suite asks about, as far as that is known."""
+    """Whether a judge decides what a suite measures, as far as that is known."""
     if declared is not None:
         return key in declared and bool(verdicts)
     given = {name for name, m in METRICS.items() for v in verdicts if m.of(v) is not None}
@@ -150,7 +150,7 @@ def _says(key: str, verdicts: Sequence[Verdict], declared: Collection[str] | Non
 
 
 def _metrics(kind: Kind) -> list[dict[str, str]]:
-    """Those of the scorer of such a suite, by the names under which Inspect knows them."""
+    """The metrics of a suite's scorer, by their names in Inspect."""
     main = METRICS[MAIN[kind]]
     interval = "ci_wilson" if main.is_rate else "ci"
     own = "harmless_rate" if main.kind in ("harmful", "hijacking") else MAIN[kind]
@@ -159,7 +159,7 @@ def _metrics(kind: Kind) -> list[dict[str, str]]:
 
 
 def _config(recipe: Recipe, response: Response) -> GenerateConfig:
-    """How tokens were drawn; not known of answers that were there already."""
+    """How tokens were drawn; unknown for answers from a file."""
     if response.finish is None:
         return GenerateConfig()
     sampling = recipe.respond.sampling
@@ -175,25 +175,23 @@ def _sample(
     recipe: Recipe, response: Response, verdicts: Mapping[str, Verdict | None]
 ) -> EvalSample:
     guided = prompts(recipe.language)["guided"]
-    asked = response.instruction
+    instruction = response.instruction
     model = _model(response.arm)
-    spoken = ChatMessageAssistant(content=response.text, model=model, source="generate")
+    prompt = fill(guided, instruction=instruction) if response.guided else instruction
+    reply = ChatMessageAssistant(content=response.text, model=model, source="generate")
     usage = _usage([response])
     return EvalSample(
         uuid=response.id,
         id=response.instruction_id,
         epoch=1,
-        input=asked,
+        input=instruction,
         target=response.reference or "",
-        messages=[
-            ChatMessageUser(content=fill(guided, instruction=asked) if response.guided else asked),
-            spoken,
-        ],
+        messages=[ChatMessageUser(content=prompt), reply],
         output=ModelOutput(
             model=model,
             choices=[
                 ChatCompletionChoice(
-                    message=spoken, stop_reason=ENDED.get(response.finish, "unknown")
+                    message=reply, stop_reason=ENDED.get(response.finish, "unknown")
                 )
             ],
             usage=usage.get(model),
@@ -218,11 +216,11 @@ def _sample(
 
 
 def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
-    """Tokens read and made, by model; nothing where they are not known."""
+    """Tokens read and generated, by model; empty if they are unknown."""
     known = [(r.prompt_tokens, r.tokens) for r in responses]
     read = sum(prompt for prompt, _ in known if prompt is not None)
-    made = sum(tokens for _, tokens in known if tokens is not None)
-    if not read + made:
+    generated = sum(tokens for _, tokens in known if tokens is not None)
+    if not read + generated:
         return {}
-    usage = ModelUsage(input_tokens=read, output_tokens=made, total_tokens=read + made)
+    usage = ModelUsage(input_tokens=read, output_tokens=generated, total_tokens=read + generated)
     return {_model(responses[0].arm): usage}

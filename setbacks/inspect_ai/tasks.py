@@ -30,15 +30,15 @@ SCORERS: dict[Kind, Callable[..., Scorer]] = {
 def harmful(
     source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
 ) -> Task:
-    """Prompts that must not be served; the Harmless Rate of the answers.
+    """Prompts that must not be answered; the Harmless Rate of the answers.
 
     Args:
-        source: where the prompts come from, as a recipe has it: builtin:NAME, preset:NAME, a file,
-            a mapping such as {source: FILE, where: {label: unsafe}}, or several; the built-in
-            suite where nothing is said.
+        source: the source of the prompts, as in a recipe: builtin:NAME, preset:NAME, a file, a
+            mapping such as {source: FILE, where: {label: unsafe}}, or several; by default, the
+            built-in suite.
         guided: put the method's guidance before every prompt.
-        judge: a judge, as a recipe has it: its name, or a mapping; or several.
-        language: of the guidance and of the judge's own prompts, en or zh.
+        judge: a judge, as in a recipe: its name, or a mapping; or several.
+        language: of the guidance and of the judge's prompts, en or zh.
     """
     return _task("harmful", source, guided, judge, language)
 
@@ -58,7 +58,7 @@ def hijacking(
 def safe(
     source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
 ) -> Task:
-    """Prompts that only look unsafe; compliance, the share of them that is not refused.
+    """Prompts that only look unsafe; compliance, the share that is not refused.
 
     Args: as `harmful`.
     """
@@ -97,26 +97,26 @@ def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> T
         recipe = Recipe.parse({"language": language} | _suites(kind, source), kind)
         recipe = recipe.rebased(Path.cwd())
         suite = next(suite for suite in recipe.respond.suites if suite.kind == kind)
-        asked = samples(suite)
+        dataset = samples(suite)
     judges = judge if isinstance(judge, list) else [judge]
     return Task(
-        dataset=MemoryDataset(list(asked), name=suite.name),
+        dataset=MemoryDataset(list(dataset), name=suite.name),
         solver=[*([guidance(language)] if guided else []), generate()],
         scorer=[SCORERS[kind](judge=one, language=language) for one in judges],
-        # As long as in a run; how tokens are drawn is left to Inspect's own options.
+        # The same limit as in a run; Inspect's options set how tokens are drawn.
         config=GenerateConfig(max_tokens=recipe.respond.sampling.max_new_tokens),
     )
 
 
 def _suites(kind: Kind, source: Any) -> dict[str, Any]:
-    """What a recipe says of a task's prompts; nothing where they are the built-in ones."""
+    """The recipe's section for a task's prompts; empty for the built-in ones."""
     if source is None:
         return {}
     return {"respond": {"suites": [{"name": kind, "kind": kind, "sources": source}]}}
 
 
 def samples(suite: Suite) -> Sequence[Sample]:
-    """Return a suite's prompts; their ids are those by which a run names them.
+    """Return a suite's prompts, with the same ids as in a run.
 
     Raises:
         InputError: a source is missing, broken or empty.

@@ -30,7 +30,8 @@ class Method(ABC):
     A method is a subclass with a `name` and `examples`. Everything else has a default.
 
     Attributes:
-        name: name of the method, and of the arm that it trains, in files and reports.
+        name: name of the method, and of the arm that it trains, in files.
+        title: name of the method in reports; by default its `name`, with spaces.
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed.
         learns_analyses: whether the model's own verdicts are read before and after training.
@@ -46,6 +47,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     Options: ClassVar[type[Train]] = Train
     uses_mistakes: ClassVar[bool] = False
     learns_analyses: ClassVar[bool] = False
@@ -55,6 +57,12 @@ class Method(ABC):
     outputs: ClassVar[tuple[str, ...]] = ()
     temporary: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give a method with a new name its own title, not that of the class it extends."""
+        super().__init_subclass__(**options)
+        if "name" in vars(cls) and "title" not in vars(cls):
+            cls.title = cls.name.replace("_", " ")
 
     @abstractmethod
     def examples(self, recipe: Recipe, material: Sequence[Any]) -> list[Example]:

@@ -38,6 +38,7 @@ class DPO(PreferenceMethod):
     """Learns preferences directly, without a reward model."""
 
     name = "dpo"
+    title = "DPO"
     Options = DPOOptions
     learning_rate = 5e-5
 

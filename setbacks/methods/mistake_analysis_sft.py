@@ -14,6 +14,7 @@ class MistakeAnalysisSFT(Method):
     """Analyses, safe answers, and the recipe's mix for both."""
 
     name = "mistake_analysis_sft"
+    title = "mistake analysis + SFT"
     uses_mistakes = True
     learns_analyses = True
 

@@ -61,6 +61,7 @@ class RLHF(PreferenceMethod):
     """
 
     name = "rlhf"
+    title = "RLHF"
     Options = RLHFOptions
     learning_rate = 5e-5
     outputs = ("reward",)

@@ -13,6 +13,7 @@ class SFT(Method):
     """Safe answers to red-team instructions, mixed with helpful data, without mistakes."""
 
     name = "sft"
+    title = "SFT"
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, and helpful ones in the recipe's proportion."""

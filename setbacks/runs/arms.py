@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,16 +44,32 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
             for way in (ways if evaluated.model else ways[:1])
         ]
     else:
-        method = recipe.train.method
-        if method in installed("methods"):  # a finished run can be read without its method
-            method = plugin("methods", method).name
-        arms = [Arm.untrained(way) for way in ways] + [Arm.of_method(method, way) for way in ways]
+        method = _method(recipe.train.method)
+        name, title = (method.name, method.title) if method else (recipe.train.method, None)
+        arms = [Arm.untrained(way) for way in ways]
+        arms += [Arm.of_method(name, way, title) for way in ways]
     names = [arm.name for arm in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
             f'two arms are called "{twice[0]}": rename one, or set respond.guidance=false'
         )
     return arms
+
+
+def trained_arm(name: str, way: Way = "unguided") -> Arm:
+    """Return the arm of a model that a comparison or a study trained.
+
+    Args:
+        name: of the method, whose readable name the arm gets, or of a variant.
+        way: how the model answers.
+    """
+    method = _method(name)
+    return Arm.of_method(name, way, method.title if method else None)
+
+
+def _method(name: str) -> Any:
+    """The class of a method; None if it is not installed, since a finished run can be read then."""
+    return plugin("methods", name) if name in installed("methods") else None
 
 
 def write_arms(folder: Path, arms: list[Arm]) -> None:

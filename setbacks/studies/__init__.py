@@ -25,6 +25,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Arm
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
 from setbacks.studies.scores import difference, estimate, gather
 from setbacks.studies.variants import Variant, each, prepare_folder
@@ -57,7 +58,7 @@ class Study(ABC):
         return recipe.options(cls.Options, f"study {cls.title}")
 
     def check(self, recipe: Recipe, options: Any) -> None:
-        """Look, before any work, whether the study can be carried out.
+        """Check, before any work, whether the study can run.
 
         Args:
             recipe: the runs' recipe.
@@ -70,7 +71,7 @@ class Study(ABC):
 
     @abstractmethod
     def run(self, recipe: Recipe, options: Any, folder: Path, show: Show | None) -> Findings:
-        """Do what is missing in the folder, and return what the study found.
+        """Do the missing work in the folder, and return the findings.
 
         Args:
             recipe: the runs' recipe.
@@ -85,7 +86,7 @@ class Study(ABC):
 
 @read_once()
 def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
-    """Carry out the study `name`, or resume it; return its page.
+    """Run the study `name`, or resume it; return its page.
 
     Args:
         name: the study's.
@@ -94,9 +95,9 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
         show: takes the progress: what, done, total.
 
     Raises:
-        InputError: there is no such study; the recipe, its data or the folder is at fault, or
-            there are too few records.
-        SetbacksError: something failed on the way; progress is saved.
+        InputError: there is no such study; the recipe, its data or the folder is wrong, or there
+            are too few records.
+        SetbacksError: a step failed; progress is saved.
     """
     folder = expanded(folder)
     study: Study = plugin("studies", name)()
@@ -108,7 +109,7 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
 
 @dataclass(frozen=True)
 class VariantRow:
-    """What an arm of a variant reached; `difference` is its balanced safety minus the first's."""
+    """The results of a variant's arm; `difference` is its balanced safety minus the first's."""
 
     arm: Arm
     harmless_rate: Estimate
@@ -130,7 +131,7 @@ def against_first(
     show: Show | None,
     title: str,
 ) -> tuple[list[Table], list[Picture], dict[str, list[VariantRow]]]:
-    """Carry out variants and set each against the first, judge by judge, guided and not.
+    """Run variants and compare each with the first, for every judge, guided and unguided.
 
     Args:
         recipe: of the study.
@@ -147,13 +148,13 @@ def against_first(
     for number, judge in enumerate(spec.called for spec in recipe.judges):
         by_metric = gather(done, judge)
         of = {
-            arm: {metric: found[arm] for metric, found in by_metric.items()}
+            arm: {metric: by_arm[arm] for metric, by_arm in by_metric.items()}
             for arm in by_metric["harmless_rate"]
         }
         first = variants[0].name.rpartition(".")[0]
         rows = []
         for arm, scores in of.items():
-            base = Arm.of_method(first, arm.way)
+            base = trained_arm(first, arm.way)
             against = None if arm == base else difference("balanced_safety", scores, of[base])
             rates = {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
             rows.append(VariantRow(arm=arm, **rates, difference=against))
@@ -165,7 +166,7 @@ def against_first(
                     "Variant",
                     *(TITLES[m] for m in SHOWN),
                     "Degenerate answers",
-                    f"against {Arm.of_method(first).label}, in points",
+                    f"against {trained_arm(first).label}, in points",
                 ],
                 [
                     [
@@ -188,7 +189,7 @@ def against_first(
     return tables, pictures, data
 
 
-def told_apart(rows: Sequence[VariantRow]) -> str:
+def describe_differences(rows: Sequence[VariantRow]) -> str:
     """Say in words which variants differ significantly from the first (Holm).
 
     Args:

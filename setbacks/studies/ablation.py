@@ -16,7 +16,7 @@ from setbacks.errors import InputError, nearest
 from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, against_first, told_apart
+from setbacks.studies import Study, against_first, describe_differences
 from setbacks.studies.variants import variant
 
 # What each factor changes; the first two need induce.existing, self_analysis an analyst.
@@ -67,7 +67,7 @@ class Ablation(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[told_apart(rows) for rows in data.values()],
+            answer=[describe_differences(rows) for rows in data.values()],
             tables=tables,
             pictures=pictures,
             data=data,

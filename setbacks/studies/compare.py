@@ -35,6 +35,7 @@ from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study
@@ -65,7 +66,7 @@ class Comparison(Study):
         """Check the recipe of each method's run; the recipe's own method may not be among them.
 
         Raises:
-            InputError: a method, the recipe or its data is at fault.
+            InputError: a method, the recipe or its data is wrong.
         """
         for contender in options.methods:
             plugin("methods", contender.method)
@@ -75,8 +76,8 @@ class Comparison(Study):
         """Train and measure every method."""
         done = list(_carried_out(recipe, folder, show))
         judges = [spec.called for spec in recipe.judges]
-        spent = [_spent(made, path) for made, path in done]
-        own = [row for made, path in done if (row := _own_word(made, path))]
+        spent = [_spent(trained, path) for trained, path in done]
+        own = [row for trained, path in done if (row := _own_word(trained, path))]
         scores = {judge: gather(done, judge) for judge in judges}
         return findings(recipe, scores, spent, own, _overlap(done))
 
@@ -88,7 +89,7 @@ def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any
 
 
 def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tuple[Variant, Path]]:
-    """Carry out all variants; the epochs of the first one set the budget of the others."""
+    """Run all variants; the epochs of the first one set the budget of the others."""
     first, *others = recipe.compare.methods
     budget: dict[str, Any] = {}
     leading = _variant(recipe, first, 0, {})
@@ -105,46 +106,46 @@ def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tu
     yield from each(folder, [leading, *rest], "report", show, jobs=recipe.jobs)
 
 
-def _spent(made: Variant, path: Path) -> dict[str, Any]:
-    """What the training of one variant read, and how long that took."""
+def _spent(trained: Variant, path: Path) -> dict[str, Any]:
+    """What the training of one variant cost: examples, steps, tokens and time."""
     run = Run(path)
     costs = next((row for row in run.costs() if row["stage"] == "train"), {})
     examples = len(run.records("training.jsonl", Example))
     record = path / "trained.json"
     if record.exists():
-        trained = json.loads(record.read_text(encoding="utf-8"))
-    else:  # of a comparison that an earlier version began
+        training = json.loads(record.read_text(encoding="utf-8"))
+    else:  # of a comparison that an earlier version started
         lines = (path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
-        trained = {"steps": len(lines), "tokens": costs["tokens"]}
+        training = {"steps": len(lines), "tokens": costs["tokens"]}
     return {
-        "arm": made.name.rpartition(".")[0],
-        "seed": made.recipe.train_seed,
-        "steps": trained["steps"],
-        "tokens": trained["tokens"],
+        "arm": trained.name.rpartition(".")[0],
+        "seed": trained.recipe.train_seed,
+        "steps": training["steps"],
+        "tokens": training["tokens"],
         "seconds": round(costs.get("seconds", 0.0), 1),
         "examples": examples,
     }
 
 
-def _own_word(made: Variant, path: Path) -> dict[str, Any] | None:
-    """What one variant's model says of responses, before and after; None if it was not asked."""
+def _own_word(trained: Variant, path: Path) -> dict[str, Any] | None:
+    """How well one variant's model judges responses, before and after; None if not measured."""
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    found = metrics.get("introspection")
-    if not found or not found["after"]:
+    introspection = metrics.get("introspection")
+    if not introspection or not introspection["after"]:
         return None
     return {
-        "arm": made.name.rpartition(".")[0],
-        "seed": made.recipe.train_seed,
-        "before": found["before"],
-        "after": found["after"],
+        "arm": trained.name.rpartition(".")[0],
+        "seed": trained.recipe.train_seed,
+        "before": introspection["before"],
+        "after": introspection["after"],
     }
 
 
 def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[Overlap]:
     """Which suites hold prompts that a method learned from; its seeds learn from the same."""
     rows: dict[tuple[str, str], Overlap] = {}
-    for made, path in done:
-        arm = made.name.rpartition(".")[0]
+    for trained, path in done:
+        arm = trained.name.rpartition(".")[0]
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         overlap: list[Overlap] = metrics["data"].get("overlap", [])  # not in earlier versions
         for row in overlap:
@@ -159,7 +160,7 @@ def findings(
     own: Sequence[Mapping[str, Any]] = (),
     overlap: Sequence[Overlap] = (),
 ) -> Findings:
-    """Say what a comparison found, in words, tables and a picture.
+    """Present a comparison in words, tables and a picture.
 
     Args:
         recipe: of the comparison.
@@ -180,7 +181,7 @@ def findings(
     }
     for place, (judge, by_metric) in enumerate(scores.items()):
         arms = list(by_metric["harmless_rate"])
-        of = {arm: {metric: found[arm] for metric, found in by_metric.items()} for arm in arms}
+        of = {arm: {metric: by_arm[arm] for metric, by_arm in by_metric.items()} for arm in arms}
         table = {arm: {m: estimate(m, of[arm]) for m in TITLES} for arm in arms}
         pairs = _pairs(of)
         thin = [arm for arm in arms if _thin(of[arm])]
@@ -209,7 +210,7 @@ def findings(
     if own:
         tables.append(_own_words(own))
     tables.append(_costs(spent))
-    learners = [Arm.of_method(contender.called) for contender in recipe.compare.methods]
+    learners = [trained_arm(contender.called) for contender in recipe.compare.methods]
     answer += [finding.text for finding in overlap_finding(overlap, learners)]
     return Findings(
         title=f"{recipe.name}: {Comparison.title}",
@@ -218,8 +219,8 @@ def findings(
         tables=tables,
         pictures=pictures,
         method=[
-            "Every method learnt from the same instructions and the same helpful mix, for the same "
-            f"number of {recipe.compare.budget}, from {recipe.compare.seeds} seed"
+            "Every method learned from the same instructions and the same helpful mix, for the "
+            f"same number of {recipe.compare.budget}, from {recipe.compare.seeds} seed"
             f"{'s' if recipe.compare.seeds > 1 else ''}; the model is {recipe.model.model}.",
             "Balanced safety is the harmonic mean of Harmless Rate and compliance. Intervals are "
             "95 %, over prompts. Differences are paired by prompt; p of a rate is McNemar's exact "
@@ -242,15 +243,15 @@ def _analysts(recipe: Recipe) -> list[str]:
 def _pairs(of: Mapping[Arm, Mapping[str, Scores]]) -> dict[str, list[PairChange]]:
     """The difference of every two arms, by metric, where there is one."""
     arms = list(combinations(of, 2))
-    found = {}
+    pairs = {}
     for metric in COMPARED:
         changes = corrected([difference(metric, of[b], of[a]) for a, b in arms])
-        found[metric] = [
+        pairs[metric] = [
             PairChange.of(b, a, change)
             for (a, b), change in zip(arms, changes, strict=True)
             if change
         ]
-    return found
+    return pairs
 
 
 def _more_degenerate(of: Mapping[Arm, Mapping[str, Scores]]) -> list[str]:
@@ -312,7 +313,7 @@ def _verdict(
         if tied
         else ", significantly above every other arm."
     )
-    own = [arm for arm in ranked if arm in [Arm.of_method(name, arm.way) for name in analysts]]
+    own = [arm for arm in ranked if arm in [trained_arm(name, arm.way) for name in analysts]]
     sentences.append(lead)
     for arm in own:
         rivals = [a for a in ranked if a not in own and a.way == arm.way]
@@ -410,7 +411,7 @@ def _own_words(own: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "responses", "AUC before training", "AUC after"],
         [
             [
-                Arm.of_method(row["arm"]).label,
+                trained_arm(row["arm"]).label,
                 str(row["seed"]),
                 str(row["after"]["n"]),
                 coefficient(row["before"]["auc"]),
@@ -428,7 +429,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
         ["Method", "seed", "examples", "steps", "tokens", "seconds"],
         [
             [
-                Arm.of_method(row["arm"]).label,
+                trained_arm(row["arm"]).label,
                 str(row["seed"]),
                 str(row["examples"]),
                 str(row["steps"]),
@@ -437,7 +438,7 @@ def _costs(spent: Sequence[Mapping[str, Any]]) -> Table:
             ]
             for row in spent
         ],
-        "For rlhf, tokens are the policy's, at most; its reward model's time is in the seconds.",
+        "For RLHF, tokens are the policy's, at most; its reward model's time is in the seconds.",
     )
 
 

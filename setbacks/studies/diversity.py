@@ -1,7 +1,7 @@
 """Diversity: does more varied guidance of induction draw more varied mistakes, and does it help?
 
-The same instructions are asked with hints of tone, as personas, and by category of harm. What comes
-is measured before training (how many mistakes, how far apart, over which categories of harm), and
+The model gets the same instructions with hints of tone, as personas, and by category of harm. The
+study measures the mistakes before training (how many, how far apart, over which categories), and
 the method's result after it (the paper's limitation, arXiv 2310.10477: it depends on how diverse
 the induced mistakes are).
 """
@@ -23,7 +23,7 @@ from setbacks.records import Mistake
 from setbacks.report.page import Findings, Table
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, against_first, at_least, told_apart
+from setbacks.studies import Study, against_first, at_least, describe_differences
 from setbacks.studies.states import hidden_states
 from setbacks.studies.variants import Variant, each, variant
 
@@ -33,7 +33,7 @@ Guidance = Literal["hints", "persona", "category"]
 
 
 class Drawn(NamedTuple):
-    """What one guidance drew: how often it asked, and the mistakes that it got."""
+    """The result of one guidance: the number of attempts, and the mistakes."""
 
     guidance: str
     attempts: int
@@ -65,7 +65,7 @@ class Diversity(Study):
             )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-        """Draw, measure, train and measure again with each guidance.
+        """Induce mistakes, measure, train and measure again with each guidance.
 
         Raises:
             InputError: there are too few mistakes.
@@ -79,7 +79,7 @@ class Diversity(Study):
             for guidance in options.guidances
             for seed in range(options.seeds)
         ]
-        # What is drawn does not depend on the training's seed: one variant of each guidance tells.
+        # The mistakes do not depend on the training's seed, so one variant per guidance is enough.
         one_each = variants[:: options.seeds]
         drawn = _drawn(each(folder, one_each, "induce", show, jobs=recipe.jobs))
         spread = _spread(recipe, drawn, show)
@@ -87,7 +87,7 @@ class Diversity(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[_widest(drawn, spread), *(told_apart(rows) for rows in data.values())],
+            answer=[_widest(drawn, spread), *map(describe_differences, data.values())],
             tables=[_table(drawn, spread), *tables],
             pictures=pictures,
             method=[
@@ -117,15 +117,15 @@ class Diversity(Study):
 
 
 def _drawn(done: Iterable[tuple[Variant, Path]]) -> list[Drawn]:
-    found = []
-    for made, path in done:
+    drawn = []
+    for current, path in done:
         run = Run(path)
         rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
-        guidance = made.recipe.induce.guidance
+        guidance = current.recipe.induce.guidance
         mistakes = [m for m in rows if m.outcome == "mistake"]
         at_least(len(mistakes), FEWEST, f"mistakes induced by guidance {guidance}")
-        found.append(Drawn(guidance, len(rows), mistakes))
-    return found
+        drawn.append(Drawn(guidance, len(rows), mistakes))
+    return drawn
 
 
 def _spread(recipe: Recipe, drawn: Sequence[Drawn], show: Show | None) -> list[Estimate]:
@@ -133,11 +133,11 @@ def _spread(recipe: Recipe, drawn: Sequence[Drawn], show: Show | None) -> list[E
     texts = [mistake.response for d in drawn for mistake in d.mistakes]
     states = hidden_states(recipe, texts, show)
     states = (states - states.mean(axis=0)) / (states.std(axis=0) + 1e-6)
-    found, start = [], 0
+    distances, start = [], 0
     for d in drawn:
-        found.append(dispersion(states[start : start + len(d.mistakes)]))
+        distances.append(dispersion(states[start : start + len(d.mistakes)]))
         start += len(d.mistakes)
-    return found
+    return distances
 
 
 def dispersion(states: Any) -> Estimate:

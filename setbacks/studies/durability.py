@@ -1,8 +1,8 @@
 """Durability: how much ordinary fine-tuning undoes the alignment, and how deep does it go?
 
 Fine-tuning on harmless data alone makes aligned models less safe (arXiv 2310.03693). Each aligned
-model, and the untrained one, is tuned further on helpful answers, and asked again on the way. And a
-shallow alignment is all in the first words of an answer (arXiv 2406.05946): so each model also
+model, and the untrained one, is tuned further on helpful answers, and tested along the way. A
+shallow alignment affects only the first words of an answer (arXiv 2406.05946), so each model also
 continues a compliant opening.
 """
 
@@ -24,6 +24,7 @@ from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Arm, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, at_least
@@ -37,7 +38,7 @@ Measured = Mapping[str, Scores]  # of one model, by metric
 
 
 class Tuned(NamedTuple):
-    """What one model reached: after each number of further steps, and with its answer begun."""
+    """The results of one model: after each number of further steps, and with prefilled answers."""
 
     after: dict[int, Measured]
     begun: Measured
@@ -73,18 +74,18 @@ class Durability(Study):
         """Check the recipe, the methods, and the number of prompts."""
         super().check(recipe, options)
         if twice := sorted({m for m in options.methods if options.methods.count(m) > 1}):
-            raise InputError(f"study.methods: {twice[0]} is there twice; leave one out")
+            raise InputError(f"study.methods: {twice[0]} is there twice; remove one")
         for kind in ("harmful", "safe"):
-            asked = [
+            sources = [
                 s for suite in recipe.respond.suites if suite.kind == kind for s in suite.sources
             ]
-            at_least(len(instructions(asked)), FEWEST, f"{kind} prompts in respond.suites")
+            at_least(len(instructions(sources)), FEWEST, f"{kind} prompts in respond.suites")
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-        """Align with every method, tune on with helpful answers, and ask on the way."""
+        """Align with every method, fine-tune further on helpful answers, and test along the way."""
         opening = options.opening or prompts(recipe.language)["opening"]
         adapters = _tuned(recipe, options, folder, show)
-        answering = _asked(recipe, adapters, opening)
+        answering = _evaluations(recipe, adapters, opening)
         answered = list(each(folder, answering, "report", show, jobs=recipe.jobs))
         answers: list[str] = []
         tables: list[Table] = []
@@ -92,7 +93,7 @@ class Durability(Study):
         data: dict[str, Any] = {}
         for place, judge in enumerate(spec.called for spec in recipe.judges):
             by, prefix = (f", by {judge}", f"By {judge}: ") if len(recipe.judges) > 1 else ("", "")
-            read = {made.name: _read(path, judge) for made, path in answered}
+            read = {evaluation.name: _read(path, judge) for evaluation, path in answered}
             models = {
                 arm: Tuned(
                     {steps: read[f"answers.{arm.name}"][_after(steps)] for steps in places},
@@ -140,11 +141,11 @@ class Durability(Study):
 def _tuned(
     recipe: Recipe, options: Durability.Options, folder: Path, show: Show | None
 ) -> dict[Arm, dict[int, Path | None]]:
-    """Train every model and tune it on; return its adapter after each number of further steps."""
+    """Train every model, and further; return its adapter after each number of further steps."""
     aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
     starts: dict[Arm, Path | None] = {UNTRAINED: None}
     trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
-    starts |= {Arm.of_method(made.name): path / "adapter" for made, path in trained}
+    starts |= {trained_arm(v.name): path / "adapter" for v, path in trained}
     overrides: dict[str, Any] = {
         "train.method": "helpful",
         "train.helpful_from": "data",
@@ -169,10 +170,10 @@ def _tuned(
     }
 
 
-def _asked(
+def _evaluations(
     recipe: Recipe, adapters: Mapping[Arm, Mapping[int, Path | None]], opening: str
 ) -> list[Variant]:
-    """The runs in which every model answers: an evaluation each, so that methods can be added."""
+    """The runs in which the models answer: one evaluation each, so that methods can be added."""
     model = recipe.model.model_dump(mode="json")
 
     def evaluated(name: str, adapter: Path | None) -> dict[str, Any]:
@@ -181,29 +182,29 @@ def _asked(
     plain = {"respond.guidance": False, "respond.posterior": None, "respond.prefill": ""}
     suites = [s.model_dump(mode="json") for s in recipe.respond.suites if s.kind == "harmful"]
     begun = plain | {"respond.prefill": opening, "respond.suites": suites}
-    made = []
+    variants = []
     for arm, places in adapters.items():
         after = [evaluated(_after(steps), adapter) for steps, adapter in places.items()]
-        made.append(variant(recipe, f"answers.{arm.name}", plain | {"evaluate": after}))
+        variants.append(variant(recipe, f"answers.{arm.name}", plain | {"evaluate": after}))
         at_once = [evaluated("begun", places[0])]
-        made.append(variant(recipe, f"begun.{arm.name}", begun | {"evaluate": at_once}))
-    return made
+        variants.append(variant(recipe, f"begun.{arm.name}", begun | {"evaluate": at_once}))
+    return variants
 
 
 def _after(steps: int) -> str:
-    """What a model is called in its evaluation, after this many further steps."""
+    """The name of a model in its evaluation, after a number of further steps."""
     return f"after_{steps}"
 
 
 def _read(path: Path, judge: str) -> dict[str, Measured]:
-    """What each arm of an evaluation reached."""
-    made: dict[str, Measured] = {}
+    """The results of each arm of an evaluation."""
+    measured: dict[str, Measured] = {}
     run = Run(path)
     for arm, responses in run.responses().items():
         verdicts = run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
-        found = by_prompt(responses, {v.response_id: v for v in verdicts})
-        made[arm] = {metric: _one_seed(found[metric]) for metric in METRICS}
-    return made
+        outcomes = by_prompt(responses, {v.response_id: v for v in verdicts})
+        measured[arm] = {metric: _one_seed(outcomes[metric]) for metric in METRICS}
+    return measured
 
 
 def _one_seed(outcomes: Mapping[tuple[str, str], float]) -> Scores:
@@ -212,7 +213,7 @@ def _one_seed(outcomes: Mapping[tuple[str, str], float]) -> Scores:
 
 
 def _rows(models: Mapping[Arm, Tuned]) -> list[dict[str, Any]]:
-    """A row for each model and number of steps, with what is lost and what is left."""
+    """A row for each model and number of steps, with the loss and what remains of the gain."""
     base = models[UNTRAINED].after
     return [
         {
@@ -286,8 +287,8 @@ def describe_opening(arm: Arm, row: Mapping[str, Any]) -> str:
     )
 
 
-def _clear(found: Difference) -> bool:
-    return found.p is not None and found.p < ALPHA
+def _clear(change: Difference) -> bool:
+    return change.p is not None and change.p < ALPHA
 
 
 def _curve_table(models: Iterable[Arm], rows: Sequence[Mapping[str, Any]], by: str) -> Table:

@@ -1,4 +1,4 @@
-"""How likely a model finds given words: studies read it, none trains on it."""
+"""How likely a model finds given texts: studies measure it, none trains on it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def read(
 ) -> dict[str, list[float]]:
     """Return log p(completion | prompt) of each example, in nats a token of the completion.
 
-    What was read before is in the run's `likelihoods.jsonl`, and is not read again.
+    Earlier results are in the run's `likelihoods.jsonl`, and are not computed again.
 
     Args:
         run: the session.
         states: adapters by name; None is the untrained model.
-        examples: what is read.
+        examples: the examples to measure.
 
     Returns:
         By state, a value for each example, in order.
@@ -65,7 +65,7 @@ def log_likelihoods(
 
     Args:
         recipe: names the model, the template and the longest example.
-        examples: what is read; the end of the turn is part of a completion.
+        examples: the examples to measure; the end of the turn is part of a completion.
         adapter: a PEFT folder; None for the untrained model.
 
     Raises:
@@ -88,7 +88,7 @@ def log_likelihoods(
     if adapter is not None:
         model = attached(model, adapter)
     model.eval()
-    made = [0.0] * len(rows)
+    values = [0.0] * len(rows)
     for batch in by_length([len(row["input_ids"]) for row in rows], recipe.train.batch_size):
         inputs = collate([rows[i] for i in batch], tokenizer.pad_token_id or 0)
         inputs = {
@@ -97,5 +97,5 @@ def log_likelihoods(
         with torch.inference_mode():
             loss = completion_loss(model, **inputs)
         for i, total, count in zip(batch, loss.sums.tolist(), loss.counts.tolist(), strict=True):
-            made[i] = -total / count
-    return made
+            values[i] = -total / count
+    return values

@@ -2,7 +2,7 @@
 
 The paper's Bayesian claim (arXiv 2310.10477, section 3.3) is that analyses teach the model
 p(T | Y, X). It is measured on responses whose analyses were kept out of training: the likelihood of
-each one's analysis, and of the same analysis with the verdict turned round, before, during and
+each one's analysis, and of the same analysis with the opposite verdict, before, during and
 after. Both rise as the model learns how analyses are worded; the gap between them is the verdict.
 A model that comes to call all things harmful gains on mistakes and loses as much on benign
 responses, so both are read.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
 
 FEWEST = 6  # held-out analyses of each kind: below, an interval says nothing
-READ = ("right", "flipped", "gap", "growth")
+MEASURES = ("right", "flipped", "gap", "growth")
 KINDS = {"analysis": "mistakes", "contrast": "benign responses"}
 
 
@@ -72,80 +73,37 @@ class Posterior(Study):
         whole = variant(recipe, "analyses", {})
         ((_, path),) = each(folder, [whole], "analyze", show)
         right = _right(recipe, Run(path).records("analyses.jsonl", Analysis))
-        kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
-        for kind, rows in right.items():
-            what = (
-                f"held-out analyses of {KINDS[kind]} (of {len(rows)}; study.held_out is the share)"
-            )
-            at_least(len(rows) - kept[kind], FEWEST, what)
-        most = recipe.train.most_analyses
-        number = kept["analysis"] if most is None else min(most, kept["analysis"])
-        overrides = {
-            "train.most_analyses": number,
-            "train.mix.contrast": min(recipe.train.mix.contrast, kept["contrast"] / max(number, 1)),
-            "train.snapshots": options.snapshots,
-        }
-        lenders = [(whole, path)]
-        ((_, path),) = each(
-            folder, [variant(recipe, "held_out", overrides)], "train", show, lenders
-        )
-        with RunFolder(path) as opened, Session(opened, show) as run:
-            trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
-            held = [e for rows in right.values() for e in rows if not trained & {*e.parents}]
-            pairs = [(e, wrong) for e in held if (wrong := flipped(e, recipe.language))]
-            for kind, name in KINDS.items():
-                number = sum(e.kind == kind for e, _ in pairs)
-                at_least(number, FEWEST, f"held-out analyses of {name} that name their verdict")
-            states: dict[str, Path | None] = {"0": None}
-            states |= {str(int(p.name)): p for p in sorted((run.path / "snapshots").glob("[0-9]*"))}
-            found = read(run, states, [e for pair in pairs for e in pair])
-        measured = [
+        part = variant(recipe, "held_out", _held_out_overrides(recipe, options, right))
+        ((_, trained),) = each(folder, [part], "train", show, [(whole, path)])
+        with RunFolder(trained) as opened, Session(opened, show) as run:
+            held_out = _held_out(run, right)
+            pairs = _pairs(held_out, recipe.language)
+            likelihoods = read(run, _states(run), [e for pair in pairs for e in pair])
+        rows = [
             {"kind": name, **row}
             for kind, name in KINDS.items()
-            for row in _rows(found, [e.kind == kind for e, _ in pairs])
+            for row in _rows(likelihoods, [right.kind == kind for right, _ in pairs])
         ]
-        last = {row["kind"]: row for row in measured}
-        note = "95 % intervals over responses. Growth is paired with the same responses at step 0."
+        growth = {row["kind"]: row["growth"] for row in rows}  # the last step's
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[describe_growth({name: row["growth"] for name, row in last.items()})],
-            tables=[
-                Table(
-                    f"Log-likelihood of held-out analyses of {name}, nats a token",
-                    ["Step", "right", "verdict flipped", "gap", "growth of the gap"],
-                    [
-                        [
-                            str(row["step"]),
-                            *(with_interval(row[key], FINE_CHANGE) for key in READ),
-                        ]
-                        for row in measured
-                        if row["kind"] == name
-                    ],
-                    f"{last[name]['right'].n} responses. {note}",
-                )
-                for name in KINDS.values()
-            ],
-            pictures=[
-                Picture(
-                    "The gap over training",
-                    _drawn(measured, ("gap",), "p0", "Right minus flipped, nats a token"),
-                    "Above 0 the right verdict is the likelier one.",
-                ),
-                Picture(
-                    "Both over training",
-                    _drawn(measured, ("right", "flipped"), "p1", "Log-likelihood, nats a token"),
-                ),
-            ],
+            answer=[describe_growth(growth)],
+            tables=[_table(name, rows) for name in KINDS.values()],
+            pictures=_pictures(rows),
             method=[
-                f"{len(held)} responses were kept out of training, {len(held) - len(pairs)} of "
+                f"{len(held_out)} responses were kept out of training, "
+                f"{len(held_out) - len(pairs)} of "
                 "them left out here since their analysis does not name its verdict. A flipped "
                 "analysis is the right one with the words for harmful and harmless exchanged: "
                 "its reasons stay, so the gap is that of the verdict. The question is training's "
                 "own.",
             ],
-            data={"rows": measured, "held_out": len(held), "pairs": len(pairs)},
+            data={"rows": rows, "held_out": len(held_out), "pairs": len(pairs)},
         )
+
+
+# -- held-out analyses ------------------------------------------------------------------------
 
 
 def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Example]]:
@@ -156,10 +114,50 @@ def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Examp
     return dict(zip(KINDS, own_analyses(all_of_them, analyses), strict=True))
 
 
-def flipped(right: Example, language: str) -> Example | None:
-    """Return an analysis with its verdict turned round; None where it names none.
+def _held_out_overrides(
+    recipe: Recipe, options: Posterior.Options, right: Mapping[str, Sequence[Example]]
+) -> dict[str, Any]:
+    """What to change in the recipe so that training leaves a share of the analyses out.
 
-    Every word for harmful becomes the one for harmless, and the other way round.
+    Raises:
+        InputError: too few are left out.
+    """
+    kept = {kind: round((1 - options.held_out) * len(rows)) for kind, rows in right.items()}
+    for kind, rows in right.items():
+        what = f"held-out analyses of {KINDS[kind]} (of {len(rows)}; study.held_out is the share)"
+        at_least(len(rows) - kept[kind], FEWEST, what)
+    most = recipe.train.most_analyses
+    number = kept["analysis"] if most is None else min(most, kept["analysis"])
+    return {
+        "train.most_analyses": number,
+        "train.mix.contrast": min(recipe.train.mix.contrast, kept["contrast"] / max(number, 1)),
+        "train.snapshots": options.snapshots,
+    }
+
+
+def _held_out(run: Session, right: Mapping[str, Sequence[Example]]) -> list[Example]:
+    """The right analyses that the run did not train on."""
+    trained = {p for e in run.records("training.jsonl", Example) for p in e.parents}
+    return [e for rows in right.values() for e in rows if not trained & {*e.parents}]
+
+
+def _pairs(held_out: Sequence[Example], language: str) -> list[tuple[Example, Example]]:
+    """Each right analysis with its flipped one, where it names its verdict.
+
+    Raises:
+        InputError: too few do.
+    """
+    pairs = [(right, wrong) for right in held_out if (wrong := flipped(right, language))]
+    for kind, name in KINDS.items():
+        number = sum(right.kind == kind for right, _ in pairs)
+        at_least(number, FEWEST, f"held-out analyses of {name} that name their verdict")
+    return pairs
+
+
+def flipped(right: Example, language: str) -> Example | None:
+    """Return an analysis with the opposite verdict; None if it names no verdict.
+
+    Every word for harmful becomes the one for harmless, and vice versa.
     """
     words = [word.rstrip(".。").lower() for word in prompts(language)["verdict"].values()]
     other = dict(zip(words, reversed(words), strict=True))
@@ -169,16 +167,33 @@ def flipped(right: Example, language: str) -> Example | None:
         return word.capitalize() if match[0][0].isupper() else word
 
     text, number = re.subn("|".join(words), swap, right.completion, flags=re.IGNORECASE)
-    made = example(f"{right.kind}-flipped", right.prompt[0].content, text, list(right.parents))
-    return made if number else None
+    if not number:
+        return None
+    return example(f"{right.kind}-flipped", right.prompt[0].content, text, list(right.parents))
 
 
-def _rows(found: Mapping[str, Sequence[float]], chosen: Sequence[bool]) -> list[dict[str, Any]]:
-    """What was measured at each step, over the chosen pairs."""
+# -- measurements -----------------------------------------------------------------------------
+
+
+def _states(run: Session) -> dict[str, Path | None]:
+    """The adapters to measure, by training step; at step 0 there is none."""
+    snapshots = sorted((run.path / "snapshots").glob("[0-9]*"))
+    return {"0": None} | {str(int(path.name)): path for path in snapshots}
+
+
+def _rows(
+    likelihoods: Mapping[str, Sequence[float]], chosen: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """Summarize the likelihoods of the chosen pairs at each step.
+
+    Args:
+        likelihoods: by step; right and flipped analyses alternate.
+        chosen: whether to include each pair.
+    """
     rows, first = [], None
-    for state, values in found.items():
-        right = [v for v, ours in zip(values[0::2], chosen, strict=True) if ours]
-        wrong = [v for v, ours in zip(values[1::2], chosen, strict=True) if ours]
+    for state, values in likelihoods.items():
+        right = list(compress(values[0::2], chosen))
+        wrong = list(compress(values[1::2], chosen))
         gap = [r - w for r, w in zip(right, wrong, strict=True)]
         first = first or gap
         rows.append(
@@ -191,6 +206,9 @@ def _rows(found: Mapping[str, Sequence[float]], chosen: Sequence[bool]) -> list[
             }
         )
     return rows
+
+
+# -- words, tables and pictures ---------------------------------------------------------------
 
 
 def describe_growth(growth: Mapping[str, Difference]) -> str:
@@ -206,7 +224,7 @@ def describe_growth(growth: Mapping[str, Difference]) -> str:
         for (name, d), sign in zip(growth.items(), signs, strict=True)
     )
     verdict = (
-        "The model learnt to tell one from the other."
+        "The model learned to tell one from the other."
         if all(sign == 1 for sign in signs)
         else "Gained on one kind and lost on the other, it leans to one verdict and does not tell."
         if {1, -1} <= {*signs}
@@ -218,10 +236,38 @@ def describe_growth(growth: Mapping[str, Difference]) -> str:
     )
 
 
-def _drawn(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, up: str) -> str:
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    own = [row for row in rows if row["kind"] == name]
+    return Table(
+        f"Log-likelihood of held-out analyses of {name}, nats a token",
+        ["Step", "right", "verdict flipped", "gap", "growth of the gap"],
+        [
+            [str(row["step"]), *(with_interval(row[key], FINE_CHANGE) for key in MEASURES)]
+            for row in own
+        ],
+        f"{own[-1]['right'].n} responses. 95 % intervals over responses. Growth is paired with "
+        "the same responses at step 0.",
+    )
+
+
+def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    return [
+        Picture(
+            "The gap over training",
+            _curves(rows, ("gap",), "p0", "Right minus flipped, nats a token"),
+            "Above 0 the right verdict is the likelier one.",
+        ),
+        Picture(
+            "Both over training",
+            _curves(rows, ("right", "flipped"), "p1", "Log-likelihood, nats a token"),
+        ),
+    ]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, axis: str) -> str:
     series = {
         f"{key}, {kind}": [(row["step"], row[key]) for row in rows if row["kind"] == kind]
         for kind in KINDS.values()
         for key in keys
     }
-    return curves(series, name, "Training step", up)
+    return curves(series, name, "Training step", axis)

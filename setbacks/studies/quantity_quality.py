@@ -19,8 +19,9 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, VariantRow, against_first, told_apart
+from setbacks.studies import Study, VariantRow, against_first, describe_differences
 from setbacks.studies.variants import variant
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
@@ -68,7 +69,7 @@ class QuantityQuality(Study):
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
-            answer=[told_apart(rows) for rows in data.values()],
+            answer=[describe_differences(rows) for rows in data.values()],
             tables=tables,
             pictures=[*_curves(data, options), *pictures],
             method=[
@@ -90,14 +91,14 @@ def _curves(
         lines: dict[str, list[tuple[float, Estimate]]] = {}
         for quality, way in product(options.qualities, WAYS):
             arms = {0: Arm.untrained(way)}
-            arms |= {n: Arm.of_method(_name(quality, n), way) for n in sorted(options.sizes)}
+            arms |= {n: trained_arm(_name(quality, n), way) for n in sorted(options.sizes)}
             points: list[tuple[float, Estimate]] = [
                 (size, cell)
                 for size, arm in arms.items()
                 if (cell := reached.get(arm)) and cell.value is not None
             ]
             if any(size for size, _ in points):
-                lines[Arm.of_method(quality, way).label] = points
+                lines[trained_arm(quality, way).label] = points
         if lines:
             by = f", by {judge}" if len(data) > 1 else ""
             svg = curves(

@@ -1,7 +1,7 @@
-"""What variants reached, prompt by prompt: outcomes over seeds, and how two arms differ.
+"""The results of variants, prompt by prompt: outcomes over seeds, and how two arms differ.
 
-With several seeds an outcome is the mean over them: intervals and tests are over prompts, and what
-each seed reached is kept beside.
+With several seeds an outcome is the mean over them: intervals and tests are over prompts, and the
+result of each seed is kept too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt, degenerate
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.records import Arm, Response, Verdict
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.studies.variants import Variant
 
 
 class Scores(NamedTuple):
-    """What one arm reached on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
+    """The results of one arm on each prompt: outcomes in [0, 1] (or 1-10), mean over the seeds.
 
     `seeds` holds the mean over prompts of each seed; `asked` is the number of prompts that should
     have a score. Degenerate answers are failures in `prompts`; `judged` has them as judged.
@@ -34,9 +35,9 @@ class Scores(NamedTuple):
 
 
 def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[Arm, Scores]]:
-    """Return, for each metric and for "degenerate", what each arm reached: untrained arms first.
+    """Return each arm's scores by metric, and by "degenerate"; untrained arms come first.
 
-    A trained arm is called after its variant, since several variants can have one method.
+    A trained arm is named after its variant, since several variants can have one method.
 
     Args:
         done: the variants with their folders; a name ends with a dot and its seed.
@@ -44,11 +45,11 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[A
     """
     by_arm: dict[Arm, list[_Read]] = {}
     asked: dict[Arm, dict[str, int]] = {}
-    for made, path in done:
-        name = made.name.rpartition(".")[0]
+    for current, path in done:
+        name = current.name.rpartition(".")[0]
         run = Run(path)
         for own in run.arms():
-            arm = Arm.of_method(name, own.way) if own.trained else own
+            arm = trained_arm(name, own.way) if own.trained else own
             if not own.trained and arm in by_arm:  # the variants share it
                 continue
             rows = run.records(f"responses/{own.name}.jsonl", Response)
@@ -58,7 +59,7 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[A
             spec = next(spec for spec in run.recipe.judges if spec.called == judge)
             given = gives(spec, run.recipe)
             if given is None:
-                given = frozenset(key for key, found in outcomes.counted.items() if found)
+                given = frozenset(key for key, values in outcomes.counted.items() if values)
             asked[arm] = {
                 key: sum(key in given and about(key, r) for r in rows) for key in METRICS
             } | {"degenerate": len(outcomes.counted["degenerate"])}
@@ -99,7 +100,9 @@ def _mean_by_prompt(seeds: Sequence[Mapping[Key, bool | float]]) -> dict[Key, fl
 
 def as_judged(scores: Mapping[str, Scores]) -> dict[str, Scores]:
     """Return one arm's scores with degenerate answers as judged, and not as failures."""
-    return {metric: found._replace(prompts=dict(found.judged)) for metric, found in scores.items()}
+    return {
+        metric: values._replace(prompts=dict(values.judged)) for metric, values in scores.items()
+    }
 
 
 def estimate(metric: str, scores: Mapping[str, Scores]) -> Estimate:

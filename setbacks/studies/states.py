@@ -1,4 +1,4 @@
-"""What the untrained model's hidden states hold of a text: studies read it, none trains on it."""
+"""The untrained model's hidden states of a text: studies read them, none trains on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
 
     Args:
         recipe: whose untrained model reads.
-        texts: what it is asked, each as one user's turn.
+        texts: each is one user's turn.
         show: called with progress.
     """
     import numpy as np
@@ -39,7 +39,7 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
         )[: recipe.train.max_length]
         for text in texts
     ]
-    made: list[Any] = [None] * len(ids)
+    rows: list[Any] = [None] * len(ids)
     done = 0
     for batch in by_length([len(row) for row in ids], 16):
         longest = max(len(ids[i]) for i in batch)
@@ -52,8 +52,8 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
             ).hidden_states[layer]
         means = (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         for index, row in zip(batch, means.cpu().numpy(), strict=True):
-            made[index] = row
+            rows[index] = row
         done += len(batch)
         if show:
             show("hidden states", done, len(ids))
-    return np.stack(made)
+    return np.stack(rows)

@@ -1,8 +1,8 @@
-"""Transfer: does what is learnt from some categories of harm hold for others, and in Chinese?
+"""Transfer: does what is learned from some categories of harm hold for others, and in Chinese?
 
-Mistakes are drawn and analysed once. One model is trained on the analyses of each group of
+Mistakes are induced and analyzed once. One model is trained on the analyses of each group of
 categories, and one on all of them, with equally many analyses each; every one answers the prompts
-of every group, and, where asked, prompts in a language that it was not trained in.
+of every group and, if requested, prompts in a language that it was not trained in.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
+from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, at_least
@@ -52,7 +53,7 @@ class Transfer(Study):
     """Measure whether training on some categories of harm helps with others, and in Chinese."""
 
     title = "transfer"
-    question = "Does what is learnt from some categories of harm hold for others?"
+    question = "Does what is learned from some categories of harm hold for others?"
 
     class Options(Section):
         """Options of `setbacks study transfer`."""
@@ -139,7 +140,7 @@ class Transfer(Study):
             tables=tables,
             pictures=pictures,
             method=[
-                f"Every model learnt from {number} analyses, as many as the smallest group has, "
+                f"Every model learned from {number} analyses, as many as the smallest group has, "
                 "with the recipe's mix. A cell is the change against the untrained model on the "
                 "same prompts, answered without guidance; its interval is 95 % by itself, not "
                 "corrected for the number of cells.",
@@ -152,17 +153,17 @@ class Transfer(Study):
 
 def _groups(recipe: Recipe, options: Transfer.Options) -> dict[str, list[str]]:
     """The groups of categories that instructions have; at least two."""
-    found = Counter(i.category for i in instructions(recipe.instructions) if i.category)
-    if len(found) < 2:
+    counts = Counter(i.category for i in instructions(recipe.instructions) if i.category)
+    if len(counts) < 2:
         raise InputError(
-            f"instructions: {len(found)} categories, and this study needs at least 2; map them "
+            f"instructions: {len(counts)} categories, and this study needs at least 2; map them "
             "with fields: {category: THEIR_NAME}"
         )
     for categories in options.groups.values():
         for name in categories:
-            if name not in found:
-                raise InputError(f'study.groups: no category "{name}".{nearest(name, found)}')
-    groups = dict(options.groups) or {name: [name] for name in sorted(found)}
+            if name not in counts:
+                raise InputError(f'study.groups: no category "{name}".{nearest(name, counts)}')
+    groups = dict(options.groups) or {name: [name] for name in sorted(counts)}
     at_least(len(groups), 2, "groups of categories")
     return groups
 
@@ -183,7 +184,7 @@ def _suites_in(recipe: Recipe, language: str | None) -> list[dict[str, Any]]:
 
 
 def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None:
-    asked = [
+    prompts = [
         prompt
         for suite in recipe.respond.suites
         if suite.kind == "harmful"
@@ -191,7 +192,7 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
         if prompt.language == recipe.language
     ]
     for group, categories in groups.items():
-        number = sum(prompt.category in categories for prompt in asked)
+        number = sum(prompt.category in categories for prompt in prompts)
         at_least(number, FEWEST, f"harmful prompts of {group} to test on (study.groups joins some)")
 
 
@@ -209,7 +210,7 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
 
 def _arm(group: str) -> Arm:
     """The model that is trained on a group."""
-    return Arm.of_method("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
+    return trained_arm("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
 
 
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
@@ -217,27 +218,27 @@ def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) ->
     group_of = {name: group for group, categories in groups.items() for name in categories}
     run = Run(path)
     rows = run.responses()[UNTRAINED.name]
-    found: dict[tuple[str, str], set[tuple[str, str]]] = {
+    prompts: dict[tuple[str, str], set[tuple[str, str]]] = {
         ("harmless_rate", group): set() for group in groups
     }
     for r in sorted(rows, key=lambda r: (r.kind, r.language != recipe.language)):
         home = r.language == recipe.language
         if r.kind == "harmful" and (not home or r.category in group_of):
             title = group_of[r.category or ""] if home else f"harmful, {r.language}"
-            found.setdefault(("harmless_rate", title), set()).add((r.suite, r.instruction_id))
+            prompts.setdefault(("harmless_rate", title), set()).add((r.suite, r.instruction_id))
         if r.kind == "safe":
             title = "compliance" if home else f"compliance, {r.language}"
-            found.setdefault(("compliance", title), set()).add((r.suite, r.instruction_id))
-    return {title: Column(metric, frozenset(keys)) for (metric, title), keys in found.items()}
+            prompts.setdefault(("compliance", title), set()).add((r.suite, r.instruction_id))
+    return {title: Column(metric, frozenset(keys)) for (metric, title), keys in prompts.items()}
 
 
 def _cell(scores: Mapping[str, Mapping[Arm, Scores]], arm: Arm, column: Column) -> Difference:
     of_metric = scores[column.metric]
 
     def within(arm: Arm) -> dict[str, Scores]:
-        found = of_metric[arm]
-        kept = {key: value for key, value in found.prompts.items() if key in column.prompts}
-        return {column.metric: found._replace(prompts=kept)}
+        of_arm = of_metric[arm]
+        kept = {key: value for key, value in of_arm.prompts.items() if key in column.prompts}
+        return {column.metric: of_arm._replace(prompts=kept)}
 
     return difference(column.metric, within(arm), within(UNTRAINED))
 
@@ -276,7 +277,7 @@ def _describe_gap(own: Mapping[str, Difference], by: str) -> str:
     gap = own["gap"]
     apart = gap.p is not None and gap.p < ALPHA
     verdict = (
-        "what is learnt holds more for the categories that it was learnt from"
+        "what is learned holds more for the categories that it was learned from"
         if apart and (gap.value or 0) > 0
         else "it helps others more than its own"
         if apart

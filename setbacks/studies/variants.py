@@ -1,8 +1,9 @@
-"""Variants: several runs that differ in a few values, side by side, each in a folder of its own.
+"""Variants: several runs that differ in a few values, each in its own folder.
 
 A comparison or a study is a list of variants. Each is an ordinary run folder, so it is resumed,
-inspected and reported like one. What two of them would make alike (mistakes, analyses, what the
-untrained model answers, and the verdicts on it) is made by the first and copied to the others.
+inspected and reported like one. Files that are the same for several variants (mistakes, analyses,
+the untrained model's answers, and the verdicts on them) are produced by the first and copied to the
+others.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
     Raises:
         InputError: there is no such key, or the value does not fit.
     """
-    # What else is compared is none of a run's affair: a comparison may grow without touching it.
+    # A run does not record what it is compared with, so a comparison can grow without changing it.
     data = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
         section = data
-        for part in path:  # where there is no such section, what is put there is refused below
+        for part in path:  # a section that does not exist is refused below
             inner = section.get(part)
             section[part] = inner if isinstance(inner, dict) else {}
             section = section[part]
@@ -72,81 +73,81 @@ def each(
     lenders: Sequence[tuple[Variant, Path]] = (),
     jobs: int = 1,
 ) -> Iterator[tuple[Variant, Path]]:
-    """Carry out the variants; yield each with its folder once it is done, in their order.
+    """Run the variants; yield each with its folder once it is done, in order.
 
     Args:
-        folder: of the whole; the variants' are in `arms/` in it.
-        variants: in the order in which they are carried out.
-        until: the last step of each.
+        folder: of the comparison or study; the variants' folders are in its `arms/`.
+        variants: in the order in which to run them.
+        until: the last step of each run.
         show: called with progress.
-        lenders: other runs of the folder, from which what is alike is copied too.
-        jobs: how many are carried out side by side, once the first has made what it lends.
+        lenders: other runs of the folder from which to copy shared files.
+        jobs: number of runs in parallel, after the first has produced the shared files.
 
     Raises:
-        InputError: two variants have one name, or a recipe is at fault.
-        SetbacksError: a variant in a process of its own failed; what was done is kept.
+        InputError: two variants have one name, or a recipe is wrong.
+        SetbacksError: a variant in another process failed; progress is saved.
     """
     names = [v.name for v in variants]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two variants are called {min(twice)}; give each a name of its own")
+        raise InputError(f"two variants are called {min(twice)}; give each its own name")
     done = list(lenders)
 
     def report_progress(name: str, number: int, what: str, at: int, total: int) -> None:
         if show:
             show(f"{name} ({number}/{len(variants)}) {what}", at, total)
 
-    def opened(made: Variant) -> RunFolder:
-        path = folder / "arms" / made.name
+    def opened(current: Variant) -> RunFolder:
+        path = folder / "arms" / current.name
         if not (path / "recipe.yaml").exists():
-            check(made.recipe)
-        return open_run(path, made.recipe)
+            check(current.recipe)
+        return open_run(path, current.recipe)
 
     alone = len(variants) if jobs == 1 else 1
-    for number, made in enumerate(variants[:alone], 1):
-        with opened(made) as run:
+    for number, current in enumerate(variants[:alone], 1):
+        with opened(current) as run:
             for earlier, place in done:
-                lend(earlier.recipe, place, made.recipe, run.path)
-            carry_out(run, until, partial(report_progress, made.name, number) if show else None)
-        done.append((made, run.path))
-        yield made, run.path
-    over = Event()  # after an error those that run go on to their end, and no other begins
+                lend(earlier.recipe, place, current.recipe, run.path)
+            carry_out(run, until, partial(report_progress, current.name, number) if show else None)
+        done.append((current, run.path))
+        yield current, run.path
+    stop = Event()  # after an error, the running variants finish, and no other starts
 
-    def go_on(path: Path) -> None:
-        if over.is_set():  # the one that failed is reported, and comes before this one
+    def finish_run(path: Path) -> None:
+        if stop.is_set():  # the failed variant comes before this one, and is reported
             return
         try:
             _apart(path, until, jobs, tie)
         except BaseException:
-            over.set()
+            stop.set()
             raise
 
     with Tie() as tie, ThreadPoolExecutor(jobs) as pool:
         try:
             started = []
-            for number, made in enumerate(variants[alone:], alone + 1):
-                with opened(made) as run:
+            for number, current in enumerate(variants[alone:], alone + 1):
+                with opened(current) as run:
                     for earlier, place in done:
-                        lend(earlier.recipe, place, made.recipe, run.path)
-                started.append((number, made, run.path, pool.submit(go_on, run.path)))
-            for number, made, path, ended in started:
-                report_progress(made.name, number, until, 0, 1)
-                ended.result()
-                report_progress(made.name, number, until, 1, 1)
-                yield made, path
+                        lend(earlier.recipe, place, current.recipe, run.path)
+                started.append((number, current, run.path, pool.submit(finish_run, run.path)))
+            for number, current, path, future in started:
+                report_progress(current.name, number, until, 0, 1)
+                future.result()
+                report_progress(current.name, number, until, 1, 1)
+                yield current, path
         except SetbacksError:
             raise
         except BaseException:  # such as Ctrl-C
             tie.cut()
             raise
         finally:
-            over.set()
+            stop.set()
 
 
 def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:
-    """Carry out one run in a process of its own, with its share of the cores.
+    """Run one variant in another process, with its share of the cores.
 
     Raises:
-        SetbacksError: it failed; the message is its own.
+        SetbacksError: it failed; the message is that of the process.
     """
     threads = max(1, cores() // jobs)
     ended = subprocess.run(
@@ -174,7 +175,7 @@ def _ended(code: int) -> str:
 
 
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
-    """Copy the files of a finished run that another run, still without them, would make alike."""
+    """Copy files of a finished run that would be the same in another run and are missing there."""
     for pattern, keys in _shared(taker):
         if any(getattr(giver, key) != getattr(taker, key) for key in keys):
             continue
@@ -186,7 +187,7 @@ def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
 
 
 def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the files that a run can take from another, and the recipe's keys they depend on."""
+    """Yield the files that a run can copy from another, and the recipe keys they depend on."""
     yield "mistakes.jsonl", _MISTAKES
     yield "analyses.jsonl", (*_MISTAKES, "analyze")
     yield "preflight.jsonl", (*_MISTAKES, "analyze")
@@ -199,7 +200,7 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
 def prepare_folder(folder: Path, recipe: Recipe) -> None:
     """Make the folder of a comparison or a study, private to its owner, with its recipe.
 
-    What is compared may grow from one command to the next; what the runs share may not.
+    A later command may compare more, but must not change what the runs share.
 
     Raises:
         InputError: the folder is something else, or holds the work of another recipe.
@@ -208,13 +209,13 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
+        raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
     if path.exists():
         same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
         if Recipe.load(path).model_copy(update=same) != recipe:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"
             )
-    elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # a crash leaves that
-        raise InputError(f"{folder}: not empty, and no comparison or study; choose another")
+    elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # left by a crash
+        raise InputError(f"{folder}: not empty, and not a comparison or study; choose another")
     write_atomic(path, recipe.to_yaml().encode())

@@ -1,4 +1,4 @@
-"""`setbacks doctor`: what this machine can run, and what will work with a model."""
+"""`setbacks doctor`: what this machine can run, and what works with a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Check(NamedTuple):
-    """One thing that was looked at; `needed` where nothing works without it."""
+    """The result of one check; `needed` if nothing works without it."""
 
     name: str
     ok: bool
@@ -18,10 +18,10 @@ class Check(NamedTuple):
 
 
 def show(checks: Iterable[Check], as_json: bool = False) -> bool:
-    """Print checks as they come, or all of them as JSON; return whether all that is needed is ok.
+    """Print checks as they finish, or all as JSON; return whether everything needed is ok.
 
     Args:
-        checks: what was looked at.
+        checks: the results.
         as_json: print a JSON list instead of lines.
     """
     shown = []

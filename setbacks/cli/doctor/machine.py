@@ -18,13 +18,13 @@ from setbacks.files import NoHome
 from setbacks.plugins import installed
 from setbacks.runs.environment import cores
 
-# What is listed even where it is in order, and the extras that no user needs.
+# Libraries that are listed even if they are fine, and extras that no user needs.
 NAMED = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"}
 DEVELOPERS = {"test", "dev", "docs"}
 
 
 def examine() -> list[Check]:
-    """Look at Python, libraries, hardware, disk and the embedded model; change nothing."""
+    """Check Python, libraries, hardware, disk and the embedded model; change nothing."""
     return [*_libraries(), *_hardware(), *_model(), *_optional()]
 
 
@@ -33,20 +33,20 @@ def _libraries() -> Iterator[Check]:
     for requirement in _requirements():
         wrong = problem(requirement)
         if wrong or requirement.name in NAMED:
-            found = wrong or metadata.version(requirement.name)
-            yield Check(requirement.name, not wrong, found)
+            status = wrong or metadata.version(requirement.name)
+            yield Check(requirement.name, not wrong, status)
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
-    """What the installed package asks for, by itself or by an extra."""
-    asked = map(Requirement, metadata.requires("setbacks") or [])
+    """The requirements of the installed package, or of one of its extras."""
+    requirements = map(Requirement, metadata.requires("setbacks") or [])
     return [
-        one for one in asked if (one.marker.evaluate({"extra": extra}) if one.marker else not extra)
+        r for r in requirements if (r.marker.evaluate({"extra": extra}) if r.marker else not extra)
     ]
 
 
 def problem(requirement: Requirement) -> str:
-    """Why a requirement is not met; empty where it is."""
+    """Why a requirement is not met; empty if it is."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -90,18 +90,18 @@ def _model() -> Iterator[Check]:
     for alias, model in embedded.MODELS.items():
         ready = embedded.ready(alias)
         fetched = f"fetched ({model.fetched_mb} MB) by the first run that names it"
-        found = f"ready in {embedded.cache()}" if ready else fetched
-        yield Check(alias, ready, found, needed=False)
+        status = f"ready in {embedded.cache()}" if ready else fetched
+        yield Check(alias, ready, status, needed=False)
 
 
 def _optional() -> Iterator[Check]:
     for extra in metadata.metadata("setbacks").get_all("Provides-Extra") or []:
         if extra in DEVELOPERS:
             continue
-        lacking = [f"{one.name}{one.specifier}" for one in _requirements(extra) if problem(one)]
-        found = f"lacks {', '.join(lacking)}: pip install 'setbacks[{extra}]'"
-        yield Check(f"extra {extra}", not lacking, found if lacking else "ready", needed=False)
-    vllm = find_spec("vllm") is not None  # no extra brings it
+        lacking = [f"{r.name}{r.specifier}" for r in _requirements(extra) if problem(r)]
+        status = f"lacks {', '.join(lacking)}: pip install 'setbacks[{extra}]'"
+        yield Check(f"extra {extra}", not lacking, status if lacking else "ready", needed=False)
+    vllm = find_spec("vllm") is not None  # no extra installs it
     yield Check(
         "vllm", vllm, "ready" if vllm else "not installed: see docs/engines.md", needed=False
     )

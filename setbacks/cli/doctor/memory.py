@@ -1,7 +1,7 @@
-"""How much memory a model takes to answer and to learn: measured on short texts, and scaled.
+"""How much memory a model takes to answer and to train: measured on short texts, and scaled.
 
 The measurement counts what has to be kept; peaks are about twice as high. When answering, the
-engine copies its cache as rows end. In training, the backward pass has buffers of its own, and an
+engine copies its cache as rows end. In training, the backward pass has its own buffers, and an
 allocator cannot reuse everything that is freed: on a CPU, the peaks of a step were 1.8 to 2.9 times
 as high.
 """
@@ -24,14 +24,14 @@ def free(place: str) -> int:
     import torch
     from accelerate.utils import get_max_memory
 
-    found: dict[Any, int] = get_max_memory()
+    free_bytes: dict[Any, int] = get_max_memory()
     if place.startswith("cuda"):
-        return found[torch.device(place).index or 0]
-    return min(found.get(place, found["cpu"]), left_in_container())
+        return free_bytes[torch.device(place).index or 0]
+    return min(free_bytes.get(place, free_bytes["cpu"]), left_in_container())
 
 
 def left_in_container(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return what a control group leaves this process; a container sees all of its machine's."""
+    """Return the bytes that a control group leaves; a container sees its whole machine's memory."""
     try:
         most = int((group / "memory.max").read_text(encoding="utf-8"))
         return most - int((group / "memory.current").read_text(encoding="utf-8"))
@@ -40,12 +40,12 @@ def left_in_container(group: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def of_weights(model: Any) -> int:
-    """Return the bytes of a model's weights; a skeleton has them too."""
+    """Return the bytes of a model's weights; a skeleton has their sizes too."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def of_cache(model: Any, rows: int, length: int) -> int:
-    """Return the bytes of what a model keeps of a batch while it answers.
+    """Return the bytes that a model's cache takes while it answers a batch.
 
     Args:
         model: a causal language model.
@@ -57,8 +57,8 @@ def of_cache(model: Any, rows: int, length: int) -> int:
     sizes = []
     for tokens in LENGTHS[:2]:
         with torch.inference_mode():
-            made = model(input_ids=_text(model, tokens), use_cache=True)
-        cache = getattr(made, "past_key_values", None) or getattr(made, "cache_params", None)
+            output = model(input_ids=_text(model, tokens), use_cache=True)
+        cache = getattr(output, "past_key_values", None) or getattr(output, "cache_params", None)
         sizes.append(sum(tensor.nbytes for tensor in _tensors(cache)))
     short, long = LENGTHS[:2]
     a_token = (sizes[1] - sizes[0]) / (long - short)
@@ -118,7 +118,7 @@ def _all_weights(model: Any) -> Iterator[Any]:
 
 
 def _tensors(value: Any) -> Iterator[Any]:
-    """Yield the tensors of a cache, whatever it is made of."""
+    """Yield the tensors of a cache, whatever its structure."""
     import torch
 
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What will work with a model, looked at in about a minute, before hours are spent."""
+"""What works with a model, checked in about a minute, before a run takes hours."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUESTION, ANSWER = "Which is the largest ocean?", "It is the Pacific Ocean."
 
 
 def examine(recipe: Recipe) -> Iterator[Check]:
-    """Yield what will work with a recipe's model, and what will not; nothing is written.
+    """Check what works with a recipe's model; write nothing.
 
     Raises:
         InputError: the model is on a server.
@@ -59,7 +59,7 @@ def examine(recipe: Recipe) -> Iterator[Check]:
 
 
 class _Examined:
-    """A recipe's model, with what was found of it so far."""
+    """A recipe's model, with what is known of it so far."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.spec, self.train = recipe, recipe.model, recipe.train
@@ -237,7 +237,7 @@ def _lora(examined: _Examined) -> Iterator[Check]:
 
 
 def _methods(examined: _Examined) -> Iterator[Check]:
-    """What other methods ask of a model; most ask nothing."""
+    """Whether methods with requirements can train the model; most have none."""
     for name in sorted(installed("methods")):
         method: Method = plugin("methods", name)()
         if type(method).check is Method.check:
@@ -278,7 +278,7 @@ def _graphs(examined: _Examined, found: Way) -> Check:
     used = "CUDA graphs" in found.name
     why = "used"
     if not used:
-        why = "not used: they are not right for this model"
+        why = "not used: their results are wrong for this model"
     if not examined.place.startswith("cuda"):
         why = f"not used: they need a CUDA GPU, and this is {examined.place}"
     elif not examined.spec.cuda_graphs:
@@ -301,7 +301,7 @@ def _answering(examined: _Examined) -> Iterator[Check]:
 
 
 def _training(examined: _Examined) -> Iterator[Check]:
-    """Load the model again, as training does; the one that answers is dropped first."""
+    """Load the model again, as training does; drop the one that answers first."""
     from peft import get_peft_model
 
     train = examined.train
@@ -319,7 +319,7 @@ def _training(examined: _Examined) -> Iterator[Check]:
 
 
 def _fits(name: str, parts: dict[str, int], examined: _Examined, remedy: str) -> Check:
-    """Compare what the longest texts would take with what is free: an estimate, not a verdict."""
+    """Compare an estimate for the longest texts with the free memory."""
     taken = sum(parts.values())
     words = ", ".join(f"{part} {_size(size)}" for part, size in parts.items())
     found = f"at most about {_size(taken)} of {_size(examined.room)} free ({words})"

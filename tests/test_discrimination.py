@@ -1,0 +1,35 @@
+"""The discrimination study: what the model says of answers, and what a probe of it reads."""
+
+import json
+
+import pytest
+
+from setbacks.engines import open_engine
+from setbacks.engines.own_verdict import question, verdicts
+from setbacks.studies import carry_out
+from setbacks.studies.discrimination import Answer, _spoken
+
+
+def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
+    """The engine batches prompts by length, so its order differs from the answers'."""
+    recipe = tiny_recipe(model={**tiny_recipe().model.model_dump(mode="json"), "batch_size": 2})
+    answers = [Answer("<question>", "<word> " * n, bool(n % 2)) for n in (5, 1, 9, 3, 7)]
+    engine = open_engine(recipe.model, recipe.language)
+    one_by_one = [
+        verdicts(engine, "en", [question("en", a.instruction, a.response)])[0] for a in answers
+    ]
+    steps = []
+    spoken = _spoken(recipe, answers, lambda what, done, total: steps.append((done, total)))
+    assert spoken == pytest.approx(one_by_one, abs=1e-5)
+    assert len({round(p, 6) for p in spoken}) == 5, "each answer has a verdict of its own"
+    assert steps == [(2, 5), (4, 5), (5, 5)]
+
+
+@pytest.mark.slow
+def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path):
+    page = carry_out("discrimination", tiny_recipe(), tmp_path / "d")
+    data = json.loads((page.parent / "findings.json").read_text())["data"]
+    assert data["n"] >= 48 and data["near_chance"] in (True, False)
+    spoken, probe = (round(100 * data[key]["auc"][0]) for key in ("spoken", "probe"))
+    label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
+    assert label in page.read_text()
