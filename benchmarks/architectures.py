@@ -1,11 +1,11 @@
-"""Which architectures work, and in what: the tests of the zoo, as one table.
+"""Which architectures work, and for what: the tests of the zoo, as one table.
 
     python benchmarks/architectures.py
     python benchmarks/architectures.py -n 2 -k "gemma or qwen"    # options of pytest
 
 Runs `tests/test_zoo.py` on tiny random models of every architecture (`tests/zoo.py`), on the CPU in
-float32. A cell is what a test found: "pass", a note of what the engine did instead, or the error.
-`docs/generate.py` copies the table to docs/own-model.md. Exit 1 where anything fails.
+float32. A cell is the result of a test: "pass", a note of what the engine did instead, or the
+error. `docs/generate.py` copies the table to docs/own-model.md. Exits 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 class Matrix:
-    """A plugin of pytest that keeps what each test found, by architecture and column."""
+    """A pytest plugin that stores the result of each test, by architecture and column."""
 
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, str]] = {}
@@ -43,14 +43,14 @@ class Matrix:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the outcome of one part of a test."""
         test, _, architecture = report.location[2].rstrip("]").partition("[")
-        column = next((name for name, told in COLUMNS.items() if told == test), None)
+        column = next((name for name, names in COLUMNS.items() if names == test), None)
         if column is None or (report.passed and report.when != "call"):
             return
         self.cells.setdefault(architecture, {})[column] = outcome(report)
 
 
 def outcome(report: pytest.TestReport) -> str:
-    """Say in a few words how a test ended."""
+    """Describe the result of a test in a few words."""
     notes = dict(report.user_properties)
     if report.passed:
         return notes.get("cell", "pass")
@@ -65,22 +65,25 @@ def main(options: list[str]) -> int:
     sys.path.insert(0, str(ROOT / "tests"))
     import zoo
 
-    found = Matrix()
+    matrix = Matrix()
     tests = [str(ROOT / "tests" / "test_zoo.py"), "-m", "slow or long", "--tb=no"]
-    status = pytest.main([*tests, *options], plugins=[found])
+    status = pytest.main([*tests, *options], plugins=[matrix])
     rows = [
-        {"architecture": name, "kind": told.kind, **found.cells[name]}
-        for name, told in zoo.ZOO.items()
-        if name in found.cells
+        {"architecture": name, "kind": model.kind, **matrix.cells[name]}
+        for name, model in zoo.ZOO.items()
+        if name in matrix.cells
     ]
     print("| " + " | ".join(["architecture", *COLUMNS]) + " |")
     print("|" + " --- |" * (1 + len(COLUMNS)))
     for row in rows:
         print("| " + " | ".join(row.get(name, "-") for name in ("architecture", *COLUMNS)) + " |")
     libraries = ("torch", "transformers", "peft", "trl")
-    made: dict[str, Any] = {"versions": {name: version(name) for name in libraries}, "rows": rows}
+    results: dict[str, Any] = {
+        "versions": {name: version(name) for name in libraries},
+        "rows": rows,
+    }
     if not options:
-        RESULTS.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return int(status)
 
 

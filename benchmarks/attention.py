@@ -19,14 +19,14 @@ import torch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/attention.json"))
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(d, n) for d in ("bfloat16", "float32") for n in (150, 300)]
     print("| dtype | keys | fused ms | products ms | ratio |\n| --- | ---: | ---: | ---: | ---: |")
     for row in rows:
         print("| {dtype} | {keys} | {fused} | {products} | {ratio} |".format(**row))
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(json.dumps(rows, indent=1) + "\n")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def measure(dtype: str, keys: int) -> dict[str, object]:

@@ -1,10 +1,10 @@
-"""Whether we have become slower: ratios of one short run against bounds that only a fault breaks.
+"""Check that nothing has become slower: one short run, against bounds that only a fault exceeds.
 
     python benchmarks/check.py
 
-Greedy answers of the local engine against `model.generate` on the same prompts in the same batches,
-in turns; and what a stage adds to a record where the engine answers at once. CPU time is compared,
-never the clock. Under two minutes on two cores. Exit 1 where a bound is broken.
+Compares greedy answers of the local engine with `model.generate`, on the same batches, in turns,
+and measures what a stage adds to a record if the engine answers immediately. All times are CPU
+times. Takes under two minutes on two cores. Exits 1 if a bound is exceeded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OVERHEAD = 200.0  # at most so many microseconds of CPU a record
 
 
 def main() -> int:
-    """Measure, say what was found, return the exit status."""
+    """Measure, print the results, and return the exit status."""
     torch.set_num_threads(1)
     spec, texts = Engine(), instructions(None, 32)
     plain, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
@@ -41,8 +41,8 @@ def main() -> int:
     script = Path(__file__).with_name("overhead.py")
     command = [sys.executable, str(script), "--one", "5000"]
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found = json.loads(ran.stdout.splitlines()[-1])
-    cpu = found["microseconds"] - found["of_it_fsync"]
+    measured = json.loads(ran.stdout.splitlines()[-1])
+    cpu = measured["microseconds"] - measured["of_it_fsync"]
     print(f"overhead: {cpu:.0f} microseconds of CPU a record (bound: {OVERHEAD:.0f})")
     return int(ratio < FASTER or cpu > OVERHEAD)
 

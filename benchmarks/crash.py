@@ -3,12 +3,12 @@
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10 --command compare
 
-Every kill is a SIGKILL to the whole process group. The same command is started again and again, and
-is killed a tenth (or so) of its work later, until it comes to its end: kills fall on all that it
-does, the loading of libraries among it. Work is counted in CPU seconds, so that neighbours on the
-machine do not matter (Linux alone tells them). That folder is compared with the quiet one, and the
-next begins, until there were as many kills as asked for. What may differ is what tells the time:
-run.log, costs.jsonl, the lock, and the seconds in pages and their JSON. Exits 1 if more differs.
+Every kill is a SIGKILL to the whole process group. The same command is started again and killed
+after about a tenth of its work, until it finishes, so kills hit every phase, including the loading
+of libraries. Work is counted in CPU seconds, so that other processes do not matter (Linux only).
+The folder is compared with that of a quiet run, and the next attack begins, until --kills kills.
+Only times may differ: run.log, costs.jsonl, the lock, and the seconds in pages and their JSON.
+Exits 1 if anything else differs.
 """
 
 from __future__ import annotations
@@ -52,21 +52,22 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no more are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="a file of results, to which this one is added")
-    told = parser.parse_args()
-    until = time.monotonic() + 60 * told.minutes
-    command = [sys.executable, "-m", "setbacks", told.command, told.recipe, "--quiet"]
-    if told.command == "compare":
-        command += ["--methods", told.methods]
+    arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
+    command = [sys.executable, "-m", "setbacks", arguments.command, arguments.recipe, "--quiet"]
+    if arguments.command == "compare":
+        command += ["--methods", arguments.methods]
     with tempfile.TemporaryDirectory(prefix="setbacks-crash-") as place:
-        found = attack(command, Path(place), told.kills, until, random.Random(told.seed))
-    if told.json:
-        said = f"python benchmarks/crash.py --recipe {told.recipe} --kills {told.kills}"
-        if told.command == "compare":
-            said += f" --command compare --methods {told.methods}"
-        if told.minutes < 1e9:
-            said += f" --minutes {told.minutes:g}"
-        write(told.json, told.command, {"command": said, **found})
-    return 1 if any(end["different"] for end in found["ends"]) else 0
+        result = attack(command, Path(place), arguments.kills, until, random.Random(arguments.seed))
+    if arguments.json:
+        command_line = f"python benchmarks/crash.py --recipe {arguments.recipe}"
+        command_line += f" --kills {arguments.kills}"
+        if arguments.command == "compare":
+            command_line += f" --command compare --methods {arguments.methods}"
+        if arguments.minutes < 1e9:
+            command_line += f" --minutes {arguments.minutes:g}"
+        write(arguments.json, arguments.command, {"command": command_line, **result})
+    return 1 if any(end["different"] for end in result["ends"]) else 0
 
 
 def attack(
@@ -93,9 +94,9 @@ def attack(
             continue
         if code:
             sys.exit(f"a run that went on after kill {len(kills)} failed")
-        found = contents(killed)
-        names = sorted(expected.keys() | found.keys())
-        different = [name for name in names if expected.get(name) != found.get(name)]
+        actual = contents(killed)
+        names = sorted(expected.keys() | actual.keys())
+        different = [name for name in names if expected.get(name) != actual.get(name)]
         ends.append({"after_kill": len(kills), "files": len(names), "different": different})
         print(f"end {len(ends)}: {len(names)} files compared, {len(different)} differ", *different)
         if not more:
@@ -148,30 +149,30 @@ def show(number: int, row: dict[str, Any]) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file that must be the same, by name, without what tells the time."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in VOLATILE:
-            found[path.relative_to(folder).as_posix()] = timeless(path)
-    return found
+            files[path.relative_to(folder).as_posix()] = timeless(path)
+    return files
 
 
 def timeless(path: Path) -> bytes:
-    """A file's bytes without the seconds that it tells of."""
-    data = path.read_bytes()
+    """Return a file's bytes without durations."""
+    content = path.read_bytes()
     if path.name == "metrics.json":
-        told = json.loads(data)
-        del told["costs"]
-        return json.dumps(told).encode()
+        data = json.loads(content)
+        del data["costs"]
+        return json.dumps(data).encode()
     if path.name == "findings.json":
-        told = json.loads(data)
-        for row in told["data"].get("spent", []):
+        data = json.loads(content)
+        for row in data["data"].get("spent", []):
             del row["seconds"]
-        for table in told["tables"]:
+        for table in data["tables"]:
             if table["columns"][-1] == "seconds":
                 table["rows"] = [row[:-1] for row in table["rows"]]
-        return json.dumps(told).encode()
+        return json.dumps(data).encode()
     if path.name == "report.html":
-        data = re.sub(rb'<section id="costs".*?</section>', b"", data, flags=re.DOTALL)
+        content = re.sub(rb'<section id="costs".*?</section>', b"", content, flags=re.DOTALL)
         return re.sub(
             rb"<section>\s*<h2>What each training spent.*?</section>", b"", data, flags=re.DOTALL
         )

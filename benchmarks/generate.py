@@ -1,16 +1,16 @@
 """Generation on real instructions, side by side: a pipeline, `model.generate`, our engine, others.
 
     python benchmarks/generate.py                          # the built-in sets
-    python benchmarks/generate.py --data ../shared/data    # longer, more uneven ones among them
+    python benchmarks/generate.py --data ../shared/data    # with longer, more uneven ones
     python benchmarks/generate.py --other vllm:bfloat16=PYTHON:FOLDER --other ctranslate2:int8=...
-                                  # other programs, each by the Python that has it
+                                  # other programs, each with its own Python
                                   # (generate_elsewhere.py)
 
-Everyone answers the same instructions greedily, in the same number format, until the model stops by
-itself or the tokens are used up. `model.generate` is given batches of similar length too. The
-pipeline, one instruction a call as most people write it, gets only every sixteenth instruction.
-After each batch it is the turn of whoever has the least done, so that a slow moment of the machine
-hits all alike. On a CPU the ratios are of CPU seconds, which neighbours change least.
+All contestants answer the same instructions greedily, in the same number format, until the model
+stops or the token limit is reached. `model.generate` gets batches of similar length, too. The
+pipeline, with one instruction per call as most people write it, gets every sixteenth instruction.
+After each batch, the contestant with the least progress continues, so that a slow moment of the
+machine affects all alike. On a CPU, ratios are of CPU seconds, which other processes affect least.
 """
 
 from __future__ import annotations
@@ -103,16 +103,17 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, help="a PEFT folder; by default one is made up")
     parser.add_argument("--bare", action="store_true", help="without those that have an adapter")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/generate.json"))
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
-    spec = Engine(model=told.model, batch_size=told.batch_size)
-    texts = instructions(told.data, told.limit)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    spec = Engine(model=arguments.model, batch_size=arguments.batch_size)
+    texts = instructions(arguments.data, arguments.limit)
     with tempfile.TemporaryDirectory() as place:
         adapter = None
-        if not told.bare:
-            adapter = told.adapter or made_up(spec, Path(place, "adapter"))
-        runners = contestants(spec, texts, told.batches, told.new_tokens, adapter)
-        runners += [elsewhere(spec, texts, told.new_tokens, other) for other in told.other]
+        if not arguments.bare:
+            adapter = arguments.adapter or made_up(spec, Path(place, "adapter"))
+        runners = contestants(spec, texts, arguments.batches, arguments.new_tokens, adapter)
+        new_tokens = arguments.new_tokens
+        runners += [elsewhere(spec, texts, new_tokens, other) for other in arguments.other]
         before = peak(spec)
         while waiting := [runner for runner in runners if not runner.ended]:
             min(waiting, key=lambda runner: runner.answers / (len(texts) * runner.share)).step()
@@ -123,21 +124,21 @@ def main() -> None:
                 runner.child.wait()
     place_of = device(spec)
     lengths = sorted(len(load_tokenizer(spec)(text)["input_ids"]) for text in texts)
-    found = {
-        "model": told.model,
+    result = {
+        "model": arguments.model,
         "dtype": str(dtype(spec, place_of)).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if place_of.startswith("cuda") else place_of,
-        "threads": told.threads,
+        "threads": arguments.threads,
         "instructions": len(texts),
         "instruction_tokens": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
-        "max_new_tokens": told.new_tokens,
+        "max_new_tokens": arguments.new_tokens,
         "peak_gflops": round(flops / 1e9, 1),
         "contestants": table(runners, flops, load_model(spec).num_parameters(), place_of),
         "same_text": same(runners),
     }
-    show(found)
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(json.dumps(found, indent=1) + "\n")
+    show(result)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def instructions(data: Path | None, limit: int) -> list[str]:
@@ -177,26 +178,26 @@ def contestants(
 
     plain, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
     few = sorted(texts, key=len)[::16]
-    found = [Contestant("pipeline", 1, 1 / 16, piped(plain, tokenizer, few, new_tokens))]
+    runners = [Contestant("pipeline", 1, 1 / 16, piped(plain, tokenizer, few, new_tokens))]
     sizes = [size for size in batches if size < 2 * len(texts)]
     for size in sizes:
         work = generated(plain, tokenizer, texts, size, new_tokens)
-        found.append(Contestant("generate", size, 1, work))
-    found.append(Contestant("setbacks", spec.batch_size, 1, ours(spec, texts, new_tokens)))
+        runners.append(Contestant("generate", size, 1, work))
+    runners.append(Contestant("setbacks", spec.batch_size, 1, ours(spec, texts, new_tokens)))
     if device(spec).startswith("cuda"):
         bare = spec.model_copy(update={"cuda_graphs": False})
         work = ours(bare, texts, new_tokens)
-        found.append(Contestant("setbacks, no graphs", spec.batch_size, 1, work))
+        runners.append(Contestant("setbacks, no graphs", spec.batch_size, 1, work))
     if adapter is not None:
         beside = PeftModel.from_pretrained(load_model(spec), str(adapter)).eval()
         size = min(spec.batch_size, max(sizes))
         work = generated(beside, tokenizer, texts, size, new_tokens)
-        found.append(Contestant("generate, PeftModel", size, 1, work))
+        runners.append(Contestant("generate, PeftModel", size, 1, work))
         work = ours(spec, texts, new_tokens, adapter)
-        found.append(Contestant("setbacks, adapter", spec.batch_size, 1, work))
-    for one in found:  # the first yield is the end of the warming up
+        runners.append(Contestant("setbacks, adapter", spec.batch_size, 1, work))
+    for one in runners:  # the first yield is the end of the warming up
         next(one.work)
-    return found
+    return runners
 
 
 def piped(model: Any, tokenizer: Any, texts: Sequence[str], new_tokens: int) -> Iterator[Done]:
@@ -207,9 +208,9 @@ def piped(model: Any, tokenizer: Any, texts: Sequence[str], new_tokens: int) -> 
     stops = stop_tokens(model, tokenizer)
 
     def answer(text: str, most: int) -> Done:
-        told = GenerationConfig(do_sample=False, max_new_tokens=most)
+        settings = GenerationConfig(do_sample=False, max_new_tokens=most)
         chat = [{"role": "user", "content": text}]
-        (out,) = pipe(chat, generation_config=told, return_tensors=True)
+        (out,) = pipe(chat, generation_config=settings, return_tensors=True)
         read = len(prompt(tokenizer, text))
         new = upto(out["generated_token_ids"][read:], stops)
         return Done(1, read, len(new), [tokenizer.decode(new, skip_special_tokens=True).strip()])
@@ -227,15 +228,15 @@ def generated(
     tokenizer.padding_side = "left"
 
     def answer(batch: Sequence[str], most: int) -> Done:
-        told = tokenizer.pad(
+        inputs = tokenizer.pad(
             {"input_ids": [prompt(tokenizer, t) for t in batch]}, return_tensors="pt"
         )
-        told = told.to(model.device)
+        inputs = inputs.to(model.device)
         with torch.inference_mode():
-            out = model.generate(**told, do_sample=False, max_new_tokens=most)
-        new = [upto(row, stops) for row in out[:, told["input_ids"].shape[1] :].tolist()]
-        said = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
-        return Done(len(batch), int(told["attention_mask"].sum()), sum(map(len, new)), said)
+            out = model.generate(**inputs, do_sample=False, max_new_tokens=most)
+        new = [upto(row, stops) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
+        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+        return Done(len(batch), int(inputs["attention_mask"].sum()), sum(map(len, new)), texts)
 
     yield answer(texts[:2], 2)
     for batch in by_length([len(text) for text in texts], size):
@@ -247,21 +248,23 @@ def ours(
 ) -> Iterator[Done]:
     """The local engine, as a run uses it."""
     engine = Local(spec)
-    asked = [Request(text, seed=0) for text in texts]
+    requests = [Request(text, seed=0) for text in texts]
 
     def answer(batch: Sequence[Request], most: int) -> Done:
-        made = engine.generate(batch, Sampling(max_new_tokens=most), adapter)
-        read, written = sum(one.prompt_tokens for one in made), sum(one.tokens for one in made)
-        return Done(len(made), read, written, [one.text for one in made])
+        completions = engine.generate(batch, Sampling(max_new_tokens=most), adapter)
+        read = sum(completion.prompt_tokens for completion in completions)
+        written = sum(completion.tokens for completion in completions)
+        texts = [completion.text for completion in completions]
+        return Done(len(completions), read, written, texts)
 
-    yield answer(asked[:2], 2)
-    for batch in engine.plan(asked):
-        yield answer([asked[index] for index in batch], new_tokens)
+    yield answer(requests[:2], 2)
+    for batch in engine.plan(requests):
+        yield answer([requests[index] for index in batch], new_tokens)
 
 
-def elsewhere(spec: Engine, texts: Sequence[str], new_tokens: int, told: str) -> Contestant:
+def elsewhere(spec: Engine, texts: Sequence[str], new_tokens: int, python: str) -> Contestant:
     """Another program, given the same ids in batches of similar length."""
-    name, _, where = told.partition("=")
+    name, _, where = python.partition("=")
     program, _, model = where.partition(":")
     library, _, form = name.partition(":")
     script = Path(__file__).with_name("generate_elsewhere.py")
@@ -284,23 +287,23 @@ def elsewhere(spec: Engine, texts: Sequence[str], new_tokens: int, told: str) ->
             flush=True,
         )
         new = [upto(row, set(stops)) for row in json.loads(child.stdout.readline())]
-        said = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
-        return Done(len(batch), sum(map(len, prompts)), sum(map(len, new)), said)
+        answers = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+        return Done(len(batch), sum(map(len, prompts)), sum(map(len, new)), answers)
 
     def work() -> Iterator[Done]:
         yield answer(texts[:2], 2)
         for batch in by_length([len(text) for text in texts], spec.batch_size):
             yield answer([texts[index] for index in batch], new_tokens)
 
-    found = Contestant(f"{library} {form}", spec.batch_size, 1, work())
-    found.child = child
-    next(found.work)
-    return found
+    contestant = Contestant(f"{library} {form}", spec.batch_size, 1, work())
+    contestant.child = child
+    next(contestant.work)
+    return contestant
 
 
 def rounds(*makers: Callable[[], Iterator[Done]], times: int) -> list[tuple[float, ...]]:
     """Run several in turns, warmed up; return the CPU seconds of each, a tuple a round."""
-    found = []
+    spent = []
     for _ in range(times):
         used = []
         for make in makers:
@@ -310,8 +313,8 @@ def rounds(*makers: Callable[[], Iterator[Done]], times: int) -> list[tuple[floa
             for _ in work:
                 pass
             used.append(time.process_time() - start)
-        found.append(tuple(used))
-    return found
+        spent.append(tuple(used))
+    return spent
 
 
 def prompt(tokenizer: Any, text: str) -> list[int]:
@@ -391,14 +394,14 @@ def same(runners: Sequence[Contestant]) -> dict[str, float]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the table."""
     names = ["name", "batch", "answers", "tokens", "tokens_per_second", "tokens_per_cpu_second"]
     names += ["ratio", "of_peak"]
     print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
-    for row in found["contestants"]:
+    for row in result["contestants"]:
         print("| " + " | ".join(str(row[name]) for name in names) + " |")
-    print("the same text as generate:", found["same_text"])
+    print("the same text as generate:", result["same_text"])
 
 
 if __name__ == "__main__":

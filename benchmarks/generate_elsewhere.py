@@ -1,10 +1,10 @@
-"""Another generator, in an environment of its own: what `generate.py --other` starts and talks to.
+"""Another generator, in a separate environment, started by `generate.py --other`.
 
     ctranslate2   MODEL is a folder that `ct2-transformers-converter --model FOLDER` wrote
-    vllm          MODEL is a folder of transformers'
+    vllm          MODEL is a folder for transformers
 
 Reads batches of prompts as JSON lines, {"prompts": [[id, ...], ...], "new_tokens": 96, "stops":
-[id, ...]}, and writes the new ids of each, greedy, as one line: [[id, ...], ...].
+[id, ...]}, and writes the new ids of each batch, decoded greedily, as a line: [[id, ...], ...].
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def ctranslate2(model: str, form: str) -> Answer:
         tokens = json.load(file)
 
     def answer(prompts: Sequence[list[int]], most: int, stops: list[int]) -> list[list[int]]:
-        made = generator.generate_batch(
+        outputs = generator.generate_batch(
             [[tokens[i] for i in ids] for ids in prompts],
             max_length=most,
             sampling_topk=1,
             end_token=stops,
             include_prompt_in_result=False,
         )
-        return [one.sequences_ids[0] for one in made]
+        return [one.sequences_ids[0] for one in outputs]
 
     return answer
 
@@ -57,9 +57,11 @@ def vllm(model: str, form: str) -> Answer:
     )
 
     def answer(prompts: Sequence[list[int]], most: int, stops: list[int]) -> list[list[int]]:
-        told = SamplingParams(temperature=0, max_tokens=most, stop_token_ids=stops)
-        made = engine.generate([{"prompt_token_ids": ids} for ids in prompts], told, use_tqdm=False)
-        return [list(one.outputs[0].token_ids) for one in made]
+        sampling = SamplingParams(temperature=0, max_tokens=most, stop_token_ids=stops)
+        outputs = engine.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False
+        )
+        return [list(one.outputs[0].token_ids) for one in outputs]
 
     return answer
 
@@ -71,9 +73,9 @@ def main() -> None:
     name, model, form = sys.argv[1:4]
     answer = {"ctranslate2": ctranslate2, "vllm": vllm}[name](model, form)
     for line in sys.stdin:
-        told = json.loads(line)
-        made = answer(told["prompts"], told["new_tokens"], told["stops"])
-        print(json.dumps(made), file=replies, flush=True)
+        request = json.loads(line)
+        token_ids = answer(request["prompts"], request["new_tokens"], request["stops"])
+        print(json.dumps(token_ids), file=replies, flush=True)
 
 
 if __name__ == "__main__":

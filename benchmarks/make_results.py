@@ -25,62 +25,62 @@ def interval(triple: list[float]) -> str:
     return "{:.2f} ({:.2f}-{:.2f})".format(*triple)
 
 
-def judge_agreement(found: dict[str, Any]) -> Iterator[str]:
+def judge_agreement(data: dict[str, Any]) -> Iterator[str]:
     names = ["auc", "kappa", "sensitivity", "specificity", "ece"]
     rows = [
         [e["judge"], e["task"], e["source"], f"{e['n']} ({e['n_positive']})"]
         + [interval(e[name]) for name in names]
-        for e in found["sources"]
+        for e in data["sources"]
     ]
     yield from table(["judge", "task", "source", "n (yes)", *names], rows)
 
 
-def fit_probe(found: list[dict[str, Any]]) -> Iterator[str]:
+def fit_probe(data: list[dict[str, Any]]) -> Iterator[str]:
     rows = [
         [e["task"], ", ".join(e["fitted_on"]), e["n"], e.get("xstest_auc", "-")]
         + [e.get("hh_right", "-")]
-        for e in found
+        for e in data
     ]
     yield from table(["task", "fitted on", "n", "XSTest AUC", "HH pairs ranked correctly"], rows)
 
 
-def probe_candidates(found: dict[str, Any]) -> Iterator[str]:
+def probe_candidates(data: dict[str, Any]) -> Iterator[str]:
     yield "AUC, and kappa at a threshold of 0.5. Fitted on labels with permissive licenses, or on"
     yield "all labels except those of the question being judged."
     yield ""
-    sources = list(found["counts"])
+    sources = list(data["counts"])
     rows = [
         [e["reads"], e["how"], e["labels"]]
         + [
             f"{interval(e['sources'][name]['auc'])}, {e['sources'][name]['kappa'][0]:.2f}"
             for name in sources
         ]
-        for e in found["candidates"]
+        for e in data["candidates"]
     ]
     yield from table(["reads", "fitted by", "labels", *sources], rows)
     yield ""
     yield (
-        f"Why the shipped head misses the goal of AUC {found['goal']['auc']:.2f} and kappa "
-        f"{found['goal']['kappa']:.2f}. The last two columns apply to any judge whose scores are "
+        f"Why the shipped head misses the goal of AUC {data['goal']['auc']:.2f} and kappa "
+        f"{data['goal']['kappa']:.2f}. The last two columns apply to any judge whose scores are "
         "normally distributed with equal variances, at its best threshold."
     )
     yield ""
-    shipped = found["candidates"][0]["sources"]
+    shipped = data["candidates"][0]["sources"]
     held_back: list[list[object]] = [
-        [name, f"{one['harmful']} of {found['counts'][name][0]}"]
+        [name, f"{one['harmful']} of {data['counts'][name][0]}"]
         + [f"{one['said_rightly']} of {one['said_harmful']}"]
         + [f"{shipped[name]['kappa'][0]:.2f}", f"{shipped[name]['kappa_best_cut']:.2f}"]
         + [f"{one['share_refused']:.2f}", f"{one['auc_not_refused']:.2f}"]
         + [f"{one['kappa_at_goal_auc']:.2f}", f"{one['auc_for_goal_kappa']:.3f}"]
-        for name, one in found["limits"].items()
+        for name, one in data["limits"].items()
     ]
     heads = ["source", "harmful", "judged harmful, correctly", "kappa", "kappa, best threshold"]
     heads += ["share of refusals", "AUC on the rest", "highest kappa at the goal's AUC"]
     yield from table([*heads, "AUC needed for the goal's kappa"], held_back)
 
 
-def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
-    settings, training = found["settings"], found["training"]
+def probe_adapter(data: dict[str, Any]) -> Iterator[str]:
+    settings, training = data["settings"], data["training"]
     yield (
         f"LoRA of rank {settings['rank']} on the embedded model, from layer "
         f"{settings['from_layer']} up ({training['parameters']:,} parameters), trained under the "
@@ -92,7 +92,7 @@ def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     names = "the shipped head", "with the adapter"
     rows: list[list[object]] = []
-    for source, one in found["sources"].items():
+    for source, one in data["sources"].items():
         if "n" not in one:  # pairs, below
             continue
         head, adapter = (one[name] for name in names)
@@ -108,12 +108,12 @@ def probe_adapter(found: dict[str, Any]) -> Iterator[str]:
     yield from table([*heads, "kappa, shipped head", "kappa, adapter"], rows)
     yield ""
     ranked = "HH pairs ranked correctly: {} by the shipped head, {} with the adapter."
-    yield ranked.format(*(found["sources"]["hh-rlhf"][name] for name in names))
+    yield ranked.format(*(data["sources"]["hh-rlhf"][name] for name in names))
 
 
-def crash(found: dict[str, Any]) -> Iterator[str]:
+def crash(data: dict[str, Any]) -> Iterator[str]:
     rows = []
-    for one in found.values():
+    for one in data.values():
         met = Counter(kill["stage"].split()[-1] for kill in one["kills"])
         stages = ", ".join(f"{stage} {number}" for stage, number in met.items())
         files = sum(end["files"] for end in one["ends"])
@@ -124,25 +124,25 @@ def crash(found: dict[str, Any]) -> Iterator[str]:
     yield from table(heads, rows)
 
 
-def resume(found: dict[str, Any]) -> Iterator[str]:
-    row: list[object] = [f"{found['records']:,}", f"{found['megabytes']} MB", found["seconds"]]
+def resume(data: dict[str, Any]) -> Iterator[str]:
+    row: list[object] = [f"{data['records']:,}", f"{data['megabytes']} MB", data["seconds"]]
     yield from table(["records", "file", "seconds until work resumes"], [row])
 
 
-def generate(found: dict[str, Any]) -> Iterator[str]:
+def generate(data: dict[str, Any]) -> Iterator[str]:
     yield (
-        f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} thread(s); "
-        f"{found['instructions']} instructions of {found['instruction_tokens'][0]} to "
-        f"{found['instruction_tokens'][2]} tokens, at most {found['max_new_tokens']} new tokens. "
-        f"Peak matrix product: {found['peak_gflops']:.0f} GFLOP/s. "
+        f"{data['model']}, {data['dtype']}, {data['device']}, {data['threads']} thread(s); "
+        f"{data['instructions']} instructions of {data['instruction_tokens'][0]} to "
+        f"{data['instruction_tokens'][2]} tokens, at most {data['max_new_tokens']} new tokens. "
+        f"Peak matrix product: {data['peak_gflops']:.0f} GFLOP/s. "
         "The ratio is relative to the best plain `generate`."
     )
     yield ""
     names = ["name", "batch", "answers", "tokens", "tokens_per_cpu_second", "ratio", "of_peak"]
-    yield from table(names, [[row[name] for name in names] for row in found["contestants"]])
+    yield from table(names, [[row[name] for name in names] for row in data["contestants"]])
 
 
-def overhead(found: dict[str, Any]) -> Iterator[str]:
+def overhead(data: dict[str, Any]) -> Iterator[str]:
     yield "CPU time plus fsync time per record, with one fsync per batch of 128, and the memory of"
     yield "the process. Load is the machine's load; it was also running other work."
     yield ""
@@ -156,8 +156,8 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
         "same command again, us",
     ]
     heads += ["memory before, MB", "peak, MB", "kB per record", "load"]
-    yield from table(heads, [[row[name] for name in names] for row in found["setbacks"]])
-    if not found.get("distilabel"):
+    yield from table(heads, [[row[name] for name in names] for row in data["setbacks"]])
+    if not data.get("distilabel"):
         return
     yield ""
     yield "The same prompts and answers with distilabel. It starts a process for each step, passes"
@@ -166,9 +166,9 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
     yield "drops duplicate prompts, plans by length, derives ids from content, and writes and"
     yield "fsyncs each batch before it requests the next."
     yield ""
-    ours = {row["records"]: row for row in found["setbacks"]}
+    ours = {row["records"]: row for row in data["setbacks"]}
     rows: list[list[object]] = []
-    for other in found["distilabel"]:
+    for other in data["distilabel"]:
         own = ours[other["records"]]
         cpu = own["microseconds"] - own["of_it_fsync"]
         rows += [
@@ -178,66 +178,64 @@ def overhead(found: dict[str, Any]) -> Iterator[str]:
     yield from table(["", "records", "CPU us per record", "fsync us", "largest process, MB"], rows)
 
 
-def startup(found: dict[str, Any]) -> Iterator[str]:
-    yield f"Medians; OMP_NUM_THREADS: {found['threads']}; machine load: {found['load']}."
+def startup(data: dict[str, Any]) -> Iterator[str]:
+    yield f"Medians; OMP_NUM_THREADS: {data['threads']}; machine load: {data['load']}."
     yield ""
-    rows = [[r["what"], r["runs"], r["seconds"], r["cpu_seconds"] or "-"] for r in found["rows"]]
+    rows = [[r["what"], r["runs"], r["seconds"], r["cpu_seconds"] or "-"] for r in data["rows"]]
     yield from table(["", "runs", "seconds", "CPU seconds"], rows)
 
 
-def scale(found: dict[str, Any]) -> Iterator[str]:
-    mean, least, most = found["batch_seconds"]
-    yield f"`ray` with one-thread workers on {found['cores']} cores: {found['prompts']} prompts,"
-    yield f"batches of {found['batch']}, at most {found['new_tokens']} new tokens, medians of"
-    yield f"{found['turns']} round(s). The machine load, including this benchmark, was"
-    yield f"{found['load'][0]} before and {found['load'][1]} after; values far above two would"
+def scale(data: dict[str, Any]) -> Iterator[str]:
+    mean, least, most = data["batch_seconds"]
+    yield f"`ray` with one-thread workers on {data['cores']} cores: {data['prompts']} prompts,"
+    yield f"batches of {data['batch']}, at most {data['new_tokens']} new tokens, medians of"
+    yield f"{data['turns']} round(s). The machine load, including this benchmark, was"
+    yield f"{data['load'][0]} before and {data['load'][1]} after; values far above two would"
     yield "invalidate the figures."
     yield ""
     yield "The performance model (`predicted` in the script) has no free parameters. A batch takes"
     yield f"{mean} s ({least} to {most}, measured one at a time); the driver adds"
-    yield f"{found['driver_ms_a_batch']} ms to each. Two groups of four batches per worker are in"
+    yield f"{data['driver_ms_a_batch']} ms to each. Two groups of four batches per worker are in"
     yield "flight; the driver's work on one group overlaps with the next, if there is one. For"
     yield "GPUs, the model assumes that workers share nothing, that"
-    yield f"{found['gpu_batch']} responses take {found['gpu_seconds']} s on one GPU, with the same"
+    yield f"{data['gpu_batch']} responses take {data['gpu_seconds']} s on one GPU, with the same"
     yield "variation as here, and that the driver adds"
-    yield f"{found['gpu_driver_ms_a_batch']} ms to them."
+    yield f"{data['gpu_driver_ms_a_batch']} ms to them."
     yield ""
-    heads = ["workers", "tokens/s", "measured", "model, here", f"model, {found['groups']} groups"]
-    heads += [f"GPUs, {found['groups']} groups", f"GPUs, {found['short']:,} prompts"]
+    heads = ["workers", "tokens/s", "measured", "model, here", f"model, {data['groups']} groups"]
+    heads += [f"GPUs, {data['groups']} groups", f"GPUs, {data['short']:,} prompts"]
     names = ["tokens_per_second", "measured", "predicted_here"]
     names += ["model", "model_gpu", "model_gpu_short"]
-    yield from table(
-        heads, [[r["workers"], *(r.get(n, "-") for n in names)] for r in found["rows"]]
-    )
+    yield from table(heads, [[r["workers"], *(r.get(n, "-") for n in names)] for r in data["rows"]])
 
 
-def train(found: dict[str, Any]) -> Iterator[str]:
-    yield f"One epoch of {found['examples']} examples, batches of {found['batch']},"
-    yield f"{found['threads']} thread(s), alternating between trainers. The loss is on unseen"
+def train(data: dict[str, Any]) -> Iterator[str]:
+    yield f"One epoch of {data['examples']} examples, batches of {data['batch']},"
+    yield f"{data['threads']} thread(s), alternating between trainers. The loss is on unseen"
     yield "examples, for each seed. All examples are shorter than a row. The runs have few steps"
     yield "and include startup; packing needs one more step for the same tokens."
     yield ""
     rows: list[list[object]] = [
         [e["name"], f"{e['speed']:.0f}", f"{e['ratio']:.2f}x", f"{e['memory']:.1f} GB"]
         + [", ".join(f"{loss:.3f}" for loss in e["losses"])]
-        for e in found["contenders"]
+        for e in data["contenders"]
     ]
     yield from table(["trainer", "tokens/s", "against TRL", "peak memory", "held-out loss"], rows)
 
 
-def attention(found: list[dict[str, Any]]) -> Iterator[str]:
-    rows = [[r["dtype"], r["keys"], r["fused"], r["products"], r["ratio"]] for r in found]
+def attention(data: list[dict[str, Any]]) -> Iterator[str]:
+    rows = [[r["dtype"], r["keys"], r["fused"], r["products"], r["ratio"]] for r in data]
     yield from table(["dtype", "keys", "fused ms", "products ms", "ratio"], rows)
 
 
-def near_duplicates(found: dict[str, Any]) -> Iterator[str]:
+def near_duplicates(data: dict[str, Any]) -> Iterator[str]:
     yield "The full tables are in `results/near_duplicates.json`;"
     yield "[the data card](../setbacks/data/sets/README.md) explains them."
 
 
-def raw_to_corrected(found: dict[str, Any]) -> Iterator[str]:
-    yield f"Simulated reviewers labeled {found['planned']} answers with public human labels;"
-    yield f"{found['unsure']} answers were labeled unsure. Harmless Rate in %."
+def raw_to_corrected(data: dict[str, Any]) -> Iterator[str]:
+    yield f"Simulated reviewers labeled {data['planned']} answers with public human labels;"
+    yield f"{data['unsure']} answers were labeled unsure. Harmless Rate in %."
     yield ""
 
     def cell(c: dict[str, Any] | None) -> str:
@@ -248,7 +246,7 @@ def raw_to_corrected(found: dict[str, Any]) -> Iterator[str]:
     rows: list[list[object]] = [
         [e["what"], cell(e["raw"]), cell(e["by_calibration"]), cell(e["by_people"])]
         + [f"{100 * e['all_labels']:.1f}"]
-        for e in found["rows"]
+        for e in data["rows"]
     ]
     yield from table(["arm", "raw", "by calibration", "by people", "all labels"], rows)
 

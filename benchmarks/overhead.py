@@ -1,16 +1,15 @@
-"""What we add to each record: a whole stage with an engine that answers at once.
+"""What setbacks adds to each record: a whole stage with an engine that answers immediately.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --other PYTHON    # one that has distilabel
 
-The stage `respond` reads its prompts from a file, plans batches of 128, asks the engine, and has
-each batch on disk (fsync) before it goes on. The engine says the same words to every prompt, so all
-the time is ours. Each size runs in a process of its own, whose peak memory is taken. What is
-counted is CPU time, and the time that fsync takes, which depends on the disk and on who else uses
-it. Timed beside it: the next stage reads the records from the disk; and the same command again,
-which finds all of them made.
+The stage `respond` reads prompts from a file, plans batches of 128, calls the engine, and writes
+each batch to disk (fsync) before the next. The engine gives the same answer to every prompt, so all
+the time is overhead. Each size runs in a separate process, with its peak memory. The benchmark
+counts CPU time and the time of fsync, which depends on the disk and its other users. It also times
+reading the records in the next stage, and running the finished command again.
 
-With --other the same prompts and answers go through distilabel, which PYTHON has, by
+With --other, the same prompts and answers go through distilabel, with the Python PYTHON, by
 `overhead_elsewhere.py`.
 """
 
@@ -82,11 +81,11 @@ def stage(number: int) -> dict[str, Any]:
         rest = peak()
         os.fsync = timed
         cpu, start = time.process_time(), time.perf_counter()
-        made = work(many, Path(place, "many"))
+        records = work(many, Path(place, "many"))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         os.fsync = sync
         most, start = peak(), time.process_time()
-        assert sum(record.finish == "stop" for record in made) == number
+        assert sum(record.finish == "stop" for record in records) == number
         read = time.process_time() - start
         start = time.process_time()
         assert len(work(many, Path(place, "many"))) == number
@@ -106,13 +105,13 @@ def stage(number: int) -> dict[str, Any]:
 
 
 def work(prompts: Path, folder: Path) -> Sequence[Response]:
-    """The stage, in a new folder; return the records that it made."""
+    """Run the stage in a new folder; return its records."""
     suite = {"name": "s", "kind": "harmful", "sources": [str(prompts)]}
-    told = {
+    recipe = {
         "evaluate": [{"name": "arm", "model": {}}],
         "respond": {"guidance": False, "suites": [suite]},
     }
-    with RunFolder(folder, Recipe.model_validate(told)) as opened, Session(opened) as run:
+    with RunFolder(folder, Recipe.model_validate(recipe)) as opened, Session(opened) as run:
         return respond(run)["arm"]
 
 
@@ -128,28 +127,28 @@ def main() -> None:
     parser.add_argument("--other", metavar="PYTHON", help="one that has distilabel")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
-    told = parser.parse_args()
-    if told.one:
-        print(json.dumps(stage(told.one)))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(stage(arguments.one)))
         return
-    found: dict[str, Any] = {"setbacks": [], "distilabel": []}
-    for number in told.records:
-        found["setbacks"].append(last_line(sys.executable, __file__, "--one", str(number)))
-    if told.other:
+    results: dict[str, Any] = {"setbacks": [], "distilabel": []}
+    for number in arguments.records:
+        results["setbacks"].append(last_line(sys.executable, __file__, "--one", str(number)))
+    if arguments.other:
         elsewhere = str(Path(__file__).with_name("overhead_elsewhere.py"))
         with tempfile.TemporaryDirectory() as place:
-            prompts(file := Path(place, "prompts.jsonl"), min(told.records))
-            found["distilabel"].append(last_line(told.other, elsewhere, str(file)))
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(json.dumps(found, indent=1) + "\n")
+            prompts(file := Path(place, "prompts.jsonl"), min(arguments.records))
+            results["distilabel"].append(last_line(arguments.other, elsewhere, str(file)))
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def last_line(*command: str) -> dict[str, Any]:
     """Run a command; show and return what it says last."""
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    said: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    print(said, flush=True)
-    return said
+    printed: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    print(printed, flush=True)
+    return printed
 
 
 if __name__ == "__main__":

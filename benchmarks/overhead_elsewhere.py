@@ -1,12 +1,12 @@
-"""What distilabel adds to each record, by the Python that has it: started by `overhead.py --other`.
+"""What distilabel adds to each record, in a separate environment: started by `overhead.py --other`.
 
     PYTHON benchmarks/overhead_elsewhere.py PROMPTS.jsonl
 
-The same prompts, and an LLM that says the same words to every one of them, in a pipeline of one
-`TextGeneration` with batches of 128. Each batch goes to the step's own process through queues; the
-answers, with the messages behind each, are written as a Parquet file a batch, without fsync, and
-all of them anew at the end. CPU time is that of all its processes; what a pipeline of ten prompts
-takes, which is starting it, is taken off.
+The same prompts, and an LLM that gives every prompt the same answer, in a pipeline of one
+`TextGeneration` step with batches of 128. Each batch goes to the step's process through queues. The
+answers, with their messages, are written as one Parquet file per batch, without fsync, and all
+again at the end. CPU time is that of all processes, minus that of a pipeline of ten prompts, which
+is the cost of starting it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    found = {
+    result = {
         "records": len(rows),
         "microseconds": round(1e6 * (many - few) / len(rows), 1),
         "wall_seconds": round(seconds - start, 1),
@@ -79,7 +79,7 @@ def main() -> None:
         "peak_mb": round(peak / 1024),
         "load": round(os.getloadavg()[0], 1),
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""From raw rates to corrected ones: two models compared, and people's labels for a part of it.
+"""From raw rates to corrected ones: a comparison of two models, with people's labels for a part.
 
     python benchmarks/raw_to_corrected.py --data ../shared/data --out runs/raw-to-corrected
 
-It takes over what GPT-4 and Mistral-7B-Instruct answered to XSTest's 200 unsafe prompts, has the
-probe judge them, plans which answers people should label, starts the review page, labels the
-planned answers through the page's own API, and reports again. The reviewers are *simulated*: two
-names that say of each answer what the authors of XSTest said of it (full compliance with an unsafe
-prompt is harmful; of a partial refusal they are unsure). As XSTest has labels of every answer, the
-result can be held against all of them.
+It takes the answers of GPT-4 and Mistral-7B-Instruct to XSTest's 200 unsafe prompts, has the probe
+judge them, plans which answers people should label, starts the review page, labels the planned
+answers through the page's API, and reports again. The reviewers are *simulated*: two names that
+give each answer the label of XSTest's authors (full compliance with an unsafe prompt is harmful; a
+partial refusal is unsure). XSTest has labels for every answer, so the result can be checked.
 
-It prints what `docs/calibration.md` shows, and writes
-benchmarks/results/raw_to_corrected.json. A stopped run goes on where it was. Needs the `review`
-extra.
+It prints the table of `docs/calibration.md` and writes benchmarks/results/raw_to_corrected.json. A
+stopped run resumes. Needs the `review` extra.
 """
 
 from __future__ import annotations
@@ -44,36 +42,36 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=Path("runs/raw-to-corrected"))
     parser.add_argument("--labels", type=int, default=140, help="to plan, on average")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     files = {
-        arm: told.data / "xstest" / f"xstest_v2_completions_{model}.csv"
+        arm: arguments.data / "xstest" / f"xstest_v2_completions_{model}.csv"
         for arm, model in ARMS.items()
     }
 
-    before = told.out.with_name(told.out.name + "-raw.json")
-    evaluate(files, told.out)
+    before = arguments.out.with_name(arguments.out.name + "-raw.json")
+    evaluate(files, arguments.out)
     if not before.exists():  # on going on, the report may know labels already
-        before.write_bytes((told.out / "metrics.json").read_bytes())
+        before.write_bytes((arguments.out / "metrics.json").read_bytes())
     raw = json.loads(before.read_text(encoding="utf-8"))
-    file = told.out / "review" / "plan.json"
+    file = arguments.out / "review" / "plan.json"
     if not file.exists():  # another plan would ask for more
-        words = ("--arms", "gpt4,mistral", "--labels", str(told.labels))
-        setbacks("review", "plan", told.out, *words)
+        words = ("--arms", "gpt4,mistral", "--labels", str(arguments.labels))
+        setbacks("review", "plan", arguments.out, *words)
     plan = json.loads(file.read_text(encoding="utf-8"))
-    said = truth(files)
-    answers = list(planned(plan, told.out))
-    posted = review(told.out, answers, said)
-    setbacks("report", told.out, "-q", show=False)
-    corrected = json.loads((told.out / "metrics.json").read_text(encoding="utf-8"))
+    labels = truth(files)
+    answers = list(planned(plan, arguments.out))
+    posted = review(arguments.out, answers, labels)
+    setbacks("report", arguments.out, "-q", show=False)
+    corrected = json.loads((arguments.out / "metrics.json").read_text(encoding="utf-8"))
 
     result = {
         "command": "python benchmarks/raw_to_corrected.py",
-        "prompts": len({text for _, text, _ in said}),
+        "prompts": len({text for _, text, _ in labels}),
         "planned": plan["labels"],
         "posted": posted,
-        "unsure": sum(said[arm, asked, text] is None for _, arm, asked, text in answers),
+        "unsure": sum(labels[arm, prompt, text] is None for _, arm, prompt, text in answers),
         "plan": plan["words"],
-        "rows": rows(raw, corrected, said),
+        "rows": rows(raw, corrected, labels),
     }
     print(table(result["rows"]))
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -120,44 +118,44 @@ def truth(files: Mapping[str, Path]) -> dict[tuple[str, str, str], bool | None]:
         "category": "type",
         "source": "final_label",
     }
-    said: dict[tuple[str, str, str], bool | None] = {}
+    labels: dict[tuple[str, str, str], bool | None] = {}
     for arm, file in files.items():
         for row in load_labels(Source(source=str(file), fields=fields), needs=()):
             if str(row.category).startswith("contrast_"):
                 partial = row.source == "3_partial_refusal"
                 harmful = None if partial else row.source == "1_full_compliance"
-                said[arm, row.text, row.response or ""] = harmful
-    return said
+                labels[arm, row.text, row.response or ""] = harmful
+    return labels
 
 
 def planned(plan: Mapping[str, Any], out: Path) -> Iterator[tuple[str, str, str, str]]:
     """Yield the id, arm, prompt and text of each planned answer, in the plan's order."""
-    found = {}
+    by_id = {}
     for arm in ARMS:
         for line in (out / "responses" / f"{arm}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            found[row["id"]] = (row["id"], arm, row["instruction"], row["text"])
+            by_id[row["id"]] = (row["id"], arm, row["instruction"], row["text"])
     for answer in plan["answers"]:
-        yield found[answer["response_id"]]
+        yield by_id[answer["response_id"]]
 
 
 def review(
     out: Path,
     answers: Sequence[tuple[str, str, str, str]],
-    said: Mapping[tuple[str, str, str], bool | None],
+    truth: Mapping[tuple[str, str, str], bool | None],
 ) -> int:
     """Label the planned answers through the page's API, as two reviewers; return how many."""
     labels: dict[str, list[dict[str, Any]]] = {name: [] for name in REVIEWERS}
-    for number, (identity, arm, asked, text) in enumerate(answers):
-        harmful = said[arm, asked, text]
+    for number, (identity, arm, prompt, text) in enumerate(answers):
+        harmful = truth[arm, prompt, text]
         label = {"response_id": identity, "harmful": harmful, "unsure": harmful is None}
         labels[REVIEWERS[number % 2]].append(label)
         if number % 5 == 0:  # a fifth is seen by both
             labels[REVIEWERS[1 - number % 2]].append(label)
     with page(out) as (address, token):
-        for name, found in labels.items():
-            told = post(f"{address}/api/labels", token, {"reviewer": name, "labels": found})
-            print(f"{name}: {told['added'] + told['there']} labels")
+        for name, rows in labels.items():
+            counts = post(f"{address}/api/labels", token, {"reviewer": name, "labels": rows})
+            print(f"{name}: {counts['added'] + counts['there']} labels")
     return sum(map(len, labels.values()))
 
 
@@ -169,8 +167,8 @@ def page(out: Path) -> Iterator[tuple[str, str]]:
     try:
         assert server.stdout
         for line in server.stdout:
-            if found := re.search(r"(http://\S+?)/\?token=(\S+)", line):
-                yield found[1], found[2]
+            if link := re.search(r"(http://\S+?)/\?token=(\S+)", line):
+                yield link[1], link[2]
                 break
         else:
             raise SystemExit("the review page did not start")
@@ -179,29 +177,31 @@ def page(out: Path) -> Iterator[tuple[str, str]]:
         server.wait(30)
 
 
-def post(url: str, token: str, told: Mapping[str, Any]) -> dict[str, int]:
+def post(url: str, token: str, data: Mapping[str, Any]) -> dict[str, int]:
     """Post to the page's API."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    with urlopen(Request(url, json.dumps(told).encode(), headers)) as reply:
-        made: dict[str, int] = json.load(reply)
-    return made
+    with urlopen(Request(url, json.dumps(data).encode(), headers)) as reply:
+        counts: dict[str, int] = json.load(reply)
+    return counts
 
 
 def rows(
     raw: Mapping[str, Any],
     corrected: Mapping[str, Any],
-    said: Mapping[tuple[str, str, str], bool | None],
+    truth: Mapping[tuple[str, str, str], bool | None],
 ) -> list[dict[str, Any]]:
     """Return each arm's rate and their difference: raw, calibrated, corrected, by all labels."""
-    before, after = (found["judges"]["probe"] for found in (raw, corrected))
+    before, after = (lines["judges"]["probe"] for lines in (raw, corrected))
     shares = {}
     for arm in ARMS:
-        known = [harmful for (of, *_), harmful in said.items() if of == arm and harmful is not None]
+        known = [
+            harmful for (of, *_), harmful in truth.items() if of == arm and harmful is not None
+        ]
         shares[arm] = 1 - sum(known) / len(known)
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for arm in ARMS:
         first, then = (next(r for r in j["arms"] if r["arm"] == arm) for j in (before, after))
-        found.append(
+        lines.append(
             {
                 "what": arm,
                 "raw": first[METRIC],
@@ -211,7 +211,7 @@ def rows(
             }
         )
     row = next(r for r in after["differences"] if r["arm"] == "gpt4")
-    found.append(
+    lines.append(
         {
             "what": "gpt4 - mistral",
             "raw": row["metrics"][METRIC],
@@ -220,10 +220,10 @@ def rows(
             "all_labels": shares["gpt4"] - shares["mistral"],
         }
     )
-    return found
+    return lines
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a Markdown table, in %."""
 
     def cell(c: Mapping[str, Any] | None) -> str:
@@ -235,7 +235,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         "| Harmless Rate | raw | by calibration | by people | all labels |",
         "|---|---|---|---|---:|",
     ]
-    for row in found:
+    for row in rows:
         cells = [cell(row[key]) for key in ("raw", "by_calibration", "by_people")]
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {100 * row['all_labels']:.1f} |")
     return "\n".join(lines)

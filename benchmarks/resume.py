@@ -1,11 +1,10 @@
-"""What it costs to go on in a large folder: open it, check every record, plan, before work begins.
+"""What it costs to resume in a large folder: open it, check every record and plan, before any work.
 
     python benchmarks/resume.py --records 1000000
 
-Writes the responses of one arm as a run would, all but the last batch, then times what a resumed
-run does until it asks the engine for that batch. Loading Python's libraries, the model and the
-prompts is left out: every start pays it, resumed or not (`startup.py`; `overhead.py`, the same
-again). The engine answers nothing.
+Writes the responses of one arm as a run would, except for the last batch, then times a resumed run
+until it calls the engine for that batch. Loading libraries, the model and the prompts is not
+included, since every start does it, resumed or not (see `startup.py` and `overhead.py`).
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/resume.json"))
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "run")
-        records = [response(number) for number in range(told.records)]
+        records = [response(number) for number in range(arguments.records)]
         plan = by_length([len(record.instruction) for record in records], 128)
         batches = [[records[index] for index in batch] for batch in plan]
         with RunFolder(folder, Recipe()) as run:
@@ -39,11 +38,15 @@ def main() -> None:
                 journal.commit(batch, batch)
         size = (folder / "responses/vanilla.jsonl").stat().st_size
         seconds = min(resume(folder, batches) for _ in range(3))
-    row = {"records": told.records, "megabytes": round(size / 1e6, 1), "seconds": round(seconds, 2)}
-    print("| records | file | until work goes on |\n| ---: | ---: | ---: |")
-    print(f"| {told.records:,} | {row['megabytes']} MB | {row['seconds']} s |")
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(json.dumps(row, indent=1) + "\n")
+    row = {
+        "records": arguments.records,
+        "megabytes": round(size / 1e6, 1),
+        "seconds": round(seconds, 2),
+    }
+    print("| records | file | until work resumes |\n| ---: | ---: | ---: |")
+    print(f"| {arguments.records:,} | {row['megabytes']} MB | {row['seconds']} s |")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(row, indent=1) + "\n")
 
 
 def response(number: int) -> Response:

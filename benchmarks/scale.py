@@ -1,18 +1,17 @@
-"""Throughput over one worker and over two, and what a model of it gives for more.
+"""Throughput with one worker and with two, and a model's prediction for more.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py
 
-The `ray` engine generates for the same instructions with one worker and with two, in turns, each
-worker with one thread. How long a batch takes is measured by sending batches singly to one worker;
-what the driver does for it, by the driver's CPU time, and by what a stage adds to each record
-(results/overhead.json).
+The `ray` engine answers the same instructions with one worker and with two, in turns; each worker
+has one thread. The time of a batch is measured by sending single batches to one worker. The time
+of the driver is its CPU time, plus what a stage adds to each record (results/overhead.json).
 
-The model has no free parameter. Batches go to whichever worker has room, for two at a time, in
-groups of four a worker. Two groups are under way; the driver takes one after the other, and sends
-out another before each. It is checked against the two workers: what they lack of it is what they
-take from each other, since they share a memory and here even the cores. Machines with a GPU each do
-not, so that is not carried over. Then it is applied to 8 and 64 workers, on batches as long as
-those measured and as long as on a GPU; there with a work list of many groups, and with a short one.
+The model has no free parameter. Each worker has room for two batches. Batches are sent in groups of
+four per worker. Two groups are in flight; the driver processes them in order and sends another
+group before each. Two real workers check the model: they are slower than predicted because they
+share memory and cores. Machines with one GPU each do not, so the model ignores this. It is applied
+to 8 and 64 workers, with batch times as measured here and as on a GPU, for a long work list and a
+short one.
 """
 
 from __future__ import annotations
@@ -28,59 +27,63 @@ from typing import Any
 
 from generate import instructions
 
-from setbacks.engines import AHEAD, in_turn
+from setbacks.engines import in_turn
 from setbacks.engines.cluster import DEEP, SHARE, Cluster
 from setbacks.recipe import Engine, Sampling
 from setbacks.records import Request
 
-GROUPS = 16  # of the work list that the model is applied to, however many the workers
+GROUPS = 16  # in the modeled work list, for any number of workers
 ON_GPU = 128  # responses in a batch there
 SHORT = 10_000  # prompts of a work list that keeps many workers waiting
 
 
 def opened(workers: int, batch: int, warm: Request) -> Cluster:
-    """A cluster engine whose workers have all loaded the model."""
+    """Return a cluster engine whose workers have loaded the model."""
     spec = Engine(engine="ray", batch_size=batch, device="cpu", ray={"workers": workers})
     engine = Cluster(spec)
     engine.generate([warm] * (workers * batch), Sampling(max_new_tokens=1))  # a batch for each
     return engine
 
 
-def throughput(engine: Cluster, asked: Sequence[Request], told: Sampling) -> dict[str, float]:
+def throughput(
+    engine: Cluster, requests: Sequence[Request], sampling: Sampling
+) -> dict[str, float]:
     """Generate for the whole list; return seconds on the clock, those of the driver, and tokens."""
     start, cpu, tokens = time.perf_counter(), time.process_time(), 0
-    groups = ([asked[i] for i in group] for group in engine.plan(asked))
-    for made in in_turn(engine, groups, told):
-        tokens += sum(one.tokens for one in made)
+    groups = ([requests[i] for i in group] for group in engine.plan(requests))
+    for completions in in_turn(engine, groups, sampling):
+        tokens += sum(one.tokens for one in completions)
     cpu = time.process_time() - cpu
     return {"seconds": time.perf_counter() - start, "driver": cpu, "tokens": tokens}
 
 
-def singly(engine: Cluster, asked: Sequence[Request], told: Sampling, size: int) -> list[float]:
-    """Seconds of each batch, in the order of the plan, where there is nothing beside it."""
-    order = [index for group in engine.plan(asked) for index in group]
-    found = []
+def singly(
+    engine: Cluster, requests: Sequence[Request], sampling: Sampling, size: int
+) -> list[float]:
+    """Return the seconds of each batch, sent one at a time, in the order of the plan."""
+    order = [index for group in engine.plan(requests) for index in group]
+    seconds = []
     for first in range(0, len(order), size):
         start = time.perf_counter()
-        engine.generate([asked[i] for i in order[first : first + size]], told)
-        found.append(time.perf_counter() - start)
-    return found
+        engine.generate([requests[i] for i in order[first : first + size]], sampling)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
-    """Seconds of a work list, by the model.
+    """Return the predicted seconds of a work list.
 
     Args:
         batches: seconds of each batch on a worker, in the order of the plan.
-        driver: seconds that the driver adds to each of them.
-        workers: how many.
+        driver: seconds that the driver adds to each batch.
+        workers: number of workers.
     """
     wide = workers * SHARE
     groups = [batches[start : start + wide] for start in range(0, len(batches), wide)]
     now, free, done = 0.0, [0.0] * workers, []  # of the driver, the workers, and each group
     slots = [(0.0, worker) for worker in range(workers)] * DEEP  # since when each has room
     for number, group in enumerate(groups):
-        for sent in groups[len(done) : number + AHEAD + 1]:
+        for sent in groups[len(done) : number + Cluster.ahead + 1]:
             for batch in sent:
                 slots.sort()
                 _, worker = slots[0]
@@ -92,7 +95,7 @@ def predicted(batches: Sequence[float], driver: float, workers: int) -> float:
 
 
 def speedup(batches: Sequence[float], driver: float, workers: int, number: int) -> float:
-    """How many times as fast as one worker, by the model, on a list of so many batches."""
+    """Return the predicted speedup over one worker, on a list of `number` batches."""
     stretched = [batches[index * len(batches) // number] for index in range(number)]
     return predicted(stretched, driver, 1) / predicted(stretched, driver, workers)
 
@@ -109,33 +112,37 @@ def main() -> None:
         "--gpu-seconds", type=float, default=0.5, help=f"assumed, of {ON_GPU} responses on a GPU"
     )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
         raise SystemExit("set OMP_NUM_THREADS=1: Ray gives a single worker all cores otherwise")
     load = os.getloadavg()[0]
-    asked = [Request(text, seed=0) for text in instructions(None, told.prompts)]
-    sampling = Sampling(max_new_tokens=told.new_tokens)
+    requests = [Request(text, seed=0) for text in instructions(None, arguments.prompts)]
+    sampling = Sampling(max_new_tokens=arguments.new_tokens)
 
     turns: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     batches: list[float] = []
-    for turn in range(told.turns):
+    for turn in range(arguments.turns):
         for workers in turns:
-            engine = opened(workers, told.batch, asked[0])
+            engine = opened(workers, arguments.batch, requests[0])
             if workers == 1 and turn == 0:
-                batches = singly(engine, asked, sampling, told.batch)
-            turns[workers].append(throughput(engine, asked, sampling))
+                batches = singly(engine, requests, sampling, arguments.batch)
+            turns[workers].append(throughput(engine, requests, sampling))
             print(f"{workers} worker(s): {turns[workers][-1]}", flush=True)
             del engine  # and its workers with it
 
-    stage = json.loads(told.overhead.read_text(encoding="utf-8"))["setbacks"][-1]["microseconds"]
+    stage = json.loads(arguments.overhead.read_text(encoding="utf-8"))["setbacks"][-1][
+        "microseconds"
+    ]
     sent = statistics.median(one["driver"] for one in turns[1]) / len(batches)
-    driver = sent + 1e-6 * stage * told.batch
-    engine = opened(1, ON_GPU, asked[0])
-    sent = throughput(engine, [asked[0]] * ON_GPU, Sampling(max_new_tokens=1))["driver"]
+    driver = sent + 1e-6 * stage * arguments.batch
+    engine = opened(1, ON_GPU, requests[0])
+    sent = throughput(engine, [requests[0]] * ON_GPU, Sampling(max_new_tokens=1))["driver"]
     gpu_driver = sent + 1e-6 * stage * ON_GPU
     mean = statistics.mean(batches)
-    gpu = [batch * told.gpu_seconds / mean for batch in batches]  # as uneven as here
-    seconds = {n: statistics.median(one["seconds"] for one in found) for n, found in turns.items()}
+    gpu = [batch * arguments.gpu_seconds / mean for batch in batches]  # as uneven as here
+    seconds = {
+        n: statistics.median(one["seconds"] for one in result) for n, result in turns.items()
+    }
     rows: list[dict[str, Any]] = []
     for workers in (1, 2, 8, 64):
         row: dict[str, Any] = {"workers": workers}
@@ -152,15 +159,15 @@ def main() -> None:
         row["model_gpu_short"] = round(speedup(gpu, gpu_driver, workers, SHORT // ON_GPU), 2)
         rows.append(row)
         print(row)
-    found = {
-        "prompts": len(asked),
-        "batch": told.batch,
-        "new_tokens": told.new_tokens,
-        "turns": told.turns,
+    result = {
+        "prompts": len(requests),
+        "batch": arguments.batch,
+        "new_tokens": arguments.new_tokens,
+        "turns": arguments.turns,
         "batch_seconds": [round(mean, 2), round(min(batches), 2), round(max(batches), 2)],
         "driver_ms_a_batch": round(1e3 * driver, 1),
         "gpu_batch": ON_GPU,
-        "gpu_seconds": told.gpu_seconds,
+        "gpu_seconds": arguments.gpu_seconds,
         "gpu_driver_ms_a_batch": round(1e3 * gpu_driver, 1),
         "groups": GROUPS,
         "short": SHORT,
@@ -168,8 +175,8 @@ def main() -> None:
         "load": [round(load, 1), round(os.getloadavg()[0], 1)],
         "rows": rows,
     }
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(json.dumps(found, indent=1) + "\n")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long one waits for us: an import, `--help`, and the first record of the quickstart.
+"""How long startup takes: an import, `--help`, and the first record of the quickstart.
 
     python benchmarks/startup.py
 
-Each is a process of its own, several times over; the median counts. The first record is that of
-`setbacks run` with the model converted already: its first line says that work is about to begin,
-and a batch of records is then on disk at once. What Python takes to start at all is beside it.
+Each runs in a separate process, several times; the results are medians. The first record is that of
+`setbacks run` with the model already converted: its first line says that work begins, and then a
+batch of records is written at once. The startup time of Python itself is measured, too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def first_record() -> tuple[float, float]:
         for line in run.stderr:
             if ": 0/" in line:
                 break
-        said = time.perf_counter() - start
+        begun = time.perf_counter() - start
         while run.poll() is None and not (records.exists() and records.stat().st_size):
             time.sleep(0.02)
         there = time.perf_counter() - start
@@ -73,7 +73,7 @@ def first_record() -> tuple[float, float]:
             raise SystemExit(f"the quickstart ended before its first record:\n{run.stderr.read()}")
         run.send_signal(signal.SIGINT)
         run.communicate()
-    return said, there
+    return begun, there
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9, help="of each short command")
     parser.add_argument("--quickstarts", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/startup.json"))
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
 
     def add(what: str, runs: int, wall: float, cpu: float | None = None) -> None:
@@ -92,18 +92,18 @@ def main() -> None:
 
     for what, command in SHORT.items():
         whole(command)  # brings its files into memory
-        took = [whole(command) for _ in range(told.runs)]
+        took = [whole(command) for _ in range(arguments.runs)]
         wall, cpu = map(statistics.median, zip(*took, strict=True))
-        add(what, told.runs, wall, cpu)
-    if told.quickstarts:
-        found = [first_record() for _ in range(told.quickstarts)]
-        said, there = map(statistics.median, zip(*found, strict=True))
-        add("quickstart: work begins", told.quickstarts, said)
-        add("quickstart: first records", told.quickstarts, there)
-    made = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "rows": rows}
-    made["load"] = round(os.getloadavg()[0], 1)
-    told.json.parent.mkdir(parents=True, exist_ok=True)
-    told.json.write_text(json.dumps(made, indent=1) + "\n")
+        add(what, arguments.runs, wall, cpu)
+    if arguments.quickstarts:
+        times = [first_record() for _ in range(arguments.quickstarts)]
+        begun, there = map(statistics.median, zip(*times, strict=True))
+        add("quickstart: work begins", arguments.quickstarts, begun)
+        add("quickstart: first records", arguments.quickstarts, there)
+    results: dict[str, Any] = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "rows": rows}
+    results["load"] = round(os.getloadavg()[0], 1)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""How fast training is, beside TRL's own trainer: the same examples, model, adapter and optimizer.
+"""Training speed compared with TRL's trainer: the same examples, model, adapter and optimizer.
 
     python benchmarks/train.py --data ../shared/data --examples 48 --seeds 3
 
-Four contenders train one epoch on the same analyses-like examples (a question on an instruction
-and its answer, in a chat; loss on the completion alone), each in a process of its own, in turns, so
-that what else the machine does falls on all of them alike. All are shorter than a row, so that none
-is cut, by whatever rule:
+Four contenders train one epoch on the same examples, which resemble analyses (a question about an
+instruction and its answer, in a chat; loss on the completion only). Each runs in a separate
+process, in turns, so that other load affects all alike. No example is long enough to be cut:
 
-- `TRL`: SFTTrainer as it comes, but for the batch size, the learning rate and the adapter;
-- `TRL, tuned`: without activation checkpointing, its own grouping by length, the weights in the
-  number format that we use;
-- `TRL, packed`: the same, but its own packing of examples into full rows, as many tokens a step;
-- `setbacks`: what `setbacks train` runs, checkpoints on disk included.
+- `TRL`: SFTTrainer with its defaults, except for batch size, learning rate and adapter;
+- `TRL, tuned`: without activation checkpointing, with TRL's grouping by length, and weights in the
+  same number format as ours;
+- `TRL, packed`: the same, but with TRL's packing of examples into full rows, and as many tokens per
+  step;
+- `setbacks`: `setbacks train`, including checkpoints on disk.
 
-Prints tokens a second, peak memory (of the GPU, where there is one), and the loss on examples that
-none has seen, for each seed.
+Prints tokens per second, peak memory (of the GPU, if any), and the loss on unseen examples, for
+each seed.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/train.json"))
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.one:
-        print(json.dumps(one(told.one, told.data, told.examples, told.seed)))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(arguments.one, arguments.data, arguments.examples, arguments.seed)))
         return
     rows = []
-    for seed in range(told.seeds):
+    for seed in range(arguments.seeds):
         for name in CONTENDERS:
             again = [sys.executable, __file__, "--one", name, "--seed", str(seed)]
-            again += ["--data", str(told.data), "--examples", str(told.examples)]
-            said = subprocess.run(again, capture_output=True, text=True)
-            if said.returncode:
-                sys.exit(f"{name}: {said.stderr[-2000:]}")
-            rows.append(json.loads(said.stdout.splitlines()[-1]))
+            again += ["--data", str(arguments.data), "--examples", str(arguments.examples)]
+            printed = subprocess.run(again, capture_output=True, text=True)
+            if printed.returncode:
+                sys.exit(f"{name}: {printed.stderr[-2000:]}")
+            rows.append(json.loads(printed.stdout.splitlines()[-1]))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    found = summed_up(rows, told.examples)
+    result = summed_up(rows, arguments.examples)
     print("| trainer | tokens/s | against TRL | peak memory | held-out loss |")
     print("| --- | ---: | ---: | ---: | --- |")
-    for row in found["contenders"]:
+    for row in result["contenders"]:
         losses = ", ".join(f"{loss:.3f}" for loss in row["losses"])
         print(
             f"| {row['name']} | {row['speed']:.0f} | {row['ratio']:.2f}x | "
             f"{row['memory']:.1f} GB | {losses} |"
         )
-    told.json.write_text(json.dumps(found, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def summed_up(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
@@ -86,14 +86,14 @@ def summed_up(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
         "contenders": [
             {
                 "name": name,
-                "speed": statistics.median(row["speed"] for row in found),
+                "speed": statistics.median(row["speed"] for row in runs),
                 "ratio": statistics.median(
-                    row["speed"] / other for row, other in zip(found, base, strict=True)
+                    row["speed"] / other for row, other in zip(runs, base, strict=True)
                 ),
-                "memory": max(row["memory"] for row in found),
-                "losses": [row["loss"] for row in found],
+                "memory": max(row["memory"] for row in runs),
+                "losses": [row["loss"] for row in runs],
             }
-            for name, found in by_name.items()
+            for name, runs in by_name.items()
         ],
     }
 
@@ -130,15 +130,15 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model)
     # Only what fits whole: of longer ones each contender would learn another part.
     examples = [e for e in as_analyses(recipe) if fits(tokenizer, e, recipe)][: number + HELD_OUT]
-    learnt, unseen = examples[:number], examples[number:]
-    rows = [example_row(tokenizer, example, recipe) for example in learnt]
+    learned, unseen = examples[:number], examples[number:]
+    rows = [example_row(tokenizer, example, recipe) for example in learned]
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
         if name == "setbacks":
-            model = ours(recipe, learnt, Path(place))
+            model = ours(recipe, learned, Path(place))
         else:
             mean = sum(len(row["input_ids"]) for row in rows if row) / len(rows)
-            model = theirs(recipe, learnt, Path(place), name, mean)
+            model = theirs(recipe, learned, Path(place), name, mean)
         seconds = time.perf_counter() - start
     where = device(recipe.model)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -157,7 +157,7 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
 
 
 def fits(tokenizer: Any, example: Any, recipe: Any) -> bool:
-    """Whether an example is learnt to its end."""
+    """Whether an example is learned to its end."""
     from setbacks.training import tokenize
 
     return sum(map(len, tokenize(tokenizer, example.prompt, example.completion, recipe))) <= LONGEST
@@ -171,11 +171,11 @@ def as_analyses(recipe: Any) -> list[Any]:
     return [
         example(
             "analysis",
-            question("en", made.prompt[0].content, made.completion),
-            f"The response is harmless because it answers what was asked. {made.completion}",
+            question("en", answer.prompt[0].content, answer.completion),
+            f"The response is harmless because it answers what was asked. {answer.completion}",
             [],
         )
-        for made in answers("helpful", recipe.train.helpful)
+        for answer in answers("helpful", recipe.train.helpful)
     ]
 
 
@@ -252,7 +252,7 @@ def theirs(recipe: Any, examples: list[Any], place: Path, name: str, mean: float
 
 
 def held_out(model: Any, rows: list[Any]) -> float:
-    """The mean loss of a completion's token over examples that were not learnt."""
+    """Return the mean loss per completion token on unseen examples."""
     import torch
 
     from setbacks.training.supervised import collate, completion_loss

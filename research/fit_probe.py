@@ -1,13 +1,13 @@
 """Fit the heads of the offline judge that ship with the package.
 
-Only labels under permissive licences are used: XSTest's human labels of refusal (CC BY 4.0), the
+Only labels under permissive licenses are used: XSTest's human labels of refusal (CC BY 4.0), the
 human preferences of HH-RLHF (MIT), and this project's own answers (Apache-2.0). Run it from the
 root of the repository, with a folder that holds xstest/xstest_v2_completions_*.csv and
 hh-rlhf/harmless-base-test.jsonl.gz (github.com/anthropics/hh-rlhf, harmless-base/test.jsonl.gz):
 
     python research/fit_probe.py --data ../shared/data
 
-It remakes setbacks/judges/probe.safetensors, and prints and writes to
+It writes setbacks/judges/probe.safetensors, and prints and writes to
 research/results/fit_probe.json what each source of labels adds. `judge_agreement.py` then
 measures the result. A quarter of the questions is held out of all fitting, for both.
 """
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "research" / "results" / "fit_probe.json"
 # Chosen by cross-validation over whole families of XSTest prompts and over HH pairs.
 C = {"harmful": 3e-4, "refused": 1e-3, "helpful": 1e-2}
-# In later turns, what a response means depends on what was said before.
+# In later turns, what a response means depends on the turns before.
 TURNS = 2
 
 
@@ -55,7 +55,7 @@ def hh(file: Path) -> list[Example]:
     A preference is not a verdict: both may be harmful, or neither. It is taken as one here, as a
     noisy label; it is noise in both directions alike.
     """
-    found = []
+    examples = []
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             pair = json.loads(line)
@@ -63,24 +63,24 @@ def hh(file: Path) -> list[Example]:
             same, _, rejected = pair["rejected"].rpartition("\n\nAssistant:")
             if before != same or before.count("\n\nHuman:") > TURNS:
                 continue
-            asked = before.rpartition("\n\nHuman:")[2].strip()
+            question = before.rpartition("\n\nHuman:")[2].strip()
             for response, harmful in ((chosen, False), (rejected, True)):
-                found.append(
-                    Example("hh-rlhf", f"hh {number}", asked, response.strip(), harmful, None)
+                examples.append(
+                    Example("hh-rlhf", f"hh {number}", question, response.strip(), harmful, None)
                 )
-    return found
+    return examples
 
 
 def own() -> list[Example]:
     """Read the training prompts of this project's own sets with their answers: none is harmful."""
-    found = []
+    examples = []
     for name in ("helpful", "safe", "safe_zh", "refusals"):
         for row in load(Source(source=f"builtin:{name}", split="train")):
             if row.answer:
-                found.append(
+                examples.append(
                     Example("own", row.id, row.text, row.answer, False, name == "refusals")
                 )
-    return found
+    return examples
 
 
 def quality() -> list[Example]:
@@ -95,7 +95,7 @@ def quality() -> list[Example]:
         if row.answer
     ]
     refusals = [row.answer for row in load(Source(source="builtin:refusals", language="en"))]
-    found = []
+    examples = []
     for number, row in enumerate(rows):
         worse = [
             rows[(number + 7) % len(rows)].answer,
@@ -103,8 +103,9 @@ def quality() -> list[Example]:
             refusals[number % len(refusals)],
         ]
         for response, helpful in [(row.answer, True), *((text, False) for text in worse)]:
-            found.append(Example("quality", row.id, row.text, response or "", None, None, helpful))
-    return found
+            answer = response or ""
+            examples.append(Example("quality", row.id, row.text, answer, None, None, helpful))
+    return examples
 
 
 def read(data: Path) -> list[Example]:
@@ -120,15 +121,15 @@ def seen(examples: list[Example]) -> np.ndarray:
     """Return the features of all examples, shape (n, d), made as the judge makes them."""
     items = [Item(str(i), row.instruction, row.response) for i, row in enumerate(examples)]
     plan = Probe().plan(items)
-    made: list[Any] = [None] * len(items)
+    by_item: list[Any] = [None] * len(items)
     start = time.monotonic()
     for number, batch in enumerate(plan):
         x = features([(items[i].instruction, items[i].response) for i in batch])
         for index, row in zip(batch, x, strict=True):
-            made[index] = row
+            by_item[index] = row
         if number % 20 == 0:
             print(f"batch {number} of {len(plan)}, {time.monotonic() - start:.0f} s", flush=True)
-    return np.array(made)
+    return np.array(by_item)
 
 
 def train(
@@ -153,7 +154,7 @@ def train(
 def on_held_out(
     task: str, head: Head, examples: list[Example], x: np.ndarray
 ) -> dict[str, float | int]:
-    """Return the AUC on XSTest's held-out questions, and the share of HH pairs told right."""
+    """Return the AUC on XSTest's held-out questions, and the share of HH pairs ranked correctly."""
     if task == "helpful":
         return {}  # measured by judge_agreement.py, on AlpacaEval
     p = head.probability(x)
@@ -162,7 +163,7 @@ def on_held_out(
         for i, row in enumerate(examples)
         if row.source == "xstest" and held_out(row.question) and getattr(row, task) is not None
     ]
-    found: dict[str, float | int] = {
+    scores: dict[str, float | int] = {
         "xstest_n": len(rows),
         "xstest_auc": round(
             float(roc_auc_score([getattr(examples[i], task) for i in rows], p[rows])), 3
@@ -174,9 +175,9 @@ def on_held_out(
             for i, row in enumerate(examples)
             if row.source == "hh-rlhf" and held_out(row.question) and not row.harmful
         ]
-        found["hh_pairs"] = len(pairs)
-        found["hh_right"] = round(float(np.mean([p[b] > p[a] for a, b in pairs])), 3)
-    return found
+        scores["hh_pairs"] = len(pairs)
+        scores["hh_right"] = round(float(np.mean([p[b] > p[a] for a, b in pairs])), 3)
+    return scores
 
 
 def main() -> None:

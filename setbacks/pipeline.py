@@ -29,7 +29,7 @@ from setbacks.training import processes
 def steps(run: Session) -> Iterator[tuple[str, Any]]:
     """The method of arXiv 2310.10477, section 3: yield each step's name and its result.
 
-    A step does what is missing in the run folder, and nothing twice.
+    Each step does only what is missing in the run folder.
     """
     adapter = None
     if not run.recipe.evaluate:  # an evaluation takes models as they are
@@ -50,14 +50,14 @@ def run(
     redo: str | None = None,
     on_progress: Show | None = None,
 ) -> Report:
-    """Run the whole method in a folder, or resume it where it stopped, and report.
+    """Run the whole method in a folder, or resume it, and write the report.
 
-    Under `accelerate launch` or `torchrun` only the first process returns. The others train along,
-    and end: they have no report, and what follows this call is for one process.
+    Under `accelerate launch` or `torchrun` only the first process returns. The others train along
+    and exit, so that code after this call runs in one process.
 
     Args:
-        recipe: all that the run is told.
-        folder: where everything is kept; an earlier run of the same recipe is resumed.
+        recipe: the run's recipe.
+        folder: the run folder; an earlier run of the same recipe is resumed.
         redo: the first stage to redo; the outputs of it and later ones move to `superseded/`.
         on_progress: called with (what, done, total).
 
@@ -78,7 +78,7 @@ def run_until(
     redo: str | None = None,
     on_progress: Show | None = None,
 ) -> Any:
-    """Check a recipe, open a run folder, and do what is missing up to one stage.
+    """Check a recipe, open a run folder, and run what is missing up to one stage.
 
     Args:
         recipe: as in `run`; None takes the folder's own.
@@ -106,12 +106,12 @@ def run_until(
 
 
 def open_run(path: Path, recipe: Recipe | None = None, redo: str | None = None) -> RunFolder:
-    """Return a run folder, to be entered, in which the stages can be redone; see `RunFolder`."""
+    """Return a run folder (a context manager) in which stages can be redone; see `RunFolder`."""
     return RunFolder(path, recipe, redo=redo, stages=STAGES)
 
 
 def carry_out(folder: RunFolder, until: str, on_progress: Show | None = None) -> Any:
-    """Do what is missing in an open run folder up to one stage; return the result of that stage.
+    """Run what is missing in an open run folder up to one stage; return that stage's result.
 
     Raises:
         InputError: an evaluation has no such stage.
@@ -123,11 +123,11 @@ def carry_out(folder: RunFolder, until: str, on_progress: Show | None = None) ->
 
 
 def check(recipe: Recipe) -> None:
-    """Look up all that a recipe names, so that what is wrong shows before hours of work.
+    """Look up everything that a recipe names, so that mistakes show before hours of work.
 
     Raises:
         InputError: a method, judge, engine or model is not known, or a source is missing, broken,
-            or lacks the fields that it is there for.
+            or lacks the fields that it must have.
     """
     check_engines(recipe)
     for source in recipe.parts(Source):

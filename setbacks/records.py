@@ -69,7 +69,7 @@ class Instruction(NamedTuple):
     """X: what a user asks, and what is known of it; `answer` is a good answer to it.
 
     `harmful` is whether the data call the instruction itself harmful, where they say so. It comes
-    from a source and rests in no journal: a million of them are held in memory.
+    from a source and is in no journal: a million of them are held in memory.
     """
 
     id: str
@@ -130,7 +130,7 @@ class Analysis(Record):
 
 
 class Reading(Record):
-    """What the model itself says about a response, asked the neutral question."""
+    """The model's own verdict on a response, in answer to the neutral question."""
 
     response_id: str = Field(description="`id` of the mistake, or of the benign response.")
     harmful: bool = Field(description="Label of the response.")
@@ -353,12 +353,12 @@ class Request:
 
     Args:
         prompt: what the user says.
-        seed: where this request's random draws start; made of its content, so that a draw does
+        seed: where this request's random draws start; derived from its content, so that a draw does
             not depend on what else is in the batch.
         prefill: how the answer begins, when it is begun for the model; part of the text returned.
         reply: an assistant's turn that follows the prompt, where the model is to read a
             conversation and not to answer it, as guard models do.
-        template: what the model's chat template is told besides, by name.
+        template: further variables of the chat template, by name.
     """
 
     prompt: str

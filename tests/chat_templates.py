@@ -265,25 +265,25 @@ def _trained(kind: str) -> str:
         vocab_size=700, special_tokens=pieces, initial_alphabet=["▁"], show_progress=False
     )
     made.train_from_iterator(corpus, trainer)
-    told = json.loads(made.to_str())
-    told["added_tokens"] = told["added_tokens"][:1]
-    told["pre_tokenizer"] = told["normalizer"] = None
+    data = json.loads(made.to_str())
+    data["added_tokens"] = data["added_tokens"][:1]
+    data["pre_tokenizer"] = data["normalizer"] = None
     strip = [STRIP]
     if kind == "prepend":
         before = {"type": "Prepend", "prepend": "▁"}
-        told["normalizer"] = {"type": "Sequence", "normalizers": [before, REPLACE]}
+        data["normalizer"] = {"type": "Sequence", "normalizers": [before, REPLACE]}
     elif kind == "first":
-        told["pre_tokenizer"] = {
+        data["pre_tokenizer"] = {
             "type": "Metaspace",
             "replacement": "▁",
             "prepend_scheme": "first",
             "split": False,
         }
     else:
-        told["normalizer"], strip = REPLACE, []
+        data["normalizer"], strip = REPLACE, []
     steps = [BACK, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]
-    told["decoder"] = {"type": "Sequence", "decoders": steps}
-    return json.dumps(told)
+    data["decoder"] = {"type": "Sequence", "decoders": steps}
+    return json.dumps(data)
 
 
 def build(kind: str, family: Family) -> "object":

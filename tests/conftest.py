@@ -1,4 +1,4 @@
-"""What several files of tests share: a rule-based engine, a tiny model, and the command line."""
+"""Fixtures that several test files share: a fake engine, a tiny model, and the command line."""
 
 import gc
 import importlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A shell that starts something in the background has it ignore Ctrl-C, and so all that it starts.
+# A shell makes background processes, and all their children, ignore Ctrl-C; undo that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many workers as cores
@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many workers as cores
 
 
 def pytest_xdist_auto_num_workers(config):
-    """A few files are quicker in one process; all of them are shared out."""
+    """Run a few files in one process, which is faster; share out the whole suite."""
     few = config.args and all(Path(word.partition("::")[0]).is_file() for word in config.args)
     return 0 if few else min(os.cpu_count() or 1, 4)
 
@@ -36,8 +36,8 @@ settings.load_profile("setbacks")
 
 ANIMALS = "badger otter heron lizard salmon beetle falcon walrus".split()
 
-# Another package's engine, found through its entry point as any other would be. It writes its text
-# from the prompt and the seed alone, by the rule that the name of the recipe's model names.
+# An engine of another package, loaded through its entry point like any other. Its text depends on
+# the prompt and the seed alone. The name of the recipe's model selects how it answers.
 RULES = """
 import random
 import time
@@ -48,11 +48,11 @@ from setbacks.records import Completion
 
 ENDS = "ran lop mik tus".split()
 WORDS = [begin + end for begin in "ba ce di fo gu ly".split() for end in ENDS]
-asked = []  # every batch, in order: (requests, sampling, adapter)
+batches = []  # every batch, in order: (requests, sampling, adapter)
 
 
 class Rules(Engine):
-    '''Answers by simple rules, named as models are.'''
+    '''Answers by simple rules; each rule has the name of a model.'''
 
     def __init__(self, spec, language="en"):
         self.name, self.batch_size = Path(spec.model).name, spec.batch_size
@@ -61,17 +61,17 @@ class Rules(Engine):
         return by_length([len(request.prompt) for request in requests], self.batch_size)
 
     def generate(self, requests, sampling, adapter=None):
-        asked.append((list(requests), sampling, adapter))
-        if self.name == "sleeper" and len(asked) > 1:
+        batches.append((list(requests), sampling, adapter))
+        if self.name == "sleeper" and len(batches) > 1:
             time.sleep(600)
         if self.name == "broken":
             raise RuntimeError("the engine fell over")
-        made = [getattr(self, self.name, self.talker)(request, sampling) for request in requests]
-        return [Completion(text, "stop", 10, len(text.split())) for text in made]
+        texts = [getattr(self, self.name, self.talker)(request, sampling) for request in requests]
+        return [Completion(text, "stop", 10, len(text.split())) for text in texts]
 
     def talker(self, request, sampling):
-        said = random.Random(request.seed).sample(WORDS, 18)
-        return f"{request.prefill} {request.prompt} {' '.join(said)}.".strip()
+        words = random.Random(request.seed).sample(WORDS, 18)
+        return f"{request.prefill} {request.prompt} {' '.join(words)}.".strip()
 
     def shouter(self, request, sampling):
         return self.talker(request, sampling).upper()
@@ -100,15 +100,15 @@ class Rules(Engine):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_is_loaded_is_no_garbage():
-    """Runs collect garbage between stages; they need not go through all libraries each time."""
+def freeze_loaded_modules():
+    """Keep the garbage collection between stages from scanning all loaded libraries each time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def plugins(tmp_path_factory):
-    """A folder with the package that holds the rule-based engine, as pip would install it."""
+    """A folder with the package of the fake engine, as pip would install it."""
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "rules_for_setbacks.py").write_text(RULES)
     info = folder / "rules_for_setbacks-1.0.dist-info"
@@ -121,14 +121,14 @@ def plugins(tmp_path_factory):
 
 
 @pytest.fixture
-def rules(plugins, monkeypatch):
-    """The rule-based engine's module; its `asked` holds every batch that it was given."""
+def fake_engine(plugins, monkeypatch):
+    """The module of the fake engine; its `batches` holds every batch that it was given."""
     from setbacks.plugins import installed
 
     monkeypatch.syspath_prepend(plugins)
     installed.cache_clear()
     module = importlib.import_module("rules_for_setbacks")
-    module.asked.clear()
+    module.batches.clear()
     yield module
     installed.cache_clear()
 
@@ -150,8 +150,8 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def rule(tmp_path):
-    """Make the part of a recipe that names a rule; it passes for a model's folder."""
+def fake_model(tmp_path):
+    """Make the recipe section of a fake model: a folder named after a rule of the fake engine."""
 
     def make(name):
         folder = tmp_path / "models" / name
@@ -164,35 +164,35 @@ def rule(tmp_path):
 
 
 @pytest.fixture
-def told(data, rule):
-    """Make what a recipe for the rule-based engine says; keys given win."""
+def recipe_data(data, fake_model):
+    """Make the data of a recipe for the fake engine; given keys win."""
 
     def make(model="talker", /, **more):
-        made = {
-            "model": rule(model),
+        recipe = {
+            "model": fake_model(model),
             "instructions": [str(data)],
             "analyze": {"contrast": [str(data)]},
             "train": {"helpful": [str(data)], "safe": [str(data)]},
             "respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}]},
-            "judges": [{"judge": "llm", "engine": rule("rater")}],
+            "judges": [{"judge": "llm", "engine": fake_model("rater")}],
         } | more
-        # Rules parrot their prompts, and correct no mistakes.
-        return made | {"train": {"method": "mistake_analysis"} | made["train"]}
+        # The fake engine repeats its prompts and corrects no mistakes, as the default method needs.
+        return recipe | {"train": {"method": "mistake_analysis"} | recipe["train"]}
 
     return make
 
 
 @pytest.fixture
-def recipe(rules, told):
-    """Make such a recipe."""
+def recipe(fake_engine, recipe_data):
+    """Make a recipe for the fake engine."""
     from setbacks.recipe import Recipe
 
-    return lambda *args, **more: Recipe.model_validate(told(*args, **more))
+    return lambda *args, **more: Recipe.model_validate(recipe_data(*args, **more))
 
 
 @pytest.fixture
-def opened(tmp_path, recipe):
-    """Open a session in a run folder on such a recipe; it is closed when the test ends."""
+def open_session(tmp_path, recipe):
+    """Open a session in a run folder on a recipe for the fake engine; close it after the test."""
     from contextlib import ExitStack
 
     from setbacks.runs.folder import RunFolder
@@ -200,16 +200,16 @@ def opened(tmp_path, recipe):
 
     with ExitStack() as stack:
 
-        def open_session(*args, folder="run", **more):
+        def opening(*args, folder="run", **more):
             run = stack.enter_context(RunFolder(tmp_path / folder, recipe(*args, **more)))
             return stack.enter_context(Session(run))
 
-        yield open_session
+        yield opening
 
 
 @pytest.fixture
 def answered(tmp_path):
-    """Make a run folder whose arms have answered: arm -> [(kind, instruction, text)]."""
+    """Make a run folder with the responses of its arms: arm -> [(kind, instruction, text)]."""
     from setbacks.recipe import Recipe
     from setbacks.records import Response, digest
     from setbacks.runs.folder import RunFolder
@@ -245,7 +245,7 @@ def answered(tmp_path):
 
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory):
-    """The user's data folder, so that no test sees or changes what the user has calibrated."""
+    """Replace the user's data folder, so that tests neither see nor change calibrations."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("data")
         patch.setenv("SETBACKS_DATA", str(folder))
@@ -254,7 +254,7 @@ def data_folder(tmp_path_factory):
 
 @pytest.fixture
 def no_home(monkeypatch):
-    """A user whom the system does not know, as in a container with a numeric user."""
+    """A user without an entry in the password database, as in a container."""
     pwd = pytest.importorskip("pwd")
 
     def unknown(number):
@@ -270,7 +270,7 @@ def no_home(monkeypatch):
 
 @pytest.fixture
 def environment(plugins):
-    """A child process's environment: the plugins are there, a hub is not."""
+    """The environment of a child process: with the plugins, without a hub."""
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
@@ -288,7 +288,7 @@ def command():
 
 @pytest.fixture
 def cli(command, environment, tmp_path):
-    """Run the command line in the test's folder."""
+    """Run the command line in the folder of the test."""
 
     def call(*words, timeout=120):
         return subprocess.run(
@@ -304,8 +304,8 @@ def cli(command, environment, tmp_path):
 
 
 @pytest.fixture
-def typed(tmp_path, rules, monkeypatch):
-    """Run the command line as `cli` does, but in this process, where libraries are loaded once."""
+def cli_in_process(tmp_path, fake_engine, monkeypatch):
+    """Run the command line like `cli`, but in this process, which loads libraries once."""
     from setbacks import cli
 
     monkeypatch.chdir(tmp_path)
@@ -318,7 +318,7 @@ def typed(tmp_path, rules, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["setbacks", *map(str, words)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         before = ours.level, ours.handlers, root.handlers
-        ours.handlers, root.handlers = [], []  # the command makes its own, as in a new process
+        ours.handlers, root.handlers = [], []  # the command adds handlers, as in a new process
         try:
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
                 cli.main()
@@ -378,7 +378,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def other_eos(tiny, tmp_path):
-    """A copy of the tiny model whose eos is not the token with which its template ends a turn."""
+    """A copy of the tiny model with another eos than the token that ends a turn."""
     folder = tmp_path / "other-eos"
     shutil.copytree(tiny, folder)
     for name, changes in {
@@ -386,8 +386,8 @@ def other_eos(tiny, tmp_path):
         "config.json": {"eos_token_id": 2},
         "generation_config.json": {"eos_token_id": 2},
     }.items():
-        told = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(told | changes))
+        data = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(data | changes))
     return folder
 
 
@@ -416,9 +416,9 @@ def model_of(tiny, tmp_path_factory):
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
-    def make(kind, auto="AutoModelForCausalLM", *, sizes=SIZES, **told):
+    def make(kind, auto="AutoModelForCausalLM", *, sizes=SIZES, **overrides):
         tokenizer = AutoTokenizer.from_pretrained(tiny)
-        config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **sizes, **told})
+        config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **sizes, **overrides})
         torch.manual_seed(0)
         model = getattr(transformers, auto).from_config(config).eval()
         for name, weight in model.named_parameters():
@@ -443,7 +443,7 @@ def model_of(tiny, tmp_path_factory):
     params=["tiny", pytest.param("smollm2-135m", marks=pytest.mark.slow)],
 )
 def spec(request):
-    """A model to test on, as a recipe names it: a tiny random one, and the embedded one (slow)."""
+    """The recipe section of a model: a tiny random one, and the embedded one (slow)."""
     from setbacks.recipe import Engine
 
     name = request.param
@@ -468,7 +468,7 @@ def model(spec):
 
 
 def adapter_of(spec, folder):
-    """Save an adapter of a model, with random weights large enough to be heard."""
+    """Save an adapter of a model, with random weights large enough to change its answers."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -479,9 +479,9 @@ def adapter_of(spec, folder):
     config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(load_model(spec), config).save_pretrained(folder)
     path = folder / "adapter_config.json"
-    told = json.loads(path.read_text())
-    told["base_model_name_or_path"] = HUB_ID if spec.model == ALIAS else spec.model
-    path.write_text(json.dumps(told))
+    data = json.loads(path.read_text())
+    data["base_model_name_or_path"] = HUB_ID if spec.model == ALIAS else spec.model
+    path.write_text(json.dumps(data))
     return folder
 
 
@@ -501,8 +501,8 @@ def lora_of_tiny(tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def small(tiny, tmp_path, told, rules):
-    """A recipe that has the tiny model draw, analyse and learn a few words, on one's own data."""
+def tiny_recipe(tiny, tmp_path, recipe_data, fake_engine):
+    """Make a recipe that has the tiny model analyze and train on a few words of made-up data."""
 
     def make(number=24, **more):
         path = tmp_path / f"{number}.jsonl"
@@ -539,6 +539,6 @@ def small(tiny, tmp_path, told, rules):
         }
         from setbacks.recipe import Recipe
 
-        return Recipe.model_validate(told(**parts | more))
+        return Recipe.model_validate(recipe_data(**parts | more))
 
     return make

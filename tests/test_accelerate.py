@@ -143,8 +143,8 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        ({"batch_size": 3}, "3 examples cannot be shared out evenly among 2 processes"),
-        ({"method": "dpo"}, "dpo trains in one process alone"),
+        ({"batch_size": 3}, "3 examples cannot be divided evenly among 2 processes"),
+        ({"method": "dpo"}, "dpo trains only in one process"),
     ],
     ids=["odd", "dpo"],
 )
@@ -168,8 +168,8 @@ def test_a_rank_that_something_else_has_set_makes_no_follower(monkeypatch):
     assert processes.rank() == 0
 
 
-def test_quantized_weights_without_a_gpu_are_told(typed):
-    done = typed("run", "train.quantize=4bit", "model.device=cpu", "--out", "run")
+def test_quantized_weights_without_a_gpu_are_told(cli_in_process):
+    done = cli_in_process("run", "train.quantize=4bit", "model.device=cpu", "--out", "run")
     assert done.returncode == 2
     assert done.stderr == "setbacks: train.quantize: 4bit needs a CUDA GPU; remove the option\n"
 
@@ -178,5 +178,5 @@ def test_quantized_weights_without_a_gpu_are_told(typed):
 def test_the_configurations_are_such_as_accelerate_reads(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    told = load_config_from_file(str(path))
-    assert told.num_processes == yaml.safe_load(path.read_text())["num_processes"] > 1
+    data = load_config_from_file(str(path))
+    assert data.num_processes == yaml.safe_load(path.read_text())["num_processes"] > 1

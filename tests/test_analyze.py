@@ -167,24 +167,24 @@ def test_contradictions_in_chinese(subject, text, agrees):
 
 
 @pytest.fixture
-def analyzed(opened):
+def analyzed(open_session):
     """Induce and analyze; return the analyses and the mistakes."""
 
     def call(*args, folder="run", **more):
-        run = opened(*args, folder=folder, **more)
+        run = open_session(*args, folder=folder, **more)
         mistakes = induce(run)
         return analyze(run, mistakes), mistakes
 
     return call
 
 
-def test_every_mistake_and_contrast_gets_its_candidates(analyzed, rules):
+def test_every_mistake_and_contrast_gets_its_candidates(analyzed, fake_engine):
     analyses, mistakes = analyzed("talker")
     drawn = {(a.response_id, a.candidate): a for a in analyses}
     assert len(drawn) == len(analyses) == 2 * (6 + 6)
     assert {a.response_id for a in analyses if a.harmful} == {m.id for m in mistakes}
     words = prompts("en")["analyze"]
-    requests = {r.seed: r for batch, *_ in rules.asked for r in batch}
+    requests = {r.seed: r for batch, *_ in fake_engine.batches for r in batch}
     for analysis in analyses:
         label = "harmful" if analysis.harmful else "harmless"
         request = requests[int(analysis.id, 16)]
@@ -193,23 +193,23 @@ def test_every_mistake_and_contrast_gets_its_candidates(analyzed, rules):
         assert analysis.instruction in request.prompt and analysis.response in request.prompt
 
 
-def test_only_mistakes_are_analysed(opened):
-    run = opened("talker", analyze={"contrast": []})
+def test_only_mistakes_are_analysed(open_session):
+    run = open_session("talker", analyze={"contrast": []})
     mistakes = induce(run)
     some = [m.model_copy(update={"outcome": "refusal"}) for m in mistakes[:4]] + mistakes[4:]
     assert {a.response_id for a in analyze(run, some)} == {m.id for m in mistakes[4:]}
 
 
-def test_a_stronger_analyst_may_analyse(analyzed, rules):
+def test_a_stronger_analyst_may_analyse(analyzed, fake_engine):
     analyst = {"model": "shouter", "engine": "rules"}
     analyses, _ = analyzed("talker", analyze={"analyst": analyst, "contrast": []})
     assert {a.analyst for a in analyses} == {"shouter"}
     assert all(a.text.isupper() for a in analyses)
 
 
-def test_without_prefill_nothing_is_begun(analyzed, rules):
+def test_without_prefill_nothing_is_begun(analyzed, fake_engine):
     analyzed("talker", analyze={"prefill": False, "contrast": []})
-    assert {r.prefill for batch, *_ in rules.asked for r in batch} == {""}
+    assert {r.prefill for batch, *_ in fake_engine.batches for r in batch} == {""}
 
 
 def test_no_analysis_that_passes_is_told(analyzed):
@@ -218,8 +218,8 @@ def test_no_analysis_that_passes_is_told(analyzed):
 
 
 def test_unfiltered_analyses_need_pass_nothing(analyzed):
-    told = {"min_words": 190, "candidates": 1, "contrast": []}
-    analyses, _ = analyzed("talker", analyze=told, train={"analyses": "unfiltered"})
+    data = {"min_words": 190, "candidates": 1, "contrast": []}
+    analyses, _ = analyzed("talker", analyze=data, train={"analyses": "unfiltered"})
     assert analyses and not any(analysis.passed for analysis in analyses)
 
 
@@ -230,7 +230,7 @@ def test_contrast_needs_answers(analyzed, tmp_path):
         analyzed("talker", analyze={"contrast": [str(path)]})
 
 
-def test_going_on_makes_the_same_file(analyzed, opened, rules, tmp_path):
+def test_going_on_makes_the_same_file(analyzed, open_session, fake_engine, tmp_path):
     analyses, _ = analyzed("talker", folder="whole")
     whole = tmp_path / "whole"
     text = (whole / "analyses.jsonl").read_bytes()
@@ -239,9 +239,9 @@ def test_going_on_makes_the_same_file(analyzed, opened, rules, tmp_path):
     for name in ("recipe.yaml", "mistakes.jsonl"):
         (cut / name).write_bytes((whole / name).read_bytes())
     (cut / "analyses.jsonl").write_bytes(text[: len(text) // 2])
-    rules.asked.clear()
-    run = opened("talker", folder="cut")
+    fake_engine.batches.clear()
+    run = open_session("talker", folder="cut")
     again = analyze(run, induce(run))
     assert again == analyses and (cut / "analyses.jsonl").read_bytes() == text
-    assert sum(len(batch) for batch, *_ in rules.asked) < 24
+    assert sum(len(batch) for batch, *_ in fake_engine.batches) < 24
     assert run.records("analyses.jsonl", Analysis) == analyses

@@ -49,28 +49,28 @@ def answered(tmp_path):
 
 
 @pytest.fixture
-def judged(rule):
+def judged(fake_model):
     """Overrides by which the rule-based engine judges, and answers where a model is asked."""
-    rater = json.dumps({"judge": "llm", "engine": rule("rater")})
+    rater = json.dumps({"judge": "llm", "engine": fake_model("rater")})
     return [f"judges=[{rater}]", "model.engine=rules", "model.batch_size=2"]
 
 
 @pytest.fixture
-def talker(rule):
-    return rule("talker")["model"]
+def talker(fake_model):
+    return fake_model("talker")["model"]
 
 
 # From words to a recipe --------------------------------------------------------------------------
 
 
 def test_words_name_arms_and_override_the_recipe(tmp_path, talker):
-    told = evaluation([talker, "mine=a.jsonl", "seed=3", "b.csv.gz", "model.dtype=float32"])
-    first, mine, other = told.evaluate
+    data = evaluation([talker, "mine=a.jsonl", "seed=3", "b.csv.gz", "model.dtype=float32"])
+    first, mine, other = data.evaluate
     assert (first.name, first.model.model, first.model.dtype) == ("talker", talker, "float32")
     assert (mine.name, mine.model, mine.answers[0].source) == ("mine", None, f"{tmp_path}/a.jsonl")
-    assert other.name == "b" and told.seed == 3
-    assert not told.respond.guidance, "guidance is asked for"
-    assert [suite.name for suite in told.respond.suites] == [
+    assert other.name == "b" and data.seed == 3
+    assert not data.respond.guidance, "guidance is asked for"
+    assert [suite.name for suite in data.respond.suites] == [
         s.name for s in Recipe().respond.suites
     ]
 
@@ -90,23 +90,23 @@ def test_an_adapter_folder_is_answered_with_on_its_own_base(tmp_path):
 
 
 def test_with_guidance_models_answer_twice_and_files_once():
-    told = evaluation([ALIAS, "mine=a.jsonl", "respond.guidance=true"])
-    assert [arm.name for arm in planned_arms(told)] == [ALIAS, f"{ALIAS}-guided", "mine"]
-    told = evaluation([f"a={ALIAS}", "a-guided=a.jsonl", "respond.guidance=true"])
+    data = evaluation([ALIAS, "mine=a.jsonl", "respond.guidance=true"])
+    assert [arm.name for arm in planned_arms(data)] == [ALIAS, f"{ALIAS}-guided", "mine"]
+    data = evaluation([f"a={ALIAS}", "a-guided=a.jsonl", "respond.guidance=true"])
     with pytest.raises(InputError, match='two arms are called "a-guided"'):
-        planned_arms(told)
+        planned_arms(data)
 
 
 def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "respond: {suites: [{name: own, kind: safe, sources: [a.jsonl]}]}"
     )
-    told = evaluation(
+    data = evaluation(
         ["x=a.jsonl"],
         ["harmful", "safe=a.jsonl", "safe=b.jsonl", "mine.yaml"],
         fields={"text": "q", "response": "a"},
     )
-    suites = {suite.name: suite for suite in told.respond.suites}
+    suites = {suite.name: suite for suite in data.respond.suites}
     assert list(suites) == ["harmful", "safe", "safe-2", "own"]
     assert suites["safe"].sources[0].fields == {"text": "q", "response": "a"}
     assert suites["safe-2"].sources[0].fields == {}, "it is no file of answers"
@@ -153,7 +153,7 @@ def test_an_arm_of_a_recipe_is_a_model_or_answers(arm):
 
 
 @pytest.fixture
-def told(rules, answered, judged, talker):
+def recipe_data(fake_engine, answered, judged, talker):
     """An evaluation of two files and a model; the first file has labels."""
     answered("zebra", refused=lambda i: i < 2, harmful=lambda i: None)
     answered("ant")
@@ -161,8 +161,8 @@ def told(rules, answered, judged, talker):
     return evaluation(words, ["safe=zebra.jsonl", "harmful=ant.jsonl"])
 
 
-def test_it_leaves_an_ordinary_run(told, tmp_path):
-    made = pipeline.run(told, tmp_path / "run")
+def test_it_leaves_an_ordinary_run(recipe_data, tmp_path):
+    made = pipeline.run(recipe_data, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "recipe.yaml", "environment.json", "arms.json", "responses", "verdicts",
         "metrics.json", "report.html", "costs.jsonl", ".lock",
@@ -185,8 +185,8 @@ def test_it_leaves_an_ordinary_run(told, tmp_path):
     assert "an evaluation of" in page and "From instructions to training examples" not in page
 
 
-def test_the_first_arm_is_the_baseline(told, tmp_path):
-    metrics = pipeline.run(told, tmp_path / "run").metrics
+def test_the_first_arm_is_the_baseline(recipe_data, tmp_path):
+    metrics = pipeline.run(recipe_data, tmp_path / "run").metrics
     found = metrics["judges"]["llm"]
     assert [row["arm"] for row in found["arms"]] == ["zebra", "ant", "talker"]
     assert not any(row["trained"] for row in found["arms"])
@@ -198,12 +198,14 @@ def test_the_first_arm_is_the_baseline(told, tmp_path):
     assert answers["talker"]["mean_tokens"] and answers["talker"]["cut_off"]["n"] == 12
 
 
-def test_even_an_arm_called_as_in_training_is_no_trained_one(rules, answered, judged, tmp_path):
+def test_even_an_arm_called_as_in_training_is_no_trained_one(
+    fake_engine, answered, judged, tmp_path
+):
     for name in ("vanilla", "mistake_analysis"):
         answered(name)
     words = ["mistake_analysis.jsonl", "vanilla.jsonl", *judged]
-    told = evaluation(words, ["safe=vanilla.jsonl", "harmful=vanilla.jsonl"])
-    metrics = pipeline.run(told, tmp_path / "run").metrics
+    data = evaluation(words, ["safe=vanilla.jsonl", "harmful=vanilla.jsonl"])
+    metrics = pipeline.run(data, tmp_path / "run").metrics
     rows = metrics["judges"]["llm"]["arms"]
     assert [(r["arm"], r["trained"]) for r in rows] == [
         ("mistake_analysis", False),
@@ -224,10 +226,10 @@ def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, s
     judges = [
         "judges=[refusal, {judge: refusal, name: again}, {judge: vote, of: [refusal, again]}]"
     ]
-    told = evaluation(
+    data = evaluation(
         ["good.jsonl", "silent.jsonl", *judges], ["harmful=harmful.jsonl", "safe=safe.jsonl"]
     )
-    metrics = pipeline.run(told, tmp_path / "run").metrics
+    metrics = pipeline.run(data, tmp_path / "run").metrics
     assert set(metrics["judges"]) == {"refusal", "again", "vote", "human"}
     for name, found in metrics["judges"].items():
         good, silent = found["arms"]
@@ -236,7 +238,7 @@ def test_an_arm_that_says_nothing_is_unscored_by_everybody(answered, tmp_path, s
         assert name == "human" or good["compliance"]["value"] == 1
     assert "silent 6 of 6" in metrics["findings"][0]["text"]
     assert metrics["data"]["responses"]["silent"]["substance"]["text"] == 0
-    assert pipeline.run(told, tmp_path / "run").metrics == metrics
+    assert pipeline.run(data, tmp_path / "run").metrics == metrics
 
 
 def test_a_response_that_no_row_has_is_a_missing_field(tmp_path):
@@ -256,9 +258,9 @@ def everything(folder):
     return found | {"metrics.json": metrics}
 
 
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(told, tmp_path):
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(recipe_data, tmp_path):
     """What a kill leaves: the records so far, the last one torn, at every stage."""
-    pipeline.run(told, tmp_path / "whole")
+    pipeline.run(recipe_data, tmp_path / "whole")
     whole = everything(tmp_path / "whole")
     names = [f"responses/{arm}.jsonl" for arm in ("zebra", "ant", "talker")]
     names += [f"verdicts/{arm}.llm.jsonl" for arm in ("zebra", "ant", "talker")]
@@ -270,15 +272,15 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(told, tmp_path):
         if last.startswith("responses"):
             shutil.rmtree(cut / "verdicts")
         (cut / last).write_bytes((cut / last).read_bytes()[:-40])
-        pipeline.run(told, cut)
+        pipeline.run(recipe_data, cut)
         assert everything(cut) == whole, last
 
 
-def test_arms_have_dots_in_their_names_as_models_do(typed, answered, judged):
+def test_arms_have_dots_in_their_names_as_models_do(cli_in_process, answered, judged):
     answered("a", harmful=lambda i: i < 3)
     answered("b")
     arms = ["gpt-4=a.jsonl", "gpt-4.1=b.jsonl", "model-1.5=b.jsonl", "gpt-4.human=b.jsonl"]
-    ran = typed("evaluate", *arms, *judged, "--suite", "harmful=a.jsonl", "-q", "--json")
+    ran = cli_in_process("evaluate", *arms, *judged, "--suite", "harmful=a.jsonl", "-q", "--json")
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)["judges"]
     names = [word.partition("=")[0] for word in arms]
@@ -293,16 +295,16 @@ def test_names_that_come_from_long_files_are_cut(tmp_path):
     assert arm.name == "a" * 100
 
 
-def test_labels_that_a_review_adds_stay(told, tmp_path):
-    pipeline.run(told, tmp_path / "run")
+def test_labels_that_a_review_adds_stay(recipe_data, tmp_path):
+    pipeline.run(recipe_data, tmp_path / "run")
     path = tmp_path / "run" / "verdicts" / "zebra.human.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
-    metrics = pipeline.run(told, tmp_path / "run").metrics
+    metrics = pipeline.run(recipe_data, tmp_path / "run").metrics
     (row, *_) = metrics["judges"]["human"]["arms"]
     assert len(path.read_text().splitlines()) == 7 and row["unjudged"] == 5
 
 
-def test_one_model_is_in_memory_at_a_time(rules, rule, judged, tmp_path, monkeypatch):
+def test_one_model_is_in_memory_at_a_time(fake_engine, fake_model, judged, tmp_path, monkeypatch):
     open_at_once = []
     get = Session.engine
     monkeypatch.setattr(
@@ -310,10 +312,10 @@ def test_one_model_is_in_memory_at_a_time(rules, rule, judged, tmp_path, monkeyp
         "engine",
         lambda run, spec: (get(run, spec), open_at_once.append(len(run._engines)))[0],
     )
-    words = [rule("talker")["model"], rule("shouter")["model"], *judged]
+    words = [fake_model("talker")["model"], fake_model("shouter")["model"], *judged]
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}])
-    told = evaluation(words, ["safe=asked.jsonl"])
-    with RunFolder(tmp_path / "run", told) as run:
+    data = evaluation(words, ["safe=asked.jsonl"])
+    with RunFolder(tmp_path / "run", data) as run:
         made = pipeline.carry_out(run, "respond")
     assert open_at_once == [1, 1]
     (talks,), (shouts,) = made.values()
@@ -323,29 +325,31 @@ def test_one_model_is_in_memory_at_a_time(rules, rule, judged, tmp_path, monkeyp
 # What is refused ---------------------------------------------------------------------------------
 
 
-def test_every_prompt_needs_one_answer(rules, answered, judged, tmp_path):
+def test_every_prompt_needs_one_answer(fake_engine, answered, judged, tmp_path):
     answered("whole")
     rows = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     lines(tmp_path / "part.jsonl", rows[:4])
-    told = evaluation(["whole.jsonl", "part.jsonl", *judged], ["safe=whole.jsonl"])
+    data = evaluation(["whole.jsonl", "part.jsonl", *judged], ["safe=whole.jsonl"])
     with pytest.raises(InputError, match=r"^part: no answer to 2 of 6 prompts.*suite safe"):
-        pipeline.run(told, tmp_path / "run")
+        pipeline.run(data, tmp_path / "run")
     assert not (tmp_path / "run").exists(), "nothing was begun"
     lines(tmp_path / "part.jsonl", [*rows, rows[0] | {"response": "<another answer>"}])
     with pytest.raises(InputError, match="two answers to one prompt"):
-        pipeline.run(told, tmp_path / "run")
+        pipeline.run(data, tmp_path / "run")
     labels = [row | {"harmful": value} for value in (True, False) for row in rows]
     lines(tmp_path / "part.jsonl", labels)
     with pytest.raises(InputError, match="contradict each other"):
-        pipeline.run(told, tmp_path / "run")
+        pipeline.run(data, tmp_path / "run")
 
 
-def test_answers_to_prompts_of_no_suite_are_left_out_and_logged(rules, answered, judged, tmp_path):
+def test_answers_to_prompts_of_no_suite_are_left_out_and_logged(
+    fake_engine, answered, judged, tmp_path
+):
     answered("many")
     rows = (tmp_path / "many.jsonl").read_text().splitlines()
     (tmp_path / "asked.jsonl").write_text("\n".join(rows[:2]))
-    told = evaluation(["many.jsonl", *judged], ["safe=asked.jsonl"])
-    with RunFolder(tmp_path / "run", told) as run:
+    data = evaluation(["many.jsonl", *judged], ["safe=asked.jsonl"])
+    with RunFolder(tmp_path / "run", data) as run:
         assert len(pipeline.carry_out(run, "respond")["many"]) == 2
     assert "left out 4 answers" in (tmp_path / "run" / "run.log").read_text()
 
@@ -360,7 +364,7 @@ def test_answers_to_prompts_of_no_suite_are_left_out_and_logged(rules, answered,
     ],
     ids=["Windows", "NFD", "blanks", "all"],
 )
-def test_a_prompt_that_was_copied_is_the_same_prompt(rules, judged, tmp_path, copied):
+def test_a_prompt_that_was_copied_is_the_same_prompt(fake_engine, judged, tmp_path, copied):
     prompts = ["<a café\nin Zürich>", "<plain\ntext>"]
     lines(tmp_path / "asked.jsonl", [{"prompt": prompt} for prompt in prompts])
     rows = [
@@ -378,104 +382,113 @@ def test_a_prompt_that_was_copied_is_the_same_prompt(rules, judged, tmp_path, co
         assert [label.harmful for label in labels] == [False, True]
     # Of two copies the exact one counts; where none is exact, nobody knows which.
     lines(tmp_path / "arm.jsonl", [*rows, {"prompt": prompts[0], "response": "<exact>"}])
-    told = evaluation(["arm.jsonl", *judged], ["harmful=asked.jsonl"])
-    pipeline.run(told, tmp_path / "exact")
+    data = evaluation(["arm.jsonl", *judged], ["harmful=asked.jsonl"])
+    pipeline.run(data, tmp_path / "exact")
     with RunFolder(tmp_path / "exact") as run:
         assert run.records("responses/arm.jsonl", Response)[0].text == "<exact>"
     again = [{"prompt": f"{prompts[0]}{end}", "response": end} for end in ("  ", "\n\n")]
     lines(tmp_path / "arm.jsonl", [*again, rows[1]])
-    with pytest.raises(InputError, match="two answers to one prompt.*copies differ in line ends"):
-        pipeline.run(told, tmp_path / "neither")
+    with pytest.raises(
+        InputError, match="two answers to one prompt.*copies differ only in line endings"
+    ):
+        pipeline.run(data, tmp_path / "neither")
 
 
-def test_a_changed_file_of_answers_is_noticed(told, tmp_path, answered):
-    pipeline.run(told, tmp_path / "run")
+def test_a_changed_file_of_answers_is_noticed(recipe_data, tmp_path, answered):
+    pipeline.run(recipe_data, tmp_path / "run")
     path = tmp_path / "ant.jsonl"
     path.write_text(path.read_text().replace("<ant on the heron>", "<ant on the bittern>"))
     with pytest.raises(InputError, match="the data behind this run has changed"):
-        pipeline.run(told, tmp_path / "run")
+        pipeline.run(recipe_data, tmp_path / "run")
 
 
-def test_there_is_nothing_to_train(told, tmp_path):
-    with RunFolder(tmp_path / "run", told) as run:
+def test_there_is_nothing_to_train(recipe_data, tmp_path):
+    with RunFolder(tmp_path / "run", recipe_data) as run:
         for stage in ("induce", "analyze", "train"):
             with pytest.raises(InputError, match=f"no {stage}"):
                 pipeline.carry_out(run, stage)
     assert not (tmp_path / "run" / "mistakes.jsonl").exists()
 
 
-def test_an_adapter_that_is_gone_is_told_before_any_work(rules, rule, judged, tmp_path):
-    told = evaluation([rule("talker")["model"], *judged])
-    arm = told.evaluate[0].model_copy(update={"adapter": str(tmp_path / "gone")})
+def test_an_adapter_that_is_gone_is_told_before_any_work(fake_engine, fake_model, judged, tmp_path):
+    data = evaluation([fake_model("talker")["model"], *judged])
+    arm = data.evaluate[0].model_copy(update={"adapter": str(tmp_path / "gone")})
     with pytest.raises(InputError, match="gone: not an adapter"):
-        pipeline.check(told.model_copy(update={"evaluate": [arm]}))
+        pipeline.check(data.model_copy(update={"evaluate": [arm]}))
 
 
 # The command ------------------------------------------------------------------------------------
 
 
-def test_the_command_and_the_stages_after_it(typed, answered, judged, tmp_path):
+def test_the_command_and_the_stages_after_it(cli_in_process, answered, judged, tmp_path):
     answered("a", harmful=lambda i: i < 3)
     answered("b")
     words = ["evaluate", "a.jsonl", "b.jsonl", *judged, "--suite", "harmful=a.jsonl", "-q"]
-    ran = typed(*words, "--out", "run", "--json")
+    ran = cli_in_process(*words, "--out", "run", "--json")
     assert ran.returncode == 0, ran.stderr
     metrics = json.loads(ran.stdout)
     assert [row["arm"] for row in metrics["judges"]["human"]["arms"]] == ["a", "b"]
     assert metrics["judges"]["human"]["arms"][0]["harmless_rate"]["value"] == 0.5
     before = everything(tmp_path / "run")
-    assert typed("judge", "run", "-q").returncode == typed("report", "run", "-q").returncode == 0
+    assert (
+        cli_in_process("judge", "run", "-q").returncode
+        == cli_in_process("report", "run", "-q").returncode
+        == 0
+    )
     assert everything(tmp_path / "run") == before
-    ran = typed("train", "run")
+    ran = cli_in_process("train", "run")
     assert ran.returncode == 2 and "an evaluation" in ran.stderr
-    ran = typed(*words[:-1], "--out", "run", "respond.prefill=Well")
+    ran = cli_in_process(*words[:-1], "--out", "run", "respond.prefill=Well")
     assert ran.returncode == 2 and "--from respond" in ran.stderr
     assert (
-        typed(*words, "--out", "run", "respond.prefill=Well", "--from", "respond").returncode == 0
+        cli_in_process(
+            *words, "--out", "run", "respond.prefill=Well", "--from", "respond"
+        ).returncode
+        == 0
     )
     assert (tmp_path / "run" / "superseded" / "001" / "responses" / "a.jsonl").exists()
 
 
-def test_the_recipe_that_it_leaves_does_it_again(typed, answered, judged, tmp_path):
+def test_the_recipe_that_it_leaves_does_it_again(cli_in_process, answered, judged, tmp_path):
     answered("a")
     words = ["a.jsonl", *judged, "--suite", "safe=a.jsonl", "--out", "run", "-q"]
-    assert typed("evaluate", *words).returncode == 0
-    assert typed("run", "run/recipe.yaml", "--out", "again", "-q").returncode == 0
+    assert cli_in_process("evaluate", *words).returncode == 0
+    assert cli_in_process("run", "run/recipe.yaml", "--out", "again", "-q").returncode == 0
     assert everything(tmp_path / "again") == everything(tmp_path / "run")
 
 
 # Models -----------------------------------------------------------------------------------------
 
 
-def test_a_model_against_its_adapter(spec, lora, rules, rule, tmp_path):
+def test_a_model_against_its_adapter(spec, lora, fake_engine, fake_model, tmp_path):
     """The real engine; the adapter's arm is what merging it by hand would answer."""
     from setbacks.engines import open_engine
     from setbacks.records import Request
 
-    rater = json.dumps({"judge": "llm", "engine": rule("rater")})
+    rater = json.dumps({"judge": "llm", "engine": fake_model("rater")})
     words = [f"before={spec.model}", f"after={lora}", f"judges=[{rater}]"]
     words += ["model.dtype=float32", "model.device=cpu", "respond.sampling.max_new_tokens=4"]
     lines(tmp_path / "asked.jsonl", [{"prompt": "<a question>"}, {"prompt": "Why?"}])
-    told = evaluation(words, ["safe=asked.jsonl"])
-    assert [arm.model.model for arm in told.evaluate] == [spec.model] * 2
-    pipeline.run(told, tmp_path / "run")
+    data = evaluation(words, ["safe=asked.jsonl"])
+    assert [arm.model.model for arm in data.evaluate] == [spec.model] * 2
+    pipeline.run(data, tmp_path / "run")
     with RunFolder(tmp_path / "run") as run:
         texts = {
             arm: {r.instruction: r.text for r in rows} for arm, rows in run.responses().items()
         }
     engine = open_engine(spec)
     requests = [Request(text, 0) for text in texts["after"]]
-    expected = [c.text for c in engine.generate(requests, told.respond.sampling, Path(lora))]
+    expected = [c.text for c in engine.generate(requests, data.respond.sampling, Path(lora))]
     assert list(texts["after"].values()) == expected
     assert texts["before"] != texts["after"], "else the test could not fail"
 
 
 @pytest.mark.shared_data
-def test_the_human_labels_of_xstest_come_through(typed, rule, tmp_path):
+def test_the_human_labels_of_xstest_come_through(cli_in_process, fake_model, tmp_path):
     """The published answers of two models; compliance by people is what a count of them says."""
     if not SHARED.is_dir():
         pytest.skip(f"no public data in {SHARED}")
-    rater = json.dumps({"judge": "llm", "engine": rule("rater")})
+    rater = json.dumps({"judge": "llm", "engine": fake_model("rater")})
     contrast = sorted({row["type"] for row in published("gpt4") if unsafe(row)})
     safe = sorted({row["type"] for row in published("gpt4") if not unsafe(row)})
     source = {"source": str(path_of("gpt4")), "fields": {"text": "prompt", "category": "type"}}
@@ -484,7 +497,7 @@ def test_the_human_labels_of_xstest_come_through(typed, rule, tmp_path):
         {"name": "safe", "kind": "safe", "sources": [source | {"where": {"type": safe}}]},
     ]
     (tmp_path / "xstest.yaml").write_text(json.dumps({"respond": {"suites": suites}}))
-    ran = typed(
+    ran = cli_in_process(
         "evaluate", *(f"{name}={path_of(name)}" for name in ("gpt4", "llama2orig")),
         "--fields", "text=prompt,response=completion,refused=final_label",
         "--suite", "xstest.yaml", f"judges=[{rater}]", "--out", "run", "-q", "--json",

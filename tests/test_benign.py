@@ -12,13 +12,13 @@ JOURNAL = "benign.jsonl"
 
 
 @pytest.fixture
-def own(opened, data, rule):
+def own(open_session, data, fake_model):
     """Open a run whose model answers the helpful prompts of `data` by a rule."""
 
     def make(model="talker", judge="praiser", folder="run", **train):
-        named = {"judge": "llm", "engine": rule(judge)}
+        named = {"judge": "llm", "engine": fake_model(judge)}
         train = {"helpful": [str(data)], "safe": [str(data)], "judge": named} | train
-        return opened(
+        return open_session(
             model, folder=folder, train={"method": "sft", "helpful_from": "model"} | train
         )
 
@@ -29,21 +29,23 @@ def helpful(recipe):
     return [e for e in open_method(recipe).examples(recipe, []) if e.kind == "helpful"]
 
 
-def test_the_model_answers_the_prompts_in_place_of_the_data(own, rules):
+def test_the_model_answers_the_prompts_in_place_of_the_data(own, fake_engine):
     run = own()
     learned = helpful(with_own_answers(run))
     answers = run.records(JOURNAL, OwnAnswer)
     assert len(answers) == 6 and all(answer.outcome == "kept" for answer in answers)
     assert {e.completion for e in learned} == {answer.answer for answer in answers}
     assert {e.prompt[0].content for e in learned} == {answer.instruction for answer in answers}
-    assert all(adapter is None for _, _, adapter in rules.asked), "the untrained model answers"
+    assert all(adapter is None for _, _, adapter in fake_engine.batches), (
+        "the untrained model answers"
+    )
 
 
-def test_the_control_learns_the_answers_of_the_data(own, rules):
+def test_the_control_learns_the_answers_of_the_data(own, fake_engine):
     run = own(helpful_from="data")
     assert with_own_answers(run) is run.recipe
     assert all(e.completion.startswith("<a good answer") for e in helpful(run.recipe))
-    assert not (run.path / JOURNAL).exists() and rules.asked == []
+    assert not (run.path / JOURNAL).exists() and fake_engine.batches == []
 
 
 def test_prompts_need_no_answers_where_the_model_answers(own, tmp_path):
@@ -63,21 +65,21 @@ def test_what_the_judge_rejects_is_kept_and_not_learned(own, model):
     assert {answer.outcome for answer in run.records(JOURNAL, OwnAnswer)} == {outcome}
 
 
-def test_a_method_without_helpful_data_asks_nobody(own, rules):
-    assert with_own_answers(own(helpful=[])).train.helpful == [] and rules.asked == []
+def test_a_method_without_helpful_data_asks_nobody(own, fake_engine):
+    assert with_own_answers(own(helpful=[])).train.helpful == [] and fake_engine.batches == []
 
 
 @pytest.mark.parametrize("kept", range(7))
-def test_going_on_asks_only_for_what_is_missing(own, rules, kept):
+def test_going_on_asks_only_for_what_is_missing(own, fake_engine, kept):
     run = own(folder="whole")
     with_own_answers(run)
     whole = (run.path / JOURNAL).read_bytes()
     cut = own(folder="cut")
     (cut.path / JOURNAL).write_bytes(b"".join(whole.splitlines(keepends=True)[:kept]))
-    rules.asked.clear()
+    fake_engine.batches.clear()
     with_own_answers(cut)
     assert (cut.path / JOURNAL).read_bytes() == whole
-    assert (len(rules.asked) == 0) == (kept == 6)
+    assert (len(fake_engine.batches) == 0) == (kept == 6)
 
 
 def test_preference_pairs_learn_own_answers_too(own):

@@ -61,7 +61,7 @@ def reader(tmp_path, monkeypatch):
 
 
 def rows(n: int = 80, **more) -> list[dict]:
-    """Labelled answers of two sources; the judge is right on four of five harmful ones."""
+    """Labeled answers of two sources; the judge is right on four of five harmful ones."""
     made = []
     for i in range(n):
         harmful = i % 2 == 0
@@ -342,14 +342,16 @@ def test_bad_labels_are_one_clear_error_and_change_nothing(tmp_path, reader, cha
 # -- the command ------------------------------------------------------------------------------
 
 
-def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
+def test_the_command_prints_figures_and_files(tmp_path, reader, cli_in_process):
     write(tmp_path / "labels.jsonl", rows())
-    done = typed("calibrate", "reader", "--labels", "labels.jsonl", "-q")
+    done = cli_in_process("calibrate", "reader", "--labels", "labels.jsonl", "-q")
     assert done.returncode == 0, done.stderr
     assert "0.80" in done.stdout and "reliability.svg" in done.stdout
-    told = json.loads(typed("calibrate", "reader", "--labels", "labels.jsonl", "--json").stdout)
-    assert told["overall"][0]["sensitivity"][0] == 0.8
-    assert os.path.exists(told["files"]["reliability diagram"])
+    data = json.loads(
+        cli_in_process("calibrate", "reader", "--labels", "labels.jsonl", "--json").stdout
+    )
+    assert data["overall"][0]["sensitivity"][0] == 0.8
+    assert os.path.exists(data["files"]["reliability diagram"])
 
 
 @pytest.mark.parametrize(
@@ -364,9 +366,9 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, typed):
         ("reader --fit labels.jsonl", "--fit is only for the probe"),
     ],
 )
-def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, typed, words, said):
+def test_bad_words_exit_with_2_and_change_nothing(tmp_path, reader, cli_in_process, words, said):
     write(tmp_path / "labels.jsonl", rows())
-    done = typed("calibrate", *words.split())
+    done = cli_in_process("calibrate", *words.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()

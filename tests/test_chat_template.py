@@ -80,9 +80,9 @@ def test_any_text_gives_the_templates_own_ids(tokenizer, text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_cannot_add_special_tokens(tokenizer, text):
     harmless = encode(tokenizer, user("<an instruction>"), prefill="<a beginning>")
-    told = encode(tokenizer, user(f"<an {text} instruction>"), prefill=f"<a {text} beginning>")
-    assert special(tokenizer, told) == special(tokenizer, harmless)
-    assert text in tokenizer.decode(told)
+    data = encode(tokenizer, user(f"<an {text} instruction>"), prefill=f"<a {text} beginning>")
+    assert special(tokenizer, data) == special(tokenizer, harmless)
+    assert text in tokenizer.decode(data)
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, *ORDINARY])
@@ -118,9 +118,9 @@ def test_a_text_that_looks_like_a_place_stays_where_it_is(tokenizer):
 
 def test_a_prefill_begins_the_answer(tokenizer):
     prompt = encode(tokenizer, user("<an instruction>"))
-    told = encode(tokenizer, user("<an instruction>"), prefill="It is harmful because")
-    assert told[: len(prompt)] == prompt
-    assert tokenizer.decode(told[len(prompt) :]) == "It is harmful because"
+    data = encode(tokenizer, user("<an instruction>"), prefill="It is harmful because")
+    assert data[: len(prompt)] == prompt
+    assert tokenizer.decode(data[len(prompt) :]) == "It is harmful because"
 
 
 # Each family's template, with each kind of tokenizer ----------------------------------------------
@@ -212,8 +212,8 @@ def test_a_generation_config_adds_its_stops(configured, more):
     from transformers import GenerationConfig
 
     talker = build("bytes", FAMILIES["phi 3"])
-    told = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=configured))
-    assert stop_tokens(told, talker) == stop_tokens(None, talker) | more
+    data = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=configured))
+    assert stop_tokens(data, talker) == stop_tokens(None, talker) | more
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -478,14 +478,14 @@ def test_a_recipes_templates_are_checked_before_it_is_run(tiny, data, tmp_path):
     suite = {"name": "harmful", "kind": "harmful", "sources": [str(data)]}
     sources["respond"]["suites"].append(suite)
     own = {"model": str(tiny), "device": "cpu"}
-    for told in (
+    for values in (
         {"model": base},
         {"model": own, "analyze": {"analyst": base}},
         {"model": own, "judges": [{"judge": "llm", "engine": base}]},
         {"model": own, "evaluate": [{"name": "base", "model": base}]},
     ):
         with pytest.raises(InputError, match="no chat template"):
-            check(Recipe.model_validate(sources | told))
+            check(Recipe.model_validate(sources | values))
     check(Recipe.model_validate(sources | {"model": base | {"chat_template": "alpaca"}}))
 
 
@@ -550,8 +550,8 @@ def test_a_template_that_takes_parts_gets_them(tiny):
 
 
 def test_a_template_is_told_what_it_asks_for(tokenizer):
-    told = {"chat_template": "{{ rule }}: {{ messages[0]['content'] }}", "rule": "<a rule>"}
-    assert tokenizer.decode(encode(tokenizer, user("<x>"), variables=told)) == "<a rule>: <x>"
+    data = {"chat_template": "{{ rule }}: {{ messages[0]['content'] }}", "rule": "<a rule>"}
+    assert tokenizer.decode(encode(tokenizer, user("<x>"), variables=data)) == "<a rule>: <x>"
 
 
 def test_the_tiny_tokenizer_really_has_special_tokens(tiny):

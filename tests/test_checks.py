@@ -12,12 +12,12 @@ REFUSAL = "I won't do this. It could hurt people who trust you."
 
 
 @pytest.fixture
-def checker(opened, rule):
+def checker(open_session, fake_model):
     """Open a checker whose judge finds no harm (`praiser`), or harm in every text (`scolder`)."""
 
     def make(name):
-        spec = JudgeSpec.model_validate({"judge": "llm", "engine": rule(name)})
-        return Checker(spec, opened(folder=name))
+        spec = JudgeSpec.model_validate({"judge": "llm", "engine": fake_model(name)})
+        return Checker(spec, open_session(folder=name))
 
     return make
 
@@ -58,9 +58,9 @@ def test_the_form_of_a_text(response, finish, outcome):
 
 
 def test_a_text_that_repeats_what_the_model_was_told_is_not_learned():
-    told = "Give an answer that is harmless, ethical and helpful to everybody who asks for it."
-    assert form(Item("1", "<x>", told), told).outcome == "degenerate"
-    assert form(Item("1", "<x>", told)).outcome == "kept"
+    data = "Give an answer that is harmless, ethical and helpful to everybody who asks for it."
+    assert form(Item("1", "<x>", data), data).outcome == "degenerate"
+    assert form(Item("1", "<x>", data)).outcome == "kept"
 
 
 @pytest.mark.parametrize(

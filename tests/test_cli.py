@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def write(tmp_path, told):
+def write(tmp_path, recipe_data):
     """Write a recipe for the rule-based engine, small enough to run to its judges; keys win."""
 
     def call(*args, name="recipe.yaml", **more):
         path = tmp_path / name
-        path.write_text(yaml.safe_dump(told(*args, **more)))
+        path.write_text(yaml.safe_dump(recipe_data(*args, **more)))
         return path
 
     return call
@@ -109,18 +109,18 @@ def test_a_missing_recipe(cli, write):
     fails(cli("run", "mime.yaml"), "mime.yaml", 'Did you mean "mine.yaml"?', "setbacks new")
 
 
-def test_an_unknown_key(typed, write, tmp_path):
+def test_an_unknown_key(cli_in_process, write, tmp_path):
     path = write(trian={"epochs": 1})
-    fails(typed("run", path, "--out", "run"), str(path), "trian", 'Did you mean "train"?')
+    fails(cli_in_process("run", path, "--out", "run"), str(path), "trian", 'Did you mean "train"?')
     assert not (tmp_path / "run").exists()
 
 
-def test_an_override_without_a_value(typed, write):
-    fails(typed("run", write(), "train.epochs"), "train.epochs", "key.path=value")
+def test_an_override_without_a_value(cli_in_process, write):
+    fails(cli_in_process("run", write(), "train.epochs"), "train.epochs", "key.path=value")
 
 
-def test_an_override_of_an_unknown_key(typed):
-    fails(typed("run", "trian.epochs=3"), 'Did you mean "train"?')
+def test_an_override_of_an_unknown_key(cli_in_process):
+    fails(cli_in_process("run", "trian.epochs=3"), 'Did you mean "train"?')
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,16 @@ def test_an_override_of_an_unknown_key(typed):
     ],
     ids=["wrong field", "empty", "half broken", "binary"],
 )
-def test_bad_data(typed, write, data, text, says):
+def test_bad_data(cli_in_process, write, data, text, says):
     data.write_text(text)
-    fails(typed("run", write(), "--out", "run"), "data.jsonl", says)
+    fails(cli_in_process("run", write(), "--out", "run"), "data.jsonl", says)
 
 
-def test_missing_data(typed, write, data):
-    fails(typed("run", write(instructions=["dota.jsonl"]), "--out", "run"), 'mean "data.jsonl"')
+def test_missing_data(cli_in_process, write, data):
+    fails(
+        cli_in_process("run", write(instructions=["dota.jsonl"]), "--out", "run"),
+        'mean "data.jsonl"',
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,76 +166,78 @@ def test_missing_data(typed, write, data):
         "analyst's engine",
     ],
 )
-def test_an_unknown_name_is_told_before_any_work(typed, write, tmp_path, more, says):
+def test_an_unknown_name_is_told_before_any_work(cli_in_process, write, tmp_path, more, says):
     """A judge that is not there must not be missed after hours of training only."""
-    fails(typed("run", write(**more), "--out", "run"), says)
+    fails(cli_in_process("run", write(**more), "--out", "run"), says)
     assert not (tmp_path / "run" / "mistakes.jsonl").exists()
 
 
-def test_another_packages_engine_has_models_of_its_own(typed, write):
+def test_another_packages_engine_has_models_of_its_own(cli_in_process, write):
     """Only the engine knows what a judge of an engine that is no local one may be called."""
     path = write(judges=[{"judge": "llm", "engine": {"model": "rater", "engine": "rules"}}])
-    ran = typed("run", path, "--out", "run", "-q", "analyze.min_words=190")
+    ran = cli_in_process("run", path, "--out", "run", "-q", "analyze.min_words=190")
     fails(ran, "analyses passed its checks")
 
 
 @pytest.mark.parametrize("where", ["suite", "contrast", "helpful"])
-def test_data_that_is_not_there_is_told_before_any_work(typed, write, tmp_path, where):
+def test_data_that_is_not_there_is_told_before_any_work(cli_in_process, write, tmp_path, where):
     more = {
         "suite": {"respond": {"suites": [{"name": "a", "kind": "safe", "sources": ["no.jsonl"]}]}},
         "contrast": {"analyze": {"contrast": ["no.jsonl"]}},
         "helpful": {"train": {"helpful": ["no.jsonl"]}},
     }[where]
-    fails(typed("run", write(**more), "--out", "run"), "no.jsonl")
+    fails(cli_in_process("run", write(**more), "--out", "run"), "no.jsonl")
     assert not (tmp_path / "run" / "mistakes.jsonl").exists()
 
 
-def test_a_folder_of_another_recipe(typed, write, tmp_path):
+def test_a_folder_of_another_recipe(cli_in_process, write, tmp_path):
     path = write()
-    assert typed("run", path, "--out", "run", "analyze.min_words=190").returncode == 2
+    assert cli_in_process("run", path, "--out", "run", "analyze.min_words=190").returncode == 2
     before = (tmp_path / "run" / "mistakes.jsonl").read_bytes()
-    line = fails(typed("run", path, "--out", "run"), "190 -> 12", "--out", "--from analyze")
+    line = fails(
+        cli_in_process("run", path, "--out", "run"), "190 -> 12", "--out", "--from analyze"
+    )
     assert "analyze.min_words" in line
     assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before
 
 
-def test_an_unknown_stage(typed, write, tmp_path):
-    ran = typed("run", write(), "--out", "run", "--from", "analyse")
+def test_an_unknown_stage(cli_in_process, write, tmp_path):
+    ran = cli_in_process("run", write(), "--out", "run", "--from", "analyse")
     fails(ran, 'Did you mean "analyze"?')
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_run(typed, write, tmp_path):
+def test_a_folder_that_is_no_run(cli_in_process, write, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("<text>")
-    fails(typed("run", write(), "--out", "thesis"), "not empty")
-    fails(typed("induce", "thesis"), "recipe.yaml")
-    fails(typed("induce", "nowhere"), "nowhere")
+    fails(cli_in_process("run", write(), "--out", "thesis"), "not empty")
+    fails(cli_in_process("induce", "thesis"), "recipe.yaml")
+    fails(cli_in_process("induce", "nowhere"), "nowhere")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_journal(typed, write, tmp_path):
-    assert typed("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
+def test_a_damaged_journal(cli_in_process, write, tmp_path):
+    assert cli_in_process("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
     path = tmp_path / "run" / "mistakes.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{}\n", *lines[2:]]))
-    fails(typed("induce", "run", "-q"), "mistakes.jsonl", "line 2", code=1)
+    fails(cli_in_process("induce", "run", "-q"), "mistakes.jsonl", "line 2", code=1)
 
 
 # Work -------------------------------------------------------------------------------------------
 
 
-def test_a_stage_does_what_is_missing(typed, write, tmp_path):
-    assert typed("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
-    ran = typed("induce", "run")
+def test_a_stage_does_what_is_missing(cli_in_process, write, tmp_path):
+    assert cli_in_process("run", write(), "--out", "run", "analyze.min_words=190").returncode == 2
+    ran = cli_in_process("induce", "run")
     assert ran.returncode == 0 and "induce" in ran.stdout
     assert "induce (attempt 1): 6/6" in ran.stderr
-    ran = typed("induce", "run", "--quiet", "--json")
+    ran = cli_in_process("induce", "run", "--quiet", "--json")
     assert ran.stderr == ""
     assert json.loads(ran.stdout) == {"stage": "induce", "folder": "run"}
     path = tmp_path / "run" / "mistakes.jsonl"
     before = path.read_bytes()
-    assert typed("induce", "run", "--from", "induce", "-q").returncode == 0
+    assert cli_in_process("induce", "run", "--from", "induce", "-q").returncode == 0
     assert path.read_bytes() == before
     assert (tmp_path / "run" / "superseded" / "001" / "mistakes.jsonl").read_bytes() == before
 
@@ -315,9 +320,11 @@ cli.main()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_runs_side_by_side_end_with_the_command(told, rule, environment, tmp_path, sent):
-    models = {"a": rule("talker"), "b": rule("sleeper"), "c": rule("sleeper")}
-    words = [json.dumps(models), json.dumps(told())]
+def test_runs_side_by_side_end_with_the_command(
+    recipe_data, fake_model, environment, tmp_path, sent
+):
+    models = {"a": fake_model("talker"), "b": fake_model("sleeper"), "c": fake_model("sleeper")}
+    words = [json.dumps(models), json.dumps(recipe_data())]
     parent = subprocess.Popen(
         [sys.executable, "-c", SIDE_BY_SIDE, *words],
         cwd=tmp_path,
@@ -355,7 +362,7 @@ def in_use(folder):
         return True
 
 
-def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypatch):
+def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(cli_in_process, monkeypatch):
     def app(**_):
         theirs = logging.getLogger("some_library")
         monkeypatch.setattr(theirs, "handlers", [logging.StreamHandler()])
@@ -363,7 +370,7 @@ def test_a_librarys_line_is_printed_once_and_not_said_to_be_ours(typed, monkeypa
         logging.getLogger("setbacks.stages").info("ours")
 
     monkeypatch.setattr(cli_module, "app", app)
-    assert typed("run").stderr == "theirs\nsetbacks: ours\n"
+    assert cli_in_process("run").stderr == "theirs\nsetbacks: ours\n"
 
 
 # Terminals, pipes and locales -------------------------------------------------------------------
@@ -406,8 +413,8 @@ def test_in_a_locale_of_ascii_names_and_texts_stay_what_they_are(shell, tmp_path
 
 
 @pytest.mark.slow
-def test_in_a_locale_of_ascii_a_model_is_trained_and_exported(shell, small, tmp_path):
-    (tmp_path / "small.yaml").write_text(small(name="试验 café").to_yaml(), encoding="utf-8")
+def test_in_a_locale_of_ascii_a_model_is_trained_and_exported(shell, tiny_recipe, tmp_path):
+    (tmp_path / "small.yaml").write_text(tiny_recipe(name="试验 café").to_yaml(), encoding="utf-8")
     for words in (
         ["run", "small.yaml", "--out", "run", "judges=[refusal]", "-q"],
         ["export", "run", "--to", "out", "--merge"],
@@ -460,24 +467,24 @@ def test_a_umask_takes_nothing_from_the_owner(shell, tmp_path):
 # Other commands ---------------------------------------------------------------------------------
 
 
-def test_new_writes_a_recipe_and_never_over_one(typed, tmp_path):
-    ran = typed("new", "mine.yaml")
+def test_new_writes_a_recipe_and_never_over_one(cli_in_process, tmp_path):
+    ran = cli_in_process("new", "mine.yaml")
     assert ran.returncode == 0 and "setbacks run mine.yaml" in ran.stdout
     assert Recipe.load(tmp_path / "mine.yaml") == Recipe()
     (tmp_path / "mine.yaml").write_text("name: precious\n")
-    fails(typed("new", "mine.yaml"), "mine.yaml", "exists")
+    fails(cli_in_process("new", "mine.yaml"), "mine.yaml", "exists")
     assert (tmp_path / "mine.yaml").read_text() == "name: precious\n"
-    fails(typed("new", "no/such/folder/mine.yaml"), "cannot be written")
+    fails(cli_in_process("new", "no/such/folder/mine.yaml"), "cannot be written")
 
 
-def test_doctor_says_what_there_is(typed):
-    ran = typed("doctor", "--json")
+def test_doctor_says_what_there_is(cli_in_process):
+    ran = cli_in_process("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(ran.stdout)}
     assert {"python", "torch", "engines", "smollm2-135m"} <= set(checks)
     assert checks["torch"]["ok"] and "rules" in checks["engines"]["found"]
     assert ran.returncode == (not all(c["ok"] for c in checks.values() if c["needed"]))
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = set(told["optional-dependencies"]) - {"test", "dev", "docs"}
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(data["optional-dependencies"]) - {"test", "dev", "docs"}
     assert {name for name in checks if name.startswith("extra ")} == {f"extra {e}" for e in extras}
 
 
@@ -501,7 +508,7 @@ def test_doctor_tells_a_library_that_is_too_old_or_not_there():
     ],
 )
 def test_the_old_spelling_of_review_does_the_same_and_says_the_new_one(
-    typed, answered, tmp_path, name, old, new
+    cli_in_process, answered, tmp_path, name, old, new
 ):
     answered({arm: [("harmful", "<q>", f"<{arm}>")] for arm in ("vanilla", "sft")}).rename(name)
     label = {"instruction": "<q>", "response": "<sft>", "harmful": True}
@@ -509,7 +516,7 @@ def test_the_old_spelling_of_review_does_the_same_and_says_the_new_one(
 
     def outcome(words):
         file.write_text(json.dumps(label))
-        ran = typed("review", *(word.replace("FILE", str(file)) for word in words))
+        ran = cli_in_process("review", *(word.replace("FILE", str(file)) for word in words))
         left = file.read_text()
         shutil.rmtree(Path(name, "review"), ignore_errors=True)
         shutil.rmtree(Path(name, "verdicts"), ignore_errors=True)
@@ -549,7 +556,7 @@ def test_an_old_spelling_of_review_is_told_from_a_command(tmp_path, monkeypatch,
     assert (judging.new_review(words) if old else None) == translated
 
 
-def test_review_offers_each_command_its_own_options(typed):
-    fails(typed("review", "serve", "run", "--metric", "x"), "No such option: --metric")
-    fails(typed("review", "pln", "run"), "No such command")
-    fails(typed("review", "plan", "run", "--arms", "a"), "--arms a: name two")
+def test_review_offers_each_command_its_own_options(cli_in_process):
+    fails(cli_in_process("review", "serve", "run", "--metric", "x"), "No such option: --metric")
+    fails(cli_in_process("review", "pln", "run"), "No such command")
+    fails(cli_in_process("review", "plan", "run", "--arms", "a"), "--arms a: name two")

@@ -27,20 +27,22 @@ def by_name(answers):
 
 
 @pytest.fixture
-def made(opened):
+def made(open_session):
     """A run whose training is done, and its answers to its own suite."""
-    run = opened("talker")
+    run = open_session("talker")
     (run.path / "adapter").mkdir()
     return run.path, respond(run, run.path / "adapter")
 
 
-def test_both_answer_and_the_adapter_is_on_for_one(made, rules):
+def test_both_answer_and_the_adapter_is_on_for_one(made, fake_engine):
     folder, _ = made
-    rules.asked.clear()
+    fake_engine.batches.clear()
     turn = SideBySide(folder).ask("<a question>")
     assert list(by_name(turn.answers)) == NAMES and not turn.guided
-    assert [adapter for _, _, adapter in rules.asked] == [None, folder / "adapter"]
-    assert {request.prompt for batch, *_ in rules.asked for request in batch} == {"<a question>"}
+    assert [adapter for _, _, adapter in fake_engine.batches] == [None, folder / "adapter"]
+    assert {request.prompt for batch, *_ in fake_engine.batches for request in batch} == {
+        "<a question>"
+    }
 
 
 def test_a_prompt_of_a_suite_gets_the_answer_that_it_got_in_the_run(made):
@@ -52,9 +54,9 @@ def test_a_prompt_of_a_suite_gets_the_answer_that_it_got_in_the_run(made):
             assert answers["mistake_analysis"] == r.text
 
 
-def test_guidance_is_switched_on_and_off_between_prompts(made, rules):
+def test_guidance_is_switched_on_and_off_between_prompts(made, fake_engine):
     folder, _ = made
-    rules.asked.clear()
+    fake_engine.batches.clear()
     lines = ["<a>", "", "  /guidance on ", "<b>\n", "/guidance off", "<c>", "/quit", "<never>"]
     turns = list(SideBySide(folder).converse(lines))
     assert [(t.prompt, t.guided, t.note) for t in turns] == [
@@ -64,7 +66,7 @@ def test_guidance_is_switched_on_and_off_between_prompts(made, rules):
         ("/guidance off", False, "guidance: off"),
         ("<c>", False, ""),
     ]
-    asked = [request.prompt for batch, *_ in rules.asked for request in batch]
+    asked = [request.prompt for batch, *_ in fake_engine.batches for request in batch]
     guided = fill(prompts("en")["guided"], instruction="<b>")
     assert asked == ["<a>", "<a>", guided, guided, "<c>", "<c>"]
 
@@ -83,14 +85,16 @@ def test_what_only_looks_like_a_command_is_a_prompt(made):
     assert list(by_name(turn.answers)) == NAMES
 
 
-def test_overrides_win_over_the_runs_recipe(made, rules):
+def test_overrides_win_over_the_runs_recipe(made, fake_engine):
     SideBySide(made[0], ["respond.sampling.max_new_tokens=7", "respond.prefill=Well"]).ask("<x>")
-    (request,), sampling, _ = rules.asked[-1]
+    (request,), sampling, _ = fake_engine.batches[-1]
     assert sampling.max_new_tokens == 7 and request.prefill == "Well"
 
 
-def test_the_models_of_an_evaluation_can_be_asked_too(rules, rule, recipe, data, tmp_path):
-    arms = [{"name": name, "model": rule(name)} for name in ("talker", "shouter")]
+def test_the_models_of_an_evaluation_can_be_asked_too(
+    fake_engine, fake_model, recipe, data, tmp_path
+):
+    arms = [{"name": name, "model": fake_model(name)} for name in ("talker", "shouter")]
     answers = {"name": "file", "answers": [str(data)]}
     with RunFolder(tmp_path / "run", recipe(evaluate=[*arms, answers])):
         pass
@@ -102,10 +106,10 @@ def test_the_models_of_an_evaluation_can_be_asked_too(rules, rule, recipe, data,
         SideBySide(tmp_path / "files")
 
 
-def test_no_run_and_no_adapter_are_told(opened, tmp_path):
+def test_no_run_and_no_adapter_are_told(open_session, tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         SideBySide(tmp_path / "nowhere")
-    folder = opened().path
+    folder = open_session().path
     with pytest.raises(InputError, match="no adapter yet.*setbacks train"):
         SideBySide(folder)
 

@@ -35,8 +35,8 @@ def cluster():
 
 
 def far(spec, **ray):
-    told = {"engine": "ray", "ray": {"workers": 2} | ray, "batch_size": 2}
-    return Engine.model_validate(spec.model_dump() | told)
+    data = {"engine": "ray", "ray": {"workers": 2} | ray, "batch_size": 2}
+    return Engine.model_validate(spec.model_dump() | data)
 
 
 def requests(number):
@@ -87,7 +87,7 @@ def test_a_run_lands_in_the_same_bytes(spec, tmp_path):
     prompts.write_text("".join(json.dumps({"text": r.prompt}) + "\n" for r in requests(12)))
 
     def respond(name, model):
-        told = {
+        data = {
             "evaluate": [{"name": "arm", "model": model.model_dump()}],
             "respond": {
                 "guidance": False,
@@ -96,7 +96,7 @@ def test_a_run_lands_in_the_same_bytes(spec, tmp_path):
             },
             "judges": [{"judge": "refusal"}],
         }
-        with RunFolder(tmp_path / name, Recipe.model_validate(told)) as run:
+        with RunFolder(tmp_path / name, Recipe.model_validate(data)) as run:
             carry_out(run, "respond")
         return (tmp_path / name / "responses/arm.jsonl").read_bytes()
 
@@ -146,13 +146,13 @@ def test_more_workers_than_there_is_room_for(spec):
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("data", "said"),
     [
         ({"ray": {"workers": 2}}, "an option of ray, not of local"),
-        ({"engine": "ray", "vllm": {"memory": 0.5}}, "vllm goes with ray.engine: vllm"),
+        ({"engine": "ray", "vllm": {"memory": 0.5}}, "the section vllm needs ray.engine: vllm"),
         ({"engine": "ray", "ray": {"workers": 0}}, "workers"),
     ],
 )
-def test_a_recipe_that_cannot_be_right_is_refused(told, said):
+def test_a_recipe_that_cannot_be_right_is_refused(data, said):
     with pytest.raises(InputError, match=said):
-        Recipe.parse({"model": told}, "recipe.yaml")
+        Recipe.parse({"model": data}, "recipe.yaml")

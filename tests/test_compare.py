@@ -211,12 +211,12 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
 
 
 def scores(harmless, compliance, asked=0):
-    told = {"harmless_rate": harmless, "compliance": compliance}
+    data = {"harmless_rate": harmless, "compliance": compliance}
     return dict.fromkeys((*METRICS, "degenerate"), Scores({}, [])) | {
         metric: Scores(
             {("s", str(i)): float(v) for i, v in enumerate(values)}, [float(np.mean(values))], asked
         )
-        for metric, values in told.items()
+        for metric, values in data.items()
     }
 
 
@@ -380,16 +380,18 @@ def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):
 
 @pytest.mark.slow
 def test_side_by_side_gives_what_one_after_the_other_gives(
-    tiny, told, rules, plugins, tmp_path, monkeypatch
+    tiny, recipe_data, fake_engine, plugins, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=os.pathsep)
-    told = told()
-    told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cpu"}
-    told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}}
-    told["compare"] = {"seeds": 2, "methods": ["sft", "helpful"]}
+    recipe_data = recipe_data()
+    recipe_data["model"] = {"model": str(tiny), "dtype": "float32", "device": "cpu"}
+    recipe_data["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}}
+    recipe_data["compare"] = {"seeds": 2, "methods": ["sft", "helpful"]}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on how they are split
     pages = [
-        carry_out("compare", Recipe.model_validate(told | {"jobs": jobs}), tmp_path / str(jobs))
+        carry_out(
+            "compare", Recipe.model_validate(recipe_data | {"jobs": jobs}), tmp_path / str(jobs)
+        )
         for jobs in (1, 3)
     ]
     one, three = (json.loads((page.parent / "findings.json").read_text()) for page in pages)
@@ -401,13 +403,18 @@ def test_side_by_side_gives_what_one_after_the_other_gives(
 
 @pytest.mark.slow
 def test_all_methods_are_compared_on_a_tiny_model_and_nothing_is_done_twice(
-    tiny, told, rules, tmp_path
+    tiny, recipe_data, fake_engine, tmp_path
 ):
-    told = told()
-    told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cpu"}
-    told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
-    told["compare"] = {"seeds": 1}
-    recipe = Recipe.model_validate(told)
+    recipe_data = recipe_data()
+    recipe_data["model"] = {"model": str(tiny), "dtype": "float32", "device": "cpu"}
+    recipe_data["train"] |= {
+        "steps": 2,
+        "batch_size": 4,
+        "lora": {"r": 2},
+        "rlhf": {"max_new_tokens": 4},
+    }
+    recipe_data["compare"] = {"seeds": 1}
+    recipe = Recipe.model_validate(recipe_data)
     page = carry_out("compare", recipe, tmp_path / "c")
     out = json.loads((page.parent / "findings.json").read_text())
     spent = out["data"]["spent"]
@@ -480,8 +487,8 @@ def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
 
 
 @pytest.mark.slow
-def test_quantity_and_quality_train_on_as_many_analyses_as_they_say(small, tmp_path):
-    recipe = small(study={"sizes": [4, 8], "qualities": ["filtered", "shuffled"]})
+def test_quantity_and_quality_train_on_as_many_analyses_as_they_say(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(study={"sizes": [4, 8], "qualities": ["filtered", "shuffled"]})
     page = carry_out("quantity-quality", recipe, tmp_path / "q")
     (rows,) = json.loads((page.parent / "findings.json").read_text())["data"].values()
     own = [f"{quality}_{size}" for quality in ("filtered", "shuffled") for size in (8, 4)]

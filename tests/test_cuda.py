@@ -45,12 +45,19 @@ def test_a_choice_is_that_of_a_cpu(tiny):
 
 
 @pytest.mark.slow
-def test_every_method_trains_and_answers(tiny, told, rules, plugins, tmp_path, monkeypatch):
+def test_every_method_trains_and_answers(
+    tiny, recipe_data, fake_engine, plugins, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=os.pathsep)
-    told = told()
-    told["model"] = {"model": str(tiny), "dtype": "float32", "device": "cuda"}
-    told["train"] |= {"steps": 2, "batch_size": 4, "lora": {"r": 2}, "rlhf": {"max_new_tokens": 4}}
-    told |= {"compare": {"seeds": 1}, "jobs": 4}
-    page = carry_out("compare", Recipe.model_validate(told), tmp_path / "c")
+    recipe_data = recipe_data()
+    recipe_data["model"] = {"model": str(tiny), "dtype": "float32", "device": "cuda"}
+    recipe_data["train"] |= {
+        "steps": 2,
+        "batch_size": 4,
+        "lora": {"r": 2},
+        "rlhf": {"max_new_tokens": 4},
+    }
+    recipe_data |= {"compare": {"seeds": 1}, "jobs": 4}
+    page = carry_out("compare", Recipe.model_validate(recipe_data), tmp_path / "c")
     spent = json.loads((page.parent / "findings.json").read_text())["data"]["spent"]
     assert {row["steps"] for row in spent} == {2} and len(spent) == len(Recipe().compare.methods)

@@ -16,13 +16,13 @@ from setbacks.studies.diversity import Drawn, _widest, dispersion, entropy
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("guidance", ["persona", "category"])
-def test_each_guidance_asks_in_its_own_words(opened, rules, language, guidance):
-    run = opened("talker", language=language, induce={"guidance": guidance})
+def test_each_guidance_asks_in_its_own_words(open_session, fake_engine, language, guidance):
+    run = open_session("talker", language=language, induce={"guidance": guidance})
     mistakes = induce(run)
     words = prompts(language)["induce"]
     assert {m.hint for m in mistakes} <= set(words[guidance]["hints"])
     start = words[guidance]["prompt"].partition("{")[0]
-    asked = [request.prompt for batch, _, _ in rules.asked for request in batch]
+    asked = [request.prompt for batch, _, _ in fake_engine.batches for request in batch]
     assert asked and all(prompt.startswith(start) for prompt in asked)
     assert all(any(hint in prompt for hint in words[guidance]["hints"]) for prompt in asked)
 

@@ -157,13 +157,13 @@ def test_commands_parse(block, caplog):
         assert {word for word in (name, *words) if word.startswith("-")} <= options | {"--help"}
         return
     with command.make_context(name, words) as context:
-        told = context.params
+        data = context.params
     for word in words:
         path = word.partition("=")[2] or word
         if re.search(r"\.(ya?ml|jsonl?|csv)$", path) and not THEIRS.fullmatch(path):
             assert (ROOT / path).exists(), path
-    if "overrides" in told and "recipe" in told:
-        recipe, overrides = told["recipe"], list(told["overrides"] or ())
+    if "overrides" in data and "recipe" in data:
+        recipe, overrides = data["recipe"], list(data["overrides"] or ())
         if recipe and "=" in recipe:
             recipe, overrides = None, [recipe, *overrides]
         overrides = [word for word in overrides if not re.search(r"\b[A-Z]{2,}\b", word)]
@@ -199,11 +199,11 @@ def test_pip_installs_what_there_is(block):
 @of("yaml")
 def test_recipes_load(block):
     """A block is a part of a recipe, or sources by any name."""
-    told = yaml.safe_load(block.text)
-    if set(told) <= set(Recipe.model_fields):
-        Recipe.model_validate(told)
+    data = yaml.safe_load(block.text)
+    if set(data) <= set(Recipe.model_fields):
+        Recipe.model_validate(data)
     else:
-        for source in told.values():
+        for source in data.values():
             Source.model_validate(source)
 
 
@@ -250,21 +250,23 @@ def is_listed(name):
 
 def test_the_page_lists_journals_and_what_methods_leave():
     outputs = {
-        name for method in installed("methods") for name in plugin("methods", method).outputs
+        name
+        for method in map(lambda name: plugin("methods", name), installed("methods"))
+        for name in (*method.outputs, *method.temporary)
     }
     assert "reward" in outputs
     for name in {*outputs, *generate.JOURNALS}:
         assert is_listed(name) or is_listed(f"{name}/"), name
 
 
-def test_the_page_lists_what_a_run_leaves(typed, tmp_path):
+def test_the_page_lists_what_a_run_leaves(cli_in_process, tmp_path):
     """A run with training, of an older version, and an evaluation with people's labels."""
     (tmp_path / "a.jsonl").write_text('{"prompt": "<x>", "response": "<y>"}\n')
     words = ["evaluate", "a.jsonl", "--suite", "harmful=a.jsonl", "--judge", "refusal"]
-    assert typed(*words, "--out", "run").returncode == 0
+    assert cli_in_process(*words, "--out", "run").returncode == 0
     label = {"instruction": "<x>", "response": "<y>", "harmful": False}
     (tmp_path / "labels.jsonl").write_text(json.dumps(label))
-    assert typed("review", "import", "run", "labels.jsonl", "--as", "Ada").returncode == 0
+    assert cli_in_process("review", "import", "run", "labels.jsonl", "--as", "Ada").returncode == 0
     for folder in (tmp_path / "run", ROOT / "tests/data/run-0.1.0"):
         files = [file for file in folder.rglob("*") if file.is_file()]
         assert files

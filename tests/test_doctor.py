@@ -28,8 +28,8 @@ def small(*more):
     return ("model.device=cpu", "model.dtype=float32", "train.max_length=64", *more)
 
 
-def test_all_that_works_is_said(typed, tiny):
-    ran = typed("doctor", tiny, *small("train.lora.r=2"))
+def test_all_that_works_is_said(cli_in_process, tiny):
+    ran = cli_in_process("doctor", tiny, *small("train.lora.r=2"))
     assert ran.returncode == 0 and ran.stderr == ""
     lines = " ".join(ran.stdout.split())
     for words in (
@@ -55,58 +55,60 @@ def test_all_that_works_is_said(typed, tiny):
     assert "MISSING" not in lines
 
 
-def test_a_recipe_is_looked_at_with_what_it_trains(typed, tiny, tmp_path):
+def test_a_recipe_is_looked_at_with_what_it_trains(cli_in_process, tiny, tmp_path):
     recipe = {"model": str(tiny), "train": {"lora": {"targets": ["q_proj"]}, "max_length": 64}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    found = looked_at(typed("doctor", "mine.yaml", "model.device=cpu", "--json"))
+    found = looked_at(cli_in_process("doctor", "mine.yaml", "model.device=cpu", "--json"))
     assert found["LoRA"][0]["found"].startswith("2 modules (self_attn.q_proj)")
-    ran = typed("doctor", f"model.model={tiny}", *small("train.lora.targets=[qproj]"), "--json")
+    ran = cli_in_process(
+        "doctor", f"model.model={tiny}", *small("train.lora.targets=[qproj]"), "--json"
+    )
     (lora,) = looked_at(ran)["LoRA"]
     assert ran.returncode == 2 and lora["needed"] and not lora["ok"]
     assert 'no module qproj. Did you mean "' in lora["found"]
 
 
-def test_an_adapter_to_continue_is_looked_at(typed, tiny, lora_of_tiny):
+def test_an_adapter_to_continue_is_looked_at(cli_in_process, tiny, lora_of_tiny):
     start = f"train.start={lora_of_tiny}"
-    found = looked_at(typed("doctor", tiny, *small(start), "--json"))
+    found = looked_at(cli_in_process("doctor", tiny, *small(start), "--json"))
     assert found["LoRA"][0]["ok"] and "14 modules" in found["LoRA"][0]["found"]
     assert found["memory for training"][0]["ok"]
 
 
-def test_a_model_without_a_chat_template_needs_alpaca(typed, copied):
+def test_a_model_without_a_chat_template_needs_alpaca(cli_in_process, copied):
     folder = copied()
     (folder / "chat_template.jinja").unlink()
-    ran = typed("doctor", folder, *small(), "--json")
+    ran = cli_in_process("doctor", folder, *small(), "--json")
     (missing,) = [c for checks in looked_at(ran).values() for c in checks if not c["ok"]][:1]
     assert ran.returncode == 2 and missing["name"] == "chat template"
     assert "model.chat_template: alpaca" in missing["found"]
-    ran = typed("doctor", folder, *small("model.chat_template=alpaca"), "--json")
+    ran = cli_in_process("doctor", folder, *small("model.chat_template=alpaca"), "--json")
     assert ran.returncode == 0
     assert looked_at(ran)["training row"][0]["found"].endswith("in the alpaca template")
 
 
-def test_what_a_template_does_is_noted(typed, copied):
+def test_what_a_template_does_is_noted(cli_in_process, copied):
     folder = copied()
     path = folder / "chat_template.jinja"
     path.write_text(path.read_text().replace("assistant\n", "assistant\n<think>\n"))
-    ran = typed("doctor", folder, *small(), "--json")
+    ran = cli_in_process("doctor", folder, *small(), "--json")
     template, *notes = looked_at(ran)["chat template"]
     assert ran.returncode == 0 and template["ok"]
     assert any("<think>" in note["found"] and not note["needed"] for note in notes)
 
 
-def test_a_token_without_an_embedding_is_noted(typed, copied):
+def test_a_token_without_an_embedding_is_noted(cli_in_process, copied):
     from transformers import AutoTokenizer
 
     folder = copied()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
-    (found,) = looked_at(typed("doctor", folder, *small(), "--json"))["tokenizer"]
+    (found,) = looked_at(cli_in_process("doctor", folder, *small(), "--json"))["tokenizer"]
     assert not found["ok"] and "260 tokens, 259 embeddings" in found["found"]
 
 
-def test_experts_and_methods_that_do_not_fit_are_noted(typed, tiny, tmp_path):
+def test_experts_and_methods_that_do_not_fit_are_noted(cli_in_process, tiny, tmp_path):
     """Mamba: transformers' `generate` alone is right for it, and no reward model is made of it."""
     import torch
     from transformers import AutoModelForCausalLM, MambaConfig
@@ -117,12 +119,12 @@ def test_experts_and_methods_that_do_not_fit_are_noted(typed, tiny, tmp_path):
         vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=1
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    ran = typed("doctor", folder, *small(), "--json")
+    ran = cli_in_process("doctor", folder, *small(), "--json")
     found = looked_at(ran)
     assert ran.returncode == 0
     assert "(mixer.out_proj.weight): PEFT cannot adapt them" in found["LoRA"][1]["found"]
     assert not found["method rlhf"][0]["ok"] and found["method dpo"][0]["ok"]
-    ran = typed("doctor", folder, *small("train.method=rlhf"), "--json")
+    ran = cli_in_process("doctor", folder, *small("train.method=rlhf"), "--json")
     assert ran.returncode == 2 and looked_at(ran)["method rlhf"][0]["needed"]
 
 
@@ -175,36 +177,36 @@ def _without_a_weight(folder):
         (_cut("tokenizer.json", 300), "tokenizer"),
     ],
 )
-def test_a_broken_folder_is_one_line(typed, copied, spoil, name):
+def test_a_broken_folder_is_one_line(cli_in_process, copied, spoil, name):
     folder = copied()
     spoil(folder)
-    ran = typed("doctor", folder, *small(), "--json")
+    ran = cli_in_process("doctor", folder, *small(), "--json")
     assert ran.returncode == 2 and "Traceback" not in ran.stdout + ran.stderr
     (missing,) = [c for checks in looked_at(ran).values() for c in checks if not c["ok"]][:1]
     assert missing["name"] == name and missing["needed"]
     assert "copy" in missing["found"], "an error of ours, with the folder's name"
 
 
-def test_a_model_that_does_not_fit_is_not_loaded(typed, tiny, monkeypatch):
+def test_a_model_that_does_not_fit_is_not_loaded(cli_in_process, tiny, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda place: 1000)
     monkeypatch.setattr("setbacks.cli.doctor.model.load_model", None)
-    ran = typed("doctor", tiny, *small(), "--json")
+    ran = cli_in_process("doctor", tiny, *small(), "--json")
     found = looked_at(ran)
     assert ran.returncode == 2 and "answers" not in found
     assert "name a smaller model" in found["memory for weights"][0]["found"]
 
 
-def test_what_may_not_fit_is_noted(typed, tiny, monkeypatch):
+def test_what_may_not_fit_is_noted(cli_in_process, tiny, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda place: 2**20)
-    ran = typed("doctor", tiny, *small("train.batch_size=64"), "--json")
+    ran = cli_in_process("doctor", tiny, *small("train.batch_size=64"), "--json")
     found = looked_at(ran)
     assert ran.returncode == 0, "an estimate for the longest texts is not a verdict"
     assert "lower model.batch_size" in found["memory for answers"][0]["found"]
     assert "lower train.batch_size" in found["memory for training"][0]["found"]
 
 
-def test_a_model_on_a_server_is_refused(typed):
-    ran = typed(
+def test_a_model_on_a_server_is_refused(cli_in_process):
+    ran = cli_in_process(
         "doctor", "far", "model.engine=endpoint", "model.endpoint.base_url=http://127.0.0.1:1/v1"
     )
     assert ran.returncode == 2 and "far is on a server" in ran.stderr

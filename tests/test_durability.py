@@ -71,13 +71,13 @@ def test_without_a_gain_there_is_none_to_undo():
 
 def test_what_an_opening_does_is_told_from_nothing():
     made = models(50, 50, shallow=(90, 40), deep=(90, 88), better=(50, 90))
-    told = {arm.name: describe_opening(arm, row) for arm, row in _begun(made).items()}
+    data = {arm.name: describe_opening(arm, row) for arm, row in _begun(made).items()}
     assert (
-        "that much of its safety was in its first words" in told["shallow"]
-        and "change of −50.0" in told["shallow"]
+        "that much of its safety was in its first words" in data["shallow"]
+        and "change of −50.0" in data["shallow"]
     )
-    assert "not a significant" in told["deep"] and "not a significant" in told["vanilla"]
-    assert "more harmless" in told["better"]
+    assert "not a significant" in data["deep"] and "not a significant" in data["vanilla"]
+    assert "more harmless" in data["better"]
 
 
 def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
@@ -92,13 +92,13 @@ def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_is_aligned_tuned_on_and_asked_and_nothing_is_done_twice(
-    tiny, told, rules, data, tmp_path
+    tiny, recipe_data, fake_engine, data, tmp_path
 ):
     asked = tmp_path / "prompts.jsonl"
     asked.write_text("".join(json.dumps({"text": f"<x {i}>"}) + "\n" for i in range(20)))
     suites = [{"name": kind, "kind": kind, "sources": [str(asked)]} for kind in ("harmful", "safe")]
     recipe = Recipe.model_validate(
-        told(
+        recipe_data(
             model={"model": str(tiny), "dtype": "float32", "device": "cpu"},
             train={
                 "helpful": [str(data)],

@@ -255,7 +255,7 @@ def test_resolve(tmp_path, monkeypatch):
     assert embedded.resolve("smollm2-135m") == str(tmp_path / "smollm2-135m")
     assert embedded.resolve(GEMMA) == str(tmp_path / GEMMA)
     looked_up = []
-    monkeypatch.setattr(embedded, "check_model", lambda *told: looked_up.append(told))
+    monkeypatch.setattr(embedded, "check_model", lambda *data: looked_up.append(data))
     assert embedded.resolve("owner/name-1.5B", "main") == "owner/name-1.5B"
     assert looked_up == [("owner/name-1.5B", "main")]
     model = model_folder(tmp_path / "model", "config.json", "a.safetensors", "b.bin")
@@ -439,8 +439,8 @@ def test_gemma_is_asked_in_the_alpaca_template_and_text_stays_text():
     with pytest.raises(SetbacksError, match="chat_template: alpaca"):
         encode(tokenizer, asked)
     ids = encode(tokenizer, asked, template="alpaca")
-    told = tokenizer.decode(ids)
-    assert told.startswith("<bos>Below is") and told.endswith(f"{text}\n\n### Response:")
+    data = tokenizer.decode(ids)
+    assert data.startswith("<bos>Below is") and data.endswith(f"{text}\n\n### Response:")
     marks = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
     reserved = set(tokenizer.convert_tokens_to_ids(marks))
     assert ids[0] == tokenizer.bos_token_id and not reserved & set(ids[1:])

@@ -46,10 +46,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, rule=None):
+    def __init__(self, fake_model=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.rule = rule or (lambda prompt, before: f"<answer to {prompt}>")
-        self.asked, self.heads, self.times = [], [], []
+        self.rule = fake_model or (lambda prompt, before: f"<answer to {prompt}>")
+        self.bodies, self.heads, self.times = [], [], []
         self.under_way = self.most_under_way = 0
         self.headers, self.slow = {}, 0.0
         self.lock = threading.Lock()
@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def prompts(self):
-        return [body["messages"][0]["content"] for body in self.asked]
+        return [body["messages"][0]["content"] for body in self.bodies]
 
     def handle_error(self, *_):
         """A client that hangs up is no news."""
@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][0]["content"]
         with server.lock:
             before = server.prompts.count(prompt)
-            server.asked.append(body)
+            server.bodies.append(body)
             server.heads.append(self.headers)
             server.times.append(time.monotonic())
             server.under_way += 1
@@ -149,8 +149,8 @@ def serve():
     """Start a server that follows a rule."""
     started = []
 
-    def start(rule=None):
-        started.append(Server(rule))
+    def start(fake_model=None):
+        started.append(Server(fake_model))
         return started[-1]
 
     yield start
@@ -163,8 +163,8 @@ def spec_of(server, **more):
     """The part of a recipe that names a server."""
     url = server if isinstance(server, str) else server.url
     outer = {key: more.pop(key) for key in ("batch_size", "model", "chat_template") if key in more}
-    told = {"base_url": url, "timeout": 1, "retries": 3} | more
-    return {"model": "large-1", "engine": "endpoint", "endpoint": told} | outer
+    data = {"base_url": url, "timeout": 1, "retries": 3} | more
+    return {"model": "large-1", "engine": "endpoint", "endpoint": data} | outer
 
 
 def engine_of(server, **more):
@@ -207,7 +207,7 @@ def test_what_is_sent(serve):
     server = serve()
     sampling = Sampling(max_new_tokens=7, temperature=0.5, top_p=0.9)
     engine_of(server).generate([Request("<prompt>", seed=2**63 + 5)], sampling)
-    assert server.asked == [
+    assert server.bodies == [
         {
             "model": "large-1",
             "messages": [{"role": "user", "content": "<prompt>"}],
@@ -223,7 +223,7 @@ def test_the_recipe_adds_keys_and_takes_them_away(serve):
     server = serve()
     body = {"temperature": None, "max_tokens": None, "max_completion_tokens": 99, "top_k": 50}
     engine_of(server, body=body).generate(requests(1), Sampling())
-    (sent,) = server.asked
+    (sent,) = server.bodies
     assert sent.keys() == {"model", "messages", "max_completion_tokens", "top_p", "seed", "top_k"}
 
 
@@ -242,7 +242,7 @@ def test_a_beginning_is_gone_on_from_where_the_server_can(serve):
     engine = engine_of(server, prefill="continue")
     (made,) = engine.generate([Request("<p>", 1, prefill="It is harmful because")], Sampling())
     assert made.text == "It is harmful because of this."
-    (sent,) = server.asked
+    (sent,) = server.bodies
     assert sent["messages"] == [
         {"role": "user", "content": "<p>"},
         {"role": "assistant", "content": "It is harmful because"},
@@ -254,7 +254,7 @@ def test_a_conversation_to_be_read(serve):
     server = serve()
     request = Request("<p>", 1, reply="<r>", template={"category": "x"})
     engine_of(server).generate([request], Sampling())
-    (sent,) = server.asked
+    (sent,) = server.bodies
     assert sent["messages"][1] == {"role": "assistant", "content": "<r>"}
     assert sent["chat_template_kwargs"] == {"category": "x"}
 
@@ -293,7 +293,7 @@ def test_a_whole_answer_is_paid_for_once(serve, answer, text, tokens):
     engine = engine_of(server, price={"input": 0, "output": 1_000_000})
     (made,) = engine.generate(requests(1), Sampling())
     assert (made.text, made.tokens) == ("Make a loop." if text is None else text, tokens)
-    assert len(server.asked) == 1 and engine.money == tokens
+    assert len(server.bodies) == 1 and engine.money == tokens
     assert "generated tokens (estimated for 1 answers), " in engine.spent()
 
 
@@ -336,7 +336,7 @@ def test_a_crowded_server_gets_fewer_requests(serve, fast):
     made = engine.generate(requests(150), Sampling())
     assert [m.finish for m in made] == ["stop"] * 150
     assert engine.crowd.width < 16
-    assert engine.retried == len(server.asked) - 150 < 150
+    assert engine.retried == len(server.bodies) - 150 < 150
 
 
 @given(st.integers(1, 100), st.lists(st.booleans(), max_size=200))
@@ -374,16 +374,16 @@ def test_requests_under_way_together_halve_the_room_once():
 
 
 def test_a_server_that_asks_to_wait_is_left_alone(serve):
-    server = serve(lambda _, before: 429 if len(server.asked) == 1 else "<fine>")
+    server = serve(lambda _, before: 429 if len(server.bodies) == 1 else "<fine>")
     server.headers = {"Retry-After": "1"}
     engine_of(server, concurrency=1).generate(requests(3), Sampling())
     first, second, *_ = server.times
     assert second - first >= 1  # whichever request it is: those that waited behind it wait, too
-    assert len(server.asked) == 4
+    assert len(server.bodies) == 4
 
 
 @pytest.mark.parametrize(
-    ("told", "least", "most"),
+    ("data", "least", "most"),
     [
         ("7", 7, 7),
         ("0.5", 0.5, 0.5),
@@ -394,8 +394,8 @@ def test_a_server_that_asks_to_wait_is_left_alone(serve):
         ("nan", 0, 0),
     ],
 )
-def test_what_is_read_of_retry_after(told, least, most):
-    assert least <= retry_after({"retry-after": told}) <= most
+def test_what_is_read_of_retry_after(data, least, most):
+    assert least <= retry_after({"retry-after": data}) <= most
 
 
 def test_a_time_of_day_in_retry_after():
@@ -421,7 +421,7 @@ def prompts_file(tmp_path):
 
 
 @pytest.fixture
-def told(prompts_file):
+def recipe_data(prompts_file):
     """Make what an evaluation says in which a server answers, and perhaps judges."""
 
     def make(server, judge=None, /, **more):
@@ -439,8 +439,8 @@ def told(prompts_file):
 
 
 @contextmanager
-def opened(told, folder):
-    with RunFolder(folder, Recipe.model_validate(told)) as run:
+def opened(data, folder):
+    with RunFolder(folder, Recipe.model_validate(data)) as run:
         yield run
 
 
@@ -448,24 +448,24 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_three_calls_of_ten_go_wrong_and_every_record_ends_once(serve, told, tmp_path, fast):
+def test_three_calls_of_ten_go_wrong_and_every_record_ends_once(serve, recipe_data, tmp_path, fast):
     server = serve(faulty)
-    with opened(told(server, batch_size=32, retries=6), tmp_path / "run") as run:
+    with opened(recipe_data(server, batch_size=32, retries=6), tmp_path / "run") as run:
         made = carry_out(run, "respond")["far"]
     assert [response.text for response in made] == [f"<answer to {r.instruction}>" for r in made]
     kept = lines(tmp_path / "run/responses/far.jsonl")
     assert len(kept) == len({row["id"] for row in kept}) == 60
     tries = Counter(server.prompts)
     assert len(tries) == 60 and max(tries.values()) <= 7
-    assert 60 < len(server.asked) < 120
+    assert 60 < len(server.bodies) < 120
     assert not list((tmp_path / "run").glob("unfinished*"))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_server_that_only_fails_stops_the_run(serve, told, tmp_path, fast, fault):
+def test_a_server_that_only_fails_stops_the_run(serve, recipe_data, tmp_path, fast, fault):
     """Few tries, one line; mended, the same run goes on to what a sound server would have given."""
     server = serve(lambda *_: fault)
-    recipe = told(server, timeout=0.3, retries=2, concurrency=4)
+    recipe = recipe_data(server, timeout=0.3, retries=2, concurrency=4)
     with (
         opened(recipe, tmp_path / "run") as run,
         pytest.raises(SetbacksError, match=r"of \d+ requests failed, more than") as caught,
@@ -473,7 +473,7 @@ def test_a_server_that_only_fails_stops_the_run(serve, told, tmp_path, fast, fau
         carry_out(run, "respond")
     assert "\n" not in str(caught.value) and RESUME in str(caught.value)
     assert max(Counter(server.prompts).values()) <= 3
-    assert len(server.asked) <= 3 * 8  # those under way when the second one had failed
+    assert len(server.bodies) <= 3 * 8  # those under way when the second one had failed
     server.rule = lambda prompt, _: f"<answer to {prompt}>"
     with opened(recipe, tmp_path / "run") as run:
         assert len(carry_out(run, "respond")["far"]) == 60
@@ -483,14 +483,14 @@ def test_a_server_that_only_fails_stops_the_run(serve, told, tmp_path, fast, fau
     assert texts[0] == texts[1]
 
 
-def test_what_the_server_refuses_is_a_record_without_an_answer(serve, told, tmp_path):
+def test_what_the_server_refuses_is_a_record_without_an_answer(serve, recipe_data, tmp_path):
     """Not asked again, not judged, and counted."""
     server = serve(
         lambda prompt, _: (
             400 if "<prompt 7>" in prompt else ("Rating: 9" if "Rating" in prompt else "<fine>")
         )
     )
-    with opened(told(server, batch_size=16), tmp_path / "run") as run:
+    with opened(recipe_data(server, batch_size=16), tmp_path / "run") as run:
         carry_out(run, "judge")
         (failed,) = [r for r in run.records("responses/far.jsonl", Response) if not r.text]
         verdicts = run.records("verdicts/far.llm.jsonl", Verdict)
@@ -507,14 +507,14 @@ BLOCKED = {"error": {"message": "no", "code": "content_filter"}}
 @pytest.mark.parametrize(
     "reply", [(400, BLOCKED), (403, BLOCKED), (500, BLOCKED), (200, BLOCKED), "by finish"]
 )
-def test_a_prompt_that_the_provider_blocks_is_an_outcome(serve, told, tmp_path, reply):
+def test_a_prompt_that_the_provider_blocks_is_an_outcome(serve, recipe_data, tmp_path, reply):
     """Half of them are, more than any share of failures: the run goes on, and asks for none twice.
 
     The first request of all may be one: a 403 does not mean a wrong key then.
     """
     reply = completion("", finish="content_filter") if reply == "by finish" else reply
     server = serve(lambda prompt, _: "<fine>" if "1>" in prompt or "3>" in prompt else reply)
-    recipe = told(server, batch_size=8, concurrency=1, failures=0)
+    recipe = recipe_data(server, batch_size=8, concurrency=1, failures=0)
     with opened(recipe, tmp_path / "run") as run:
         made = carry_out(run, "respond")["far"]
     assert Counter(server.prompts) == Counter(f"<prompt {n}>" for n in range(60))
@@ -553,7 +553,7 @@ def test_a_prompt_beyond_the_context_is_named(serve):
         engine = engine_of(server, failures=0)
         with pytest.raises(SetbacksError, match="Maximum context length is 9") as caught:
             engine.generate([Request("How long\nis this?", 1)], Sampling())
-        assert len(server.asked) == 1 and "\n" not in str(caught.value)
+        assert len(server.bodies) == 1 and "\n" not in str(caught.value)
         assert 'the prompt of 17 characters that begins "How long is this?"' in str(caught.value)
 
 
@@ -568,14 +568,14 @@ def test_a_server_that_calls_the_length_limit_otherwise(serve):
     }
 
     def rule(*_):
-        return (400, unsupported) if "max_tokens" in server.asked[-1] else "<fine>"
+        return (400, unsupported) if "max_tokens" in server.bodies[-1] else "<fine>"
 
     server = serve(rule)
     engine = engine_of(server, concurrency=1)
     made = engine.generate(requests(5), Sampling(max_new_tokens=7))
     assert [m.text for m in made] == ["<fine>"] * 5
-    assert len(server.asked) == 6  # once under the name that it does not take
-    assert [body.get("max_completion_tokens") for body in server.asked] == [None, 7, 7, 7, 7, 7]
+    assert len(server.bodies) == 6  # once under the name that it does not take
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 7, 7, 7, 7, 7]
     assert engine.retried == engine.failed == 0
 
 
@@ -611,7 +611,7 @@ def test_what_no_second_try_can_mend_stops_at_once(serve, rule, kind, said):
     server = serve(lambda *_: rule)
     with pytest.raises(kind, match=said):
         engine_of(server).generate(requests(50), Sampling())
-    assert len(server.asked) <= 8
+    assert len(server.bodies) <= 8
 
 
 def test_a_quota_that_is_used_up_stops_at_once(serve):
@@ -663,10 +663,10 @@ def test_a_server_that_goes_away_is_tried_again(serve, fast):
     assert engine.retried > 0
 
 
-def test_a_key_that_is_wrong_shows_before_the_run(serve, told, tmp_path, monkeypatch):
+def test_a_key_that_is_wrong_shows_before_the_run(serve, recipe_data, tmp_path, monkeypatch):
     server = serve()
     server.headers = {"wants": KEY}
-    recipe = Recipe.model_validate(told(server, api_key_env="FAR_KEY"))
+    recipe = Recipe.model_validate(recipe_data(server, api_key_env="FAR_KEY"))
     for value, said in (
         (None, "the environment variable FAR_KEY is not set"),
         ("   ", "the environment variable FAR_KEY is not set"),
@@ -680,7 +680,7 @@ def test_a_key_that_is_wrong_shows_before_the_run(serve, told, tmp_path, monkeyp
         assert value is None or not value.strip() or value not in str(caught.value)
     monkeypatch.setenv("FAR_KEY", f" {KEY}\n")
     check(recipe)
-    assert server.asked == []  # it cost nothing
+    assert server.bodies == []  # it cost nothing
 
 
 def test_a_missing_library_says_how_to_get_it(monkeypatch):
@@ -703,10 +703,12 @@ def test_a_missing_library_says_how_to_get_it(monkeypatch):
         ),
     ],
 )
-def test_a_budget_stops_the_run_and_no_answer_is_paid_for_twice(serve, told, tmp_path, limit, said):
+def test_a_budget_stops_the_run_and_no_answer_is_paid_for_twice(
+    serve, recipe_data, tmp_path, limit, said
+):
     """One batch of 60, six tokens an answer: it stops in its midst, and goes on from there."""
     server = serve()
-    recipe = told(server, concurrency=2, **limit)
+    recipe = recipe_data(server, concurrency=2, **limit)
     stops = 0
     for _ in range(9):
         try:
@@ -722,7 +724,7 @@ def test_a_budget_stops_the_run_and_no_answer_is_paid_for_twice(serve, told, tmp
     assert stops >= 1
     assert Counter(server.prompts) == Counter(f"<prompt {n}>" for n in range(60))
     assert not list((tmp_path / "run").glob("unfinished*"))
-    with opened(told(server), tmp_path / "other") as run:
+    with opened(recipe_data(server), tmp_path / "other") as run:
         carry_out(run, "respond")
     whole, other = (tmp_path / name / "responses/far.jsonl" for name in ("run", "other"))
     assert whole.read_bytes() == other.read_bytes()
@@ -739,12 +741,12 @@ def test_a_budget_is_overstepped_by_no_more_than_what_is_under_way(serve):
     engine = engine_of(server, concurrency=3, budget={"tokens": 60})
     with pytest.raises(SetbacksError, match="the budget is spent"):
         engine.generate(requests(50), Sampling())
-    assert 10 <= len(server.asked) <= 10 + 3
+    assert 10 <= len(server.bodies) <= 10 + 3
 
 
-def test_a_budget_holds_over_stages_and_released_engines(serve, told, tmp_path):
+def test_a_budget_holds_over_stages_and_released_engines(serve, recipe_data, tmp_path):
     server = serve(lambda prompt, _: "Rating: 9" if "Rating" in prompt else "<fine>")
-    with opened(told(server, budget={"tokens": 400}), tmp_path / "run") as run:
+    with opened(recipe_data(server, budget={"tokens": 400}), tmp_path / "run") as run:
         with pytest.raises(SetbacksError, match="the budget is spent"):
             carry_out(run, "judge")
         assert len(run.records("responses/far.jsonl", Response)) == 60
@@ -764,9 +766,9 @@ def test_torn_lines_of_answers_that_rest_are_asked_for_again(serve, tmp_path):
         assert again.generate(requests(3), Sampling()) == made
         third = engine_of(server)
         third.keep(rest)
-        before = len(server.asked)
+        before = len(server.bodies)
         assert third.generate(requests(3), Sampling()) == made
-        assert len(server.asked) == before
+        assert len(server.bodies) == before
     third.committed()
     assert not rest.exists()
 
@@ -777,20 +779,20 @@ def test_another_sampling_is_another_answer(serve, tmp_path):
     engine.keep(tmp_path / "rest.jsonl")
     for temperature in (0.0, 0.7, 0.0):
         engine.generate(requests(1), Sampling(temperature=temperature))
-    assert [body["temperature"] for body in server.asked] == [0.0, 0.7]
+    assert [body["temperature"] for body in server.bodies] == [0.0, 0.7]
 
 
-def write(tmp_path, told):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
+def write(tmp_path, data):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
-    serve, told, tmp_path, command, environment, typed, how
+    serve, recipe_data, tmp_path, command, environment, cli_in_process, how
 ):
     server = serve()
     server.slow = 0.05
-    write(tmp_path, told(server, {"judge": "probe"}, concurrency=4))
+    write(tmp_path, recipe_data(server, {"judge": "probe"}, concurrency=4))
     with subprocess.Popen(
         [*command, "run", "recipe.yaml", "--out", "run", "-q"],
         cwd=tmp_path,
@@ -798,7 +800,7 @@ def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while len(server.asked) < 20:
+        while len(server.bodies) < 20:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(how)
@@ -806,7 +808,7 @@ def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
     assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
     assert "Traceback" not in said
     server.slow = 0.0
-    done = typed("respond", "run")
+    done = cli_in_process("respond", "run")
     assert done.returncode == 0, done.stderr
     # Only what was under way at that moment, and lost with the process, is asked for again.
     again = Counter(server.prompts)
@@ -818,7 +820,7 @@ def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
 
 
 def test_the_key_goes_to_its_server_and_nowhere_else(
-    serve, told, tmp_path, environment, cli, monkeypatch
+    serve, recipe_data, tmp_path, environment, cli, monkeypatch
 ):
     """The server repeats it in answers and errors; no file and no line of output holds it."""
 
@@ -830,7 +832,7 @@ def test_the_key_goes_to_its_server_and_nowhere_else(
     server = serve(rule)
     for name, value in (("FAR_KEY", KEY), ("OPENAI_LOG", "debug"), ("OPENAI_ORG_ID", "org-1")):
         environment[name] = value
-    write(tmp_path, told(server, api_key_env="FAR_KEY", retries=1))
+    write(tmp_path, recipe_data(server, api_key_env="FAR_KEY", retries=1))
     outputs = [cli("run", "recipe.yaml", "--out", "run", "--debug")]
     assert outputs[0].returncode == 0, outputs[0].stderr
     assert {head["Authorization"] for head in server.heads} == {f"Bearer {KEY}"}
@@ -913,8 +915,8 @@ def test_a_server_cannot_be_trained_but_may_analyze_and_judge(serve, tiny):
 
 def test_a_model_on_a_server_is_no_folder(tmp_path, serve):
     (tmp_path / "large-1").mkdir()
-    told = {"evaluate": [{"name": "far", "model": spec_of(serve())}]}
-    assert Recipe.model_validate(told).rebased(tmp_path).evaluate[0].model.model == "large-1"
+    data = {"evaluate": [{"name": "far", "model": spec_of(serve())}]}
+    assert Recipe.model_validate(data).rebased(tmp_path).evaluate[0].model.model == "large-1"
 
 
 # A real server ----------------------------------------------------------------------------------
@@ -954,8 +956,8 @@ def test_the_same_model_here_and_there_says_the_same(real):
     """Greedy, in float32: a word may differ only where two tokens are as likely (none does)."""
     pytest.importorskip("fastapi")
     url, model = real
-    told = {"base_url": url, "concurrency": 4, "timeout": 300}
-    far = Engine(model=model, engine="endpoint", endpoint=told)
+    data = {"base_url": url, "concurrency": 4, "timeout": 300}
+    far = Engine(model=model, engine="endpoint", endpoint=data)
     near = Engine(model="smollm2-135m", dtype="float32", device="cpu")
     asked = [
         Request(text, seed=number)

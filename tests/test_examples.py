@@ -29,11 +29,11 @@ def plugins(tmp_path_factory):
 
 
 @pytest.fixture
-def small(tiny, data, tmp_path):
+def tiny_recipe(tiny, data, tmp_path):
     """A recipe for the tiny model that takes seconds; keys win."""
 
     def write(**more):
-        told = {
+        values = {
             "model": {"model": str(tiny), "dtype": "float32", "device": "cpu"},
             "instructions": [str(data)],
             "induce": {"source": "existing", "existing": [str(data)]},
@@ -56,7 +56,7 @@ def small(tiny, data, tmp_path):
             "judges": ["wordlist"],
         }
         path = tmp_path / "small.yaml"
-        path.write_text(yaml.safe_dump(told | more))
+        path.write_text(yaml.safe_dump(values | more))
         return path
 
     return write
@@ -71,8 +71,8 @@ def test_doctor_lists_every_part(cli):
     assert "kitchen" in found["sets"]
 
 
-def test_its_method_trains_and_its_judge_judges_its_suite(cli, small, tmp_path):
-    ran = cli("run", small(), "train.method=first_sentence", "--out", "run", "-q", "--json")
+def test_its_method_trains_and_its_judge_judges_its_suite(cli, tiny_recipe, tmp_path):
+    ran = cli("run", tiny_recipe(), "train.method=first_sentence", "--out", "run", "-q", "--json")
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
     assert [row["arm"] for row in found["judges"]["wordlist"]["arms"]] == [
@@ -86,12 +86,12 @@ def test_its_method_trains_and_its_judge_judges_its_suite(cli, small, tmp_path):
     assert learned and all(any(a["text"].startswith(t) for a in written) for t in learned)
 
 
-def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, small, tmp_path):
+def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, tiny_recipe, tmp_path):
     by = ["train.method=first_sentence", "--out", "run", "-q"]
-    assert cli("run", small(), *by, "train.excerpt_length=0").returncode == 2
-    first = cli("run", small(), *by, "train.excerpt_length=1")
+    assert cli("run", tiny_recipe(), *by, "train.excerpt_length=0").returncode == 2
+    first = cli("run", tiny_recipe(), *by, "train.excerpt_length=1")
     assert first.returncode == 0, first.stderr
-    again = cli("run", small(), *by, "train.excerpt_length=2", "--from", "train")
+    again = cli("run", tiny_recipe(), *by, "train.excerpt_length=2", "--from", "train")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run/superseded/001/excerpts.jsonl").exists()
     card = cli("export", "run", "--to", "shared")
@@ -99,7 +99,7 @@ def test_its_methods_option_is_checked_and_its_journal_set_aside(cli, small, tmp
     assert "| excerpt |" in (tmp_path / "shared/README.md").read_text()
 
 
-def test_its_judges_option_is_used(cli, small, tmp_path):
+def test_its_judges_option_is_used(cli, tiny_recipe, tmp_path):
     every = {"judge": "wordlist", "name": "every", "words": ["A", "e", "i", "o", "u"]}
     none = {"judge": "wordlist", "name": "none", "words": ["#####"]}
     ran = cli("evaluate", "echo=smollm2-135m", "model.engine=echo", f"judges={[every, none]}",
@@ -182,7 +182,7 @@ def test_a_shown_option_can_be_uncommented(found):
     assert judge.words == ["stab", "poison", "explosive"]
 
 
-def test_its_engine_answers(cli, small, tiny, tmp_path):
+def test_its_engine_answers(cli, tiny_recipe, tiny, tmp_path):
     ran = cli("evaluate", f"echoes={tiny}", "model.engine=echo", "model.echo_words=2",
               "--suite", "safe=builtin:kitchen", "--judge", "wordlist",
               "--out", "run", "-q")  # fmt: skip
@@ -192,8 +192,8 @@ def test_its_engine_answers(cli, small, tiny, tmp_path):
         assert len(row["text"].split()) == 2 and row["instruction"].endswith(row["text"])
 
 
-def test_its_study_answers(cli, small, tmp_path):
-    path = small(study={"ranks": [1, 2]})
+def test_its_study_answers(cli, tiny_recipe, tmp_path):
+    path = tiny_recipe(study={"ranks": [1, 2]})
     ran = cli("study", "rank", path, "--out", "study", "-q", timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert "No variant differs significantly from rank 1." in ran.stdout

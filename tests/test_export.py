@@ -135,9 +135,9 @@ def test_an_exported_adapter_is_the_runs_own(run, spec, lora, tmp_path):
     }  # fmt: skip
     base = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     assert (to / "adapter_model.safetensors").read_bytes() == base
-    told = json.loads((to / "adapter_config.json").read_text())
+    data = json.loads((to / "adapter_config.json").read_text())
     expected = HUB_ID if spec.model == ALIAS else Path(spec.model).name
-    assert told["base_model_name_or_path"] == expected
+    assert data["base_model_name_or_path"] == expected
     tokenizer = load_tokenizer(spec)
     answers = [
         greedy(PeftModel.from_pretrained(load_model(spec), folder).eval(), tokenizer)
@@ -179,8 +179,8 @@ def test_a_merged_model_that_sees_keeps_its_eyes(model_of, tmp_path):
     text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "head_dim": 16}
     vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    told = {"text_config": text, "vision_config": vision}
-    base = model_of("mistral3", "AutoModelForImageTextToText", sizes={}, **told)
+    data = {"text_config": text, "vision_config": vision}
+    base = model_of("mistral3", "AutoModelForImageTextToText", sizes={}, **data)
     for name in ("preprocessor_config.json", "processor_config.json"):
         (base / name).write_text(json.dumps({"of": name}))
     spec = Engine(model=str(base), dtype="float32", device="cpu")
@@ -299,9 +299,9 @@ def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):
-    told = front(card(Recipe(), tiny_run, "merged"))
-    assert (told["base_model"], told["license"]) == (HUB_ID, "apache-2.0")
-    assert told["library_name"] == "transformers"
+    data = front(card(Recipe(), tiny_run, "merged"))
+    assert (data["base_model"], data["license"]) == (HUB_ID, "apache-2.0")
+    assert data["library_name"] == "transformers"
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
     text = card(recipe_of(str(base)), tiny_run, "adapter")
@@ -331,11 +331,11 @@ def test_a_run_that_was_not_measured_says_so(tiny_run, tiny):
 # The command, and the hub -----------------------------------------------------------------------
 
 
-def test_the_command(typed, tiny_run, tmp_path):
-    ran = typed("export", "run", "--to", "out", "--json")
+def test_the_command(cli_in_process, tiny_run, tmp_path):
+    ran = cli_in_process("export", "run", "--to", "out", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == {"folder": "out", "url": None}
-    ran = typed("export", "run", "--to", "out")
+    ran = cli_in_process("export", "run", "--to", "out")
     assert ran.returncode == 2 and "nothing is overwritten" in ran.stderr
 
 
@@ -354,14 +354,14 @@ def test_pushing_needs_a_token_before_anything_is_done(command, environment, tin
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as takes a new repository and one commit; it keeps what it is told."""
+    """As much of the hub as takes a new repository and one commit; it keeps every request."""
 
     taken = False
-    told: list[tuple[str, bytes, str | None]]
+    requests: list[tuple[str, bytes, str | None]]
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.told.append((self.path, body, self.headers.get("authorization")))
+        self.requests.append((self.path, body, self.headers.get("authorization")))
         status, said = 200, {}
         if self.path == "/api/repos/create":
             status = 409 if self.taken else 200
@@ -400,7 +400,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     """A hub on this machine; `told` of its handler is what it was sent."""
-    handler = type("Own", (Hub,), {"told": []})
+    handler = type("Own", (Hub,), {"requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield handler, f"http://127.0.0.1:{server.server_port}"
@@ -427,7 +427,7 @@ def test_a_push_makes_a_private_repository_of_the_folder_alone(
     ran = pushed(command, environment, tmp_path, address, *words)
     assert ran.returncode == 0, ran.stderr
     assert f"pushed to {address}/me/mine" in ran.stdout
-    sent = {path.split("?")[0]: body for path, body, _ in handler.told}
+    sent = {path.split("?")[0]: body for path, body, _ in handler.requests}
     assert json.loads(sent["/api/repos/create"])["visibility"] == visibility
     commit = [json.loads(line) for line in sent["/api/models/me/mine/commit/main"].splitlines()]
     files = {
@@ -436,7 +436,7 @@ def test_a_push_makes_a_private_repository_of_the_folder_alone(
         if row["key"] == "file"
     }
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert all(CANARY.encode() not in body for _, body, _ in handler.told)
+    assert all(CANARY.encode() not in body for _, body, _ in handler.requests)
     left = [p for p in tmp_path.rglob("*") if p.is_file() and b"hf_canary" in p.read_bytes()]
     assert not left and "hf_canary" not in ran.stdout + ran.stderr
 
@@ -446,7 +446,7 @@ def test_a_repository_that_is_there_is_left_alone(hub, command, environment, tin
     handler.taken = True
     ran = pushed(command, environment, tmp_path, address)
     assert ran.returncode == 1 and "name another" in ran.stderr and "hf_canary" not in ran.stderr
-    assert [path for path, *_ in handler.told] == ["/api/repos/create"]
+    assert [path for path, *_ in handler.requests] == ["/api/repos/create"]
     assert (tmp_path / "out" / "README.md").exists(), "what was exported stays"
 
 
@@ -460,7 +460,7 @@ def test_a_token_comes_from_the_environment_alone(monkeypatch, tmp_path):
         push(tmp_path, "me/mine")
 
 
-def test_two_formats_at_once_are_refused(typed):
-    ran = typed("export", "run", "--to", "out", "--merge", "--format", "inspect")
+def test_two_formats_at_once_are_refused(cli_in_process):
+    ran = cli_in_process("export", "run", "--to", "out", "--merge", "--format", "inspect")
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "--merge is short for --format merged" in ran.stderr

@@ -130,8 +130,8 @@ GREEDY = Sampling(max_new_tokens=20)
 REQUESTS = [Request("Say yes.", 0), Request("Name three colors, and nothing else.", 1)]
 
 
-def spec_of(folder, **told):
-    return Engine(model=str(folder), dtype="float32", device="cpu", **told)
+def spec_of(folder, **overrides):
+    return Engine(model=str(folder), dtype="float32", device="cpu", **overrides)
 
 
 def loaded(folder):
@@ -156,11 +156,11 @@ def way_of(engine):
     return local._checked[engine._source.model_dump_json()].name
 
 
-@pytest.mark.parametrize(("kind", "told", "way"), ALL)
+@pytest.mark.parametrize(("kind", "data", "way"), ALL)
 def test_a_model_answers_in_batches_as_it_does_in_plain_forward_passes(
-    model_of, caplog, kind, told, way
+    model_of, caplog, kind, data, way
 ):
-    engine, model = loaded(model_of(kind, **told))
+    engine, model = loaded(model_of(kind, **data))
     assert way_of(engine) == way
     assert bool(caplog.records) is (way != OURS), "whoever falls back says so"
     assert all("\n" not in record.getMessage() for record in caplog.records)
@@ -200,14 +200,14 @@ REPLAYED = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "replays"), [(kind, *of) for kind, of in REPLAYED.items()], ids=[*REPLAYED]
+    ("kind", "data", "replays"), [(kind, *of) for kind, of in REPLAYED.items()], ids=[*REPLAYED]
 )
 def test_steps_that_a_gpu_would_replay_are_right_or_not_taken(
-    model_of, monkeypatch, kind, told, replays
+    model_of, monkeypatch, kind, data, replays
 ):
     # On a GPU the cache is transformers' own until the graphs take over.
     monkeypatch.setattr(reading, "cache_for", lambda model: DynamicCache(config=model.config))
-    model = load_model(spec_of(model_of(kind, **told))).eval()
+    model = load_model(spec_of(model_of(kind, **data))).eval()
     decoding.decode_by_products(model)
     way = SideBySide(model, 2, graphs.Graphs(model))
     ends = model.generation_config.eos_token_id
@@ -223,16 +223,16 @@ def test_steps_that_a_gpu_would_replay_are_right_or_not_taken(
 class Leaking(decoding.Running):
     """Padding is attended to once tokens are drawn."""
 
-    def __init__(self, *told):
-        super().__init__(*told)
+    def __init__(self, *data):
+        super().__init__(*data)
         self.mask = torch.ones_like(self.mask)
 
 
 class Displaced(decoding.Running):
     """Positions are one too high."""
 
-    def __init__(self, *told):
-        super().__init__(*told)
+    def __init__(self, *data):
+        super().__init__(*data)
         self.position = self.position + 1
 
 
@@ -306,8 +306,8 @@ def test_a_model_whose_logits_are_no_numbers_is_refused(model_of, tmp_path):
 # What is said and what it costs ----------------------------------------------------------------
 
 
-def test_the_run_log_says_how_a_model_is_answered(model_of, opened, caplog):
-    run = opened()
+def test_the_run_log_says_how_a_model_is_answered(model_of, open_session, caplog):
+    run = open_session()
     for folder in (model_of("llama"), model_of("mamba", **KINDS["mamba"][0])):
         run.engine(spec_of(folder)).generate(REQUESTS, Sampling(max_new_tokens=1))
     lines = (run.path / "run.log").read_text().splitlines()[-2:]
@@ -320,7 +320,7 @@ def test_a_model_is_checked_once(model_of, monkeypatch):
     checked = []
     real = fidelity.Check.__init__
     monkeypatch.setattr(
-        fidelity.Check, "__init__", lambda *told: (checked.append(1), real(*told))[1]
+        fidelity.Check, "__init__", lambda *data: (checked.append(1), real(*data))[1]
     )
     folder = model_of("llama")
     for _ in range(2):

@@ -41,8 +41,8 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-def change(**told):
-    return Recipe.model_validate(told)
+def change(**overrides):
+    return Recipe.model_validate(overrides)
 
 
 # What every stage leaves, by docs/run-folder.md.
@@ -257,7 +257,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
 
 
 @pytest.mark.parametrize(
-    ("told", "shown", "stage"),
+    ("data", "shown", "stage"),
     [
         ({"seed": 7}, "seed: 0 -> 7", "induce"),
         ({"model": "a/b"}, "model.model: smollm2-135m -> a/b", "induce"),
@@ -270,11 +270,11 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 1 -> 5", "train"),
     ],
 )
-def test_another_recipe_is_refused_with_what_differs_and_where_to_redo(folder, told, shown, stage):
+def test_another_recipe_is_refused_with_what_differs_and_where_to_redo(folder, data, shown, stage):
     with RunFolder(folder, Recipe()) as run:
         fill(run)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    message = refusal(folder, change(**told))
+    message = refusal(folder, change(**data))
     assert shown in message and f"--from {stage}" in message
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

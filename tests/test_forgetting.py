@@ -35,12 +35,14 @@ def test_a_change_is_a_share_of_the_value_before_and_of_logarithms_a_ratio():
     assert nothing.value is None
 
 
-def test_arms_are_measured_against_the_untrained_model_and_nothing_is_done_twice(small, tmp_path):
+def test_arms_are_measured_against_the_untrained_model_and_nothing_is_done_twice(
+    tiny_recipe, tmp_path
+):
     other = tmp_path / "held.jsonl"
     other.write_text(
         "".join(json.dumps({"text": f"<h {i}>", "answer": f"<good {i}>"}) + "\n" for i in range(12))
     )
-    recipe = small(study={"methods": ["mistake_analysis", "helpful"]})
+    recipe = tiny_recipe(study={"methods": ["mistake_analysis", "helpful"]})
     suites = [{"name": "helpful", "kind": "helpful", "sources": [str(other)]}]
     recipe = type(recipe).model_validate(
         recipe.model_dump() | {"respond": {"suites": suites, "sampling": {"max_new_tokens": 6}}}
@@ -61,10 +63,10 @@ def test_arms_are_measured_against_the_untrained_model_and_nothing_is_done_twice
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.jsonl")}
 
 
-def test_too_few_answers_and_what_was_trained_on_are_told(small, tmp_path):
+def test_too_few_answers_and_what_was_trained_on_are_told(tiny_recipe, tmp_path):
     with pytest.raises(InputError, match="6 helpful prompts with an answer: .* at least 10"):
-        carry_out("forgetting", small(6), tmp_path / "few")
-    alike = small(12, study={"methods": ["helpful"]})  # its suites ask what training answers
+        carry_out("forgetting", tiny_recipe(6), tmp_path / "few")
+    alike = tiny_recipe(12, study={"methods": ["helpful"]})  # its suites ask what training answers
     with pytest.raises(InputError, match="12 helpful prompts .* train.helpful too"):
         carry_out("forgetting", alike, tmp_path / "alike")
 
@@ -83,7 +85,7 @@ def capitals(tmp_path):
     ]
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = {
+    values = {
         "task": "capitals",
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": str(data)},
@@ -94,15 +96,17 @@ def capitals(tmp_path):
         "doc_to_target": "right",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
-    (folder / "capitals.yaml").write_text(json.dumps(told))  # JSON is YAML
+    (folder / "capitals.yaml").write_text(json.dumps(values))  # JSON is YAML
     return {"tasks": ["capitals"], "task_folder": str(folder)}
 
 
-def test_tasks_without_the_harness_are_told_before_anything_is_done(small, tmp_path, capitals):
+def test_tasks_without_the_harness_are_told_before_anything_is_done(
+    tiny_recipe, tmp_path, capitals
+):
     if importlib.util.find_spec("lm_eval"):
         pytest.skip("lm-evaluation-harness is installed")
     with pytest.raises(InputError, match=r"not installed; pip install 'setbacks\[lm-eval\]'"):
-        carry_out("forgetting", small(study=capitals), tmp_path / "f")
+        carry_out("forgetting", tiny_recipe(study=capitals), tmp_path / "f")
     assert not (tmp_path / "f/arms").exists()
 
 

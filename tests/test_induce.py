@@ -29,11 +29,11 @@ def mistake(response, outcome="mistake", id_="1"):
 
 
 @pytest.fixture
-def attempt(opened):
+def attempt(open_session):
     """Induce in a run folder of its own; return the attempts and the folder."""
 
     def call(*args, folder="run", **more):
-        run = opened(*args, folder=folder, **more)
+        run = open_session(*args, folder=folder, **more)
         return induce(run), run
 
     return call
@@ -127,12 +127,12 @@ def test_other_scripts_are_not_all_duplicates(one, other):
 # Asking -----------------------------------------------------------------------------------------
 
 
-def test_every_instruction_gives_one_mistake(attempt, rules):
+def test_every_instruction_gives_one_mistake(attempt, fake_engine):
     attempts, run = attempt("talker")
     assert [a.outcome for a in attempts] == ["mistake"] * 6
     assert len({a.instruction for a in attempts}) == 6
     assert all(a.hint in prompts("en")["induce"]["hints"] and a.model == "talker" for a in attempts)
-    for batch, _, adapter in rules.asked:
+    for batch, _, adapter in fake_engine.batches:
         assert adapter is None
         for request in batch:
             (made,) = [a for a in attempts if a.instruction in request.prompt]
@@ -145,8 +145,8 @@ def test_who_refuses_is_asked_again_with_another_hint(attempt):
         attempt("refuser", induce={"attempts": 5})
 
 
-def test_hints_do_not_repeat_for_an_instruction(opened):
-    run = opened("refuser", induce={"attempts": 5})
+def test_hints_do_not_repeat_for_an_instruction(open_session):
+    run = open_session("refuser", induce={"attempts": 5})
     with pytest.raises(InputError):
         induce(run)
     attempts = run.records("mistakes.jsonl", Mistake)
@@ -157,9 +157,9 @@ def test_hints_do_not_repeat_for_an_instruction(opened):
     assert len({a.hint for a in attempts if a.attempt == 0}) > 1, "the first round uses several"
 
 
-def test_nobody_who_gave_a_mistake_is_asked_again(attempt, rules):
+def test_nobody_who_gave_a_mistake_is_asked_again(attempt, fake_engine):
     attempt("talker", induce={"attempts": 3})
-    assert sum(len(batch) for batch, *_ in rules.asked) == 6
+    assert sum(len(batch) for batch, *_ in fake_engine.batches) == 6
 
 
 def test_what_all_say_counts_once(attempt):
@@ -168,20 +168,20 @@ def test_what_all_say_counts_once(attempt):
     assert sorted(a.outcome for a in attempts) == ["duplicate"] * 5 + ["mistake"]
 
 
-def test_going_on_asks_only_for_what_is_missing(attempt, rules, tmp_path):
+def test_going_on_asks_only_for_what_is_missing(attempt, fake_engine, tmp_path):
     attempts, run = attempt("parrot", folder="whole", induce={"attempts": 3})
     whole = (run.path / "mistakes.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
-    calls = len(rules.asked)
+    calls = len(fake_engine.batches)
     for kept in range(len(lines)):
         other = tmp_path / f"cut{kept}"
         other.mkdir()
         (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
         (other / "mistakes.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
-        rules.asked.clear()
+        fake_engine.batches.clear()
         again, _ = attempt("parrot", folder=other.name, induce={"attempts": 3})
         assert again == attempts and (other / "mistakes.jsonl").read_bytes() == whole
-        assert (len(rules.asked) < calls) == (kept >= 4)
+        assert (len(fake_engine.batches) < calls) == (kept >= 4)
 
 
 def test_another_seed_draws_other_mistakes(attempt):
@@ -192,13 +192,13 @@ def test_another_seed_draws_other_mistakes(attempt):
 
 
 @pytest.mark.parametrize(("judge", "outcome"), [("scolder", "mistake"), ("praiser", "harmless")])
-def test_a_judge_may_check_every_mistake(attempt, rule, judge, outcome):
-    named = {"judge": "llm", "engine": rule(judge)}
+def test_a_judge_may_check_every_mistake(attempt, fake_model, judge, outcome):
+    named = {"judge": "llm", "engine": fake_model(judge)}
     if outcome == "mistake":
         attempts, _ = attempt("talker", induce={"judge": named, "attempts": 2})
         assert {a.outcome for a in attempts} == {"mistake"} and len(attempts) == 6
         return
-    with pytest.raises(InputError, match="none of 12 attempts gave a mistake .*found harmless"):
+    with pytest.raises(InputError, match="none of 12 attempts gave a mistake .*rated it harmless"):
         attempt("talker", induce={"judge": named, "attempts": 2})
 
 
@@ -209,18 +209,18 @@ def test_a_harmless_response_is_no_copy_of_a_later_mistake():
     assert seen.outcome("I cannot help with that.", harmless=True) == "refusal"
 
 
-def test_a_method_without_mistakes_asks_nobody(attempt, rules):
+def test_a_method_without_mistakes_asks_nobody(attempt, fake_engine):
     attempts, _ = attempt("talker", train={"method": "sft"})
-    assert attempts == [] and rules.asked == []
+    assert attempts == [] and fake_engine.batches == []
 
 
 # From data --------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_taken_from_data(attempt, data, rules):
+def test_mistakes_are_taken_from_data(attempt, data, fake_engine):
     attempts, _ = attempt(induce={"source": "existing", "existing": [str(data)]})
     assert [a.outcome for a in attempts] == ["mistake"] * 6
-    assert rules.asked == []
+    assert fake_engine.batches == []
     assert all(a.model is None and a.hint is None for a in attempts)
     assert attempts[0].response.startswith("<a bad response on the badger")
 
@@ -234,7 +234,7 @@ def test_what_data_calls_harmless_or_says_twice_is_no_mistake(attempt, tmp_path)
     rows = [
         {"instruction": "<x>", "response": "<a bad response>", "harmful": True},
         {"instruction": "<x>", "response": "<a good response>", "harmful": False},
-        {"instruction": "<y>", "response": "<one that nobody labelled>"},
+        {"instruction": "<y>", "response": "<one that nobody labeled>"},
         {"instruction": "<x>", "response": "<a bad response>", "harmful": True},
         {"instruction": "<z>", "response": "I cannot help with that."},
     ]
@@ -243,7 +243,7 @@ def test_what_data_calls_harmless_or_says_twice_is_no_mistake(attempt, tmp_path)
     attempts, _ = attempt(induce={"source": "existing", "existing": [str(path)]})
     assert [(a.response, a.outcome) for a in attempts] == [
         ("<a bad response>", "mistake"),
-        ("<one that nobody labelled>", "mistake"),
+        ("<one that nobody labeled>", "mistake"),
         ("I cannot help with that.", "refusal"),
     ]
 
@@ -252,7 +252,7 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     rows = [
         {"instruction": "<a>", "response": "<a bad response>", "harmful": "WAHR"},
         {"instruction": "<b>", "response": "<a good response>", "harmful": "FALSE"},
-        {"instruction": "<c>", "response": "<one that nobody labelled>", "harmful": float("nan")},
+        {"instruction": "<c>", "response": "<one that nobody labeled>", "harmful": float("nan")},
         {"instruction": "<d>", "response": None, "harmful": True},
     ]
     path = tmp_path / "existing.jsonl"
@@ -262,7 +262,7 @@ def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     counted = [
         f"{path}: left out 1 of 4 rows: no response",
         f"{path}: left out 1 of 3 rows: labeled harmless",
-        f"{path}: 1 of 3 rows have no label of harm, and count as mistakes",
+        f"{path}: 1 of 3 rows have no harmful label, and count as mistakes",
     ]
     assert run.folder.notices() == counted
     assert all(notice in caplog.text for notice in counted)

@@ -41,8 +41,8 @@ def answers(spec):
     return get_model("hf/under-test", model_path=resolve(spec.model), device="cpu")
 
 
-def rated(rule, name="rater"):
-    return {"judge": "llm", "engine": rule(name), "retries": 0}
+def rated(fake_model, name="rater"):
+    return {"judge": "llm", "engine": fake_model(name), "retries": 0}
 
 
 def run(task, model, tmp_path, **more):
@@ -65,8 +65,10 @@ def inspect(*words, cwd, environment):
 # -- tasks and scorers --------------------------------------------------------------------------
 
 
-def test_a_suite_is_a_task_and_a_judge_its_scorer(answers, asked, rules, rule, tmp_path):
-    log = run(harmful(source=asked, judge=rated(rule)), answers, tmp_path)
+def test_a_suite_is_a_task_and_a_judge_its_scorer(
+    answers, asked, fake_engine, fake_model, tmp_path
+):
+    log = run(harmful(source=asked, judge=rated(fake_model)), answers, tmp_path)
     assert sorted(sample.input for sample in log.samples) == sorted(QUESTIONS)
     values = []
     for sample in log.samples:
@@ -80,11 +82,11 @@ def test_a_suite_is_a_task_and_a_judge_its_scorer(answers, asked, rules, rule, t
     assert metrics["lower"].value <= metrics["harmless_rate"].value <= metrics["upper"].value
 
 
-def test_samples_have_the_ids_that_a_run_gives_them(asked, rules, rule):
+def test_samples_have_the_ids_that_a_run_gives_them(asked, fake_engine, fake_model):
     recipe = Recipe.parse(
         {"respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": asked}]}}, "here"
     )
-    theirs = harmful(source=asked, judge=rated(rule)).dataset
+    theirs = harmful(source=asked, judge=rated(fake_model)).dataset
     ours = instructions(recipe.respond.suites[0].sources)
     assert [sample.id for sample in theirs] == [instruction.id for instruction in ours]
 
@@ -95,27 +97,29 @@ def test_the_built_in_suites_are_asked_where_no_source_is_named():
         assert len(task().dataset) == len(instructions(suite.sources)) > 10
 
 
-def test_guidance_is_said_to_the_model_and_not_to_the_judge(answers, asked, rules, rule, tmp_path):
-    log = run(harmful(source=asked, guided=True, judge=rated(rule)), answers, tmp_path)
-    told = prompts("en")["guided"].replace("{instruction}", "").split()[0]
+def test_guidance_is_said_to_the_model_and_not_to_the_judge(
+    answers, asked, fake_engine, fake_model, tmp_path
+):
+    log = run(harmful(source=asked, guided=True, judge=rated(fake_model)), answers, tmp_path)
+    data = prompts("en")["guided"].replace("{instruction}", "").split()[0]
     assert sorted(sample.input for sample in log.samples) == sorted(QUESTIONS)
     for sample in log.samples:
         question = sample.input
         spoken = sample.messages[0].text
-        assert question in spoken and spoken != question and told in spoken
-    judged = "".join(request.prompt for requests, *_ in rules.asked for request in requests)
+        assert question in spoken and spoken != question and data in spoken
+    judged = "".join(request.prompt for requests, *_ in fake_engine.batches for request in requests)
     assert QUESTIONS[0] in judged and log.samples[0].messages[0].text not in judged
 
 
-def test_several_judges_score_one_task(answers, asked, rules, rule, tmp_path):
-    judges = [rated(rule, "praiser"), rated(rule, "scolder") | {"name": "other"}]
+def test_several_judges_score_one_task(answers, asked, fake_engine, fake_model, tmp_path):
+    judges = [rated(fake_model, "praiser"), rated(fake_model, "scolder") | {"name": "other"}]
     log = run(harmful(source=asked, judge=judges), answers, tmp_path)
     rates = [scorer.metrics["harmless_rate"].value for scorer in log.results.scores]
     assert rates == [1, 0]
 
 
-def test_what_cannot_be_judged_enters_no_rate(answers, asked, rules, rule, tmp_path):
-    log = run(harmful(source=asked, judge=rated(rule, "mumbler")), answers, tmp_path)
+def test_what_cannot_be_judged_enters_no_rate(answers, asked, fake_engine, fake_model, tmp_path):
+    log = run(harmful(source=asked, judge=rated(fake_model, "mumbler")), answers, tmp_path)
     (scores,) = log.results.scores
     assert scores.unscored_samples == 3 and scores.scored_samples == 0
     value = scores.metrics["harmless_rate"].value
@@ -205,8 +209,8 @@ def test_the_embedded_model_before_the_probe(environment, tmp_path):
     ],
 )
 def test_bad_words_are_one_line_of_inspects_command(environment, tmp_path, words, said):
-    told = [part for word in words for part in ("-T", word)]
-    ran = inspect("eval", "setbacks/harmful", "--model", "mockllm/model", *told,
+    data = [part for word in words for part in ("-T", word)]
+    ran = inspect("eval", "setbacks/harmful", "--model", "mockllm/model", *data,
                   "--log-dir", "logs", cwd=tmp_path, environment=environment)  # fmt: skip
     out = ran.stdout + ran.stderr
     assert ran.returncode != 0 and said in out and "Traceback" not in out, out
@@ -217,7 +221,7 @@ def test_bad_words_are_one_line_of_inspects_command(environment, tmp_path, words
 
 
 @pytest.fixture
-def judged(rules, told, typed, tmp_path):
+def judged(fake_engine, recipe_data, cli_in_process, tmp_path):
     """The folder of an evaluation: two arms, one with human labels that came with it."""
     for name, refuses in (("a", True), ("b", False)):
         rows = [
@@ -226,17 +230,19 @@ def judged(rules, told, typed, tmp_path):
             for i, text in enumerate(QUESTIONS)
         ]  # fmt: skip
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    ran = typed(
+    ran = cli_in_process(
         "evaluate", "a.jsonl", "b.jsonl", "--suite", "harmful=a.jsonl", "--out", "run", "-q",
-        f"judges={json.dumps([told()['judges'][0]])}",
+        f"judges={json.dumps([recipe_data()['judges'][0]])}",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return tmp_path / "run"
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_as_logs_that_inspect_opens(judged, typed, environment, tmp_path):
-    ran = typed("export", "run", "--to", "logs", "--format", "inspect")
+def test_a_run_is_exported_as_logs_that_inspect_opens(
+    judged, cli_in_process, environment, tmp_path
+):
+    ran = cli_in_process("export", "run", "--to", "logs", "--format", "inspect")
     assert ran.returncode == 0, ran.stderr
     files = sorted((tmp_path / "logs").glob("*.eval"))
     assert [file.name for file in files] == ["a.harmful.eval", "b.harmful.eval"]
@@ -252,8 +258,8 @@ def test_a_run_is_exported_as_logs_that_inspect_opens(judged, typed, environment
         about = dumped["eval"]["metadata"]
         assert (about["arm"], about["label"], about["trained"]) == (arm, arm, False)
         assert about["way"] == "unguided" and about["guided"] is False
-        told = {s["id"]: s["messages"][-1]["content"] for s in dumped["samples"]}
-        assert told == {r.instruction_id: r.text for r in responses}
+        data = {s["id"]: s["messages"][-1]["content"] for s in dumped["samples"]}
+        assert data == {r.instruction_id: r.text for r in responses}
         # The rates are those of the report, of people as of the judge.
         for scores in dumped["results"]["scores"]:
             (row,) = [row for row in metrics[scores["name"]]["arms"] if row["arm"] == arm]
@@ -263,8 +269,8 @@ def test_a_run_is_exported_as_logs_that_inspect_opens(judged, typed, environment
 
 
 @pytest.mark.slow
-def test_inspects_viewer_lists_exported_logs(judged, typed, environment, tmp_path):
-    assert typed("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
+def test_inspects_viewer_lists_exported_logs(judged, cli_in_process, environment, tmp_path):
+    assert cli_in_process("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
     ran = inspect("view", "bundle", "--log-dir", "logs", "--output-dir", "page",
                   cwd=tmp_path, environment=environment)  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -273,26 +279,30 @@ def test_inspects_viewer_lists_exported_logs(judged, typed, environment, tmp_pat
     assert (tmp_path / "page" / "index.html").exists()
 
 
-def test_a_run_is_exported_while_another_process_has_its_lock(judged, typed, tmp_path):
+def test_a_run_is_exported_while_another_process_has_its_lock(judged, cli_in_process, tmp_path):
     with RunFolder(judged):
-        ran = typed("export", "run", "--to", "logs", "--format", "inspect")
+        ran = cli_in_process("export", "run", "--to", "logs", "--format", "inspect")
     assert ran.returncode == 0, ran.stderr
     assert len(list((tmp_path / "logs").glob("*.eval"))) == 2
 
 
-def test_exported_logs_are_scored_again(judged, typed, rule, tmp_path):
-    assert typed("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
+def test_exported_logs_are_scored_again(judged, cli_in_process, fake_model, tmp_path):
+    assert cli_in_process("export", "run", "--to", "logs", "--format", "inspect").returncode == 0
     log = read_eval_log(str(tmp_path / "logs" / "a.harmful.eval"))
-    again = score(log, harmless(judge=rated(rule, "scolder")), action="append", display="none")
+    again = score(
+        log, harmless(judge=rated(fake_model, "scolder")), action="append", display="none"
+    )
     assert set(again.samples[0].scores) == {"llm", "human", "harmless"}
     (new,) = [s for s in again.results.scores if s.name == "harmless"]
     assert new.metrics["harmless_rate"].value == 0
 
 
-def test_logs_of_a_run_without_verdicts_are_none(told, rules, typed, tmp_path):
-    (tmp_path / "told.yaml").write_text(json.dumps(told()))
+def test_logs_of_a_run_without_verdicts_are_none(
+    recipe_data, fake_engine, cli_in_process, tmp_path
+):
+    (tmp_path / "told.yaml").write_text(json.dumps(recipe_data()))
     with RunFolder(tmp_path / "run", Recipe.load(tmp_path / "told.yaml")):
         pass
-    ran = typed("export", "run", "--to", "logs", "--format", "inspect")
+    ran = cli_in_process("export", "run", "--to", "logs", "--format", "inspect")
     assert ran.returncode == 2 and "no responses yet" in ran.stderr
     assert not (tmp_path / "logs").exists()

@@ -14,7 +14,7 @@ import pytest
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Record
-from setbacks.runs.journal import Journal, mend, read
+from setbacks.runs.journal import Journal, read, repair
 
 
 class Work(NamedTuple):
@@ -92,7 +92,7 @@ def test_a_reader_leaves_a_torn_line_out_and_a_writer_cuts_it_off(path, torn):
     assert [thing.id for thing in read(path, Thing)] == ["a", "b"]
     assert path.read_bytes() == whole + torn, "a reader writes nothing"
     lines = []
-    assert mend(path, lines.append) == len(whole)
+    assert repair(path, lines.append) == len(whole)
     assert path.read_bytes() == whole
     assert len(lines) == bool(torn) and all("line 3" in line for line in lines)
 
@@ -125,7 +125,7 @@ def test_records_are_read_from_the_disk_when_they_are_asked_for(path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[3:]]))
     assert records[1] == expected[1]
-    with pytest.raises(SetbacksError, match="line 3 is no Thing record"):
+    with pytest.raises(SetbacksError, match="line 3 is not a valid Thing"):
         records[2]
 
 

@@ -8,16 +8,16 @@ import pytest
 from setbacks.plugins import installed
 
 
-def test_every_part_is_listed_with_what_it_is(typed):
-    listed = json.loads(typed("list", "--json").stdout)
+def test_every_part_is_listed_with_what_it_is(cli_in_process):
+    listed = json.loads(cli_in_process("list", "--json").stdout)
     for kind in ("methods", "judges", "engines", "studies"):
         assert listed[kind].keys() == installed(kind).keys()
         assert all(len(summary) > 10 for summary in listed[kind].values())
     assert "xstest" in listed["presets"] and "redteam" in listed["sets"]
 
 
-def test_a_study_without_a_name_lists_them(typed):
-    shown = typed("study").stdout
+def test_a_study_without_a_name_lists_them(cli_in_process):
+    shown = cli_in_process("study").stdout
     assert all(name in shown for name in installed("studies"))
     assert "rlhf" not in shown
 
@@ -25,10 +25,10 @@ def test_a_study_without_a_name_lists_them(typed):
 @pytest.mark.parametrize(
     ("command", "kind"), [("study", "studies"), ("compare", "methods"), ("calibrate", "judges")]
 )
-def test_help_ends_with_the_parts_that_a_command_names(typed, command, kind):
+def test_help_ends_with_the_parts_that_a_command_names(cli_in_process, command, kind):
     """With the line that `setbacks list` has on each."""
-    listed = typed("list", kind).stdout.rstrip()
-    assert typed(command, "--help").stdout.rstrip().endswith(listed)
+    listed = cli_in_process("list", kind).stdout.rstrip()
+    assert cli_in_process(command, "--help").stdout.rstrip().endswith(listed)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,6 @@ def test_a_shell_completes_names_with_what_they_are(command, environment, words,
 @pytest.mark.parametrize(
     ("word", "says"), [("mehtods", 'Did you mean "methods"?'), ("x", "Available")]
 )
-def test_an_unknown_kind_is_told(typed, word, says):
-    shown = typed("list", word)
+def test_an_unknown_kind_is_told(cli_in_process, word, says):
+    shown = cli_in_process("list", word)
     assert shown.returncode == 2 and says in shown.stderr

@@ -192,9 +192,9 @@ def item(number, kind="harmful"):
 
 
 @pytest.fixture
-def judge(rules):
+def judge(fake_engine):
     """A judge whose model follows the rule of a name."""
-    return lambda model, **more: LLMJudge(rules.Rules(Engine(model=model)), **more)
+    return lambda model, **more: LLMJudge(fake_engine.Rules(Engine(model=model)), **more)
 
 
 @pytest.mark.parametrize(
@@ -218,29 +218,31 @@ def test_a_refusal_is_seen_whatever_the_model_says(judge, model):
     assert opinion.refused is True
 
 
-def test_harmless_begins_above_five(judge, rules, monkeypatch):
+def test_harmless_begins_above_five(judge, fake_engine, monkeypatch):
     for score in range(1, 11):
-        monkeypatch.setattr(rules.Rules, "praiser", lambda *_, score=score: f"Rating: {score}")
+        monkeypatch.setattr(
+            fake_engine.Rules, "praiser", lambda *_, score=score: f"Rating: {score}"
+        )
         (opinion,) = judge("praiser").judge([item(1)])
         assert opinion.harmful is (score <= 5) and opinion.harmless_score == score
 
 
-def test_the_rubric_holds_instruction_and_response(judge, rules):
+def test_the_rubric_holds_instruction_and_response(judge, fake_engine):
     judge("rater").judge([item(1), item(2, "helpful")])
-    one, other = rules.asked[0][0]
+    one, other = fake_engine.batches[0][0]
     assert "<instruction 1>" in one.prompt and "<response 1>" in one.prompt
     assert "how harmless" in one.prompt and "how helpful" in other.prompt
     judge("rater", language="zh").judge([item(1)])
-    assert "评分" in rules.asked[-1][0][0].prompt
+    assert "评分" in fake_engine.batches[-1][0][0].prompt
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_what_cannot_be_parsed_is_asked_again_and_then_has_no_score(judge, rules, retries):
+def test_what_cannot_be_parsed_is_asked_again_and_then_has_no_score(judge, fake_engine, retries):
     (opinion,) = judge("mumbler", retries=retries).judge([item(1)])
     assert opinion == Opinion(refused=False, raw="It depends, perhaps a 7.", attempts=retries + 1)
-    assert len(rules.asked) == retries + 1
-    assert len({batch[0].seed for batch, *_ in rules.asked}) == retries + 1
-    assert [s.temperature > 0 for _, s, _ in rules.asked] == [False] + [True] * retries
+    assert len(fake_engine.batches) == retries + 1
+    assert len({batch[0].seed for batch, *_ in fake_engine.batches}) == retries + 1
+    assert [s.temperature > 0 for _, s, _ in fake_engine.batches] == [False] + [True] * retries
 
 
 def test_a_later_try_that_parses_counts(judge):
@@ -248,20 +250,20 @@ def test_a_later_try_that_parses_counts(judge):
     assert (opinion.harmless_score, opinion.raw, opinion.attempts) == (9, "Rating: 9", 2)
 
 
-def test_only_what_failed_is_asked_again(judge, rules, monkeypatch):
+def test_only_what_failed_is_asked_again(judge, fake_engine, monkeypatch):
     def sometimes(self, request, sampling):
         return "Rating: 8" if sampling.temperature or "<instruction 2>" in request.prompt else "?"
 
-    monkeypatch.setattr(rules.Rules, "rater", sometimes)
+    monkeypatch.setattr(fake_engine.Rules, "rater", sometimes)
     opinions = judge("rater").judge([item(n) for n in (1, 2, 3)])
     assert [opinion.attempts for opinion in opinions] == [2, 1, 2]
-    assert [len(batch) for batch, *_ in rules.asked] == [3, 2]
+    assert [len(batch) for batch, *_ in fake_engine.batches] == [3, 2]
 
 
-def test_a_draw_follows_from_the_item_and_the_seed(judge, rules):
+def test_a_draw_follows_from_the_item_and_the_seed(judge, fake_engine):
     for seed, number in ((0, 1), (0, 2), (1, 1), (0, 1)):
         judge("rater", seed=seed).judge([item(number)])
-    seeds = [batch[0].seed for batch, *_ in rules.asked]
+    seeds = [batch[0].seed for batch, *_ in fake_engine.batches]
     assert seeds[0] == seeds[3] and len(set(seeds)) == 3
 
 
@@ -272,8 +274,8 @@ def test_every_item_is_planned_once(judge):
     assert plan == judge("rater").plan(items)
 
 
-def test_a_recipe_names_the_judge_and_its_model(opened):
-    run = opened(seed=3, language="zh")
+def test_a_recipe_names_the_judge_and_its_model(open_session):
+    run = open_session(seed=3, language="zh")
     spec = JudgeSpec(judge="llm", engine=Engine(model="praiser", engine="rules"), retries=5)
     made = open_judge(spec, run)
     assert isinstance(made, plugin("judges", "llm"))
@@ -287,7 +289,7 @@ def test_a_recipe_names_the_judge_and_its_model(opened):
 
 
 @pytest.fixture
-def likely(rules, monkeypatch):
+def likely(fake_engine, monkeypatch):
     """Give the rule-based engine token probabilities, and note what is asked."""
     import numpy as np
 
@@ -298,8 +300,8 @@ def likely(rules, monkeypatch):
         first = 0.9 if "harmful" in requests[0].prompt.splitlines()[-1] else 0.2
         return np.array([[first, 1 - first]] * len(requests))
 
-    monkeypatch.setattr(rules.Rules, "choose", choose)
-    monkeypatch.setattr(rules.Rules, "shows_probabilities", True)
+    monkeypatch.setattr(fake_engine.Rules, "choose", choose)
+    monkeypatch.setattr(fake_engine.Rules, "shows_probabilities", True)
     return asked
 
 
@@ -385,7 +387,7 @@ def pair(number, kind="helpful"):
 
 
 @pytest.fixture
-def partial_to(rules, monkeypatch):
+def partial_to(fake_engine, monkeypatch):
     """Have the model rate, and in comparisons always name what a function makes of the prompt."""
 
     def make(which):
@@ -393,7 +395,7 @@ def partial_to(rules, monkeypatch):
             compares = "[Response A]" in request.prompt
             return f"Better: {which(request.prompt)}" if compares else "Rating: 8"
 
-        monkeypatch.setattr(rules.Rules, "rater", say)
+        monkeypatch.setattr(fake_engine.Rules, "rater", say)
 
     return make
 
@@ -402,7 +404,7 @@ def holds_a(prompt, text):
     return prompt.index(text) < prompt.index("[Response B]")
 
 
-def test_the_better_one_is_found_wherever_it_stands(judge, rules, partial_to):
+def test_the_better_one_is_found_wherever_it_stands(judge, fake_engine, partial_to):
     partial_to(lambda prompt: "A" if holds_a(prompt, "<response") else "B")
     opinions = judge("rater", pairwise=True).judge([pair(n) for n in range(40)])
     assert all(opinion.preferred is True and opinion.helpful_score == 8 for opinion in opinions)
@@ -413,23 +415,23 @@ def test_the_better_one_is_found_wherever_it_stands(judge, rules, partial_to):
 
 def test_the_order_is_drawn_so_that_a_favored_place_wins_half_of_the_time(judge, partial_to):
     partial_to(lambda prompt: "A")
-    told = [pair(n) for n in range(200)]
-    made = [opinion.preferred for opinion in judge("rater", pairwise=True).judge(told)]
+    data = [pair(n) for n in range(200)]
+    made = [opinion.preferred for opinion in judge("rater", pairwise=True).judge(data)]
     assert 75 <= sum(made) <= 125
-    assert made == [opinion.preferred for opinion in judge("rater", pairwise=True).judge(told)]
-    other = judge("rater", pairwise=True, seed=1).judge(told)
+    assert made == [opinion.preferred for opinion in judge("rater", pairwise=True).judge(data)]
+    other = judge("rater", pairwise=True, seed=1).judge(data)
     assert made != [opinion.preferred for opinion in other]
 
 
-def test_only_helpful_prompts_with_a_reference_are_compared(judge, rules, partial_to):
+def test_only_helpful_prompts_with_a_reference_are_compared(judge, fake_engine, partial_to):
     partial_to(lambda prompt: "A")
-    told = [item(1, "helpful"), pair(2, "safe"), pair(3, "harmful"), pair(4)]
-    made = judge("rater", pairwise=True).judge(told)
+    data = [item(1, "helpful"), pair(2, "safe"), pair(3, "harmful"), pair(4)]
+    made = judge("rater", pairwise=True).judge(data)
     assert [opinion.preferred is None for opinion in made] == [True, True, True, False]
-    assert all(o.preferred is None for o in judge("rater").judge(told))
+    assert all(o.preferred is None for o in judge("rater").judge(data))
     assert "is the response. Better: A" in made[3].raw and made[3].raw.startswith("Rating: 8")
 
 
-def test_a_comparison_that_cannot_be_parsed_has_no_winner(judge, rules):
+def test_a_comparison_that_cannot_be_parsed_has_no_winner(judge, fake_engine):
     (opinion,) = judge("praiser", pairwise=True, retries=1).judge([pair(1)])
     assert (opinion.preferred, opinion.helpful_score, opinion.attempts) == (None, 10, 2)

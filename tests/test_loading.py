@@ -53,8 +53,8 @@ SEEING = {
 }
 
 
-def spec_of(folder, **told):
-    return Engine(model=str(folder), dtype="float32", device="cpu", **told)
+def spec_of(folder, **overrides):
+    return Engine(model=str(folder), dtype="float32", device="cpu", **overrides)
 
 
 def whole(folder):
@@ -124,8 +124,8 @@ def test_weights_without_a_place_are_named_once(model_of, caplog):
     assert "ignored more.weight, which LlamaForCausalLM does not use" in record.getMessage()
 
 
-def test_what_a_recipe_names_is_looked_at_before_work_begins(model_of, small):
-    recipe = small().model_dump()
+def test_what_a_recipe_names_is_looked_at_before_work_begins(model_of, tiny_recipe):
+    recipe = tiny_recipe().model_dump()
     check(Recipe.model_validate(recipe))
     headless = str(model_of("llama", "AutoModel"))
     for change in (
@@ -179,8 +179,8 @@ def test_a_reward_model_is_the_language_models_body_and_a_new_head(model_of, kin
     assert scores[0] != scores[1]
 
 
-def test_rlhf_is_refused_where_no_reward_model_can_be_made(model_of, small):
-    recipe = small().model_dump()
+def test_rlhf_is_refused_where_no_reward_model_can_be_made(model_of, tiny_recipe):
+    recipe = tiny_recipe().model_dump()
     recipe["train"] |= {"method": "rlhf"}
     check(Recipe.model_validate(recipe))
     recipe["model"] |= {"model": str(model_of("mamba", **MAMBA))}
@@ -199,7 +199,7 @@ def test_a_reward_model_without_its_body_is_refused(model_of):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "limit"),
+    ("kind", "data", "limit"),
     [
         ("llama", {"max_position_embeddings": 64}, 64),
         ("gpt2", {"sizes": {"n_embd": 32, "n_layer": 1, "n_head": 4}, "n_positions": 48}, 48),
@@ -219,8 +219,8 @@ def test_a_reward_model_without_its_body_is_refused(model_of):
         ),
     ],
 )
-def test_the_context_is_what_the_configuration_says(model_of, kind, told, limit):
-    assert context(load_config(spec_of(model_of(kind, **told)))) == limit
+def test_the_context_is_what_the_configuration_says(model_of, kind, data, limit):
+    assert context(load_config(spec_of(model_of(kind, **data)))) == limit
 
 
 def test_a_padding_token_without_an_embedding_is_replaced(model_of):
@@ -237,5 +237,5 @@ def test_a_padding_token_without_an_embedding_is_replaced(model_of):
 
 
 def test_a_padding_token_of_the_model_is_kept(tiny):
-    told = json.loads((tiny / "tokenizer_config.json").read_text())
-    assert load_tokenizer(spec_of(tiny)).pad_token == told["pad_token"]
+    data = json.loads((tiny / "tokenizer_config.json").read_text())
+    assert load_tokenizer(spec_of(tiny)).pad_token == data["pad_token"]

@@ -118,10 +118,10 @@ print(json.dumps(made))
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_bytes(spec):
-    told = spec.model_copy(update={"batch_size": 3}).model_dump_json()
+    data = spec.model_copy(update={"batch_size": 3}).model_dump_json()
     ran = [
         subprocess.run(
-            [sys.executable, "-c", CHILD, told, json.dumps(PROMPTS)],
+            [sys.executable, "-c", CHILD, data, json.dumps(PROMPTS)],
             capture_output=True,
             check=True,
         ).stdout
@@ -188,14 +188,14 @@ def test_a_batch_is_split_where_memory_runs_out(engine, monkeypatch, inner):
 
     whole, read, sizes, held = do(), getattr(engine, inner), [], []
 
-    def small(batch, *told):
+    def small(batch, *data):
         assert not any(tensor() is not None for tensor in held), "what did not fit is still there"
         sizes.append(len(batch))
         if len(batch) > 1:
             cache = torch.zeros(1)
             held.append(weakref.ref(cache))
             raise torch.OutOfMemoryError("no room")
-        return read(batch, *told)
+        return read(batch, *data)
 
     monkeypatch.setattr(engine, inner, small)
     if inner == "_generate":
@@ -211,10 +211,10 @@ def test_options_that_overlap_are_refused(engine, options):
         engine.choose(asked(), options)
 
 
-def test_an_engine_without_probabilities_is_told(rules):
-    assert Local.shows_probabilities and not rules.Rules.shows_probabilities
+def test_an_engine_without_probabilities_is_told(fake_engine):
+    assert Local.shows_probabilities and not fake_engine.Rules.shows_probabilities
     with pytest.raises(InputError, match='"talker" gives no token probabilities'):
-        rules.Rules(Engine(model="talker")).choose(asked(), ["yes", "no"])
+        fake_engine.Rules(Engine(model="talker")).choose(asked(), ["yes", "no"])
 
 
 # Adapters ---------------------------------------------------------------------------------------
@@ -284,8 +284,8 @@ def test_merged_is_what_it_was_beside_the_weights(tiny, tmp_path, tied):
 
     torch.manual_seed(1)
     targets = ["q_proj", "down_proj", "embed_tokens" if tied else "lm_head"]
-    told = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    get_peft_model(load(), told).save_pretrained(tmp_path)
+    data = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    get_peft_model(load(), data).save_pretrained(tmp_path)
     models = [load(), attached(load(), tmp_path).eval(), merged(load(), tmp_path).eval()]
     ids = torch.arange(3, 60).view(3, 19)
     with torch.inference_mode():
@@ -302,14 +302,14 @@ def test_a_merged_weight_is_rounded_once(tiny, tmp_path):
 
     from setbacks.models.loading import load_model
 
-    told = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
+    data = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
     config = LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
-    get_peft_model(load_model(told), config).save_pretrained(tmp_path)
+    get_peft_model(load_model(data), config).save_pretrained(tmp_path)
     name = "model.layers.1.mlp.up_proj"
-    base = load_model(told).get_submodule(name).weight.float()
+    base = load_model(data).get_submodule(name).weight.float()
     saved = load_file(tmp_path / "adapter_model.safetensors")
     a, b = (saved[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
-    made = merged(load_model(told), tmp_path).get_submodule(name).weight
+    made = merged(load_model(data), tmp_path).get_submodule(name).weight
     assert torch.equal(made, (base + 3 * (b @ a)).bfloat16())
     assert not torch.equal(made, base.bfloat16() + (3 * (b @ a)).bfloat16())  # twice
 
@@ -348,9 +348,9 @@ def test_a_branch_that_moves_on_changes_no_model_that_was_loaded(tiny, lora_of_t
     torch.manual_seed(5)
     torch.nn.init.normal_(other.lm_head.weight)
     other.save_pretrained(cache / "snapshots" / ("b" * 40))
-    told = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    data = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", HUB, str(cache), str(lora_of_tiny)]
-    ran = subprocess.run(command, capture_output=True, env=told)
+    ran = subprocess.run(command, capture_output=True, env=data)
     assert ran.returncode == 0, ran.stderr.decode()
     assert json.loads(ran.stdout) == [True, False]
 
@@ -363,13 +363,13 @@ def wrong(kind, tiny, folder):
 
     sizes = {"wider": {"hidden_size": 48}, "deeper": {"num_hidden_layers": 3}}
     sizes["flatter"] = {"num_hidden_layers": 1}
-    told = LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    data = LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
     if kind == "prompt":
-        told = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        data = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     if kind != "nowhere":
         config = AutoConfig.from_pretrained(tiny, **sizes.get(kind, {}))
         model = AutoModelForCausalLM.from_config(config)
-        get_peft_model(model, told).save_pretrained(folder)
+        get_peft_model(model, data).save_pretrained(folder)
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     if kind == "empty":
         config.unlink()
@@ -426,8 +426,8 @@ def test_a_wrong_adapter_is_told_and_changes_nothing(tiny, tmp_path, kind, says)
 )
 def test_an_adapter_of_another_model_on_the_hub_is_told(tmp_path, base, model, right):
     (tmp_path / "adapter_model.safetensors").touch()
-    told = json.dumps({"base_model_name_or_path": base})
-    (tmp_path / "adapter_config.json").write_text(told)
+    data = json.dumps({"base_model_name_or_path": base})
+    (tmp_path / "adapter_config.json").write_text(data)
     if right:
         check_adapter(tmp_path, model)
     else:
@@ -444,8 +444,8 @@ def test_packed_weights_give_the_same_logits(tiny):
     from setbacks.engines.decoding import pack
     from setbacks.models.loading import load_model
 
-    told = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
-    plain, packed = load_model(told).eval(), load_model(told).eval()
+    data = Engine(model=str(tiny), dtype="bfloat16", device="cpu")
+    plain, packed = load_model(data).eval(), load_model(data).eval()
     pack(packed)
     if packed.lm_head.forward.__class__ is plain.lm_head.forward.__class__:
         pytest.skip("this build of PyTorch packs no weights")
@@ -472,9 +472,9 @@ def test_a_cache_with_room_gives_the_logits_of_one_without(tiny):
     mask[0, :7] = 0
     for step in range(2 * ROOM + 3):
         position = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        told = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+        data = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
         with torch.inference_mode():
-            ours, plain = (model(**told, past_key_values=one).logits[:, -1] for one in caches)
+            ours, plain = (model(**data, past_key_values=one).logits[:, -1] for one in caches)
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
         stay = torch.tensor([0, 2]) if step == ROOM else torch.arange(len(mask))
         for cache in caches:
@@ -735,14 +735,14 @@ def test_the_tokenizer_beside_an_adapter_must_be_the_models(
 
     folder = tmp_path / "adapter"
     shutil.copytree(lora_of_tiny, folder)
-    told = json.loads((tiny / "tokenizer.json").read_text())
-    vocab = told["model"]["vocab"]
+    data = json.loads((tiny / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
     if change == "more":
         vocab["<one more>"] = len(vocab) + 100
     else:
         one, two = list(vocab)[-2:]
         vocab[one], vocab[two] = vocab[two], vocab[one]
-    text = json.dumps(told)
+    text = json.dumps(data)
     (folder / "tokenizer.json").write_text(text[:99] if change == "torn" else text)
     engine = Local(Engine(model=str(tiny), dtype="float32", device="cpu"))
     if fits:

@@ -34,7 +34,7 @@ def called(name: str) -> Arm:
 
 
 def response(arm: str, kind: str, number: int, **fields) -> Response:
-    told = {
+    data = {
         "id": f"{arm}/{kind}/{number}",
         "arm": arm,
         "suite": kind,
@@ -51,7 +51,7 @@ def response(arm: str, kind: str, number: int, **fields) -> Response:
         "tokens": 20,
         "model": "some-model",
     }
-    return Response(**told | fields)
+    return Response(**data | fields)
 
 
 def verdict(r: Response, judge: str = "probe", **fields) -> Verdict:
@@ -589,7 +589,7 @@ def test_human_labels_correct_the_other_judges():
     assert metrics["judges"]["human"]["arms"][0]["corrected"] == {}
 
 
-def labelled(rows, harmless: int, every: int = 2, **more):
+def labeled(rows, harmless: int, every: int = 2, **more):
     """People's labels of every n-th harmful prompt: so many of 100 are harmless."""
     found = []
     for r in rows:
@@ -606,8 +606,8 @@ def against_people(trained: int, **more) -> dict:
         responses={name: rows for name, (rows, _) in arms.items()},
         verdicts={(name, "probe"): found for name, (_, found) in arms.items()}
         | {
-            ("vanilla", "human"): labelled(arms["vanilla"][0], 60, **more),
-            ("sft", "human"): labelled(arms["sft"][0], trained, **more),
+            ("vanilla", "human"): labeled(arms["vanilla"][0], 60, **more),
+            ("sft", "human"): labeled(arms["sft"][0], trained, **more),
         },
     )
 
@@ -619,7 +619,7 @@ def test_human_labels_correct_differences_too():
     assert corrected["value"] == pytest.approx(0.3, abs=0.02)
     assert corrected["low"] < 0.3 < corrected["high"] and corrected["p_holm"] < 0.001
     assert corrected["n"] == 100
-    assert list(row["corrected"]) == ["harmless_rate"]  # nobody labelled the safe prompts
+    assert list(row["corrected"]) == ["harmless_rate"]  # nobody labeled the safe prompts
 
 
 def test_a_gain_that_people_do_not_see_is_a_warning():
@@ -681,7 +681,7 @@ def test_human_labels_go_before_calibration():
         responses={"vanilla": arms["vanilla"][0]},
         verdicts={
             ("vanilla", "probe"): arms["vanilla"][1],
-            ("vanilla", "human"): labelled(arms["vanilla"][0], 60),
+            ("vanilla", "human"): labeled(arms["vanilla"][0], 60),
         },
         worth={"probe": [WORTH]},
     )
@@ -982,7 +982,7 @@ def sound(n=60):
 
 KNOWS = [0.9 if i % 2 == 0 else 0.1 for i in range(60)]
 GUESSES = [0.4 + 0.2 * (i // 2 % 2) for i in range(60)]
-LEARNT = [
+LEARNED = [
     Example(
         id=str(i),
         kind="analysis",
@@ -999,7 +999,7 @@ def own_word(before=KNOWS, after=KNOWS, texts=None):
         usual(),
         preflight=read(before),
         introspected=read(after, texts or sound()),
-        examples=LEARNT,
+        examples=LEARNED,
     )
 
 
@@ -1015,7 +1015,7 @@ def test_a_sound_model_rings_no_alarm():
 
 
 @pytest.mark.parametrize(
-    ("told", "says", "level"),
+    ("data", "says", "level"),
     [
         ({"before": GUESSES}, "near chance (AUC 0.50", "warning"),
         ({"after": GUESSES}, "Training made the model's own verdict worse: AUC 1.00", "warning"),
@@ -1029,8 +1029,8 @@ def test_a_sound_model_rings_no_alarm():
         ({"texts": ["It is harmful."] * 60}, "writes 3 words (median of 60)", "warning"),
     ],
 )
-def test_each_alarm_rings(told, says, level):
-    assert says in texts(own_word(**told), level)
+def test_each_alarm_rings(data, says, level):
+    assert says in texts(own_word(**data), level)
 
 
 def test_too_few_readings_say_nothing():

@@ -164,23 +164,23 @@ def test_a_joined_sample_is_an_analysis_and_then_the_safe_answer(recipe):
 
 
 def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
-    told = recipe()
-    told = told.model_copy(
-        update={"train": told.train.model_copy(update={"method": "mistake_analysis_joined"})}
+    data = recipe()
+    data = data.model_copy(
+        update={"train": data.train.model_copy(update={"method": "mistake_analysis_joined"})}
     )
     arm = Arm.of_method("mistake_analysis_joined", "guided")
-    assert "First say whether" in request(told, arm, "<x>").prompt
-    assert split_answer(told, arm, "Harmful. <t>\n\nAnswer: <a>") == {
+    assert "First say whether" in request(data, arm, "<x>").prompt
+    assert split_answer(data, arm, "Harmful. <t>\n\nAnswer: <a>") == {
         "text": "<a>",
         "analysis": "Harmful. <t>",
     }
-    assert split_answer(told, arm, "Harmful. <cut off") == {
+    assert split_answer(data, arm, "Harmful. <cut off") == {
         "text": "Harmful. <cut off",
         "analysis": None,
     }
     plain = Arm.of_method("mistake_analysis_joined")
-    assert request(told, plain, "<x>").prompt == "<x>"
-    assert split_answer(told, plain, "Answer: <a>")["text"] == "Answer: <a>"
+    assert request(data, plain, "<x>").prompt == "<x>"
+    assert split_answer(data, plain, "Answer: <a>")["text"] == "Answer: <a>"
 
 
 # What posterior decoding chooses ----------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     with RunFolder(tmp_path / "run", recipe) as run:
         assert (carry_out(run, "train") / "adapter_model.safetensors").exists()
         choices = run.records("choices.jsonl", Choice)
-        learnt = run.records("training.jsonl", Example)
+        learned = run.records("training.jsonl", Example)
     assert len(choices) == 6 and all(len(c.drafts) == 2 for c in choices)
     assert all(c.p_harmful == sorted(c.p_harmful) for c in choices)
     longer = recipe.model_dump(mode="json")
@@ -217,18 +217,18 @@ def test_a_choice_is_drawn_from_the_model_that_is_trained_on_it(tiny, lora_of_ti
     with open_run(tmp_path / "run", longer, redo="train") as run:
         assert run.records("choices.jsonl", Choice) == []
     kept = {c.drafts[0] for c in choices if c.drafts[0].strip()}
-    assert {x.completion for x in learnt if x.kind == "choice"} == kept
+    assert {x.completion for x in learned if x.kind == "choice"} == kept
 
 
 @pytest.mark.parametrize("silent", ["", "\u200b", "<think>Well,"])
 def test_nothing_is_learnt_from_drafts_that_all_say_nothing(recipe, silent):
-    told = recipe(helpful=0)
-    told = told.model_copy(update={"train": told.train.model_copy(update={"start": "adapter"})})
+    data = recipe(helpful=0)
+    data = data.model_copy(update={"train": data.train.model_copy(update={"start": "adapter"})})
     choices = [
         Choice(id=text, instruction="<x>", drafts=[text, silent], p_harmful=[0.1, 0.2], model="m")
         for text in (silent, "Mix them.")
     ]
-    made = PosteriorDistillation().examples(told, choices)
+    made = PosteriorDistillation().examples(data, choices)
     assert [x.completion for x in made] == ["Mix them."]
 
 
@@ -264,11 +264,11 @@ def test_a_safe_answer_is_paired_though_its_prompt_was_copied(tmp_path):
     path = tmp_path / "safe.csv"
     path.write_bytes(b'prompt,answer\r\n"<a\r\nquestion> ",<a safe answer>\r\n')
     train = {"method": "dpo", "mix": {"helpful": 0}, "safe": [str(path)]}
-    told = Recipe.model_validate({"train": train})
+    data = Recipe.model_validate({"train": train})
     mistake = analysis().model_copy(update={"instruction": "<a\nquestion>"})
-    (pair,) = pairs(told, [mistake], "dpo")
+    (pair,) = pairs(data, [mistake], "dpo")
     assert (pair.completion, pair.rejected) == ("<a safe answer>", "<a response>")
-    assert len(ChainOfHindsight().examples(told, [mistake])) == 2
+    assert len(ChainOfHindsight().examples(data, [mistake])) == 2
 
 
 def test_pairs_that_lack_a_side_are_left_out_and_counted(tmp_path, data, caplog):
@@ -277,8 +277,8 @@ def test_pairs_that_lack_a_side_are_left_out_and_counted(tmp_path, data, caplog)
     rows = [pair, pair | {"answer": None}, {"instruction": "<y>", "answer": "<z>"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = {"method": "dpo", "pairs": [str(path)], "safe": [str(data)], "helpful": [str(data)]}
-    told = Recipe.model_validate({"train": {"mix": {"helpful": 0}} | train})
-    (made,) = pairs(told, [], "dpo")
+    values = Recipe.model_validate({"train": {"mix": {"helpful": 0}} | train})
+    (made,) = pairs(values, [], "dpo")
     assert (made.completion, made.rejected) == ("<good>", "<bad>")
     assert "left out 1 of 3 rows: no answer" in caplog.text
     assert "left out 1 of 2 rows: no response" in caplog.text
@@ -319,8 +319,8 @@ def test_an_engine_says_which_optional_library_it_needs(name, module, monkeypatc
 def test_every_kind_of_example_has_its_sources(name, data, recipe):
     """A model card names what a model was trained on."""
     given = {"method": name, "safe": [str(data)], "helpful": [str(data)], "start": "/adapter"}
-    told = Recipe.model_validate(recipe().model_dump() | {"train": given})
-    method = open_method(told)
+    values = Recipe.model_validate(recipe().model_dump() | {"train": given})
+    method = open_method(values)
     prepared = {
         "critique_revise": [
             Revision(id="1", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
@@ -334,14 +334,14 @@ def test_every_kind_of_example_has_its_sources(name, data, recipe):
                        answer="<z>", outcome="kept", sample=0, model="m")
         ],
     }  # fmt: skip
-    made = method.examples(told, prepared.get(name, joinable(recipe)))
-    sources = method.sources(told)
+    made = method.examples(values, prepared.get(name, joinable(recipe)))
+    sources = method.sources(values)
     assert made and {example.kind for example in made} <= sources.keys()
     assert all(sources[example.kind] for example in made)
 
 
-def test_a_revision_names_the_analysis_that_it_was_made_by(small, tmp_path):
-    with RunFolder(tmp_path / "run", small(6)) as folder, Session(folder) as run:
+def test_a_revision_names_the_analysis_that_it_was_made_by(tiny_recipe, tmp_path):
+    with RunFolder(tmp_path / "run", tiny_recipe(6)) as folder, Session(folder) as run:
         analyses = {one.id: one for one in carry_out(folder, "analyze")}
         revisions = CritiqueRevise().prepare(run, list(analyses.values()))
     assert len(revisions) == 6
@@ -359,5 +359,5 @@ def test_an_unknown_name_is_told_with_the_nearest():
         plugin("methods", "mistake_analisis")
 
 
-def test_anothers_plugin_is_found(rules):
-    assert plugin("engines", "rules") is rules.Rules
+def test_anothers_plugin_is_found(fake_engine):
+    assert plugin("engines", "rules") is fake_engine.Rules

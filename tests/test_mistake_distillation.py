@@ -38,13 +38,13 @@ ANALYSES = [analysis(number) for number in range(4)]
 
 
 @pytest.fixture
-def corrected(opened, data, rule):
+def corrected(open_session, data, fake_model):
     """Have a model that follows a rule correct its mistakes; return the corrections and the run."""
 
     def make(model="refuser", judge="praiser", folder="run", given=ANALYSES, **train):
-        named = {"judge": "llm", "engine": rule(judge)}
+        named = {"judge": "llm", "engine": fake_model(judge)}
         common = {"helpful": [str(data)], "safe": [str(data)], "judge": named, "openings": False}
-        run = opened(
+        run = open_session(
             model, folder=folder, train={"method": "mistake_distillation"} | common | train
         )
         return open_method(run.recipe).prepare(run, given), run
@@ -52,16 +52,16 @@ def corrected(opened, data, rule):
     return make
 
 
-def asked(rules):
+def asked(fake_engine):
     """What the teacher was asked, and not its judge."""
-    every = [request for batch, *_ in rules.asked for request in batch]
+    every = [request for batch, *_ in fake_engine.batches for request in batch]
     return [request for request in every if "Rating" not in request.prompt]
 
 
-def test_the_teacher_sees_guidance_and_analysis_and_the_student_neither(corrected, rules):
+def test_the_teacher_sees_guidance_and_analysis_and_the_student_neither(corrected, fake_engine):
     corrections, run = corrected(samples=1)
-    told = [r.prompt for r in asked(rules) if "<instruction 2>" in r.prompt]
-    assert "harmless, ethical and helpful" in told[0] and "It could burn somebody. 2" in told[0]
+    data = [r.prompt for r in asked(fake_engine) if "<instruction 2>" in r.prompt]
+    assert "harmless, ethical and helpful" in data[0] and "It could burn somebody. 2" in data[0]
     learned = MistakeDistillation().examples(run.recipe, corrections)
     (made,) = [e for e in learned if "<instruction 2>" in e.prompt[0].content]
     assert (made.kind, made.prompt[0].content) == ("correction", "<instruction 2>")
@@ -69,22 +69,22 @@ def test_the_teacher_sees_guidance_and_analysis_and_the_student_neither(correcte
     assert made.parents == [c.id for c in corrections if c.instruction == "<instruction 2>"]
 
 
-def test_without_the_analysis_guidance_alone_is_the_context(corrected, rules):
+def test_without_the_analysis_guidance_alone_is_the_context(corrected, fake_engine):
     corrected(samples=1, context="guidance")
-    teacher = [request.prompt for request in asked(rules)]
+    teacher = [request.prompt for request in asked(fake_engine)]
     assert len(teacher) == 4
     assert all("burn" not in p and "harmless, ethical and helpful" in p for p in teacher)
 
 
-def test_shuffled_analyses_are_those_of_other_mistakes(corrected, rules):
+def test_shuffled_analyses_are_those_of_other_mistakes(corrected, fake_engine):
     corrected(samples=1, analyses="shuffled")
-    for request in asked(rules):
+    for request in asked(fake_engine):
         if "burn" in request.prompt:
             number = request.prompt.partition("<instruction ")[2][0]
             assert f"burn somebody. {number}" not in request.prompt
 
 
-def test_each_sample_of_a_mistake_has_another_opening(corrected, rules):
+def test_each_sample_of_a_mistake_has_another_opening(corrected, fake_engine):
     corrections, _ = corrected("talker", samples=3, openings=True, given=[analysis(1)])
     begun = [next(o for o in OPENINGS if c.text.startswith(o)) for c in corrections]
     assert len(set(begun)) == 3
@@ -152,20 +152,20 @@ def test_equal_answers_are_learned_once(corrected):
 
 
 @pytest.mark.parametrize("kept", range(9))
-def test_going_on_asks_only_for_what_is_missing(corrected, rules, kept):
+def test_going_on_asks_only_for_what_is_missing(corrected, fake_engine, kept):
     made, run = corrected(folder="whole")
     whole = (run.path / JOURNAL).read_bytes()
     lines = whole.splitlines(keepends=True)
     assert len(lines) == 8
-    calls = len(rules.asked)
-    rules.asked.clear()
+    calls = len(fake_engine.batches)
+    fake_engine.batches.clear()
     other = run.path.parent / "cut"
     other.mkdir()
     (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
     (other / JOURNAL).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
     again, cut = corrected(folder="cut")
     assert again == made and (cut.path / JOURNAL).read_bytes() == whole
-    assert (len(rules.asked) < calls) == (kept >= 4)
+    assert (len(fake_engine.batches) < calls) == (kept >= 4)
 
 
 def test_its_own_options_differ_from_those_of_all_methods():

@@ -108,8 +108,8 @@ def material(method, questions, language):
 def test_every_method_learns_from_its_instructions(method, language, data, tmp_path):
     """Also those that put words, or a response, around an instruction."""
     train_ = {"method": method, "safe": [str(data)], "helpful": [str(data)], "start": "x"}
-    told = train_ | {"mix": {"helpful": 9}}
-    recipe = Recipe.model_validate({"language": language, "train": told})
+    values = train_ | {"mix": {"helpful": 9}}
+    recipe = Recipe.model_validate({"language": language, "train": values})
     examples = plugin("methods", method)().examples(recipe, material(method, QUESTIONS, language))
     assert examples
     run = train(tmp_path / "run", examples)

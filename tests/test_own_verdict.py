@@ -37,8 +37,8 @@ def asked(recipe, count=3):
 
 def test_the_first_draft_is_the_one_that_the_model_finds_least_harmful(posterior):
     engine = open_engine(posterior.model)
-    told = Posterior(drafts=4, temperature=1.5)
-    found = drafts(engine, posterior, told, asked(posterior))
+    data = Posterior(drafts=4, temperature=1.5)
+    found = drafts(engine, posterior, data, asked(posterior))
     assert [len(ranked) for ranked in found] == [4, 4, 4]
     for request, ranked in zip(asked(posterior), found, strict=True):
         texts = [draft.completion.text for draft in ranked]
@@ -69,9 +69,9 @@ def test_a_draft_that_says_nothing_comes_last(posterior, monkeypatch):
 
 def test_drafts_depend_on_their_request_alone(posterior):
     engine = open_engine(posterior.model)
-    told = Posterior(drafts=3)
-    (alone,) = drafts(engine, posterior, told, asked(posterior)[1:2])
-    among = drafts(engine, posterior, told, asked(posterior))[1]
+    data = Posterior(drafts=3)
+    (alone,) = drafts(engine, posterior, data, asked(posterior)[1:2])
+    among = drafts(engine, posterior, data, asked(posterior))[1]
     assert [d.completion.text for d in alone] == [d.completion.text for d in among]
 
 
@@ -112,7 +112,7 @@ def test_an_arm_keeps_its_drafts_and_answers_with_the_first(posterior, lora_of_t
 
 
 def test_an_engine_without_probabilities_is_told_before_work_begins(recipe):
-    told = recipe()
-    respond = told.respond.model_copy(update={"posterior": Posterior()})
+    data = recipe()
+    respond = data.respond.model_copy(update={"posterior": Posterior()})
     with pytest.raises(InputError, match=r"respond\.posterior: engine rules gives no token"):
-        check(told.model_copy(update={"respond": respond}))
+        check(data.model_copy(update={"respond": respond}))

@@ -53,8 +53,8 @@ class World:
                 for r, q in zip(rows, p.tolist(), strict=True)
             ]
 
-    def plan(self, **told):
-        return plan(self.responses, self.verdicts, **{"arms": ("sft", "vanilla")} | told)
+    def plan(self, **overrides):
+        return plan(self.responses, self.verdicts, **{"arms": ("sft", "vanilla")} | overrides)
 
 
 def test_a_plan_is_written_with_known_probabilities():
@@ -155,7 +155,7 @@ def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("data", "said"),
     [
         ({"arms": ("sft", "dpo")}, 'unknown arm "dpo"'),
         ({"metric": "helpful_score"}, "Available: balanced_safety, harmless_rate"),
@@ -166,9 +166,9 @@ def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
         ({"labels": 0}, "there are 800 answers to label"),
     ],
 )
-def test_what_cannot_be_planned_is_said(told, said):
+def test_what_cannot_be_planned_is_said(data, said):
     with pytest.raises(InputError, match=said):
-        World().plan(**told)
+        World().plan(**data)
 
 
 def test_no_difference_asks_which_one_matters():
@@ -193,8 +193,8 @@ def test_the_arms_of_a_plan_are_those_before_and_after_training():
         main_arms([after])
 
 
-def test_the_plan_of_a_run_rests_in_its_folder(opened):
-    run = opened(judges=["probe"], train={"method": "sft"}).folder
+def test_the_plan_of_a_run_rests_in_its_folder(open_session):
+    run = open_session(judges=["probe"], train={"method": "sft"}).folder
     world = World()
     for arm, rows in world.responses.items():
         for name, records in (

@@ -35,15 +35,15 @@ def test_a_verdict_is_turned_round_and_back(language, text, turned):
 
 def test_a_likelihood_is_that_of_the_completion_alone(spec, tokenizer, model, lora):
     recipe = Recipe(model=spec)
-    told = [example("a", "<a question>", text, []) for text in ("<one>", "<a longer answer> " * 3)]
-    found = log_likelihoods(recipe, told)
-    for e, value in zip(told, found, strict=True):
+    data = [example("a", "<a question>", text, []) for text in ("<one>", "<a longer answer> " * 3)]
+    found = log_likelihoods(recipe, data)
+    for e, value in zip(data, found, strict=True):
         before, after = tokenize(tokenizer, e.prompt, e.completion, recipe)
         with torch.inference_mode():
             log_p = model(torch.tensor([before + after])).logits[0].float().log_softmax(-1)
         own = [log_p[len(before) + i - 1, token].item() for i, token in enumerate(after)]
         assert value == pytest.approx(sum(own) / len(own), abs=1e-3)
-    assert log_likelihoods(recipe, told, lora) != pytest.approx(found, abs=1e-3)
+    assert log_likelihoods(recipe, data, lora) != pytest.approx(found, abs=1e-3)
     cramped = Recipe.model_validate({"model": spec, "train": {"max_length": 16}})
     with pytest.raises(InputError, match=r"1 held-out prompts fill train.max_length \(16"):
         log_likelihoods(cramped, [example("a", "<a question>" * 20, "<one>", [])])
@@ -57,8 +57,8 @@ def test_only_a_gap_that_grows_on_both_kinds_counts_as_learned():
     assert "not shown" in describe_growth({"mistakes": up, "benign responses": flat})
 
 
-def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(small, tmp_path):
-    recipe = small(study={"snapshots": 2})
+def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(study={"snapshots": 2})
     page = carry_out("posterior", recipe, tmp_path / "p")
     data = json.loads((page.parent / "findings.json").read_text())["data"]
     assert [(row["kind"], row["step"]) for row in data["rows"]] == [
@@ -79,11 +79,11 @@ def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(small, tmp_path)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "p").rglob("*.jsonl")}
 
 
-def test_too_little_is_told_in_one_line(small, tmp_path):
+def test_too_little_is_told_in_one_line(tiny_recipe, tmp_path):
     with pytest.raises(
         InputError, match=r"3 .*mistakes \(of 10; study.held_out is .* at least 6"
     ) as error:
-        carry_out("posterior", small(10), tmp_path / "few")
+        carry_out("posterior", tiny_recipe(10), tmp_path / "few")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="sft learns no analyses"):
-        carry_out("posterior", small(train={"method": "sft"}), tmp_path / "sft")
+        carry_out("posterior", tiny_recipe(train={"method": "sft"}), tmp_path / "sft")

@@ -45,10 +45,10 @@ def agree(model, prompts):
         torch.testing.assert_close(among, alone, atol=2e-4, rtol=1e-3)
 
 
-def small(kind, **told):
+def small(kind, **overrides):
     """A random model of a kind, with a vocabulary of 64."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, vocab_size=64, **told)
+    config = AutoConfig.for_model(kind, vocab_size=64, **overrides)
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -70,9 +70,9 @@ def test_what_prompts_share_is_read_once(read_by, monkeypatch):
     lengths = []
     forward = read_by.forward
 
-    def counted(input_ids, **told):
+    def counted(input_ids, **overrides):
         lengths.append(tuple(input_ids.shape))
-        return forward(input_ids=input_ids, **told)
+        return forward(input_ids=input_ids, **overrides)
 
     monkeypatch.setattr(read_by, "forward", counted)
     monkeypatch.setitem(reading.PART, "cpu", 12)
@@ -101,8 +101,8 @@ def test_parts_hold_every_row_once_and_no_more_tokens_than_they_may(tails, most)
 @pytest.mark.parametrize("window", [16, 64])
 def test_a_sliding_window_sees_what_it_saw(window, monkeypatch):
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    told = WIDTHS | {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8}
-    model = small("gemma3_text", **told, sliding_window=window, layer_types=kinds)
+    data = WIDTHS | {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8}
+    model = small("gemma3_text", **data, sliding_window=window, layer_types=kinds)
     decode_by_products(model)
     monkeypatch.setitem(reading.PART, "cpu", 30)
     prompts = [HEAD + [n] * n for n in (3, 9, 20, 4)]
@@ -121,7 +121,7 @@ WINDOW = {"max_position_embeddings": 128, "original_max_position_embeddings": 32
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "data"),
     [
         ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
         (
@@ -139,8 +139,8 @@ WINDOW = {"max_position_embeddings": 128, "original_max_position_embeddings": 32
     ],
     ids=["mpt", "gpt_neo", "phi3"],
 )
-def test_what_counts_places_or_lengths_is_read_whole(kind, told):
-    model = small(kind, **told)
+def test_what_counts_places_or_lengths_is_read_whole(kind, data):
+    model = small(kind, **data)
     prompts = [HEAD + [9] * 28, HEAD + [7] * 16]
     with torch.inference_mode():
         made = read(model, prompts, 0, MORE).logits
@@ -150,8 +150,8 @@ def test_what_counts_places_or_lengths_is_read_whole(kind, told):
 
 
 def test_layers_that_are_no_keys_and_values_are_read_whole():
-    told = WIDTHS | {"num_hidden_layers": 2, "num_key_value_heads": 2}
-    model = small("lfm2", **told, layer_types=["conv", "full_attention"])
+    data = WIDTHS | {"num_hidden_layers": 2, "num_key_value_heads": 2}
+    model = small("lfm2", **data, layer_types=["conv", "full_attention"])
     assert not keeps_all(model, 10)
     prompts = [HEAD + [5], HEAD + [6]]
     with torch.inference_mode():

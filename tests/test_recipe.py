@@ -150,7 +150,7 @@ def test_a_wrong_option_is_told(refused, train, says):
 
 
 @pytest.mark.parametrize(
-    ("told", "key", "meant"),
+    ("data", "key", "meant"),
     [
         ({"modle": "a/b"}, "modle", "model"),
         ({"train": {"epoch": 1}}, "train.epoch", "epochs"),
@@ -168,13 +168,13 @@ def test_a_wrong_option_is_told(refused, train, says):
         ),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest(refused, told, key, meant):
-    message = refused(told)
+def test_an_unknown_key_is_named_with_the_nearest(refused, data, key, meant):
+    message = refused(data)
     assert f'{key}"' in message and f'Did you mean "{meant}"?' in message
 
 
 @pytest.mark.parametrize(
-    ("told", "where"),
+    ("data", "where"),
     [
         ({"seed": -1}, "seed"),
         ({"seed": "x"}, "seed"),
@@ -190,8 +190,8 @@ def test_an_unknown_key_is_named_with_the_nearest(refused, told, key, meant):
         ({1: 2}, "1"),
     ],
 )
-def test_a_bad_value_is_named(refused, told, where):
-    message = refused(told)
+def test_a_bad_value_is_named(refused, data, where):
+    message = refused(data)
     assert "recipe.yaml: " in message and where in message
 
 
@@ -286,8 +286,8 @@ def test_a_bad_override_is_told(refused, override, says):
 
 def test_what_is_wrong_is_said_to_be_in_the_file_or_on_the_command_line(refused, tmp_path):
     assert refused("seed: 1", "train.epoch=3").startswith("the command line: unknown key")
-    told = refused("train: {epoch: 3}", "seed=1")
-    assert told.startswith(f"{tmp_path}/recipe.yaml: unknown key")
+    data = refused("train: {epoch: 3}", "seed=1")
+    assert data.startswith(f"{tmp_path}/recipe.yaml: unknown key")
 
 
 @pytest.mark.parametrize("overrides", [(), ("seed=3",)])
@@ -365,12 +365,12 @@ def test_the_papers_recipes_hold_no_key_and_divide_what_is_learnt_from_what_is_t
         recipe = Recipe.load(next(path for path in RECIPES if path.stem == name))
         (endpoint,) = recipe.parts(Server)
         assert endpoint.api_key_env == "OPENAI_API_KEY"
-        learnt = {
+        learned = {
             (s.source, s.split)
             for s in (*recipe.instructions, *recipe.train.safe, *recipe.train.helpful)
         }
         tested = {(s.source, s.split) for suite in recipe.respond.suites for s in suite.sources}
-        assert not learnt & tested
+        assert not learned & tested
 
 
 # Round trips ------------------------------------------------------------------------------------
@@ -410,9 +410,9 @@ recipes = st.fixed_dictionaries(
 @example({"name": "yes", "model": "null", "judges": ["1e3", "~"]})
 @example({"name": "\x85"})
 @example({"name": "\u2028a"})
-def test_a_recipe_comes_back_from_its_yaml(tmp_path, told):
+def test_a_recipe_comes_back_from_its_yaml(tmp_path, recipe_data):
     try:
-        recipe = Recipe.model_validate(told).rebased(tmp_path)
+        recipe = Recipe.model_validate(recipe_data).rebased(tmp_path)
     except InputError:  # "~name" is the home folder of nobody here
         assume(False)
     path = tmp_path / "recipe.yaml"
@@ -433,9 +433,9 @@ def test_a_recipe_comes_back_from_its_yaml(tmp_path, told):
     ),
     st.lists(st.sampled_from(["seed=3", "train.epochs=2", "judges.0=llm", "name=x", "model.x=1"])),
 )
-def test_data_is_a_recipe_or_is_refused(load, told, overrides):
+def test_data_is_a_recipe_or_is_refused(load, recipe_data, overrides):
     try:
-        assert isinstance(load(told, *overrides), Recipe)
+        assert isinstance(load(recipe_data, *overrides), Recipe)
     except InputError as error:
         assert "\n" not in str(error)
 

@@ -479,7 +479,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_a_browser_opens_it_without_complaint(made, tmp_path):
-    told = subprocess.run(
+    data = subprocess.run(
         [
             CHROMIUM,
             "--headless",
@@ -496,8 +496,8 @@ def test_a_browser_opens_it_without_complaint(made, tmp_path):
         text=True,
         timeout=120,
     )
-    assert "How safe, and still useful" in told.stdout
-    assert "CONSOLE" not in told.stderr, told.stderr
+    assert "How safe, and still useful" in data.stdout
+    assert "CONSOLE" not in data.stderr, data.stderr
     # The browser asks for things of its own; what a page asks for has an initiator.
     events = json.loads((tmp_path / "net.json").read_text())["events"]
     asked = [e["params"] for e in events if "initiator" in e.get("params", {})]
@@ -550,7 +550,9 @@ def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):
     before = report(run).path.read_bytes()
     unknown = labels[0].model_copy(update={"id": "x", "response_id": "nobody"})
     write_labels(run, "vanilla", [*labels, unknown])
-    with pytest.raises(InputError, match="vanilla.human.jsonl: labels nobody, which is no answer"):
+    with pytest.raises(
+        InputError, match="vanilla.human.jsonl: a label for the unknown response nobody"
+    ):
         report(run)
     opposite = labels[0].model_copy(update={"id": "x", "harmful": not labels[0].harmful})
     write_labels(run, "vanilla", [*labels, opposite])
@@ -566,8 +568,8 @@ def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):
     [
         ("{", "not a plan of a review"),
         ('{"answers": [{"response_id": "x"}]}', "not a plan of a review"),
-        ('{"answers": [{"response_id": "x", "probability": 0}]}', "0.0 is no probability"),
-        ('{"answers": [{"response_id": "x", "probability": 1.2}]}', "1.2 is no probability"),
+        ('{"answers": [{"response_id": "x", "probability": 0}]}', "0.0 is not a probability"),
+        ('{"answers": [{"response_id": "x", "probability": 1.2}]}', "1.2 is not a probability"),
     ],
 )
 def test_a_broken_plan_is_an_error(tmp_path, text, said):

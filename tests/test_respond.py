@@ -20,9 +20,9 @@ ARMS = ["vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guide
 
 
 @pytest.fixture
-def run(opened, tmp_path):
+def run(open_session, tmp_path):
     """An open run with an adapter's folder in it."""
-    made = opened("talker")
+    made = open_session("talker")
     (made.path / "adapter").mkdir()
     return made
 
@@ -46,10 +46,10 @@ def test_every_arm_answers_every_prompt(responses, run):
     assert len({r.id for made in responses.values() for r in made}) == 24
 
 
-def test_guidance_is_around_the_instruction_and_the_adapter_is_on(responses, run, rules):
+def test_guidance_is_around_the_instruction_and_the_adapter_is_on(responses, run, fake_engine):
     guided = prompts("en")["guided"]
     asked = {}
-    for batch, _, adapter in rules.asked:
+    for batch, _, adapter in fake_engine.batches:
         for request in batch:
             asked.setdefault(adapter, set()).add(request.prompt)
     texts = {r.instruction for r in responses["vanilla"]}
@@ -57,31 +57,33 @@ def test_guidance_is_around_the_instruction_and_the_adapter_is_on(responses, run
     assert asked == {None: expected, run.path / "adapter": expected}
 
 
-def test_arms_draw_alike(rules, responses):
+def test_arms_draw_alike(fake_engine, responses):
     """What differs between arms must be the model, and not the luck of the draw."""
-    seeds = [{request.seed for request in batch} for batch, *_ in rules.asked]
+    seeds = [{request.seed for request in batch} for batch, *_ in fake_engine.batches]
     assert len(set().union(*seeds)) == 6
 
 
-def test_without_guidance_there_are_two_arms(opened, tmp_path):
-    run = opened(respond={"guidance": False, "suites": Recipe().respond.suites})
+def test_without_guidance_there_are_two_arms(open_session, tmp_path):
+    run = open_session(respond={"guidance": False, "suites": Recipe().respond.suites})
     assert [arm.name for arm in planned_arms(run.recipe)] == ["vanilla", "mistake_analysis"]
 
 
-def test_the_suites_of_the_quickstart_can_all_be_asked(opened):
-    run = opened(respond={"guidance": False, "sampling": {"max_new_tokens": 1}})
+def test_the_suites_of_the_quickstart_can_all_be_asked(open_session):
+    run = open_session(respond={"guidance": False, "sampling": {"max_new_tokens": 1}})
     made = respond(run, run.path / "adapter")["vanilla"]
     assert {r.kind for r in made} == {"harmful", "hijacking", "safe", "helpful"}
 
 
-def test_going_on_answers_only_what_is_missing(run, responses, rules):
+def test_going_on_answers_only_what_is_missing(run, responses, fake_engine):
     path = run.path / "responses" / "vanilla-guided.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    rules.asked.clear()
+    fake_engine.batches.clear()
     assert respond(run, run.path / "adapter") == responses
     assert path.read_bytes() == whole
-    assert [len(batch) for batch, *_ in rules.asked] == [2], "the last batch of six is of two"
+    assert [len(batch) for batch, *_ in fake_engine.batches] == [2], (
+        "the last batch of six is of two"
+    )
 
 
 # Verdicts ---------------------------------------------------------------------------------------
@@ -99,10 +101,10 @@ def test_every_response_gets_a_verdict_of_every_judge(run, responses):
         assert run.records(f"verdicts/{arm}.{name}.jsonl", Verdict) == made
 
 
-def test_going_on_judges_only_what_is_missing(run, responses, rules):
+def test_going_on_judges_only_what_is_missing(run, responses, fake_engine):
     verdicts = judge(run, responses)
-    rules.asked.clear()
-    assert judge(run, responses) == verdicts and rules.asked == []
+    fake_engine.batches.clear()
+    assert judge(run, responses) == verdicts and fake_engine.batches == []
     path = run.path / "verdicts" / "vanilla.llm.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
@@ -117,19 +119,19 @@ def test_two_judges_of_one_kind_are_told_apart(recipe, tmp_path):
     """The second one's verdicts must never be the first one's."""
     with pytest.raises(ValidationError, match="names must be unique"):
         recipe(judges=[llm("praiser"), llm("scolder")])
-    told = recipe(judges=[llm("praiser"), llm("scolder", name="strict")])
-    with RunFolder(tmp_path / "run", told) as opened, Session(opened) as run:
+    data = recipe(judges=[llm("praiser"), llm("scolder", name="strict")])
+    with RunFolder(tmp_path / "run", data) as opened, Session(opened) as run:
         verdicts = judge(run, respond(run, tmp_path))
     scores = {name: {v.harmless_score for v in made} for (_, name), made in verdicts.items()}
     assert len(verdicts) == 8 and scores == {"llm": {10.0}, "strict": {1.0}}
 
 
-def test_a_judge_judges_the_kinds_that_it_is_told(opened, rules):
+def test_a_judge_judges_the_kinds_that_it_is_told(open_session, fake_engine):
     suites = [
         {"name": kind, "kind": kind, "sources": [{"source": f"builtin:{data}", "limit": 2}]}
         for kind, data in (("harmful", "redteam"), ("helpful", "helpful"))
     ]
-    run = opened(
+    run = open_session(
         respond={"suites": suites, "guidance": False}, judges=[llm("rater", kinds=["helpful"])]
     )
     verdicts = judge(run, respond(run, run.path / "adapter"))
@@ -243,11 +245,13 @@ def test_a_metric_that_is_none_is_told(monkeypatch):
         gives(JudgeSpec(judge="refusal"), Recipe())
 
 
-def test_silence_in_a_run_is_unscored_and_the_order_of_verdicts_stays(run, rules, monkeypatch):
+def test_silence_in_a_run_is_unscored_and_the_order_of_verdicts_stays(
+    run, fake_engine, monkeypatch
+):
     texts = iter(["", THOUGHT, "Mix them.", " ", THOUGHT + "Stir it.", "Shake it."] * 4)
-    monkeypatch.setattr(rules.Rules, "talker", lambda *_: next(texts))
+    monkeypatch.setattr(fake_engine.Rules, "talker", lambda *_: next(texts))
     responses = respond(run, run.path / "adapter")
-    rules.asked.clear()
+    fake_engine.batches.clear()
     verdicts = judge(run, responses)
     for arm, answered in responses.items():
         said = {v.response_id: v for v in verdicts[arm, "llm"]}
@@ -256,25 +260,25 @@ def test_silence_in_a_run_is_unscored_and_the_order_of_verdicts_stays(run, rules
             assert (said[r.id].harmful is None) is silent
             assert (said[r.id].refused is None) is silent
             assert not said[r.id].refused, "what is thought is no refusal"
-    shown = [request.prompt for batch, *_ in rules.asked for request in batch]
+    shown = [request.prompt for batch, *_ in fake_engine.batches for request in batch]
     assert len(shown) == 12 and not any("<think>" in prompt for prompt in shown)
-    rules.asked.clear()
-    assert judge(run, responses) == verdicts and rules.asked == []
+    fake_engine.batches.clear()
+    assert judge(run, responses) == verdicts and fake_engine.batches == []
 
 
 # Labels of prompts -------------------------------------------------------------------------------
 
 
-def test_what_the_data_say_of_a_prompt_is_kept_where_they_say_it(opened, tmp_path):
+def test_what_the_data_say_of_a_prompt_is_kept_where_they_say_it(open_session, tmp_path):
     rows = [
         {"prompt": "<one>", "harmful": True},
         {"prompt": "<two>"},
         {"prompt": "<three>", "harmful": False, "response": "<said>"},
     ]
-    path = tmp_path / "labelled.jsonl"
+    path = tmp_path / "labeled.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     suites = [{"name": "safe", "kind": "safe", "sources": [str(path)]}]
-    run = opened(respond={"guidance": False, "suites": suites})
+    run = open_session(respond={"guidance": False, "suites": suites})
     made = respond(run, run.path / "adapter")["vanilla"]
     said = {r.instruction: r.prompt_harmful for r in made}
     assert said == {"<one>": True, "<two>": None, "<three>": None}, "of <three>, the response is"

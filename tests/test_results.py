@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from test_measure import (
-    LEARNT,
+    LEARNED,
     WORTH,
     analysis,
     arm,
-    labelled,
+    labeled,
     mistake,
     plain,
     read,
@@ -58,7 +58,7 @@ def whole() -> dict:
             verdict(r, "llm", harmful=i % 3 == 0, refused=i % 5 == 0) for i, r in enumerate(rows)
         ]
         if name in ("vanilla", "sft"):
-            verdicts[name, "human"] = labelled(rows, 60)
+            verdicts[name, "human"] = labeled(rows, 60)
     return plain(
         responses={name: rows for name, (rows, _) in arms.items()},
         verdicts=verdicts,
@@ -66,7 +66,7 @@ def whole() -> dict:
         mistakes=[mistake(0, 0, "mistake"), mistake(1, 0, "refusal")],
         analyses=[analysis(0, 0, length=True), analysis(0, 1, length=False)],
         checked={"own answers": [OWN]},
-        examples=LEARNT,
+        examples=LEARNED,
         loss=[{"step": n, "loss": 1 / n, "loss_analysis": 1 / n} for n in range(1, 9)],
         trained={"examples": 9, "cut": 2, "left_out": 1},
         preflight=read([0.9, 0.1] * 30),

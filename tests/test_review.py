@@ -87,8 +87,8 @@ def postgres():
         subprocess.run(make, check=True, **more)
         start = [programs / "postgres", "-D", "data", "-k", folder, "-c", "listen_addresses="]
         log = Path(folder, "log.txt")
-        with log.open("wb") as told:
-            running = subprocess.Popen([*start, "-c", "fsync=off"], stderr=told, **more)
+        with log.open("wb") as data:
+            running = subprocess.Popen([*start, "-c", "fsync=off"], stderr=data, **more)
         names = itertools.count()
 
         def fresh():
@@ -581,16 +581,16 @@ def test_labels_in_a_file_with_semicolons():
 def test_an_answer_is_found_though_a_spreadsheet_has_changed_its_line_ends():
     row = response("a", 0, "<café\nau lait>\n")
     answers = batch({"a": [row]}, {}, seed=0)
-    told = {"instruction": row.instruction, "response": "<cafe\u0301\r\nau lait>", "harmful": 1}
-    (label,) = reading.read(json.dumps(told), "x.jsonl", answers, "Ada")
+    data = {"instruction": row.instruction, "response": "<cafe\u0301\r\nau lait>", "harmful": 1}
+    (label,) = reading.read(json.dumps(data), "x.jsonl", answers, "Ada")
     assert label.answer in answers.answers
     # Two answers that differ in blanks alone: only an exact copy tells which.
     other = response("b", 0, "<café\nau lait>").model_copy(update={"instruction": row.instruction})
     answers = batch({"a": [row], "b": [other]}, {}, seed=0)
     with pytest.raises(InputError, match="is not in this run"):
-        reading.read(json.dumps(told), "x.jsonl", answers, "Ada")
-    told["response"] = other.text
-    (label,) = reading.read(json.dumps(told), "x.jsonl", answers, "Ada")
+        reading.read(json.dumps(data), "x.jsonl", answers, "Ada")
+    data["response"] = other.text
+    (label,) = reading.read(json.dumps(data), "x.jsonl", answers, "Ada")
     assert answers.answers[label.answer].text == other.text
 
 

@@ -30,12 +30,12 @@ class Forms(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        told = dict(attributes)
+        data = dict(attributes)
         if tag == "form":
-            self._at = self.forms.setdefault(told["action"], {})
-        choice = told.get("type") in ("radio", "checkbox")
-        if tag == "input" and self._at is not None and (not choice or "checked" in told):
-            self._at[told["name"]] = told.get("value", "")
+            self._at = self.forms.setdefault(data["action"], {})
+        choice = data.get("type") in ("radio", "checkbox")
+        if tag == "input" and self._at is not None and (not choice or "checked" in data):
+            self._at[data["name"]] = data.get("value", "")
 
     def handle_endtag(self, tag):
         self._at = None if tag == "form" else self._at
@@ -156,9 +156,9 @@ def test_another_site_cannot_post(page, headers):
     app = page()
     browser = Browser(app, "Ada")
     action, fields = browser.action, browser.forms[browser.action] | FULL
-    told = {key: value for key, value in headers.items() if value is not None}
+    data = {key: value for key, value in headers.items() if value is not None}
     client = TestClient(app, base_url=SITE, cookies=dict(browser.http.cookies))
-    reply = client.post(action, data=fields, headers=told)
+    reply = client.post(action, data=fields, headers=data)
     assert reply.status_code == 403 and "another site" in reply.text
     assert app.state.store.labels() == []
     browser.submit(action, **FULL)
@@ -355,10 +355,10 @@ def test_agreement_follows_every_label(page):
     app.state.store.add([said(names[0], "Ben", harmful=False)], replace=True)
     text = browser.open("/agreement").text
     assert "1 disagreement open" in text
-    told = api(browser, "agreement")
+    data = api(browser, "agreement")
     # 20 answers, 19 alike; of 40 values 19 are yes: 1 - 39 * 2 / (2 * 19 * 21).
-    assert told["alpha"]["harmful"]["value"] == pytest.approx(1 - 39 * 2 / (2 * 19 * 21), abs=5e-4)
-    (kappa,) = told["kappa"]["harmful"]
+    assert data["alpha"]["harmful"]["value"] == pytest.approx(1 - 39 * 2 / (2 * 19 * 21), abs=5e-4)
+    (kappa,) = data["kappa"]["harmful"]
     assert (kappa["reviewers"], round(kappa["value"], 9), kappa["n"]) == (["Ada", "Ben"], 0.9, 20)
 
 
@@ -428,7 +428,7 @@ def test_a_script_labels_by_the_api(page):
 
 
 @pytest.mark.parametrize(
-    ("told", "status", "says"),
+    ("data", "status", "says"),
     [
         ({"labels": []}, 422, "labels: List should have at least 1 item"),
         ({"labels": [{"answer": "zzz", "harmful": True}]}, 400, "label 1: answer 'zzz' is not in"),
@@ -440,16 +440,16 @@ def test_a_script_labels_by_the_api(page):
         ({"reviewer": " ", "labels": [{"answer": "A", "harmful": True}]}, 422, "needs a name"),
     ],
 )  # fmt: skip
-def test_bad_labels_change_nothing(page, told, status, says):
+def test_bad_labels_change_nothing(page, data, status, says):
     app = page()
     name = next(iter(app.state.store.batch.answers))
-    body = json.loads(json.dumps({"reviewer": "Ada"} | told).replace('"A"', f'"{name}"'))
+    body = json.loads(json.dumps({"reviewer": "Ada"} | data).replace('"A"', f'"{name}"'))
     assert says in api(Browser(app), "labels", body, status)["error"]
     assert app.state.store.labels() == [] and app.state.store.reviewers() == []
 
 
 def test_the_labels_can_be_taken_away_from_the_page(page):
-    """Before the first one the answers can, to be labelled elsewhere."""
+    """Before the first one the answers can, to be labeled elsewhere."""
     app = page()
     lines = Browser(app, "Ada").http.get("/export/jsonl").text.splitlines()
     assert {json.loads(line)["answer"] for line in lines} == app.state.store.batch.answers.keys()
@@ -472,7 +472,7 @@ def run(answered):
     return answered({arm: [("harmful", "<question>", f"<{arm}>")] for arm in ("vanilla", "sft")})
 
 
-def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path):
+def test_the_command_refuses_in_one_line_what_it_cannot_use(cli_in_process, run, tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "unknown.csv").write_text("response_id,reviewer,harmful\nnobody,Ada,true\n")
     one = json.dumps({"instruction": "<question>", "response": "<sft>", "harmful": True})
@@ -493,9 +493,9 @@ def test_the_command_refuses_in_one_line_what_it_cannot_use(typed, run, tmp_path
         ),
         (["serve", run, "--database", "mysql://u:secret@h/d"], "use postgresql://"),
     ]:
-        told = typed("review", *words)
-        assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
-        assert says in told.stderr and "secret" not in told.stderr
+        data = cli_in_process("review", *words)
+        assert (data.returncode, data.stderr.count("\n")) == (2, 1), data.stderr
+        assert says in data.stderr and "secret" not in data.stderr
         assert not old.exists()
 
 
@@ -518,9 +518,9 @@ def test_every_command_leaves_an_older_database_alone(cli, run, tmp_path):
         ["import", run, "one.jsonl", "--as", "Ben"],
         ["serve", run, "--port", "0", "--shared", "1"],
     ):
-        told = cli("review", *words)
-        assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
-        assert "older version of setbacks (schema 0, this one has 1)" in told.stderr
+        data = cli("review", *words)
+        assert (data.returncode, data.stderr.count("\n")) == (2, 1), data.stderr
+        assert "older version of setbacks (schema 0, this one has 1)" in data.stderr
         assert there() == before and not (tmp_path / "x.csv").exists()
 
 

@@ -242,18 +242,18 @@ def test_the_keyboard_alone_reaches_everything_by_name(server, person):
     names, kinds = [], []
     for _ in range(8):
         page.keyboard.press("Tab")
-        told = page.evaluate(
+        data = page.evaluate(
             "() => { const e = document.activeElement, l = e.labels?.[0];"
             " const o = getComputedStyle(e.closest('.choice') ?? e).outlineStyle;"
             " return [(l ?? e).innerText.trim(), e.name || e.id, o]; }"
         )
-        assert told[0] and told[2] != "none", told  # named, and the focus can be seen
-        names.append(told[0])
-        kinds.append(told[1])
-        if told[1] in ("harmful", "refused"):
+        assert data[0] and data[2] != "none", data  # named, and the focus can be seen
+        names.append(data[0])
+        kinds.append(data[1])
+        if data[1] in ("harmful", "refused"):
             page.keyboard.press("Space")
             page.keyboard.press("ArrowRight")
-        if told[1] == "save":
+        if data[1] == "save":
             page.keyboard.press("Enter")
             break
     assert kinds == ["harmful", "refused", "helpful", "unsure", "note", "save"], names

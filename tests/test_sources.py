@@ -235,8 +235,8 @@ def test_a_class_label_is_read_by_its_name(tmp_path):
     path = parquet(tmp_path / "a.parquet", columns, {"harmful": unsafe_first})
     assert [row.harmful for row in load(path)] == [True, False, None]
     assert texts(load(Source(source=path, where={"harmful": "safe"}))) == ["<b>"]
-    told = {"harmful": unsafe_first | {"names": ["LABEL_0", "LABEL_1"]}}
-    path = parquet(tmp_path / "b.parquet", columns, told)
+    data = {"harmful": unsafe_first | {"names": ["LABEL_0", "LABEL_1"]}}
+    path = parquet(tmp_path / "b.parquet", columns, data)
     assert 'row 1: harmful is "LABEL_0"; it must be true or false' in refused(path)
     columns["harmful"] = [2, 1, 0]
     path = parquet(tmp_path / "c.parquet", columns, {"harmful": unsafe_first})
@@ -512,7 +512,7 @@ def test_a_word_that_says_it_by_itself_is_not_turned_around(tmp_path):
     """In a field `is_safe`, "safe" does not mean harmful."""
     path = write(tmp_path, "a.json", [{"text": "<a>", "is_safe": "safe"}])
     message = refused(path, fields={"text": "text", "harmful": "not is_safe"})
-    assert 'item 1: harmful is "safe", which needs no "not"' in message
+    assert 'item 1: harmful is "safe", which "not" cannot reverse' in message
     (row,) = load(Source(source=path, fields={"text": "text", "harmful": "is_safe"}))
     assert row.harmful is False
 
@@ -615,7 +615,7 @@ def test_builtin_sets(tmp_path, monkeypatch):
     assert texts(load(Source(source="builtin:safe", split="test"))) == ["<a>"]
     assert 'It is one of: "test"' in refused("builtin:safe", split="train")
     assert refused("builtin:redtem") == (
-        'no builtin "redtem". Did you mean "redteam"? There are: redteam, safe'
+        'unknown builtin "redtem". Did you mean "redteam"? Available: redteam, safe'
     )
 
 
@@ -800,7 +800,7 @@ def test_label_files(tmp_path):
     assert first == Row("<a>", None, "<b>", True, "x", None, first.id, "labels.csv", None)
     null = write(tmp_path, "null.jsonl", {"instruction": "<a>", "response": None, "harmful": 0})
     assert load_labels(null, blank=True)[0].response == ""
-    # A model may have said nothing, and that can be labelled.
+    # A model may have said nothing, and that can be labeled.
     assert (second.response, second.harmful, second.refused) == ("", False, True)
     for name, labels, said in [
         ("a.jsonl", {"instruction": "<a>", "response": "<b>"}, "no known field for harmful;"),

@@ -121,7 +121,7 @@ def test_labels_that_all_agree_are_not_certainty():
 
 
 def test_a_label_weighs_by_the_inverse_of_its_probability():
-    # Of the harmless one in two was labelled, of the harmful all: as if 40 + 20, not 20 + 20.
+    # Of the harmless one in two was labeled, of the harmful all: as if 40 + 20, not 20 + 20.
     human, chance = [True] * 20 + [None] * 20 + [False] * 20, [0.5] * 40 + [1.0] * 20
     found = statistics.corrected(statistics.Sample([1.0, 0.0] * 30, human, chance))
     assert found.value == pytest.approx(2 / 3, abs=0.01)
@@ -192,7 +192,7 @@ def test_calibration_error_is_the_gap_between_said_and_true():
 
 
 def test_answers_to_one_question_are_no_separate_evidence():
-    # Twenty questions, each with five answers that are labelled and scored alike.
+    # Twenty questions, each with five answers that are labeled and scored alike.
     labels = [i // 5 % 2 == 0 for i in range(100)]
     score = [(0.9, 0.2, 0.4, 0.6)[i // 5 % 4] for i in range(100)]
     alone = statistics.agreement([str(i) for i in range(100)], labels, score)
@@ -403,7 +403,7 @@ def test_a_judge_that_favors_one_arm_is_seen_through():
 
 
 def _partly(human, judged, rest) -> Sample:
-    """The labelled answers, then those that nobody looked at."""
+    """The labeled answers, then those that nobody looked at."""
     return Sample([*judged, *rest], [*human, *[None] * len(rest)])
 
 

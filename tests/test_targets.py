@@ -171,9 +171,11 @@ def test_no_adapter_is_put_where_peft_would_not_load_it_again(weighed):
 
 
 @pytest.mark.parametrize(("name", "said"), [("gpt_oss", True), ("qwen3_moe", False)])
-def test_experts_that_all_linear_leaves_out_are_named(weighed, small, caplog, name, said):
+def test_experts_that_all_linear_leaves_out_are_named(weighed, tiny_recipe, caplog, name, said):
     train_stage._warn_once.cache_clear()
-    recipe = small(8, model={"model": str(weighed(name)), "dtype": "float32", "device": "cpu"})
+    recipe = tiny_recipe(
+        8, model={"model": str(weighed(name)), "dtype": "float32", "device": "cpu"}
+    )
     with caplog.at_level(logging.WARNING, "setbacks"):
         check(recipe)
     advice = f"set train.lora.target_parameters=[{','.join(GPT_OSS_EXPERTS)}]"
@@ -232,9 +234,9 @@ def test_a_reward_model_gets_its_adapter_in_the_same_way(weighed):
         ("lfm2", {"targets": ["q_proj", "conv.conv"]}, ["conv.conv is Conv1d", "no adapter f"]),
     ],
 )
-def test_names_are_refused_before_anything_is_drawn(weighed, small, name, lora, words):
+def test_names_are_refused_before_anything_is_drawn(weighed, tiny_recipe, name, lora, words):
     model = {"model": str(weighed(name)), "dtype": "float32", "device": "cpu"}
-    recipe = small(8, model=model)
+    recipe = tiny_recipe(8, model=model)
     train = recipe.train.model_copy(update={"lora": asking("x", **lora).train.lora})
     with pytest.raises(InputError) as refused:
         check(recipe.model_copy(update={"train": train}))
@@ -243,9 +245,9 @@ def test_names_are_refused_before_anything_is_drawn(weighed, small, name, lora, 
 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"modules_to_save": ["lm_head"]}])
-def test_what_vllm_cannot_serve_is_refused(small, tiny, lora, monkeypatch):
+def test_what_vllm_cannot_serve_is_refused(tiny_recipe, tiny, lora, monkeypatch):
     monkeypatch.setattr("setbacks.stages.checks.plugin", _plugin_without_vllm)
-    recipe = small(8, model={"model": str(tiny), "engine": "vllm", "device": "cpu"})
+    recipe = tiny_recipe(8, model={"model": str(tiny), "engine": "vllm", "device": "cpu"})
     train = recipe.train.model_copy(update={"lora": asking("x", **lora).train.lora})
     with pytest.raises(InputError, match=f"{next(iter(lora))}: vLLM does not support it"):
         check(recipe.model_copy(update={"train": train}))
@@ -257,8 +259,8 @@ def _plugin_without_vllm(group, name):
     return plugin(group, "local" if name == "vllm" else name)
 
 
-def test_an_adapter_to_continue_has_to_fit(small, weighed, lora_of_tiny):
-    recipe = training(small, weighed("gpt_oss"), {}, start=str(lora_of_tiny))
+def test_an_adapter_to_continue_has_to_fit(tiny_recipe, weighed, lora_of_tiny):
+    recipe = training(tiny_recipe, weighed("gpt_oss"), {}, start=str(lora_of_tiny))
     with pytest.raises(InputError, match="not an adapter for this model.*tensors do not fit"):
         check(recipe)
 
@@ -277,8 +279,8 @@ OPTIONS = {
 options = pytest.mark.parametrize(("name", "lora"), OPTIONS.values(), ids=OPTIONS)
 
 
-def training(small, folder, lora, **train):
-    recipe = small(8, model={"model": str(folder), "dtype": "float32", "device": "cpu"})
+def training(tiny_recipe, folder, lora, **train):
+    recipe = tiny_recipe(8, model={"model": str(folder), "dtype": "float32", "device": "cpu"})
     values = recipe.model_dump(mode="json")
     values["train"] |= {"method": "sft", "steps": 2, "learning_rate": 0.05, "checkpoint_every": 1}
     values["train"] |= train | {"lora": {"r": 4} | lora}
@@ -292,11 +294,11 @@ def logits(model):
 
 
 @options
-def test_an_adapter_is_trained_merged_and_exported(small, weighed, tmp_path, name, lora):
+def test_an_adapter_is_trained_merged_and_exported(tiny_recipe, weighed, tmp_path, name, lora):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    recipe = training(small, weighed(name), lora)
+    recipe = training(tiny_recipe, weighed(name), lora)
     check(recipe)
     with RunFolder(tmp_path / "run", recipe) as run:
         adapter = carry_out(run, "train")
@@ -318,10 +320,10 @@ def test_an_adapter_is_trained_merged_and_exported(small, weighed, tmp_path, nam
 @pytest.mark.parametrize("method", ["sft", "dpo", "rlhf"])
 @options
 def test_a_training_that_is_cut_off_ends_with_the_same_bytes(
-    small, weighed, tmp_path, name, lora, method
+    tiny_recipe, weighed, tmp_path, name, lora, method
 ):
     rlhf = {"max_new_tokens": 4}
-    recipe = training(small, weighed(name), lora, method=method, rlhf=rlhf, steps=3)
+    recipe = training(tiny_recipe, weighed(name), lora, method=method, rlhf=rlhf, steps=3)
 
     class Crash(Exception):
         pass
@@ -340,17 +342,17 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bytes(
     for path in whole.iterdir():
         assert (cut / path.name).read_bytes() == path.read_bytes(), path.name
     # Another training continues it, in its own shape.
-    further = training(small, recipe.model.model, {}, start=str(whole), steps=1)
+    further = training(tiny_recipe, recipe.model.model, {}, start=str(whole), steps=1)
     check(further)
     with RunFolder(tmp_path / "further", further) as run:
         config = json.loads((carry_out(run, "train") / "adapter_config.json").read_text())
     assert config == json.loads((whole / "adapter_config.json").read_text())
 
 
-def test_adapters_that_no_gradient_reaches_are_reported(small, weighed, tmp_path, caplog):
+def test_adapters_that_no_gradient_reaches_are_reported(tiny_recipe, weighed, tmp_path, caplog):
     # What these give is multiplied by a weight that is zero in a new model.
     lora = {"targets": ["q_proj", "per_layer_projection"]}
-    recipe = training(small, weighed("gemma3n_text"), lora)
+    recipe = training(tiny_recipe, weighed("gemma3n_text"), lora)
     with RunFolder(tmp_path / "run", recipe) as run:
         carry_out(run, "train")
         log = (run.path / "run.log").read_text()

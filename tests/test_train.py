@@ -1,4 +1,4 @@
-"""Training: what is learnt and what is not, token by token, and in which order."""
+"""Training: what is learned and what is not, token by token, and in which order."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from setbacks.measure import RunInfo, measure
 from setbacks.methods import example, open_method
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
+from setbacks.methods.sft import SFT
 from setbacks.models.chat_template import encode, stop_tokens
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.prompts import fill, prompts
@@ -24,7 +25,7 @@ from setbacks.recipe import Recipe, Train
 from setbacks.records import Analysis, Message, Request
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
-from setbacks.stages.train import train
+from setbacks.stages.train import STAGE, train
 from setbacks.training import schedule
 from setbacks.training.supervised import completion_loss, example_row
 
@@ -37,7 +38,7 @@ TEXTS = [
 
 
 def analysis(instruction, response, text, harmful=True, **more):
-    told = {
+    data = {
         "id": "1",
         "response_id": "2",
         "candidate": 0,
@@ -48,7 +49,7 @@ def analysis(instruction, response, text, harmful=True, **more):
         "analyst": "m",
     }
     return Analysis(
-        instruction=instruction, response=response, text=text, harmful=harmful, **told | more
+        instruction=instruction, response=response, text=text, harmful=harmful, **data | more
     )
 
 
@@ -218,24 +219,24 @@ shapes = given(
 
 @shapes
 def test_every_example_is_seen_once_an_epoch_in_full_steps(lengths, epochs, batch_size, seed):
-    told = Train(epochs=epochs, batch_size=batch_size)
-    steps = schedule(lengths, told, seed)
+    data = Train(epochs=epochs, batch_size=batch_size)
+    steps = schedule(lengths, data, seed)
     seen = Counter(index for step in steps for index in step)
     assert seen == dict.fromkeys(range(len(lengths)), epochs)
     assert all(len(step) == batch_size for step in steps[:-1])
     assert 0 < len(steps[-1]) <= batch_size
-    assert steps == schedule(lengths, told, seed)
+    assert steps == schedule(lengths, data, seed)
 
 
 def test_steps_hold_examples_of_like_length_in_a_random_order():
     lengths = [n * 37 % 401 for n in range(800)]
-    told = Train(epochs=1)
-    steps = schedule(lengths, told, 0)
+    data = Train(epochs=1)
+    steps = schedule(lengths, data, 0)
     spread = [max(map(lengths.__getitem__, s)) - min(map(lengths.__getitem__, s)) for s in steps]
     assert sum(spread) / len(spread) < 60, "by chance it is about 310"
     first = [lengths[step[0]] for step in steps]
     assert first not in (sorted(first), sorted(first, reverse=True))
-    assert steps != schedule(lengths, told, 1)
+    assert steps != schedule(lengths, data, 1)
 
 
 @given(
@@ -285,9 +286,9 @@ def digests(folder):
 
 
 def changed(recipe, train):
-    told = recipe.model_dump(mode="json")
-    told["train"] |= train
-    return Recipe.model_validate(told)
+    data = recipe.model_dump(mode="json")
+    data["train"] |= train
+    return Recipe.model_validate(data)
 
 
 def curve_of(folder):
@@ -308,7 +309,7 @@ LONG = "<an answer>" * 30
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "rlhf"])
-def test_examples_that_are_cut_or_left_out_are_counted(small, tmp_path, caplog, method):
+def test_examples_that_are_cut_or_left_out_are_counted(tiny_recipe, tmp_path, caplog, method):
     rows = [
         {"instruction": f"<q {i}>", "answer": f"<answer {i}>", "response": f"<bad {i}>"}
         for i in range(6)
@@ -317,9 +318,12 @@ def test_examples_that_are_cut_or_left_out_are_counted(small, tmp_path, caplog, 
     rows[3]["instruction"] = LONG
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = {"method": method, "steps": 1, "max_length": 128, "rlhf": {"max_new_tokens": 4}}
-    told |= {"safe": [str(path)], "helpful": [], "pairs": [str(path)]}
-    with RunFolder(tmp_path / "run", changed(small(8), told)) as folder, Session(folder) as run:
+    data = {"method": method, "steps": 1, "max_length": 128, "rlhf": {"max_new_tokens": 4}}
+    data |= {"safe": [str(path)], "helpful": [], "pairs": [str(path)]}
+    with (
+        RunFolder(tmp_path / "run", changed(tiny_recipe(8), data)) as folder,
+        Session(folder) as run,
+    ):
         train(run, [])
     said = (
         "train: 3 of 6 examples are longer than train.max_length (128 tokens): 2 were cut and have "
@@ -346,7 +350,9 @@ def test_a_report_says_what_was_cut():
     assert found(spent) == found(None) == []
 
 
-def test_rlhf_draws_responses_that_end_where_answers_end(small, other_eos, tmp_path, monkeypatch):
+def test_rlhf_draws_responses_that_end_where_answers_end(
+    tiny_recipe, other_eos, tmp_path, monkeypatch
+):
     from transformers import AutoTokenizer
     from trl import RLOOTrainer
 
@@ -357,13 +363,30 @@ def test_rlhf_draws_responses_that_end_where_answers_end(small, other_eos, tmp_p
         ends.extend(self.eos_token_ids)
 
     monkeypatch.setattr(RLOOTrainer, "__init__", watched)
-    recipe = changed(small(8), {"method": "rlhf", "steps": 1, "rlhf": {"max_new_tokens": 4}})
-    told = recipe.model_dump(mode="json")
-    told["model"]["model"] = str(other_eos)
-    with RunFolder(tmp_path / "run", Recipe.model_validate(told)) as run:
+    recipe = changed(tiny_recipe(8), {"method": "rlhf", "steps": 1, "rlhf": {"max_new_tokens": 4}})
+    data = recipe.model_dump(mode="json")
+    data["model"]["model"] = str(other_eos)
+    with RunFolder(tmp_path / "run", Recipe.model_validate(data)) as run:
         carry_out(run, "train")
     both = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|pad|>"])
     assert {*ends} == stop_tokens(None, tokenizer) == {*both}
+
+
+def test_what_only_an_interrupted_training_needs_is_deleted_when_it_is_done(
+    open_session, monkeypatch
+):
+    class InTwoSteps(SFT):
+        temporary = ("first_step",)
+
+        def fit(self, run, examples, adapter):
+            for folder in (run.path / "first_step", adapter):
+                folder.mkdir()
+            return 0
+
+    monkeypatch.setattr("setbacks.stages.train.open_method", lambda recipe: InTwoSteps())
+    run = open_session()
+    assert train(run, []).exists() and not (run.path / "first_step").exists()
+    assert "first_step" in STAGE.more_outputs(run.recipe)  # an interrupted one is set aside
 
 
 @pytest.mark.slow
@@ -408,12 +431,12 @@ METHODS = ("mistake_analysis", "dpo", "rlhf")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_way_of_training_goes_on_from_an_adapter(small, lora_of_tiny, tmp_path, method):
+def test_every_way_of_training_goes_on_from_an_adapter(tiny_recipe, lora_of_tiny, tmp_path, method):
     from safetensors.torch import load_file
 
     still = {"method": method, "start": str(lora_of_tiny), "learning_rate": 1e-12, "steps": 1}
     still["rlhf"] = {"max_new_tokens": 4}
-    with RunFolder(tmp_path / "run", changed(small(8), still)) as run:
+    with RunFolder(tmp_path / "run", changed(tiny_recipe(8), still)) as run:
         made = load_file(carry_out(run, "train") / "adapter_model.safetensors")
     given = load_file(lora_of_tiny / "adapter_model.safetensors")
     assert made.keys() == given.keys()
@@ -424,11 +447,11 @@ def test_every_way_of_training_goes_on_from_an_adapter(small, lora_of_tiny, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_one_that_went_on_from_an_adapter_and_is_cut_off_ends_with_the_same_weights(
-    small, lora_of_tiny, tmp_path, method
+    tiny_recipe, lora_of_tiny, tmp_path, method
 ):
-    told = {"method": method, "start": str(lora_of_tiny), "steps": 3, "checkpoint_every": 1}
-    told |= {"learning_rate": 0.01, "rlhf": {"max_new_tokens": 4}}
-    recipe = changed(small(8), told)
+    data = {"method": method, "start": str(lora_of_tiny), "steps": 3, "checkpoint_every": 1}
+    data |= {"learning_rate": 0.01, "rlhf": {"max_new_tokens": 4}}
+    recipe = changed(tiny_recipe(8), data)
     with RunFolder(tmp_path / "whole", recipe) as run:
         carry_out(run, "train")
 
@@ -447,8 +470,8 @@ def test_one_that_went_on_from_an_adapter_and_is_cut_off_ends_with_the_same_weig
     assert digests(tmp_path / "cut" / "adapter") == digests(tmp_path / "whole" / "adapter")
 
 
-def test_an_adapter_to_go_on_from_is_looked_up_before_anything_is_drawn(small, tmp_path):
-    recipe = changed(small(8), {"start": str(tmp_path / "nothing")})
+def test_an_adapter_to_go_on_from_is_looked_up_before_anything_is_drawn(tiny_recipe, tmp_path):
+    recipe = changed(tiny_recipe(8), {"start": str(tmp_path / "nothing")})
     with pytest.raises(InputError, match=r"nothing: not an adapter"):
         check(recipe)
 
@@ -491,13 +514,13 @@ def test_a_training_that_diverges_is_told_and_leaves_no_adapter(tmp_path, sft):
 
 
 @pytest.mark.parametrize("method", ["mistake_analysis", "dpo"])
-def test_an_example_beyond_the_models_context_is_told(small, model_of, tmp_path, method):
+def test_an_example_beyond_the_models_context_is_told(tiny_recipe, model_of, tmp_path, method):
     """Learned positions end there: an index error in the middle of a step would not say so."""
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4}
-    told = small(6).model_dump(mode="json")
-    told["model"]["model"] = str(model_of("gpt2", sizes=sizes, n_positions=64))
-    told["train"] |= {"method": method}
-    recipe = Recipe.model_validate(told)
+    data = tiny_recipe(6).model_dump(mode="json")
+    data["model"]["model"] = str(model_of("gpt2", sizes=sizes, n_positions=64))
+    data["train"] |= {"method": method}
+    recipe = Recipe.model_validate(data)
     with RunFolder(tmp_path / "run", recipe) as folder, Session(folder) as run:
         examples = [
             example("pair", "<q> " * 20, "<a> " * 20, [], rejected="<b> " * 20),

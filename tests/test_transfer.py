@@ -61,10 +61,10 @@ def test_too_few_analyses_of_a_group_are_told(recipe, sorted_data, tmp_path):
         carry_out("transfer", asking(recipe, few, many), tmp_path / "t")
 
 
-def test_training_is_on_the_categories_named_and_on_all_benign_responses(opened, monkeypatch):
+def test_training_is_on_the_categories_named_and_on_all_benign_responses(open_session, monkeypatch):
     from setbacks.training import supervised
 
-    run = opened(train={"categories": ["theft"], "mix": {"helpful": 0}})
+    run = open_session(train={"categories": ["theft"], "mix": {"helpful": 0}})
     monkeypatch.setattr(supervised, "fit", lambda run, examples, adapter: 0)
     rows = [
         Analysis(
@@ -75,8 +75,8 @@ def test_training_is_on_the_categories_named_and_on_all_benign_responses(opened,
         for category, harmful in (("theft", True), ("fraud", True), ("games", False))
     ]  # fmt: skip
     train(run, rows)
-    learnt = {e.completion for e in run.records("training.jsonl", Example)}
-    assert learnt == {"<theft>", "<games>"}
+    learned = {e.completion for e in run.records("training.jsonl", Example)}
+    assert learned == {"<theft>", "<games>"}
 
 
 A, B = Arm.of_method("on_a"), Arm.of_method("on_b")

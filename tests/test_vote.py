@@ -77,9 +77,11 @@ def llm(model):
     return {"judge": "llm", "name": model, "engine": {"model": model, "engine": "rules"}}
 
 
-def test_a_run_counts_what_its_judges_said(opened, rules):
+def test_a_run_counts_what_its_judges_said(open_session, fake_engine):
     vote = {"judge": "vote", "of": ["praiser", "scolder", "again"]}
-    run = opened(judges=[llm("praiser"), llm("scolder"), llm("scolder") | {"name": "again"}, vote])
+    run = open_session(
+        judges=[llm("praiser"), llm("scolder"), llm("scolder") | {"name": "again"}, vote]
+    )
     verdicts = judge(run, respond(run, run.path / "adapter"))
     for (arm, name), made in verdicts.items():
         if name == "vote":
@@ -87,8 +89,8 @@ def test_a_run_counts_what_its_judges_said(opened, rules):
             assert {v.harmless_score for v in made} == {4.0}, "of 10, 1 and 1"
             path = run.path / "verdicts" / f"{arm}.vote.jsonl"
             assert json.loads(path.read_text().splitlines()[0])["judge"] == "vote"
-    rules.asked.clear()
-    assert judge(run, respond(run, run.path / "adapter")) == verdicts and not rules.asked
+    fake_engine.batches.clear()
+    assert judge(run, respond(run, run.path / "adapter")) == verdicts and not fake_engine.batches
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_a_recipe_of_an_earlier_version_holds_the_options_of_all_judges():
     assert Recipe.parse(retries, "a recipe") == Recipe()
 
 
-def test_a_judge_that_needs_probabilities_is_told_before_a_run_begins(rules):
+def test_a_judge_that_needs_probabilities_is_told_before_a_run_begins(fake_engine):
     engine = Engine(model="talker", engine="rules")
     with pytest.raises(InputError, match="gives no token probabilities"):
         check_judge(JudgeSpec(judge="llm", verdict="probability", engine=engine))

@@ -42,8 +42,8 @@ def parameters(names):
     return [pytest.param(name, marks=marks[zoo.ZOO[name].every_run]) for name in names]
 
 
-WORKING = parameters(name for name, told in zoo.ZOO.items() if told.refused is None)
-REFUSED = parameters(name for name, told in zoo.ZOO.items() if told.refused is not None)
+WORKING = parameters(name for name, data in zoo.ZOO.items() if data.refused is None)
+REFUSED = parameters(name for name, data in zoo.ZOO.items() if data.refused is not None)
 
 
 @pytest.fixture(scope="module", params=WORKING)
@@ -93,7 +93,7 @@ class Plain:
 
     def writes(self, text):
         """The answer and how it ends; None where two tokens are as likely as each other."""
-        ids, written = zoo.asked(text), []
+        ids, written = zoo.prompt_ids(text), []
         for _ in range(NEW):
             logits = self.logits(ids + written)[-1]
             (first, second), (token, _) = (top.tolist() for top in logits.topk(2))
@@ -109,10 +109,10 @@ class Plain:
         """How likely the answer goes on with each option, if with one of them."""
         import torch
 
-        start = len(zoo.asked(text, begun))
+        start = len(zoo.prompt_ids(text, begun))
         logs = []
         for option in options:
-            ids = zoo.asked(text, begun + option)
+            ids = zoo.prompt_ids(text, begun + option)
             each = self.logits(ids).log_softmax(dim=-1)
             logs.append(sum(float(each[n - 1, ids[n]]) for n in range(start, len(ids))))
         return torch.tensor(logs).softmax(dim=0).tolist()
@@ -134,7 +134,7 @@ def agree(engine, plain, texts):
 
 def test_a_token_depends_on_what_is_far_before_it(plain):
     """Else nothing below could fail: the models of the zoo have to be worth asking."""
-    ids = zoo.asked(TEXTS[-1])
+    ids = zoo.prompt_ids(TEXTS[-1])
     other = [*ids[:-12], *ids[-20:-12], *ids[-4:]]
     here, there = plain.logits(ids)[-1], plain.logits(other)[-1]
     assert float((here - there).abs().max()) > 0.1 * float(here.std())
@@ -196,7 +196,7 @@ def recipe(folder, place):
     ]
     data = place / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = {
+    values = {
         "model": {"model": str(folder), "dtype": "float32", "device": "cpu", "batch_size": 4},
         "instructions": [str(data)],
         "induce": {"source": "existing", "existing": [str(data)]},
@@ -226,7 +226,7 @@ def recipe(folder, place):
         },
         "judges": [{"judge": "refusal"}],
     }
-    return Recipe.model_validate(told)
+    return Recipe.model_validate(values)
 
 
 def lines(path):
@@ -255,7 +255,7 @@ def test_merged_is_beside(run, spec):
     """An adapter merged into the weights gives the logits that it gives beside them."""
     import torch
 
-    ids = torch.tensor([zoo.asked(TEXTS[-1])])
+    ids = torch.tensor([zoo.prompt_ids(TEXTS[-1])])
     with torch.inference_mode():
         base, beside, within = (
             make().eval()(input_ids=ids, use_cache=False).logits
@@ -281,7 +281,7 @@ def test_an_export_writes_what_the_run_wrote(architecture, run, folder, tmp_path
     assert not found["missing_keys"] and not found["unexpected_keys"]
     exported = Plain(loader, whole)
     for row in lines(run / "responses/mistake_analysis.jsonl"):
-        ids = torch.tensor([zoo.asked(row["instruction"])])
+        ids = torch.tensor([zoo.prompt_ids(row["instruction"])])
         out = model.eval().generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
         )
@@ -349,7 +349,9 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_wrong_is_refused_in_one_line(name, typed, tmp_path, record_property):
+def test_what_would_be_wrong_is_refused_in_one_line(
+    name, cli_in_process, tmp_path, record_property
+):
     """Before the model is asked anything: at most the mistakes that are in the data are there."""
     folder = zoo.build(name, tmp_path / name)
     (tmp_path / "recipe.yaml").write_text(recipe(folder, tmp_path).to_yaml())
@@ -358,7 +360,7 @@ def test_what_would_be_wrong_is_refused_in_one_line(name, typed, tmp_path, recor
         ("evaluate", folder, "--suite", suite, "--judge", "refusal", "--out", "evaluation"),
         ("run", "recipe.yaml", "--out", "run"),
     ):
-        ended = typed(*words)
+        ended = cli_in_process(*words)
         *_, line = ended.stderr.splitlines()  # what comes before is progress: 0 of so many
         assert ended.returncode == 2 and line.startswith("setbacks: "), ended.stderr
         assert str(folder) in line and zoo.ZOO[name].refused in line

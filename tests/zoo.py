@@ -183,9 +183,9 @@ MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 SEES_IMAGES = "AutoModelForImageTextToText"
 
 
-def rope(kind: str, **told: Any) -> dict[str, Any]:
+def rope(kind: str, **overrides: Any) -> dict[str, Any]:
     """Return a config's rotary positions."""
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **told}}
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **overrides}}
 
 
 A = Architecture
@@ -1042,17 +1042,17 @@ def build(name: str, folder: Path) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    told = ZOO[name]
+    data = ZOO[name]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(told.model_type, **told.config)
-    model = told.loader.from_config(config, dtype=torch.float32).eval()
+    config = AutoConfig.for_model(data.model_type, **data.config)
+    model = data.loader.from_config(config, dtype=torch.float32).eval()
     _scale(model)
-    if told.refused is None:
+    if data.refused is None:
         model.generation_config.pad_token_id = PAD
         model.generation_config.eos_token_id = sorted({EOS, *_ends(model)})
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    if told.auto == SEES_IMAGES:  # what its images go through is published beside it
+    if data.auto == SEES_IMAGES:  # what its images go through is published beside it
         for part in ("preprocessor", "processor"):
             (folder / f"{part}_config.json").write_text("{}\n")
     return folder
@@ -1096,7 +1096,7 @@ def _written(model: Any, text: str, length: int) -> list[int]:
     """Return the tokens that a model writes to a text, one row, without a cache."""
     import torch
 
-    ids = asked(text)
+    ids = prompt_ids(text)
     start = len(ids)
     with torch.inference_mode():
         for _ in range(length):
@@ -1105,7 +1105,7 @@ def _written(model: Any, text: str, length: int) -> list[int]:
     return ids[start:]
 
 
-def asked(text: str, begun: str = "") -> list[int]:
+def prompt_ids(text: str, begun: str = "") -> list[int]:
     """Return the ids of a user's text in the template, and of how the answer begins."""
     turns = [{"role": "user", "content": text}]
     prompt = tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

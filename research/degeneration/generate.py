@@ -25,12 +25,12 @@ NEW_TOKENS = {"en": 72, "zh": 64}
 
 
 class Way(NamedTuple):
-    """One way to make answers: a model, what it is told, how it was trained, and how many."""
+    """One way to make answers: a model, its prompt, how it was trained, and how many."""
 
     name: str
     model: str
     answers: int
-    told: str = ""  # the key of a prompt that is put around the instruction
+    template: str = ""  # the key of a prompt that is put around the instruction
     temperature: float = 0.0
     rate: float = 0.0  # learning rate of the adapter; 0: none
     steps: int = 0
@@ -69,24 +69,24 @@ def engine_of(model: str) -> Engine:
     return Engine(model=model, chat_template="own" if model == SMOLLM else "alpaca", batch_size=16)
 
 
-def asked(language: str) -> list[str]:
+def benign_prompts(language: str) -> list[str]:
     """Return the benign prompts of a language, in a random order that is always the same."""
     sets = {"en": ["builtin:helpful", "builtin:safe"], "zh": ["builtin:safe_zh"]}[language]
-    found = [x.text for name in sets for x in instructions([Source(source=name)])]
+    texts = [x.text for name in sets for x in instructions([Source(source=name)])]
     if language == "zh":
-        found += (HERE / "prompts-zh.txt").read_text(encoding="utf-8").splitlines()
-    random.Random(0).shuffle(found)
-    return found
+        texts += (HERE / "prompts-zh.txt").read_text(encoding="utf-8").splitlines()
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def answers(language: str, folder: Path) -> Iterator[dict[str, str]]:
-    """Yield each answer with its prompt, what the model was told, and how it was made."""
-    texts = asked(language)
+    """Yield each answer with its prompt, the key of its template, and what generated it."""
+    texts = benign_prompts(language)
     at = 0
     for way in WAYS[language]:
         chosen = [texts[(at + i) % len(texts)] for i in range(way.answers)]
         at += way.answers
-        template = prompts(language).get(way.told, "{instruction}")
+        template = prompts(language).get(way.template, "{instruction}")
         if not isinstance(template, str):
             template = template["prompt"]
         requests = [
@@ -102,11 +102,11 @@ def answers(language: str, folder: Path) -> Iterator[dict[str, str]]:
             max_new_tokens=NEW_TOKENS[language], temperature=way.temperature, top_k=200
         )
         for batch in engine.plan(requests):
-            made = engine.generate([requests[i] for i in batch], sampling, adapter)
-            for i, completion in zip(batch, made, strict=True):
+            completions = engine.generate([requests[i] for i in batch], sampling, adapter)
+            for i, completion in zip(batch, completions, strict=True):
                 yield {
                     "prompt": chosen[i],
-                    "told": way.told,
+                    "told": way.template,
                     "answer": completion.text,
                     "made": f"{way.model} {way.name}",
                 }

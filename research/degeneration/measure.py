@@ -37,10 +37,10 @@ def rows_of(language: str, split: str | None = None) -> list[dict[str, Any]]:
     return [row for row in rows if split in (None, row["split"])]
 
 
-def found_in(row: Row) -> str | None:
+def reason_of(row: Row) -> str | None:
     """Return the reason that the detector gives for an answer, if any."""
-    found = detect(row["answer"], row["prompt"], guidance())
-    return found.reason if found else None
+    result = detect(row["answer"], row["prompt"], guidance())
+    return result.reason if result else None
 
 
 def share(values: Iterable[bool]) -> dict[str, Any]:
@@ -51,22 +51,30 @@ def share(values: Iterable[bool]) -> dict[str, Any]:
 
 def scores(rows: Sequence[Row]) -> dict[str, Any]:
     """Return precision and recall of the detector; what it gives as the reason does not count."""
-    pairs = [(row["label"], found_in(row)) for row in rows]
+    pairs = [(row["label"], reason_of(row)) for row in rows]
     return {
         "answers": len(rows),
         "degenerate": sum(label in REASONS for label, _ in pairs),
-        "precision": share(label in REASONS for label, found in pairs if found),
-        "recall": share(found is not None for label, found in pairs if label in REASONS),
+        "precision": share(label in REASONS for label, reason_given in pairs if reason_given),
+        "recall": share(
+            reason_given is not None for label, reason_given in pairs if label in REASONS
+        ),
         "recall_by_label": {
-            reason: share(found is not None for label, found in pairs if label == reason)
+            reason: share(
+                reason_given is not None for label, reason_given in pairs if label == reason
+            )
             for reason in REASONS
         },
         "precision_by_reason": {
-            reason: share(label in REASONS for label, found in pairs if found == reason)
+            reason: share(
+                label in REASONS for label, reason_given in pairs if reason_given == reason
+            )
             for reason in REASONS
         },
         # Nonsense without repetition: nothing here looks for it.
-        "nonsense_flagged": share(bool(found) for label, found in pairs if label == "nonsense"),
+        "nonsense_flagged": share(
+            bool(reason_given) for label, reason_given in pairs if label == "nonsense"
+        ),
     }
 
 

@@ -206,8 +206,8 @@ def _parallel(place: str, lists: dict[str, list[Any]]) -> Iterator[dict[str, Any
     """Yield the rows of {"instructions": [...], "tags": [...]}, lists of the same length."""
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{show(name)} has {length}" for name, length in lengths.items())
-        raise bad(f"{place}: its lists must have the same length, but {found}")
+        listed = ", ".join(f"{show(name)} has {length}" for name, length in lengths.items())
+        raise bad(f"{place}: its lists must have the same length, but {listed}")
     for values in zip(*lists.values(), strict=True):
         yield dict(zip(lists, values, strict=True))
 

@@ -66,7 +66,9 @@ def truth(field: str, value: object, opposite: bool = False) -> bool | None:
     if word not in yes | no:
         raise ValueError(f"{field} is {show(value)}; it must be true or false")
     if opposite:  # in a field "is_safe", the word "safe" does not mean harmful
-        raise ValueError(f'{field} is {show(value)}, which needs no "not"; map the field without')
+        raise ValueError(
+            f'{field} is {show(value)}, which "not" cannot reverse; map the field without it'
+        )
     return word in yes
 
 

@@ -245,7 +245,7 @@ def _named(kind: str, known: Mapping[str, Any], source: str) -> Any:
     """Look up "kind:name" among what is known."""
     name = source.removeprefix(f"{kind}:")
     if name not in known:
-        raise bad(f'no {kind} "{name}".{nearest(name, known)} There are: {", ".join(known)}')
+        raise bad(f'unknown {kind} "{name}".{nearest(name, known)} Available: {", ".join(known)}')
     return known[name]
 
 

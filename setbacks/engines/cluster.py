@@ -61,7 +61,7 @@ class ClusterOptions(VLLMOptions):
     @model_validator(mode="after")
     def _vllm_inside(self) -> Self:
         if self.vllm is not None and (self.ray is None or self.ray.engine != "vllm"):
-            raise ValueError("vllm goes with ray.engine: vllm")
+            raise ValueError("the section vllm needs ray.engine: vllm")
         return self
 
 

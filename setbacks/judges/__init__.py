@@ -56,7 +56,7 @@ class Bench(Protocol):
     recipe: Recipe
 
     def engine(self, spec: Any) -> Engine:
-        """Open an engine once, and give the same one to every judge that asks."""
+        """Return an engine; it is opened once for all judges."""
         ...
 
     def verdicts(self, judge: str) -> Mapping[str, Verdict]:
@@ -71,8 +71,8 @@ class Judge(ABC):
 
     Attributes:
         Options: the section of a recipe that names a judge, with the judge's own options added.
-        gives: keys of `setbacks.measure.metrics.METRICS` that the judge is there to give, so that a
-            report can warn if it gave none; None: whatever it gave.
+        gives: keys of `setbacks.measure.metrics.METRICS` that the judge should give, so that a
+            report can warn about missing ones; None: any.
         embedded: name of an embedded model that the judge reads with, if any. It is unpacked
             before a run begins.
         needs_engine: whether the judge asks a model: its own `engine`, or else the recipe's model.
@@ -236,7 +236,7 @@ def gives(spec: JudgeSpec, recipe: Recipe) -> frozenset[str] | None:
         recipe: the recipe, which also names the judges that a vote counts.
 
     Raises:
-        InputError: there is no such judge, or it declares an unknown metric.
+        InputError: the judge is unknown, or declares an unknown metric.
     """
     declared = judge_class(spec).given(spec, recipe)
     if declared is None:
@@ -253,7 +253,7 @@ def check_judge(spec: JudgeSpec) -> type[Judge]:
     """Return the class of the judge that a spec names.
 
     Raises:
-        InputError: there is none of that name, or it cannot work with its options.
+        InputError: the judge is unknown, or cannot work with its options.
     """
     kind = judge_class(spec)
     kind.check(spec)
@@ -273,7 +273,7 @@ def judge_class(spec: JudgeSpec) -> type[Judge]:
     """Return the class of the judge that a spec names, unchecked.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: the judge is unknown.
     """
     kind: type[Judge] = plugin("judges", spec.judge)
     return kind

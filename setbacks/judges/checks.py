@@ -1,8 +1,7 @@
-"""Checks of what a model wrote for its own training: form, harm, and refusal.
+"""Checks of texts that a model wrote for its own training: form, harm, and refusal.
 
-The form is checked first, since a judge can take a text that says nothing for a harmless one. The
-judge is asked as it is about answers to harmful prompts: of those alone every judge says whether
-they are harmful.
+The form is checked first, since a judge can take a text without content for a harmless one. The
+judge rates texts like answers to harmful prompts, the only ones that every judge rates for harm.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from setbacks.text import whole_sentences
 
 
 class Check(NamedTuple):
-    """What was found of one text, and what of it can be learned."""
+    """The outcome for one text, and the part of it that can be learned."""
 
     answer: str
     outcome: Checked
 
 
 class Checker:
-    """A judge that looks at texts before the model is trained on them.
+    """A judge that checks texts before the model is trained on them.
 
     Args:
-        spec: the judge; None takes the default one.
+        spec: the judge; None takes the default judge.
         bench: where the judge works, such as a run's session.
     """
 
@@ -53,36 +52,36 @@ class Checker:
             items: the texts, as responses.
             declines: whether a text must refuse its instruction; if not, it must not.
             max_harmful: highest probability of harm.
-            guidance: what the model was told besides each instruction, which it must not repeat.
+            guidance: the guidance in each prompt, which a text must not repeat.
         """
-        told = guidance or [""] * len(items)
-        made = [form(item, said) for item, said in zip(items, told, strict=True)]
-        fit = [index for index, check in enumerate(made) if check.outcome == "kept"]
-        shown = [items[index]._replace(response=made[index].answer) for index in fit]
+        checks = [form(*pair) for pair in zip(items, guidance or [""] * len(items), strict=True)]
+        fit = [index for index, check in enumerate(checks) if check.outcome == "kept"]
+        shown = [items[index]._replace(response=checks[index].answer) for index in fit]
         for index, opinion in zip(fit, self._opinions(shown), strict=True):
             if _harm(opinion) > max_harmful:
-                made[index] = made[index]._replace(outcome="harmful")
+                checks[index] = checks[index]._replace(outcome="harmful")
             elif bool(opinion.refused) != declines:
-                made[index] = made[index]._replace(outcome="compliance" if declines else "refusal")
-        return made
+                outcome: Checked = "compliance" if declines else "refusal"
+                checks[index] = checks[index]._replace(outcome=outcome)
+        return checks
 
     def harm(self, items: Sequence[Item]) -> list[float]:
-        """Return how likely each text of one planned batch is harmful; 0 where there is no text."""
+        """Return the probability of harm of each text of one planned batch; 0 for an empty text."""
         return [_harm(opinion) for opinion in self._opinions(items)]
 
     def _opinions(self, items: Sequence[Item]) -> list[Opinion]:
-        found: dict[int, Opinion] = {}
+        by_index: dict[int, Opinion] = {}
         for batch in self._judge.plan(items):
-            asked = [items[index] for index in batch]
-            found.update(zip(batch, opinions(self._judge, asked, self._name), strict=True))
-        return [found[index] for index in range(len(items))]
+            chosen = [items[index] for index in batch]
+            by_index.update(zip(batch, opinions(self._judge, chosen, self._name), strict=True))
+        return [by_index[index] for index in range(len(items))]
 
 
 def check_checker(spec: JudgeSpec, recipe: Recipe) -> None:
-    """Look, before any work, whether a judge says what the checks ask.
+    """Check, before any work, that a judge rates texts for harm.
 
     Raises:
-        InputError: it does not say whether a text is harmful.
+        InputError: it does not.
     """
     metrics = gives(spec, recipe)
     if metrics is not None and "harmless_rate" not in metrics:
@@ -98,16 +97,16 @@ def _harm(opinion: Opinion) -> float:
 
 
 def form(item: Item, guidance: str = "") -> Check:
-    """Check the form of a text: it says something, ends a sentence, and did not fall apart.
+    """Check the form of a text: it has content, ends a sentence, and is not degenerate.
 
     Args:
         item: the text, as a response.
-        guidance: what the model was told besides the instruction.
+        guidance: the guidance in the prompt.
     """
     if substance(item.response, item.finish) != "text":
         return Check("", "refusal" if item.finish in ("filter", "refusal") else "empty")
     learned = answer(item.response).strip()
-    if item.finish == "length":  # what the model ended by itself needs no mark at its end
+    if item.finish == "length":  # a text that the model ended by itself needs no period
         learned = whole_sentences(learned)
     if not learned:
         return Check("", "unfinished")

@@ -57,7 +57,7 @@ class Guard(Judge):
         return self.engine.plan([_request(item, {}) for item in items])
 
     def judge(self, items: Sequence[Item]) -> list[Opinion]:
-        """Ask every question on a batch; a response is harmful if one answer says so."""
+        """Ask every question about a batch; a response is harmful if one answer says so."""
         by_question = [
             self._ask(items, category, template) for category, template in self.questions.items()
         ]
@@ -85,7 +85,7 @@ class Guard(Judge):
     def _ask(
         self, items: Sequence[Item], category: str, template: Mapping[str, Any]
     ) -> list[Opinion]:
-        """Put one question to a batch."""
+        """Ask one question about a batch."""
         requests = [_request(item, template) for item in items]
         completions = self.engine.generate(requests, Sampling(max_new_tokens=self.longest))
         opinions = [self.read(completion.text) for completion in completions]
@@ -187,7 +187,7 @@ class Qwen3Guard(Guard):
 
 
 class ShieldGemma(Guard):
-    """ShieldGemma: does the response violate a principle? It is asked about four, one at a time.
+    """ShieldGemma: does the response violate a principle? It judges four, one at a time.
 
     Source: the model card (ai.google.dev/responsible) for the principles and the score, which is
     Yes against No; arXiv 2407.21772, section 5, for the greatest of all as the overall score.

@@ -40,7 +40,7 @@ TASKS = ("harmful", "refused", "helpful")
 LAYERS = (16, 18, 20)  # of 30; the last layers represent the next token
 INSTRUCTION_TOKENS = 256  # longer ones lose their middle
 RESPONSE_TOKENS = 256  # longer ones are cut
-# The features that a head was fitted on; a head for others is refused.
+# The features that a head was fitted on; other heads are rejected.
 FEATURES = {
     "model": "SmolLM2-135M-Instruct",
     "layers": ",".join(map(str, LAYERS)),
@@ -96,7 +96,7 @@ class Probe(Judge):
         super().check(spec)
         if not _heads_of(spec).is_file():
             raise InputError(
-                f"{spec.heads}: no such file; `setbacks calibrate probe --fit LABELS` fits heads"
+                f"{spec.heads}: file not found; `setbacks calibrate probe --fit LABELS` fits heads"
             )
 
     @classmethod
@@ -158,11 +158,11 @@ def _heads_of(spec: ProbeOptions) -> Path:
 
 
 def features(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Return what the embedded model holds of each response and of its instruction.
+    """Return the embedded model's features of each response and its instruction.
 
     The means of the hidden states of `LAYERS`, over the response's tokens (end of turn included)
     and over the instruction's. The response attends to the instruction: its half says how it
-    answers, the other what was asked.
+    answers, the other half what the question is.
 
     Args:
         pairs: instructions with their responses, a batch that fits in memory at once.
@@ -269,8 +269,8 @@ def fit(
     A logistic regression on features scaled to unit variance, then Platt scaling: the score of a
     row that was fitted is overconfident, so the scores to calibrate come from folds that were held
     out with all the rows of their groups. Within each source both labels weigh the same, so that a
-    probability is one for a response of which nothing is known: how rare harm was in the data says
-    nothing of the model to be judged.
+    probability assumes that both are equally likely: how rare harm was in the data says nothing
+    about the model to judge.
 
     Args:
         x: features, shape (n, d).
@@ -351,7 +351,7 @@ def load(file: Path = HEADS) -> dict[str, Head]:
     """Read the heads of a file that `save` wrote.
 
     Raises:
-        SetbacksError: there is no such file, or it is broken, or its heads read other features.
+        SetbacksError: the file is missing or broken, or its heads read other features.
     """
     from safetensors import SafetensorError, safe_open
 

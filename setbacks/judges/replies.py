@@ -16,7 +16,7 @@ from setbacks.measure.substance import answer
 
 T = TypeVar("T")
 
-# What may stand around a word that a guard model writes.
+# Decoration around a word that a guard model writes.
 MARKS = r"""[\s*_`"'#>-]*"""
 END = r"(?![a-z0-9])"  # of that word: not a mark of emphasis, which an underscore can be
 
@@ -24,7 +24,7 @@ END = r"(?![a-z0-9])"  # of that word: not a mark of emphasis, which an undersco
 _ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | dict.fromkeys(
     map(ord, "⁄∕"), "/"
 )
-# Marks of a final answer stand for the word before it: [[9]], \boxed{9}, <rating>9</rating>.
+# Marks of a final answer count as the word before them: [[9]], \boxed{9}, <rating>9</rating>.
 _FINAL = re.compile(r"\[\[|\\boxed\s*\{|<\s*(?:rating|better)\s*>", re.IGNORECASE)
 _TAGS = re.compile(r"</?[a-z][^<>\n]*>", re.IGNORECASE)
 _DECORATION = re.compile(r"[*_`\"'“”‘’$\\{}\[\]#]")
@@ -49,7 +49,7 @@ _SCALES = re.compile(
     rf"|满分\s*[:=]?\s*(?P<d>{_NUMBER})|(?P<e>[0-9]+)\s*分制",
     re.IGNORECASE,
 )
-# What follows a number that is no rating by itself: a unit, a range, another number.
+# What follows a number that is not a rating: a unit, a range, another number.
 _GOES_ON = re.compile(
     r"\s*[)>]?\s*(?:[%/0-9★⭐°]|percent\b|stars?\b|out\s+of\b(?!\s*ten\b)|[-–—~〜]\s*[0-9]|,\s*[0-9])"
     r"|[a-z]"
@@ -73,7 +73,7 @@ _BOTH = re.compile(rf"\s*(?:[,/&=+]|or\b|and\b|和|或|与)\s*{_ONE}[AB]\b", re.
 
 
 def rating(text: str) -> int | None:
-    """Return the one rating from 1 to 10 in an answer; None where there is none, or several."""
+    """Return the one rating from 1 to 10 in an answer; None if there is none, or several."""
     text = _plain(text, "rating")
     scales = [top for match in _SCALES.finditer(text) for top in match.groups() if top]
     if not all(_TEN.fullmatch(top) for top in scales):
@@ -87,14 +87,14 @@ def better(text: str) -> str | None:
 
 
 def _plain(text: str, word: str) -> str:
-    """An answer without the thought before it, and without decoration."""
+    """Return an answer without the thought before it, and without decoration."""
     text = answer(text).translate(_ASCII)
     text = _FINAL.sub(f" {word}: ", text)
     return _DECORATION.sub(" ", _TAGS.sub(" ", text))
 
 
 def _score(match: re.Match[str]) -> int | None:
-    """The rating that stands in one place; None where it is none of 1 to 10."""
+    """Return the rating in one place; None if it is not from 1 to 10."""
     rest = match["rest"]
     if scale := _OUT_OF.match(rest):
         if not _TEN.fullmatch(scale["top"]):
@@ -107,12 +107,12 @@ def _score(match: re.Match[str]) -> int | None:
 
 
 def _choice(match: re.Match[str]) -> str | None:
-    """The response that is named in one place; None where both are, or an article stands there."""
+    """Return the response named in one place; None if both are, or if it is an article."""
     rest = match["rest"]
     return None if _BOTH.match(rest) or not _NAMED.match(rest) else match["one"].upper()
 
 
 def _only(values: Iterable[T | None]) -> T | None:
-    """The one value that is there, maybe several times; None where there are others."""
+    """Return the one value of the list, maybe repeated; None if there are others."""
     different = set(values)
     return different.pop() if len(different) == 1 else None

@@ -26,13 +26,13 @@ SPEED = {"device", "dtype", "batch_size", "cuda_graphs"}
 
 
 def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return a judge's agreement with human labels, a row per source; nothing if unmeasured.
+    """Return a judge's agreement with human labels, a row per source; empty if unmeasured.
 
     The user's calibrations come first and are marked `own`; then what comes with the judge or its
     files.
 
     Raises:
-        InputError: there is no such judge.
+        InputError: the judge is unknown.
         SetbacksError: a stored calibration is broken.
     """
     try:

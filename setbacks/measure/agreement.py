@@ -10,7 +10,7 @@ from setbacks.measure.metrics import counted
 from setbacks.measure.results import Agreement, Coefficient, PairAgreement, Task
 from setbacks.records import Arm, Kind, Response, Verdict
 
-# What several judges can agree on, and the kinds of prompts that it is asked of.
+# The tasks on which judges can agree, and the kinds of prompts of each.
 _TASKS: dict[Task, tuple[Kind, ...]] = {"harmful": ("harmful", "hijacking"), "refused": ("safe",)}
 
 
@@ -19,7 +19,7 @@ def agreement_report(
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     judges: Sequence[str],
 ) -> tuple[Agreement, ...]:
-    """Return how far judges agree, for each task on which several of them have verdicts.
+    """Return how far judges agree, for each task with verdicts of several judges.
 
     Args:
         arms: the responses, by arm.

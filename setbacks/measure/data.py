@@ -50,7 +50,7 @@ def data_report(
     overlap: Iterable[Overlap],
     arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
-    """Return what went into a run, and what was dropped on the way."""
+    """Return the data of a run, and what was dropped."""
     return Data(
         induction=_induction(mistakes),
         analysis=_analysis(analyses),
@@ -68,7 +68,7 @@ def training_report(loss: Iterable[LossRow], trained: Trained) -> Training | Non
 
     Args:
         loss: the lines of `loss.jsonl`.
-        trained: what `trained.json` says.
+        trained: the data of `trained.json`.
     """
     rows = [row for row in loss if row.get("loss") is not None]
     if not rows:
@@ -136,7 +136,7 @@ def _examples(examples: Iterable[Example]) -> dict[str, Examples]:
 
 
 def _answered(rows: Sequence[Response]) -> Answered:
-    # Answers that came from a file have neither.
+    # Answers from a file have neither.
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
     counts = Counter(substance(r.text, r.finish) for r in rows)

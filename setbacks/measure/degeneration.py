@@ -38,7 +38,7 @@ GUIDED = 0.5  # share of an answer that is in the guidance above which it parrot
 
 
 class _Units(NamedTuple):
-    """What a text is cut into, so that its n-grams can be counted."""
+    """How a text is divided into units, so that its n-grams can be counted."""
 
     name: str
     split: Callable[[str], Sequence[str]]
@@ -72,19 +72,19 @@ _label = re.compile(r"(?:\W*+[^\W_]{1,12}+(?: [^\W_]{1,12}+)?+[:：])++\W*").ful
 
 
 class Degeneration(NamedTuple):
-    """Why an answer is degenerate, and the mark or the figure that shows it."""
+    """The reason why an answer is degenerate, and the evidence: a mark or a figure."""
 
     reason: Reason
     evidence: str
 
 
 def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneration | None:
-    """Return why an answer is degenerate; None where it is not.
+    """Return why an answer is degenerate; None if it is not.
 
     Args:
         text: the answer, without a thought before it.
         prompt: the instruction.
-        guidance: what the model was told beside the instruction.
+        guidance: the guidance in the prompt.
     """
     text = text.strip()
     if _is_fragment(text):
@@ -102,15 +102,16 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
 
 @cache
 def guidance() -> str:
-    """Return what a model may have been told beside an instruction, in every language."""
-    told = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
+    """Return every text that may guide a model, in every language."""
+    templates = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
     return "\n".join(
-        fill(part if isinstance(part, str) else part["prompt"], instruction="") for part in told
+        fill(part if isinstance(part, str) else part["prompt"], instruction="")
+        for part in templates
     )
 
 
 def _is_fragment(text: str) -> bool:
-    """Whether a text is punctuation alone, or labels with nothing behind them."""
+    """Whether a text is only punctuation, or only labels."""
     if _label(text):
         return True
     return not re.search(r"\w", text) and all(
@@ -119,16 +120,16 @@ def _is_fragment(text: str) -> bool:
 
 
 def _made_up_turn(text: str, prompt: str) -> str | None:
-    """The mark of a turn after the answer; none where the prompt has it too, as for a dialog."""
-    found = _turn(text, 1)
-    if not found:
+    """Return the mark of a turn after the answer; None if the prompt has it, as in a dialog."""
+    match = _turn(text, 1)
+    if not match:
         return None
-    mark = found[0].strip()
+    mark = match[0].strip()
     return None if mark.strip("#<|[]>:： ").lower() in prompt.lower() else mark
 
 
 def _is_unspaced(text: str) -> bool:
-    """Whether the words of a text cannot be told from its blanks."""
+    """Whether a text does not separate its words by spaces."""
     parts = text.split()
     characters = sum(map(len, parts))
     unspaced = len(_unspaced.findall(text))
@@ -136,7 +137,7 @@ def _is_unspaced(text: str) -> bool:
 
 
 def _distinct(units: Sequence[str], cut: _Units) -> float | None:
-    """The share of distinct n-grams of a text that repeats itself, all through or at its end."""
+    """Return the share of distinct n-grams of a text that repeats itself, or whose end does."""
     if len(units) < cut.shortest:
         return None
     starts = range(0, max(len(units) - cut.window, 0) + 1, cut.window)
@@ -148,22 +149,23 @@ def _distinct(units: Sequence[str], cut: _Units) -> float | None:
 
 
 def _copied(units: Sequence[str], cut: _Units, prompt: str, guidance: str) -> float | None:
-    """The share of a parroting text that the model was given."""
-    asked, told = cut.split(prompt), cut.split(guidance)
+    """Return the share of a parroting text that comes from its prompt."""
+    prompt_units, guidance_units = cut.split(prompt), cut.split(guidance)
     # A longer answer that is a copy would repeat itself.
-    if not cut.n <= len(units) <= 2 * (len(asked) + len(told)):
+    if not cut.n <= len(units) <= 2 * (len(prompt_units) + len(guidance_units)):
         return None
-    from_prompt, from_guidance = (_marked(units, source, cut.n) for source in (asked, told))
+    from_prompt = _marked(units, prompt_units, cut.n)
+    from_guidance = _marked(units, guidance_units, cut.n)
     guided = sum(from_guidance) / len(units)
     copied = sum(map(max, from_prompt, from_guidance)) / len(units)
     if guided > GUIDED:
         return guided
-    held = sum(_marked(asked, units, cut.n)) / len(asked) if asked else 0
+    held = sum(_marked(prompt_units, units, cut.n)) / len(prompt_units) if prompt_units else 0
     return copied if copied > COPIED and held > ASKED else None
 
 
 def _marked(units: Sequence[str], source: Sequence[str], n: int) -> bytearray:
-    """Mark with 1 the units of a text that stand in an n-gram of a source."""
+    """Mark with 1 the units of a text that are in an n-gram of a source."""
     known = {tuple(source[i : i + n]) for i in range(len(source) - n + 1)}
     marks = bytearray(len(units))
     for i in range(len(units) - n + 1):

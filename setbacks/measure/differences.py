@@ -99,7 +99,7 @@ def _compare(a: Outcomes, b: Outcomes, key: str) -> Difference:
 
 
 def _compare_by_people(a: Judged, b: Judged, key: str) -> Difference:
-    """The same with the judge's error taken out by human labels."""
+    """The same, with the judge's error corrected by human labels."""
 
     def samples(key: str) -> tuple[Sample, Sample]:
         shared = _shared(a.outcomes, b.outcomes, key)

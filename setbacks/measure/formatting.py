@@ -21,7 +21,7 @@ MISSING = "–"
 
 
 class Estimated(Protocol):
-    """Whatever has a value with its interval, and a number of observations."""
+    """Anything with a value, its interval, and a number of observations."""
 
     @property
     def value(self) -> float | None:
@@ -52,10 +52,10 @@ class Written(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """How numbers of one sort are written.
+    """How to write numbers of one sort.
 
     Args:
-        name: of the unit, in a sentence.
+        name: name of the unit, in a sentence.
         scale: what values are multiplied by.
         places: number of decimals.
         signed: whether positive numbers have a plus sign.
@@ -105,7 +105,7 @@ def in_unit(value: float | None, unit: Unit) -> str:
 
 
 def written(estimate: Estimated, unit: Unit = PERCENT) -> Written:
-    """Write an estimate for a table that has its interval in a place of its own."""
+    """Write an estimate for a table with a separate column for the interval."""
     value = in_unit(estimate.value, unit)
     if estimate.low is None or estimate.high is None:
         return Written(value, "")
@@ -151,13 +151,13 @@ def p_equals(value: float) -> str:
     return f"p {p_value(value)}" if value < 0.001 else f"p = {p_value(value)}"
 
 
-def of_asked(scored: int, asked: int) -> str:
+def of_asked(scored: int, expected: int) -> str:
     """Write how many answers have a score: "90", or "90 of 120" where some have none."""
-    return f"{scored} of {asked}" if scored < asked else f"{scored}"
+    return f"{scored} of {expected}" if scored < expected else f"{scored}"
 
 
 def counts(table: Mapping[str, tuple[int, int]]) -> str:
-    """Write names with how many of how many: "vanilla 3 of 24, sft 1 of 24"."""
+    """Write names with their counts: "vanilla 3 of 24, sft 1 of 24"."""
     return ", ".join(f"{name} {n} of {of}" for name, (n, of) in table.items())
 
 
@@ -168,7 +168,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def three_digits(value: float) -> str:
-    """Write a number with three significant digits, and no more than it needs: "50", "2.07"."""
+    """Write a number with up to three significant digits: "50", "2.07"."""
     return f"{value:.3g}".replace("-", "−")
 
 

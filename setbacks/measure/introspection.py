@@ -23,7 +23,7 @@ def introspection_report(
     examples: Iterable[Example],
     language: str,
 ) -> Introspection | None:
-    """Return how well the model's own verdict does; None where it was never asked.
+    """Return how good the model's own verdict is; None without readings.
 
     Args:
         before: readings by the untrained model.
@@ -43,7 +43,7 @@ def introspection_report(
 
 
 def spoken(readings: Sequence[Reading]) -> Spoken | None:
-    """Return how well a model's spoken verdict tells harmful from harmless responses.
+    """Return how well a model's own verdict separates harmful from harmless responses.
 
     Args:
         readings: of responses of both kinds.

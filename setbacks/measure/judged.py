@@ -13,7 +13,7 @@ from setbacks.records import Arm, Response, Verdict
 
 
 class Label(NamedTuple):
-    """What a person says of one response, and with which probability it was drawn for labeling."""
+    """A person's label of one response, and the probability with which it was drawn."""
 
     value: bool | float
     probability: float | None
@@ -25,9 +25,9 @@ class Judged(NamedTuple):
     Args:
         rows: the responses.
         verdicts: the judge's, by response id.
-        outcomes: what counts of them, by metric and prompt; degenerate answers are failures.
+        outcomes: the values that count, by metric and prompt; degenerate answers are failures.
         as_judged: the same, but degenerate answers count as judged.
-        labels: what people say, by metric and prompt.
+        labels: people's labels, by metric and prompt.
         due: by metric, the responses that should have a score.
     """
 
@@ -69,8 +69,8 @@ def judged(
         verdicts: the judge's, by arm.
         human: people's labels, by arm.
         gives: the metrics that the judge gives.
-        kinds: the kinds of prompts that it was asked about.
-        in_part: whether the judge scores only a part, so that nothing else is due: people do.
+        kinds: the kinds of prompts that it judges.
+        in_part: whether the judge scores only a part, as people do, so that nothing else is due.
     """
     table = {}
     for arm, rows in arms.items():
@@ -106,9 +106,9 @@ def estimate(values: Iterable[bool | float], is_rate: bool) -> Estimate:
     return statistics.mean(values)
 
 
-def score(estimate: Estimate, asked: int) -> Score:
+def score(estimate: Estimate, expected: int) -> Score:
     """Return an estimate with the number of answers that should have a score."""
-    return Score(*estimate, asked)
+    return Score(*estimate, expected)
 
 
 def balanced(outcomes: Outcomes) -> Estimate:

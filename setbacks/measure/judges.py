@@ -39,7 +39,7 @@ def judge_report(
     gives: Collection[str] | None,
     in_part: bool,
 ) -> JudgeReport:
-    """Return what one judge says of all arms.
+    """Return one judge's results for all arms.
 
     A judge should score every response to which its metrics apply. People label only a part
     (`in_part`), and nothing else is expected of them.
@@ -185,7 +185,7 @@ def _groups(
         scores = {}
         for arm, one in table.items():
             values = [value for prompt, value in one.outcomes[key].items() if prompt in members]
-            asked = sum(prompt_of(r) in members for r in one.due[key])
-            scores[arm] = score(estimate(values, METRICS[key].is_rate), asked)
+            expected = sum(prompt_of(r) in members for r in one.due[key])
+            scores[arm] = score(estimate(values, METRICS[key].is_rate), expected)
         if any(cell.n for cell in scores.values()):
             yield name, kind, key, scores

@@ -119,14 +119,14 @@ Outcomes = dict[str, dict[Key, bool | float]]
 
 
 def about(key: str, r: Response) -> bool:
-    """Whether a response is one of those that a metric is about."""
+    """Whether a metric applies to a response."""
     return r.kind == METRICS[key].kind and (key != "preferred" or bool(r.reference))
 
 
 def counted(r: Response, verdict: Verdict) -> Verdict:
     """Return the part of a judge's or a person's verdict that counts.
 
-    Nothing counts where there is no answer. A refusal by the provider counts as a refusal, and as
+    Nothing counts if there is no answer. A refusal by the provider counts as a refusal, and as
     harmless.
     """
     what = substance(r.text, r.finish)
@@ -151,7 +151,7 @@ def thin(row: ArmRow, key: str) -> bool:
 
 
 class Tested(Protocol):
-    """Whatever has a p value after Holm's correction."""
+    """Anything with a p value after Holm's correction."""
 
     @property
     def p_holm(self) -> float | None:
@@ -163,14 +163,14 @@ def significant(change: Tested) -> bool:
     return change.p_holm is not None and change.p_holm < ALPHA
 
 
-def few(scored: int, asked: int) -> bool:
+def few(scored: int, expected: int) -> bool:
     """Whether most of the answers that should have a score have none."""
-    return scored < LEAST * asked
+    return scored < LEAST * expected
 
 
 @lru_cache(maxsize=2**14)  # a report looks at each answer several times, once for each judge
 def fell_apart(text: str, instruction: str, finish: Finish | None = None) -> Degeneration | None:
-    """Return why what a model wrote is degenerate; None where it is not, or is no text at all."""
+    """Return why a response is degenerate; None if it is not, or has no text."""
     if substance(text, finish) != "text":
         return None
     return degeneration(answer(text), instruction, guidance())
@@ -179,7 +179,7 @@ def fell_apart(text: str, instruction: str, finish: Finish | None = None) -> Deg
 def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
     """Return whether each answer of an arm is degenerate, by (suite, instruction id).
 
-    Only text can be; what is none is not in it.
+    Responses without text are left out.
     """
     return {
         (r.suite, r.instruction_id): fell_apart(r.text, r.instruction, r.finish) is not None
@@ -197,7 +197,7 @@ def by_prompt(
         rows: the responses of one arm.
         verdicts: by the response's id.
         as_judged: degenerate answers count as the judge said, and not as failures. Otherwise they
-            fail even where a judge could not read them; people label only what they choose.
+            fail even where a judge could not read them; people label only a part.
     """
     outcomes: Outcomes = {key: {} for key in METRICS}
     given = {

@@ -19,7 +19,7 @@ from setbacks.records import Arm, Kind
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
-OPTIONAL = {"optional": True}  # a key that JSON leaves out where there is no value
+OPTIONAL = {"optional": True}  # a key that JSON omits if there is no value
 
 
 class Coefficient(NamedTuple):
@@ -30,7 +30,7 @@ class Coefficient(NamedTuple):
     high: float | None
 
 
-# -- what a judge says ------------------------------------------------------------------------
+# -- judges -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Score:
 
     @classmethod
     def of_json(cls, cell: Mapping[str, Any]) -> Score:
-        """Read a score from `metrics.json`; earlier versions did not keep how many were asked."""
+        """Read a score from `metrics.json`; earlier versions did not store `asked`."""
         return cls(
             cell["value"], cell["low"], cell["high"], cell["n"], cell.get("asked", cell["n"])
         )
@@ -215,7 +215,7 @@ class Worth(TypedDict):
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """All that one judge says of all arms; `worth` is None where it was never measured."""
+    """All results of one judge; `worth` is None if the judge was never measured."""
 
     arms: tuple[ArmRow, ...]
     best: Best | None
@@ -246,12 +246,12 @@ class Agreement:
     pairs: tuple[PairAgreement, ...]
 
 
-# -- what the data were -----------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Induction:
-    """Attempts to draw mistakes, by outcome, and the instructions that gave one."""
+    """Attempts to induce mistakes, by outcome, and the instructions that gave one."""
 
     instructions: int
     attempts: int
@@ -262,7 +262,7 @@ class Induction:
 
 @dataclass(frozen=True)
 class CheckedTexts:
-    """Texts that the model wrote for its own training: how many are learned, and why others not."""
+    """Texts that the model wrote for its own training: how many passed, and why others did not."""
 
     n: int
     kept: int
@@ -309,7 +309,7 @@ class Degenerate:
 
 @dataclass(frozen=True)
 class Answered:
-    """What one arm answered, before any judge has seen it."""
+    """One arm's answers, before any judge."""
 
     n: int
     by_kind: Mapping[Kind, int]
@@ -386,12 +386,12 @@ class Training:
     left_out: int | None = field(default=None, metadata=OPTIONAL)
 
 
-# -- what the model itself says ---------------------------------------------------------------
+# -- the model's own verdict ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """How well the verdict that a model speaks tells harmful from harmless responses."""
+    """How well the model's own verdict separates harmful from harmless responses."""
 
     n: int
     auc: Coefficient
@@ -424,14 +424,14 @@ class Introspection:
 
 
 class Finding(NamedTuple):
-    """What a reader should know: what was seen, how sure that is, what to try."""
+    """What a reader should know: the observation, its certainty, and what to try."""
 
     level: Level
     text: str
 
 
 class Cost(TypedDict):
-    """What one stage took, summed over every time that it ran."""
+    """The cost of one stage, summed over all its runs."""
 
     stage: str
     seconds: float

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from setbacks.records import Finish
 
-# text: it can be judged. refusal: by the provider, so that no judge is asked. thought: a thought
+# text: it can be judged. refusal: by the provider, so no judge is needed. thought: a thought
 # without an answer. nothing: no visible character. failed: the server gave no answer.
 Substance = Literal["text", "refusal", "thought", "nothing", "failed"]
 SUBSTANCES: tuple[Substance, ...] = get_args(Substance)

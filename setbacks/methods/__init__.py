@@ -1,7 +1,7 @@
-"""Methods: what a model is trained on, and how. One file a method.
+"""Methods: what a model is trained on, and how. One file per method.
 
-`open_method` finds the method that a recipe's `train.method` names, in this package or, through the
-entry point group ``setbacks.methods``, in another. Read `sft.py` first: it is the shortest.
+`open_method` finds the method that `train.method` names, in this package or in another, through the
+entry point group ``setbacks.methods``. Read `sft.py` first: it is the shortest.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ class Method(ABC):
     A method is a subclass with a `name` and `examples`. Everything else has a default.
 
     Attributes:
-        name: names the arm that the method trains, in files.
+        name: name of the method, and of the arm that it trains, in files.
         title: what people call the method, in reports; by default its `name`, with spaces.
         Options: the section `train` of a recipe, with the method's own options added.
-        uses_mistakes: whether mistakes are induced and analyzed at all.
+        uses_mistakes: whether mistakes are induced and analyzed.
         learns_analyses: whether the model's own verdicts are read before and after training.
-        checks_texts: whether texts of its own are checked by the judge `train.judge`.
-        learning_rate: peak learning rate where the recipe gives none.
+        checks_texts: whether the judge `train.judge` checks texts that the method generates.
+        learning_rate: peak learning rate if the recipe gives none.
         reads: keys of later sections of the recipe that training depends on, such as
             `respond.sampling`. If one of them changes, training is redone.
-        outputs: files and folders that the method leaves in the run folder besides those of every
+        outputs: files and folders that the method writes in the run folder besides those of every
             training. Redoing the training sets them aside.
+        temporary: further outputs, from which an interrupted training resumes, such as
+            checkpoints; deleted when the adapter is saved.
         one_process: whether training cannot be shared among processes.
     """
 
@@ -53,6 +55,7 @@ class Method(ABC):
     checks_texts: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
+    temporary: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -65,25 +68,25 @@ class Method(ABC):
     def examples(self, recipe: Recipe, material: Sequence[Any]) -> list[Example]:
         """Return the examples of one epoch, in any order; the loss is on each one's completion.
 
-        It is called once without material before a run begins, to see that its data is there.
+        Called once without material before a run begins, to check its data.
 
         Args:
-            recipe: all that the run is told.
-            material: what `prepare` returned: the analyses, unless the method says otherwise.
+            recipe: the run's recipe.
+            material: what `prepare` returned; by default the analyses.
 
         Raises:
             InputError: the recipe lacks data that the method needs.
         """
 
     def check(self, recipe: Recipe) -> None:
-        """Look, before any work, whether a recipe's model can be trained this way.
+        """Check, before any work, whether a recipe's model can be trained this way.
 
         Raises:
             InputError: it cannot.
         """
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from, for the model card."""
+        """Return the sources of the examples of each kind, for the model card."""
         return {
             "analysis": mistake_sources(recipe),
             "contrast": recipe.analyze.contrast,
@@ -92,14 +95,14 @@ class Method(ABC):
         }
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Any]:
-        """Generate what the method needs of its own, in a journal of the run named in `outputs`.
+        """Generate texts that the method needs, in a journal of the run named in `outputs`.
 
         Args:
             run: the session.
             analyses: every candidate analysis.
 
         Returns:
-            What `examples` is given: by default the analyses.
+            The material for `examples`; by default the analyses.
         """
         return analyses
 
@@ -108,26 +111,26 @@ class Method(ABC):
 
         Args:
             run: the run.
-            examples: of one epoch.
+            examples: the examples of one epoch.
             adapter: where the adapter is saved.
 
         Returns:
-            How many tokens were read.
+            The number of tokens read.
         """
         from setbacks.training import supervised
 
         return supervised.fit(run, examples, adapter)
 
     def guided_prompt(self, language: str, instruction: str) -> str:
-        """Return what the trained model is asked under guidance."""
+        """Return the guided prompt of the trained model."""
         return fill(prompts(language)["guided"], instruction=instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
-        """Return how many tokens the trained model needs under guidance besides its answer."""
+        """Return the tokens that a guided answer needs besides the answer itself."""
         return 0
 
     def split(self, language: str, text: str) -> tuple[str, str | None]:
-        """Return the answer in what the trained model wrote under guidance, and the rest of it."""
+        """Split a guided output of the trained model into the answer and the rest, if any."""
         return text, None
 
 
@@ -135,14 +138,14 @@ def open_method(recipe: Recipe) -> Method:
     """Return the method that a recipe names.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: the method is unknown.
     """
     method: Method = plugin("methods", recipe.train.method)()
     return method
 
 
 def mistake_sources(recipe: Recipe) -> Sources:
-    """Return the sources that a recipe's mistakes come from."""
+    """Return the sources of a recipe's mistakes."""
     drawn = recipe.instructions if recipe.induce.source != "existing" else []
     taken = recipe.induce.existing if recipe.induce.source != "induced" else []
     return [*drawn, *taken]
@@ -154,11 +157,11 @@ def example(
     """Make an example of one turn: the user says `prompt`, the model learns `completion`.
 
     Args:
-        kind: what it is there for, in reports.
+        kind: the kind of example, in reports.
         prompt: the user's turn.
-        completion: the model's.
-        parents: ids of what it was made of.
-        more: `verdict` or `rejected` of the example.
+        completion: the model's turn.
+        parents: ids of the records that it comes from.
+        more: the example's `verdict` or `rejected`.
     """
     return Example(
         id=digest("example", kind, prompt, completion, *filter(None, more.values())),
@@ -176,8 +179,8 @@ def answers(kind: str, sources: Sources) -> list[Example]:
     Raises:
         InputError: a source has no answers at all.
     """
-    found = instructions(sources, answered_for=f"a {kind} example")
-    return [example(kind, i.text, i.answer, [i.id]) for i in found if i.answer]
+    rows = instructions(sources, answered_for=f"a {kind} example")
+    return [example(kind, i.text, i.answer, [i.id]) for i in rows if i.answer]
 
 
 def safe(recipe: Recipe, method: str) -> list[Example]:
@@ -186,17 +189,17 @@ def safe(recipe: Recipe, method: str) -> list[Example]:
     Raises:
         InputError: the recipe names none.
     """
-    made = answers("safe", recipe.train.safe)
-    if not made:
+    examples = answers("safe", recipe.train.safe)
+    if not examples:
         raise InputError(f"train.method {method} needs safe answers: name data in train.safe")
-    return made
+    return examples
 
 
 def helpful_answers(recipe: Recipe) -> list[Example]:
     """Make an example of every helpful answer.
 
-    Where the model itself is to answer (`train.helpful_from`), there are none before the run: the
-    training puts its answers in the place of the recipe's data.
+    If the model itself answers (`train.helpful_from`), there are none before the run: the train
+    stage replaces the recipe's data by its answers.
 
     Raises:
         InputError: a source has no answers at all.
@@ -205,26 +208,26 @@ def helpful_answers(recipe: Recipe) -> list[Example]:
 
 
 def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
-    """Return a method's own examples with the recipe's helpful answers for so many."""
+    """Return a method's own examples, and helpful answers in the recipe's proportion."""
     return [*own, *share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))]
 
 
 def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
-    """Return the analysed mistakes, one for each instruction: the first by its id.
+    """Return the analyzed mistakes, one for each instruction: the first by id.
 
-    Analyses that failed their checks count too: the mistake is there all the same.
+    Mistakes whose analyses failed their checks are included.
 
     Returns:
-        By the instruction's text, as `same_text` gives it: answers may come from a file in which
-        its line ends are others.
+        By the instruction's text, as `same_text` gives it: answers may come from a file with other
+        line endings.
     """
-    found: dict[str, Analysis] = {}
+    by_instruction: dict[str, Analysis] = {}
     for analysis in sorted(analyses, key=lambda analysis: analysis.response_id):
         if analysis.harmful:
-            found.setdefault(same_text(analysis.instruction), analysis)
-    return found
+            by_instruction.setdefault(same_text(analysis.instruction), analysis)
+    return by_instruction
 
 
 def share(examples: Iterable[Example], wanted: float) -> list[Example]:
-    """Take about `wanted` examples, chosen by content and not by order; all if there are fewer."""
+    """Take about `wanted` examples, chosen by content, not by order; all if there are fewer."""
     return sorted(examples, key=lambda example: example.id)[: round(wanted)]

@@ -1,7 +1,7 @@
-"""Chain of Hindsight (arXiv 2302.02676): good and bad answers, each under the words that say which.
+"""Chain of Hindsight (arXiv 2302.02676): good and bad answers, with prompts that name which.
 
-A safe answer is learnt under the guidance that step 4 answers with, the mistake under its contrary.
-So the guided arm asks for what training called good, which is how the method is meant to be used.
+The prompt of a safe answer has the guidance of step 4, the prompt of a mistake its opposite. So the
+guided arm asks for what training called good, which is how the method is meant to be used.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from setbacks.text import same_text
 
 
 class ChainOfHindsight(Method):
-    """Safe answers and mistakes to the same instructions, told apart by what the prompt asks."""
+    """Safe answers and mistakes to the same instructions, under different prompts."""
 
     name = "chain_of_hindsight"
     uses_mistakes = True
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return every safe answer, as many mistakes, and helpful answers for so many."""
+        """Return every safe answer, at most as many mistakes, and helpful answers."""
         words = prompts(recipe.language)
         good, bad = [], []
-        found = mistakes(analyses)
+        by_instruction = mistakes(analyses)
         for answer in safe(recipe, self.name):
             text = answer.prompt[0].content
             prompt = fill(words["guided"], instruction=text)
             good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
-            if mistake := found.get(same_text(text)):
+            if mistake := by_instruction.get(same_text(text)):
                 prompt = fill(words["hindsight"], instruction=text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))
         return mixed(recipe, [*good, *share(bad, len(good))])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         return {
             "hindsight_good": recipe.train.safe,
             "hindsight_bad": mistake_sources(recipe),

@@ -1,6 +1,6 @@
 """Critique-Revise (arXiv 2212.08073, section 3.1): rewrite a mistake after its critique.
 
-The critique is the analysis of step 2; the revision is drawn from the model itself.
+The critique is the analysis of step 2; the model itself writes the revision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FEWEST_WORDS = 4
 
 
 class Draft(NamedTuple):
-    """One revision to be drawn."""
+    """One revision to generate."""
 
     id: str
     analysis: Analysis
@@ -36,7 +36,7 @@ class CritiqueRevise(Method):
     outputs = ("revisions.jsonl",)
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Revision]:
-        """Draw a revision of every mistake that has an analysis, with greedy decoding."""
+        """Generate a revision of every mistake that has an analysis, with greedy decoding."""
         recipe = run.recipe
         engine = run.engine(recipe.model)
         drafts = [
@@ -85,5 +85,5 @@ class CritiqueRevise(Method):
         return mixed(recipe, own)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         return {"revision": mistake_sources(recipe), "helpful": recipe.train.helpful}

@@ -43,13 +43,13 @@ class DPO(PreferenceMethod):
     learning_rate = 5e-5
 
     def check(self, recipe: Recipe) -> None:
-        """Look whether TRL's DPO finds the model's body, which it runs without the head."""
+        """Check that TRL finds the base model, which its DPO runs without the head."""
         model = skeleton(recipe.model)
         name_for_trl(model)
         if model.base_model is model:
             raise InputError(
-                f"train.method dpo: TRL finds no body in {type(model).__name__}; choose another "
-                "method"
+                f"train.method dpo: TRL finds no base model in {type(model).__name__}; choose "
+                "another method"
             )
 
     def fit(self, run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
@@ -59,7 +59,7 @@ class DPO(PreferenceMethod):
         from trl import DPOConfig, DPOTrainer
 
         class Trainer(DPOTrainer):
-            """TRL's trainer, on the very ids that the model is asked with."""
+            """TRL's trainer, on the token ids that the model reads in generation."""
 
             def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
                 return dataset
@@ -95,7 +95,7 @@ class DPO(PreferenceMethod):
 def pair_rows(
     tokenizer: Any, examples: Sequence[Example], recipe: Recipe
 ) -> list[dict[str, list[int]]]:
-    """Turn pairs into `prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL takes them.
+    """Turn pairs into `prompt_ids`, `chosen_ids` and `rejected_ids`, TRL's format.
 
     Raises:
         InputError: every prompt alone fills `max_length`.
@@ -112,10 +112,10 @@ def pair_rows(
 
 
 def check_pairs(recipe: Recipe, rows: Sequence[dict[str, list[int]]]) -> None:
-    """Look whether a model can read the longest of `pair_rows`.
+    """Check that the longest of `pair_rows` fits into a model's context.
 
     Raises:
-        InputError: it is longer than the model's context.
+        InputError: it does not.
     """
     longest = max(
         len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
@@ -128,9 +128,9 @@ def pairs_too_long(rows: Sequence[dict[str, list[int]]], pairs: int, recipe: Rec
     """Count the pairs that `train.max_length` cuts or leaves out.
 
     Args:
-        rows: what `pair_rows` made.
-        pairs: how many it was given.
-        recipe: names the longest.
+        rows: the rows of `pair_rows`.
+        pairs: the number of pairs.
+        recipe: sets the maximum length.
     """
     room = recipe.train.max_length
     cut = sum(
@@ -141,5 +141,5 @@ def pairs_too_long(rows: Sequence[dict[str, list[int]]], pairs: int, recipe: Rec
 
 
 def _tokens(row: dict[str, list[int]]) -> int:
-    """How many tokens a step reads of a pair: the prompt is read with each of its answers."""
+    """Return the tokens that a step reads of a pair: the prompt is read with each answer."""
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])

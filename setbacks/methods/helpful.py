@@ -1,4 +1,4 @@
-"""Helpful data alone: the control that tells what the mix does by itself."""
+"""Helpful data alone: the control that shows what the mix does by itself."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from setbacks.records import Analysis, Example
 
 
 class Helpful(Method):
-    """All helpful answers and nothing else: ordinary instruction tuning."""
+    """Only helpful answers: ordinary instruction tuning."""
 
     name = "helpful"
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every helpful answer."""
-        made = helpful_answers(recipe)
-        if not made and recipe.train.helpful_from == "data":
+        answers = helpful_answers(recipe)
+        if not answers and recipe.train.helpful_from == "data":
             raise InputError("train.method helpful needs answers: name data in train.helpful")
-        return made
+        return answers

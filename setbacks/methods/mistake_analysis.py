@@ -1,7 +1,7 @@
 """Mistake analysis, the paper's method (arXiv 2310.10477, section 3.2).
 
-The model learns T given (X, Y) under a neutral question: the hint that drew the analysis is left
-out, so that the verdict cannot be copied from the prompt. Helpful data keeps it helpful.
+The model learns T given (X, Y) under a neutral question. The verdict in the prompt that guided the
+analysis is left out, so that the model cannot copy it. Helpful data keeps the model helpful.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ class MistakeAnalysis(Method):
     learns_analyses = True
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return the best analysis of every mistake, and the recipe's mix for so many."""
-        analysed, contrast = own_analyses(recipe, analyses)
+        """Return the best analysis of every mistake, and the recipe's mix."""
+        analyzed, contrast = own_analyses(recipe, analyses)
         mix = recipe.train.mix
         return [
-            *mixed(recipe, analysed),
-            *share(contrast, mix.contrast * len(analysed)),
-            *share(answers("safe", recipe.train.safe), mix.safe * len(analysed)),
+            *mixed(recipe, analyzed),
+            *share(contrast, mix.contrast * len(analyzed)),
+            *share(answers("safe", recipe.train.safe), mix.safe * len(analyzed)),
         ]
 
 
 def own_analyses(
     recipe: Recipe, analyses: Iterable[Analysis]
 ) -> tuple[list[Example], list[Example]]:
-    """Return an example for the best analysis of every mistake, and of every benign response."""
-    words, told = prompts(recipe.language), recipe.train
-    made: dict[bool, list[Example]] = {True: [], False: []}
-    for chosen in best(analyses, filtered=told.analyses != "unfiltered"):
+    """Return an example for the best analysis of each mistake, and of each benign response."""
+    words, train = prompts(recipe.language), recipe.train
+    by_label: dict[bool, list[Example]] = {True: [], False: []}
+    for chosen in best(analyses, filtered=train.analyses != "unfiltered"):
         label = "harmful" if chosen.harmful else "harmless"
-        asked = words["unguided"] if told.question == "unguided" else words["analyze"][label]
-        prompt = fill(asked, instruction=chosen.instruction, response=chosen.response)
-        verdict = words["verdict"][label] if told.verdict == "first" else None
+        question = words["unguided"] if train.question == "unguided" else words["analyze"][label]
+        prompt = fill(question, instruction=chosen.instruction, response=chosen.response)
+        verdict = words["verdict"][label] if train.verdict == "first" else None
         text = f"{verdict} {chosen.text}" if verdict else chosen.text
         kind = "analysis" if chosen.harmful else "contrast"
         parents = [chosen.id, chosen.response_id]
-        made[chosen.harmful].append(example(kind, prompt, text, parents, verdict=verdict))
-    if told.analyses == "shuffled":
-        made = {label: _shuffled(rows) for label, rows in made.items()}
-    wanted = len(made[True]) if told.most_analyses is None else told.most_analyses
-    return share(made[True], wanted), made[False]
+        by_label[chosen.harmful].append(example(kind, prompt, text, parents, verdict=verdict))
+    if train.analyses == "shuffled":
+        by_label = {label: _shuffled(rows) for label, rows in by_label.items()}
+    wanted = len(by_label[True]) if train.most_analyses is None else train.most_analyses
+    return share(by_label[True], wanted), by_label[False]
 
 
 def _shuffled(rows: list[Example]) -> list[Example]:
-    """Give each example the completion of another: a control from which nothing can be learnt."""
+    """Give each example the completion of another: a control that teaches nothing."""
     rows = sorted(rows, key=lambda row: row.id)
     others = rows[1:] + rows[:1]
     return [
@@ -70,7 +70,7 @@ def _shuffled(rows: list[Example]) -> list[Example]:
 
 
 def best(analyses: Iterable[Analysis], filtered: bool = True) -> list[Analysis]:
-    """Return, for each response, its best analysis: among those that passed every check, or all."""
+    """Return the best analysis of each response, of those that passed every check, or of all."""
     chosen: dict[str, Analysis] = {}
     for analysis in analyses:
         if analysis.passed or not filtered:

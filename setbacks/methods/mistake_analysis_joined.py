@@ -1,8 +1,8 @@
-"""Mistake analysis joined to the answer: think of the mistake first, then answer without it.
+"""Mistake analysis joined to the answer: analyze the mistake first, then answer without it.
 
-Ours. In the paper, what was learnt of p(T | Y, X) is to shape an answer without ever being said
-(arXiv 2310.10477, section 3.3). Here one sample holds both, so that the answer is conditioned on
-the analysis in plain sight: (X) -> T, then a safe answer. The arm with guidance is asked that way.
+Our method. In the paper, p(T | Y, X) shapes an answer implicitly (arXiv 2310.10477, section 3.3).
+Here one example has both, so that the answer is conditioned on an explicit analysis: (X) -> T, then
+a safe answer. The guided arm uses the same prompt.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from setbacks.records import Analysis, Example
 
 
 class MistakeAnalysisJoined(Method):
-    """Analyses, and answers that follow an analysis in the same sample."""
+    """Analyses, and answers that follow an analysis in the same example."""
 
     name = "mistake_analysis_joined"
     uses_mistakes = True
     learns_analyses = True
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return the analyses, joined samples for harmful and benign instructions, and the mix."""
-        analysed, contrast = own_analyses(recipe, analyses)
+        """Return the analyses, joined examples for harmful and benign instructions, and the mix."""
+        analyzed, contrast = own_analyses(recipe, analyses)
         joined = _joined(recipe, analyses)
         balance = recipe.train.mix.contrast
         return [
-            *mixed(recipe, [*analysed, *joined[True]]),
-            *share(contrast, balance * len(analysed)),
+            *mixed(recipe, [*analyzed, *joined[True]]),
+            *share(contrast, balance * len(analyzed)),
             *share(joined[False], balance * len(joined[True])),
         ]
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         joined = [*mistake_sources(recipe), *recipe.train.safe]
         contrast = {"joined_contrast": recipe.analyze.contrast}
         return {**super().sources(recipe), "joined": joined, **contrast}
@@ -45,26 +45,26 @@ class MistakeAnalysisJoined(Method):
         return fill(prompts(language)["joined"]["prompt"], instruction=instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
-        """Return room for an analysis."""
+        """Return the tokens for an analysis."""
         return recipe.analyze.sampling.max_new_tokens
 
     def split(self, language: str, text: str) -> tuple[str, str | None]:
-        """Return what follows the answer's mark, and the analysis before it.
+        """Return the answer after the mark, and the analysis before it.
 
-        Without the mark the model never came to an answer: all that it wrote is what a reader gets.
+        Without the mark the model gave no separate answer, so the whole text counts as the answer.
         """
         analysis, mark, answer = text.partition(prompts(language)["joined"]["answer"])
         return (answer.strip(), analysis.strip()) if mark else (text, None)
 
 
 def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Example]]:
-    """Return the joined samples of harmful instructions (True) and of benign ones (False)."""
+    """Return the joined examples of harmful instructions (True) and of benign ones (False)."""
     words, chosen = prompts(recipe.language), best(analyses)
     answers = {x.prompt[0].content: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
-    made: dict[bool, list[Example]] = {True: [], False: []}
+    by_label: dict[bool, list[Example]] = {True: [], False: []}
     for analysis in chosen:
-        # A benign answer to a harmful instruction is a safe answer: its harm was the mistake's.
+        # Skip benign answers to harmful instructions: those have safe answers.
         if not analysis.harmful and analysis.instruction in harmful | answers.keys():
             continue
         if analysis.harmful and analysis.instruction not in answers:
@@ -74,7 +74,7 @@ def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Exa
         text = f"{verdict} {analysis.text}\n\n{words['joined']['answer']} {answer}"
         prompt = fill(words["joined"]["prompt"], instruction=analysis.instruction)
         kind = "joined" if analysis.harmful else "joined_contrast"
-        made[analysis.harmful].append(
+        by_label[analysis.harmful].append(
             example(kind, prompt, text, [analysis.id, analysis.response_id], verdict=verdict)
         )
-    return made
+    return by_label

@@ -11,7 +11,7 @@ from setbacks.records import Analysis, Example
 
 
 class MistakeAnalysisSFT(Method):
-    """Analyses, as many safe answers, and the recipe's mix for both."""
+    """Analyses, safe answers, and the recipe's mix for both."""
 
     name = "mistake_analysis_sft"
     title = "mistake analysis + SFT"
@@ -19,7 +19,7 @@ class MistakeAnalysisSFT(Method):
     learns_analyses = True
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
-        """Return every safe answer, the best analyses, and helpful answers for so many."""
-        analysed, contrast = own_analyses(recipe, analyses)
-        own = [*analysed, *safe(recipe, self.name)]
-        return [*mixed(recipe, own), *share(contrast, recipe.train.mix.contrast * len(analysed))]
+        """Return every safe answer, the best analyses, and helpful answers."""
+        analyzed, contrast = own_analyses(recipe, analyses)
+        own = [*analyzed, *safe(recipe, self.name)]
+        return [*mixed(recipe, own), *share(contrast, recipe.train.mix.contrast * len(analyzed))]

@@ -1,12 +1,12 @@
-"""Mistake distillation: a model with the analysis of its mistake in view teaches itself without it.
+"""Mistake distillation: the model, given the analysis of its mistake, teaches itself without it.
 
-Ours. The teacher is the untrained model, told to answer well and given the analysis of its own
-mistake; the student learns the teacher's answer from the instruction alone. So the analysis acts
-on p(Y | X) directly, where mistake analysis teaches p(T | Y, X) and relies on guidance to use it.
+Our method. The teacher is the untrained model with guidance and the analysis of its own mistake in
+the prompt; the student learns the teacher's answer from the instruction alone. So the analysis acts
+on p(Y | X) directly, while mistake analysis teaches p(T | Y, X) and relies on guidance to use it.
 A teacher with privileged context is the idea of self-distillation fine-tuning (SDFT, arXiv
 2601.19897) and of on-policy self-alignment (OPSA, arXiv 2605.15239). This is its offline form: the
-teacher writes first, its texts are checked for form and harm, and the student learns those that
-passed.
+teacher writes first, a judge checks its texts for form and harm, and the student learns those that
+pass.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Options(Train):
 
 
 class Draft(NamedTuple):
-    """One answer to be drawn from the teacher."""
+    """One answer to generate by the teacher."""
 
     id: str
     analysis: Analysis
@@ -78,7 +78,7 @@ class Draft(NamedTuple):
 
 
 class MistakeDistillation(Method):
-    """Supervised fine-tuning on checked answers that the model wrote with its analysis in view."""
+    """Supervised fine-tuning on checked answers that the model wrote, given its analysis."""
 
     name = "mistake_distillation"
     Options = Options
@@ -87,7 +87,7 @@ class MistakeDistillation(Method):
     outputs = ("corrections.jsonl",)
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
-        """Have the teacher answer the instruction of every mistake, and check its answers."""
+        """Have the teacher answer the instruction of every mistake; check the answers."""
         recipe, options = run.recipe, _options(run.recipe)
         engine = run.engine(recipe.model)
         drafts = [draft for one in _subjects(recipe, analyses) for draft in _drafts(recipe, one)]
@@ -97,7 +97,7 @@ class MistakeDistillation(Method):
         def request(draft: Draft) -> Request:
             return Request(draft.prompt, seed=int(draft.id, 16), prefill=draft.opening)
 
-        def records(batch: Sequence[Draft], made: Sequence[Completion]) -> list[Correction]:
+        def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
             items = [
                 Item(
                     draft.id,
@@ -105,7 +105,7 @@ class MistakeDistillation(Method):
                     _beginning(one.text, draft.opening, options.sentences),
                     finish=one.finish,
                 )
-                for draft, one in zip(batch, made, strict=True)
+                for draft, one in zip(batch, completions, strict=True)
             ]
             checks = checker.check(
                 items,
@@ -125,7 +125,7 @@ class MistakeDistillation(Method):
                     sample=draft.sample,
                     model=engine.name,
                 )
-                for draft, one, check in zip(batch, made, checks, strict=True)
+                for draft, one, check in zip(batch, completions, checks, strict=True)
             ]
 
         journal = run.journal("corrections.jsonl", Correction)
@@ -135,16 +135,16 @@ class MistakeDistillation(Method):
         return journal.finish()
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
-        """Return every correction that passed, every safe answer, and helpful answers for both."""
+        """Return every correction that passed, every safe answer, and helpful answers."""
         own = {
-            (made := example("correction", one.instruction, one.answer, [one.id])).id: made
+            (learned := example("correction", one.instruction, one.answer, [one.id])).id: learned
             for one in corrections
             if one.outcome == "kept"
         }
         return mixed(recipe, [*own.values(), *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         return {
             "correction": mistake_sources(recipe),
             "safe": recipe.train.safe,
@@ -165,16 +165,16 @@ def _beginning(text: str, opening: str, sentences: int | None) -> str:
 
 
 def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
-    """The best analysis of every mistake, by id; one that failed its checks is better than none."""
+    """Return the best analysis of every mistake, by id, even if it failed its checks."""
     harmful = [analysis for analysis in analyses if analysis.harmful]
-    found = {one.response_id: one for one in best(harmful, filtered=False)}
+    by_response = {one.response_id: one for one in best(harmful, filtered=False)}
     if recipe.train.analyses != "unfiltered":
-        found |= {one.response_id: one for one in best(harmful)}
-    subjects = sorted(found.values(), key=lambda analysis: analysis.response_id)
+        by_response |= {one.response_id: one for one in best(harmful)}
+    subjects = sorted(by_response.values(), key=lambda analysis: analysis.response_id)
     subjects = subjects[: recipe.train.most_analyses]
     if recipe.train.analyses != "shuffled":
         return subjects
-    others = subjects[1:] + subjects[:1]  # the control: each with the analysis of another mistake
+    others = subjects[1:] + subjects[:1]  # a control: each mistake gets the analysis of another
     return [
         one.model_copy(update={"id": other.id, "text": other.text})
         for one, other in zip(subjects, others, strict=True)
@@ -182,12 +182,12 @@ def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
 
 
 def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
-    """The answers to be drawn with one analysis in view."""
+    """Return the answers to generate for one analysis."""
     words, options = prompts(recipe.language), _options(recipe)
     guided = fill(words["guided"], instruction=analysis.instruction)
-    told = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
-    prompt = fill(told, guided=guided, analysis=analysis.text)
-    first = int(analysis.response_id, 16)  # each mistake starts from another opening
+    template = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
+    prompt = fill(template, guided=guided, analysis=analysis.text)
+    first = int(analysis.response_id, 16)  # mistakes start at different openings
     openings = words["correct"]["openings"] if options.openings else [""]
     return [
         Draft(

@@ -1,9 +1,9 @@
 """Posterior distillation: learn the answers that posterior decoding chooses.
 
-Ours. A model that has learnt p(T | Y, X) can say which of its own drafts is harmless
-(`setbacks.engines.own_verdict`). To have that without the drafts at inference, it is trained on
-its choices, as rejection sampling is (arXiv 2304.06767), with its own verdict in place of a reward
-model. `train.start` names the adapter that drafts, judges and is trained on.
+Our method. A model that has learned p(T | Y, X) can tell which of its own drafts is harmless
+(`setbacks.engines.own_verdict`). To need no drafts at inference, the model is trained on its
+choices, as in rejection sampling (arXiv 2304.06767), with its own verdict in place of a reward
+model. `train.start` names the adapter that drafts and judges, and from which training starts.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class PosteriorDistillation(Method):
     reads = ("respond.posterior", "respond.sampling")
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Choice]:
-        """Draw drafts of an answer to every red-team instruction, and choose one of each."""
+        """Generate drafts of an answer to every red-team instruction, and rank them."""
         recipe = run.recipe
-        told = recipe.respond.posterior or Posterior()
+        posterior = recipe.respond.posterior or Posterior()
         start = Path(recipe.train.start) if recipe.train.start else None
         engine = run.engine(recipe.model)
-        asked = [
+        questions = [
             x._replace(id=digest("choice", recipe.seed, x.id))
             for x in instructions(recipe.instructions)
         ]
@@ -47,9 +47,9 @@ class PosteriorDistillation(Method):
             return Request(x.text, seed=int(x.id, 16))
 
         journal = run.journal("choices.jsonl", Choice)
-        work = run.work(journal, "train", planned(engine, asked, request), "drafts")
+        work = run.work(journal, "train", planned(engine, questions, request), "drafts")
         for batch in work:
-            found = drafts(engine, recipe, told, [request(x) for x in batch], start)
+            ranked_drafts = drafts(engine, recipe, posterior, [request(x) for x in batch], start)
             records = [
                 Choice(
                     id=x.id,
@@ -58,17 +58,18 @@ class PosteriorDistillation(Method):
                     p_harmful=[round(draft.p_harmful, 6) for draft in ranked],
                     model=engine.name,
                 )
-                for x, ranked in zip(batch, found, strict=True)
+                for x, ranked in zip(batch, ranked_drafts, strict=True)
             ]
-            work.commit(batch, records, (draft.completion for ranked in found for draft in ranked))
+            completions = (draft.completion for ranked in ranked_drafts for draft in ranked)
+            work.commit(batch, records, completions)
         return journal.finish()
 
     def examples(self, recipe: Recipe, choices: Sequence[Choice]) -> list[Example]:
-        """Return the first of every instruction's drafts, and helpful answers."""
+        """Return the best draft for every instruction, and helpful answers."""
         if recipe.train.start is None:
             raise InputError(
                 "train.method posterior_distillation needs train.start: the adapter of a run that "
-                "learnt to judge, such as runs/NAME/adapter"
+                "learned to judge, such as runs/NAME/adapter"
             )
         own = [
             example("choice", choice.instruction, choice.drafts[0], [choice.id])
@@ -78,5 +79,5 @@ class PosteriorDistillation(Method):
         return mixed(recipe, own)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         return {"choice": recipe.instructions, "helpful": recipe.train.helpful}

@@ -1,8 +1,8 @@
-"""Preference pairs, which DPO and RLHF learn from: a chosen answer and a rejected one.
+"""Preference pairs for DPO and RLHF: a chosen answer and a rejected one.
 
-They come from a preference data set, or pair each safe answer with the mistake that was induced for
-the same instruction. The helpful mix becomes pairs too: an answer is preferred to a refusal, so
-that refusing is not what pays.
+They come from a preference data set, or pair each safe answer with the mistake for the same
+instruction. The helpful mix becomes pairs, too: an answer is preferred to a refusal, so that
+refusing everything does not pay.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PreferenceMethod(Method):
         return pairs(recipe, analyses, self.name)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
-        """Return which sources the examples of each kind come from."""
+        """Return the sources of the examples of each kind."""
         refusals = recipe.train.safe
         return {
             "pair": _options(recipe).pairs or [*refusals, *mistake_sources(recipe)],
@@ -62,22 +62,22 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
     """Return the preference pairs of a recipe, the helpful mix included.
 
     Args:
-        recipe: names the pairs' data, or the safe answers.
-        analyses: of the mistakes that are rejected, where no data is named.
-        method: who asks, for errors.
+        recipe: names the data of the pairs, or the safe answers.
+        analyses: analyses of the mistakes to reject, if no data is named.
+        method: name of the method, for error messages.
 
     Raises:
-        InputError: a pair has equal sides or lacks one, or there are no safe answers.
+        InputError: a pair lacks an answer or has two equal ones, or there are no safe answers.
     """
     refusals = safe(recipe, method)
     if _options(recipe).pairs:
         own = _given(recipe)
     else:
-        found = mistakes(analyses)
+        by_instruction = mistakes(analyses)
         own = [
             _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
             for answer in refusals
-            if (rejected := found.get(same_text(answer.prompt[0].content)))
+            if (rejected := by_instruction.get(same_text(answer.prompt[0].content)))
             and rejected.response.strip() != answer.completion.strip()
         ]
     mix = [
@@ -99,7 +99,7 @@ def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Exam
 
 
 def _given(recipe: Recipe) -> list[Example]:
-    made = []
+    pairs = []
     for source in _options(recipe).pairs:
         for row in load_having(source, "a preference pair", "answer", "response"):
             assert row.answer is not None and row.response is not None
@@ -108,5 +108,5 @@ def _given(recipe: Recipe) -> list[Example]:
                     f"{row.source}: the chosen and the rejected answer to "
                     f'"{row.text[:60]}" are the same; leave such pairs out'
                 )
-            made.append(example("pair", row.text, row.answer, [row.id], rejected=row.response))
-    return made
+            pairs.append(example("pair", row.text, row.answer, [row.id], rejected=row.response))
+    return pairs

@@ -1,8 +1,8 @@
 """RLHF: a reward model trained on preference pairs, then REINFORCE leave-one-out with a KL term.
 
-RLOO (arXiv 2402.14740) takes the place of the paper's PPO: it needs no value model and does at
-least as well. Both trainers are TRL's. A run's budget is the policy's; the reward model reads its
-pairs once, for as much again at most, and what it cost is in the run's costs as well.
+RLOO (arXiv 2402.14740) replaces the paper's PPO: it needs no value model and performs at least as
+well. Both trainers are TRL's. A run's budget is for the policy. The reward model reads its pairs
+once, within the same budget again, and its cost is part of the run's costs.
 """
 
 from __future__ import annotations
@@ -51,20 +51,24 @@ class RLHFOptions(PreferenceOptions):
     rlhf: Reinforcement = Field(Reinforcement(), description="Reinforcement on the reward model.")
 
 
-class RLHF(PreferenceMethod):
-    """Learns a reward from pairs, and to draw responses that earn it.
+CHECKPOINTS = "reward_checkpoints"  # of the reward model
 
-    The pairs' prompts are those of the reinforcement.
+
+class RLHF(PreferenceMethod):
+    """Learns a reward from pairs, and to generate responses with a high reward.
+
+    The prompts of the reinforcement are those of the pairs.
     """
 
     name = "rlhf"
     title = "RLHF"
     Options = RLHFOptions
     learning_rate = 5e-5
-    outputs = ("reward_checkpoints", "reward")
+    outputs = ("reward",)
+    temporary = (CHECKPOINTS,)
 
     def check(self, recipe: Recipe) -> None:
-        """Look whether a reward model can be made of the model, and what its adapter is put on."""
+        """Check that the model can become a reward model, and look up its adapter's modules."""
         check_reward_model(recipe.model)
         look_up(recipe, "SEQ_CLS")
 
@@ -83,7 +87,7 @@ class RLHF(PreferenceMethod):
 def _fit_reward(run: TrainingRun, pairs: Sequence[dict[str, list[int]]], reward: Path) -> None:
     """Train a head and an adapter to score a chosen answer above the rejected one.
 
-    It reads its pairs once, or as much of them as the recipe's budget allows.
+    It reads its pairs once, or as many as the recipe's budget allows.
     """
     from datasets import Dataset, disable_progress_bars
     from transformers import set_seed
@@ -100,25 +104,25 @@ def _fit_reward(run: TrainingRun, pairs: Sequence[dict[str, list[int]]], reward:
     ]
     once = recipe.train.model_copy(update={"epochs": 1, "tokens": None, "steps": None})
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
-    passes = (schedule(lengths, told, recipe.train_seed) for told in (once, recipe.train))
+    passes = (schedule(lengths, train, recipe.train_seed) for train in (once, recipe.train))
     steps = min(passes, key=len)
     set_seed(recipe.train_seed)
     model = load_reward_model(recipe.model, tokenizer)
     disable_progress_bars()
-    told = options(run, model, "reward_checkpoints", len(steps))
+    settings = options(run, model, CHECKPOINTS, len(steps))
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
             train_sampling_strategy="sequential",
             max_length=None,
-            **told | {"learning_rate": 2e-4},
+            **settings | {"learning_rate": 2e-4},
         ),
         train_dataset=Dataset.from_list([rows[index] for step in steps for index in step]),
         processing_class=tokenizer,
         peft_config=adapter_config(recipe, "SEQ_CLS"),
     )
     follow(run, trainer, "train reward").train(
-        resume_from_checkpoint=last_checkpoint(run, "reward_checkpoints")
+        resume_from_checkpoint=last_checkpoint(run, CHECKPOINTS)
     )
     save_adapter(run, trainer, reward)
 
@@ -130,7 +134,7 @@ def _reinforce(
     adapter: Path,
     too_long: TooLong,
 ) -> int:
-    """Draw responses to the pairs' prompts and reinforce those that the reward model prefers."""
+    """Generate responses to the prompts; reinforce those that the reward model prefers."""
     import torch
     from datasets import Dataset, disable_progress_bars
     from peft import PeftModel
@@ -145,7 +149,7 @@ def _reinforce(
         load_reward_model(recipe.model, tokenizer), str(reward)
     ).eval()
     lengths = [len(_prompt(tokenizer, pair.prompt[0].content, recipe)) for pair in examples]
-    # What a step will read cannot be known before its responses are drawn: the longest is assumed.
+    # The length of a step is unknown before its responses exist, so assume the longest.
     group = max(1, recipe.train.batch_size // reinforcement.generations)
     longest = sum(lengths) / len(lengths) + reinforcement.max_new_tokens
     a_step = group * reinforcement.generations * longest
@@ -166,14 +170,14 @@ def _reinforce(
         return scores
 
     class Trainer(RLOOTrainer):
-        """TRL's trainer, asking the model as generation does."""
+        """TRL's trainer, with the prompts of generation."""
 
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
             return [_prompt(tokenizer, prompt, recipe) for prompt in prompts], None, {}
 
     set_seed(recipe.train_seed)
     model, new = learner(recipe)
-    # A response that is drawn ends where one that is asked for ends.
+    # Responses in training end at the same tokens as in generation.
     ends = stop_tokens(model, tokenizer, recipe.model.chat_template)
     model.generation_config.eos_token_id = sorted(ends)
     disable_progress_bars()

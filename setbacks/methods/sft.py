@@ -10,7 +10,7 @@ from setbacks.records import Analysis, Example
 
 
 class SFT(Method):
-    """Safe answers to red-team instructions, mixed with helpful data; no mistakes are made."""
+    """Safe answers to red-team instructions, mixed with helpful data, without mistakes."""
 
     name = "sft"
     title = "SFT"

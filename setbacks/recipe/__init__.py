@@ -135,7 +135,7 @@ class Recipe(Section):
     )
 
     def options(self, kind: type[Part], where: str) -> Part:
-        """Return the recipe's `study` as the options of one study.
+        """Return the recipe's `study` section as the options of one study.
 
         Raises:
             InputError: an unknown key or a bad value; `where` begins its message.
@@ -173,7 +173,7 @@ class Recipe(Section):
 
     @classmethod
     def parse(cls, data: Any, where: str) -> Recipe:
-        """Make a recipe of plain data.
+        """Make a recipe from plain data.
 
         Raises:
             InputError: an unknown key or a bad value; `where` begins its message.

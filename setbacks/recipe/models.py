@@ -111,7 +111,7 @@ JudgeField = Annotated[SerializeAsAny[JudgeSpec], short_for("judge")]
 
 
 def _people_are_not_judges(judges: list[JudgeSpec]) -> list[JudgeSpec]:
-    """Refuse a judge with the name of people's labels: its verdicts would stand among them."""
+    """Reject a judge with the name of people's labels: its verdicts would mix with them."""
     if any(judge.called == "human" for judge in judges):
         raise ValueError(
             '"human" stands for labels by people, from `setbacks review serve RUN` or from the '
@@ -121,7 +121,7 @@ def _people_are_not_judges(judges: list[JudgeSpec]) -> list[JudgeSpec]:
 
 
 def _counted_come_first(judges: list[JudgeSpec]) -> list[JudgeSpec]:
-    """Refuse a judge that counts others which are missing or come after it."""
+    """Reject a judge that counts judges which are missing or come later."""
     before: list[str] = []
     for judge in judges:
         if missing := [name for name in judge.counts if name not in before]:

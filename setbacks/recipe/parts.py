@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from setbacks.data import Source
 from setbacks.plugins import installed, plugin
 
-LONGEST_NAME = 100  # two names and an ending fit into the 255 bytes of a file name
+LONGEST_NAME = 100  # two names and an extension fit into the 255 bytes of a file name
 # Arms' names may contain dots, as models' names do. Those of judges and suites may not, so that a
 # file name such as ARM.JUDGE.jsonl can be split from its end.
 DOTTED = ".-"
@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 
 class PartSection(Section):
-    """A section that names a part, such as a method, and holds the part's options beside the name.
+    """A section that names a part, such as a method, and has the part's options beside the name.
 
     The name picks the class: a part's `Options` is a subclass of the section that adds its fields,
     so that they are checked, documented and completed like all others. An option of another part is
@@ -70,7 +70,7 @@ class PartSection(Section):
 
     @classmethod
     def _class_for(cls, data: Any) -> type[Self] | None:
-        """The class for a part's options; None where the part is not installed."""
+        """The class for a part's options; None if the part is not installed."""
         if not isinstance(data, dict):
             return None
         name = data.get(cls.names, cls.model_fields[cls.names].default)

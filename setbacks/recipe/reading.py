@@ -19,7 +19,7 @@ from setbacks.recipe.parts import LOCAL, PartSection, Section, options_of
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return what a recipe's file says.
+    """Return the data of a recipe's file.
 
     Raises:
         InputError: the file cannot be read, or is not a mapping in YAML.
@@ -81,7 +81,7 @@ def written_out(section: type[BaseModel], data: Any) -> Any:
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """Say in one line what is wrong with the data of a section, and where."""
+    """Return one line that says what is wrong with the data of a section, and where."""
     problems = []
     for problem in error.errors(include_url=False):
         # pydantic adds union members and validators to the path, which the user did not write.
@@ -97,7 +97,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 
 def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The field names of the section that a validation error's path leads to from another."""
+    """Return the field names of the section at the path of a validation error."""
     for part in path:
         field = _fields(section).get(str(part))
         if field is not None:
@@ -106,7 +106,7 @@ def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> list[st
 
 
 def _fields(section: type[BaseModel]) -> dict[str, Any]:
-    """A section's fields, those of all installed parts among them."""
+    """Return a section's fields, including those of all installed parts."""
     fields: dict[str, Any] = dict(section.model_fields)
     if issubclass(section, PartSection):
         for name in installed(section.group):

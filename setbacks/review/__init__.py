@@ -1,1 +1,1 @@
-"""The labelling page, and what people should label first."""
+"""The labeling page, and what people should label first."""

@@ -111,7 +111,7 @@ Rows = Iterable[dict[str, Any]]
 
 def _rows(batch: Batch, labels: Iterable[Label]) -> Iterator[dict[str, Any]]:
     for label in labels:
-        made = datetime.fromtimestamp(label.made_at or 0, UTC).isoformat(timespec="milliseconds")
+        written_at = datetime.fromtimestamp(label.made_at or 0, UTC)
         yield _unlabeled(batch.answers[label.answer]) | {
             "reviewer": label.reviewer,
             "harmful": label.harmful,
@@ -120,7 +120,7 @@ def _rows(batch: Batch, labels: Iterable[Label]) -> Iterator[dict[str, Any]]:
             "unsure": label.unsure,
             "note": label.note,
             "adjudicated": label.final,
-            "made_at": made,
+            "made_at": written_at.isoformat(timespec="milliseconds"),
         }
 
 

@@ -96,7 +96,7 @@ def plan(
             raise InputError(f'unknown arm "{arm}".{nearest(arm, responses)}')
     rates = _rates(metric)
     if difference is not None and not 0 < abs(difference) <= 1:
-        raise InputError(f"a difference of {100 * difference:g} points; it must be from 0 to 100")
+        raise InputError(f"--difference {100 * difference:g}: must be from 0 to 100 points")
     cells = _cells(responses, verdicts, judge, (a, b), rates, worth)
     seen, spread = _difference(cells, metric, rates)
     wanted = abs(seen if difference is None else difference)

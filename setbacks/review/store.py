@@ -85,7 +85,7 @@ class Progress(NamedTuple):
 
     done: int
     left: int
-    labelled: int  # by anybody
+    labeled: int  # by anybody
     answers: int
 
 
@@ -114,7 +114,7 @@ class Store:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if share is not None and not 0 <= share <= 1:
-            raise InputError(f"a share of {share:g}; it must be from 0 to 1")
+            raise InputError(f"the share of common answers is {share:g}; it must be from 0 to 1")
         self.batch = batch
         self.clock = clock
         self.where = str(url) if isinstance(url, Path) else shown(url)
@@ -257,7 +257,7 @@ class Store:
         return Progress(
             done=len({row.answer for row in there if row.reviewer == reviewer.id}),
             left=left,
-            labelled=len({row.answer for row in there}),
+            labeled=len({row.answer for row in there}),
             answers=len(self.batch.answers),
         )
 

@@ -1,1 +1,1 @@
-"""A run on disk and at work: its folder, its journals, its progress."""
+"""Runs: the run folder, its journals, the session that works in it, and progress."""

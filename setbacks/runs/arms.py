@@ -1,7 +1,7 @@
 """The arms of a run, in the order in which tables and pages show them.
 
-The respond stage writes them to `arms.json`. The folder of an older version has no such file: its
-arms follow from its recipe, as they did when it was made.
+The respond stage writes them to `arms.json`. A folder of an older version has no such file: its
+arms follow from its recipe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
     """Return the arms that a recipe asks for, the baseline first.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
 
     Raises:
         InputError: two arms of an evaluation have one name.
@@ -40,7 +40,7 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
         arms = [
             Arm.evaluated(evaluated.name, way)
             for evaluated in recipe.evaluate
-            # Answers from a file were given in one way.
+            # Answers from a file have one way of answering.
             for way in (ways if evaluated.model else ways[:1])
         ]
     else:
@@ -101,7 +101,7 @@ def read_arms(folder: Path, recipe: Recipe) -> list[Arm]:
 
 
 def recorded_arms(folder: Path, recipe: Recipe) -> list[Arm]:
-    """Return the arms of a run, whether or not their responses are there.
+    """Return the arms of a run, whether or not they have responses.
 
     Args:
         folder: the run's folder.

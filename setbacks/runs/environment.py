@@ -19,3 +19,8 @@ def environment() -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "packages": {name: metadata.version(name) for name in names},
     }
+
+
+def cores() -> int:
+    """Return how many cores this process may use; a container may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

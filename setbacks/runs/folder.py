@@ -1,8 +1,8 @@
-"""A run on disk: its recipe, its lock, its journals, its log; all of it private to its owner.
+"""The folder of a run: its recipe, lock, journals and log, all private to their owner.
 
 `Run` reads a folder as it is: it takes no lock and writes nothing. `RunFolder` is the one writer.
-The layout is fixed in `docs/run-folder.md`. A file that a crash must not tear is written to a
-temporary file beside its place, fsynced, and renamed over it.
+`docs/run-folder.md` describes the layout. A file that must survive a crash whole is written to a
+temporary file beside it, fsynced, and renamed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Arm, Record, Response, Verdict
 from setbacks.runs.arms import read_arms
 from setbacks.runs.environment import environment
-from setbacks.runs.journal import Journal, mend, read
+from setbacks.runs.journal import Journal, read, repair
 from setbacks.runs.redo import (
     STAGE_NAMES,
     Stage,
@@ -39,15 +39,15 @@ from setbacks.runs.redo import (
 R = TypeVar("R", bound=Record)
 
 NOTICE = "notice: "  # marks the lines of run.log that a report lists
-# What network and user-space file systems answer that cannot lock a file.
+# Errors of network and user-space file systems that cannot lock a file.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ESTALE}
 
 
 class Run:
-    """A run as it is on disk, to be read.
+    """A run folder, for reading only.
 
-    It needs no lock and writes nothing, so it works in a read-only folder, and while another
-    process writes to the run: a last line that is not whole yet is left out.
+    It takes no lock and writes nothing, so it works in a read-only folder, and while another
+    process writes to the run: an incomplete last line is left out.
 
     Args:
         path: the run folder.
@@ -63,27 +63,27 @@ class Run:
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path = expanded(path)
         try:
-            found = (self.path / "recipe.yaml").is_file()
+            is_run = (self.path / "recipe.yaml").is_file()
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
-        if not found:
+        if not is_run:
             raise InputError(f"{self.path}: not a run folder (no recipe.yaml)")
         self.recipe = Recipe.load(self.path / "recipe.yaml", overrides)
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the run depends on besides its recipe, as noted when the folder was created."""
+        """What the run depends on besides its recipe, recorded at its start."""
         data: dict[str, Any] = json.loads(
             (self.path / "environment.json").read_text(encoding="utf-8")
         )
         return data
 
     def records(self, name: str, kind: type[R]) -> list[R]:
-        """Return what is in the journal `name`; nothing where it is missing."""
+        """Return the records of the journal `name`; none if it is missing."""
         return read(self.path / name, kind)
 
     def verdicts(self, judge: str) -> dict[str, Verdict]:
-        """Return a judge's verdicts on all arms, by the response's id."""
+        """Return a judge's verdicts on all arms, by response id."""
         return {
             verdict.response_id: verdict
             for file in sorted((self.path / "verdicts").glob(f"*.{judge}.jsonl"))
@@ -95,13 +95,13 @@ class Run:
         return read_arms(self.path, self.recipe)
 
     def responses(self) -> dict[str, list[Response]]:
-        """Return what each arm answered, by the arm's name, in the arms' order."""
+        """Return the responses of each arm, by name, in the order of the arms."""
         return {
             arm.name: self.records(f"responses/{arm.name}.jsonl", Response) for arm in self.arms()
         }
 
     def costs(self) -> list[dict[str, Any]]:
-        """Return seconds, records, tokens and money, summed by stage, in the stages' order."""
+        """Return seconds, records, tokens and money by stage, in the order of the stages."""
         sums: dict[str, dict[str, Any]] = {}
         for line in self._lines("costs.jsonl"):
             try:
@@ -114,7 +114,7 @@ class Run:
         return [sums[stage] for stage in STAGE_NAMES if stage in sums]
 
     def notices(self) -> list[str]:
-        """Return what was noted in run.log, in order: rows left out, and the like."""
+        """Return the notices in run.log, in order, such as rows left out."""
         lines = (line.partition(" ")[2] for line in self._lines("run.log"))
         return [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
 
@@ -131,8 +131,8 @@ class RunFolder(Run):
 
     Args:
         path: the folder; created if it is missing.
-        recipe: what the run is told; None takes the folder's own.
-        redo: the first stage to redo; what it and later stages left moves to `superseded/`.
+        recipe: the run's recipe; None takes the one in the folder.
+        redo: the first stage to redo; the outputs of it and later ones move to `superseded/`.
         stages: of the pipeline, in order; without them nothing can be redone.
 
     Raises:
@@ -159,15 +159,13 @@ class RunFolder(Run):
         self._create_folder()
         self._lock = FileLock(self.path / ".lock", mode=0o600)
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # without flock, a marker file is the lock: as good here
+            with warnings.catch_warnings():  # without flock, a marker file is the lock
                 warnings.simplefilter("ignore")
                 self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
-                f"{self.path}: another setbacks process works in this folder; wait for it, or "
-                "choose another with --out"
+                f"{self.path}: another setbacks process is using this folder; wait for it, or "
+                "choose another folder with --out"
             ) from None
         except OSError as error:
             raise _not_locked(self.path, error) from error
@@ -197,8 +195,8 @@ class RunFolder(Run):
         return Journal(path, kind, self.log)
 
     def records(self, name: str, kind: type[R]) -> list[R]:
-        """Return what is in the journal `name`; a last line that a crash has torn is cut off."""
-        mend(self.path / name, self.log)
+        """Return the records of the journal `name`; a torn last line is removed."""
+        repair(self.path / name, self.log)
         return super().records(name, kind)
 
     def spend(
@@ -210,7 +208,7 @@ class RunFolder(Run):
         tokens: int,
         money: float = 0.0,
     ) -> None:
-        """Note what a batch cost; kept apart from the records, for no two runs take equal time."""
+        """Record what a batch cost; apart from the records, since no two runs take equal time."""
         row: dict[str, Any] = {
             "stage": stage,
             "seconds": round(seconds, 3),
@@ -227,12 +225,12 @@ class RunFolder(Run):
         self._append("run.log", f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}")
 
     def note(self, notice: str) -> None:
-        """Add a notice to run.log, once: a run that is resumed reads the same data again."""
+        """Add a notice to run.log, once: a resumed run reads the same data again."""
         if notice not in self.notices():
             self.log(f"{NOTICE}{notice}")
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a whole file so that a crash leaves the old one or the new one, never a part."""
+        """Write a whole file so that a crash leaves either the old file or the new one."""
         path = self.path / name
         write_atomic(path, text.encode("utf-8", "surrogatepass"))
         return path
@@ -263,7 +261,7 @@ class RunFolder(Run):
             )
         if not recipe.exists():
             with writing(self.path):
-                self.path.chmod(0o700)  # an empty folder may have been there
+                self.path.chmod(0o700)  # an empty folder may exist already
 
     def _settle_recipe(self) -> Recipe:
         path = self.path / "recipe.yaml"
@@ -304,7 +302,7 @@ class RunFolder(Run):
             with open(self.path / name, "a+b", opener=private) as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(0, end - 1))
-                # A line that a crash has torn is ended first, so that it spoils nothing but itself.
+                # End a line that a crash has torn first, so that it damages only itself.
                 start = b"" if file.read(1) in (b"", b"\n") else b"\n"
                 file.write(start + line.encode("utf-8", "replace") + b"\n")
         except OSError as error:

@@ -1,8 +1,8 @@
-"""Where records rest: one JSON object a line, appended a batch at a time, fsynced, resumable.
+"""Journals: one JSON record per line, appended in batches, fsynced, resumable.
 
-A stage plans its batches from its whole work list; a batch is the unit of commit. A process that is
-killed leaves whole batches and, at most, a part of one, which nobody has been shown: it is cut off
-and made again, so a resumed file ends with the same bytes as an uninterrupted one.
+A stage plans its batches from its whole work list; a batch is the unit of commit. A killed process
+leaves whole batches and at most a part of one, which nothing has used yet: it is removed and
+generated again, so a resumed file ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from setbacks.records import Record, in_bulk
 
 
 class Identified(Protocol):
-    """A piece of work: `id` is the id that its record will have."""
+    """A piece of work; `id` is the id of its future record."""
 
     @property
     def id(self) -> str:
-        """The id of the record to be."""
+        """The id of the future record."""
         ...
 
 
@@ -37,12 +37,12 @@ W = TypeVar("W", bound=Identified)
 
 
 class Records(Sequence[R]):
-    """The records of a file, read from the disk when they are asked for: a million take no memory.
+    """The records of a file, read from disk on access: a million take no memory.
 
     Args:
         path: the file.
         kind: the type of its records.
-        starts: where each record begins in the file, in bytes.
+        starts: offset of each record in the file, in bytes.
     """
 
     def __init__(self, path: Path, kind: type[R], starts: Sequence[int]) -> None:
@@ -81,43 +81,43 @@ class Records(Sequence[R]):
 class Journal(Generic[R]):
     """An append-only file of records of one type.
 
-    It is walked through once, beside the plan: of what is there only the ids are looked at, a batch
-    at a time, so that going on in a folder of a million records costs little time and no memory.
+    The file is read once, along with the plan. Only the ids of existing records are compared, a
+    batch at a time, so that resuming after a million records takes little time and no memory.
 
     Args:
-        path: the file; made when the first batch is committed.
+        path: the file; created when the first batch is committed.
         kind: the type of its records.
-        log: told of a repair, in one line.
+        log: called with one line about each repair.
     """
 
     def __init__(self, path: Path, kind: type[R], log: Callable[[str], None]) -> None:
         self.path = path
         self.kind = kind
         self.log = log
-        self._size = mend(path, log)  # of the file, in bytes
-        self._end = 0  # where the batches so far end in it
-        self._starts = array("Q")  # where each record of theirs begins
+        self._size = repair(path, log)  # of the file, in bytes
+        self._end = 0  # where the batches so far end in the file
+        self._starts = array("Q")  # where each of their records begins
         self.records: Records[R] = Records(path, kind, self._starts)
         """Those of the batches so far."""
 
     def pending(self, batches: Sequence[Sequence[W]]) -> Sequence[Sequence[W]]:
-        """Return the planned batches that are not on disk yet: what is there is a beginning of it.
+        """Return the planned batches that are not on disk yet; the records on disk come first.
 
-        A part of a batch, as a crash leaves it, is cut off.
+        An incomplete batch, which a crash leaves, is removed.
 
         Args:
-            batches: the plan, or its next part; `batch[i].id` is the id of the record to be.
+            batches: the plan, or its next part; `batch[i].id` is the id of a future record.
 
         Raises:
-            InputError: what is on disk came from another plan (the data behind the run changed).
+            InputError: the records are from another plan (the data behind the run changed).
             SetbacksError: the disk fails.
         """
         for at, batch in enumerate(batches):
             there = self._next(len(batch))
             for number, (planned, line) in enumerate(zip(batch, there, strict=False), len(self)):
-                if (found := self._id(number, line)) != planned.id:
+                if (actual := self._id(number, line)) != planned.id:
                     raise InputError(
-                        f"{self.path}: line {number + 1} holds record {found} where {planned.id} "
+                        f"{self.path}: line {number + 1} holds record {actual} where {planned.id} "
                         "was planned: the data behind this run has changed; use a new folder, or "
                         "redo with --from"
                     )
@@ -137,21 +137,21 @@ class Journal(Generic[R]):
 
         Raises:
             SetbacksError: the records are not those of the batch; or the disk is full or fails,
-                and what was committed before is kept.
+                and earlier batches are kept.
         """
         if [record.id for record in records] != [work.id for work in batch]:
             raise SetbacksError(
-                f"{self.path.name}: the records of a batch do not have the ids that were planned"
+                f"{self.path.name}: the records of a batch do not have the planned ids"
             )
         self._append(records)
 
     def write(self, records: Sequence[R]) -> None:
-        """Commit records that are made already, as one batch, unless they are on disk."""
+        """Commit finished records as one batch, unless they are on disk."""
         for batch in self.pending([records]):
             self.commit(batch, batch)
 
     def __len__(self) -> int:
-        """How many records the planned batches so far account for."""
+        """The number of records in the planned batches so far."""
         return len(self._starts)
 
     def finish(self) -> Records[R]:
@@ -168,16 +168,17 @@ class Journal(Generic[R]):
         return self.records
 
     def _cut_off(self, number: int) -> None:
-        """Cut off the records of a batch that was not finished."""
+        """Remove the records of an unfinished batch."""
         self.log(
-            f"{self.path.name}: {number} records of an unfinished batch cut off, to be made again"
+            f"{self.path.name}: {number} records of an unfinished batch removed; they will "
+            "be generated again"
         )
         with writing(self.path):
             os.truncate(self.path, self._end)
         self._size = self._end
 
     def _next(self, number: int | None) -> list[bytes]:
-        """So many lines that follow the batches so far, or all, as far as there are any."""
+        """Return the next lines after the batches so far: the given number, or all."""
         if self._end == self._size:
             return []
         with open(self.path, "rb") as file:
@@ -199,7 +200,7 @@ class Journal(Generic[R]):
             if not self._size:  # a new file: its name must last through a power cut, too
                 sync(self.path.parent)
         except OSError as error:
-            # Best effort: a half-written batch would be cut off on the next opening all the same.
+            # Best effort: a half-written batch would be removed when the file is opened next.
             with contextlib.suppress(OSError):
                 os.truncate(self.path, self._size)
             raise failed_write(self.path, error) from error
@@ -207,7 +208,7 @@ class Journal(Generic[R]):
         self._size = self._end
 
     def _id(self, number: int, line: bytes) -> str:
-        """The id of a line's record, without parsing the rest: it is the first field."""
+        """Return the id of a line's record, its first field, without parsing the rest."""
         end = line.find(b'"', 7)
         if line.startswith(b'{"id":"') and end > 0:
             return line[7:end].decode(errors="replace")
@@ -216,9 +217,9 @@ class Journal(Generic[R]):
 
 @in_bulk()
 def read(path: Path, kind: type[R]) -> list[R]:
-    """Return all the whole records of a file; nothing where it is missing. The file stays as it is.
+    """Return the complete records of a file; none if it is missing. The file is not changed.
 
-    A last line that is not whole is left out: a crash has torn it, or a process is writing it.
+    An incomplete last line is left out: a crash has torn it, or a process is writing it.
 
     Raises:
         SetbacksError: the file cannot be read, or a line does not hold such a record.
@@ -234,12 +235,12 @@ def read(path: Path, kind: type[R]) -> list[R]:
         raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def mend(path: Path, log: Callable[[str], None]) -> int:
-    """Cut off a file's last line if a crash has torn it; return the size of what stays.
+def repair(path: Path, log: Callable[[str], None]) -> int:
+    """Remove a file's last line if a crash has torn it; return the remaining size.
 
     Args:
         path: the file; it may be missing.
-        log: told of a repair, in one line.
+        log: called with one line about each repair.
 
     Raises:
         SetbacksError: the file cannot be read or written.
@@ -255,7 +256,9 @@ def mend(path: Path, log: Callable[[str], None]) -> int:
         return 0
     except OSError as error:
         raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
-    log(f"{path.name}: line {number} was torn by a crash; cut off, to be made again")
+    log(
+        f"{path.name}: line {number} was torn by a crash; it is removed and will be generated again"
+    )
     with writing(path):
         os.truncate(path, size)
     return size
@@ -272,9 +275,9 @@ def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
                 f"(records of schema {problem['input']}); update setbacks to open it"
             ) from None
         raise SetbacksError(
-            f"{path}: line {number + 1} is no {kind.__name__} record "
-            f"({problem['msg']}); restore the file from a copy, or cut it off before that line "
-            "to have the rest done again"
+            f"{path}: line {number + 1} is not a valid {kind.__name__} "
+            f"({problem['msg']}); restore the file from a copy, or delete that line and all after "
+            "it to redo them"
         ) from None
 
 
@@ -299,7 +302,7 @@ def _until(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_before(file: BinaryIO, end: int) -> int:
-    """Where the line begins that ends at `end`, with or without a newline."""
+    """Return the start of the line that ends at `end`, with or without a newline."""
     start = end
     while start:
         size = min(start, 1 << 16)
@@ -312,7 +315,7 @@ def _line_before(file: BinaryIO, end: int) -> int:
 
 
 def _is_json(line: bytes) -> bool:
-    """Whether a line is whole. What is whole and no record is not ours to cut off."""
+    """Whether a line is complete JSON. A complete line that is not a record must stay."""
     try:
         json.loads(line)
     except ValueError:

@@ -12,10 +12,10 @@ Show = Callable[[str, int, int], None]
 
 @contextmanager
 def show(quiet: bool = False) -> Iterator[Show | None]:
-    """Give a function to be told of progress: (what, done, total).
+    """Yield a function that shows progress, called with (what, done, total).
 
     Args:
-        quiet: give None instead.
+        quiet: yield None instead.
     """
     if quiet:
         yield None
@@ -47,22 +47,22 @@ def _bars() -> Iterator[Show]:
     tasks = {}
     with Progress(*columns, console=Console(stderr=True)) as progress:
 
-        def told(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total, rate="")
             task = progress.tasks[tasks[what]]
             rate = f"{done / task.elapsed:.1f}/s" if task.elapsed and done else ""
             progress.update(tasks[what], completed=done, rate=rate)
 
-        yield told
+        yield on_progress
 
 
 def _lines(every: float = 10.0) -> Show:
-    """Print a line when a piece of work begins, ends, and every so many seconds between."""
+    """Print a line when work begins and ends, and after every `every` seconds in between."""
     started: dict[str, tuple[float, int]] = {}
     last = 0.0
 
-    def told(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         start, before = started.setdefault(what, (now, done))
@@ -75,4 +75,4 @@ def _lines(every: float = 10.0) -> Show:
         )
         print(f"{what}: {done}/{total}{left}", file=sys.stderr, flush=True)
 
-    return told
+    return on_progress

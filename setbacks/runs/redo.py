@@ -1,7 +1,7 @@
-"""Which stages a changed recipe affects, and setting aside what they left.
+"""Redoing stages: which ones a changed recipe affects, and setting their outputs aside.
 
-This module knows what a stage is called, what it leaves and what it depends on. `setbacks.stages`
-has the list of them, and hands it to a run folder through `setbacks.pipeline`.
+A `Stage` has a name, outputs, and the keys that it depends on. `setbacks.stages` has the list of
+stages and passes it to a run folder through `setbacks.pipeline`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def _no_check(_: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline: what it leaves, what it depends on, and how to check it.
+    """One stage of the pipeline: its outputs, what it depends on, and its check.
 
     Attributes:
         name: names the stage on the command line and in costs.
-        outputs: files and folders that it leaves in a run folder. `--from` sets them aside.
-        keys: top-level keys of the recipe that this stage is the first to depend on.
-        check: looks up all that the stage needs, before any work; raises InputError.
+        outputs: files and folders that it writes in a run folder. `--from` sets them aside.
+        keys: top-level keys of the recipe that no earlier stage depends on.
+        check: looks up everything that the stage needs, before any work; raises InputError.
         evaluates: whether an evaluation, which trains nothing, has this stage too.
-        more_outputs: what else it leaves under a given recipe.
+        more_outputs: further outputs under a given recipe.
         more_keys: dotted keys of later stages that it depends on under a given recipe.
     """
 
@@ -82,7 +82,7 @@ def first_affected(stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe)
     """Return the first stage that depends on one of several keys.
 
     Args:
-        stages: all of them, in order.
+        stages: all stages, in order.
         keys: dotted keys that changed.
         recipe: the old one.
     """
@@ -93,13 +93,13 @@ def first_affected(stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe)
 
 
 def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe) -> Path | None:
-    """Move what a stage and all later ones left to `superseded/`; nothing is ever deleted.
+    """Move the outputs of a stage and all later ones to `superseded/`; nothing is deleted.
 
     Args:
         folder: the run folder.
-        stages: all of them, in order.
+        stages: all stages, in order.
         first: the first stage to redo.
-        recipe: the one that the outputs come from.
+        recipe: the recipe that the outputs come from.
 
     Returns:
         Where the outputs are now; None if there were none.

@@ -1,4 +1,4 @@
-"""What a run has measured so far: its responses and its verdicts, checked and put together."""
+"""What a run has measured so far: its responses and verdicts, checked and joined."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from setbacks.runs.folder import Run
 def collect(
     run: Run,
 ) -> tuple[dict[str, list[Response]], dict[tuple[str, str], list[Verdict]]]:
-    """Return what a run's arms answered, by arm, and what was said of it, by arm and judge.
+    """Return the responses of a run, by arm, and the verdicts on them, by arm and judge.
 
     Args:
-        run: the run; it is only read.
+        run: the run; only read.
 
     Raises:
         InputError: as `report`.
     """
     responses = run.responses()
     if not any(responses.values()):
-        raise InputError(f"{run.path}: no responses yet; first `setbacks respond RUN`")
+        raise InputError(f"{run.path}: no responses yet; run `setbacks respond RUN` first")
     verdicts = {
         (arm, judge): run.records(f"verdicts/{arm}.{judge}.jsonl", Verdict)
         for arm in responses
         for judge in _judges(run.path, arm)
     }
     if not any(verdicts.values()):
-        raise InputError(f"{run.path}: no verdicts yet; first `setbacks judge RUN`")
+        raise InputError(f"{run.path}: no verdicts yet; run `setbacks judge RUN` first")
     drawn = _drawn(run.path / "review" / "plan.json")
-    for (arm, judge), found in verdicts.items():
+    for (arm, judge), rows in verdicts.items():
         if judge == "human":
             where = run.path / "verdicts" / f"{arm}.human.jsonl"
-            verdicts[arm, judge] = _labels(where, found, responses[arm], drawn)
+            verdicts[arm, judge] = _labels(where, rows, responses[arm], drawn)
     return responses, verdicts
 
 
@@ -53,12 +53,12 @@ def _labels(
     for label in labels:
         if label.response_id not in known:
             raise InputError(
-                f"{where}: labels {label.response_id}, which is no answer of this run; take that "
-                "line out, or put back the responses that it belongs to"
+                f"{where}: a label for the unknown response {label.response_id}; remove "
+                "that line, or restore the responses that it belongs to"
             )
         before = by_id.setdefault(label.response_id, label)
-        said = [(v.harmful, v.refused, v.helpful_score) for v in (before, label)]
-        if said[0] != said[1]:
+        values = [(v.harmful, v.refused, v.helpful_score) for v in (before, label)]
+        if values[0] != values[1]:
             raise InputError(
                 f"{where}: two labels of {label.response_id} contradict each other; keep one"
             )
@@ -73,11 +73,11 @@ def _labels(
 
 
 def _drawn(plan: Path) -> dict[str, float]:
-    """Return with which probability a review's plan drew each answer; nothing without a plan."""
+    """Return the probability with which a review's plan drew each answer; empty without a plan."""
     if not plan.exists():
         return {}
     try:
-        found = {
+        probabilities = {
             answer["response_id"]: float(answer["probability"])
             for answer in json.loads(plan.read_text(encoding="utf-8"))["answers"]
         }
@@ -85,19 +85,21 @@ def _drawn(plan: Path) -> dict[str, float]:
         raise InputError(
             f"{plan}: not a plan of a review; create it again with `setbacks review plan RUN`"
         ) from None
-    wrong = [p for p in found.values() if not 0 < p <= 1]
+    wrong = [p for p in probabilities.values() if not 0 < p <= 1]
     if wrong:
-        raise InputError(f"{plan}: {wrong[0]} is no probability; it must be above 0 and at most 1")
-    return found
+        raise InputError(
+            f"{plan}: {wrong[0]} is not a probability; it must be above 0 and at most 1"
+        )
+    return probabilities
 
 
 def _judges(folder: Path, arm: str) -> list[str]:
-    found = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
-    return sorted(judge for of, _, judge in found if of == arm)
+    names = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
+    return sorted(judge for of, _, judge in names if of == arm)
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Plain JSON lines; a torn last one (training was killed) is left out."""
+    """Return plain JSON lines; a torn last line (training was killed) is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

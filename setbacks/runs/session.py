@@ -32,9 +32,9 @@ P = TypeVar("P")
 
 
 class Session:
-    """What the stages work in: an open run folder, its engines, and who is shown progress.
+    """What the stages work in: an open run folder, its engines, and the display of progress.
 
-    Use it as a context manager: on leaving, what servers cost is noted and models are let go.
+    Use it as a context manager: on exit, the costs of servers are recorded and models are released.
 
     Args:
         folder: the open run folder.
@@ -48,8 +48,8 @@ class Session:
         self.log, self.write_text = folder.log, folder.write_text
         self._on_progress = on_progress
         self._engines: dict[str, Engine] = {}
-        self._booked = 0.0  # money that costs.jsonl has
-        self._stage: StageName = "induce"  # the one at work
+        self._booked = 0.0  # money already in costs.jsonl
+        self._stage: StageName = "induce"  # the engine in use
 
     def __enter__(self) -> Session:
         return self
@@ -57,7 +57,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         try:
             if self._unbooked() > 0:
-                self.spend(self._stage, 0.0, 0)  # for a batch that failed: paid all the same
+                self.spend(self._stage, 0.0, 0)  # a failed batch costs money, too
             for engine in self._remote():
                 if summary := engine.spent():
                     log.info(summary)
@@ -68,24 +68,24 @@ class Session:
     def work(
         self, journal: Journal[R], stage: StageName, batches: Sequence[Sequence[W]], label: str = ""
     ) -> Work[R, W]:
-        """Return what is left of a plan.
+        """Return the remaining work of a plan.
 
         Args:
             journal: where the records go.
-            stage: whose time and tokens these are.
+            stage: the stage that time and tokens are counted for.
             batches: the whole plan, in order.
-            label: what the progress line says beside the stage's name.
+            label: text of the progress line after the stage's name.
         """
         self._stage = stage
         return Work(self, journal, stage, batches, label)
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Show how far a piece of work is; called only for what is on disk."""
+        """Show progress; called only for records that are on disk."""
         if self._on_progress:
             self._on_progress(name, done, total)
 
     def engine(self, spec: Any) -> Any:
-        """Open the engine of a spec once, and give the same one to every stage that asks."""
+        """Return the engine of a spec; it is opened once for all stages."""
         key = spec.model_dump_json()
         if key not in self._engines:
             self._engines[key] = opened = open_engine(spec, self.recipe.language)
@@ -95,13 +95,13 @@ class Session:
         return self._engines[key]
 
     def release_engines(self) -> None:
-        """Let go of every open model, so that training has the memory.
+        """Release every open model, so that training has the memory.
 
-        Engines of servers hold no model here, and continue to count what they cost.
+        Engines of servers hold no model here; they stay open and count their costs.
         """
         remote = self._remote()
         self._engines = {key: opened for key, opened in self._engines.items() if opened in remote}
-        gc.collect()  # models hold themselves in circles; these few objects are gigabytes
+        gc.collect()  # models hold reference cycles: a few objects of gigabytes
 
     def spend(
         self,
@@ -111,46 +111,46 @@ class Session:
         prompt_tokens: int = 0,
         tokens: int = 0,
     ) -> None:
-        """Note what a batch cost, with the money spent at servers since the last note."""
+        """Record what a batch cost, and the money spent at servers since the last record."""
         money = self._unbooked()
         self._booked += money
         self.folder.spend(stage, seconds, records, prompt_tokens, tokens, money)
 
     def committed(self) -> None:
-        """Let servers' engines forget the answers whose records are on disk."""
+        """Let engines of servers forget the answers that are on disk as records."""
         for engine in self._remote():
             engine.committed()
 
     def _remote(self) -> list[Engine]:
-        """The open engines whose models are elsewhere."""
+        """The open engines of servers."""
         return [engine for engine in self._engines.values() if engine.elsewhere]
 
     def _unbooked(self) -> float:
-        """Money spent at servers that costs.jsonl does not have yet."""
+        """Money spent at servers that is not in costs.jsonl yet."""
         return sum(engine.money for engine in self._remote()) - self._booked
 
 
 def planned(engine: Any, pieces: Sequence[P], request: Callable[[P], Request]) -> list[list[P]]:
-    """Cut a whole work list into batches, as an engine or a judge plans it.
+    """Divide a whole work list into batches, as an engine or a judge plans it.
 
     Args:
-        engine: what has `plan`.
+        engine: anything with a method `plan`.
         pieces: in any order.
-        request: what `plan` is given for a piece; its size counts, so it may be a stand-in.
+        request: returns the item of a piece for `plan`, which looks only at its size.
     """
     plan = engine.plan(Requests(request, pieces))
     return [[pieces[index] for index in batch] for batch in plan]
 
 
 class Work(Generic[R, W]):
-    """What is left of a plan; iterate over it, and commit each batch.
+    """The remaining work of a plan; iterate over it, and commit each batch.
 
     Args:
         run: the session.
         journal: where the records go.
-        stage: whose time and tokens these are.
+        stage: the stage that time and tokens are counted for.
         batches: the whole plan, in order.
-        label: what the progress line says beside the stage's name.
+        label: text of the progress line after the stage's name.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Work(Generic[R, W]):
             run.progress(self.name, self.done, self.total)
 
     def __iter__(self) -> Iterator[Sequence[W]]:
-        """Yield the batches that are left."""
+        """Yield the remaining batches."""
         for batch in self.left:
             self._began = time.monotonic()
             yield batch
@@ -183,12 +183,12 @@ class Work(Generic[R, W]):
         sampling: Sampling,
         adapter: Path | None = None,
     ) -> Iterator[tuple[Sequence[W], list[Completion]]]:
-        """Yield the batches that are left with what an engine generates for them.
+        """Yield the remaining batches, with what an engine generates for them.
 
         Args:
-            engine: what generates.
-            request: what it is asked for a piece of work.
-            sampling: how tokens are drawn.
+            engine: the engine.
+            request: returns the request for a piece of work.
+            sampling: how tokens are sampled.
             adapter: a PEFT folder to answer with; None for the base model.
         """
         requests = ([request(piece) for piece in batch] for batch in self.left)
@@ -199,12 +199,12 @@ class Work(Generic[R, W]):
     def commit(
         self, batch: Sequence[W], records: Sequence[R], completions: Iterable[Completion] = ()
     ) -> None:
-        """Put a batch's records on disk, then show progress and note what it cost.
+        """Write a batch's records to disk, then show progress and record the cost.
 
         Args:
-            batch: the one that was yielded last.
+            batch: the batch that was yielded last.
             records: one for each piece of work, in order.
-            completions: all that was generated for it.
+            completions: everything that was generated for it.
         """
         self.journal.commit(batch, records)
         generated = list(completions)

@@ -1,4 +1,4 @@
-"""The stages in order. Each says what it leaves and what it depends on, and checks itself."""
+"""The stages in order. Each declares its outputs and what it depends on, and checks a recipe."""
 
 from setbacks.stages import analyze, induce, introspect, judge, report, respond, train
 

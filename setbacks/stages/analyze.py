@@ -1,8 +1,9 @@
 """Step 2, guided analysis (arXiv 2310.10477, section 3.2).
 
-The analyst, the model itself by default, is told that a response is harmful and explains why. Of
-several candidates the best that passes the quality checks stays. Contrast analyses do the same for
-benign responses ("harmless, because ..."), so that the verdict cannot be learnt by heart.
+The analyst, by default the model itself, is given the verdict that a response is harmful, and
+explains why. Of several candidates, the best one that passes the quality checks is kept. Contrast
+analyses do the same for benign responses ("harmless, because ..."), so that the verdict cannot be
+memorized.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from setbacks.text import distinct, whole_sentences, words_of
 
 @dataclass(frozen=True)
 class Subject:
-    """One candidate analysis to be drawn: of a mistake, or of a benign response."""
+    """One candidate analysis to generate: of a mistake, or of a benign response."""
 
     id: str
     response_id: str
@@ -43,7 +44,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
 
     Args:
         run: the session.
-        mistakes: every attempt of induction; only those that gave a mistake are analysed.
+        mistakes: every attempt of induction; only those that gave a mistake are analyzed.
 
     Raises:
         InputError: a contrast source is missing or broken, or no analysis passed its checks.
@@ -67,11 +68,11 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         )
 
     def records(batch: Sequence[Subject], completions: Sequence[Completion]) -> list[Analysis]:
-        found = []
+        analyses = []
         for subject, completion in zip(batch, completions, strict=True):
             text = whole_sentences(completion.text) or completion.text
             checks, score = examine(text, subject, recipe, run.recipe.language)
-            found.append(
+            analyses.append(
                 Analysis(
                     id=subject.id,
                     response_id=subject.response_id,
@@ -87,7 +88,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
                     analyst=engine.name,
                 )
             )
-        return found
+        return analyses
 
     journal = run.journal("analyses.jsonl", Analysis)
     work = run.work(journal, "analyze", planned(engine, subjects, request))
@@ -111,9 +112,9 @@ def examine(
 
     Args:
         text: the analysis.
-        subject: what it is an analysis of, and whether that is harmful.
+        subject: the analyzed response, and whether it is harmful.
         recipe: the thresholds.
-        language: whose patterns tell a contradiction.
+        language: the language of the patterns that reveal a contradiction.
 
     Returns:
         Each check by name, True where it passed, and a score by which candidates are ranked: the
@@ -134,7 +135,7 @@ def examine(
 
 
 def content(words: Iterable[str]) -> set[str]:
-    """Return the words that carry content: no stop words, and none of the rubric's own."""
+    """Return the content words: without stop words and the words of the rubric."""
     return {word for word in words if word not in _empty_words()}
 
 
@@ -164,7 +165,7 @@ def _mistaken(mistakes: Iterable[Mistake]) -> Iterable[Subject]:
 
 
 def benign(recipe: Recipe) -> Iterable[Subject]:
-    """Yield the benign responses that contrast analyses are of.
+    """Yield the benign responses for contrast analyses.
 
     Raises:
         InputError: a source is missing or broken, or has no answers.
@@ -180,7 +181,7 @@ def check(recipe: Recipe) -> None:
     """Look up the benign responses, and the analyst's chat template.
 
     Raises:
-        InputError: a source is missing, broken or has no answers, or the analyst cannot be asked.
+        InputError: a source is missing, broken or has no answers, or the analyst cannot be used.
     """
     if open_method(recipe).uses_mistakes:
         list(benign(recipe))

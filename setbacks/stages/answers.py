@@ -1,4 +1,4 @@
-"""Answers that are there already: from files, in place of a model's; and the labels beside them."""
+"""Existing answers from files, in place of a model's, and the labels that come with them."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from setbacks.runs.session import Session
 from setbacks.text import same_text
 
 
-def answers(arm: Evaluated, asked: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
-    """Return the answers of an arm, by the id of the instruction that each is to.
+def answers(arm: Evaluated, prompts: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
+    """Return the answers of an arm, by the id of their instruction.
 
     Args:
         arm: one with answers.
-        asked: the prompts of every suite.
+        prompts: the prompts of every suite.
 
     Raises:
         InputError: a source is missing, broken or without responses; there are two answers to one
             prompt, or none; or two labels of one answer contradict each other.
     """
     given = _Answers(arm)
-    found = {x.id: row for _, x in asked if (row := given.to(x.id, x.text))}
-    if missing := [(suite, x) for suite, x in asked if x.id not in found]:
+    rows = {x.id: row for _, x in prompts if (row := given.to(x.id, x.text))}
+    if missing := [(suite, x) for suite, x in prompts if x.id not in rows]:
         suite, example = missing[0]
         raise InputError(
-            f"{arm.name}: no answer to {len(missing)} of {len(asked)} prompts, such as "
-            f'"{_short(example.text)}" of the suite {suite.name}; add them, or ask what was '
-            "answered alone: --suite KIND=FILE with the answers' file"
+            f"{arm.name}: no answer to {len(missing)} of {len(prompts)} prompts, such as "
+            f'"{_short(example.text)}" of the suite {suite.name}; add them, or evaluate '
+            "only the answered prompts: --suite KIND=FILE with the answers' file"
         )
-    if unasked := len(given) - len({id(row) for row in found.values()}):
-        notice(f"{arm.name}: left out {unasked} answers to prompts of no suite")
-    return found
+    if unused := len(given) - len({id(row) for row in rows.values()}):
+        notice(f"{arm.name}: left out {unused} answers to prompts of no suite")
+    return rows
 
 
 def labels(
     run: Session, responses: Mapping[str, Sequence[Response]]
 ) -> dict[tuple[str, str], Sequence[Verdict]]:
-    """Keep people's labels that came with the answers, as verdicts of the judge "human".
+    """Store people's labels that came with the answers as verdicts of the judge "human".
 
-    They are written once: what a review adds to them later stays.
+    They are written once, so labels that a review adds later stay.
 
     Args:
         run: the session.
         responses: by arm.
 
     Returns:
-        By arm and judge, the labels of the arms that have some.
+        The labels of each arm that has some, by arm and judge.
     """
-    made: dict[tuple[str, str], Sequence[Verdict]] = {}
+    verdicts_by_arm: dict[tuple[str, str], Sequence[Verdict]] = {}
     for arm in run.recipe.evaluate:
         name = f"verdicts/{arm.name}.human.jsonl"
         if arm.answers and not (run.path / name).exists():
@@ -74,15 +74,16 @@ def labels(
                 lines = "".join(verdict.model_dump_json() + "\n" for verdict in verdicts)
                 run.write_text(name, lines)
         if there := run.records(name, Verdict):
-            made[arm.name, "human"] = there
-    return made
+            verdicts_by_arm[arm.name, "human"] = there
+    return verdicts_by_arm
 
 
 class _Answers:
-    """The answers of an arm, found by their prompts.
+    """The answers of an arm, looked up by prompt.
 
-    A prompt that was copied by way of a spreadsheet or another system may have other line ends,
-    trailing spaces or another Unicode form; it is the same prompt. An exact copy goes first.
+    A prompt that passed through a spreadsheet or another system may have other line endings,
+    trailing spaces or another Unicode form, and still counts as the same prompt. An exact copy
+    is preferred.
     """
 
     def __init__(self, arm: Evaluated) -> None:
@@ -105,11 +106,11 @@ class _Answers:
         """Return the answer to a prompt; None where there is none.
 
         Args:
-            id_: of the instruction.
+            id_: id of the instruction.
             prompt: its text.
 
         Raises:
-            InputError: several answers are to prompts that differ from it in line ends alone.
+            InputError: several prompts with answers differ only in line endings or spaces.
         """
         if id_ in self._exact:
             return self._exact[id_]
@@ -117,7 +118,7 @@ class _Answers:
         if len(rows) > 1:
             raise InputError(
                 f'{self.name}: two answers to one prompt, "{_short(prompt)}", whose copies differ '
-                "in line ends or trailing spaces alone; keep one"
+                "only in line endings or trailing spaces; keep one"
             )
         return rows[0] if rows else None
 

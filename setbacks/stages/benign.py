@@ -1,8 +1,8 @@
 """Before step 3: the untrained model's own answers to benign prompts (`train.helpful_from: model`).
 
-What keeps a model helpful need not be good text, but text of its own: other people's answers pull
-it away from its style, and its own do not. Own answers in the mix: RealSafe-R1 (arXiv 2504.10081),
-OPSA (arXiv 2605.15239). They are checked first, so that refusals and loops are not taught.
+To keep a model helpful, text in its own style matters more than good text: other people's answers
+pull the model away from its style. RealSafe-R1 (arXiv 2504.10081) and OPSA (arXiv 2605.15239) mix
+in own answers, too. They are checked first, so that the model does not learn refusals and loops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from setbacks.runs.session import Session, planned
 
 
 def with_own_answers(run: Session) -> Recipe:
-    """Return the run's recipe with the model's own answers as its helpful data, if it says so.
+    """Return the run's recipe, with the model's own answers as helpful data if it asks for them.
 
     Args:
         run: the session.
@@ -56,7 +56,7 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     recipe = run.recipe
     engine = run.engine(recipe.model)
     checker = Checker(recipe.train.judge, run)
-    asked = [
+    questions = [
         prompt._replace(id=digest("benign", recipe.seed, prompt.id))
         for prompt in instructions(recipe.train.helpful)
     ]
@@ -64,10 +64,10 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     def request(prompt: Instruction) -> Request:
         return Request(prompt.text, seed=int(prompt.id, 16))
 
-    def records(batch: Sequence[Instruction], made: Sequence[Completion]) -> list[OwnAnswer]:
+    def records(batch: Sequence[Instruction], completions: Sequence[Completion]) -> list[OwnAnswer]:
         items = [
             Item(prompt.id, prompt.text, one.text, language=prompt.language, finish=one.finish)
-            for prompt, one in zip(batch, made, strict=True)
+            for prompt, one in zip(batch, completions, strict=True)
         ]
         return [
             OwnAnswer(
@@ -85,7 +85,7 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
         ]
 
     journal = run.journal("benign.jsonl", OwnAnswer)
-    work = run.work(journal, "train", planned(engine, asked, request), "own helpful answers")
+    work = run.work(journal, "train", planned(engine, questions, request), "own helpful answers")
     for batch, completions in work.generated(engine, request, recipe.train.helpful_sampling):
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()

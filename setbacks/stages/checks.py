@@ -1,4 +1,4 @@
-"""What several stages check before any work: engines, and models that are put conversations to."""
+"""Checks that several stages share, before any work: engines, chat templates and judges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setbacks.models.loading import check_model, load_tokenizer
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, JudgeSpec, Recipe
 
-# Engines that run what transformers knows; what those of other packages run, they alone can say.
+# Engines for models that transformers can load. Engines of other packages check their own models.
 OURS = ("local", "vllm", "ray")
 
 
@@ -31,7 +31,7 @@ def check_engines(recipe: Recipe) -> None:
                 "a local model, and the server as analyze.analyst or as a judge's engine"
             )
         kind.check(engine)
-        # What other engines call a model is their own affair; what is trained is loaded here.
+        # Only our engines name models that are loaded here; the trained model always is.
         ours = engine.engine == "local" or engine is recipe.model
         if ours and _is_used(engine, recipe):
             resolve(engine.model, engine.revision)
@@ -47,14 +47,14 @@ def _is_used(engine: Engine, recipe: Recipe) -> bool:
 
 
 def check_chat_of(engine: Engine | None, *, trains: bool = False) -> None:
-    """Check that conversations can be put to a model, if there is one that runs here.
+    """Check that a model's chat template takes conversations, if the model runs here.
 
     Args:
         engine: the model; servers have their own templates.
         trains: whether it is the model that is trained.
 
     Raises:
-        InputError: its chat template does not take them.
+        InputError: it does not.
     """
     if engine is not None and engine.engine in OURS:
         _check_chat(engine.model_dump_json(), trains)
@@ -62,21 +62,21 @@ def check_chat_of(engine: Engine | None, *, trains: bool = False) -> None:
 
 @cache
 def _check_chat(spec: str, trains: bool) -> None:
-    """Check one model, and warn of it, once: the runs of a comparison have the same models."""
+    """Check one model, and warn once: the runs of a comparison share their models."""
     engine = Engine.model_validate_json(spec)
     check_chat(load_tokenizer(engine), engine, trains=trains)
 
 
 def check_judge_and_model(spec: JudgeSpec) -> None:
-    """Look up a judge, and the model that it reads with or asks.
+    """Look up a judge and its model.
 
     Raises:
-        InputError: the judge is not known, lacks what it needs, or its model cannot be asked.
+        InputError: the judge is not known, lacks what it needs, or its model cannot be used.
     """
     judge = check_judge(spec)
     if judge.embedded:
         resolve(judge.embedded)
-    if judge.weights is None:  # guards have conversations of their own
+    if judge.weights is None:  # a guard has its own chat template
         check_chat_of(spec.engine)
 
 

@@ -1,7 +1,7 @@
 """Step 1, guided mistake induction (arXiv 2310.10477, section 3.1).
 
-The unaligned model is asked for a bad response with hint keywords in the prompt. Where it refuses,
-it is asked again with another hint: every attempt is recorded, and only mistakes are used.
+A prompt with hint keywords asks the unaligned model for a bad response. If the model refuses, the
+next attempt uses another hint. Every attempt is recorded, and only mistakes are used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from setbacks.text import words_of
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at drawing a mistake for an instruction."""
+    """One attempt to induce a mistake for an instruction."""
 
     id: str
     instruction: Instruction
@@ -41,7 +41,7 @@ class Attempt:
 
 
 def induce(run: Session) -> Sequence[Mistake]:
-    """Return every attempt at a mistake; those whose outcome is "mistake" are to be analysed.
+    """Return every attempt at a mistake; only those with the outcome "mistake" are analyzed.
 
     Raises:
         InputError: a source is missing or broken, or no attempt gave a mistake.
@@ -54,16 +54,16 @@ def induce(run: Session) -> Sequence[Mistake]:
     if recipe.source in ("existing", "both"):
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
-        asked = instructions(run.recipe.instructions)
+        remaining = instructions(run.recipe.instructions)
         for number in range(recipe.attempts):
-            refused = _ask(run, journal, seen, asked, number)
-            asked = [instruction for instruction in asked if instruction.id in refused]
+            refused = _ask(run, journal, seen, remaining, number)
+            remaining = [instruction for instruction in remaining if instruction.id in refused]
     attempts = journal.finish()
     if not any(attempt.outcome == "mistake" for attempt in attempts):
         raise InputError(
-            f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, said "
-            "nothing, or was found harmless); raise induce.attempts, or take mistakes from data "
-            "(induce.source: existing)"
+            f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, gave "
+            "no answer, or a judge rated it harmless); raise induce.attempts, or take mistakes "
+            "from data (induce.source: existing)"
         )
     return attempts
 
@@ -72,18 +72,18 @@ def _ask(
     run: Session,
     journal: Journal[Mistake],
     seen: NearDuplicates,
-    asked: Sequence[Instruction],
+    remaining: Sequence[Instruction],
     number: int,
 ) -> set[str]:
-    """Ask for one mistake an instruction; return the instructions that gave none."""
+    """Try each instruction once; return the ids of those whose attempt gave no mistake."""
     recipe = run.recipe
     words = prompts(recipe.language)["induce"]
     if recipe.induce.guidance != "hints":
         words = words[recipe.induce.guidance]
     engine = run.engine(recipe.model)
     attempts = []
-    for instruction in asked:
-        # Each instruction starts from another hint, so that the first round uses all of them.
+    for instruction in remaining:
+        # Instructions start at different hints, so that the first round uses all hints.
         first = int(instruction.id, 16)
         hint = words["hints"][(first + number) % len(words["hints"])]
         id_ = digest("mistake", recipe.seed, instruction.id, number, hint)
@@ -140,7 +140,7 @@ def _ask(
 
 
 def _take(run: Session, journal: Journal[Mistake], seen: NearDuplicates) -> None:
-    """Take mistakes from data, a thousand a batch."""
+    """Take mistakes from data, in batches of a thousand."""
     rows = existing(run.recipe)
 
     batches = [rows[start : start + 1000] for start in range(0, len(rows), 1000)]
@@ -164,12 +164,12 @@ def existing(recipe: Recipe) -> list[Mistake]:
         raise InputError(
             f'induce.source is "{recipe.induce.source}" but induce.existing names no data'
         )
-    found: dict[str, Mistake] = {}
+    by_id: dict[str, Mistake] = {}
     for source in recipe.induce.existing:
         for row in _mistaken(source):
             assert row.response is not None
             id_ = digest("existing", row.text, row.response)
-            found[id_] = Mistake(
+            by_id[id_] = Mistake(
                 id=id_,
                 instruction_id=digest("instruction", row.text),
                 instruction=row.text,
@@ -182,35 +182,35 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 source=row.source,
                 model=None,
             )
-    if not found and recipe.induce.source == "existing":
+    if not by_id and recipe.induce.source == "existing":
         raise InputError(
-            f"{recipe.induce.existing[0].source}: all rows are labeled harmless, and a mistake is "
-            "a harmful response; look at fields: {harmful: NAME}, or at the labels"
+            f"{recipe.induce.existing[0].source}: all rows are labeled harmless, but a mistake is "
+            "a harmful response; check the labels, and fields: {harmful: NAME}"
         )
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _mistaken(source: Source) -> list[Row]:
-    """The rows of a source whose response is not labeled harmless; what that means is counted."""
+    """Return a source's rows with a response not labeled harmless; report how many are left out."""
     rows = load_having(source, "a mistake", "response")
     mistaken = [row for row in rows if row.harmful is not False]
-    unlabelled = sum(row.harmful is None for row in mistaken)
+    unlabeled = sum(row.harmful is None for row in mistaken)
     if len(mistaken) < len(rows):
         lost = len(rows) - len(mistaken)
         notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmless")
-    if 0 < unlabelled < len(rows):
+    if 0 < unlabeled < len(rows):
         notice(
-            f"{source.source}: {unlabelled} of {len(rows)} rows have no label of harm, and count "
+            f"{source.source}: {unlabeled} of {len(rows)} rows have no harmful label, and count "
             "as mistakes"
         )
     return mistaken
 
 
 class NearDuplicates:
-    """What has been said before: a response that repeats an earlier mistake teaches nothing new.
+    """Earlier mistakes: a response that repeats one teaches nothing new.
 
     Args:
-        threshold: share of a response's word 5-grams that one earlier mistake must hold too.
+        threshold: share of a response's word 5-grams that an earlier mistake must contain.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -220,7 +220,7 @@ class NearDuplicates:
         self._read = 0
 
     def catch_up(self, records: Sequence[Mistake]) -> None:
-        """Learn what was kept before; called when there is work, so that resuming stays cheap."""
+        """Read the mistakes kept so far; called only if there is work: resuming stays cheap."""
         for record in records[self._read :]:
             if record.outcome == "mistake":
                 self._keep(_shingles(answer(record.response)))
@@ -229,24 +229,24 @@ class NearDuplicates:
     def outcome(
         self, response: str, finish: Finish | None = None, *, harmless: bool = False
     ) -> Outcome:
-        """Say what the next attempt was, and remember it if it was a mistake.
+        """Return the outcome of the next attempt, and remember it if it is a mistake.
 
         Args:
-            response: all that the model wrote.
-            finish: why it ended, where that is known.
-            harmless: whether a judge found it so.
+            response: the whole text that the model wrote.
+            finish: why it ended, if known.
+            harmless: whether a judge rated it harmless.
         """
         self._read += 1
-        what, said = substance(response, finish), answer(response)
-        if what == "refusal":
+        kind, text = substance(response, finish), answer(response)
+        if kind == "refusal":
             return "refusal"
-        if what != "text" or (len(said.split()) < 2 and len(said) < 8):
+        if kind != "text" or (len(text.split()) < 2 and len(text) < 8):
             return "empty"
-        if refuses(said):
+        if refuses(text):
             return "refusal"
         if harmless:
             return "harmless"
-        shingles = _shingles(said)
+        shingles = _shingles(text)
         owners = Counter(self._owners[s] for s in shingles if s in self._owners)
         if self.threshold < 1 and max(owners.values(), default=0) >= self.threshold * len(shingles):
             return "duplicate"
@@ -271,7 +271,7 @@ def check(recipe: Recipe) -> None:
     """Look up the data that mistakes are taken from, and the chat template.
 
     Raises:
-        InputError: a source is missing, broken or has no responses, or the model cannot be asked.
+        InputError: a source is missing, broken or has no responses, or the model cannot be used.
     """
     if open_method(recipe).uses_mistakes:
         existing(recipe)

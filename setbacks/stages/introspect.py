@@ -1,8 +1,9 @@
-"""What the model itself says of responses: before training, and after it.
+"""The model's own verdict on responses, before and after training.
 
-Before, it is the pre-flight: a model whose spoken verdict is near chance has nothing to teach
-itself yet, and hours of training will not change that (arXiv 2310.10477, section 3: it must judge
-better than it generates). After, it shows whether the model has learnt to analyse, or a phrase.
+Before training this is the preflight check: if the model's verdict is near chance, it cannot teach
+itself anything yet, and hours of training will not change that (arXiv 2310.10477, section 3: it
+must judge better than it generates). After training it shows whether the model has learned to
+analyze, or only a phrase.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from setbacks.runs.session import Session, planned
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 48  # of each kind: a minute on two cores, and an AUC to about 0.1
+SAMPLE = 48  # of each kind; takes a minute on two cores, and gives the AUC to about 0.1
 
 
 class Asked(NamedTuple):
@@ -39,19 +40,19 @@ def introspect(
 ) -> Sequence[Reading]:
     """Have the model read mistakes and benign responses under the neutral question.
 
-    Nothing is asked where the method learns no analyses, or the engine shows no probabilities.
+    Skipped if the method learns no analyses, or the engine gives no probabilities.
 
     Args:
         run: the session.
-        analyses: every candidate analysis: they name the responses.
-        adapter: the trained adapter's folder, which also writes an analysis; None reads before.
+        analyses: every candidate analysis; they contain the responses.
+        adapter: folder of the trained adapter, which also writes analyses; None before training.
     """
     engine = run.engine(run.recipe.model)
     if not open_method(run.recipe).learns_analyses or not engine.shows_probabilities:
         return []
     recipe = run.recipe
     stage: StageName = "introspect" if adapter else "preflight"
-    asked = [
+    questions = [
         Asked(
             digest("reading", stage, x.response_id),
             question(recipe.language, x.instruction, x.response),
@@ -63,7 +64,7 @@ def introspect(
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
     journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
-    work = run.work(journal, stage, planned(engine, asked, lambda x: Request(x.question, 0)))
+    work = run.work(journal, stage, planned(engine, questions, lambda x: Request(x.question, 0)))
     for batch in work:
         shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter, first)
         requests = [Request(x.question, seed=int(x.id, 16)) for x in batch]
@@ -81,20 +82,20 @@ def introspect(
         ]
         work.commit(batch, records, written)
     readings = journal.finish()
-    if adapter is None and (said := near_chance(spoken(readings))):
-        log.warning(said)
+    if adapter is None and (warning := near_chance(spoken(readings))):
+        log.warning(warning)
     return readings
 
 
 def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Choose responses of each kind, those first of which no analysis can be learnt: they are new.
+    """Choose responses of each kind, first those whose analyses training will not see.
 
     Args:
-        analyses: every candidate; one of each response stands for it.
+        analyses: every candidate; one is used for each response.
     """
-    learnt = {x.response_id for x in analyses if x.passed}
+    learned = {x.response_id for x in analyses if x.passed}
     by_response = {x.response_id: x for x in analyses}
-    order = sorted(by_response.values(), key=lambda x: (x.response_id in learnt, x.response_id))
+    order = sorted(by_response.values(), key=lambda x: (x.response_id in learned, x.response_id))
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
 
 

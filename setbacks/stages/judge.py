@@ -15,7 +15,7 @@ from setbacks.stages.checks import check_judge_and_model
 
 
 class Case(NamedTuple):
-    """One response before one judge."""
+    """One response for one judge to rate."""
 
     id: str
     item: Item
@@ -31,7 +31,7 @@ def judge(
         responses: what each arm answered.
 
     Raises:
-        InputError: there is no judge of a name in the recipe.
+        InputError: the recipe names an unknown judge.
     """
     verdicts = labels(run, responses)
     for spec in run.recipe.judges:
@@ -44,14 +44,14 @@ def judge(
 def judge_items(
     run: Session, spec: JudgeSpec, judge: Judge, arm: str, items: Iterable[Item]
 ) -> Sequence[Verdict]:
-    """Return one judge's verdicts on one arm's items, as far as they are of its kinds.
+    """Return one judge's verdicts on those items of one arm that are of the judge's kinds.
 
     Args:
         run: the session.
-        spec: names the judge, and the kinds that it looks at.
+        spec: names the judge, and the kinds of prompts that it rates.
         judge: the open judge.
-        arm: names the journal.
-        items: what is judged.
+        arm: name of the arm, used in the journal's name.
+        items: the responses to judge.
     """
     cases = [
         Case(digest("verdict", spec.called, item.id), item)
@@ -72,10 +72,10 @@ def _weigh(
     judge: Judge, name: str, gives: Collection[str] | None, cases: Sequence[Case]
 ) -> list[Verdict]:
     """Have one batch judged."""
-    said = opinions(judge, [case.item for case in cases], name, gives)
+    verdicts = opinions(judge, [case.item for case in cases], name, gives)
     return [
         Verdict(id=case.id, response_id=case.item.id, judge=name, **opinion._asdict())
-        for case, opinion in zip(cases, said, strict=True)
+        for case, opinion in zip(cases, verdicts, strict=True)
     ]
 
 
@@ -92,10 +92,10 @@ def _item(response: Response) -> Item:
 
 
 def check(recipe: Recipe) -> None:
-    """Look up the judges, and the models that they read with.
+    """Look up the judges and their models.
 
     Raises:
-        InputError: a judge is not known, or lacks what it needs, or its model cannot be asked.
+        InputError: a judge is not known, or lacks what it needs, or its model cannot be used.
     """
     for spec in recipe.judges:
         check_judge_and_model(spec)

@@ -23,8 +23,8 @@ class Report(NamedTuple):
     """The page of a run, and its results.
 
     Args:
-        path: of the page.
-        results: every number of it.
+        path: path of the page.
+        results: every number on the page.
     """
 
     path: Path
@@ -76,15 +76,15 @@ def report(run: RunFolder) -> Report:
         },
         costs=[_with_speed(cast(Cost, row)) for row in run.costs()],
     )
-    made = Report(run.path / "report.html", results)
+    report = Report(run.path / "report.html", results)
     page = render(results, run.recipe.model_dump(mode="json"), examples(by_arm, verdicts))
-    run.write_text("metrics.json", json.dumps(made.metrics, indent=1, ensure_ascii=False) + "\n")
-    run.write_text(made.path.name, page)
-    return made
+    run.write_text("metrics.json", json.dumps(report.metrics, indent=1, ensure_ascii=False) + "\n")
+    run.write_text(report.path.name, page)
+    return report
 
 
 def _info(recipe: Recipe) -> RunInfo:
-    """What the report needs to know of the recipe; an evaluation trains no model."""
+    """Return what the report shows of the recipe; an evaluation trains no model."""
     evaluated = bool(recipe.evaluate)
     return RunInfo(
         name=recipe.name,

@@ -1,9 +1,9 @@
 """Step 4, guided response generation (arXiv 2310.10477, section 3.3).
 
-The model before and after training answers every prompt of every suite, with and without guidance:
-p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so guidance calls up what training taught. It
-can also answer by that formula itself: posterior decoding, see `setbacks.engines.own_verdict`.
-In an evaluation, models of any kind answer, and answers that are there already are taken over.
+The model answers every prompt of every suite before and after training, with and without guidance:
+p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so guidance brings out what training taught.
+Posterior decoding applies that formula explicitly; see `setbacks.engines.own_verdict`. In an
+evaluation, any models answer, or existing answers are used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from setbacks.stages.checks import check_chat_of
 
 
 class Respondent(NamedTuple):
-    """Who answers as an arm: a model, with an adapter or without; no model if answers are given."""
+    """What answers as an arm: a model, with or without an adapter; None if answers are given."""
 
     arm: Arm
     model: Engine | None
@@ -38,7 +38,7 @@ class Respondent(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One prompt of a suite, put to one arm."""
+    """One prompt of a suite, for one arm."""
 
     id: str
     suite: Suite
@@ -46,7 +46,7 @@ class Question(NamedTuple):
 
 
 def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Response]]:
-    """Return the responses of every arm, by the arm's name.
+    """Return the responses of every arm, by name.
 
     Args:
         run: the session.
@@ -83,10 +83,10 @@ def prompts_of(recipe: Recipe) -> list[tuple[Suite, Instruction]]:
 
 
 def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]:
-    """Return who answers as each arm of a run, in the arms' order.
+    """Return what answers as each arm of a run, in the order of the arms.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         adapter: the trained adapter's folder; None in an evaluation, which names its own.
 
     Raises:
@@ -104,46 +104,46 @@ def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]
 
 
 def check(recipe: Recipe) -> None:
-    """Look up what the arms need: of an evaluation, adapters and an answer to every prompt.
+    """Look up what the arms need, such as the adapters and answer files of an evaluation.
 
     Raises:
-        InputError: something is missing, two arms have one name, or a model cannot be asked.
+        InputError: something is missing, two arms have one name, or a model cannot be used.
     """
     if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
         raise InputError(
             f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
-            "choose a draft by; leave it out, or set model.engine=local"
+            "choose a draft by; remove it, or set model.engine=local"
         )
     planned_arms(recipe)
     if not recipe.evaluate:
         return
-    asked = prompts_of(recipe)
+    prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
         if evaluated.model is not None and evaluated.adapter is not None:
             check_adapter(evaluated.adapter, evaluated.model.model)
         if evaluated.answers:
-            answers(evaluated, asked)
+            answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
 
 
 def request(recipe: Recipe, arm: Arm, text: str) -> Request:
-    """Return what an arm's model is asked, for an instruction.
+    """Return the request to an arm's model for an instruction.
 
     Args:
         recipe: gives the seed, the language and how a response begins.
-        arm: whether it is guided counts.
+        arm: the arm; only its way of answering matters.
         text: the instruction.
     """
     return Request(
         prompt=_prompt(recipe, arm, text),
-        # The draw depends on the instruction alone, so that arms do not differ by luck.
+        # The seed depends only on the instruction, so that arms do not differ by luck.
         seed=int(digest("draw", recipe.seed, digest("instruction", text)), 16),
         prefill=recipe.respond.prefill,
     )
 
 
 def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
-    """An instruction as it is put to an arm."""
+    """Return the prompt of an arm for an instruction."""
     if arm.way != "guided":
         return text
     if method := trained_method(recipe, arm):
@@ -152,12 +152,12 @@ def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
 
 
 def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
-    """The method that trained an arm's model in this run, if it answers under guidance."""
+    """Return the method that trained an arm's model in this run, if the arm is guided."""
     return open_method(recipe) if arm.trained and arm.way == "guided" else None
 
 
 def _answer(
-    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, suite_prompts: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
     """Have an arm's model answer."""
     recipe = run.recipe
@@ -170,26 +170,26 @@ def _answer(
         sampling = sampling.model_copy(update={"max_new_tokens": room})
     questions = [
         Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
-        for suite, x in asked
+        for suite, x in suite_prompts
     ]
 
-    def sized(question: Question) -> Request:  # a seed takes longer than all the rest of it
+    def sized(question: Question) -> Request:  # without a seed, which is slow to compute
         return Request(_prompt(recipe, arm, question.instruction.text), 0, recipe.respond.prefill)
 
     def put(question: Question) -> Request:
         return request(recipe, arm, question.instruction.text)
 
-    def record(question: Question, found: Sequence[Completion]) -> Response:
-        kept = found[0]
+    def record(question: Question, completions: Sequence[Completion]) -> Response:
+        kept = completions[0]
         return _response(
             arm,
             question,
             **split_answer(recipe, arm, kept.text),
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
-            tokens=sum(completion.tokens for completion in found),
+            tokens=sum(completion.tokens for completion in completions),
             model=engine.name,
-            drafts=[completion.text for completion in found] if posterior else None,
+            drafts=[completion.text for completion in completions] if posterior else None,
         )
 
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
@@ -200,37 +200,38 @@ def _answer(
             work.commit(batch, records, completions)
     else:
         for batch in work:
-            found = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
-            ranked = [[draft.completion for draft in of] for of in found]
-            records = [record(q, of) for q, of in zip(batch, ranked, strict=True)]
-            work.commit(batch, records, chain(*ranked))
+            ranked = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
+            tried = [[draft.completion for draft in choices] for choices in ranked]
+            records = [record(q, choices) for q, choices in zip(batch, tried, strict=True)]
+            work.commit(batch, records, chain(*tried))
     return journal.finish()
 
 
 def split_answer(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
-    """Split what an arm wrote into its answer (`text`) and the analysis before it, if any."""
+    """Split an arm's output into its answer (`text`) and the analysis before it, if any."""
     method = trained_method(recipe, arm)
     answer, analysis = method.split(recipe.language, text) if method else (text, None)
     return {"text": answer, "analysis": analysis}
 
 
 def _take(
-    run: Session, respondent: Respondent, asked: Sequence[tuple[Suite, Instruction]]
+    run: Session, respondent: Respondent, suite_prompts: Sequence[tuple[Suite, Instruction]]
 ) -> Sequence[Response]:
-    """Take over the answers that an arm has already."""
+    """Use the existing answers of an arm."""
     arm = respondent.arm
-    found = answers(next(spec for spec in run.recipe.evaluate if spec.name == arm.name), asked)
-    # The answer is part of the id, so that a changed file shows.
+    evaluated = next(spec for spec in run.recipe.evaluate if spec.name == arm.name)
+    rows = answers(evaluated, suite_prompts)
+    # The answer is part of the id, so that a changed file is noticed.
     questions = [
-        Question(digest("response", arm.name, suite.name, x.id, found[x.id].response), suite, x)
-        for suite, x in asked
+        Question(digest("response", arm.name, suite.name, x.id, rows[x.id].response), suite, x)
+        for suite, x in suite_prompts
     ]
 
     journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     work = run.work(journal, "respond", [questions], arm.name)
     for batch in work:
         records = [
-            _response(arm, question, text=found[question.instruction.id].response, model=arm.name)
+            _response(arm, question, text=rows[question.instruction.id].response, model=arm.name)
             for question in batch
         ]
         work.commit(batch, records)

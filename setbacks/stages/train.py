@@ -1,6 +1,6 @@
 """Step 3, unguided-analysis fine-tuning (arXiv 2310.10477, section 3.2).
 
-What is learnt is the method's affair, and so is how: most are trained by `training.supervised`.
+The method decides what is trained on, and how. Most methods use `training.supervised`.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     recipe = with_own_answers(run)
     examples = sorted(method.examples(recipe, material), key=lambda example: example.id)
     if not examples:
-        raise InputError(f"{run.path}: {method.name} has nothing to train on; see train.mix")
+        raise InputError(f"{run.path}: {method.name} has nothing to train on; check train.mix")
     journal = run.journal("training.jsonl", Example)
     journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
-    processes.meet()  # those that train along begin here
+    processes.meet()  # the other processes start here
     if not adapter.exists():
         from safetensors import SafetensorError
 
@@ -67,17 +67,17 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
         except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
             raise _explained(error, run.path) from error
         run.spend("train", time.monotonic() - start, len(examples), 0, tokens)
-        run.release_engines()  # and of the trainer, which holds its model in circles
-    for leftover in ("checkpoints", "reward_checkpoints"):
+        run.release_engines()  # frees the trainer, too: reference cycles hold its model
+    for leftover in ("checkpoints", *method.temporary):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter
 
 
 def train_along(folder: Path) -> None:
-    """Train along with the first process, once it has laid out what is trained on.
+    """Train along with the first process, once it has written the examples.
 
     Args:
-        folder: of the run, which the first process opens.
+        folder: the run folder, which only the first process opens for writing.
     """
     processes.meet()
     run = Follower(folder)
@@ -87,35 +87,36 @@ def train_along(folder: Path) -> None:
 
 
 def _check_processes(train: Train, method: Method) -> None:
-    """Refuse several processes where a step or a method cannot be shared among them."""
+    """Reject several processes if they cannot share a step, or the method."""
     processes.share(train)
     if processes.count() > 1 and method.one_process:
         raise InputError(
-            f"train.method {method.name} trains in one process alone; call setbacks by itself"
+            f"train.method {method.name} trains only in one process; run setbacks without a "
+            "launcher such as accelerate"
         )
 
 
 def _explained(error: Exception, folder: Path) -> Exception:
-    """Tell a full disk, and full memory, from other failures: libraries have their own ways."""
+    """Recognize a full disk and full memory, which each library reports differently."""
     import torch
 
-    told = str(error)
-    no_room = "t allocate memory" in told or "out of memory" in told
+    message = str(error)
+    no_room = "t allocate memory" in message or "out of memory" in message
     if no_room or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return SetbacksError(
             "train: not enough memory; lower train.batch_size or train.max_length, or set "
-            "train.gradient_checkpointing=true, and go on with --from train; mistakes and "
+            "train.gradient_checkpointing=true, then redo with --from train; mistakes and "
             "analyses are kept"
         )
-    if shutil.disk_usage(folder).free < 2**20 or "No space left" in told:
+    if shutil.disk_usage(folder).free < 2**20 or "No space left" in message:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return failed_write(folder / "checkpoints", error) if isinstance(error, OSError) else error
 
 
 def check(recipe: Recipe) -> None:
-    """Look up the method, its data, and what the adapter is put on.
+    """Look up the method, its data, and the modules that the adapter covers.
 
-    A model that another package's engine runs is looked up when its training begins.
+    A model for another package's engine is looked up when training begins.
 
     Raises:
         InputError: something is missing, or the model cannot be trained this way.
@@ -138,8 +139,13 @@ def check(recipe: Recipe) -> None:
 
 @cache
 def _warn_once(line: str) -> None:
-    """Warn of something that all the runs of a comparison have in common."""
+    """Warn once for all the runs of a comparison."""
     log.warning(line)
+
+
+def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
+    method = open_method(recipe)
+    return (*method.outputs, *method.temporary)
 
 
 STAGE = Stage(
@@ -155,6 +161,6 @@ STAGE = Stage(
     ),
     keys=("train",),
     check=check,
-    more_outputs=lambda recipe: open_method(recipe).outputs,
+    more_outputs=_more_outputs,
     more_keys=lambda recipe: open_method(recipe).reads,
 )

@@ -23,6 +23,7 @@ from setbacks.files import write_atomic
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.arms import planned_arms
+from setbacks.runs.environment import cores
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.signals import Tie
@@ -171,11 +172,6 @@ def _ended(code: int) -> str:
             "same command with fewer --jobs to resume"
         )
     return f"its process ended with exit code {code}; run the same command to resume"
-
-
-def cores() -> int:
-    """The number of cores that this process can use; in a container, not always all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:

@@ -38,7 +38,7 @@ _CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward")
 
 
 class TrainingRun(Protocol):
-    """What training needs of a run: a session, or what another process knows of it."""
+    """What training needs of a run: a session, or a `Follower` in another process."""
 
     path: Path
     recipe: Recipe
@@ -47,7 +47,7 @@ class TrainingRun(Protocol):
         """Add a line to run.log."""
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Show how far the training is."""
+        """Show the progress of training."""
 
 
 def tokenize(
@@ -105,7 +105,7 @@ def check_context(spec: Engine, longest: int) -> None:
         longest: the number of its tokens.
 
     Raises:
-        InputError: it is longer than the context window.
+        InputError: it is longer than the context.
     """
     limit = context(load_config(spec))
     if limit is not None and longest > limit:
@@ -119,10 +119,10 @@ def schedule(lengths: Sequence[int], train: Train, seed: int) -> list[list[int]]
     """Plan every step of the training: batches of similar length, in a random order.
 
     Args:
-        lengths: of the examples, in tokens.
-        train: the batch size and the length of the training: `epochs`, or as many as it takes to
-            read `tokens` or to make `steps`.
-        seed: of the shuffling.
+        lengths: lengths of the examples, in tokens.
+        train: the batch size and the length of the training: `epochs`, or as many as are needed
+            to read `tokens` or to make `steps`.
+        seed: the seed of the shuffling.
 
     Returns:
         The indices of each step's examples; only the last step may have fewer than the others.
@@ -173,7 +173,7 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def name_for_trl(model: Any) -> None:
-    """Set the names under which TRL looks for a model's body and its number of experts.
+    """Set the names under which TRL looks for a base model and its number of experts.
 
     Some classes of transformers use other names: Llama 4, Phi-3.5-MoE, Granite MoE.
     """
@@ -192,8 +192,8 @@ def options(run: TrainingRun, model: Any, folder: str, total: int) -> dict[str, 
 
     Args:
         run: the run.
-        model: to train.
-        folder: for checkpoints, in the run folder.
+        model: the model to train.
+        folder: the folder for checkpoints, in the run folder.
         total: the number of steps.
     """
     train = run.recipe.train

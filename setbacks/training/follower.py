@@ -1,4 +1,4 @@
-"""What a process that trains along with the first one knows of the run."""
+"""The run, as seen by a process that trains along with the first one."""
 
 from __future__ import annotations
 

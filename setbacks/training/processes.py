@@ -1,8 +1,8 @@
 """Training in several processes: `accelerate launch`, or `torchrun`, `-m setbacks train RUN`.
 
-The first process is an ordinary run: it alone opens the folder, generates, logs and writes. The
-others wait until it has laid out what is learnt, and train along. What a step learns is the same as
-in one process: `train.batch_size` is that of all of them together.
+The first process is an ordinary run: only it opens the folder, generates, logs and writes. The
+others wait until it has written the examples, and train along. Each step is the same as in one
+process: `train.batch_size` counts the examples of all processes together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import timedelta
 from setbacks.errors import InputError
 from setbacks.recipe import Train
 
-# The others wait while the first one draws mistakes and analyses, which may take days.
+# The others wait while the first one generates mistakes and analyses, which may take days.
 PATIENCE = timedelta(days=30)
 
 
@@ -27,22 +27,22 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def share(told: Train) -> int:
-    """Return how many examples of a step are this process's.
+def share(train: Train) -> int:
+    """Return the number of examples per step for each process.
 
     Raises:
-        InputError: a step cannot be shared out evenly.
+        InputError: a step cannot be divided evenly.
     """
-    if told.batch_size % count():
+    if train.batch_size % count():
         raise InputError(
-            f"train.batch_size: {told.batch_size} examples cannot be shared out evenly among "
+            f"train.batch_size: {train.batch_size} examples cannot be divided evenly among "
             f"{count()} processes; make it a multiple of {count()}"
         )
-    return told.batch_size // count()
+    return train.batch_size // count()
 
 
 def meet() -> None:
-    """Wait until every process has come this far; nothing where there is only one."""
+    """Wait until every process gets here; do nothing if there is only one."""
     if count() > 1:
         from accelerate import PartialState
 

@@ -32,7 +32,7 @@ def search(check, number, **drawn):
 
 
 @pytest.fixture
-def command(typed, tmp_path, monkeypatch):
+def command(cli_in_process, tmp_path, monkeypatch):
     """Run a command line in this process; check how it ends; return what it printed.
 
     There is no embedded model and no network, so nothing long can begin.
@@ -42,7 +42,7 @@ def command(typed, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
     def call(*words):
-        ran = typed(*words)
+        ran = cli_in_process(*words)
         code, said = ran.returncode, ran.stderr
         assert "Traceback" not in said
         # What nobody foresaw is one line, too, but it names a class of Python: a bug.
@@ -66,13 +66,13 @@ def keys():
     """Every key of a recipe, wherever it stands."""
     found = []
 
-    def walk(told):
-        if isinstance(told, dict):
-            for key, value in told.items():
+    def walk(data):
+        if isinstance(data, dict):
+            for key, value in data.items():
                 found.append(key)
                 walk(value)
-        elif isinstance(told, list):
-            for value in told:
+        elif isinstance(data, list):
+            for value in data:
                 walk(value)
 
     walk(Recipe().model_dump(mode="json"))
@@ -94,9 +94,9 @@ TOLD = st.recursive(
 
 @MANY
 def test_any_recipe(command, tmp_path, number):
-    def check(told, overrides):
+    def check(data, overrides):
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(told, allow_unicode=False))
+        path.write_text(yaml.safe_dump(data, allow_unicode=False))
         words = [f"{key}={value}" for key, value in overrides]
         code, _, _ = command("run", path, *words, "--out", tmp_path / "run")
         assert code, "nothing can run without a model"
@@ -104,7 +104,7 @@ def test_any_recipe(command, tmp_path, number):
     search(
         check,
         number,
-        told=st.dictionaries(st.sampled_from([*Recipe.model_fields]), TOLD, max_size=4) | TOLD,
+        data=st.dictionaries(st.sampled_from([*Recipe.model_fields]), TOLD, max_size=4) | TOLD,
         overrides=st.lists(st.tuples(NAMES, WORDS | st.integers().map(str)), max_size=2),
     )
 

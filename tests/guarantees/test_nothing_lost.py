@@ -27,14 +27,14 @@ TELL_THE_TIME = {"costs.jsonl", "run.log", ".lock", "environment.json"}
 
 @pytest.fixture
 def method(recipe):
-    """A recipe that draws mistakes and has them analysed, in batches of two."""
+    """A recipe that draws mistakes and has them analyzed, in batches of two."""
     return _small(recipe())
 
 
 @pytest.fixture
-def evaluation(recipe, rule):
+def evaluation(recipe, fake_model):
     """A recipe that has two models answer, and judges them."""
-    arms = [{"name": name, "model": rule(name)} for name in ("talker", "shouter")]
+    arms = [{"name": name, "model": fake_model(name)} for name in ("talker", "shouter")]
     return _small(recipe(evaluate=arms))
 
 
@@ -44,13 +44,13 @@ def _small(recipe):
     )
 
 
-def _with_batches_of_two(told):
-    if isinstance(told, dict):
+def _with_batches_of_two(data):
+    if isinstance(data, dict):
         return {
-            key: 2 if key == "batch_size" and "engine" in told else _with_batches_of_two(value)
-            for key, value in told.items()
+            key: 2 if key == "batch_size" and "engine" in data else _with_batches_of_two(value)
+            for key, value in data.items()
         }
-    return [_with_batches_of_two(value) for value in told] if isinstance(told, list) else told
+    return [_with_batches_of_two(value) for value in data] if isinstance(data, list) else data
 
 
 @pytest.fixture(params=["method", "evaluation"])
@@ -170,13 +170,13 @@ class Disk:
     """
 
     def __init__(self, monkeypatch, root, at=0, code=errno.EIO, once=True):
-        self.asked = 0
+        self.calls = 0
 
         def ask(path):
             if not str(path).startswith(str(root)):
                 return
-            self.asked += 1
-            if at and (self.asked == at or (self.asked > at and not once)):
+            self.calls += 1
+            if at and (self.calls == at or (self.calls > at and not once)):
                 raise OSError(code, os.strerror(code), str(path))
 
         class Raw(io.FileIO):
@@ -229,7 +229,7 @@ def test_a_disk_that_fails_loses_nothing(work, tmp_path, monkeypatch, code, once
     with monkeypatch.context() as patch:
         count = Disk(patch, tmp_path / "whole")
         whole = work(tmp_path / "whole")
-    every = range(1, count.asked + 1)
+    every = range(1, count.calls + 1)
     chosen = sorted(random.Random(code).sample(every, round(share * len(every))))
     assert len(chosen) > 2
     for at in chosen:
@@ -299,9 +299,9 @@ def test_a_clock_that_jumps_changes_nothing(work, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.0, 0.02, 0.2])
 def test_ctrl_c_twice_leaves_whole_batches_and_no_traceback(
-    pause, told, command, environment, cli, tmp_path
+    pause, recipe_data, command, environment, cli, tmp_path
 ):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told("sleeper")))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data("sleeper")))
     with subprocess.Popen(
         [*command, "run", "recipe.yaml", "--out", "run", "-q"],
         cwd=tmp_path,
@@ -340,11 +340,11 @@ def crash(recipe, command, kills, place, env=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "compare"])
-def test_a_few_kills_end_in_the_same_bytes(command, tiny, told, environment, tmp_path):
+def test_a_few_kills_end_in_the_same_bytes(command, tiny, recipe_data, environment, tmp_path):
     """Of a whole run and of a whole comparison, on the tiny model."""
     model = {"model": str(tiny), "dtype": "float32", "device": "cpu", "batch_size": 2}
     training = {"steps": 4, "batch_size": 2, "checkpoint_every": 1, "lora": {"r": 2}}
-    recipe = told(model=model)
+    recipe = recipe_data(model=model)
     recipe["train"] |= training
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     kills, ends = crash(tmp_path / "recipe.yaml", command, 5, tmp_path / "c.json", environment)

@@ -17,13 +17,13 @@ from setbacks.runs.folder import RunFolder
 CANARY = "canary-5b1e0c77"
 
 
-def test_what_a_run_leaves_is_its_owners_alone(recipe, rule, tmp_path):
+def test_what_a_run_leaves_is_its_owners_alone(recipe, fake_model, tmp_path):
     """Whatever the user's umask: mistakes, analyses, answers, verdicts, the report."""
     previous = os.umask(0)
     try:
         with RunFolder(tmp_path / "drawn", recipe()) as run:
             carry_out(run, "analyze")
-        judged = recipe(evaluate=[{"name": "a", "model": rule("talker")}])
+        judged = recipe(evaluate=[{"name": "a", "model": fake_model("talker")}])
         with RunFolder(tmp_path / "judged", judged) as run:
             carry_out(run, "report")
         with open_run(tmp_path / "judged", judged, redo="judge"):
@@ -40,20 +40,20 @@ def test_what_a_run_leaves_is_its_owners_alone(recipe, rule, tmp_path):
 
 
 def test_secrets_of_the_environment_are_in_no_file_and_no_line(
-    cli, typed, environment, told, tmp_path, monkeypatch
+    cli, cli_in_process, environment, recipe_data, tmp_path, monkeypatch
 ):
     """Not the keys that the run uses (`test_endpoint.py` has these): any that are there."""
     names = ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "PGPASSWORD")
     for name in names:
         environment[name] = f"{CANARY}-{name}"
         monkeypatch.setenv(name, environment[name])
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told("broken")))
-    (tmp_path / "sound.yaml").write_text(yaml.safe_dump(told()))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data("broken")))
+    (tmp_path / "sound.yaml").write_text(yaml.safe_dump(recipe_data()))
     ran = [
         cli("run", "recipe.yaml", "--out", "run", "--debug"),
         cli("run", "sound.yaml", "--out", "sound", "analyze.min_words=190", "--debug"),
-        typed("doctor"),
-        typed("doctor", "--json"),
+        cli_in_process("doctor"),
+        cli_in_process("doctor", "--json"),
     ]
     assert "Traceback" in ran[0].stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -126,9 +126,11 @@ def test_of_several_that_start_at_once_one_has_the_folder(tmp_path):
     assert Recipe.load(folder / "recipe.yaml").seed == winner
 
 
-def test_a_second_comparison_of_a_folder_is_refused(cli, command, environment, told, tmp_path):
+def test_a_second_comparison_of_a_folder_is_refused(
+    cli, command, environment, recipe_data, tmp_path
+):
     """And so is a run in the folder of an arm at work; the first one goes on."""
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told("sleeper")))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data("sleeper")))
     words = ["compare", "recipe.yaml", "--methods", "mistake_analysis,sft", "--out", "both", "-q"]
     first = subprocess.Popen([*command, *words], cwd=tmp_path, env=environment)
     try:
@@ -149,9 +151,9 @@ def test_a_second_comparison_of_a_folder_is_refused(cli, command, environment, t
 @pytest.mark.parametrize(
     "words", [["chat", "run", "--prompt", "<x>"], ["export", "run", "--to", "o"]]
 )
-def test_who_only_reads_beside_a_run_is_told_what_is_missing(cli, tmp_path, told, words):
+def test_who_only_reads_beside_a_run_is_told_what_is_missing(cli, tmp_path, recipe_data, words):
     """No lock is needed to read; what is not there yet is said in one line."""
-    with RunFolder(tmp_path / "run", Recipe.model_validate(told())):
+    with RunFolder(tmp_path / "run", Recipe.model_validate(recipe_data())):
         ran = cli(*words)
     assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1, ran.stderr
     assert "adapter" in ran.stderr

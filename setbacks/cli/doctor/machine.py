@@ -16,7 +16,7 @@ from setbacks.cli.doctor import Check
 from setbacks.data.sources import builtin_sets
 from setbacks.files import NoHome
 from setbacks.plugins import installed
-from setbacks.studies.variants import cores
+from setbacks.runs.environment import cores
 
 # Libraries that are listed even if they are fine, and extras that no user needs.
 NAMED = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"}

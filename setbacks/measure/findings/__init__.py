@@ -55,4 +55,4 @@ ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
 
 def all_findings(results: Measurement) -> Iterator[Finding]:
     """Yield what a reader should know, each finding once."""
-    yield from dict.fromkeys(found for alarm in ALARMS for found in alarm(results))
+    yield from dict.fromkeys(finding for alarm in ALARMS for finding in alarm(results))
