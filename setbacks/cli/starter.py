@@ -82,13 +82,15 @@ class Option(NamedTuple):
 
 def _options(group: str, known: Collection[str] = ()) -> list[Option]:
     """The options of all installed parts of a group, apart from those already shown."""
-    found: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
+    options: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
     usable, _ = load_all(group)
     for part, kind in usable.items():
         for name, field in kind.Options.model_fields.items():
             if name not in known:
-                found.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
-    return [Option(name, field, ", ".join(owners)) for (name, _), (field, owners) in found.items()]
+                options.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
+    return [
+        Option(name, field, ", ".join(owners)) for (name, _), (field, owners) in options.items()
+    ]
 
 
 def _group_of(field: Any) -> str | None:
