@@ -361,7 +361,7 @@ def test_the_command_prints_figures_and_files(tmp_path, reader, cli_in_process):
         ("reader --labels missing.jsonl", "missing.jsonl"),
         ("nobody --labels labels.jsonl", 'unknown judge "nobody"'),
         ("reader heads=x --labels labels.jsonl", "an option of probe, not of reader"),
-        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: no such file"),
+        ("probe heads=x.safetensors --labels labels.jsonl", "x.safetensors: file not found"),
         ("reader nonsense=1 --labels labels.jsonl", "nonsense"),
         ("reader --fit labels.jsonl", "--fit is only for the probe"),
     ],

@@ -104,7 +104,7 @@ def test_a_mistake_in_a_methods_class_is_one_line(install, old, new, says):
     assert re.match(f'method "mine" cannot be used: .*{says}', refusal())
 
 
-def test_a_study_needs_its_title_and_a_judge_its_method(install):
+def test_a_study_needs_its_title_question_and_run(install):
     install("from setbacks.studies import Study\nclass Mine(Study): ...\n", "studies")
     line = refusal("studies")
     assert 'study "mine"' in line and "must define `title` and `question` and `run`" in line

@@ -293,7 +293,7 @@ def _of_package(point: EntryPoint) -> Any:
     except TypeError:  # the entry point is not a module
         file = None
     if file is None or not file.is_file():
-        raise bad(f'suites "{point.name}": {point.module} has no {point.name}.jsonl beside it')
+        raise bad(f'suite "{point.name}": {point.module} has no {point.name}.jsonl beside it')
     return file
 
 
