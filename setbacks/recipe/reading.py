@@ -103,8 +103,12 @@ def _dotted(path: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in path if "[" not in str(part))
 
 
-# What a value must be, by the type of pydantic's error up to its "_".
-_EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+# By the type of pydantic's error up to its "_".
+_EXPECTED = {
+    "bool": "must be true or false",
+    "int": "must be a whole number",
+    "float": "must be a number",
+}
 
 
 def _message(problem: ErrorDetails) -> str:
@@ -118,7 +122,7 @@ def _message(problem: ErrorDetails) -> str:
         return "must be a list" + (f"; write [{single}]" if single else "")
     expected = _EXPECTED.get(kind.partition("_")[0])
     if expected and kind.endswith(("_parsing", "_type", "_from_float")):
-        return f"must be {expected}" + (f', not "{single}"' if single else "")
+        return expected + (f', not "{single}"' if single else "")
     return problem["msg"].removeprefix("Value error, ")
 
 
