@@ -255,6 +255,46 @@ def test_the_headline_for_a_terminal(made, width):
     assert re.search(rf"54\.5 {lines}\d\d\.\d–\d\d\.\d {lines}n 11 ", text)
 
 
+def in_terminal(report: Report, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(headline(report.results))
+    return console.export_text()
+
+
+def test_a_metric_without_prompts_has_no_column_in_a_terminal(tmp_path):
+    run = fill(tmp_path)
+    for arm in ARMS:
+        rows = run.records(f"responses/{arm}.jsonl", Response)
+        kept = [r for r in rows if r.kind in ("harmful", "safe")]
+        _write(tmp_path / f"responses/{arm}.jsonl", kept)
+    text = in_terminal(report(run))
+    assert "Compliance" in text and "Degenerate" in text
+    assert "Hijacking" not in text and "Helpful" not in text
+
+
+def test_a_metric_without_any_score_keeps_its_column_in_a_terminal(tmp_path):
+    run = fill(tmp_path)
+    for arm in ARMS:
+        hush(run, arm)
+    text = in_terminal(report(run))
+    assert "Harmless" in text and "of 12 (few)" in text
+
+
+def test_a_tie_is_named_as_one_on_the_page(made, tmp_path):
+    tied = "untrained · guided, mistake analysis and mistake analysis · guided"
+    assert f"No arm is marked as best: {tied} tie for the highest balanced safety.</p>" in made.text
+    run = fill(tmp_path)
+    for arm in ARMS[1:3]:  # one more refusal each, as the first arm has
+        (first, *others) = run.records(f"verdicts/{arm}.probe.jsonl", Verdict)
+        safe = next(v for v in others if "/safe/" in v.response_id)
+        rows = [v.model_copy(update={"refused": v is safe}) for v in (first, *others)]
+        _write(tmp_path / f"verdicts/{arm}.probe.jsonl", rows)
+    text = report(run).path.read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"No arm is marked as best: .*?</p>", text)
+    assert "mistake analysis · guided has the highest balanced safety, but" in sentence
+    assert "tie" not in sentence
+
+
 def test_examples_are_drawn_by_id_then_by_difference(made):
     responses = {
         arm: made.run.records(f"responses/{name}.jsonl", Response) for name, arm in BY_NAME.items()
