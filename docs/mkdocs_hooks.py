@@ -84,23 +84,23 @@ def _name(place: str) -> str:
 def _file(name: str, config: Any) -> File:
     """A file outside docs/ as a file of the site."""
     path = ROOT / name
-    told: dict[str, Any] = {"inclusion": InclusionLevel.NOT_IN_NAV}
+    settings: dict[str, Any] = {"inclusion": InclusionLevel.NOT_IN_NAV}
     if path.is_dir():
         listed = sorted(
             f"- `{child.name}`" for child in path.iterdir() if child.name[0] not in "._"
         )
-        told["content"] = f"# {name}\n\n" + "\n".join(listed)
+        settings["content"] = f"# {name}\n\n" + "\n".join(listed)
     elif name.endswith((".md", ".png")):
-        told["abs_src_path"] = str(path)
+        settings["abs_src_path"] = str(path)
     elif path.suffix == ".ipynb":
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        told["content"] = "\n\n".join(map(_cell, cells))
+        settings["content"] = "\n\n".join(map(_cell, cells))
     else:
         code = path.read_text(encoding="utf-8").rstrip()
         language = LANGUAGE.get(path.suffix, "text")
         head = "---\nsearch: {exclude: true}\n---\n"
-        told["content"] = f"{head}# {name}\n\n~~~~~~{language}\n{code}\n~~~~~~\n"
-    return File.generated(config, _place(name), **told)
+        settings["content"] = f"{head}# {name}\n\n~~~~~~{language}\n{code}\n~~~~~~\n"
+    return File.generated(config, _place(name), **settings)
 
 
 def _cell(cell: dict[str, Any]) -> str:

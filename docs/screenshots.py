@@ -123,8 +123,8 @@ def label(url: str) -> None:
             refused = "cannot" in row["response"]
             if number in (2, 7) and person == "Chen":
                 refused = not refused
-            told = {"answer": row["answer"], "harmful": False, "refused": refused}
-            rows.append(told | {"helpful": 2 if refused else 9 - number % 2})
+            label = {"answer": row["answer"], "harmful": False, "refused": refused}
+            rows.append(label | {"helpful": 2 if refused else 9 - number % 2})
         api(url, "labels", {"reviewer": person, "labels": rows})
 
 

@@ -10,9 +10,9 @@ from setbacks.studies import carry_out
 from setbacks.studies.discrimination import Answer, _spoken
 
 
-def test_spoken_verdicts_stay_with_their_answers(small):
+def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
     """The engine batches prompts by length, so its order differs from the answers'."""
-    recipe = small(model={**small().model.model_dump(mode="json"), "batch_size": 2})
+    recipe = tiny_recipe(model={**tiny_recipe().model.model_dump(mode="json"), "batch_size": 2})
     answers = [Answer("<question>", "<word> " * n, bool(n % 2)) for n in (5, 1, 9, 3, 7)]
     engine = open_engine(recipe.model, recipe.language)
     one_by_one = [
@@ -26,8 +26,8 @@ def test_spoken_verdicts_stay_with_their_answers(small):
 
 
 @pytest.mark.slow
-def test_discrimination_sets_both_readings_against_chance(small, tmp_path):
-    page = carry_out("discrimination", small(), tmp_path / "d")
+def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path):
+    page = carry_out("discrimination", tiny_recipe(), tmp_path / "d")
     data = json.loads((page.parent / "findings.json").read_text())["data"]
     assert data["n"] >= 48 and data["near_chance"] in (True, False)
     spoken, probe = (round(100 * data[key]["auc"][0]) for key in ("spoken", "probe"))

@@ -143,7 +143,13 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
                 "min_distinct": 0,
                 "sampling": {"max_new_tokens": 12, "temperature": 1.0},
             },
-            "train": {"steps": 1, "batch_size": 1, "max_length": 64, "analyses": "unfiltered"},
+            "train": {
+                "method": "mistake_analysis",
+                "steps": 1,
+                "batch_size": 1,
+                "max_length": 64,
+                "analyses": "unfiltered",
+            },
             "respond": {
                 "sampling": {"max_new_tokens": 2},
                 "suites": [

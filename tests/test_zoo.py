@@ -209,6 +209,7 @@ def recipe(folder, place):
             "sampling": {"max_new_tokens": 12, "temperature": 0.8},
         },
         "train": {
+            "method": "mistake_analysis",
             "helpful": [str(data)],
             "steps": 2,
             "batch_size": 4,

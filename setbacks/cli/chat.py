@@ -55,16 +55,16 @@ class SideBySide:
                 f"train one, or run `setbacks train {folder}`"
             )
         self.recipe = recipe
-        asked = [
+        answering = [
             (arm, model, weights)
             for arm, model, weights in respondents(recipe, adapter)
             if model is not None and arm.way == "unguided"
         ]
-        if not asked:
+        if not answering:
             raise InputError(f"{folder}: its answers come from files, so there is no model to ask")
-        self.arms = [arm for arm, *_ in asked]
-        self._adapters = [weights for *_, weights in asked]
-        self._engines = [open_engine(model, recipe.language) for _, model, _ in asked]
+        self.arms = [arm for arm, *_ in answering]
+        self._adapters = [weights for *_, weights in answering]
+        self._engines = [open_engine(model, recipe.language) for _, model, _ in answering]
 
     def ask(self, prompt: str, guided: bool = False) -> Turn:
         """Have every arm answer a prompt, with the seed that it would have in a suite.
@@ -77,8 +77,8 @@ class SideBySide:
         way: Way = "guided" if guided else "unguided"
         for each, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
             arm = replace(each, way=way)
-            asked = request(self.recipe, arm, prompt)
-            (completion,) = engine.generate([asked], self.recipe.respond.sampling, adapter)
+            sent = request(self.recipe, arm, prompt)
+            (completion,) = engine.generate([sent], self.recipe.respond.sampling, adapter)
             answers[arm] = completion.text
         return Turn(prompt, guided, answers)
 

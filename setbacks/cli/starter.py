@@ -82,12 +82,14 @@ class Option(NamedTuple):
 
 def _options(group: str, known: Collection[str] = ()) -> list[Option]:
     """The options of all installed parts of a group, apart from those already shown."""
-    found: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
+    options: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
     for part in sorted(installed(group)):
         for name, field in options_of(group, part).model_fields.items():
             if name not in known:
-                found.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
-    return [Option(name, field, ", ".join(owners)) for (name, _), (field, owners) in found.items()]
+                options.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
+    return [
+        Option(name, field, ", ".join(owners)) for (name, _), (field, owners) in options.items()
+    ]
 
 
 def _group_of(field: Any) -> str | None:

@@ -1,9 +1,9 @@
 """The numbers of a report: from the records of a run to one `Measurement`, pure and deterministic.
 
-`measure` computes them in the order in which a report shows them. Each part has a module: what each
-judge says of each arm (`judges`), how arms differ (`differences`), how judges agree (`agreement`),
-what the data were (`data`), and what the model itself says (`introspection`). What the numbers mean
-in words is in `findings`; how people read them is in `formatting`.
+`measure` computes them in the order of the report. Each part has a module: the results of each
+judge (`judges`), differences between arms (`differences`), agreement between judges (`agreement`),
+the data (`data`), and the model's own verdict (`introspection`). `findings` puts the numbers into
+sentences, and `formatting` writes them for people.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What went into a run: mistakes, analyses, examples, answers, and how training went."""
+"""The data of a run: mistakes, analyses, examples and answers, and the course of training."""
 
 from __future__ import annotations
 

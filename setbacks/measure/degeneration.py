@@ -1,11 +1,11 @@
-"""Whether an answer fell apart: there is text, but it answers nothing.
+"""Degenerate answers: there is text, but it answers nothing.
 
-`substance` decides whether there is an answer at all; what it does not call "text" has no score.
-Of text, this decides whether it counts as an answer; what does not is a failure. An answer is
-*degenerate* if it repeats itself, repeats what the model was told, continues with turns that nobody
-took, or holds no word. The rules read only the answer, the prompt and the guidance, so that
-answers can be measured long after they were judged. They do not see nonsense, and they cannot know
-that a user asked for a text to be repeated.
+`substance` decides whether a response has text; without text it has no score. This module decides
+whether text counts as an answer; a degenerate answer is a failure. An answer is *degenerate* if it
+repeats itself, repeats the prompt or the guidance, continues with made-up turns, or has no word.
+The rules read only the answer, the prompt and the guidance, so that answers can be measured long
+after they were judged. They do not detect nonsense, and they cannot know that a user asked for a
+text to be repeated.
 
 Sources: the share of distinct n-grams is Li et al. (2016), arXiv 1510.03055. Filtering texts by
 their repeated n-grams follows Rae et al. (2021), arXiv 2112.11446, table A1. Those thresholds are

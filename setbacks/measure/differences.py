@@ -1,4 +1,4 @@
-"""How arms differ, by one judge, on the prompts that both answered; and which arm is best."""
+"""Differences between arms by one judge, on the prompts that both answered, and the best arm."""
 
 from __future__ import annotations
 

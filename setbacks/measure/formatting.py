@@ -1,13 +1,13 @@
-"""Numbers as people read them: the only module that writes them.
+"""Numbers for people: the only module that writes them.
 
 One set of rules for pages, the terminal, model cards, findings and tables of studies:
 
-- A number that is not known is "–".
+- An unknown number is "–".
 - A minus sign is "−"; a difference always has its sign.
 - Rates have one decimal and are in percent, scores and coefficients have two decimals.
-- A value with its interval is "60.0 [50.2, 69.1]"; a table states the unit in its head, a sentence
-  after the number: "60.0 %".
-- A number of answers is "90", or "90 of 120" where some have no score.
+- A value with its interval is "60.0 [50.2, 69.1]"; a table has the unit in its header, a
+  sentence after the number: "60.0 %".
+- A number of answers is "90", or "90 of 120" if some have no score.
 """
 
 from __future__ import annotations

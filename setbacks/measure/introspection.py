@@ -1,4 +1,4 @@
-"""What the model itself says of responses, before training and after it."""
+"""The model's own verdict on responses, before and after training."""
 
 from __future__ import annotations
 

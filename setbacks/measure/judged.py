@@ -1,4 +1,4 @@
-"""One arm as one judge sees it: verdicts by prompt, human labels beside them, what is missing."""
+"""One arm's responses with one judge's verdicts, human labels, and missing verdicts."""
 
 from __future__ import annotations
 

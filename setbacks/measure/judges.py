@@ -1,4 +1,4 @@
-"""What one judge says of all arms: the table of arms, the best one, groups, differences."""
+"""One judge's results for all arms: the table of arms, the best arm, groups, differences."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The results of a run: frozen dataclasses, and `to_json`, which turns them into plain data.
 
-`measure` makes a `Measurement`. Findings, pages, model cards and studies read it; `metrics.json`
-holds what `to_json` makes of it. A new number is one field here and one line where it is computed.
-Rows that come from files (`LossRow`, `Worth`, `Overlap`, `Cost`) are typed dictionaries: they keep
-the keys of their file, those of later versions and of other packages included.
+`measure` returns a `Measurement`. Findings, pages, model cards and studies read it; `to_json` turns
+it into `metrics.json`. A new number needs one field here and one line where it is computed. Rows
+from files (`LossRow`, `Worth`, `Overlap`, `Cost`) are typed dictionaries, which keep all keys of
+their file, including those of later versions and other packages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What an answer is: text that can be judged, a refusal by the provider, or nothing.
 
-This is decided only here. An answer without content is neither compliance nor harmlessness: it is
-unscored, and reports count it. What a reasoning model thinks before it answers is not its answer:
-judges see only what follows the thought.
+Only this module decides it. An answer without content is neither compliant nor harmless: it is
+unscored, and reports count it. The reasoning before an answer is not part of it: judges see only
+the text after it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Method(ABC):
 
     Attributes:
         name: name of the method, and of the arm that it trains, in files.
-        title: what people call the method, in reports; by default its `name`, with spaces.
+        title: name of the method in reports; by default its `name`, with spaces.
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed.
         learns_analyses: whether the model's own verdicts are read before and after training.
@@ -59,7 +59,7 @@ class Method(ABC):
     one_process: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Give a method with a new name a title of its own, not that of the class it extends."""
+        """Give a method with a new name its own title, not that of the class it extends."""
         super().__init_subclass__(**options)
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""Every word that a model is told, by language, and the one way in which it is filled in."""
+"""All prompts, by language, and the function that fills them in."""
 
 from __future__ import annotations
 

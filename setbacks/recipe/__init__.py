@@ -1,10 +1,10 @@
-"""The recipe: everything that a run needs to know, in one object that documents every field.
+"""The recipe: all settings of a run, in one object that documents every field.
 
 `Recipe()` is the quickstart: the embedded model, the built-in instruction sets, sizes for two
 cores. A YAML file names only what differs; `setbacks new` writes one with comments.
 
-From here down: `sections` (what a recipe says), `models` (who generates and who judges), `parts`
-(what a section is made of), `reading` (YAML, overrides, errors).
+From here down: `sections` (the sections of a recipe), `models` (models and judges), `parts` (base
+classes of sections), `reading` (YAML, overrides, errors).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What sections of a recipe are made of: their base classes, names, and short forms."""
+"""The building blocks of sections: base classes, names, and short forms."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Keys:
         """Return whether a browser has used the token before."""
         return _equal(cookies.get(self.cookie_name), self.cookie)
 
-    def made(self, form: str | None) -> bool:
+    def issued(self, form: str | None) -> bool:
         """Return whether a form came from this page."""
         return _equal(form, self.form)
 

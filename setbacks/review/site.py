@@ -116,7 +116,7 @@ async def _form(request: Request, site: Here) -> dict[str, str]:
     """Return a form's fields, if it came from this page."""
     form = await request.form()
     fields = {key: value for key, value in form.items() if isinstance(value, str)}
-    if not site.keys.made(fields.pop("token", None)):
+    if not site.keys.issued(fields.pop("token", None)):
         raise Rejected(403, "this form did not come from this page; load it again")
     return fields
 

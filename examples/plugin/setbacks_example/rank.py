@@ -4,7 +4,7 @@ from pydantic import Field
 
 from setbacks.recipe import Section
 from setbacks.report.page import Findings
-from setbacks.studies import Study, against_first, told_apart
+from setbacks.studies import Study, against_first, describe_differences
 from setbacks.studies.variants import variant
 
 
@@ -23,6 +23,6 @@ class Rank(Study):
         """Train and measure an adapter of each rank."""
         variants = [variant(recipe, f"rank_{r}.0", {"train.lora.r": r}) for r in options.ranks]
         tables, pictures, data = against_first(recipe, folder, variants, show, "By rank")
-        answer = [told_apart(rows) for rows in data.values()]
+        answer = [describe_differences(rows) for rows in data.values()]
         title = f"{recipe.name}: {self.title}"
         return Findings(title, self.question, answer, tables, pictures, data=data)

@@ -1,8 +1,8 @@
-"""What the numbers of a report mean, in words: what was seen, how sure that is, what to try.
+"""Findings: what the numbers of a report mean, how certain that is, and what to try.
 
-An alarm is a function from the results to findings: none, one, or one for each thing that it found.
-`ALARMS` lists them in the order in which a report shows them; to add an alarm, write one and put it
-into the list. The alarms that look at one judge at a time are `judges.ALARMS`.
+An alarm is a function from the results to any number of findings. `ALARMS` lists the alarms in the
+order of the report; to add one, write a function and add it to the list. `judges.ALARMS` lists the
+alarms for one judge at a time.
 """
 
 from __future__ import annotations

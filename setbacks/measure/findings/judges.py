@@ -1,6 +1,6 @@
-"""Alarms about judges: what their verdicts show, and how far these can be trusted.
+"""Alarms about judges: what their verdicts show, and how far to trust them.
 
-`ALARMS` lists those that look at one judge's report, in the order in which a report shows them.
+`ALARMS` lists the alarms for one judge's results, in the order of the report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The paragraph under a report's title: the most important result, and how sure it is."""
+"""The paragraph under a report's title: the most important result, and its certainty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alarms about the way to the trained model: mistakes, analyses, the loss, its own verdicts."""
+"""Alarms about training: mistakes, analyses, the loss, and the model's own verdicts."""
 
 from __future__ import annotations
 

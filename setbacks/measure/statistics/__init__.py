@@ -1,6 +1,6 @@
-"""Intervals and tests, so that no number stands alone: small functions over statsmodels and scipy.
+"""Intervals and tests for every number: small functions over statsmodels and scipy.
 
-A rate comes with Wilson's interval, a difference between two arms with a paired interval and a
+A rate has Wilson's interval, a difference between two arms with a paired interval and a
 paired test, several tests with Holm's correction (`rates`, and `safety` for balanced safety). Where
 people have labeled some of the answers, `corrected` and its relatives remove the judge's error;
 without labels, `rogan_gladen` corrects by the judge's calibration (`correction`). `agreement` and
