@@ -50,7 +50,9 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
         SetbacksError: it cannot be written.
     """
     if form not in FORMATS:
-        raise InputError(f'no format "{form}": {", ".join(FORMATS)}.{nearest(form, FORMATS)}')
+        raise InputError(
+            f'unknown format "{form}".{nearest(form, FORMATS)} Available: {", ".join(FORMATS)}'
+        )
     run = Run(folder)
     if os.path.lexists(to):
         raise InputError(f"{to}: already exists, and nothing is overwritten; name another folder")

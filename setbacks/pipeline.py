@@ -13,7 +13,7 @@ from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
-from setbacks.runs.redo import Stage, is_before
+from setbacks.runs.redo import Stage, check_name, is_before
 from setbacks.runs.session import Session
 from setbacks.stages import STAGES
 from setbacks.stages.analyze import analyze
@@ -92,7 +92,7 @@ def run_until(
         The result of the last stage.
 
     Raises:
-        InputError: as `run`, or an evaluation has no such stage.
+        InputError: as `run`; an evaluation has no such stage, or there is no run to redo.
         SetbacksError: as `run`.
     """
     folder = Path(folder)
@@ -100,7 +100,14 @@ def run_until(
         if is_before("train", until) and not (recipe or Run(folder).recipe).evaluate:
             train_along(folder)
         sys.exit()
-    if recipe is not None and (redo or not (folder / "recipe.yaml").exists()):
+    is_new = not (folder / "recipe.yaml").exists()
+    if redo is not None and is_new:
+        check_name(redo)
+        raise InputError(
+            f"{folder}: no run to redo from {redo}; check the folder's name, or leave out --from "
+            "to start a new run"
+        )
+    if recipe is not None and (redo or is_new):
         check(recipe)
     with open_run(folder, recipe, redo) as opened:
         if recipe is not None:  # not a variant of a comparison, whose methods share a section

@@ -20,7 +20,7 @@ from setbacks import cli as cli_module
 from setbacks.cli import judging
 from setbacks.cli.doctor import machine
 from setbacks.errors import InputError
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Section
 from setbacks.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -207,6 +207,37 @@ def test_an_unknown_stage(cli_in_process, write, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_redoing_what_is_not_there(cli_in_process, write, tmp_path):
+    ran = cli_in_process("run", write(), "--out", "new", "--from", "train")
+    fails(ran, "new: no run to redo from train", "leave out --from")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_folder_in_place_of_a_recipe(cli_in_process, write, tmp_path):
+    """The line says how to resume it; a folder without a run gets no such advice."""
+    assert cli_in_process("run", write(), "--out", "my run", "analyze.min_words=190").returncode
+    fails(cli_in_process("run", "my run"), "is a folder", "`setbacks report 'my run'`")
+    (tmp_path / "empty").mkdir()
+    assert fails(cli_in_process("run", "empty"), "is a folder").endswith("a recipe is a YAML file")
+
+
+def test_an_unknown_option_of_a_study_lists_the_options(cli_in_process, write):
+    ran = cli_in_process("study", "quantity-quality", write(), "study.nope=3", "--out", "study")
+    fails(ran, 'unknown key "nope"', "Available: study.")
+    with pytest.raises(InputError, match="Remove it: this study has no options"):
+        Recipe(study={"nope": 3}).options(Section, "study mine")
+
+
+def test_a_misspelled_judge_is_named_before_its_labels_are_read(cli_in_process):
+    ran = cli_in_process("calibrate", "prob", "--labels", "no.csv")
+    fails(ran, 'unknown judge "prob". Did you mean "probe"?', "Available")
+
+
+def test_an_unknown_format_of_an_export(cli_in_process):
+    ran = cli_in_process("export", "run", "--to", "out", "--format", "merge")
+    fails(ran, 'unknown format "merge". Did you mean "merged"? Available: adapter, merged')
+
+
 def test_a_folder_that_is_no_run(cli_in_process, write, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("<text>")
@@ -221,7 +252,7 @@ def test_a_damaged_journal(cli_in_process, write, tmp_path):
     path = tmp_path / "run" / "mistakes.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{}\n", *lines[2:]]))
-    fails(cli_in_process("induce", "run", "-q"), "mistakes.jsonl", "line 2", code=1)
+    fails(cli_in_process("induce", "run", "-q"), "mistakes.jsonl", "line 2", "(id: ", code=1)
 
 
 # Work -------------------------------------------------------------------------------------------
@@ -527,7 +558,10 @@ def test_the_old_spelling_of_review_does_the_same_and_says_the_new_one(
     assert (before.returncode, before.stdout) == (after.returncode, after.stdout)
     assert left_before == left_after
     (line,) = set(before.stderr.splitlines()) - set(after.stderr.splitlines())
-    assert f"`setbacks review {' '.join(new[: 3 if 'FILE' in new else 2])}`" in line
+    shown = line.split("`")[1].removeprefix("setbacks review ").split()
+    own = {"RUN": name, "FILE": str(file)}
+    assert shown[0] == new[0]
+    assert sorted(shown) == sorted(own.get(word, word) for word in new)
 
 
 @pytest.mark.parametrize(
@@ -558,5 +592,9 @@ def test_an_old_spelling_of_review_is_told_from_a_command(tmp_path, monkeypatch,
 
 def test_review_offers_each_command_its_own_options(cli_in_process):
     fails(cli_in_process("review", "serve", "run", "--metric", "x"), "No such option: --metric")
-    fails(cli_in_process("review", "pln", "run"), "No such command")
+    fails(
+        cli_in_process("review", "pln", "run"),
+        'unknown command "pln" of setbacks review. Did you mean "plan"? Available: serve, plan',
+    )
+    fails(cli_in_process("review", "labels", "r1"), "Available: serve, plan, export, import")
     fails(cli_in_process("review", "plan", "run", "--arms", "a"), "--arms a: name two")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Container, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from setbacks.cli.options import Database, Fields, Folder, Json, Quiet, installed
-from setbacks.errors import InputError
+from setbacks.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from setbacks.calibration import Calibrated
@@ -56,6 +57,7 @@ def calibrate(
     """Measure a judge against human labels, or fit the probe on your own."""
     from setbacks import calibration
     from setbacks.cli.arguments import field_mapping, judge_recipe
+    from setbacks.judges import check_judge
     from setbacks.runs.progress import show
 
     if (labels is None) == (fit is None):
@@ -65,6 +67,8 @@ def calibrate(
     if fit is None and out is not None:
         raise InputError("--out needs --fit; figures are saved where reports look for them")
     recipe = judge_recipe(judge, overrides or [])
+    for spec in recipe.judges:  # a misspelled judge shows before labels are downloaded
+        check_judge(spec)
     label_set = calibration.labels(str(labels or fit), field_mapping(fields))
     with show(quiet) as on_progress:
         if fit is not None:
@@ -103,12 +107,20 @@ class Review(TyperGroup):
         """Translate the old spelling, and say the new one in a line."""
         if not ctx.resilient_parsing and is_old_review(args, self.commands):
             args = new_review(args)
-            operands = "RUN FILE" if args[0] in ("export", "import") else "RUN"
             log.warning(
                 "this spelling of setbacks review will be removed; use "
-                f"`setbacks review {args[0]} {operands}`"
+                f"`setbacks review {shlex.join(args)}`"
             )
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Name the commands if the first word is none of them."""
+        if not ctx.resilient_parsing and args[0] not in self.commands:
+            raise InputError(
+                f'unknown command "{args[0]}" of setbacks review.'
+                f"{nearest(args[0], self.commands)} Available: {', '.join(self.commands)}"
+            )
+        return super().resolve_command(ctx, args)
 
 
 def is_old_review(words: Sequence[str], commands: Container[str]) -> bool:

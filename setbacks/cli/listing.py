@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from setbacks.data.presets import PRESETS
 from setbacks.data.sources import builtin_sets
-from setbacks.errors import InputError, SetbacksError, nearest
-from setbacks.plugins import installed, plugin
+from setbacks.errors import InputError, nearest
+from setbacks.plugins import load_all
 
 PARTS = ("methods", "judges", "engines", "studies")
 KINDS = (*PARTS, "sets", "presets")
@@ -30,7 +30,7 @@ def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
                 f'unknown kind "{kind}".{nearest(kind, KINDS)} Available: {", ".join(KINDS)}'
             )
         if kind in PARTS:
-            names[kind] = {name: _summary(kind, name) for name in sorted(installed(kind))}
+            names[kind] = _summaries(kind)
         elif kind == "sets":
             names[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
         else:
@@ -53,10 +53,8 @@ def show(names_of: dict[str, dict[str, str]], as_json: bool = False) -> None:
         Console().print(table)
 
 
-def _summary(kind: str, name: str) -> str:
-    """The first line of a part's documentation, or why the part cannot be loaded."""
-    try:
-        text = plugin(kind, name).__doc__ or ""
-    except SetbacksError as error:
-        return str(error)
-    return text.strip().partition("\n")[0]
+def _summaries(kind: str) -> dict[str, str]:
+    """Return the first line of each part's documentation, or why the part cannot be used."""
+    usable, broken = load_all(kind)
+    lines = {name: (part.__doc__ or "").strip().partition("\n")[0] for name, part in usable.items()}
+    return dict(sorted((lines | broken).items()))

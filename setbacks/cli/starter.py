@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel
 
-from setbacks.plugins import installed
-from setbacks.recipe import OptionsOf, PartSection, Recipe, options_of, section_of
+from setbacks.plugins import load_all
+from setbacks.recipe import OptionsOf, PartSection, Recipe, section_of
 
 _HEAD = """\
 # A setbacks recipe. Every line but `name` is a default; delete the lines that you do not change.
@@ -87,8 +87,9 @@ class Option(NamedTuple):
 def _options(group: str, known: Collection[str] = ()) -> list[Option]:
     """The options of all installed parts of a group, apart from those already shown."""
     options: dict[tuple[str, str | None], tuple[Any, list[str]]] = {}
-    for part in sorted(installed(group)):
-        for name, field in options_of(group, part).model_fields.items():
+    usable, _ = load_all(group)
+    for part, kind in usable.items():
+        for name, field in kind.Options.model_fields.items():
             if name not in known:
                 options.setdefault((name, field.description), (field, []))[1].append(f"`{part}`")
     return [

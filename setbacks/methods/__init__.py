@@ -6,14 +6,15 @@ entry point group ``setbacks.methods``. Read `sft.py` first: it is the shortest.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from setbacks.data.instructions import instructions
-from setbacks.errors import InputError
-from setbacks.plugins import plugin
+from setbacks.errors import InputError, SetbacksError
+from setbacks.plugins import describe, plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example, Message, digest
@@ -142,6 +143,42 @@ def open_method(recipe: Recipe) -> Method:
     """
     method: Method = plugin("methods", recipe.train.method)()
     return method
+
+
+def examples_of(method: Method, recipe: Recipe, material: Sequence[Any]) -> list[Example]:
+    """Return a method's examples; a bug in it is reported with its file and line.
+
+    Args:
+        method: that makes the examples.
+        recipe: the run's recipe.
+        material: what `prepare` returned; empty before a run begins.
+
+    Raises:
+        InputError: the recipe lacks data that the method needs.
+        SetbacksError: the method has a bug.
+    """
+    where = f"method {method.name}: `examples`"
+    try:
+        examples = method.examples(recipe, material)
+    except (SetbacksError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a plugin's code can raise anything
+        raise SetbacksError(
+            f"{where} failed: {describe(error, type(method).__module__)}"
+        ) from error
+    returned = type(examples).__name__
+    if isinstance(examples, list):
+        returned = next(
+            (f"of {type(e).__name__}" for e in examples if not isinstance(e, Example)), ""
+        )
+    if not returned:
+        return examples
+    function: Any = inspect.unwrap(type(method).examples)
+    code = function.__code__
+    raise SetbacksError(
+        f"{where} must return a list of Example, not {returned} "
+        f"({code.co_filename}, line {code.co_firstlineno})"
+    )
 
 
 def mistake_sources(recipe: Recipe) -> Sources:

@@ -143,7 +143,11 @@ class Recipe(Section):
         try:
             return kind.model_validate(self.study)
         except ValidationError as error:
-            raise InputError(f"{where}: {explain(error, kind)}") from None
+            reason = explain(error, kind)
+            if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
+                keys = ", ".join(f"study.{key}" for key in kind.model_fields)
+                reason += f" Available: {keys}" if keys else " Remove it: this study has no options"
+            raise InputError(f"{where}: {reason}") from None
 
     @property
     def train_seed(self) -> int:

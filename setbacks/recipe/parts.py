@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from setbacks.data import Source
-from setbacks.plugins import installed, plugin
+from setbacks.plugins import installed, load_all, plugin
 
 LONGEST_NAME = 100  # two names and an extension fit into the 255 bytes of a file name
 # Arms' names may contain dots, as models' names do. Those of judges and suites may not, so that a
@@ -173,8 +173,9 @@ def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]
 
 def _owner(cls: type[PartSection], key: Any) -> str | None:
     """The installed part that has an option of this name."""
-    parts = sorted(installed(cls.group), key=lambda name: (name != key, name))
-    return next((n for n in parts if key in options_of(cls.group, n).model_fields), None)
+    usable, _ = load_all(cls.group)
+    names = sorted(usable, key=lambda name: (name != key, name))
+    return next((name for name in names if key in usable[name].Options.model_fields), None)
 
 
 def short_for(key: str) -> BeforeValidator:

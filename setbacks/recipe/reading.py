@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from pydantic_core import ErrorDetails
 from setbacks.data import Source
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
-from setbacks.plugins import installed
+from setbacks.plugins import load_all
 from setbacks.recipe.models import Engine
-from setbacks.recipe.parts import LOCAL, PartSection, Section, options_of
+from setbacks.recipe.parts import LOCAL, PartSection, Section
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such recipe.{hint} `setbacks new {path.name}` writes one."
         ) from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; a recipe is a YAML file") from None
+        raise InputError(f"{path}: is a folder; a recipe is a YAML file{_resume(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -48,6 +49,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path}: a recipe is `key: value` lines, not a {type(data).__name__}")
     return data
+
+
+def _resume(folder: Path) -> str:
+    """Return how to resume the run of a folder; empty if it has none."""
+    if not (folder / "environment.json").is_file():  # a study's folder has none
+        return ""
+    return f"; to resume this run: `setbacks report {shlex.quote(str(folder))}`"
 
 
 def parse_overrides(overrides: Sequence[str]) -> Any:
@@ -139,8 +147,9 @@ def _fields(section: type[BaseModel]) -> dict[str, Any]:
     """Return a section's fields, including those of all installed parts."""
     fields: dict[str, Any] = dict(section.model_fields)
     if issubclass(section, PartSection):
-        for name in installed(section.group):
-            fields = options_of(section.group, name).model_fields | fields
+        usable, _ = load_all(section.group)
+        for part in usable.values():
+            fields = part.Options.model_fields | fields
     return fields
 
 

@@ -274,9 +274,11 @@ def _parse(path: Path, kind: type[R], number: int, line: bytes) -> R:
                 f"{path}: line {number + 1} was written by a later version of setbacks "
                 f"(records of schema {problem['input']}); update setbacks to open it"
             ) from None
+        field = ".".join(map(str, problem["loc"]))  # empty if the line is not JSON
+        reason = f"{field}: {problem['msg']}" if field else problem["msg"]
         raise SetbacksError(
             f"{path}: line {number + 1} is not a valid {kind.__name__} "
-            f"({problem['msg']}); restore the file from a copy, or delete that line and all after "
+            f"({reason}); restore the file from a copy, or delete that line and all after "
             "it to redo them"
         ) from None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
-from setbacks.methods import Method, open_method
+from setbacks.methods import Method, examples_of, open_method
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
@@ -50,9 +50,14 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
         analyses = [a for a in analyses if not a.harmful or a.category in only]
     material = method.prepare(run, analyses)
     recipe = with_own_answers(run)
-    examples = sorted(method.examples(recipe, material), key=lambda example: example.id)
+    examples = sorted(examples_of(method, recipe, material), key=lambda example: example.id)
     if not examples:
-        raise InputError(f"{run.path}: {method.name} has nothing to train on; check train.mix")
+        cause = (
+            "check train.mix"
+            if method.uses_mistakes
+            else "check train.mix; its `uses_mistakes` is False, so no mistakes were analyzed"
+        )
+        raise InputError(f"{run.path}: {method.name} has nothing to train on; {cause}")
     journal = run.journal("training.jsonl", Example)
     journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
@@ -123,7 +128,7 @@ def check(recipe: Recipe) -> None:
     """
     check_quantize(recipe)
     method = open_method(recipe)
-    method.examples(recipe, [])
+    examples_of(method, recipe, [])
     if method.checks_texts or recipe.train.helpful_from == "model":
         check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:

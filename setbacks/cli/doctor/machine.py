@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from setbacks.cli.doctor import Check
 from setbacks.data.sources import builtin_sets
 from setbacks.files import NoHome
-from setbacks.plugins import installed
+from setbacks.plugins import load_all
 from setbacks.runs.environment import cores
 
 # Libraries that are listed even if they are fine, and extras that no user needs.
@@ -106,7 +106,10 @@ def _optional() -> Iterator[Check]:
         "vllm", vllm, "ready" if vllm else "not installed: see docs/engines.md", needed=False
     )
     for group in ("methods", "judges", "engines", "studies"):
-        yield Check(group, True, ", ".join(sorted(installed(group))))
+        usable, broken = load_all(group)
+        yield Check(group, True, ", ".join(usable))
+        for problem_of_part in broken.values():
+            yield Check(group, False, problem_of_part, needed=False)
     yield Check("sets", True, ", ".join(sorted(builtin_sets())))
     token = "set" if os.environ.get("HF_TOKEN") else "HF_TOKEN not set; gated models need it"
     yield Check("hub token", token == "set", token, needed=False)

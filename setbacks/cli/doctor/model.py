@@ -19,7 +19,7 @@ from setbacks.models.loading import (
     load_tokenizer,
     skeleton,
 )
-from setbacks.plugins import installed, plugin
+from setbacks.plugins import load_all, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Message
 from setbacks.training import learner
@@ -238,8 +238,9 @@ def _lora(examined: _Examined) -> Iterator[Check]:
 
 def _methods(examined: _Examined) -> Iterator[Check]:
     """Whether methods with requirements can train the model; most have none."""
-    for name in sorted(installed("methods")):
-        method: Method = plugin("methods", name)()
+    usable, _ = load_all("methods")  # the checks of the machine name the broken ones
+    for name, kind in usable.items():
+        method: Method = kind()
         if type(method).check is Method.check:
             continue
 
