@@ -21,12 +21,13 @@ class InputError(SetbacksError):
     exit_code = 2
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a suffix for a message, such as ``' Did you mean "seed"?'``, or nothing.
 
     Args:
         word: what the user wrote.
         known: the valid names.
+        prefix: what to put before the name, such as "train.".
     """
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f' Did you mean "{match[0]}"?' if match else ""
+    return f' Did you mean "{prefix}{match[0]}"?' if match else ""

@@ -19,7 +19,7 @@ from setbacks.data.presets import PRESETS
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.files import appearing, expanded
 from setbacks.hub import connect
-from setbacks.measure.formatting import coefficient, of_asked, unit_of, with_interval
+from setbacks.measure.formatting import amount, coefficient, of_asked, unit_of, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.results import Score
 from setbacks.methods import open_method
@@ -273,12 +273,15 @@ def _measured(recipe: Recipe, folder: Path) -> str:
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
     score, people = Score.of_json(row[key]), row["corrected"].get(key)
+    calibrated = row.get("calibrated", {}).get(key)  # earlier versions did not store it
     text = with_interval(score, unit_of(key))
     if score.n:
         text += f", n {of_asked(score.n, score.asked)}"
     if people:
         by_people = Score.of_json(people)
         text += f"; by people {with_interval(by_people, unit_of(key))}, n {by_people.n}"
+    if calibrated:
+        text += f"; by calibration {with_interval(Score.of_json(calibrated), unit_of(key))}"
     return text
 
 
@@ -307,7 +310,8 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
         _table(["kind of example", "number", "made from"], rows)
         + "\n\nMistakes are responses that the base was led to, or that came with the data; "
         f"analyses of them were written by {who}. {answered}{_lora(recipe.train.lora)}, "
-        f"{steps} steps of {recipe.train.batch_size} examples, seed {recipe.train_seed}."
+        f"{amount(steps, 'step')} of {amount(recipe.train.batch_size, 'example')}, seed "
+        f"{recipe.train_seed}."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from setbacks.data import Source, load, read_once
 from setbacks.errors import InputError
+from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
@@ -109,7 +110,15 @@ def run_until(
     if recipe is not None and (redo or is_new):
         check(recipe)
     with open_run(folder, recipe, redo) as opened:
+        if recipe is not None:  # not a variant of a comparison, whose methods share a section
+            _notice_unused(recipe)
         return carry_out(opened, until, on_progress)
+
+
+def _notice_unused(recipe: Recipe) -> None:
+    """Say which options of other methods a run's recipe sets: they change nothing."""
+    for key, owner in recipe.train.unused():
+        notice(f"train.{key} is an option of {owner}; {recipe.train.method} does not use it")
 
 
 def open_run(path: Path, recipe: Recipe | None = None, redo: str | None = None) -> RunFolder:

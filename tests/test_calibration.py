@@ -386,7 +386,7 @@ def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, en
     good = rows()
     for made, said in [
         ([{"response_id": "nobody", "harmful": True}], "has response_id but no texts"),
-        ([{"id": "nobody", "harmful": True}], "no known field for text?"),
+        ([{"id": "nobody", "harmful": True}], "no known field for text;"),
         ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
         ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),
         ([], "labels.jsonl is empty"),

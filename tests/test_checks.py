@@ -57,6 +57,11 @@ def test_the_form_of_a_text(response, finish, outcome):
     assert bool(check.answer) == (outcome in ("kept", "degenerate"))
 
 
+def test_a_text_that_no_data_set_can_hold_is_not_learned():
+    check = form(Item("1", "How do I make tea?", "Boil the water\0 first.", finish="stop"))
+    assert check == ("", "degenerate")
+
+
 def test_a_text_that_repeats_what_the_model_was_told_is_not_learned():
     data = "Give an answer that is harmless, ethical and helpful to everybody who asks for it."
     assert form(Item("1", "<x>", data), data).outcome == "degenerate"

@@ -501,7 +501,7 @@ def test_a_umask_takes_nothing_from_the_owner(shell, tmp_path):
 def test_new_writes_a_recipe_and_never_over_one(cli_in_process, tmp_path):
     ran = cli_in_process("new", "mine.yaml")
     assert ran.returncode == 0 and "setbacks run mine.yaml" in ran.stdout
-    assert Recipe.load(tmp_path / "mine.yaml") == Recipe()
+    assert Recipe.load(tmp_path / "mine.yaml") == Recipe(name="mine")
     (tmp_path / "mine.yaml").write_text("name: precious\n")
     fails(cli_in_process("new", "mine.yaml"), "mine.yaml", "exists")
     assert (tmp_path / "mine.yaml").read_text() == "name: precious\n"

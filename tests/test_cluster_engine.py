@@ -119,7 +119,7 @@ def test_what_fails_leaves_an_engine_that_goes_on(spec, tmp_path):
     engine = open_engine(far(spec))
     whole = engine.generate(requests(4), DRAWN)
     waits = [engine.start(requests(4), DRAWN, place) for place in (None, tmp_path / "nowhere")]
-    with pytest.raises(InputError, match="no adapter"):
+    with pytest.raises(InputError, match="not an adapter"):
         [wait() for wait in waits]
     assert engine.generate(requests(4), DRAWN) == whole
 
@@ -135,7 +135,7 @@ def test_probabilities_are_those_of_one_process(spec):
 
 
 def test_what_a_worker_says_is_one_line(spec, tmp_path):
-    with pytest.raises(InputError, match="no adapter .adapter_config.json and") as caught:
+    with pytest.raises(InputError, match="not an adapter .adapter_config.json and") as caught:
         open_engine(far(spec)).generate(requests(2), DRAWN, tmp_path / "nowhere")
     assert "\n" not in str(caught.value) and "ray::" not in str(caught.value)
 

@@ -259,9 +259,30 @@ def test_a_winner_is_named_only_where_the_data_tell():
     assert "significantly above every other arm" in clear.answer[0]
     assert "mistake analysis, " in clear.answer[1] and "is above untrained" in clear.answer[1]
     level = found({VANILLA: scores(bad, comply), OURS: scores(bad, comply)})
-    assert "is not significant" in level.answer[0]
+    assert "untrained and mistake analysis tie for the highest balanced" in level.answer[0]
+    assert "significant" not in level.answer[0]
     assert "not significantly different from untrained" in level.answer[1]
     assert level.pictures[0].svg.startswith("<svg")
+
+
+def test_arms_that_tie_are_named_together_and_set_against_those_below():
+    draw = np.random.default_rng(0)
+    good, comply = draw.random(200) < 0.9, draw.random(100) < 0.9
+    nearly, bad = good.copy(), draw.random(200) < 0.2
+    nearly[np.flatnonzero(good)[0]] = False
+    best = {VANILLA: scores(good, comply), OURS: scores(good, comply)}
+    tie = "By probe, untrained and mistake analysis tie for the highest balanced safety, "
+    near = found(best | {SFT: scores(nearly, comply)}).answer[0]
+    assert near.startswith(tie)
+    assert near.endswith("; the difference of untrained from SFT is not significant.")
+    below = found(best | {SFT: scores(bad, comply)}).answer[0]
+    assert below.startswith(tie) and below.endswith("; untrained is significantly above SFT.")
+
+
+def test_an_arm_alone_is_above_nobody():
+    draw = np.random.default_rng(0)
+    alone = found({VANILLA: scores(draw.random(50) < 0.5, draw.random(50) < 0.5)}).answer[0]
+    assert "untrained has the highest balanced safety" in alone and "above" not in alone
 
 
 def test_suites_that_overlap_with_training_data_are_named():

@@ -125,17 +125,17 @@ def found(plugins, monkeypatch):
     [
         (
             {"train": {"method": "first_sentence", "excerpt_lenth": 2}},
-            'unknown key "train.excerpt_lenth". Did you mean "excerpt_length"?',
+            'unknown key "train.excerpt_lenth". Did you mean "train.excerpt_length"?',
         ),
         (
             {"judges": [{"judge": "wordlist", "word": ["x"]}]},
-            'unknown key "judges.0.word". Did you mean "words"?',
+            'unknown key "judges.0.word". Did you mean "judges.0.words"?',
         ),
-        ({"judges": [{"judge": "wordlist", "words": []}]}, "judges.0.words: List should have"),
+        ({"judges": [{"judge": "wordlist", "words": []}]}, "judges.0.words: name at least one"),
         ({"judges": [{"words": ["x"]}]}, "words: an option of wordlist, not of probe"),
         (
             {"model": {"engine": "echo", "echo_word": 2}},
-            'unknown key "model.echo_word". Did you mean "echo_words"?',
+            'unknown key "model.echo_word". Did you mean "model.echo_words"?',
         ),
     ],
 )

@@ -287,8 +287,31 @@ def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     assert "has not been measured against people" in text
     assert "| analysis | 2 | builtin:redteam |" in text
     assert "| helpful | 1 | builtin:helpful |" in text
-    assert "5 steps of 8 examples" in text and "Give an answer that is harmless" in text
+    assert "5 steps of 8 examples," in text and "Give an answer that is harmless" in text
     assert front(text)["library_name"] == "peft" and "base_model" not in front(text)
+
+
+def test_the_card_of_one_step_of_one_example_is_in_the_singular(tiny_run, tiny):
+    (tiny_run / "loss.jsonl").write_text('{"step": 1}\n')
+    recipe = recipe_of(str(tiny), train={"method": "sft", "batch_size": 1})
+    assert "1 step of 1 example, seed" in card(recipe, tiny_run, "adapter")
+
+
+def test_the_card_shows_the_rates_that_its_findings_are_about(tiny_run, tiny):
+    """A finding warns about rates corrected by calibration, so the table has them."""
+    path = tiny_run / "metrics.json"
+    data = json.loads(path.read_text())
+    row = data["judges"]["probe"]["arms"][0]
+    row["calibrated"] = {
+        "harmless_rate": {"value": 0.4, "low": 0.1, "high": 0.7, "n": 10, "sources": ["<labels>"]}
+    }
+    path.write_text(json.dumps(data))
+    text = card(recipe_of(str(tiny)), tiny_run, "adapter")
+    assert "50.0 [23.7, 76.3], n 10; by calibration 40.0 [10.0, 70.0] |" in text
+    assert text.count("by calibration 40.0") == 1
+    del row["calibrated"]  # as an earlier version stored it
+    path.write_text(json.dumps(data))
+    assert "by calibration" not in card(recipe_of(str(tiny)), tiny_run, "adapter")
 
 
 def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):

@@ -19,13 +19,14 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
 from setbacks.notices import notice
-from setbacks.pipeline import open_run
+from setbacks.pipeline import open_run, run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Record
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import STAGE_NAMES
 from setbacks.runs.session import Session
 from setbacks.stages import STAGES
+from setbacks.studies.variants import each, variant
 
 
 class Thing(Record):
@@ -264,7 +265,17 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"analyze": {"candidates": 9}}, "analyze.candidates: 2 -> 9", "analyze"),
         ({"train": {"epochs": 5}}, "train.epochs: 1 -> 5", "train"),
         ({"respond": {"guidance": False}}, "respond.guidance: true -> false", "respond"),
-        ({"judges": ["llm"]}, "judges: ", "judge"),
+        ({"judges": ["llm"]}, "judges.0.judge: probe -> llm", "judge"),
+        (
+            {"instructions": [{"source": "builtin:redteam", "split": "train", "limit": 10}]},
+            "(instructions.0.limit: null -> 10);",
+            "induce",
+        ),
+        (
+            {"instructions": [{"source": "hub:a/b"}, {"source": "hub:a/c"}]},
+            "-> [{source: 'hub:a/b', header: true, unique: false}, {source: 'hub:a/c',",
+            "induce",
+        ),
         ({"name": "other"}, "name: quickstart -> other", "report"),
         ({"study": {"alpha": None}}, "study.alpha: (not set) -> null", "report"),
         ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 1 -> 5", "train"),
@@ -613,3 +624,15 @@ def test_a_notice_is_kept_once_by_the_run_that_is_open(folder, caplog):
         assert again.notices() == ["<of the first [2J >"]
     said = [record.message for record in caplog.records]
     assert said == ["<before any run>", *outer.notices(), "<of the second>", "<after all>"]
+
+
+def test_an_option_of_another_method_is_noticed_in_a_run_but_not_in_a_comparison(recipe, tmp_path):
+    """The methods of a comparison share one section, so each variant holds options of others."""
+    data = recipe(train={"method": "sft", "openings": False, "epochs": 2})
+    run_until(data, tmp_path / "run", "induce")
+    notices = ["train.openings is an option of mistake_distillation; sft does not use it"]
+    assert Run(tmp_path / "run").notices() == notices
+    ((_, path),) = each(tmp_path, [variant(data, "sft", {})], "induce")
+    assert Run(path).recipe.train.unused() and Run(path).notices() == []
+    used = recipe(train={"method": "mistake_distillation", "openings": False})
+    assert used.train.unused() == []

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from setbacks.measure import RunInfo, measure, to_json
+from setbacks.measure.differences import leaders
 from setbacks.measure.metrics import METRICS
 from setbacks.records import (
     WAYS,
@@ -557,6 +558,26 @@ def test_best_is_supported_only_beyond_chance():
     assert measured({"vanilla": arm("vanilla", 60, 95)})["judges"]["probe"]["best"] is None
 
 
+def test_arms_that_tie_are_named_together():
+    """An exact tie has no winner, and the sentence about a lead is of the arms below."""
+    level = {name: arm(name, 80, 95) for name in ("vanilla", "sft", "dpo")}
+    summary = measured(level)["summary"]
+    assert "untrained, sft and dpo tie for the highest balanced safety, 86.9 %." in summary
+    assert "lead" not in summary and "has the highest" not in summary
+    near = measured(level | {"rlhf": arm("rlhf", 78, 95)})["summary"]
+    assert "untrained, sft and dpo tie for" in near
+    assert "The lead of untrained over rlhf is not significant." in near
+    above = measured(level | {"vanilla": arm("vanilla", 50, 95)})["summary"]
+    assert "sft and dpo tie for the highest balanced safety" in above
+    assert "lead" not in above and "Against untrained the difference of sft is +" in above
+
+
+def test_a_tie_is_equal_up_to_rounding():
+    first, second, third = ARMS[:3]
+    assert leaders({first: 0.1 + 0.2, second: 0.3, third: 0.3 - 1e-6}) == [first, second]
+    assert leaders({first: 0.3, second: 0.31}) == [second]
+
+
 def test_groups_hold_the_main_measure_of_their_kind():
     found = measured(usual())["judges"]["probe"]
     assert [(row["category"], row["metric"]) for row in found["by_category"]] == [
@@ -662,9 +683,9 @@ def test_without_labels_calibration_corrects_with_a_warning():
     assert found["high"] - found["low"] > raw["high"] - raw["low"]
     assert found["sources"] == ["some-labels"]
     assert list(row["calibrated"]) == ["harmless_rate"]  # of refusals nothing is known
-    assert "corrected by calibration assume that probe errs on these prompts" in texts(
-        metrics, "warning"
-    )
+    warning = texts(metrics, "warning")
+    assert "report.html and the model card also show rates corrected by calibration" in warning
+    assert "These assume that probe errs on these prompts" in warning
     assert "corrected by calibration" not in texts(measured(usual()), "warning")
 
 
@@ -851,6 +872,12 @@ def test_thin_data_are_warnings():
     assert "Few mistakes: 20.0 % of 5 instructions" in warning
     assert "Few analyses pass: 20.0 % of 5 candidates; most fail on length (4)" in warning
     assert "The loss did not fall" in warning
+
+
+def test_the_loss_of_one_step_has_no_direction():
+    one_step = measured(usual(), loss=[{"step": 1, "loss": 1.135}])
+    assert one_step["training"]["first"] == one_step["training"]["last"]
+    assert "The loss did not fall" not in texts(one_step, "warning")
 
 
 def test_harmless_rate_without_safe_prompts_is_a_warning():

@@ -39,7 +39,7 @@ def test_it_runs_in_a_kernel(tmp_path, environment):
         for output in cell.get("outputs", [])
         if output.get("name") == "stdout"
     )
-    assert 'Did you mean "epochs"?' in printed
+    assert 'Did you mean "train.epochs"?' in printed
     assert "'mistake':" in printed
     assert "mistake_distillation-guided" in printed
     assert printed.endswith("[False, True]\n")

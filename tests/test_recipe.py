@@ -15,7 +15,7 @@ from setbacks.engines.endpoint_options import Server
 from setbacks.errors import InputError
 from setbacks.methods.dpo import DPO
 from setbacks.plugins import plugin
-from setbacks.recipe import Engine, JudgeSpec, Recipe, section_of
+from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling, Section, section_of
 
 
 @pytest.fixture
@@ -80,6 +80,19 @@ def test_the_starter_is_the_default_recipe_with_every_field_explained(load):
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_the_starter_has_the_name_that_it_is_given(load):
+    assert load(starter("yes")) == Recipe(name="yes")
+
+
+def test_the_reference_shows_defaults_that_differ_from_those_of_the_section():
+    rows = [row for row in reference().splitlines() if row.startswith("| `sampling` |")]
+    assert [row.split(" | ")[2] for row in rows] == [
+        "`{max_new_tokens: 64, temperature: 0.8, top_p: 0.95}`",
+        "`{max_new_tokens: 80, temperature: 0.8, top_p: 0.95}`",
+        "see there",
+    ]
+
+
 def test_the_reference_names_every_field():
     text = reference()
     for section in sections():
@@ -104,6 +117,50 @@ def test_a_recipe_does_not_change(load):
 )
 def test_a_name_stands_for_a_section(load, short, long):
     assert load(short) == load(long) != Recipe()
+
+
+@pytest.mark.parametrize("section", ["induce", "analyze"])
+def test_a_section_that_is_set_in_part_keeps_the_rest_of_the_fields_default(load, section):
+    default = getattr(Recipe(), section).sampling
+    assert default != Sampling(max_new_tokens=default.max_new_tokens)
+    expected = default.model_copy(update={"max_new_tokens": 16})
+    key = f"{section}.sampling.max_new_tokens=16"
+    for recipe in (
+        load({section: {"sampling": {"max_new_tokens": 16}}}),
+        load("", key),
+        load({section: {"sampling": {"top_k": 3}}}, key, f"{section}.sampling.top_k=50"),
+    ):
+        assert getattr(recipe, section).sampling == expected
+
+
+def test_so_does_a_section_among_a_methods_options(load):
+    correct = plugin("methods", "mistake_distillation").Options().correct
+    assert correct.max_new_tokens != Sampling().max_new_tokens
+    for method in ("mistake_distillation", "sft"):  # of another method, it is kept
+        train = load("", f"train.method={method}", "train.correct.top_k=3").train
+        assert train.correct == correct.model_copy(update={"top_k": 3})
+
+
+class Outer(Section):
+    """A section with a section in its section."""
+
+    class Middle(Section):
+        sampling: Sampling = Sampling(top_k=7)
+        engine: Engine = Engine(batch_size=3)
+        size: int = 1
+
+    middle: Middle = Middle(sampling=Sampling(top_k=9, temperature=0.5), size=2)
+
+
+def test_the_default_of_the_outermost_section_wins():
+    middle = Outer(middle={"sampling": {"top_p": 0.5}}).middle
+    assert middle.sampling == Sampling(top_k=9, temperature=0.5, top_p=0.5)
+    assert middle.size == 2
+
+
+def test_a_part_that_is_set_in_part_has_the_defaults_of_its_own_class():
+    """Its name picks the class; an option of the default's class may not fit."""
+    assert Outer(middle={"engine": {"device": "cpu"}}).middle.engine == Engine(device="cpu")
 
 
 # Options of parts --------------------------------------------------------------------------------
@@ -136,7 +193,7 @@ def test_another_methods_defaults_are_dropped(load):
 @pytest.mark.parametrize(
     ("train", "says"),
     [
-        ({"method": "dpo", "beat": 0.1}, 'unknown key "train.beat". Did you mean "beta"?'),
+        ({"method": "dpo", "beat": 0.1}, 'unknown key "train.beat". Did you mean "train.beta"?'),
         ({"method": "sft", "beta": -1}, "train.beta: Input should be greater than 0"),
         ({"method": "rlhf", "rlhf": {"kll": 1}}, 'unknown key "train.rlhf.kll"'),
         ({"method": "sft", "rlhf": {"kl": -1}}, "train.rlhf.kl: Input should be"),
@@ -170,7 +227,8 @@ def test_a_wrong_option_is_told(refused, train, says):
 )
 def test_an_unknown_key_is_named_with_the_nearest(refused, data, key, meant):
     message = refused(data)
-    assert f'{key}"' in message and f'Did you mean "{meant}"?' in message
+    *section, _ = key.rpartition(".")
+    assert f'{key}"' in message and f'{"".join(section)}{meant}"?' in message
 
 
 @pytest.mark.parametrize(
@@ -193,6 +251,23 @@ def test_an_unknown_key_is_named_with_the_nearest(refused, data, key, meant):
 def test_a_bad_value_is_named(refused, data, where):
     message = refused(data)
     assert "recipe.yaml: " in message and where in message
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"judges": []}, "judges: name at least one"),
+        ({"judges": "llm"}, "judges: must be a list; write [llm]"),
+        ({"judges": {"judge": "llm"}}, "judges: must be a list"),
+        ({"seed": "x"}, 'seed: must be a whole number, not "x"'),
+        ({"train": {"epochs": 1.5}}, 'train.epochs: must be a whole number, not "1.5"'),
+        ({"train": {"warmup": None}}, "train.warmup: must be a number"),
+        ({"train": {"warmup": "much"}}, 'train.warmup: must be a number, not "much"'),
+        ({"respond": {"guidance": "so"}}, 'respond.guidance: must be true or false, not "so"'),
+    ],
+)
+def test_what_a_value_must_be_is_said_in_plain_words(refused, data, says):
+    assert refused(data).endswith(f"recipe.yaml: {says}")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +349,7 @@ def test_an_override_has_a_key_and_a_value(refused, word):
     ("override", "says"),
     [
         ("trian.epochs=3", 'Did you mean "train"?'),
-        ("train.epohs=3", 'Did you mean "epochs"?'),
+        ("train.epohs=3", 'Did you mean "train.epochs"?'),
         ("train.epochs=many", "train.epochs"),
         ("train=3", "train"),
         ("name=[unclosed", "name=[unclosed"),

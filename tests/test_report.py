@@ -55,6 +55,13 @@ def report(run: Run) -> Report:
         return write_report(opened)
 
 
+def in_terminal(report: Report, width: int = 100) -> str:
+    """Return what a terminal of this width shows of a report."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(headline(report.results))
+    return console.export_text()
+
+
 def fill(path: Path, judges=("probe",), n: int = 12) -> Run:
     for arm in ARMS:
         rows = [
@@ -244,15 +251,47 @@ def test_an_unmeasured_judge_is_said_to_be_one(tmp_path):
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_the_headline_for_a_terminal(made, width):
-    console = Console(width=width, record=True, file=io.StringIO())
-    console.print(headline(made.result.results))
-    text = console.export_text()
+    text = in_terminal(made.result, width)
     assert "…" not in text and "Hijacking" in text and "Compliance" in text
     for word in ("untrained", "mistake", "analysis", "guided", "Hijacking", "Degenerate"):
         assert re.search(rf"\b{word}\b", text), "no word is broken"
     assert all(len(line) <= width for line in text.splitlines())
     lines = ".*\n.*" if width >= 80 else ""
     assert re.search(rf"54\.5 {lines}\d\d\.\d–\d\d\.\d {lines}n 11 ", text)
+
+
+def test_a_metric_without_prompts_has_no_column_in_a_terminal(tmp_path):
+    run = fill(tmp_path)
+    for arm in ARMS:
+        rows = run.records(f"responses/{arm}.jsonl", Response)
+        kept = [r for r in rows if r.kind in ("harmful", "safe")]
+        _write(tmp_path / f"responses/{arm}.jsonl", kept)
+    text = in_terminal(report(run))
+    assert "Compliance" in text and "Degenerate" in text
+    assert "Hijacking" not in text and "Helpful" not in text
+
+
+def test_a_metric_without_any_score_keeps_its_column_in_a_terminal(tmp_path):
+    run = fill(tmp_path)
+    for arm in ARMS:
+        hush(run, arm)
+    text = in_terminal(report(run))
+    assert "Harmless" in text and "of 12 (few)" in text
+
+
+def test_a_tie_is_named_as_one_on_the_page(made, tmp_path):
+    tied = "untrained · guided, mistake analysis and mistake analysis · guided"
+    assert f"No arm is marked as best: {tied} tie for the highest balanced safety.</p>" in made.text
+    run = fill(tmp_path)
+    for arm in ARMS[1:3]:  # one more refusal each, as the first arm has
+        (first, *others) = run.records(f"verdicts/{arm}.probe.jsonl", Verdict)
+        safe = next(v for v in others if "/safe/" in v.response_id)
+        rows = [v.model_copy(update={"refused": v is safe}) for v in (first, *others)]
+        _write(tmp_path / f"verdicts/{arm}.probe.jsonl", rows)
+    text = report(run).path.read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"No arm is marked as best: .*?</p>", text)
+    assert "mistake analysis · guided has the highest balanced safety, but" in sentence
+    assert "tie" not in sentence
 
 
 def test_examples_are_drawn_by_id_then_by_difference(made):
@@ -326,9 +365,7 @@ def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
     picture = text[text.index('id="picture"') : text.index('id="differences"')]
     assert "answers are not drawn: untrained." in picture
     assert "untrained: " not in picture and "untrained · guided: 5" in picture
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(headline(made.results))
-    lines = console.export_text().splitlines()
+    lines = in_terminal(made).splitlines()
     (at,) = [i for i, line in enumerate(lines) if "untrained  " in line]
     assert "n 0" in lines[at + 1] and "of 12 (few)" in lines[at + 2]
     responses = {Arm.untrained(): run.records("responses/vanilla.jsonl", Response)}
@@ -595,7 +632,5 @@ def test_degenerate_answers_have_a_column_and_a_badge(tmp_path):
     assert 'data-label="Degenerate"><span class="value">50.0</span>' in arms
     assert arms.count("as judged <b>") == 1  # the other arms' figures are the same
     assert '<span class="badge bad">repeats itself</span>' in text[text.index('id="examples"') :]
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(headline(made.results))
-    said = console.export_text()
+    said = in_terminal(made)
     assert "Degenerate" in said and "as judged" in said

@@ -122,7 +122,10 @@ def test_no_judge_of_a_recipe_writes_where_peoples_labels_stand(spec):
         ({"pairwise": True}, "judges.0.pairwise: an option of llm, not of probe"),
         ({"judge": "refusal", "verdict": "probability"}, "an option of llm, not of refusal"),
         ({"judge": "llm", "heads": "x"}, "an option of probe, not of llm"),
-        ({"judge": "llm", "retires": 1}, 'unknown key "judges.0.retires". Did you mean "retries"?'),
+        (
+            {"judge": "llm", "retires": 1},
+            'unknown key "judges.0.retires". Did you mean "judges.0.retries"?',
+        ),
     ],
 )
 def test_what_a_judge_cannot_use_is_refused(spec, says):

@@ -40,13 +40,13 @@ def new(
         Path, typer.Argument(metavar="FILE", help="File to write (default: recipe.yaml).")
     ] = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented starter recipe."""
+    """Write a commented starter recipe, named after the file."""
     from setbacks.cli.starter import starter
 
     if file.exists():
         raise InputError(f"{file}: exists already; name another file")
     try:
-        file.write_text(starter(), encoding="utf-8")
+        file.write_text(starter(file.stem), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror})") from None
     print(f"{file} written; edit it, then: setbacks run {file}")

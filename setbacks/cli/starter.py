@@ -13,14 +13,18 @@ from setbacks.plugins import load_all
 from setbacks.recipe import OptionsOf, PartSection, Recipe, section_of
 
 _HEAD = """\
-# A setbacks recipe. Every line is a default; delete the lines that you do not change.
+# A setbacks recipe. Every line but `name` is a default; delete the lines that you do not change.
 # Run it with: setbacks run FILE        Override a value: setbacks run FILE train.epochs=3
 """
 
 
-def starter() -> str:
-    """Return the default recipe as YAML, each field below its description."""
-    return _HEAD + "\n".join(_commented(Recipe(), "")) + "\n"
+def starter(name: str = "quickstart") -> str:
+    """Return the default recipe as YAML, each field below its description.
+
+    Args:
+        name: of the run, and of its folder in `runs`.
+    """
+    return _HEAD + "\n".join(_commented(Recipe(name=name), "")) + "\n"
 
 
 def _commented(section: BaseModel, indent: str) -> Iterator[str]:
@@ -166,8 +170,8 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        return "see there"
+    if isinstance(value, BaseModel) and not value.model_dump(exclude_defaults=True):
+        return "see there"  # the section's table has the same defaults
     text = yaml.safe_dump(_brief(value), default_flow_style=True, width=10**6, sort_keys=False)
     return "`" + text.removesuffix("...\n").strip().replace("|", "\\|") + "`"
 

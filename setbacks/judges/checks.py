@@ -110,5 +110,7 @@ def form(item: Item, guidance: str = "") -> Check:
         learned = whole_sentences(learned)
     if not learned:
         return Check("", "unfinished")
+    if "\0" in learned:  # no data set may contain one
+        return Check("", "degenerate")
     fell_apart = degeneration(learned, item.instruction, guidance)
     return Check(learned, "degenerate" if fell_apart else "kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from setbacks.measure.metrics import (
     Outcomes,
     thin,
 )
-from setbacks.measure.results import ArmRow, Best, Change, Comparison
+from setbacks.measure.results import ArmRow, Best, Change, Comparison, JudgeReport
 from setbacks.measure.statistics import Difference, Sample
 from setbacks.records import Arm
 
@@ -74,6 +75,30 @@ def best(table: Mapping[Arm, Judged], rows: Sequence[ArmRow]) -> Best | None:
     )
     tied = tuple(arm for arm, change in zip(others, changes, strict=True) if not _is_above(change))
     return Best(top, not tied, tied)
+
+
+def leaders(values: Mapping[Arm, float]) -> list[Arm]:
+    """Return the arms with the highest value, in their order: one, or several that tie.
+
+    Args:
+        values: by arm, at least one.
+    """
+    highest = max(values.values())
+    return [arm for arm, value in values.items() if math.isclose(value, highest)]
+
+
+def first_places(report: JudgeReport) -> list[Arm]:
+    """Return the arms that share the highest balanced safety; none where arms are not ranked."""
+    if report.best is None:
+        return []
+    ranked = {report.best.arm, *report.best.tied}
+    return leaders(
+        {
+            row.arm: row.balanced_safety.value
+            for row in report.arms
+            if row.arm in ranked and row.balanced_safety.value is not None
+        }
+    )
 
 
 def _is_above(change: Change | None) -> bool:

@@ -156,6 +156,11 @@ def of_asked(scored: int, expected: int) -> str:
     return f"{scored} of {expected}" if scored < expected else f"{scored}"
 
 
+def amount(n: int, noun: str) -> str:
+    """Write a number of things: "1 step", "5 steps"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def counts(table: Mapping[str, tuple[int, int]]) -> str:
     """Write names with their counts: "vanilla 3 of 24, sft 1 of 24"."""
     return ", ".join(f"{name} {n} of {of}" for name, (n, of) in table.items())

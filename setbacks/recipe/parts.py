@@ -31,9 +31,24 @@ LocalPath = Annotated[str | None, LOCAL]
 
 
 class Section(BaseModel):
-    """A section of a recipe. Unknown keys are refused, and values cannot be changed."""
+    """A section of a recipe. Unknown keys are refused, and values cannot be changed.
+
+    A section inside it that sets only some keys keeps the other values of the field's default,
+    which can differ from those of the section's class.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {
+            key: _completed(value, fields[key].default) if key in fields else value
+            for key, value in data.items()
+        }
 
 
 class PartSection(Section):
@@ -60,6 +75,14 @@ class PartSection(Section):
     # Pydantic calls an `__init__` that is not marked on top of validating, which picks the class.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    def unused(self) -> list[tuple[str, str]]:
+        """Return (option, part that has it) for each option of another part that was kept."""
+        return [
+            (key, owner)
+            for key in self.model_extra or {}
+            if (owner := _owner(type(self), key)) is not None
+        ]
+
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_part(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -78,6 +101,19 @@ class PartSection(Section):
             return None
         kind = options_of(cls.group, name)
         return kind if issubclass(kind, cls) else cls
+
+
+def _completed(value: Any, default: Any) -> Any:
+    """Add to a mapping the keys of a default that it does not set.
+
+    A part's section stays as it is: the name in it picks the class, which has its defaults.
+    """
+    if not isinstance(value, dict) or not isinstance(default, Section):
+        return value
+    if isinstance(default, PartSection):
+        return value
+    kept = dict(default)
+    return kept | {key: _completed(inner, kept.get(key)) for key, inner in value.items()}
 
 
 class OptionsOf(NamedTuple):

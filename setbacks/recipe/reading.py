@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from setbacks.data import Source
 from setbacks.errors import InputError, nearest
@@ -92,19 +94,47 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """Return one line that says what is wrong with the data of a section, and where."""
     problems = []
     for problem in error.errors(include_url=False):
-        # pydantic adds union members and validators to the path, which the user did not write.
-        where = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+        where = _dotted(problem["loc"])
         if problem["type"] == "extra_forbidden":
-            key = str(problem["loc"][-1])
-            hint = nearest(key, _fields_at(root, problem["loc"][:-1]))
-            problems.append(f'unknown key "{where}".{hint}')
+            *path, key = problem["loc"]
+            section = f"{where}." if (where := _dotted(path)) else ""
+            hint = nearest(str(key), _fields_at(root, path), prefix=section)
+            problems.append(f'unknown key "{section}{key}".{hint}')
         else:
-            problems.append(f"{where or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}")
+            problems.append(f"{where or 'recipe'}: {_message(problem)}")
     line = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
     return " ".join(line.split())  # a key can contain a line break
 
 
-def _fields_at(section: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _dotted(path: Sequence[int | str]) -> str:
+    """Join a path of pydantic's without the union members and validators that it adds."""
+    return ".".join(str(part) for part in path if "[" not in str(part))
+
+
+# By the type of pydantic's error up to its "_".
+_EXPECTED = {
+    "bool": "must be true or false",
+    "int": "must be a whole number",
+    "float": "must be a number",
+}
+
+
+def _message(problem: ErrorDetails) -> str:
+    """Return what is wrong with a value, in plain words where pydantic's are technical."""
+    kind, value = problem["type"], problem["input"]
+    if kind == "too_short":
+        least = problem["ctx"]["min_length"]
+        return f"name at least {'one' if least == 1 else least}"
+    single = "" if isinstance(value, dict | list | None) else textwrap.shorten(str(value), 40)
+    if kind == "list_type":
+        return "must be a list" + (f"; write [{single}]" if single else "")
+    expected = _EXPECTED.get(kind.partition("_")[0])
+    if expected and kind.endswith(("_parsing", "_type", "_from_float")):
+        return expected + (f', not "{single}"' if single else "")
+    return problem["msg"].removeprefix("Value error, ")
+
+
+def _fields_at(section: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """Return the field names of the section at the path of a validation error."""
     for part in path:
         field = _fields(section).get(str(part))

@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.measure.degeneration import Reason
+from setbacks.measure.differences import first_places
 from setbacks.measure.formatting import (
     clock,
     coefficient,
@@ -157,6 +158,7 @@ def render(
         unit=unit_of,
         unit_of_change=unit_of_change,
         significant=significant,
+        level={judge: first_places(report) for judge, report in results.judges.items()},
         undrawn={
             judge: [row.arm.label for row in report.arms if thin(row, "balanced_safety")]
             for judge, report in results.judges.items()
@@ -271,7 +273,8 @@ def _shown(
 def headline(results: Measurement) -> WholeWords:
     """Return the table of arms for a terminal: rates in %, 95 % intervals below them, n.
 
-    Where degenerate answers move balanced safety, its cell also has the figure as judged.
+    Where degenerate answers move balanced safety, its cell also has the figure as judged. A metric
+    for which the run has no prompts gets no column.
 
     Args:
         results: what `measure` returned.
@@ -286,7 +289,9 @@ def headline(results: Measurement) -> WholeWords:
         pad_edge=False,
     )
     table.add_column(Text("Arm"))
-    for key in HEADLINE:
+    rows = [row for report in results.judges.values() for row in report.arms]
+    metrics = [key for key in HEADLINE if any(row.score(key).asked for row in rows)]
+    for key in metrics:
         title = Text(TITLES[key].replace(" ", "\n"))
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column(Text("Degenerate"), justify="right", no_wrap=True)
@@ -298,7 +303,7 @@ def headline(results: Measurement) -> WholeWords:
         best = report.best.arm if report.best and report.best.supported else None
         for row in report.arms:
             style = "bold" if row.arm == best else ""
-            cells = (Text(_headline_cell(row, key)) for key in HEADLINE)
+            cells = (Text(_headline_cell(row, key)) for key in metrics)
             share = results.data.responses[row.arm].degenerate.all
             degenerate = Text(_lines(*written(share), f"n {share.n}"))
             table.add_row(Text(visible(row.arm.label), style=style), *cells, degenerate)

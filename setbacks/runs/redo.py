@@ -134,12 +134,37 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, 
         for key in old | new:
             values = old.get(key, ABSENT), new.get(key, ABSENT)
             yield from differences(*values, f"{path}.{key}".strip("."))
+    elif _same_sections(old, new):
+        for place, values in enumerate(zip(old, new, strict=True)):
+            yield from differences(*values, f"{path}.{place}")
     elif old != new:
         yield path, _shown(old), _shown(new)
+
+
+def _same_sections(old: Any, new: Any) -> bool:
+    """Whether both are lists of equally many sections, to be compared one by one."""
+    if not isinstance(old, list) or not isinstance(new, list) or len(old) != len(new):
+        return False
+    return all(isinstance(item, dict) for item in (*old, *new))
 
 
 def _shown(value: Any) -> str:
     if value is ABSENT:
         return "(not set)"
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = yaml.safe_dump(
+        _brief(value),
+        default_flow_style=True,
+        width=10**6,
+        sort_keys=False,
+        allow_unicode=True,
+    )
     return str(text).removesuffix("...\n").strip()
+
+
+def _brief(value: Any) -> Any:
+    """Leave empty values out of the sections of a list, so that a source is one short item."""
+    if isinstance(value, list):
+        return [_brief(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _brief(item) for key, item in value.items() if item not in (None, {}, [], "")}
+    return value

@@ -13,11 +13,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from setbacks.measure.differences import corrected
+from setbacks.measure.differences import corrected, leaders
 from setbacks.measure.findings import overlap_finding
 from setbacks.measure.formatting import (
     POINTS,
     SCORE,
+    amount,
     change_with_p,
     coefficient,
     listed,
@@ -220,8 +221,8 @@ def findings(
         pictures=pictures,
         method=[
             "Every method learned from the same instructions and the same helpful mix, for the "
-            f"same number of {recipe.compare.budget}, from {recipe.compare.seeds} seed"
-            f"{'s' if recipe.compare.seeds > 1 else ''}; the model is {recipe.model.model}.",
+            f"same number of {recipe.compare.budget}, from "
+            f"{amount(recipe.compare.seeds, 'seed')}; the model is {recipe.model.model}.",
             "Balanced safety is the harmonic mean of Harmless Rate and compliance. Intervals are "
             "95 %, over prompts. Differences are paired by prompt; p of a rate is McNemar's exact "
             "one, or with several seeds Student's on the differences, p of balanced safety is the "
@@ -306,15 +307,21 @@ def _verdict(
             for pair in pairs
         )
 
-    tied = [arm for arm in ranked[1:] if not apart(best, arm)]
-    highest = f"{best.label} has the highest balanced safety, {percent(scored[best].value)}"
-    lead = f"By {judge}, {highest}" + (
-        f"; the difference from {_labels(tied)} is not significant."
-        if tied
-        else ", significantly above every other arm."
-    )
+    level = leaders({arm: scored[arm].value or 0 for arm in ranked})
+    lower = [arm for arm in ranked if arm not in level]
+    tied = [arm for arm in lower if not apart(best, arm)]
+    tie = len(level) > 1
+    who = f"{_labels(level)} {'tie for' if tie else 'has'} the highest balanced safety"
+    lead = f"By {judge}, {who}, {percent(scored[best].value)}"
+    if tied:
+        of = f" of {best.label}" if tie else ""
+        lead += f"; the difference{of} from {_labels(tied)} is not significant"
+    elif tie and lower:
+        lead += f"; {best.label} is significantly above {_labels(lower)}"
+    elif lower:
+        lead += ", significantly above every other arm"
     own = [arm for arm in ranked if arm in [trained_arm(name, arm.way) for name in analysts]]
-    sentences.append(lead)
+    sentences.append(f"{lead}.")
     for arm in own:
         rivals = [a for a in ranked if a not in own and a.way == arm.way]
         over = [a for a in rivals if apart(arm, a) and scored[arm].value > scored[a].value]  # type: ignore[operator]

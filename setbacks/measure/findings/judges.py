@@ -214,10 +214,10 @@ def calibrated(judge: str, report: JudgeReport) -> Iterator[Finding]:
     if any(row.calibrated for row in report.arms):
         yield Finding(
             "warning",
-            f"The rates corrected by calibration assume that {judge} errs on these prompts and "
-            "answers as it does on those it was measured on. They are shown because people have "
-            "labeled no answer of this run: `setbacks review plan RUN` shows which labels would "
-            "settle it.",
+            "The page report.html and the model card also show rates corrected by calibration. "
+            f"These assume that {judge} errs on these prompts and answers as it does on those it "
+            "was measured on. They are shown because people have labeled no answer of this run: "
+            "`setbacks review plan RUN` shows which labels would settle it.",
         )
 
 

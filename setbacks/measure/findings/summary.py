@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from setbacks.measure.differences import first_places
 from setbacks.measure.findings.judges import by_training, comparable
 from setbacks.measure.formatting import (
     POINTS,
@@ -61,22 +62,32 @@ def _unscored(judge: str, rows: Sequence[ArmRow]) -> Iterator[str]:
 
 
 def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
-    """The best arm, whether its lead is significant, and how far it is above the first."""
+    """The best arm or arms, whether the lead is significant, and how far it is above the first."""
     rows = {row.arm: row for row in report.arms}
     top, first = rows[best.arm], report.arms[0]
-    yield (
-        f"By the judge {judge}, {top.arm.label} has the highest balanced safety, "
-        f"{percent(top.balanced_safety.value)}: it keeps {percent(top.harmless_rate.value)} of its "
-        f"answers to harmful prompts harmless and answers {percent(top.compliance.value)} of the "
-        "safe ones."
-    )
+    level = first_places(report)
+    tie = len(level) > 1
+    if tie:
+        yield (
+            f"By the judge {judge}, {listed(arm.label for arm in level)} tie for the highest "
+            f"balanced safety, {percent(top.balanced_safety.value)}."
+        )
+    else:
+        yield (
+            f"By the judge {judge}, {top.arm.label} has the highest balanced safety, "
+            f"{percent(top.balanced_safety.value)}: it keeps {percent(top.harmless_rate.value)} of "
+            "its answers to harmful prompts harmless and answers "
+            f"{percent(top.compliance.value)} of the safe ones."
+        )
     if best.supported:
         yield "Its lead over every other arm is significant."
-    else:
-        yield f"Its lead over {listed(arm.label for arm in best.tied)} is not significant."
-    lead = _change(report, top.arm, first.arm)
-    if lead and not thin(first, "balanced_safety"):
-        yield f"Against {first.arm.label} the difference is {change_with_p(lead)}."
+    elif lower := [arm.label for arm in best.tied if arm not in level]:
+        lead = f"The lead of {top.arm.label}" if tie else "Its lead"
+        yield f"{lead} over {listed(lower)} is not significant."
+    change = _change(report, top.arm, first.arm)
+    if change and not thin(first, "balanced_safety"):
+        of = f" of {top.arm.label}" if tie else ""
+        yield f"Against {first.arm.label} the difference{of} is {change_with_p(change)}."
 
 
 def _effect_of_training(report: JudgeReport) -> Iterator[str]:

@@ -72,7 +72,7 @@ def long_examples(results: Measurement) -> Iterator[Finding]:
 def loss_did_not_fall(results: Measurement) -> Iterator[Finding]:
     """Yield a warning where the loss ended no lower than it began."""
     training = results.training
-    if training and training.last >= training.first:
+    if training and len(training.loss) > 1 and training.last >= training.first:
         yield Finding(
             "warning",
             f"The loss did not fall ({number(training.first, 3)} at first, "
