@@ -153,7 +153,7 @@ def test_equal_answers_are_learned_once(corrected):
 
 @pytest.mark.parametrize("kept", range(9))
 def test_going_on_asks_only_for_what_is_missing(corrected, fake_engine, kept):
-    made, run = corrected(folder="whole")
+    made, run = corrected(folder="whole", samples=2)
     whole = (run.path / JOURNAL).read_bytes()
     lines = whole.splitlines(keepends=True)
     assert len(lines) == 8
@@ -163,7 +163,7 @@ def test_going_on_asks_only_for_what_is_missing(corrected, fake_engine, kept):
     other.mkdir()
     (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
     (other / JOURNAL).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
-    again, cut = corrected(folder="cut")
+    again, cut = corrected(folder="cut", samples=2)
     assert again == made and (cut.path / JOURNAL).read_bytes() == whole
     assert (len(fake_engine.batches) < calls) == (kept >= 4)
 

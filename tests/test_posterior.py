@@ -66,7 +66,8 @@ def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(tiny_recipe, tmp
     ]
     for row in data["rows"]:
         gap = row["right"]["value"] - row["flipped"]["value"]
-        assert row["gap"]["value"] == pytest.approx(gap, abs=1e-6) and row["gap"]["n"] >= 6
+        # Each of the three is rounded to six places.
+        assert row["gap"]["value"] == pytest.approx(gap, abs=1.6e-6) and row["gap"]["n"] >= 6
         assert row["right"]["value"] < 0 and math.isfinite(gap)
     assert data["rows"][0]["growth"]["value"] == 0 != data["rows"][2]["growth"]["value"]
     arm = tmp_path / "p/arms/held_out"

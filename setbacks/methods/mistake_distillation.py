@@ -51,7 +51,7 @@ class Options(Train):
         True, description="Begin the teacher's answers with the words of a refusal ('I won't ...')."
     )
     samples: int = Field(
-        2, ge=1, description="Answers per mistake, each with another opening and another seed."
+        1, ge=1, description="Answers per mistake, each with another opening and another seed."
     )
     sentences: int | None = Field(
         1,
