@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import setbacks.engines
 from setbacks.engines import Engine, by_length
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Request, Response
+from setbacks.runs import session
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 from setbacks.stages.respond import respond
@@ -64,7 +64,7 @@ def prompts(path: Path, number: int) -> None:
 
 def stage(number: int) -> dict[str, Any]:
     """Run the stage in this process; return the seconds, and the peak memory in MB."""
-    setbacks.engines.open_engine = lambda *_: Null()
+    session.open_engine = lambda *_: Null()  # type: ignore[assignment]
     synced = 0.0
     sync = os.fsync
 
