@@ -174,9 +174,9 @@ def timeless(path: Path) -> bytes:
     if path.name == "report.html":
         content = re.sub(rb'<section id="costs".*?</section>', b"", content, flags=re.DOTALL)
         return re.sub(
-            rb"<section>\s*<h2>What each training spent.*?</section>", b"", data, flags=re.DOTALL
+            rb"<section>\s*<h2>What each training spent.*?</section>", b"", content, flags=re.DOTALL
         )
-    return data
+    return content
 
 
 def write(path: Path, command: str, result: dict[str, Any]) -> None:
