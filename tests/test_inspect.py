@@ -24,6 +24,9 @@ from setbacks.recipe import Recipe
 from setbacks.records import Response
 from setbacks.runs.folder import RunFolder
 
+# Its extra is installed for the slow tests, and it takes tens of seconds to start.
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ["<a question on the otter>", "<a question on the heron>", "<a question>"]
 
 
