@@ -462,6 +462,7 @@ def test_what_the_output_cannot_encode_is_written_in_escapes(shell):
     assert ran.stdout.endswith("report: \\u8bd5\\u9a8c/report.html\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
 def test_closed_streams_are_no_matter(shell, tmp_path):
     ran = shell('"$@" <&- >&- 2>&-', *ANSWERED, "--out", "run")

@@ -327,6 +327,7 @@ def test_no_more_at_once_than_told(serve):
     assert engine.crowd.width == 6
 
 
+@pytest.mark.slow
 def test_a_crowded_server_gets_fewer_requests(serve, fast):
     """It has room for 5: with up to 64 at once it is found, where half the requests would fail."""
     server = serve()
@@ -819,6 +820,7 @@ def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
 # Keys -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_key_goes_to_its_server_and_nowhere_else(
     serve, recipe_data, tmp_path, environment, cli, monkeypatch
 ):
