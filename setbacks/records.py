@@ -378,10 +378,15 @@ class Completion(NamedTuple):
 
     `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
     the provider says that the model refused, and "failed" where there was no answer after all
-    tries; the text may then be empty.
+    tries; the text may then be empty. `thought` is what a reasoning model wrote before the text;
+    if it never ended, the text is empty. `tokens` counts both, and `thought_tokens` the thought
+    with its markers. `thought_cut` is whether the thought was too long and was closed by force.
     """
 
     text: str
     finish: Finish
     prompt_tokens: int
     tokens: int
+    thought: str | None = None
+    thought_tokens: int | None = None
+    thought_cut: bool = False

@@ -138,7 +138,8 @@ FAMILIES = {
         "<s>",
     ),
     "qwen 3": Family(
-        QWEN3 + "{% endif %}",
+        QWEN3 + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+        "{% endif %}{% endif %}",
         "<|im_start|> <|im_end|> <|endoftext|>",
         "<|im_end|>",
         "<|im_end|>",
@@ -183,7 +184,9 @@ FAMILIES = {
     "glm 4.5": Family(
         "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{{ "
         "'\n<think></think>\n' + m.content.split('</think>')[-1].strip() }}{% else %}{{ '\n' + "
-        "m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        "m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is defined and not enable_thinking %}\n<think></think>{% endif %}"
+        "{% endif %}",
         "<|endoftext|> [gMASK] <sop> <|user|> <|assistant|>",
         None,
         "<|endoftext|> <|user|>",  # the next turn begins

@@ -451,9 +451,9 @@ def test_the_templates_end_of_turn_is_enough(changeable):
     [
         ("chatml", None),
         ("mistral", None),
-        ("qwen 3", r"writes '<think>\\n\\n</think>' before an answer"),
-        ("qwen 3 that always thinks", "writes '</think>' before an answer"),
-        ("deepseek r1", "its generation prompt ends with '<think>'"),
+        ("chatml without a generation prompt", "writes '<.im_start.>assistant' before an answer"),
+        ("qwen 3", "can think before it answers, from <think> to </think>; training teaches"),
+        ("deepseek r1", "can think before it answers, from <think> to </think>"),
         ("gpt-oss", "writes today's date"),
         ("plain text", "writes no special token after an answer; .* generates </s>"),
     ],

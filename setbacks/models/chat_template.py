@@ -3,12 +3,14 @@
 The chat template decides what a model reads: a training row is the template's rendering of the
 whole conversation, and a prompt is the part of it before the answer's words. So a model learns
 what it is later asked for, even where a template writes something between its generation prompt
-and an answer, such as an empty thought.
+and an answer, such as an empty thought. A model that is to think first gets the template's own
+generation prompt instead (`setbacks.models.thinking`).
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from os.path import commonprefix
@@ -25,6 +27,7 @@ from setbacks.models.rendering import (
     render,
     template_pieces,
 )
+from setbacks.models.thinking import Thinking, thinking_of
 from setbacks.models.tokens import (
     MARKER,
     Part,
@@ -53,6 +56,7 @@ __all__ = [
     "ending",
     "plain",
     "stop_tokens",
+    "thinking_before",
     "written",
 ]
 
@@ -82,6 +86,7 @@ def encode(
     template: str = "own",
     language: str = "en",
     variables: Mapping[str, Any] | None = None,
+    thinks: bool = False,
 ) -> list[int]:
     """Return the ids of a prompt that ends where the assistant's answer begins.
 
@@ -93,11 +98,12 @@ def encode(
         language: which Alpaca template.
         variables: more variables for the tokenizer's template, as in `apply_chat_template`; another
             `chat_template` may be among them.
+        thinks: end with the template's own generation prompt, so that the model can think first.
 
     Raises:
         InputError: the tokenizer has no chat template, or one that cannot be used.
     """
-    prompt = _prompt(tokenizer, messages, template, language, variables or {})
+    prompt = _prompt(tokenizer, messages, template, language, variables or {}, thinks)
     if not prefill:
         return prompt.ids
     return prompt.ids + _following(tokenizer, prompt, [message_part(prompt.blank + prefill)])
@@ -110,11 +116,15 @@ def encode_answer(
     *,
     template: str = "own",
     language: str = "en",
+    variables: Mapping[str, Any] | None = None,
+    thought: str | None = None,
+    thinking: Thinking | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a prompt, and those of an answer to it with the end of the turn.
 
     Together they are the template's rendering of the conversation, up to the end of the turn.
-    The prompt's ids are those of `encode`.
+    The prompt's ids are those of `encode`. An empty thought that a template writes before an answer
+    is part of the prompt; a given thought is part of the answer.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -122,21 +132,30 @@ def encode_answer(
         answer: the assistant's text.
         template: as in `encode`.
         language: as in `encode`.
+        variables: as in `encode`.
+        thought: the assistant's thought before its answer, if it is to be learned.
+        thinking: how the model writes thoughts; needed with `thought`.
 
     Raises:
         InputError: as in `encode`; or no token ends the answer.
     """
-    prompt = _prompt(tokenizer, messages, template, language, {})
+    variables = variables or {}
+    thinks = thought is not None and thinking is not None
+    prompt = _prompt(tokenizer, messages, template, language, variables, thinks)
     end = _turn_end(tokenizer) if template == "own" else TurnEnd()
     closing = end.text
     if template == "own":
         turns = [Turn.of(message.role, message.content) for message in messages]
-        *_, bare_opening, bare_tail = template_pieces(tokenizer, [*turns, ANSWER])
-        *_, opening, tail = template_pieces(tokenizer, [*turns, Turn.of("assistant", answer)])
+        *_, bare_opening, bare_tail = template_pieces(tokenizer, [*turns, ANSWER], variables)
+        own = Turn.of("assistant", answer)
+        *_, opening, tail = template_pieces(tokenizer, [*turns, own], variables)
         # White space at the ends of the answer, unless the template trims it.
         answer = opening.removeprefix(bare_opening) + answer.strip()
         closing = tail.removesuffix(bare_tail) + end.text
     rest = [message_part(prompt.blank + answer), Part(closing, False)]
+    if thought is not None and thinking is not None:
+        before, between = Part(thinking.before, False), Part(thinking.between, False)
+        rest = [before, message_part(thought.strip()), between, *rest]
     completion = _following(tokenizer, prompt, rest)
     return prompt.ids, completion if end.text else [*completion, _eos(tokenizer)]
 
@@ -154,8 +173,20 @@ def encode_request(
         prefill=request.prefill + option,
         template=spec.chat_template,
         language=language,
-        variables=request.template,
+        variables={**spec.template, **request.template},
+        thinks=not option and thinking_before(tokenizer, request, spec) is not None,
     )
+
+
+def thinking_before(tokenizer: Any, request: Request, spec: Engine) -> Thinking | None:
+    """Return how a model thinks before its answer to a request; None if it does not.
+
+    An answer with a given beginning is begun without a thought, and a conversation that is only
+    read is no question.
+    """
+    if request.prefill or request.reply is not None:
+        return None
+    return thinking_of(tokenizer, spec, request.template)
 
 
 def _following(tokenizer: Any, prompt: Prompt, rest: Sequence[Part]) -> list[int]:
@@ -177,6 +208,7 @@ def _prompt(
     template: str,
     language: str,
     variables: Mapping[str, Any],
+    thinks: bool = False,
 ) -> Prompt:
     if template != "own":
         if [message.role for message in messages] != ["user"]:
@@ -187,7 +219,7 @@ def _prompt(
     turns = [Turn.of(message.role, message.content) for message in messages]
     texts = [message.content.strip() for message in messages]
     question = template_pieces(tokenizer, turns, {"add_generation_prompt": True, **variables})
-    if turns[-1].role == "assistant":  # a conversation to read, not to continue
+    if thinks or turns[-1].role == "assistant":  # or a conversation to read, not to continue
         return _prompt_of(tokenizer, join_parts(question, texts))
     rendered = optional_pieces(
         tokenizer, [*turns, ANSWER], {**variables, "add_generation_prompt": False}
@@ -357,23 +389,28 @@ def chat_notes(tokenizer: Any, spec: Engine, *, trains: bool = True) -> list[str
     """
     notes: list[str] = []
     if spec.chat_template == "own":
-        question = template_pieces(tokenizer, [USER], {"add_generation_prompt": True})
+        variables = spec.template
+        question = template_pieces(tokenizer, [USER], {**variables, "add_generation_prompt": True})
         learn = template_pieces if trains else optional_pieces
-        rendered = learn(tokenizer, [USER, ANSWER])
+        rendered = learn(tokenizer, [USER, ANSWER], variables)
         turns = [USER] if rendered is None else [USER, ANSWER]
-        _check_unchanged(tokenizer, turns, rendered or template_pieces(tokenizer, [USER]))
+        pieces = rendered or template_pieces(tokenizer, [USER], variables)
+        _check_unchanged(tokenizer, turns, pieces, variables)
         notes += _warnings(tokenizer, question, rendered)
+        notes += _notes_on_thinking(tokenizer, spec, trains, question, rendered)
     if trains:
         ending(tokenizer, spec.chat_template)
     return notes
 
 
-def _check_unchanged(tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str]) -> None:
+def _check_unchanged(
+    tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str], variables: Mapping[str, Any]
+) -> None:
     """Reject a template that changes texts: it may keep marks but change capitals and quotes."""
     expected = "".join(part.text for part in join_parts(pieces, [_TRICKY] * len(turns)))
     for in_parts in (False, True):
         try:
-            rendered = render(tokenizer, turns, [_TRICKY] * len(turns), {}, in_parts)
+            rendered = render(tokenizer, turns, [_TRICKY] * len(turns), variables, in_parts)
         except InputError:
             continue
         if rendered == expected:
@@ -401,20 +438,42 @@ def _warnings(
         )
     if rendered is None:
         return
-    opening, _ = _opening(question[-1], rendered[1])
-    shared = len(commonprefix([opening, question[-1]]))
-    if more := opening[shared:].strip():
-        yield (
-            f"its chat template writes {more!r} before an answer, but its generation prompt "
-            "does not; prompts here end with it, so the model answers without a thought"
-        )
-    elif more := question[-1][shared:].strip():
-        yield (
-            f"its generation prompt ends with {more!r}, but its rendering of an answer does not; "
-            "prompts here omit it, and the model may still think before it answers"
-        )
     if not any(_turn_end(tokenizer)):
         yield (
             "its chat template writes no special token after an answer; an answer ends only where "
             f"the model generates {tokenizer.eos_token or 'a stop token of its generation config'}"
         )
+
+
+def _notes_on_thinking(
+    tokenizer: Any,
+    spec: Engine,
+    trains: bool,
+    question: Sequence[str],
+    rendered: Sequence[str] | None,
+) -> Iterator[str]:
+    """Yield whether a model thinks before it answers, and where prompts end otherwise.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        spec: the model and its template.
+        trains: whether the model is trained too.
+        question: as in `_warnings`.
+        rendered: as in `_warnings`.
+    """
+    source = str(tokenizer.chat_template)
+    if unused := [name for name in spec.template if not re.search(rf"\b{name}\b", source)]:
+        yield f"its chat template does not use {', '.join(unused)} (model.template)"
+    if thinking := thinking_of(tokenizer, spec):
+        learned = "; training teaches answers without a thought, unless train.thoughts is true"
+        yield (
+            f"it can think before it answers, from {thinking.style.opening.strip()} to "
+            f"{thinking.style.end}{learned if trains else ''}"
+        )
+    elif rendered is not None:
+        opening, _ = _opening(question[-1], rendered[1])
+        if more := opening[len(commonprefix([opening, question[-1]])) :].strip():
+            yield (
+                f"its chat template writes {more!r} before an answer, but its generation prompt "
+                "does not; prompts here end with it"
+            )

@@ -6,6 +6,7 @@ the marks are its pieces.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -65,17 +66,14 @@ def template_pieces(
     Raises:
         InputError: there is no template, or it does not write every text once and in order.
     """
-    variables = variables or {}
-    if variables.keys() <= {"add_generation_prompt"}:
-        opens = bool(variables.get("add_generation_prompt"))
-        return list(_pieces_of(tokenizer, state_of(tokenizer), tuple(turns), opens))
-    return _cut_rendering(tokenizer, turns, variables)
+    key = json.dumps(dict(variables or {}), sort_keys=True)
+    return list(_pieces_of(tokenizer, state_of(tokenizer), tuple(turns), key))
 
 
 @lru_cache(maxsize=256)
-def _pieces_of(tokenizer: Any, state: str, turns: tuple[Turn, ...], opens: bool) -> tuple[str, ...]:
-    """Return the same, cached, without variables: most conversations have the same turns."""
-    return tuple(_cut_rendering(tokenizer, turns, {"add_generation_prompt": opens}))
+def _pieces_of(tokenizer: Any, state: str, turns: tuple[Turn, ...], key: str) -> tuple[str, ...]:
+    """Return the same, cached: most conversations have the same turns and variables."""
+    return tuple(_cut_rendering(tokenizer, turns, json.loads(key)))
 
 
 def _cut_rendering(

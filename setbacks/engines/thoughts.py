@@ -1,0 +1,145 @@
+"""Thoughts while an answer is generated: where they end, and their budget.
+
+A thought that is longer than `sampling.max_thinking_tokens` is closed by force, as Qwen's thinking
+budget does: the closing marker is put into the model's mouth, and the answer follows. Each row
+decides from its own tokens, so an answer does not depend on its neighbors in a batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from setbacks.models.thinking import Markers
+from setbacks.models.tokens import written
+from setbacks.records import Completion
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from setbacks.recipe import Sampling
+
+
+class Row:
+    """One answer that is being generated, token by token.
+
+    Args:
+        markers: of the model's thoughts.
+        sampling: the budgets of thought and answer.
+        stops: the ids that end an answer.
+        context: the most tokens that fit into the model's context after the prompt.
+    """
+
+    def __init__(
+        self, markers: Markers, sampling: Sampling, stops: Collection[int], context: float
+    ) -> None:
+        self.markers, self.stops, self.context = markers, stops, context
+        self.budget, self.room = sampling.max_thinking_tokens, sampling.max_new_tokens
+        self.ids: list[int] = []
+        self.stopped = False  # whether the model ended the answer
+        self.cut: int | None = None  # where the thought was closed by force
+        # Where the thought and the answer begin; None: not yet.
+        self._thought: int | None = 0 if markers.thinking.opened else None
+        self._answer: int | None = None
+        self.forced: deque[int] = deque()  # what follows, whatever the model says
+
+    @property
+    def most(self) -> int:
+        """The most tokens that the row can get in all."""
+        if self.budget is None:
+            return int(min(self.room, self.context))
+        opening = len(self.markers.thinking.style.opening.encode())
+        whole = opening + self.budget + len(self.markers.closing) + self.room
+        return int(min(whole, self.context))
+
+    @property
+    def left(self) -> int:
+        """How many more tokens there may be of the answer, or of both if they share a budget."""
+        if self.budget is None:
+            return self.room - len(self.ids)
+        return self.room if self._answer is None else self.room - (len(self.ids) - self._answer)
+
+    @property
+    def out_of_context(self) -> bool:
+        """Whether the row ended because the context is full."""
+        return not self.stopped and self.left > 0
+
+    def take(self, token: int) -> bool:
+        """Take the next token, unless the row has ended; return whether it goes on."""
+        if len(self.ids) >= self.context:
+            return False
+        if self.forced:
+            self.ids.append(self.forced.popleft())
+            if not self.forced:
+                self._answer = len(self.ids)
+            return True
+        if self.stopped or self.left <= 0:
+            return False
+        if token in self.stops:
+            self.stopped = True
+            return False
+        self.ids.append(token)
+        if self._answer is None:
+            self._look()
+        return True
+
+    def _look(self) -> None:
+        """Notice the beginning or the end of a thought, or that it is too long."""
+        if self._thought is None:
+            begins = self.markers.begins(self.ids)
+            if begins is None and len(self.ids) < self.room:
+                return
+            if not begins:
+                self._answer = 0
+                return
+            self._thought = len(self.ids)
+        if self.markers.ends(self.ids):
+            self._answer = len(self.ids)
+        elif self.budget is not None and len(self.ids) - self._thought >= self.budget:
+            self.cut = len(self.ids)
+            self.forced.extend(self.markers.closing)
+
+    def completion(self, tokenizer: Any, prompt: list[int]) -> Completion:
+        """Return the thought and the answer of a row that has ended."""
+        fields = {
+            "finish": "stop" if self.stopped else "length",
+            "prompt_tokens": len(prompt),
+            "tokens": len(self.ids),
+        }
+        if self._thought is None:
+            return Completion(written(tokenizer, prompt, self.ids, ""), **fields)
+        end = len(self.ids) if self._answer is None else self._answer
+        thought, rest = self.markers.part(self.ids[: self.cut or end])
+        answer = written(tokenizer, prompt, self.ids[end:], "")
+        return Completion(
+            text=rest.lstrip() + answer,
+            thought=thought or None,
+            thought_tokens=end,
+            thought_cut=self.cut is not None,
+            **fields,
+        )
+
+
+def steered(pick: Callable[..., torch.Tensor], rows: Sequence[Row | None], stop: int | None) -> Any:
+    """Pick tokens as `pick` does, but close thoughts that are too long, and end full answers.
+
+    Args:
+        pick: picks the model's tokens; see `setbacks.engines.answering`.
+        rows: by the index of the prompt; None for an answer without a thought.
+        stop: a token that ends an answer; None if there is none, and the limits end it.
+    """
+
+    def picked(logits: torch.Tensor, at: np.ndarray, step: int) -> torch.Tensor:
+        tokens = pick(logits, at, step)
+        values = tokens.tolist()
+        for place, index in enumerate(at):
+            if (row := rows[index]) is not None:
+                if row.take(values[place]):
+                    values[place] = row.ids[-1]
+                elif stop is not None:
+                    values[place] = stop
+        return tokens.new_tensor(values)
+
+    return picked
