@@ -26,7 +26,7 @@ LAYERS = [
     {"report", "data"},
     {"measure"},
     {"records", "prompts", "hub", "notices", "plugins"},
-    {"text", "files", "signals"},
+    {"text", "files", "signals", "messages"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for, and a few
