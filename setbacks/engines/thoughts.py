@@ -37,6 +37,7 @@ class Row:
     ) -> None:
         self.markers, self.stops, self.context = markers, stops, context
         self.budget, self.room = sampling.max_thinking_tokens, sampling.max_new_tokens
+        self._opening = len(markers.thinking.style.opening.encode())  # no fewer than its tokens
         self.ids: list[int] = []
         self.stopped = False  # whether the model ended the answer
         self.cut: int | None = None  # where the thought was closed by force
@@ -50,8 +51,7 @@ class Row:
         """The most tokens that the row can get in all."""
         if self.budget is None:
             return int(min(self.room, self.context))
-        opening = len(self.markers.thinking.style.opening.encode())
-        whole = opening + self.budget + len(self.markers.closing) + self.room
+        whole = self._opening + self.budget + len(self.markers.closing) + self.room
         return int(min(whole, self.context))
 
     @property
@@ -89,7 +89,7 @@ class Row:
         """Notice the beginning or the end of a thought, or that it is too long."""
         if self._thought is None:
             begins = self.markers.begins(self.ids)
-            if begins is None and len(self.ids) < self.room:
+            if begins is None and len(self.ids) < max(self.room, self._opening):
                 return
             if not begins:
                 self._answer = 0

@@ -69,6 +69,11 @@ class Engine(PartSection):
         description="Markers before and after a thought, such as [<think>, </think>]; null: those "
         "that the chat template names, if any.",
     )
+    system: str | None = Field(
+        None,
+        description="System prompt of every conversation with the model; a data row's own system "
+        "turn follows it. Null: none.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Data type of the weights; `auto`: bfloat16 if the hardware computes in it, "
