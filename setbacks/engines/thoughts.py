@@ -103,22 +103,18 @@ class Row:
 
     def completion(self, tokenizer: Any, prompt: list[int]) -> Completion:
         """Return the thought and the answer of a row that has ended."""
-        fields = {
-            "finish": "stop" if self.stopped else "length",
-            "prompt_tokens": len(prompt),
-            "tokens": len(self.ids),
-        }
-        if self._thought is None:
-            return Completion(written(tokenizer, prompt, self.ids, ""), **fields)
-        end = len(self.ids) if self._answer is None else self._answer
-        thought, rest = self.markers.part(self.ids[: self.cut or end])
-        answer = written(tokenizer, prompt, self.ids[end:], "")
+        end = 0
+        if self._thought is not None:
+            end = len(self.ids) if self._answer is None else self._answer
+        thought, rest = self.markers.part(self.ids[: self.cut or end]) if end else ("", "")
         return Completion(
-            text=rest.lstrip() + answer,
+            text=rest.lstrip() + written(tokenizer, prompt, self.ids[end:], ""),
+            finish="stop" if self.stopped else "length",
+            prompt_tokens=len(prompt),
+            tokens=len(self.ids),
             thought=thought or None,
-            thought_tokens=end,
+            thought_tokens=end or None,
             thought_cut=self.cut is not None,
-            **fields,
         )
 
 
