@@ -62,11 +62,9 @@ def test_the_answer_is_the_text(message, text):
 
 def test_the_tokens_of_a_thought_are_read():
     usage = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}
-    body = json.loads(said({"content": "Fine.", "reasoning": "Hm."})) | {"usage": usage}
-    reply = reading(json.dumps(body).encode())
+    reply = reading(said({"content": "Fine.", "reasoning": "Hm."}, usage=usage))
     assert (reply.thought, reply.tokens, reply.thought_tokens) == ("Hm.", 9, 7)
-    body["choices"][0]["message"].pop("reasoning")
-    assert reading(json.dumps(body).encode()).thought_tokens is None
+    assert reading(said({"content": "Fine."}, usage=usage)).thought_tokens is None
 
 
 @pytest.mark.parametrize(
