@@ -1,4 +1,4 @@
-"""Reasoning models from end to end: a tiny model that was taught to think, and what is kept of it."""
+"""Reasoning models from end to end: a tiny model that was taught to think."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 from chat_templates import FAMILIES, build
 
 from setbacks.pipeline import carry_out, open_run
-from setbacks.records import Mistake, Response, Verdict
 from setbacks.recipe import Recipe
+from setbacks.records import Mistake, Response, Verdict
 from setbacks.stages.judge import judge
 
 THOUGHT = "The user asks something. It could hurt, so I decline and say why."
@@ -114,7 +114,7 @@ def recipe_of(thinker, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(**more):
-        short = {"max_new_tokens": 24, "max_thinking_tokens": 60}
+        short = {"max_new_tokens": 40, "max_thinking_tokens": 60}
         data = {
             "model": {"model": str(thinker), "dtype": "float32", "device": "cpu"},
             "instructions": [str(path)],
@@ -157,7 +157,7 @@ def answers(run, arm):
 def test_a_run_on_a_model_that_thinks(recipe_of, tmp_path):
     recipe = recipe_of()
     with open_run(tmp_path / "run", recipe) as run:
-        report = carry_out(run)
+        report = carry_out(run, "report")
         untrained = answers(run, "vanilla")
         assert {r.thought for r in untrained} == {THOUGHT}
         assert {r.text for r in untrained} == {ANSWER}
@@ -171,10 +171,8 @@ def test_a_run_on_a_model_that_thinks(recipe_of, tmp_path):
         assert analyses and "think>" not in analyses and THOUGHT not in analyses
         learned = [json.loads(x) for x in (run.path / "training.jsonl").read_text().splitlines()]
         joined = [x for x in learned if x["kind"] == "joined"]
-        assert joined and all(
-            x["thought"] and x["prompt"][0]["content"] in x["id"] + x["prompt"][0]["content"]
-            for x in joined
-        )
+        assert joined and all(x["thought"].endswith(ANSWER) for x in joined), "the analysis"
+        assert all(x["completion"].startswith("<answer") for x in joined)
     counts = report.metrics["data"]["responses"]["vanilla"]
     assert (counts["reasoned"], counts["substance"]["thought"], counts["thoughts_cut"]) == (
         12,
