@@ -19,7 +19,7 @@ from setbacks.judges import Bench, Item, Judge, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import END, MARKS
 from setbacks.measure.substance import answer
-from setbacks.prompts import prompts
+from setbacks.prompts import guards
 from setbacks.recipe import JudgeSpec, Sampling
 from setbacks.records import Request
 
@@ -198,7 +198,7 @@ class ShieldGemma(Guard):
     words = {"Yes": True, "No": False}
     questions = {
         category: {"guideline": principle, "add_generation_prompt": False}
-        for category, principle in prompts("guards")["shieldgemma"].items()
+        for category, principle in guards()["shieldgemma"].items()
     }
     longest = 2
 
@@ -219,7 +219,7 @@ class WildGuard(Guard):
     )
     words = {"yes": True, "Yes": True, "no": False, "No": False}
     before = (" ",)
-    questions = {"": {"chat_template": prompts("guards")["wildguard"]}}
+    questions = {"": {"chat_template": guards()["wildguard"]}}
     longest = 48
 
 
