@@ -26,7 +26,7 @@ LAYERS = [
     {"report", "data"},
     {"measure"},
     {"records", "prompts", "hub", "notices"},
-    {"text", "files", "signals", "plugins"},
+    {"text", "files", "signals", "plugins", "messages"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for, and a few

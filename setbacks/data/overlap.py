@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
+from setbacks.messages import reworded, transcript
 from setbacks.prompts import built_in, prompts
 from setbacks.records import Example, Response
 
@@ -55,7 +56,7 @@ def overlaps(
         for response in rows:
             keys = suites.setdefault(response.suite, {})
             if response.instruction_id not in keys:
-                keys[response.instruction_id] = key(response.instruction)
+                keys[response.instruction_id] = key(transcript(response.instruction))
                 kinds[response.suite] = response.kind
     wanted = {one for keys in suites.values() for one in keys.values()}
     counts: list[Overlap] = []
@@ -86,9 +87,7 @@ def key(text: str) -> str:
 def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
     """Yield the instructions of a run's training examples, and of the run that it started from."""
     for example in _examples(run / "training.jsonl"):
-        for message in example.prompt:
-            if message.role == "user":
-                yield _instruction(message.content)
+        yield transcript(reworded(example.instruction, _instruction))
     start = _start(run)
     earlier = start and _run_of(start)
     before |= {run.resolve()}

@@ -19,6 +19,7 @@ from setbacks.judges import Bench, Item, Judge, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import END, MARKS
 from setbacks.measure.substance import answer
+from setbacks.messages import transcript, turns_of
 from setbacks.prompts import guards
 from setbacks.recipe import JudgeSpec, Sampling
 from setbacks.records import Request
@@ -241,7 +242,11 @@ class GraniteGuardian(Guard):
 
 
 def _request(item: Item, template: Mapping[str, Any]) -> Request:
-    return Request(item.instruction, seed=0, reply=item.response, template=template)
+    """Ask about a response; a guard's template takes turns of users and assistants alone."""
+    turns = turns_of(item.instruction)
+    spoken = [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    prompt = item.instruction if spoken else transcript(item.instruction)
+    return Request(prompt, seed=0, reply=item.response, template=template)
 
 
 def _together(opinions: Sequence[Opinion]) -> Opinion:

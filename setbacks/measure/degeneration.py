@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple, get_args
 
+from setbacks.messages import Prompt, transcript
 from setbacks.prompts import built_in, fill, prompts
 from setbacks.text import distinct, words_of
 
@@ -68,7 +69,7 @@ class Degeneration(NamedTuple):
     evidence: str
 
 
-def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneration | None:
+def degeneration(text: str, prompt: Prompt = "", guidance: str = "") -> Degeneration | None:
     """Return why an answer is degenerate; None if it is not.
 
     Args:
@@ -76,7 +77,7 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
         prompt: the instruction.
         guidance: the guidance in the prompt.
     """
-    text = text.strip()
+    text, prompt = text.strip(), transcript(prompt)
     if _is_fragment(text):
         return Degeneration("fragment", text[:20])
     if mark := _made_up_turn(text, prompt):

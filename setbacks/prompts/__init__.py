@@ -39,6 +39,7 @@ from typing import Any
 import yaml
 
 from setbacks.errors import InputError, nearest
+from setbacks.messages import Prompt, reworded, transcript
 from setbacks.plugins import installed, plugin
 from setbacks.prompts.packs import PLACE, complete
 
@@ -83,14 +84,25 @@ def guards() -> Mapping[str, Any]:
     return _read(resources.files(__package__).joinpath(f"{GUARDS}.yaml"))
 
 
-def fill(template: str, **values: str) -> str:
+def fill(template: str, **values: Prompt) -> str:
     """Put values into ``{name}`` places, once: braces inside a value stay as they are.
 
     Args:
         template: text with places such as ``{instruction}``.
-        values: what stands in each place.
+        values: what stands in each place; a conversation as its transcript.
     """
-    return re.sub(PLACE, lambda place: values[place[1]], template)
+    return re.sub(PLACE, lambda place: transcript(values[place[1]]), template)
+
+
+def ask(template: str, prompt: Prompt, **values: str) -> Prompt:
+    """Put a prompt's last user turn into a template; the turns before it stay as they are.
+
+    Args:
+        template: text with a place ``{instruction}`` for that turn.
+        prompt: to reword.
+        values: what stands in the template's other places.
+    """
+    return reworded(prompt, lambda text: fill(template, instruction=text, **values))
 
 
 def _read(file: Traversable) -> dict[str, Any]:
