@@ -43,6 +43,8 @@ from setbacks.messages import Prompt, reworded, transcript
 from setbacks.plugins import installed, plugin
 from setbacks.prompts.packs import PLACE, complete
 
+Words = Mapping[str, Any]  # of one language: a pack, maybe with somebody's own words in it
+
 GUARDS = "guards"  # the one file here that is no pack: what guard models are told
 
 
@@ -61,7 +63,7 @@ def languages() -> tuple[str, ...]:
 
 
 @cache
-def prompts(language: str) -> Mapping[str, Any]:
+def prompts(language: str) -> Words:
     """Return the pack of a language, as it stands in its YAML file.
 
     Raises:

@@ -9,7 +9,7 @@ classes of sections), `words` (language, own words, policy), `reading` (YAML, ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,6 +26,7 @@ from pydantic import (
 
 from setbacks.data import Source
 from setbacks.errors import InputError
+from setbacks.prompts import Words, built_in
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
     BLANK,
@@ -164,7 +165,7 @@ class Recipe(Section):
         base = (info.context or {}).get("base", Path())
         return resolved(data, base) if isinstance(data, dict) else data
 
-    def words_for(self, language: str = AUTO, broken: str | None = None) -> Mapping[str, Any]:
+    def words_for(self, language: str = AUTO, broken: str | None = None) -> Words:
         """Return the words for a row: prompts, and what the code must know of their language.
 
         Args:
@@ -174,6 +175,16 @@ class Recipe(Section):
         """
         chosen = language if self.language == AUTO else self.language
         return words_of(chosen, self.words, self.policy, broken)
+
+    def all_words(self) -> dict[str, Words]:
+        """Return the words of every language that is built in or that the recipe has words for."""
+        own = () if self.language == AUTO else (self.language,)
+        names = dict.fromkeys((*built_in(), *self.words, *own))
+        return {name: words_of(name, self.words, self.policy) for name in names}
+
+    def spoken_words(self) -> list[Words]:
+        """Return the words of the recipe's language; with `auto`, of all that rows may be in."""
+        return [*self.all_words().values()] if self.language == AUTO else [self.words_for()]
 
     def options(self, kind: type[Part], where: str) -> Part:
         """Return the recipe's `study` section as the options of one study.

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
-from setbacks.prompts import languages, prompts
+from setbacks.prompts import Words, languages, prompts
 from setbacks.prompts.packs import PLACE, check_part, complete, merged, reference
 from setbacks.prompts.policy import under
 from setbacks.recipe.parts import Section, file_name
@@ -141,7 +141,7 @@ def words_of(
     own: Mapping[str, Mapping[str, Any]],
     policy: Sequence[Clause] = (),
     broken: str | None = None,
-) -> Mapping[str, Any]:
+) -> Words:
     """Return the words of a language: its pack, with somebody's own words, under their policy.
 
     Args:
@@ -159,9 +159,7 @@ def words_of(
 
 
 @lru_cache(maxsize=256)
-def _composed(
-    name: str, part: str, policy: tuple[Clause, ...], broken: str | None
-) -> Mapping[str, Any]:
+def _composed(name: str, part: str, policy: tuple[Clause, ...], broken: str | None) -> Words:
     own = json.loads(part)
     pack = merged(prompts(name), own, f"words: {name}") if name in languages() else own
     return under(pack, policy, broken) if policy else pack
