@@ -16,7 +16,7 @@ from functools import cache
 from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
-from setbacks.messages import Prompt, transcript
+from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
 from setbacks.prompts import Words, fill, prompts
 from setbacks.recipe import Analyze, Recipe
@@ -127,7 +127,7 @@ def examine(
     contrary = words["analyze"][f"contradicts_{label}"]
     stop = stop_words(words)
     said = words_of(text)
-    source = words_of(f"{transcript(subject.instruction)} {subject.response}")
+    source = words_of(f"{texts_of(subject.instruction)} {subject.response}")
     taken_up = {*said}.intersection(source) - stop
     varied = distinct(said)
     checks = {
