@@ -44,6 +44,8 @@ from setbacks.messages import Prompt, reworded, transcript
 from setbacks.plugins import installed, plugin
 from setbacks.prompts.packs import PLACE, complete
 
+Words = Mapping[str, Any]  # of one language: a pack, maybe with somebody's own words in it
+
 GUARDS = "guards"  # the one file here that is no pack: what guard models are told
 
 
@@ -62,21 +64,30 @@ def languages() -> tuple[str, ...]:
 
 
 @cache
-def prompts(language: str) -> Mapping[str, Any]:
-    """Return the pack of a language, as it stands in its YAML file.
+def prompts(language: str) -> Words:
+    """Return the pack of a language.
 
     Raises:
         InputError: the language has no pack, or another package's pack is not complete.
+    """
+    file = pack_file(language)
+    loaded = _read(file)
+    return loaded if language in built_in() else complete(loaded, str(file))
+
+
+def pack_file(language: str) -> Traversable:
+    """Return the file of a language's pack.
+
+    Raises:
+        InputError: the language has no pack.
     """
     if language not in languages():
         raise InputError(
             f'unknown language "{language}".{nearest(language, languages())} '
             f"Available: {', '.join(languages())}"
         )
-    if language in built_in():
-        return _read(resources.files(__package__).joinpath(f"{language}.yaml"))
-    file = resources.files(plugin("languages", language)).joinpath(f"{language}.yaml")
-    return complete(_read(file), str(file))
+    package = __package__ if language in built_in() else plugin("languages", language)
+    return resources.files(package).joinpath(f"{language}.yaml")
 
 
 @cache
