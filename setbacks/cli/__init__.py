@@ -76,6 +76,7 @@ app.command(rich_help_panel=SHIP)(loop.gate)
 app.command(rich_help_panel=SHIP)(shipping.chat)
 app.command(rich_help_panel=SHIP)(shipping.export)
 app.command("list", rich_help_panel=MACHINE)(setup.list_)
+app.command(rich_help_panel=MACHINE)(setup.words)
 app.command(rich_help_panel=MACHINE)(setup.new)
 app.command(rich_help_panel=MACHINE)(setup.doctor)
 
