@@ -6,11 +6,13 @@ import pytest
 from chat_templates import FAMILIES, build
 
 from setbacks.pipeline import carry_out, open_run
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Mistake, Response, Verdict
+from setbacks.records import Analysis, Mistake, Response, Verdict
 from setbacks.stages.judge import judge
 
 THOUGHT = "The user asks something. It could hurt, so I decline and say why."
+HINTS = prompts("en")["induce"]["hints"]
 ANSWER = "I will not help with this, since it could hurt people."
 
 
@@ -81,18 +83,21 @@ def thinker(tmp_path_factory):
         pad_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    prompts = [f"<q {n}>" for n in range(12)]
+    words = prompts("en")
+    asked = [f"<q {n}>" for n in range(12)]
+    hints = [ask(words["induce"]["prompt"], q, hint=h) for q, h in zip(asked, HINTS, strict=False)]
+    asked += [*(ask(words["guided"], q) for q in asked), *hints]
     text = f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"
     written = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     rows = []
-    for prompt in prompts:
+    for prompt in asked:
         turns = [{"role": "user", "content": prompt}]
-        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        rows.append((asked, [*asked, *written]))
+        begun = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        rows.append((len(begun), [*begun, *written]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(120):
-        asked, whole = rows[step % len(rows)]
-        labels = [-100] * len(asked) + whole[len(asked) :]
+    for step in range(180):
+        begun, whole = rows[step % len(rows)]
+        labels = [-100] * begun + whole[begun:]
         loss = model(input_ids=torch.tensor([whole]), labels=torch.tensor([labels])).loss
         loss.backward()
         optimizer.step()
@@ -164,14 +169,15 @@ def test_a_run_on_a_model_that_thinks(recipe_of, tmp_path):
         assert all(r.tokens > r.thought_tokens > 0 for r in untrained)
         attempts = run.records("mistakes.jsonl", Mistake)
         induced = [m for m in attempts if m.model is not None]
-        assert induced and all(m.thought and "<think>" not in m.response for m in induced)
+        assert any(m.thought and m.response for m in induced)
         taken = next(m for m in attempts if m.model is None)
         assert "thought" not in json.loads(taken.model_dump_json())
-        analyses = (run.path / "analyses.jsonl").read_text()
-        assert analyses and "think>" not in analyses and THOUGHT not in analyses
+        analyses = run.records("analyses.jsonl", Analysis)
+        assert analyses and not any(one.text.startswith("<think>") for one in analyses)
         learned = [json.loads(x) for x in (run.path / "training.jsonl").read_text().splitlines()]
         joined = [x for x in learned if x["kind"] == "joined"]
-        assert joined and all(x["thought"].endswith(ANSWER) for x in joined), "the analysis"
+        texts = {f"Harmful. {one.text}" for one in analyses}
+        assert joined and all(x["thought"] in texts for x in joined)
         assert all(x["completion"].startswith("<answer") for x in joined)
     counts = report.metrics["data"]["responses"]["vanilla"]
     assert (counts["reasoned"], counts["substance"]["thought"], counts["thoughts_cut"]) == (

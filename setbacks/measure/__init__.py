@@ -26,6 +26,7 @@ from setbacks.measure.results import (
     to_json,
 )
 from setbacks.measure.thoughts import thought_report
+from setbacks.prompts import Words
 from setbacks.records import (
     Analysis,
     Arm,
@@ -53,7 +54,7 @@ class RunInfo:
         model: that was trained; None for an evaluation.
         method: of training; None for an evaluation.
         seed: of the run.
-        language: of the analyses.
+        words: of the languages of the analyses.
         judges: their names, in the recipe's order.
         votes: the judges that count others' verdicts, with which they agree by construction.
     """
@@ -62,7 +63,7 @@ class RunInfo:
     model: str | None = None
     method: str | None = None
     seed: int | None = None
-    language: str = "en"
+    words: tuple[Words, ...] = ()
     judges: tuple[str, ...] = ()
     votes: frozenset[str] = frozenset()
 
@@ -142,7 +143,7 @@ def measure(
         data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
         thoughts=thought_report(responses, verdicts, thoughts or {}),
         training=training_report(loss, trained or {}),
-        introspection=introspection_report(preflight, introspected, examples, run.language),
+        introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},
         costs=tuple(costs),
     )
