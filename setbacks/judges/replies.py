@@ -24,21 +24,24 @@ T = TypeVar("T")
 MARKS = r"""[\s*_`"'#>-]*"""
 END = r"(?![a-z0-9])"  # of that word: not a mark of emphasis, which an underscore can be
 
-# Full-width characters, and other ways to write a slash.
-_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | dict.fromkeys(
-    map(ord, "⁄∕"), "/"
-)
+# Full-width characters, other ways to write a slash, and Arabic, Persian and Devanagari digits.
+_ASCII = {
+    **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},
+    **dict.fromkeys(map(ord, "⁄∕"), "/"),
+    **{zero + digit: str(digit) for zero in (0x660, 0x6F0, 0x966) for digit in range(10)},
+}
 # Marks of a final answer count as the word before them: [[9]], \boxed{9}, <rating>9</rating>.
 _FINAL = re.compile(r"\[\[|\\boxed\s*\{|<\s*(?:rating|better)\s*>", re.IGNORECASE)
 _TAGS = re.compile(r"</?[a-z][^<>\n]*>", re.IGNORECASE)
-_DECORATION = re.compile(r"[*_`\"'“”‘’$\\{}\[\]#]")
+_DECORATION = re.compile(r"[*_`\"'“”‘’„«»「」『』$\\{}\[\]#]")
 
 _NUMBER = r"[0-9][0-9.,]*"
 # The top of the scale, named anywhere.
 _SCALES = re.compile(
-    rf"\bscale\s*(?:of|from|is|[:=(])?\s*\(?\s*(?:[01]\s*(?:-|–|to)\s*)?(?P<a>{_NUMBER})"
+    r"\b(?:scale|escala|échelle|skala)\s*(?:of|from|is|de|von|[:=(])?\s*\(?\s*"
+    rf"(?:[01]\s*(?:-|–|to|a|à|bis)\s*)?(?P<a>{_NUMBER})"
     rf"|\b(?P<b>[0-9]+)\s*-?\s*(?:point|star)\s+scale|\bmax(?:imum)?\s*[:=]\s*(?P<c>{_NUMBER})"
-    rf"|满分\s*[:=]?\s*(?P<d>{_NUMBER})|(?P<e>[0-9]+)\s*分制",
+    rf"|满分\s*[:=]?\s*(?P<d>{_NUMBER})|(?P<e>[0-9]+)\s*(?:分制|点満点|점\s*만점)",
     re.IGNORECASE,
 )
 _TEN = re.compile(r"0*10(?:[.,]0*)?[.,]?")
@@ -46,7 +49,7 @@ _WHOLE = re.compile(r"0*([1-9]|10)(?:[.,]0+)?")
 
 # "A" can be an article, and can be one of both.
 _NAMED = re.compile(
-    r"\s*(?:$|[.,;:!()-]|[–—]|\b(?:is|because|since|as|than|over)\b)", re.IGNORECASE
+    r"\s*(?:$|[.,;:!()-]|[–—。।،]|\b(?:is|because|since|as|than|over)\b)", re.IGNORECASE
 )
 
 
@@ -104,7 +107,7 @@ def _forms(words: Sequence[Mapping[str, Any]]) -> Forms:
         words: the section `reply` of each language.
     """
 
-    def any_of(key: str, ends: str = r"\b") -> str:
+    def any_of(key: str, ends: str = r"(?!\w)") -> str:
         """Match a word of any language, which ends there if its script has spaces."""
         return "|".join(
             re.escape(word).replace(r"\ ", r"\s+")

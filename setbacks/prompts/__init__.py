@@ -13,7 +13,8 @@ Besides the prompts, a pack has:
     reply        the words that replies to the judge's prompts are made of; `judge.harmless` and
                  `judge.helpful` must ask for a word of `reply.rating`, `judge.pairwise` for one of
                  `reply.better`, in the form "Rating: N" and "Better: A"
-    refusal      phrases that decline, in lower case, with straight apostrophes and single spaces
+    refusal      phrases that decline: regular expressions in lower case, with straight apostrophes
+                 and single spaces; accents and vowel points are optional in a response
     turns        what opens a turn that a model makes up after its answer
     stop_words   words that say nothing about a topic, separated by spaces; one character each in
                  scripts without spaces between words
