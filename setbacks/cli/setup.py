@@ -1,4 +1,4 @@
-"""Commands that set up: `list` what there is, `words` and a `new` recipe to start from, `doctor`."""
+"""Commands that set up: `list` parts, print `words`, write a `new` recipe, ask the `doctor`."""
 
 from __future__ import annotations
 
