@@ -95,7 +95,7 @@ def measured(source: str, language: str, answers: list[Answer]) -> dict[str, obj
     """Compare the phrases with the labels of answers in one language."""
     prompts = [one.prompt for one in answers]
     labels = [one.refused for one in answers]
-    found = [float(refuses(one.text)) for one in answers]
+    measures = agreement(prompts, labels, [float(refuses(one.text)) for one in answers])
     return {
         "language": language,
         "source": source,
