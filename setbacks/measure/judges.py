@@ -15,7 +15,6 @@ from setbacks.measure.metrics import (
     METRICS,
     TASKS,
     Key,
-    degenerate,
 )
 from setbacks.measure.results import (
     ArmRow,
@@ -136,14 +135,13 @@ def _calibrated(one: Judged, worth: Sequence[Worth]) -> dict[str, Calibrated]:
     The judge does not decide that a degenerate answer fails, so its errors do not touch these.
     """
     estimates = {}
-    failed = {prompt for prompt, fell in degenerate(one.rows).items() if fell}
     for key, task in TASKS.items():
         measured = [row for row in worth if row["task"] == task]
         # What the user measured is nearer to the user's prompts than what ships.
         measured = [row for row in measured if row.get("own")] or measured
         sensitivity = _pooled(measured, "sensitivity")
         specificity = _pooled(measured, "specificity")
-        values = [value for prompt, value in one.outcomes[key].items() if prompt not in failed]
+        values = [value for prompt, value in one.outcomes[key].items() if prompt not in one.failed]
         if not (values and sensitivity and specificity):
             continue
         # The judge's positives are the harmful and the refusing; the rates are of the others.
