@@ -29,8 +29,9 @@ from setbacks.runs.progress import Show
 from setbacks.signals import Tie
 
 # The recipe's keys that mistakes, and the answers of the untrained model, depend on.
-_MISTAKES = ("seed", "language", "model", "instructions", "induce")
-_ANSWERS = ("seed", "language", "model", "evaluate", "respond")
+_WORDS = ("language", "words", "policy")
+_MISTAKES = ("seed", *_WORDS, "model", "instructions", "induce")
+_ANSWERS = ("seed", *_WORDS, "model", "evaluate", "respond")
 
 
 class Variant(NamedTuple):
