@@ -145,6 +145,7 @@ def test_own_words_and_a_policy_around_an_instruction_are_known(method, category
         if one.harmful
     ]
     examples = plugin("methods", method)().examples(recipe, rows)
+    examples = [one for one in examples if one.kind != "helpful"]  # these are without words
     assert any("Mind privacy." in one.prompt[0].content for one in examples)
     whole = recipe.model_dump(mode="json", include={"words", "policy"})
     run = train(tmp_path / "run", examples, **whole)
