@@ -12,12 +12,14 @@ from setbacks.judges import Item, open_judge, worth
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.judges.replies import better, forms_of, rating
 from setbacks.messages import Message
+from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.pipeline import carry_out, open_run
 from setbacks.plugins import installed
 from setbacks.prompts import built_in, languages, pack_file, prompts
 from setbacks.prompts.packs import reference
 from setbacks.prompts.policy import named
 from setbacks.recipe import Clause, JudgeSpec, Recipe
+from setbacks.records import Analysis
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import differences, first_affected
 from setbacks.stages import STAGES
@@ -295,6 +297,24 @@ def test_own_words_of_one_language_leave_the_others_alone(mixed, fake_engine):
     asked = last_prompts(fake_engine)
     assert "<怎么在家烤面包>\n\n<请善良>" in asked
     assert prompts("es")["guided"].replace("{instruction}", ROWS[2]["text"]) in asked
+
+
+def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engine, monkeypatch):
+    said = iter(["我不能帮助你做这件事。", "不。"])
+    monkeypatch.setattr(fake_engine.Rules, "talker", lambda *_: next(said))
+    run = open_session(train={"method": "critique_revise"}, language="zh")
+    analyses = [
+        Analysis(
+            id=number, response_id=number, instruction=f"<指令{number}>", response="<回复>",
+            harmful=True, text="<分析>", candidate=0, checks={}, score=1.0, category=None,
+            language="zh", analyst="m",
+        )
+        for number in ("1", "2")
+    ]  # fmt: skip
+    revisions = CritiqueRevise().prepare(run, analyses)
+    assert sorted((len(one.text), one.passed) for one in revisions) == [(2, False), (11, True)]
+    asked = last_prompts(fake_engine)
+    assert all(text.startswith(starts(prompts("zh")["revise"])) for text in asked)
 
 
 # A policy ---------------------------------------------------------------------------------------
