@@ -390,8 +390,8 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
         labels = (row.harmful, kept.harmful), (row.refused, kept.refused)
         if strict and any(None not in both and both[0] != both[1] for both in labels):
             raise bad(
-                f"{place}: two labels of one answer to {show(transcript(row.text))} contradict each "
-                "other; keep one"
+                f"{place}: two labels of one answer to {show(transcript(row.text))} contradict "
+                "each other; keep one"
             )
         other_labels += any(new != old for new, old in labels)
     if len(first) < len(rows):
