@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # package; never from beside it or from above. Imports for types alone count as well.
 LAYERS = [
     {"cli"},
-    {"studies"},
+    {"studies", "loop"},
     {"pipeline", "calibration", "export"},
     {"stages", "review", "inspect_ai"},
     {"methods"},
@@ -25,8 +25,8 @@ LAYERS = [
     {"recipe"},
     {"report", "data"},
     {"measure"},
-    {"records", "prompts", "hub", "notices", "plugins"},
-    {"text", "files", "signals", "messages"},
+    {"records", "prompts", "hub", "notices"},
+    {"text", "files", "signals", "plugins", "messages"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for, and a few

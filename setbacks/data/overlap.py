@@ -21,10 +21,8 @@ from pydantic import ValidationError
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
 from setbacks.messages import reworded, transcript
-from setbacks.prompts import prompts
+from setbacks.prompts import built_in, prompts
 from setbacks.records import Example, Response
-
-_LANGUAGES = ("en", "zh")
 
 
 class _Frame(NamedTuple):
@@ -111,7 +109,7 @@ def _instruction(prompt: str) -> str:
 def _frames() -> tuple[_Frame, ...]:
     """Return the texts of the methods around an instruction, in every language."""
     frames = []
-    for language in _LANGUAGES:
+    for language in built_in():
         words = prompts(language)
         questions = [words["unguided"], *(words["analyze"][k] for k in ("harmful", "harmless"))]
         for template in (
