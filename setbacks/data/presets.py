@@ -163,7 +163,8 @@ PRESETS: dict[str, Preset] = {
         {"text": "conversations", "answer": "conversations", "category": "source"},
         "CC BY-NC-SA 4.0, or stricter, as in its own sources",
         "https://huggingface.co/datasets/GAIR/lima",
-        "about 1,000 careful answers; gated: its terms must be accepted on the hub first",
+        "about 1,000 careful answers, some to conversations; gated: its terms must be accepted on "
+        "the hub first",
         reshape=_by_turns,
     ),
 }
