@@ -102,11 +102,7 @@ def measured(source: str, language: str, answers: list[Answer]) -> dict[str, obj
         "n": len(answers),
         "n_refusals": sum(labels),
         "n_prompts": len(set(prompts)),
-        **{
-            key: value
-            for key, value in agreement(prompts, labels, found).items()
-            if key in MEASURES
-        },
+        **{key: measures[key] for key in MEASURES},
     }
 
 
