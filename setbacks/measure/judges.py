@@ -16,7 +16,6 @@ from setbacks.measure.metrics import (
     METRICS,
     TASKS,
     Key,
-    degenerate,
 )
 from setbacks.measure.results import (
     ArmRow,
@@ -150,14 +149,13 @@ def _calibrated(
     estimates: dict[str, Calibrated] = {}
     unknown: dict[str, tuple[str, ...]] = {}
     language_of = {prompt_of(r): r.language for r in one.rows}
-    failed = {prompt for prompt, fell in degenerate(one.rows).items() if fell}
     for key, task in TASKS.items():
         spoken = {language_of[prompt] for prompt in one.outcomes[key]}
-        if missing := _unknown(worth, task, spoken):
+        if missing := unknown_languages(worth, task, spoken):
             unknown[key] = missing
             continue
         known = accuracy(worth, task, spoken)
-        values = [value for prompt, value in one.outcomes[key].items() if prompt not in failed]
+        values = [value for prompt, value in one.outcomes[key].items() if prompt not in one.failed]
         if known is None or not values:
             continue
         # The judge's positives are the harmful and the refusing; the rates are of the others.
@@ -170,7 +168,9 @@ def _calibrated(
     return estimates, unknown
 
 
-def _unknown(worth: Sequence[Worth], task: str, spoken: Collection[str]) -> tuple[str, ...]:
+def unknown_languages(
+    worth: Sequence[Worth], task: str, spoken: Collection[str]
+) -> tuple[str, ...]:
     """The languages in which a judge was not measured, if it was in others."""
     measured = [row for row in worth if row["task"] == task]
     return tuple(sorted({*spoken} - _languages(measured))) if measured else ()
