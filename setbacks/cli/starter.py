@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
@@ -163,6 +164,7 @@ def _kind(field: Any) -> str:
     text = getattr(field.annotation, "__name__", None)
     if text is None or "[" in str(field.annotation) or "|" in str(field.annotation):
         text = str(field.annotation).replace("typing.", "")
+        text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)  # a validator shows its address
     return "`" + text.replace("|", "or") + "`"
 
 
