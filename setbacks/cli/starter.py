@@ -163,8 +163,9 @@ def _row(option: Option) -> str:
 def _kind(field: Any) -> str:
     text = getattr(field.annotation, "__name__", None)
     if text is None or "[" in str(field.annotation) or "|" in str(field.annotation):
-        text = str(field.annotation).replace("typing.", "")
-        text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)  # a validator shows its address
+        # Validators inside a type say nothing to a reader.
+        text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", str(field.annotation))
+        text = text.replace("typing.", "")
     return "`" + text.replace("|", "or") + "`"
 
 

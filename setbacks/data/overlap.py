@@ -122,14 +122,18 @@ def _frames(words: Iterable[Words]) -> list[_Frame]:
 
 
 def _words(recipe: Mapping[str, Any]) -> list[Words]:
-    """Return the words of a run, then those of every language without its own words and policy."""
+    """Return the words of a run's recipe, and those of every language as they are built in."""
     own = recipe.get("words") or {}
     policy = [
         Rule(one["id"], one["text"], tuple(one["good"]), tuple(one["bad"]))
         for one in recipe.get("policy") or ()
     ]
     names = dict.fromkeys((*own, *built_in())) if own or policy else ()
-    return [*(words_of(name, own, policy) for name in names), *map(prompts, built_in())]
+    clauses = [None, *(rule.id for rule in policy)]  # an analysis may be about one of them
+    return [
+        *(words_of(name, own, policy, clause) for name in names for clause in clauses),
+        *map(prompts, built_in()),
+    ]
 
 
 def _run_of(adapter: Path) -> Path | None:

@@ -33,7 +33,8 @@ def _sentence(text: str) -> str:
     return " ".join(text.split())
 
 
-Sentence = Annotated[str, AfterValidator(_sentence)]
+def _sentences(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_sentence, texts))
 
 
 class Clause(Section):
@@ -43,9 +44,13 @@ class Clause(Section):
         description="Name of the rule in prompts, verdicts and reports. Rows whose `category` is "
         "this name belong to it."
     )
-    text: Sentence = Field(description="The rule, in a sentence.")
-    good: tuple[Sentence, ...] = Field((), description="Examples of answers that keep it.")
-    bad: tuple[Sentence, ...] = Field((), description="Examples of answers that break it.")
+    text: Annotated[str, AfterValidator(_sentence)] = Field(description="The rule, in a sentence.")
+    good: Annotated[tuple[str, ...], AfterValidator(_sentences)] = Field(
+        (), description="Examples of answers that keep it."
+    )
+    bad: Annotated[tuple[str, ...], AfterValidator(_sentences)] = Field(
+        (), description="Examples of answers that break it."
+    )
 
 
 def resolved(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
