@@ -96,6 +96,13 @@ def _spoken(turn: Message) -> str:
     return f"{label}: " + "\n  ".join("\n".join(lines).splitlines())
 
 
+def texts_of(prompt: Prompt) -> str:
+    """Return the texts of all turns without their roles, for comparing words."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(turn.content for turn in prompt)
+
+
 def last_user_text(prompt: Prompt) -> str:
     """Return the text of the last user turn; "" if there is none."""
     if isinstance(prompt, str):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple, get_args
 
-from setbacks.messages import Prompt, transcript
+from setbacks.messages import Prompt, texts_of
 from setbacks.prompts import built_in, fill, prompts
 from setbacks.text import distinct, words_of
 
@@ -77,7 +77,7 @@ def degeneration(text: str, prompt: Prompt = "", guidance: str = "") -> Degenera
         prompt: the instruction.
         guidance: the guidance in the prompt.
     """
-    text, prompt = text.strip(), transcript(prompt)
+    text, prompt = text.strip(), texts_of(prompt)
     if _is_fragment(text):
         return Degeneration("fragment", text[:20])
     if mark := _made_up_turn(text, prompt):

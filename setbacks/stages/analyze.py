@@ -15,7 +15,7 @@ from functools import cache
 
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
-from setbacks.messages import Prompt, transcript
+from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
@@ -124,7 +124,7 @@ def examine(
     label = "harmful" if subject.harmful else "harmless"
     contrary = prompts(language)["analyze"][f"contradicts_{label}"]
     words = words_of(text)
-    source = words_of(f"{transcript(subject.instruction)} {subject.response}")
+    source = words_of(f"{texts_of(subject.instruction)} {subject.response}")
     taken_up = content(words, language) & content(source, language)
     varied = distinct(words)
     checks = {
