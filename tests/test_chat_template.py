@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.models.chat_template import (
-    check_chat,
     encode,
     encode_answer,
     ending,
@@ -19,6 +18,7 @@ from setbacks.models.chat_template import (
     stop_tokens,
     written,
 )
+from setbacks.models.template_checks import check_chat
 from setbacks.recipe import Engine, Recipe, Sampling
 from setbacks.records import Message, Request
 
@@ -400,7 +400,7 @@ def changeable(tiny):
         ({"rag": "x", "tool_use": "y"}, r"several chat templates \(rag, tool_use\)"),
         ("{{ raise_exception('only tools') }}", r"refuses a conversation of user .only tools"),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "changes the text"),
-        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "changes the text"),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "changes or reorders"),
         ("{% for m in messages %}{{ m.content ~ m.content }}{% endfor %}", "changes or reorders"),
         ("{{ messages[0].content }}", "changes or reorders"),
         ("{% for m in messages %}{{ m.content.nothing.at_all }}{% endfor %}", "refuses"),

@@ -7,9 +7,9 @@ from functools import cache
 from setbacks.errors import InputError
 from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
-from setbacks.models.chat_template import check_chat
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
+from setbacks.models.template_checks import check_chat
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, JudgeSpec, Recipe
 

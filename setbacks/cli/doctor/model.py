@@ -9,7 +9,7 @@ from setbacks.cli.doctor import Check, memory
 from setbacks.engines.fidelity import Way, find_way
 from setbacks.errors import InputError, SetbacksError
 from setbacks.methods import Method
-from setbacks.models.chat_template import chat_notes, encode_answer, ending, plain, stop_tokens
+from setbacks.models.chat_template import encode_answer, ending, plain, stop_tokens
 from setbacks.models.loading import (
     check_model,
     context,
@@ -19,6 +19,7 @@ from setbacks.models.loading import (
     load_tokenizer,
     skeleton,
 )
+from setbacks.models.template_checks import chat_notes
 from setbacks.plugins import load_all, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Message
