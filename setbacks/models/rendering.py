@@ -47,6 +47,11 @@ class Turn(NamedTuple):
     tools: str = ""  # the JSON of a turn's other fields, with marks
     silent: bool = False  # whether it only calls tools
 
+    @property
+    def calls(self) -> bool:
+        """Whether it calls tools."""
+        return '"tool_calls"' in self.tools
+
     @classmethod
     def of(cls, role: str, text: str) -> Turn:
         """Return what a template sees of a message."""
@@ -110,7 +115,7 @@ class _Marks:
     def add(self, text: str, *, needed: bool = True) -> str:
         """Return a text as a template sees it."""
         turn = Turn.of("", text)
-        key = ("n" if needed else "o") + str(len(self._texts))
+        key = f"{'n' if needed else 'o'}{len(self._texts):04}"
         self._texts[key] = text.strip()
         return turn.before + MARK.format(key) + turn.after
 
@@ -118,15 +123,16 @@ class _Marks:
         """Return the same for equal texts: templates compare ids and look up names."""
         if text not in self._shared:
             self._shared[text] = self.add(text, needed=needed)
-            if len(text) == 9:  # Mistral's templates count the characters of ids
-                mark = self._shared[text]
-                self._shared[text] = mark.replace("'", "." * (9 - len(mark)) + "'")
+            if len(text) != 9:  # Mistral's templates count the characters of ids, and so do marks
+                self._shared[text] = self._shared[text].replace("'", ".'")
         return self._shared[text]
 
     def within(self, value: Any) -> Any:
         """Return a value of JSON with its texts replaced."""
         if isinstance(value, dict):
-            return {self.add(key): self.within(entry) for key, entry in value.items()}
+            # Some templates sort by key: marks sort as their texts do.
+            marks = {key: self.add(key) for key in sorted(value, key=str.lower)}
+            return {marks[key]: self.within(entry) for key, entry in value.items()}
         if isinstance(value, list):
             return [self.within(entry) for entry in value]
         return self.add(value) if isinstance(value, str) else value
@@ -255,27 +261,45 @@ def _cut(text: str, turns: Sequence[Turn], form: Form) -> Layout | str:
         pieces.append(text[end : match.start()])
         slots.append(Slot(_keys(match.group())[0], list(_WAYS)[(match.lastindex or 1) - 1]))
         end = match.end()
-    written = [int(slot.key) for slot in slots if slot.key.isdigit()]
-    calls = [index for index, turn in enumerate(turns) if '"tool_calls"' in turn.tools]
-    left_out = [index for index in calls if index not in written and not turns[index].silent]
+    problem, left_out = _lost(slots, turns)
+    if problem:
+        return problem
+    needed = {key for turn in turns for key in _keys(json.dumps(_tools(turn, form)))}
+    if any(key.startswith("n") for key in needed - {slot.key for slot in slots}):
+        return f"does not write every call of a tool in a conversation of {_roles(turns)}"
+    return Layout((*pieces, text[end:]), tuple(slots), tuple(left_out))
+
+
+def _lost(slots: Sequence[Slot], turns: Sequence[Turn]) -> tuple[str, list[int]]:
+    """Return what a template does to the texts of turns, if anything; and which it may leave out.
+
+    Only the turns of a user, and an assistant's answers, have to be plain and in order: templates
+    may put a system prompt elsewhere, and write what tools return as JSON.
+    """
+    written = [(int(slot.key), slot.way) for slot in slots if slot.key.isdigit()]
+    places = [index for index, _ in written]
+    left_out = [
+        index
+        for index, turn in enumerate(turns)
+        if turn.calls and not turn.silent and index not in places
+    ]
     expected = [
         index for index, turn in enumerate(turns) if not turn.silent and index not in left_out
     ]
-    in_order = [index for index in written if turns[index].role != "system"]
-    spoken = [slot for slot in slots if slot.key.isdigit() and turns[int(slot.key)].role != "tool"]
-    if (
-        sorted(written) != expected
-        or in_order != sorted(in_order)
-        or any(slot.way != "plain" for slot in spoken)
-    ):
+    if any(turns[index].role == "tool" for index in set(expected).difference(places)):
+        return f"leaves out what tools return in a conversation of {_roles(turns)}", []
+    spoken = [
+        (index, way)
+        for index, way in written
+        if turns[index].role in ("user", "assistant") and not turns[index].calls
+    ]
+    in_order = [(index, "plain") for index, _ in sorted(spoken)]
+    if sorted(places) != expected or spoken != in_order:
         return (
             "changes or reorders the text of messages, so special tokens in data could not be "
             "neutralized"
-        )
-    needed = {key for turn in turns for key in _keys(json.dumps(_tools(turn, form)))}
-    if any(key.startswith("n") for key in needed - {slot.key for slot in slots}):
-        return f"does not write tool calls, as in a conversation of {_roles(turns)}"
-    return Layout((*pieces, text[end:]), tuple(slots), tuple(left_out))
+        ), []
+    return "", left_out
 
 
 # The template -------------------------------------------------------------------------------------
@@ -298,7 +322,7 @@ class Form(NamedTuple):
 
 def _forms(turns: Sequence[Turn]) -> list[Form]:
     """Return the forms to try, the usual one first."""
-    calls = any('"tool_calls"' in turn.tools for turn in turns)
+    calls = any(turn.calls for turn in turns)
     silent = any(turn.silent for turn in turns)
     forms = product(
         (False, True), ("object", "text") if calls else ("object",), ("", None) if silent else ("",)
