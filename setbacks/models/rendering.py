@@ -21,11 +21,13 @@ from setbacks.models.tokens import Part, message_part, state_of
 MARK = "\ue000:{}'\""  # a private-use character: no template writes it
 
 _KEY = r"[no]?\d+"  # of a text: its turn, or a number after n (needed) or o (optional)
+_ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
 # What a template makes of a mark, and what it makes of a text that it writes in the same way.
 _WAYS: dict[str, tuple[str, Callable[[str], str]]] = {
     "plain": (rf"\ue000:{_KEY}\.*'\"", str),
     "json": (rf"\ue000:{_KEY}\.*'\\\"", lambda text: json.dumps(text, ensure_ascii=False)[1:-1]),
     "ascii": (rf"\\ue000:{_KEY}\.*'\\\"", lambda text: json.dumps(text)[1:-1]),
+    "escaped": (rf"\ue000:{_KEY}\.*\\'\"", lambda text: text.translate(_ESCAPES)),  # LFM2's
     "repr": (rf"'\\ue000:{_KEY}\.*\\'\"'", repr),
     # Beside white space, as part of a longer text that has quotes of both kinds.
     "inner repr": (rf"\\ue000:{_KEY}\.*\\'\"", lambda text: repr("'\"" + text)[4:-1]),
