@@ -6,7 +6,7 @@ import pytest
 from chat_templates import FAMILIES, build
 
 from setbacks.engines.local import Local
-from setbacks.engines.thoughts import Row
+from setbacks.engines.thoughts import Row, completion, in_passes
 from setbacks.models.thinking import Markers, thinking_of
 from setbacks.models.tokens import inner_ids
 from setbacks.recipe import Engine, Sampling
@@ -69,18 +69,18 @@ WRITTEN = {
 )
 def test_thought_and_answer_are_parted(name, text, thought, answer):
     tokenizer = build("bytes", FAMILIES[name])
-    completion = write(row_of(tokenizer), tokenizer, text)
-    assert (completion.thought, completion.text) == (thought, answer)
-    assert (completion.finish, completion.thought_cut) == ("stop", False)
-    assert completion.tokens == len(inner_ids(tokenizer, text))
+    made = write(row_of(tokenizer), tokenizer, text)
+    assert (made.thought, made.text) == (thought, answer)
+    assert (made.finish, made.thought_cut) == ("stop", False)
+    assert made.tokens == len(inner_ids(tokenizer, text))
 
 
 def test_markers_that_are_ordinary_text_are_found():
     """Whatever the tokens are: here one token holds the end of the marker and what follows."""
     tokenizer = build("bytes", FAMILIES["chatml"])
     spec = Engine(model="m", thinking=("<why>", "</why>"))
-    completion = write(row_of(tokenizer, spec), tokenizer, "<why>One.</why>\n\nSo.")
-    assert (completion.thought, completion.text) == ("One.", "So.")
+    made = write(row_of(tokenizer, spec), tokenizer, "<why>One.</why>\n\nSo.")
+    assert (made.thought, made.text) == ("One.", "So.")
 
 
 @pytest.mark.parametrize("name", ["qwen 3", "qwen 3 that always thinks", "gpt-oss", "command a"])
@@ -97,46 +97,46 @@ def test_a_thought_beyond_its_budget_is_closed_by_force(name):
     assert row.ids == [*start, *words[:5], *closing]
     taken = [row.take(token) for token in words[5:12]]
     assert taken == [True] * 4 + [False] * 3
-    completion = row.completion(tokenizer, [])
-    assert completion.thought == tokenizer.decode(words[:5]).strip()
-    assert completion.text == tokenizer.decode(words[5:9]).strip()
-    assert (completion.finish, completion.thought_cut) == ("length", True)
-    assert completion.tokens == len(start) + 5 + len(closing) + 4
-    assert completion.tokens - completion.thought_tokens == 4
+    made = row.completion(tokenizer, [])
+    assert made.thought == tokenizer.decode(words[:5]).strip()
+    assert made.text == tokenizer.decode(words[5:9]).strip()
+    assert (made.finish, made.thought_cut) == ("length", True)
+    assert made.tokens == len(start) + 5 + len(closing) + 4
+    assert made.tokens - made.thought_tokens == 4
 
 
 def test_a_thought_as_long_as_its_budget_is_not_cut():
     tokenizer = build("bytes", FAMILIES["qwen 3 that always thinks"])
     text = "One.</think>So."
     budget = len(inner_ids(tokenizer, "One.</think>"))
-    completion = write(row_of(tokenizer, max_thinking_tokens=budget), tokenizer, text)
-    assert (completion.thought, completion.text, completion.thought_cut) == ("One.", "So.", False)
+    made = write(row_of(tokenizer, max_thinking_tokens=budget), tokenizer, text)
+    assert (made.thought, made.text, made.thought_cut) == ("One.", "So.", False)
 
 
 def test_thought_and_answer_can_share_one_budget():
     tokenizer = build("bytes", FAMILIES["qwen 3"])
     text = "<think>\nOne.\n</think>\n\nSo it is."
     row = row_of(tokenizer, max_thinking_tokens=None, max_new_tokens=10)
-    completion = write(row, tokenizer, text)
-    assert (completion.tokens, completion.finish) == (10, "length")
-    assert completion.thought == "One." and "So it is.".startswith(completion.text)
+    made = write(row, tokenizer, text)
+    assert (made.tokens, made.finish) == (10, "length")
+    assert made.thought == "One." and "So it is.".startswith(made.text)
     row = row_of(tokenizer, max_thinking_tokens=None, max_new_tokens=4)
-    completion = write(row, tokenizer, text)
-    assert (completion.tokens, completion.text, completion.thought_cut) == (4, "", False)
+    made = write(row, tokenizer, text)
+    assert (made.tokens, made.text, made.thought_cut) == (4, "", False)
 
 
 def test_an_answer_without_a_thought_has_the_budget_of_an_answer():
     tokenizer = build("bytes", FAMILIES["qwen 3"])
-    completion = write(row_of(tokenizer, max_new_tokens=3), tokenizer, "a b c d e f g")
-    assert (completion.tokens, completion.thought, completion.finish) == (3, None, "length")
-    assert completion.thought_tokens is None
+    made = write(row_of(tokenizer, max_new_tokens=3), tokenizer, "a b c d e f g")
+    assert (made.tokens, made.thought, made.finish) == (3, None, "length")
+    assert made.thought_tokens is None
 
 
 def test_a_row_ends_where_the_context_is_full():
     tokenizer = build("bytes", FAMILIES["qwen 3"])
     row = row_of(tokenizer, context=6, max_thinking_tokens=3)
-    completion = write(row, tokenizer, "<think>\n" + "one two three four five six", stops=False)
-    assert (completion.tokens, completion.finish, completion.text) == (6, "length", "")
+    made = write(row, tokenizer, "<think>\n" + "one two three four five six", stops=False)
+    assert (made.tokens, made.finish, made.text) == (6, "length", "")
     assert row.out_of_context
 
 
@@ -201,6 +201,37 @@ def test_greedy_thoughts_and_answers_are_those_of_transformers(thinker):
         assert one.text == tokenizer.decode(answer, skip_special_tokens=True).strip()
         assert one.finish == ("stop" if ended else "length")
         assert one.tokens == 9 + len(closing) + len(answer) - ended
+
+
+@pytest.mark.parametrize("budget", [9, 3, None])
+def test_two_passes_write_what_one_loop_writes(thinker, budget):
+    """For engines that pick their tokens themselves, such as vLLM."""
+    from setbacks.models.chat_template import encode_request
+    from setbacks.models.loading import load_model
+
+    engine = Local(thinker)
+    requests = [Request(prompt, n) for n, prompt in enumerate(PROMPTS)]
+    requests.append(Request(PROMPTS[0], 3, prefill="It"))
+    sampling = Sampling(max_new_tokens=6, max_thinking_tokens=budget)
+    one_loop = engine.generate(requests, sampling)
+    model, tokenizer = load_model(thinker).eval(), engine._tokenizer
+    asked = []
+
+    def write(places, given, most):
+        asked.append(len(places))
+        written = [greedy(model, ids, n, tokenizer) for ids, n in zip(given, most, strict=True)]
+        return [
+            (ids[:-1], True) if ids[-1] == tokenizer.eos_token_id else (ids, False)
+            for ids in written
+        ]
+
+    prompts = [encode_request(tokenizer, request, thinker, "en") for request in requests]
+    markers = Markers(tokenizer, thinking_of(tokenizer, thinker))
+    rows = [Row(markers, sampling, (), 1000) for _ in PROMPTS]
+    outputs = in_passes(write, prompts, [*rows, None], 6)
+    made = [row.completion(tokenizer, prompt) for row, prompt in zip(rows, prompts, strict=False)]
+    assert [*made, completion(tokenizer, requests[3], prompts[3], *outputs[3])] == one_loop
+    assert len(asked) == (1 if budget is None else 2)
 
 
 def test_a_thought_does_not_depend_on_who_else_is_in_the_batch(thinker):

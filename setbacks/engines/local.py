@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.engines import Engine, by_length
-from setbacks.engines.answering import Answer, Answering
+from setbacks.engines.answering import Answering
 from setbacks.engines.decoding import likeliest
 from setbacks.engines.fidelity import Way, find_way, prepare
-from setbacks.engines.thoughts import Row, steered
+from setbacks.engines.thoughts import Row, completion, steered
 from setbacks.errors import InputError
 from setbacks.messages import transcript
 from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
@@ -25,7 +25,6 @@ from setbacks.models.chat_template import (
     encode_request,
     stop_tokens,
     thinking_before,
-    written,
 )
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import context, load_model, load_tokenizer, no_memory
@@ -283,7 +282,7 @@ class Local(Engine):
                 completions.append(row.completion(tokenizer, prompt))
                 cut = row.out_of_context
             else:
-                completions.append(_completion(tokenizer, request, prompt, answer))
+                completions.append(completion(tokenizer, request, prompt, *answer))
                 cut = not answer[1] and len(answer[0]) < sampling.max_new_tokens
             if cut:
                 self._warn_of_cut()
@@ -308,17 +307,6 @@ class Local(Engine):
         given = [w[0][:cut] for w, cut in zip(ways, shared, strict=True)]
         logs: np.ndarray = self._answering.log_probabilities(given, tails).cpu().numpy()
         return logs
-
-
-def _completion(tokenizer: Any, request: Request, prompt: list[int], answer: Answer) -> Completion:
-    """Return an answer without a thought as a completion."""
-    tokens, stopped = answer
-    return Completion(
-        text=written(tokenizer, prompt, tokens, request.prefill),
-        finish="stop" if stopped else "length",
-        prompt_tokens=len(prompt),
-        tokens=len(tokens),
-    )
 
 
 def _begins(tail: list[int], other: list[int]) -> bool:

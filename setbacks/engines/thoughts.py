@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.models.thinking import Markers
 from setbacks.models.tokens import written
-from setbacks.records import Completion
+from setbacks.records import Completion, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,25 +101,108 @@ class Row:
             self.cut = len(self.ids)
             self.forced.extend(self.markers.closing)
 
+    @property
+    def first_pass(self) -> int:
+        """The tokens after which either the answer has begun, or the thought is too long."""
+        if self.budget is None:
+            return self.room
+        return max(self.room, self._opening + self.budget)
+
+    def read(self, tokens: Sequence[int], stopped: bool) -> None:
+        """Take what an engine wrote, up to where a thought that is too long is closed by force.
+
+        Args:
+            tokens: without the token that ended the answer.
+            stopped: whether there was one.
+        """
+        for token in tokens:
+            self.take(token)
+            if self.forced:
+                while self.forced and self.take(token):
+                    pass
+                return
+        self.stopped = stopped and self.left > 0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the answer after a thought needs another pass."""
+        after = self._thought is not None and self._answer is not None
+        return after and not self.stopped and self.left > 0 and len(self.ids) < self.context
+
     def completion(self, tokenizer: Any, prompt: list[int]) -> Completion:
         """Return the thought and the answer of a row that has ended."""
-        fields = {
-            "finish": "stop" if self.stopped else "length",
-            "prompt_tokens": len(prompt),
-            "tokens": len(self.ids),
-        }
-        if self._thought is None:
-            return Completion(written(tokenizer, prompt, self.ids, ""), **fields)
-        end = len(self.ids) if self._answer is None else self._answer
-        thought, rest = self.markers.part(self.ids[: self.cut or end])
-        answer = written(tokenizer, prompt, self.ids[end:], "")
+        end = 0
+        if self._thought is not None:
+            end = len(self.ids) if self._answer is None else self._answer
+        thought, rest = self.markers.part(self.ids[: self.cut or end]) if end else ("", "")
         return Completion(
-            text=rest.lstrip() + answer,
+            text=rest.lstrip() + written(tokenizer, prompt, self.ids[end:], ""),
+            finish="stop" if self.stopped else "length",
+            prompt_tokens=len(prompt),
+            tokens=len(self.ids),
             thought=thought or None,
-            thought_tokens=end,
+            thought_tokens=end or None,
             thought_cut=self.cut is not None,
-            **fields,
         )
+
+
+def completion(
+    tokenizer: Any, request: Request, prompt: list[int], tokens: Sequence[int], stopped: bool
+) -> Completion:
+    """Return an answer without a thought.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        request: that is answered.
+        prompt: its ids.
+        tokens: what the model wrote.
+        stopped: whether the model ended the answer.
+    """
+    return Completion(
+        text=written(tokenizer, prompt, tokens, request.prefill),
+        finish="stop" if stopped else "length",
+        prompt_tokens=len(prompt),
+        tokens=len(tokens),
+    )
+
+
+Written = tuple[Sequence[int], bool]  # tokens, and whether the model ended the answer after them
+
+
+def in_passes(
+    write: Callable[[Sequence[int], list[list[int]], list[int]], list[Written]],
+    prompts: Sequence[list[int]],
+    rows: Sequence[Row | None],
+    room: int,
+) -> list[Written]:
+    """Have an engine that picks its tokens itself write thoughts and answers, in two passes.
+
+    An answer goes on from its thought in a second pass, if it did not end in the first one.
+
+    Args:
+        write: continues prompts; given their places, their ids, and the most tokens of each.
+        prompts: all of them.
+        rows: filled with what was written; None for an answer without a thought.
+        room: the most tokens of such an answer.
+
+    Returns:
+        What was written in the first pass.
+    """
+    most = [row.first_pass if row else room for row in rows]
+    first = write(range(len(rows)), list(prompts), most)
+    rest: list[tuple[int, Row]] = []
+    for place, (row, (tokens, stopped)) in enumerate(zip(rows, first, strict=True)):
+        if row is not None:
+            row.read(tokens, stopped)
+            if row.goes_on:
+                rest.append((place, row))
+    if rest:
+        places = [place for place, _ in rest]
+        begun = [prompts[place] + row.ids for place, row in rest]
+        second = write(places, begun, [row.left for _, row in rest])
+        for (_, row), (tokens, stopped) in zip(rest, second, strict=True):
+            row.read(tokens, stopped)
+    return first
 
 
 def steered(pick: Callable[..., torch.Tensor], rows: Sequence[Row | None], stop: int | None) -> Any:

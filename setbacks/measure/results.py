@@ -316,6 +316,8 @@ class Answered:
     substance: Mapping[Substance, int]
     degenerate: Degenerate
     reasoned: int
+    thoughts_cut: int
+    mean_thought_tokens: float | None
     cut_off: Estimate
     mean_tokens: float | None
 

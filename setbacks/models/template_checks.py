@@ -132,7 +132,7 @@ def _notes_on_thinking(
     if unused := [name for name in spec.template if not re.search(rf"\b{name}\b", source)]:
         yield f"its chat template does not use {', '.join(unused)} (model.template)"
     if thinking := thinking_of(tokenizer, spec):
-        learned = "; training teaches answers without a thought, unless train.thoughts is true"
+        learned = "; training teaches answers after an empty thought, except with train.thoughts"
         yield (
             f"it can think before it answers, from {thinking.style.opening.strip()} to "
             f"{thinking.style.end}{learned if trains else ''}"

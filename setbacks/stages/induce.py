@@ -115,6 +115,7 @@ def _ask(
                 instruction_id=attempt.instruction.id,
                 instruction=attempt.instruction.text,
                 response=completion.text,
+                thought=completion.thought,
                 outcome=seen.outcome(completion.text, completion.finish, harmless=spared),
                 attempt=attempt.number,
                 hint=attempt.hint,

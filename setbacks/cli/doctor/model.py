@@ -197,13 +197,17 @@ def _special_tokens(examined: _Examined) -> Iterator[Check]:
 def _training_row(examined: _Examined) -> Iterator[Check]:
     tokenizer, spec = examined.tokenizer, examined.spec
     asked = [Message(role="user", content=QUESTION)]
-    prompt, answer = encode_answer(tokenizer, asked, ANSWER, template=spec.chat_template)
+    prompt, answer = encode_answer(
+        tokenizer, asked, ANSWER, template=spec.chat_template, variables=spec.template
+    )
     row = [*prompt, *answer]
     if spec.chat_template != "own":
         yield Check("training row", True, f"{len(row)} tokens, in the alpaca template")
         return
     turns = [*(turn.model_dump() for turn in asked), {"role": "assistant", "content": ANSWER}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    rendered = tokenizer.apply_chat_template(
+        turns, tokenize=True, return_dict=False, **spec.template
+    )
     same = rendered[: len(row)] == row
     found = "the template's own rendering, token by token"
     if not same:
