@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from setbacks.errors import InputError
 from setbacks.messages import Function, Message, ToolCall
-from setbacks.models.chat_template import encode
+from setbacks.models.chat_template import encode, encode_answer
 from setbacks.models.fitting import fitted
 
 TEMPLATES = FAMILIES | CONVERSING | published()
@@ -75,7 +75,7 @@ def as_documented(messages, arguments=json.loads):
     return turns
 
 
-def own(tokenizer, messages):
+def own(tokenizer, messages, **variables):
     """What the template itself writes; None if it refuses messages or drops the first text."""
     for arguments in (json.loads, str):  # DeepSeek's takes the text
         for in_parts in (False, True):  # templates of models with vision take parts
@@ -83,7 +83,7 @@ def own(tokenizer, messages):
             for turn in turns if in_parts else ():
                 turn["content"] = [{"type": "text", "text": turn["content"]}]
             try:
-                made = tokenizer.apply_chat_template(turns, tokenize=False, **OPENS)
+                made = tokenizer.apply_chat_template(turns, tokenize=False, **OPENS | variables)
             except (TemplateError, TypeError, ValueError):
                 continue
             if messages[0].content.strip() in made:
@@ -134,8 +134,9 @@ def test_a_prompt_is_the_templates_own_or_the_reason_is_said(talker):
     assert same >= 2, "otherwise this test says nothing of the template"
 
 
-def own_ids(tokenizer, messages):
-    return tokenizer(own(tokenizer, messages), add_special_tokens=False)["input_ids"]
+def own_ids(tokenizer, messages, **variables):
+    text = own(tokenizer, messages, **variables)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 TRICKY = {
@@ -263,6 +264,9 @@ def test_any_conversation_gives_the_templates_own_ids(name, messages):
         return
     ids = encode(talker, messages, thinks=True)
     assert talker.decode(ids) == talker.decode(own_ids(talker, messages))
+    row = sum(encode_answer(talker, messages, "It could hurt."), [])
+    text = own(talker, [*messages, answer("It could hurt.")], add_generation_prompt=False)
+    assert text.startswith(talker.decode(row).removesuffix(talker.eos_token))
 
 
 @settings(max_examples=60)
