@@ -26,6 +26,7 @@ from setbacks.models.chat_template import encode_request, stop_tokens, thinking_
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import load_tokenizer
 from setbacks.models.thinking import Markers
+from setbacks.prompts import Words, prompts
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
 from setbacks.records import Completion, Request
@@ -59,15 +60,15 @@ class VLLM(Engine):
 
     Args:
         spec: the model, and in `spec.vllm` vLLM's settings.
-        language: of the Alpaca template, for models without a chat template.
+        words: those of the Alpaca template, for models without a chat template. None for English.
     """
 
     Options = VLLMOptions
 
-    def __init__(self, spec: VLLMOptions, language: str = "en") -> None:
+    def __init__(self, spec: VLLMOptions, words: Words | None = None) -> None:
         self.spec = spec
         self.settings = spec.vllm or Settings()
-        self.language = language
+        self.words = words or prompts("en")
         self.name = spec.model
         self._model: Any = None
         self._rank = 0  # the highest adapter rank that the loaded model supports
@@ -106,7 +107,7 @@ class VLLM(Engine):
         from vllm import SamplingParams
 
         lora, tokenizer = self._load(adapter), self._tokenizer
-        prompts = [encode_request(tokenizer, r, self.spec, self.language) for r in requests]
+        prompts = [encode_request(tokenizer, r, self.spec, self.words) for r in requests]
         rows: list[Row | None] = []
         for request, prompt in zip(requests, prompts, strict=True):
             way = thinking_before(tokenizer, request, self.spec)

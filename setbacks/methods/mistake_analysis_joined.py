@@ -16,10 +16,10 @@ from pydantic import Field
 from setbacks.errors import InputError
 from setbacks.messages import Prompt
 from setbacks.methods import Method, example, mistake_sources, mixed, safe, share
-from setbacks.methods.mistake_analysis import best, own_analyses
+from setbacks.methods.mistake_analysis import LEARNED, best, own_analyses
 from setbacks.models.loading import load_tokenizer
 from setbacks.models.thinking import thinking_of
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example
 
@@ -45,6 +45,7 @@ class MistakeAnalysisJoined(Method):
     Options = Options
     uses_mistakes = True
     learns_analyses = True
+    reads = (*LEARNED, "words.*.joined", "words.*.policy.guided", "policy")
 
     def __init__(self, thoughts: bool = False) -> None:
         self.thoughts = thoughts
@@ -84,24 +85,24 @@ class MistakeAnalysisJoined(Method):
         contrast = {"joined_contrast": recipe.analyze.contrast}
         return {**super().sources(recipe), "joined": joined, **contrast}
 
-    def guided_prompt(self, language: str, instruction: Prompt) -> Prompt:
+    def guided_prompt(self, words: Words, instruction: Prompt) -> Prompt:
         """Return the prompt that asks for an analysis first, then for the answer."""
         if self.thoughts:
-            return super().guided_prompt(language, instruction)
-        return ask(prompts(language)["joined"]["prompt"], instruction)
+            return super().guided_prompt(words, instruction)
+        return ask(words["joined"]["prompt"], instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
         """Return the tokens for an analysis."""
         return 0 if self.thoughts else recipe.analyze.sampling.max_new_tokens
 
-    def split(self, language: str, text: str) -> tuple[str, str | None]:
+    def split(self, words: Words, text: str) -> tuple[str, str | None]:
         """Return the answer after the mark, and the analysis before it.
 
         Without the mark the model gave no separate answer, so the whole text counts as the answer.
         """
         if self.thoughts:
             return text, None
-        analysis, mark, answer = text.partition(prompts(language)["joined"]["answer"])
+        analysis, mark, answer = text.partition(words["joined"]["answer"])
         return (answer.strip(), analysis.strip()) if mark else (text, None)
 
 
@@ -109,7 +110,7 @@ def _joined(
     recipe: Recipe, analyses: Sequence[Analysis], thoughts: bool
 ) -> dict[bool, list[Example]]:
     """Return the joined examples of harmful instructions (True) and of benign ones (False)."""
-    words, chosen = prompts(recipe.language), best(analyses)
+    chosen = best(analyses)
     answers = {x.instruction: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
     by_label: dict[bool, list[Example]] = {True: [], False: []}
@@ -120,6 +121,7 @@ def _joined(
         if analysis.harmful and analysis.instruction not in answers:
             continue
         answer = answers[analysis.instruction].completion if analysis.harmful else analysis.response
+        words = recipe.words_for(analysis.language)
         verdict = words["verdict"]["harmful" if analysis.harmful else "harmless"]
         thought = f"{verdict} {analysis.text}"
         kind = "joined" if analysis.harmful else "joined_contrast"

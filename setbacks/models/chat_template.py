@@ -41,7 +41,7 @@ from setbacks.models.tokens import (
     written,
 )
 from setbacks.notices import notice
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import Words, fill, prompts
 from setbacks.records import Message
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def encode(
     *,
     prefill: str = "",
     template: str = "own",
-    language: str = "en",
+    words: Words | None = None,
     variables: Mapping[str, Any] | None = None,
     thinks: bool = False,
 ) -> list[int]:
@@ -92,7 +92,7 @@ def encode(
         messages: the turns so far.
         prefill: the given beginning of the assistant's turn.
         template: "own" for the tokenizer's chat template, "alpaca" for the paper's.
-        language: which Alpaca template.
+        words: those of the Alpaca template; None for English.
         variables: more variables for the tokenizer's template, as in `apply_chat_template`; another
             `chat_template` may be among them.
         thinks: end with the template's own generation prompt, so that the model can think first.
@@ -100,7 +100,7 @@ def encode(
     Raises:
         InputError: the tokenizer has no chat template, or one that cannot be used.
     """
-    prompt = _prompt(tokenizer, messages, template, language, variables or {}, thinks)
+    prompt = _prompt(tokenizer, messages, template, words, variables or {}, thinks)
     if not prefill:
         return prompt.ids
     return prompt.ids + _following(tokenizer, prompt, [message_part(prompt.blank + prefill)])
@@ -112,7 +112,7 @@ def encode_answer(
     answer: str,
     *,
     template: str = "own",
-    language: str = "en",
+    words: Words | None = None,
     variables: Mapping[str, Any] | None = None,
     thought: str | None = None,
     thinking: Thinking | None = None,
@@ -128,7 +128,7 @@ def encode_answer(
         messages: the turns before the answer.
         answer: the assistant's text.
         template: as in `encode`.
-        language: as in `encode`.
+        words: as in `encode`.
         variables: as in `encode`.
         thought: the assistant's thought before its answer, if it is to be learned.
         thinking: how the model writes thoughts; needed with `thought`.
@@ -138,7 +138,7 @@ def encode_answer(
     """
     variables = variables or {}
     thinks = thought is not None and thinking is not None
-    prompt = _prompt(tokenizer, messages, template, language, variables, thinks)
+    prompt = _prompt(tokenizer, messages, template, words, variables, thinks)
     end = turn_end(tokenizer) if template == "own" else TurnEnd()
     closing = end.text
     if template == "own":
@@ -158,7 +158,7 @@ def encode_answer(
 
 
 def encode_request(
-    tokenizer: Any, request: Request, spec: Engine, language: str, option: str = ""
+    tokenizer: Any, request: Request, spec: Engine, words: Words, option: str = ""
 ) -> list[int]:
     """Return the ids of a request, and of an option after its prefill."""
     return encode(
@@ -166,7 +166,7 @@ def encode_request(
         with_system(request.turns, spec.system),
         prefill=request.prefill + option,
         template=spec.chat_template,
-        language=language,
+        words=words,
         variables={**spec.template, **request.template},
         thinks=not option and thinking_before(tokenizer, request, spec) is not None,
     )
@@ -200,19 +200,12 @@ def _prompt(
     tokenizer: Any,
     messages: Sequence[Message],
     template: str,
-    language: str,
+    words: Words | None,
     variables: Mapping[str, Any],
     thinks: bool = False,
 ) -> Prompt:
     if template != "own":
-        if [message.role for message in messages] != ["user"]:
-            raise InputError("the alpaca template takes one instruction and nothing else")
-        filled = fill(prompts(language)["alpaca"], instruction=MARK.format(0))
-        before, _, after = filled.partition(MARK.format(0))
-        before = (tokenizer.bos_token or "") + before
-        return _prompt_of(
-            tokenizer, [Part(before, False), message_part(messages[0].content), Part(after, False)]
-        )
+        return _alpaca(tokenizer, messages, words or prompts("en"))
     asked = fitted(tokenizer, messages, {"add_generation_prompt": True, **variables})
     for note in asked.notes:
         notice(f"{tokenizer.name_or_path}: its chat template {note}")
@@ -234,6 +227,20 @@ def _prompt(
     ids = whole[: -len(tail)]
     same = whole == ids + tail and tokenizer.decode(ids) == tokenizer.decode(prompt.ids)
     return prompt._replace(ids=ids) if same else prompt
+
+
+def _alpaca(tokenizer: Any, messages: Sequence[Message], words: Words) -> Prompt:
+    """Return a prompt in the paper's template."""
+    if [message.role for message in messages] != ["user"]:
+        raise InputError(
+            "the alpaca template takes one instruction and nothing else, not a conversation of "
+            f"{', '.join(message.role for message in messages)}; leave such rows out, and "
+            "model.system too, or set model.chat_template: own for a model with a template"
+        )
+    filled = (tokenizer.bos_token or "") + fill(words["alpaca"], instruction=MARK.format(0))
+    before, _, after = filled.partition(MARK.format(0))
+    instruction = message_part(messages[0].content)
+    return _prompt_of(tokenizer, [Part(before, False), instruction, Part(after, False)])
 
 
 def _prompt_of(

@@ -153,7 +153,7 @@ def _tool_fields(message: Message, marks: _Marks) -> dict[str, Any]:
             forms = {"text": marks.add(arguments)}
             if parsed is not None:
                 forms["object"] = marks.within(parsed)
-            entry = {} if call.id is None else {"id": marks.share(call.id)}
+            entry: dict[str, Any] = {} if call.id is None else {"id": marks.share(call.id)}
             entry["type"] = call.type
             entry["function"] = {"name": marks.share(name, needed=True), "arguments": forms}
             fields["tool_calls"].append(entry)

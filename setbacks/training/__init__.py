@@ -76,7 +76,7 @@ def tokenize(
         with_system(prompt, recipe.model.system),
         completion,
         template=recipe.model.chat_template,
-        language=recipe.language,
+        words=recipe.words_for(),
         variables=recipe.model.template,
         thought=thought,
         thinking=thinking_of(tokenizer, recipe.model) if thought is not None else None,
