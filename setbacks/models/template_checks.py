@@ -9,7 +9,8 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import InputError
-from setbacks.models.chat_template import answer_opening, ending, turn_end
+from setbacks.messages import Message, with_system
+from setbacks.models.chat_template import answer_opening, encode, ending, turn_end
 from setbacks.models.rendering import (
     ANSWER,
     USER,
@@ -67,6 +68,20 @@ def chat_notes(tokenizer: Any, spec: Engine, *, trains: bool = True) -> list[str
     if trains:
         ending(tokenizer, spec.chat_template)
     return notes
+
+
+def check_conversation(tokenizer: Any, spec: Engine, messages: Sequence[Message]) -> None:
+    """Check that a model's template takes a conversation, under the recipe's system prompt.
+
+    Raises:
+        InputError: it does not.
+    """
+    encode(
+        tokenizer,
+        with_system(messages, spec.system),
+        template=spec.chat_template,
+        variables=spec.template,
+    )
 
 
 def _check_unchanged(tokenizer: Any, turns: Sequence[Turn], variables: Mapping[str, Any]) -> None:

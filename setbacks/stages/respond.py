@@ -27,7 +27,7 @@ from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
-from setbacks.stages.checks import check_chat_of
+from setbacks.stages.checks import check_chat_of, check_conversations
 
 
 class Respondent(NamedTuple):
@@ -116,7 +116,9 @@ def check(recipe: Recipe) -> None:
             "choose a draft by; remove it, or set model.engine=local"
         )
     planned_arms(recipe)
+    sources = [source for suite in recipe.respond.suites for source in suite.sources]
     if not recipe.evaluate:
+        check_conversations(recipe.model, sources)
         return
     prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
@@ -125,6 +127,7 @@ def check(recipe: Recipe) -> None:
         if evaluated.answers:
             answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
+        check_conversations(evaluated.model, sources)
 
 
 def request(recipe: Recipe, arm: Arm, text: Prompt, language: str = "en") -> Request:
@@ -187,7 +190,7 @@ def _answer(
         return _response(
             arm,
             question,
-            **split_answer(recipe, arm, kept.text),
+            **split_answer(recipe, arm, kept.text, question.instruction.language),
             thought=kept.thought,
             thought_tokens=kept.thought_tokens,
             thought_cut=kept.thought_cut or None,
