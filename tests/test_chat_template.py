@@ -496,10 +496,6 @@ ROWS = {
 }
 
 
-def roles(name):
-    return ", ".join(role for role, _ in ROWS[name])
-
-
 def written_rows(path, *rows):
     with path.open("w") as file:
         for row in rows:
@@ -546,9 +542,7 @@ def test_a_pattern_of_roles_that_a_template_refuses_is_said_before_a_run(
     if place == "evaluated":
         values |= {"model": {"model": "smollm2-135m"}, "judges": [{"judge": "refusal"}]}
         values["evaluate"] = [{"name": "base", "model": alternating}]
-    with pytest.raises(
-        InputError, match=f"refuses a conversation of {roles('a greeting')}"
-    ) as error:
+    with pytest.raises(InputError, match="refuses a conversation of assistant, user") as error:
         check(Recipe.model_validate(values))
     assert "Q1q 3" in str(error.value) and "\n" not in str(error.value)
     assert bad in str(error.value) or place == "helpful"
