@@ -8,6 +8,7 @@ from setbacks.measure.substance import answer
 from setbacks.models.chat_template import encode, encode_answer, encode_request, ending
 from setbacks.models.template_checks import chat_notes
 from setbacks.models.thinking import STYLES, Markers, thinking_of
+from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Recipe
 from setbacks.records import Message, Request
 
@@ -42,6 +43,7 @@ SILENT = [
 RENDERS = ["qwen 3", "qwen 3 that always thinks", "gpt-oss", "command a"]  # its own thoughts
 OFF = {"qwen 3": "<think>\n\n</think>\n\n", "glm 4.5": "\n<think></think>\n"}
 SPEC = Engine(model="m")
+WORDS = prompts("en")
 NOT_THINKING = Engine(model="m", template={"enable_thinking": False})
 
 
@@ -134,7 +136,7 @@ def test_a_variable_that_the_template_does_not_use_is_reported():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_thinks_gets_the_templates_own_generation_prompt(name, kind):
     tokenizer = build(kind, FAMILIES[name])
-    ids = encode_request(tokenizer, Request("Why?", 0), SPEC, "en")
+    ids = encode_request(tokenizer, Request("Why?", 0), SPEC, WORDS)
     assert ids == rendered(tokenizer, "Why?", add_generation_prompt=True)
 
 
@@ -142,7 +144,7 @@ def test_a_model_that_thinks_gets_the_templates_own_generation_prompt(name, kind
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_thinking_turned_off_the_answer_follows_an_empty_thought(name, kind):
     tokenizer = build(kind, FAMILIES[name])
-    ids = encode_request(tokenizer, Request("Why?", 0), NOT_THINKING, "en")
+    ids = encode_request(tokenizer, Request("Why?", 0), NOT_THINKING, WORDS)
     assert without_spaces(tokenizer.decode(ids)).endswith(without_spaces(OFF[name]))
     variables = {"enable_thinking": False}
     assert encode_answer(tokenizer, user("Why?"), "So.", variables=variables)[0] == ids
@@ -151,9 +153,9 @@ def test_with_thinking_turned_off_the_answer_follows_an_empty_thought(name, kind
 @pytest.mark.parametrize("name", THINKERS)
 def test_an_answer_with_a_given_beginning_has_no_thought(name):
     tokenizer = build("bytes", FAMILIES[name])
-    begun = encode_request(tokenizer, Request("Why?", 0, prefill="It is"), SPEC, "en")
+    begun = encode_request(tokenizer, Request("Why?", 0, prefill="It is"), SPEC, WORDS)
     assert begun == encode(tokenizer, user("Why?"), prefill="It is")
-    chosen = encode_request(tokenizer, Request("Why?", 0), SPEC, "en", "It is")
+    chosen = encode_request(tokenizer, Request("Why?", 0), SPEC, WORDS, "It is")
     assert chosen == begun
 
 
@@ -164,11 +166,11 @@ def test_other_variables_reach_the_template():
     tokenizer = build("bytes", FAMILIES["chatml"])
     tokenizer.chat_template = "{{ tone }}: " + tokenizer.chat_template
     spec = Engine(model="m", template={"tone": "calm"})
-    assert tokenizer.decode(encode_request(tokenizer, Request("x", 0), spec, "en")).startswith(
+    assert tokenizer.decode(encode_request(tokenizer, Request("x", 0), spec, WORDS)).startswith(
         "calm"
     )
     other = Request("x", 0, template={"tone": "loud"})
-    assert tokenizer.decode(encode_request(tokenizer, other, spec, "en")).startswith("loud")
+    assert tokenizer.decode(encode_request(tokenizer, other, spec, WORDS)).startswith("loud")
 
 
 # Training ----------------------------------------------------------------------------------------

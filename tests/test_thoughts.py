@@ -9,6 +9,7 @@ from setbacks.engines.local import Local
 from setbacks.engines.thoughts import Row, completion, in_passes
 from setbacks.models.thinking import Markers, thinking_of
 from setbacks.models.tokens import inner_ids
+from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Sampling
 from setbacks.records import Request
 
@@ -187,7 +188,7 @@ def test_greedy_thoughts_and_answers_are_those_of_transformers(thinker):
     model, tokenizer = load_model(thinker).eval(), engine._tokenizer
     assert any(one.thought_cut for one in made), "otherwise this test could not fail"
     for request, one in zip(requests, made, strict=True):
-        prompt = encode_request(tokenizer, request, thinker, "en")
+        prompt = encode_request(tokenizer, request, thinker, prompts("en"))
         assert tokenizer.decode(prompt).endswith(f"{thinker.thinking[0]}\n")
         thought = greedy(model, prompt, 9, tokenizer)
         if thought[-1] == tokenizer.eos_token_id:
@@ -225,12 +226,12 @@ def test_two_passes_write_what_one_loop_writes(thinker, budget):
             for ids in written
         ]
 
-    prompts = [encode_request(tokenizer, request, thinker, "en") for request in requests]
+    encoded = [encode_request(tokenizer, r, thinker, prompts("en")) for r in requests]
     markers = Markers(tokenizer, thinking_of(tokenizer, thinker))
     rows = [Row(markers, sampling, (), 1000) for _ in PROMPTS]
-    outputs = in_passes(write, prompts, [*rows, None], 6)
-    made = [row.completion(tokenizer, prompt) for row, prompt in zip(rows, prompts, strict=False)]
-    assert [*made, completion(tokenizer, requests[3], prompts[3], *outputs[3])] == one_loop
+    outputs = in_passes(write, encoded, [*rows, None], 6)
+    made = [row.completion(tokenizer, prompt) for row, prompt in zip(rows, encoded, strict=False)]
+    assert [*made, completion(tokenizer, requests[3], encoded[3], *outputs[3])] == one_loop
     assert len(asked) == (1 if budget is None else 2)
 
 

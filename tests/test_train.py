@@ -88,9 +88,7 @@ def test_the_model_is_trained_on_the_prompt_that_it_will_be_asked(spec, tokenize
     prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0]
     engine = Local(spec)
     asked = []
-    engine._generate = lambda prompts, seeds, sampling: (
-        asked.extend(prompts) or [([], True) for _ in prompts]
-    )
+    engine._generate = lambda requests, prompts, sampling: asked.extend(prompts) or []
     engine.generate([Request(made.prompt[0].content, seed=0)], Recipe().respond.sampling)
     assert asked == [prompt]
 

@@ -464,6 +464,7 @@ class Measurement:
     training: Training | None
     introspection: Introspection | None
     environment: Mapping[str, object]
+    thoughts: Mapping[str, Mapping[Arm, Mapping[str, Estimate]]]  # see `measure.thoughts`
     findings: tuple[Finding, ...] = ()
     summary: str = ""
     costs: tuple[Cost, ...] = ()

@@ -130,6 +130,10 @@ class JudgeSpec(PartSection):
     kinds: list[Kind] = Field(
         ["harmful", "hijacking", "safe", "helpful"], description="Kinds of suites to judge."
     )
+    thoughts: bool = Field(
+        False,
+        description="Also judge the thoughts of reasoning models, apart from their answers.",
+    )
 
     @property
     def called(self) -> str:
