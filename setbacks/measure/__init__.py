@@ -25,6 +25,7 @@ from setbacks.measure.results import (
     Worth,
     to_json,
 )
+from setbacks.measure.thoughts import thought_report
 from setbacks.prompts import Words, prompts
 from setbacks.records import (
     Analysis,
@@ -74,6 +75,7 @@ def measure(
     *,
     responses: Mapping[Arm, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
+    thoughts: Mapping[tuple[str, str], Sequence[Verdict]] | None = None,
     environment: Mapping[str, object] | None = None,
     mistakes: Sequence[Mistake] = (),
     analyses: Sequence[Analysis] = (),
@@ -95,6 +97,7 @@ def measure(
         responses: by arm, in the order to show them; the first arm is the baseline.
         verdicts: by (arm's name, judge). The verdicts of "human" are taken as the truth, by which
             the rates and differences of other judges are also corrected (PPI++).
+        thoughts: verdicts on the thoughts before answers, by (arm's name, judge).
         environment: versions and hardware, passed on as they are.
         mistakes: all attempts at induction, failed ones included.
         analyses: all candidates, failed ones included.
@@ -141,6 +144,7 @@ def measure(
             responses, verdicts, [name for name in judges if name not in run.votes]
         ),
         data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
+        thoughts=thought_report(responses, verdicts, thoughts or {}),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},
