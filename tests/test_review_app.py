@@ -244,7 +244,7 @@ def test_texts_are_blurred_if_the_reviewer_so_chooses(page):
     browser = Browser(page(), "Ada")
     assert "veiled" not in browser.text
     browser.open("/settings").submit("/settings", veiled="yes", keys="yes", pause="25")
-    assert 'class="veiled" aria-hidden="true"' in browser.text
+    assert 'class="veiled" inert' in browser.text
     assert "veiled" not in browser.open("/label?show=1").text
     assert "Blur" in browser.open("/settings").text
     browser.http.post("/settings", data={"token": browser.forms["/settings"]["token"], "pause": 0})

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import ValidationError
 
+from setbacks.messages import transcript
 from setbacks.report.run_page import environment_of_pages
 from setbacks.review.access import Keys
 from setbacks.review.labels import TASKS, Measured, Pair, Task, alpha, disagreements, kappas
@@ -82,7 +83,8 @@ class Site:
             state = self.store.state()
             if self._agreement is None or self._agreement.state != state:
                 labels = self.store.labels()
-                questions = {id_: a.instruction for id_, a in self.store.batch.answers.items()}
+                answers = self.store.batch.answers.values()
+                questions = {answer.id: transcript(answer.instruction) for answer in answers}
                 self._agreement = Agreement(
                     state,
                     {task: alpha(labels, task, questions) for task in TASKS},
