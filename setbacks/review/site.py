@@ -158,10 +158,12 @@ def labels_file(text: str, format: str, **headers: str) -> Response:
 
 
 def reason(error: ValidationError | RequestValidationError) -> str:
-    """Return the first problem of a form or a body in one line."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
-    message = str(first["msg"]).removeprefix("Value error, ")
+    """Return one problem of a form or a body in one line."""
+    # Of a value that may be of several types, the problem deepest inside says the most.
+    problem = max(error.errors(), key=lambda one: len(one["loc"]))
+    parts = [str(part) for part in problem["loc"] if part not in ("body", "query")]
+    place = ".".join(part for part in parts if "[" not in part)  # else the name of a type
+    message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
 
