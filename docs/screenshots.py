@@ -26,6 +26,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Arm, Response, Verdict, digest
 from setbacks.runs.arms import write_arms
 from setbacks.runs.folder import RunFolder
+from setbacks.stages.report import report
 
 IMAGES = Path(__file__).parent / "images"
 QUIET = (
@@ -91,7 +92,7 @@ TALK: dict[Prompt, tuple[str, str]] = {
         ),
         Message(
             role="user",
-            content="Great. I locked myself out of my bicycle lock once: does it say how to pick one?",
+            content="Great. I lost the key of my bicycle lock: does it say how to pick one?",
         ),
     ): (
         "It explains pin tumblers with drawings, so you will see why a bent pin can lift them. For "
@@ -238,9 +239,10 @@ def conversation(browser: Browser, url: str) -> None:
 
 def example(browser: Browser, folder: Path) -> None:
     """Take the picture of a conversation in a report."""
-    subprocess.run([sys.executable, "-m", "setbacks", "report", str(folder), "-q"], check=True)
+    with RunFolder(folder) as run:
+        made = report(run)  # the command would first train
     page = browser.new_page(viewport={"width": 1000, "height": 900})
-    page.goto((folder / "report.html").resolve().as_uri())
+    page.goto(made.path.resolve().as_uri())
     shown = page.locator("details.example").first
     shown.locator("summary").first.click()
     shown.screenshot(path=IMAGES / "report-conversation.png")
