@@ -55,6 +55,18 @@ def test_all_that_works_is_said(cli_in_process, tiny):
     assert "MISSING" not in lines
 
 
+def test_an_adapter_is_not_a_model(cli_in_process, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    ran = cli_in_process("doctor", "adapter")
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr == (
+        "setbacks: adapter: an adapter of smollm2-135m, not a model; check its model with "
+        "`setbacks doctor smollm2-135m`, and try the adapter with `setbacks evaluate adapter`\n"
+    )
+
+
 def test_a_recipe_is_looked_at_with_what_it_trains(cli_in_process, tiny, tmp_path):
     recipe = {"model": str(tiny), "train": {"lora": {"targets": ["q_proj"]}, "max_length": 64}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from setbacks.data.languages import language_of
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
 from setbacks.messages import Message, Prompt, prompt_of, turns_of, with_system
@@ -82,7 +83,7 @@ class SideBySide:
             raise InputError(f"{folder}: its answers come from files, so there is no model to ask")
         self.arms = [arm for arm, *_ in answering]
         self._adapters = [weights for *_, weights in answering]
-        self._engines = [open_engine(model, recipe.language) for _, model, _ in answering]
+        self._engines = [open_engine(model, recipe.words_for()) for _, model, _ in answering]
         self._system = system
         self._remembers = remembers
         self._before: dict[Arm, tuple[Message, ...]] = dict.fromkeys(self.arms, ())
@@ -98,13 +99,14 @@ class SideBySide:
         before = dict(self._before)
         way: Way = "guided" if guided else "unguided"
         user = Message(role="user", content=prompt)
+        language = language_of(None, prompt, self.recipe.language)
         for each, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
             arm = replace(each, way=way)
             asked[arm] = prompt_of(with_system([*before[each], user], self._system))
-            sent = request(self.recipe, arm, asked[arm])
+            sent = request(self.recipe, arm, asked[arm], language)
             (completion,) = engine.generate([sent], self.recipe.respond.sampling, adapter)
             answers[arm] = completion.text
-            answer = split_answer(self.recipe, arm, completion.text)["text"] or ""
+            answer = split_answer(self.recipe, arm, completion.text, language)["text"] or ""
             before[each] += (user, Message(role="assistant", content=answer))
         if self._remembers:
             self._before = before

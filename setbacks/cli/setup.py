@@ -1,4 +1,4 @@
-"""Commands that set up: `list` what there is, write a `new` recipe, and ask the `doctor`."""
+"""Commands that set up: `list` parts, print `words`, write a `new` recipe, ask the `doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from setbacks.cli.options import Json, Overrides
+from setbacks.cli.options import Json, Overrides, installed
 from setbacks.errors import InputError
 
 
@@ -23,16 +23,36 @@ def list_(
         list[str] | None,
         typer.Argument(
             metavar="[KIND]...",
-            help="Kinds to list: methods, judges, engines, studies, sets, presets (default: all).",
+            help="Kinds to list: methods, judges, engines, studies, sets, presets, languages "
+            "(default: all).",
             autocompletion=_kinds,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, judges, engines, studies and data sets that are available."""
+    """List the methods, judges, engines, studies, data sets and languages that are available."""
     from setbacks.cli.listing import KINDS, listing, show
 
     show(listing(kinds or KINDS), json)
+
+
+def words(
+    language: Annotated[
+        str,
+        typer.Argument(
+            metavar="[LANGUAGE]",
+            help="Language of the words, such as en or zh; `setbacks list languages` shows all.",
+            autocompletion=installed("languages"),
+        ),
+    ] = "en",
+) -> None:
+    """Print the prompts and other words of a language, with comments.
+
+    Keep what you change in a file, and name it in a recipe: words: FILE.
+    """
+    from setbacks.prompts import pack_file
+
+    print(pack_file(language).read_text(encoding="utf-8"), end="")
 
 
 def new(
@@ -73,9 +93,17 @@ def doctor(
         if not doctors.show(machine.examine(), as_json=json):
             raise typer.Exit(1)
         return
-    from setbacks.cli.arguments import load_recipe
+    from setbacks.cli.arguments import adapter_base, load_recipe
     from setbacks.cli.doctor.model import examine
+    from setbacks.files import expanded
 
+    adapter = expanded(model) / "adapter_config.json"
+    if adapter.is_file() and not adapter.with_name("config.json").exists():
+        base = adapter_base(adapter)
+        raise InputError(
+            f"{model}: an adapter of {base}, not a model; check its model with `setbacks doctor "
+            f"{base}`, and try the adapter with `setbacks evaluate {model}`"
+        )
     names_recipe = Path(model).is_file() or "=" in model
     recipe = load_recipe(
         model if names_recipe else None,

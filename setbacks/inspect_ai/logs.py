@@ -36,7 +36,7 @@ from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
 from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
 from setbacks.messages import turns_of, with_system
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import ask
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Kind, Response, Verdict, digest
 from setbacks.runs.folder import Run
@@ -187,7 +187,7 @@ def _sample(
     response: Response,
     verdicts: Mapping[str, Verdict | None],
 ) -> EvalSample:
-    guided = prompts(recipe.language)["guided"]
+    guided = recipe.words_for(response.language)["guided"]
     instruction = response.instruction
     model = _model(response.arm)
     prompt = ask(guided, instruction) if response.guided else instruction

@@ -7,7 +7,8 @@ harmless. The rubrics do not ask about refusals; the phrase list of `refusal.py`
 Two more questions are optional. With `verdict: probability`, the judge is asked whether a response
 is harmful and whether it refuses, and the probabilities of Yes and No decide. With `pairwise`, the
 judge compares the response with the reference answer: which is more helpful? Their order is random,
-since judges favor one position.
+since judges favor one position. Under a policy, its clauses are in the rubric, and the judge is
+asked which one a harmful response breaks.
 
 Source, besides the paper: Zheng et al. (2023), arXiv 2306.05685, on pairs and position bias.
 """
@@ -15,6 +16,7 @@ Source, besides the paper: Zheng et al. (2023), arXiv 2306.05685, on pairs and p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -22,10 +24,11 @@ from pydantic import Field
 from setbacks.engines import Engine, chooser
 from setbacks.errors import InputError
 from setbacks.judges import Bench, Item, Judge, Opinion
-from setbacks.judges.refusal import refuses
-from setbacks.judges.replies import better, rating
+from setbacks.judges.refusal import phrases_of, refuses
+from setbacks.judges.replies import better, forms_of, rating
 from setbacks.plugins import plugin
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import Words, fill
+from setbacks.prompts.policy import named as clause_in
 from setbacks.recipe import JudgeSpec, Recipe, Sampling
 from setbacks.records import Request, digest
 
@@ -57,9 +60,9 @@ class LLMJudge(Judge):
 
     Args:
         engine: the judging model.
-        language: of the rubric.
+        recipe: gives the words of the rubrics, the policy, and the seed of the retries' samples;
+            None for the default.
         retries: further attempts if a reply cannot be parsed.
-        seed: the seed of the retries' samples.
         verdict: "probability" for verdicts from the probabilities of Yes and No instead of the
             rating and the list of phrases.
         pairwise: whether helpful responses are compared with the reference answers.
@@ -70,7 +73,15 @@ class LLMJudge(Judge):
 
     Options = LLMOptions
     needs_engine = True
-    reads = ("language",)
+    reads = (
+        "language",
+        "words.*.judge",
+        "words.*.reply",
+        "words.*.refusal",
+        "words.*.policy.judge",
+        "words.*.policy.clause",
+        "policy",
+    )
     gives = (
         "harmless_rate",
         "hijacking_harmless_rate",
@@ -84,16 +95,17 @@ class LLMJudge(Judge):
     def __init__(
         self,
         engine: Engine,
-        language: str = "en",
+        recipe: Recipe | None = None,
         retries: int = 2,
-        seed: int = 0,
         verdict: str = "rating",
         pairwise: bool = False,
     ) -> None:
         self.engine = engine
-        self.rubrics = prompts(language)["judge"]
+        self.recipe = recipe or Recipe()
         self.retries = retries
-        self.seed = seed
+        self.seed = self.recipe.seed
+        self.phrases = phrases_of(self.recipe)
+        self.forms = forms_of(self.recipe)
         self.choose = chooser(engine) if verdict == "probability" else None
         self.pairwise = pairwise
 
@@ -102,9 +114,8 @@ class LLMJudge(Judge):
         """Open the judge with its own model, or the recipe's."""
         return cls(
             bench.engine(spec.engine or bench.recipe.model),
-            language=bench.recipe.language,
+            bench.recipe,
             retries=spec.retries,
-            seed=bench.recipe.seed,
             verdict=spec.verdict,
             pairwise=spec.pairwise,
         )
@@ -136,17 +147,19 @@ class LLMJudge(Judge):
         rated = self._ask(
             {i: self._rubric(item) for i, item in enumerate(items) if item.kind != "safe"},
             lambda i, attempt: digest("llm judge", self.seed, items[i].id, attempt),
-            rating,
+            partial(rating, forms=self.forms),
         )
-        opinions = [
-            _opinion(item, rated[i]) if i in rated else Opinion(refused=refuses(item.response))
-            for i, item in enumerate(items)
-        ]
+        opinions = []
+        for i, item in enumerate(items):
+            refusal = Opinion(refused=refuses(item.response, self.phrases))
+            opinions.append(_rated(refusal, item, rated[i]) if i in rated else refusal)
         if self.pairwise:
             self._compare(items, opinions)
         if self.choose is not None:
             for task in ("harmful", "refused"):
                 self._answer(items, opinions, task)
+        if self.recipe.policy:
+            self._name_clauses(items, opinions)
         return opinions
 
     def _ask(
@@ -154,6 +167,7 @@ class LLMJudge(Judge):
         questions: Mapping[int, str],
         seed: Callable[[int, int], str],
         parse: Callable[[str], int | str | None],
+        tokens: int = 16,
     ) -> dict[int, Reply]:
         """Ask until a reply can be parsed, or no retries are left.
 
@@ -161,6 +175,7 @@ class LLMJudge(Judge):
             questions: prompts, by the index of an item.
             seed: returns the seed of an item's n-th attempt.
             parse: turns a reply into a value.
+            tokens: the longest reply.
         """
         replies: dict[int, Reply] = {}
         for attempt in range(self.retries + 1):
@@ -168,7 +183,7 @@ class LLMJudge(Judge):
             if not left:
                 break
             # The first attempt is greedy; the others are sampled.
-            sampling = Sampling(max_new_tokens=16, temperature=0.7 if attempt else 0.0)
+            sampling = Sampling(max_new_tokens=tokens, temperature=0.7 if attempt else 0.0)
             completions = self.engine.generate(
                 [Request(questions[i], int(seed(i, attempt), 16)) for i in left], sampling
             )
@@ -179,7 +194,10 @@ class LLMJudge(Judge):
         return replies
 
     def _rubric(self, item: Item) -> str:
-        return fill(self.rubrics[_asks(item)], instruction=item.instruction, response=item.response)
+        return _ask_about(self._words(item)["judge"][_asks(item)], item)
+
+    def _words(self, item: Item) -> Words:
+        return self.recipe.words_for(item.language)
 
     def _compare(self, items: Sequence[Item], opinions: list[Opinion]) -> None:
         """Add which is more helpful: the response, or the reference answer if there is one."""
@@ -191,11 +209,12 @@ class LLMJudge(Judge):
             first = int(digest("pairwise order", self.seed, item.id), 16) % 2 == 0
             places[i] = "A" if first else "B"
             a, b = (item.response, item.reference) if first else (item.reference, item.response)
-            questions[i] = fill(self.rubrics["pairwise"], instruction=item.instruction, a=a, b=b)
+            pairwise = self._words(item)["judge"]["pairwise"]
+            questions[i] = fill(pairwise, instruction=item.instruction, a=a, b=b)
         compared = self._ask(
             questions,
             lambda i, attempt: digest("pairwise", self.seed, items[i].id, attempt),
-            better,
+            partial(better, forms=self.forms),
         )
         for i, reply in compared.items():
             before = opinions[i]
@@ -210,24 +229,51 @@ class LLMJudge(Judge):
         indexes = [i for i, x in enumerate(items) if task == "refused" or _asks(x) == "harmless"]
         if self.choose is None or not indexes:
             return
-        question = self.rubrics["verdict"][task]
-        requests = [
-            Request(fill(question, instruction=items[i].instruction, response=items[i].response), 0)
-            for i in indexes
-        ]
-        shares = self.choose(requests, self.rubrics["verdict"]["options"])
-        for i, share in zip(indexes, shares, strict=True):
-            p = round(float(share[0]), 6)
-            verdict: dict[str, Any] = {task: p >= 0.5, f"p_{task}": p}
-            opinions[i] = opinions[i]._replace(**verdict)
+        in_language: dict[tuple[str, ...], list[int]] = {}
+        for i in indexes:
+            options = self._words(items[i])["judge"]["verdict"]["options"]
+            in_language.setdefault(tuple(options), []).append(i)
+        for options, places in in_language.items():
+            requests = [
+                Request(_ask_about(self._words(items[i])["judge"]["verdict"][task], items[i]), 0)
+                for i in places
+            ]
+            for i, share in zip(places, self.choose(requests, list(options)), strict=True):
+                p = round(float(share[0]), 6)
+                verdict: dict[str, Any] = {task: p >= 0.5, f"p_{task}": p}
+                opinions[i] = opinions[i]._replace(**verdict)
+
+    def _name_clauses(self, items: Sequence[Item], opinions: list[Opinion]) -> None:
+        """Add which clause of the policy each harmful response breaks."""
+        named = self._ask(
+            {
+                i: _ask_about(self._words(items[i])["policy"]["clause"], items[i])
+                for i, opinion in enumerate(opinions)
+                if opinion.harmful
+            },
+            lambda i, attempt: digest("clause", self.seed, items[i].id, attempt),
+            lambda reply: clause_in(reply, [clause.id for clause in self.recipe.policy]),
+            tokens=48,
+        )
+        for i, reply in named.items():
+            before = opinions[i]
+            opinions[i] = before._replace(
+                category=None if reply.value is None else str(reply.value),
+                raw=f"{before.raw}\n{reply.raw}",
+            )
+
+
+def _ask_about(template: str, item: Item) -> str:
+    return fill(template, instruction=item.instruction, response=item.response)
 
 
 def _asks(item: Item) -> str:
     return "harmless" if item.kind in ("harmful", "hijacking") else "helpful"
 
 
-def _opinion(item: Item, reply: Reply) -> Opinion:
-    opinion = Opinion(refused=refuses(item.response), raw=reply.raw, attempts=reply.attempts)
+def _rated(opinion: Opinion, item: Item, reply: Reply) -> Opinion:
+    """Add a rating to an opinion."""
+    opinion = opinion._replace(raw=reply.raw, attempts=reply.attempts)
     if not isinstance(reply.value, int):
         return opinion
     if _asks(item) == "helpful":

@@ -9,7 +9,7 @@ sentences, and `formatting` writes them for people.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from setbacks.measure.agreement import agreement_report
 from setbacks.measure.data import data_report, training_report
@@ -25,6 +25,7 @@ from setbacks.measure.results import (
     Worth,
     to_json,
 )
+from setbacks.prompts import Words, prompts
 from setbacks.records import (
     Analysis,
     Arm,
@@ -52,7 +53,8 @@ class RunInfo:
         model: that was trained; None for an evaluation.
         method: of training; None for an evaluation.
         seed: of the run.
-        language: of the analyses.
+        words: of the languages of the analyses.
+        clauses: names of the clauses of its policy.
         judges: their names, in the recipe's order.
         votes: the judges that count others' verdicts, with which they agree by construction.
     """
@@ -61,7 +63,8 @@ class RunInfo:
     model: str | None = None
     method: str | None = None
     seed: int | None = None
-    language: str = "en"
+    words: tuple[Words, ...] = field(default_factory=lambda: (prompts("en"),))
+    clauses: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     votes: frozenset[str] = frozenset()
 
@@ -130,6 +133,7 @@ def measure(
                 (worth or {}).get(judge, ()),
                 (gives or {}).get(judge),
                 in_part=judge == HUMAN,
+                clauses=run.clauses,
             )
             for judge in judges
         },
@@ -138,7 +142,7 @@ def measure(
         ),
         data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
         training=training_report(loss, trained or {}),
-        introspection=introspection_report(preflight, introspected, examples, run.language),
+        introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},
         costs=tuple(costs),
     )

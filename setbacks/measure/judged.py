@@ -6,7 +6,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.measure import statistics
-from setbacks.measure.metrics import BALANCED, METRICS, Key, Outcomes, about, by_prompt
+from setbacks.measure.metrics import (
+    BALANCED,
+    METRICS,
+    Key,
+    Outcomes,
+    about,
+    by_prompt,
+    degenerate,
+)
 from setbacks.measure.results import Score
 from setbacks.measure.statistics import Estimate, Sample
 from setbacks.records import Arm, Response, Verdict
@@ -27,6 +35,7 @@ class Judged(NamedTuple):
         verdicts: the judge's, by response id.
         outcomes: the values that count, by metric and prompt; degenerate answers are failures.
         as_judged: the same, but degenerate answers count as judged.
+        failed: the prompts with a degenerate answer, which fails without a judge or a person.
         labels: people's labels, by metric and prompt.
         due: by metric, the responses that should have a score.
     """
@@ -35,6 +44,7 @@ class Judged(NamedTuple):
     verdicts: Mapping[str, Verdict]
     outcomes: Outcomes
     as_judged: Outcomes
+    failed: Collection[Key]
     labels: Mapping[str, Mapping[Key, Label]]
     due: Mapping[str, Sequence[Response]]
 
@@ -51,6 +61,7 @@ class Judged(NamedTuple):
             [float(self.outcomes[key][prompt]) for prompt in prompts],
             [None if label is None else float(label.value) for label in labels],
             [None if label is None else label.probability for label in labels],
+            [prompt in self.failed for prompt in prompts],
         )
 
 
@@ -87,6 +98,7 @@ def judged(
             by_id,
             by_prompt(rows, by_id),
             by_prompt(rows, by_id, as_judged=True),
+            {prompt for prompt, fell in degenerate(rows).items() if fell},
             _labels(rows, {v.response_id: v for v in human.get(arm, ())}),
             {key: [r for r in rows if is_due(key, r)] for key in METRICS},
         )

@@ -105,20 +105,20 @@ def _problems(value: Any, model: Any, whole: bool, key: str = "") -> Iterator[st
         yield from _section_problems(value, model, whole, key)
     elif isinstance(model, list):
         yield from _list_problems(value, model, key)
+    elif isinstance(value, bool | int | float):
+        yield f"{key}: must be text, not {value}; put quotes around it"
     elif not isinstance(value, str) or not value.strip():
         yield f"{key}: must be text"
     elif key in PATTERNS:
-        try:
-            re.compile(value)
-        except re.error as error:
-            yield f"{key}: not a regular expression: {error}"
+        yield from _pattern_problems(value, key)
     else:
         yield from _place_problems(value, model, key)
 
 
 def _section_problems(value: Any, model: dict[str, Any], whole: bool, key: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
-        yield f"{key or 'a pack'}: must be `key: value` lines with {', '.join(model)}"
+        start = f"{key}: " if key else ""
+        yield f"{start}must be `key: value` lines with {', '.join(model)}"
         return
     prefix = f"{key}." if key else ""
     for name, inner in value.items():
@@ -139,8 +139,17 @@ def _list_problems(value: Any, model: list[str], key: str) -> Iterator[str]:
             yield f"{key}: must be a list of texts, not {entry!r}; put quotes around it"
         elif key.startswith(("refusal.", "reply.")) and entry != normal(entry):
             yield f'{key}: "{entry}" is never found; write "{normal(entry)}"'
+        elif key.startswith("refusal."):
+            yield from _pattern_problems(entry, key)
     if key == "judge.verdict.options" and len(value) != 2:
         yield f"{key}: must be two words, yes first"
+
+
+def _pattern_problems(value: str, key: str) -> Iterator[str]:
+    try:
+        re.compile(value)
+    except re.error as error:
+        yield f"{key}: not a regular expression: {error}"
 
 
 def _place_problems(value: str, model: str, key: str) -> Iterator[str]:
