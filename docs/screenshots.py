@@ -110,9 +110,9 @@ def main() -> None:
             label(url)
             pictures(browser, url)
         folder = write_run(Path(place) / "library", TALK)
+        example(browser, folder)
         with served(folder) as url:
             conversation(browser, url)
-        example(browser, folder)
         browser.close()
 
 

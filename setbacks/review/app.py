@@ -24,7 +24,10 @@ from setbacks.review.publish import Publisher
 from setbacks.review.site import Rejected, Site, reason, redirect, remember, render
 from setbacks.review.store import Store
 
-_STATIC = [("setbacks.review", "static"), ("setbacks.report", "static")]
+_STATIC: list[str | tuple[str, str]] = [
+    ("setbacks.review", "static"),
+    ("setbacks.report", "static"),
+]
 LONGEST_BODY = 16 * 2**20  # bytes
 WRONG = "this page needs the link with the token that `setbacks review` printed"
 

@@ -210,7 +210,7 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
         if (exact := answer_id(*reading)) in batch.answers:
             return exact
     for reading in readings:
-        if len(ids := batch.by_text.get(loosely(*reading), ())) == 1:
+        if len(ids := batch.by_text.get(loosely(*reading), [])) == 1:
             return ids[0]
     raise InputError("this instruction with this response is not in this run")
 
