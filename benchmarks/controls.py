@@ -42,9 +42,7 @@ def main() -> None:
 
 def arms(judged: dict[str, Any], spent: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each arm's rates, tokens and difference from the method in balanced safety."""
-    pairs = {
-        (pair["arm"], pair["against"]): pair for pair in judged["pairs"]["balanced_safety"]
-    }
+    pairs = {(pair["arm"], pair["against"]): pair for pair in judged["pairs"]["balanced_safety"]}
     tokens = {row["arm"]: row["tokens"] for row in spent}
     rows = []
     for arm in judged["arms"]:
