@@ -1,4 +1,4 @@
-"""Commands that set up: `list` what there is, write `words` or a `new` recipe, ask the `doctor`."""
+"""Commands that set up: `list` parts, print `words`, write a `new` recipe, ask the `doctor`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ sentences, and `formatting` writes them for people.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from setbacks.measure.agreement import agreement_report
 from setbacks.measure.data import data_report, training_report
@@ -25,7 +25,7 @@ from setbacks.measure.results import (
     Worth,
     to_json,
 )
-from setbacks.prompts import Words
+from setbacks.prompts import Words, prompts
 from setbacks.records import (
     Analysis,
     Arm,
@@ -54,6 +54,7 @@ class RunInfo:
         method: of training; None for an evaluation.
         seed: of the run.
         words: of the languages of the analyses.
+        clauses: names of the clauses of its policy.
         judges: their names, in the recipe's order.
         votes: the judges that count others' verdicts, with which they agree by construction.
     """
@@ -62,7 +63,8 @@ class RunInfo:
     model: str | None = None
     method: str | None = None
     seed: int | None = None
-    words: tuple[Words, ...] = ()
+    words: tuple[Words, ...] = field(default_factory=lambda: (prompts("en"),))
+    clauses: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     votes: frozenset[str] = frozenset()
 
@@ -131,6 +133,7 @@ def measure(
                 (worth or {}).get(judge, ()),
                 (gives or {}).get(judge),
                 in_part=judge == HUMAN,
+                clauses=run.clauses,
             )
             for judge in judges
         },

@@ -92,6 +92,7 @@ def _info(recipe: Recipe) -> RunInfo:
         method=None if evaluated else recipe.train.method,
         seed=recipe.seed,
         words=tuple(recipe.spoken_words()),
+        clauses=tuple(clause.id for clause in recipe.policy),
         judges=tuple(spec.called for spec in recipe.judges),
         votes=frozenset(spec.called for spec in recipe.judges if spec.judge == "vote"),
     )
