@@ -2,8 +2,9 @@
 
     python benchmarks/controls.py --out runs/controls
 
-Runs `setbacks compare recipes/controls.yaml`, or resumes it, and compares the corrections that each
-arm learned. Writes benchmarks/results/controls.json. Needs the data in ../shared/data.
+Runs `setbacks compare recipes/controls.yaml`, or resumes it: every arm from one seed, then the
+method and the control with shuffled analyses from two. Compares the corrections that each arm
+learned, too. Writes benchmarks/results/controls.json. Needs the data in ../shared/data.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "controls.yaml"
@@ -23,38 +27,48 @@ RATES = ("harmless_rate", "compliance", "balanced_safety", "degenerate")
 
 
 def main() -> None:
-    """Run the comparison, and write the results."""
+    """Run the comparisons, and write the results."""
     parser = argparse.ArgumentParser(description="Compare mistake distillation with its controls.")
     parser.add_argument("--out", type=Path, default=Path("runs/controls"), help="folder")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each arm")
-    arguments = parser.parse_args()
-    words = ["compare", str(RECIPE), "--out", str(arguments.out), "--seeds", str(arguments.seeds)]
-    subprocess.run([sys.executable, "-m", "setbacks", *words], check=True)
-    findings = json.loads((arguments.out / "findings.json").read_text(encoding="utf-8"))
+    folder = parser.parse_args().out
+    names = [str(contender["name"]) for contender in contenders()]
     results = {
-        "command": f"setbacks compare recipes/controls.yaml --seeds {arguments.seeds}",
-        "seeds": arguments.seeds,
-        "arms": arms(findings["data"]["judges"]["probe"], findings["data"]["spent"]),
-        "corrections": corrections(arguments.out / "arms"),
+        "comparisons": [compared(folder, names, 1), compared(folder, names[:2], 2)],
+        "corrections": corrections(folder / "arms"),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def arms(judged: dict[str, Any], spent: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each arm's rates, tokens and difference from the method in balanced safety."""
+def contenders() -> list[dict[str, Any]]:
+    """Return the arms of the recipe, the method first."""
+    arms: list[dict[str, Any]] = yaml.safe_load(RECIPE.read_text("utf-8"))["compare"]["methods"]
+    return arms
+
+
+def compared(folder: Path, names: Collection[str], seeds: int) -> dict[str, Any]:
+    """Train and compare some arms from several seeds, or read what is there."""
+    methods = json.dumps([one for one in contenders() if one["name"] in names])
+    words = ["compare", RECIPE, f"compare.methods={methods}", "--seeds", seeds, "--out", folder]
+    subprocess.run([sys.executable, "-m", "setbacks", *map(str, words)], check=True)
+    data = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["data"]
+    return {"seeds": seeds, "arms": arms(data["judges"]["probe"])}
+
+
+def arms(judged: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each arm's rates, and its difference from the method in balanced safety."""
     pairs = {(pair["arm"], pair["against"]): pair for pair in judged["pairs"]["balanced_safety"]}
-    tokens = {row["arm"]: row["tokens"] for row in spent}
     rows = []
     for arm in judged["arms"]:
         name = arm["arm"]
-        row = {"arm": name, "tokens": tokens.get(name)}
+        row: dict[str, Any] = {"arm": name}
         row |= {rate: {key: arm[rate][key] for key in ("value", "low", "high")} for rate in RATES}
-        if pair := pairs.get((name, METHOD)):
-            row["against_method"] = {key: pair[key] for key in ("value", "low", "high", "p")}
-        elif pair := pairs.get((METHOD, name)):  # this arm comes first in the table
-            row["against_method"] = {
-                "value": -pair["value"], "low": -pair["high"], "high": -pair["low"], "p": pair["p"]
-            }  # fmt: skip
+        if name != METHOD:
+            pair, sign = pairs.get((name, METHOD)), 1
+            if pair is None:  # this arm comes before the method
+                pair, sign = pairs[METHOD, name], -1
+            low, high = sorted((sign * pair["low"], sign * pair["high"]))
+            change = {"value": sign * pair["value"], "low": low, "high": high}
+            row["against_method"] = change | {key: pair[key] for key in ("p", "p_holm")}
         rows.append(row)
     return rows
 
