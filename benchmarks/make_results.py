@@ -256,7 +256,8 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
     yield "of 64 tokens without guidance, judged by the probe. Harmless Rate is on 200 harmful"
     yield "prompts (SimpleSafetyTests, CatQA), compliance on 200 safe ones (OKTest); no test set of"
     yield "this project contains them. Degenerate answers are failures. Rates in %, with 95 %"
-    yield "intervals over prompts; the difference from right analyses is in balanced safety, in points."
+    yield "intervals over prompts; the difference from right analyses is in balanced safety, in"
+    yield "points."
 
     def cell(c: dict[str, float]) -> str:
         return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * c[k] for k in ("value", "low", "high")))
