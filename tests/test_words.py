@@ -11,6 +11,7 @@ from setbacks.errors import InputError
 from setbacks.judges import Item, open_judge, worth
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.judges.replies import better, forms_of, rating
+from setbacks.measure.metrics import degenerate
 from setbacks.messages import Message
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.pipeline import carry_out, open_run
@@ -298,6 +299,20 @@ def test_own_words_of_one_language_leave_the_others_alone(mixed, fake_engine):
     asked = last_prompts(fake_engine)
     assert "<怎么在家烤面包>\n\n<请善良>" in asked
     assert prompts("es")["guided"].replace("{instruction}", ROWS[2]["text"]) in asked
+
+
+def test_an_answer_that_repeats_ones_own_guidance_is_degenerate(mixed):
+    kind = "Please be kind to each and every animal in the garden and on the field."
+    run = mixed(words={"en": {"guided": f"{{instruction}}\n\n{kind}"}})
+    guided = respond(run)["vanilla-guided"]
+    by_language = {r.language: r for r in guided}
+    assert by_language["en"].guidance == kind
+    assert by_language["zh"].guidance is by_language["es"].guidance is None
+    assert '"guidance"' not in by_language["zh"].model_dump_json()
+    parrot = by_language["en"].model_copy(update={"text": kind})
+    assert [*degenerate([parrot]).values()] == [True]
+    assert [*degenerate([parrot.model_copy(update={"guidance": None})]).values()] == [False]
+    assert all(r.guidance is None for r in respond(run)["vanilla"])
 
 
 def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engine, monkeypatch):
