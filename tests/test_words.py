@@ -148,6 +148,19 @@ def test_a_pack_is_found_by_its_path(file, tmp_path):
         load(file, language="pirate.yaml")
 
 
+def test_a_stored_pack_may_lack_what_later_versions_have(file):
+    """Old run folders open: a key that their pack lacks is in English."""
+    pack = {key: value for key, value in reference().items() if key != "policy"}
+    recipe = load(file, language="pirate", words={"pirate": pack | {"opening": "Arr, here be"}})
+    assert recipe.words_for()["opening"] == "Arr, here be"
+    assert recipe.words_for()["policy"] == prompts("en")["policy"]
+
+
+def test_nothing_stands_for_no_words_and_no_policy(file):
+    recipe = load(file, words=None, policy=None)
+    assert recipe == load(file) and recipe.words == {} and recipe.policy == []
+
+
 def test_a_pack_is_found_through_an_entry_point(file, tmp_path, monkeypatch):
     info = tmp_path / "pirates-1.0.dist-info"
     info.mkdir()
