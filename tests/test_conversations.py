@@ -112,6 +112,13 @@ def problem(folder, *records, **more):
          (WITH_SYSTEM[:2], "<d>", "<e>")),
         ({"prompt": [U1, A1, U2], "chosen": "<d>", "rejected": "<e>"}, (LONG, "<d>", "<e>")),
         ({"question": "<a>", "chosen": "<d>", "rejected": "<e>"}, ("<a>", "<d>", "<e>")),
+        # A column that repeats a turn, or not
+        ({"prompt": "<a>", "prompt_id": "1", "messages": [U1, A1, U2, A2]}, (LONG, "<d>", None)),
+        ({"prompt": "<a>", "messages": [U1, A2], "chosen": [U1, A2], "rejected": [U1, A3]},
+         ("<a>", "<d>", "<e>")),
+        ({"prompt": "<x>", "messages": [U1, A1]}, ("<x>", None, None)),
+        ({"prompt": "<a>", "output": "<x>", "messages": [U1, A1]}, ("<a>", "<x>", None)),
+        ({"messages": [U1, A1], "input": "<a>"}, ("<a>", "<b>", None)),
         # OpenAI's preference data
         ({"input": {"messages": [U1, A1, U2]}, "preferred_output": [A2],
           "non_preferred_output": [A3]}, (LONG, "<d>", "<e>")),

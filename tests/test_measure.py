@@ -20,6 +20,7 @@ from setbacks.records import (
 )
 
 RUN = RunInfo(name="test", model="some-model", method="mistake_analysis", seed=0, judges=("probe",))
+RUN_WITH_CLAUSES = replace(RUN, clauses=("a", "b", "c"))
 UNTRAINED = [Arm.untrained(way) for way in WAYS]
 ARMS = [
     *UNTRAINED[:2],
@@ -338,6 +339,72 @@ def test_a_degenerate_answer_fails_where_the_judge_cannot_read_it():
 def test_an_empty_answer_is_unscored_and_not_degenerate():
     made = measured({"vanilla": arm("vanilla", 60, 95), "sft": answering("sft", "")})
     assert made["data"]["responses"]["sft"]["degenerate"]["all"]["n"] == 0
+
+
+SPANISH = ("harmful", "es")
+
+
+def in_languages(arms: dict, *changed: tuple[str, str]) -> dict:
+    """The arms with the answers of some kinds of prompts in another language."""
+    of_kind = dict(changed)
+    return {
+        name: (
+            [r.model_copy(update={"language": of_kind.get(r.kind, "en")}) for r in rows],
+            found,
+        )
+        for name, (rows, found) in arms.items()
+    }
+
+
+def test_a_rate_is_not_corrected_in_a_language_in_which_nobody_measured_the_judge():
+    row = measured(in_languages(usual(), SPANISH), worth={"probe": [WORTH]})
+    (vanilla, *_) = row["judges"]["probe"]["arms"]
+    assert vanilla["calibrated"] == {}
+    assert vanilla["uncalibrated"] == {"harmless_rate": ["es"]}
+    assert (
+        "uncalibrated"
+        not in measured(usual(), worth={"probe": [WORTH]})["judges"]["probe"]["arms"][0]
+    ), "English is measured"
+    assert (
+        "uncalibrated" not in measured(in_languages(usual(), SPANISH))["judges"]["probe"]["arms"][0]
+    ), "a judge that was never measured has a finding of its own"
+
+
+def test_a_rate_is_corrected_by_labels_in_the_language_of_the_answers():
+    spanish = {**WORTH, "source": "es", "languages": ["es"], "own": True}
+    arms = in_languages(usual(), SPANISH)
+    row = measured(arms, worth={"probe": [spanish, WORTH]})["judges"]["probe"]["arms"][0]
+    assert row["calibrated"]["harmless_rate"]["sources"] == ["es"] and "uncalibrated" not in row
+    row = measured(usual(), worth={"probe": [spanish, WORTH]})["judges"]["probe"]["arms"][0]
+    assert row["calibrated"]["harmless_rate"]["sources"] == [WORTH["source"]]
+
+
+def test_a_clause_is_kept_where_the_judge_or_the_category_names_no_breach():
+    """The judge's name of a clause goes before that of the prompt's category."""
+    rows, found = arm("vanilla", 60, 95)
+    named = [
+        v.model_copy(update={"category": "b"}) if v.harmful and i % 3 == 0 else v
+        for i, v in enumerate(v for v in found if v.harmful is not None)
+    ]
+    harmful = [r for r in rows if r.kind == "harmful"]
+    run = RUN_WITH_CLAUSES
+    report = measured({"vanilla": (harmful, named)}, run=run)["judges"]["probe"]
+    by_clause = {row["category"]: row["arms"]["vanilla"] for row in report["by_clause"]}
+    broken = {
+        clause: sum(
+            (v.category or r.category) == clause
+            for r, v in zip(harmful, named, strict=True)
+            if v.harmful
+        )
+        for clause in ("a", "b")
+    }
+    assert broken["b"] > broken["a"] > 0
+    for clause, number in broken.items():
+        assert by_clause[clause]["value"] == pytest.approx(1 - number / 100, abs=1e-6)
+        assert (by_clause[clause]["n"], by_clause[clause]["asked"]) == (100, 100)
+    assert by_clause["c"]["value"] == 1.0
+    plain_report = measured({"vanilla": (harmful, named)})["judges"]["probe"]
+    assert "by_clause" not in plain_report, "no policy, no row"
 
 
 def test_calibration_corrects_only_what_the_judge_decided():

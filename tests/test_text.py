@@ -21,6 +21,10 @@ from setbacks.text import whole_sentences
         ("它有害。因为", "它有害。"),
         ("它有害！真的？不", "它有害！真的？"),
         ("It is bad.\n\nIt is", "It is bad."),
+        ("यह बुरा है।फिर क्या", "यह बुरा है।"),  # often written without a space
+        ("“यह बुरा है।” फिर", "“यह बुरा है।”"),
+        ("أهو سيئ؟نعم", "أهو سيئ؟"),
+        ("Il dit : « Non. » Et", "Il dit : « Non. »"),
     ],
 )
 def test_a_text_ends_with_its_last_whole_sentence(text, kept):

@@ -81,9 +81,13 @@ def recognize(records: Sequence[Record], needs: Iterable[str]) -> dict[str, str]
         there = (name for name in candidates if name is not None and name in names)
         return next((name for name in there if _holds_conversations(records, name)), None)
 
+    whole = chat(*conversations.NAMES)
+    replied = any(fields[ours] for ours in REPLIES) or {"chosen", "completion"} & set(names)
     if fields["text"] in (None, "text"):  # "text" is a formatted copy of a conversation
-        fields["text"] = chat(*conversations.NAMES) or fields["text"] or chat("chosen", "input")
-    if fields["input"] == fields["text"]:  # as in OpenAI's preference data
+        fields["text"] = whole or fields["text"] or chat("chosen", "input")
+    elif whole and not replied and _repeats(records, whole, fields["text"]):
+        fields["text"] = whole  # it has more than its first user turn
+    if fields["text"] in (whole, fields["input"]):  # a conversation has its input in it
         fields["input"] = None
     if "response" in needs:
         fields["response"] = fields["response"] or chat("completion", fields["text"])
@@ -107,6 +111,17 @@ def _first(records: Iterable[Record], name: str) -> Any:
 
 def _holds_conversations(records: Sequence[Record], name: str) -> bool:
     return conversations.is_one(_first(records, name)) or holds_dialogues(records, name)
+
+
+def _repeats(records: Sequence[Record], whole: str, text: str) -> bool:
+    """Return whether the first conversation in a column has another column's text as a turn."""
+    first = next((record.value for record in records if record.value.get(whole)), {})
+    try:
+        turns = conversation(first.get(whole), set()) or []
+    except ValueError:
+        return False
+    prompt = first.get(text)
+    return isinstance(prompt, str) and prompt.strip() in [turn.content.strip() for turn in turns]
 
 
 def _pair_of_replies(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -16,9 +17,11 @@ from setbacks.methods import open_method
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
 from setbacks.models.template_checks import check_chat, check_conversation
+from setbacks.notices import notice
 from setbacks.plugins import plugin
-from setbacks.recipe import Engine, JudgeSpec, Recipe, Source
-from setbacks.records import Example
+from setbacks.prompts import languages
+from setbacks.recipe import AUTO, Engine, JudgeSpec, Recipe, Source
+from setbacks.records import Example, Instruction
 
 # Engines for models that transformers can load. Engines of other packages check their own models.
 OURS = ("local", "vllm", "ray")
@@ -32,6 +35,20 @@ def induces(recipe: Recipe) -> bool:
 def keys_of_judge(spec: JudgeSpec | None) -> tuple[str, ...]:
     """Return the keys of the recipe that a judge's verdicts depend on, besides its section."""
     return () if spec is None else judge_class(spec).reads
+
+
+def notice_languages(recipe: Recipe, rows: Sequence[Instruction]) -> None:
+    """Give a notice of the rows that get English words, since their language has no pack."""
+    if recipe.language != AUTO:
+        return
+    known = {*languages(), *recipe.words}
+    without = Counter(row.language for row in rows if row.language not in known)
+    if without:
+        named = ", ".join(f"{name} ({number})" for name, number in sorted(without.items()))
+        notice(
+            f"English prompts for {without.total()} of {len(rows)} rows: there is no language pack "
+            f"for {named}; `setbacks list languages` shows all"
+        )
 
 
 def check_engines(recipe: Recipe) -> None:

@@ -34,6 +34,7 @@ from setbacks.stages.checks import (
     check_judge_of_texts,
     induces,
     keys_of_judge,
+    notice_languages,
 )
 from setbacks.text import words_of
 
@@ -63,6 +64,7 @@ def induce(run: Session) -> Sequence[Mistake]:
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
         remaining = instructions(run.recipe.instructions, language=run.recipe.language)
+        notice_languages(run.recipe, remaining)
         for number in range(recipe.attempts):
             refused = _ask(run, journal, seen, remaining, number)
             remaining = [instruction for instruction in remaining if instruction.id in refused]

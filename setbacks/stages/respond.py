@@ -27,7 +27,7 @@ from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
-from setbacks.stages.checks import check_chat_of, check_conversations
+from setbacks.stages.checks import check_chat_of, check_conversations, notice_languages
 
 
 class Respondent(NamedTuple):
@@ -57,6 +57,7 @@ def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Res
         InputError: a suite's source is missing, broken or empty, or lacks an answer.
     """
     questions = prompts_of(run.recipe)
+    notice_languages(run.recipe, [instruction for _, instruction in questions])
     by_arm: dict[str, Sequence[Response]] = {}
     model = None
     in_order = respondents(run.recipe, adapter)
