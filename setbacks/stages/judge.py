@@ -44,7 +44,7 @@ def judge(
         for arm, answered in responses.items():
             verdicts[arm, spec.called] = judge_items(run, spec, opened, arm, map(_item, answered))
             if spec.thoughts:
-                judge_items(run, spec, opened, arm, _thoughts(answered), "thoughts")
+                judge_items(run, spec, opened, arm, _thoughts(answered), thoughts=True)
     return verdicts
 
 
@@ -54,7 +54,8 @@ def judge_items(
     judge: Judge,
     arm: str,
     items: Iterable[Item],
-    folder: str = "verdicts",
+    *,
+    thoughts: bool = False,
 ) -> Sequence[Verdict]:
     """Return one judge's verdicts on those items of one arm that are of the judge's kinds.
 
@@ -64,9 +65,9 @@ def judge_items(
         judge: the open judge.
         arm: name of the arm, used in the journal's name.
         items: the responses to judge.
-        folder: of the journal: `verdicts`, or `thoughts` for verdicts on thoughts.
+        thoughts: whether the items are thoughts, so that the verdicts go to a journal apart.
     """
-    kind = () if folder == "verdicts" else (folder,)
+    kind = ("thoughts",) if thoughts else ()
     cases = [
         Case(digest("verdict", *kind, spec.called, item.id), item)
         for item in items
@@ -75,7 +76,12 @@ def judge_items(
     metrics = gives(spec, run.recipe)
     plan = judge.plan([case.item for case in cases])
     batches = [[cases[index] for index in batch] for batch in plan]
-    journal = run.journal(f"{folder}/{arm}.{spec.called}.jsonl", Verdict)
+    journal = run.journal(
+        f"thoughts/{arm}.{spec.called}.jsonl"
+        if thoughts
+        else f"verdicts/{arm}.{spec.called}.jsonl",
+        Verdict,
+    )
     work = run.work(journal, "judge", batches, " ".join((f"{spec.called}: {arm}", *kind)))
     for batch in work:
         work.commit(batch, _weigh(judge, spec.called, metrics, batch))
