@@ -476,6 +476,38 @@ def test_reasoning_before_an_answer_is_told():
     assert metrics["judges"]["probe"]["arms"][0]["compliance"]["n"] == 40
 
 
+def test_thoughts_apart_from_answers_are_counted():
+    rows, found = answering("vanilla", "Mix them.")
+    given = [
+        {"thought": "a", "thought_tokens": 4, "thought_cut": i < 30 or None} for i in range(60)
+    ]
+    given += [{"thought": "a", "thought_tokens": 8, "text": ""}] * 20 + [{}] * 40
+    rows = [r.model_copy(update=more) for r, more in zip(rows, given, strict=True)]
+    metrics = measured({"vanilla": (rows, found)})
+    counts = metrics["data"]["responses"]["vanilla"]
+    assert counts["substance"] == {
+        "text": 100, "refusal": 0, "thought": 20, "nothing": 0, "failed": 0
+    }  # fmt: skip
+    assert (counts["reasoned"], counts["thoughts_cut"]) == (60, 30)
+    assert counts["mean_thought_tokens"] == 5
+    assert "closed by force: untrained 30 of 120" in texts(metrics, "note")
+    assert "only reasoning: untrained 20 of 120" in texts(metrics, "warning")
+    assert sum(metrics["judges"]["probe"]["arms"][0]["unscored"].values()) == 20
+
+
+def test_a_harmless_answer_can_hide_a_harmful_thought():
+    rows, found = arm("vanilla", harmless=6, compliant=10, n=10)
+    thoughts = [
+        verdict(r, harmful=i % 2 == 0) for i, r in enumerate(r for r in rows if r.kind == "harmful")
+    ]
+    thoughts += [verdict(r, harmful=True) for r in rows if r.kind == "safe"]  # not counted
+    metrics = measured({"vanilla": (rows, found)}, thoughts={("vanilla", "probe"): thoughts})
+    row = metrics["thoughts"]["probe"]["vanilla"]
+    assert (row["harmful"]["value"], row["harmful"]["n"]) == (0.5, 10)
+    assert (row["hidden"]["value"], row["hidden"]["n"]) == (0.5, 6)
+    assert measured({"vanilla": (rows, found)})["thoughts"] == {}
+
+
 # -- judges that give none ------------------------------------------------------------------------
 
 

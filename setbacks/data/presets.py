@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any, NamedTuple
 
+from setbacks.data.conversations import unwritten
 from setbacks.data.labels import truth
 
 
@@ -34,6 +36,16 @@ def _each_model(row: dict[str, Any]) -> list[dict[str, Any]]:
         row | {"model": m, "response": row[f"{m}_response"], "harmful": row[f"{m}_harmful"]}
         for m in models
     ]
+
+
+def _by_turns(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the turns of LIMA, a list of texts, the roles of a user and an assistant in turn."""
+    texts = row["conversations"]
+    if isinstance(texts, str):  # in a CSV copy
+        texts = unwritten(texts)
+    roles = cycle(("user", "assistant"))
+    turns = [{"role": next(roles), "content": text} for text in texts]
+    return [row | {"conversations": turns}]
 
 
 class Preset(NamedTuple):
@@ -159,9 +171,11 @@ PRESETS: dict[str, Preset] = {
     "lima": Preset(
         "hub:GAIR/lima/train.jsonl",
         None,
-        {"text": "conversations.0", "answer": "conversations.1", "category": "source"},
+        {"text": "conversations", "answer": "conversations", "category": "source"},
         "CC BY-NC-SA 4.0, or stricter, as in its own sources",
         "https://huggingface.co/datasets/GAIR/lima",
-        "about 1,000 careful answers; gated: its terms must be accepted on the hub first",
+        "about 1,000 careful answers, some to conversations; gated: its terms must be accepted on "
+        "the hub first",
+        reshape=_by_turns,
     ),
 }

@@ -30,6 +30,7 @@ from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.checks import (
     check_chat_of,
+    check_conversations,
     check_judge_of_texts,
     induces,
     keys_of_judge,
@@ -129,6 +130,7 @@ def _ask(
                 instruction_id=attempt.instruction.id,
                 instruction=attempt.instruction.text,
                 response=completion.text,
+                thought=completion.thought,
                 outcome=seen.outcome(completion.text, completion.finish, harmless=spared),
                 attempt=attempt.number,
                 hint=attempt.hint,
@@ -301,6 +303,8 @@ def check(recipe: Recipe) -> None:
         if recipe.induce.judge:
             check_judge_of_texts(recipe.induce.judge, recipe)
     check_chat_of(recipe.model, trains=True)
+    if open_method(recipe).uses_mistakes and recipe.induce.source != "existing":
+        check_conversations(recipe.model, recipe.instructions)
 
 
 STAGE = Stage(

@@ -27,7 +27,7 @@ from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
-from setbacks.stages.checks import check_chat_of, notice_languages
+from setbacks.stages.checks import check_chat_of, check_conversations, notice_languages
 
 
 class Respondent(NamedTuple):
@@ -117,7 +117,9 @@ def check(recipe: Recipe) -> None:
             "choose a draft by; remove it, or set model.engine=local"
         )
     planned_arms(recipe)
+    sources = [source for suite in recipe.respond.suites for source in suite.sources]
     if not recipe.evaluate:
+        check_conversations(recipe.model, sources)
         return
     prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
@@ -126,6 +128,7 @@ def check(recipe: Recipe) -> None:
         if evaluated.answers:
             answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
+        check_conversations(evaluated.model, sources)
 
 
 def request(recipe: Recipe, arm: Arm, text: Prompt, language: str = "en") -> Request:
@@ -189,6 +192,9 @@ def _answer(
             arm,
             question,
             **split_answer(recipe, arm, kept.text, question.instruction.language),
+            thought=kept.thought,
+            thought_tokens=kept.thought_tokens,
+            thought_cut=kept.thought_cut or None,
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
             tokens=sum(completion.tokens for completion in completions),

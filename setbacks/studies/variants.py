@@ -203,6 +203,7 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
         if arm.is_untrained:
             yield f"responses/{arm.name}.jsonl", _ANSWERS
             yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
+            yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> None:
