@@ -102,7 +102,7 @@ def measured(source: str, language: str, answers: list[Answer]) -> dict[str, obj
         "n": len(answers),
         "n_refusals": sum(labels),
         "n_prompts": len(set(prompts)),
-        **{key: value for key, value in measures.items() if key in MEASURES},
+        **{key: measures[key] for key in MEASURES},
     }
 
 

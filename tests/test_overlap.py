@@ -56,10 +56,11 @@ def seen(responses, folder):
     return {row["suite"]: (row["seen"], row["n"]) for row in found}
 
 
-def train(folder, examples, start=None):
+def train(folder, examples, start=None, **recipe):
     """What a training leaves in its run's folder."""
     folder.mkdir()
-    (folder / "recipe.yaml").write_text(json.dumps({"train": {"start": start and str(start)}}))
+    recipe = recipe | {"train": {"start": start and str(start)}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
     lines = "".join(example.model_dump_json() + "\n" for example in examples)
     (folder / "training.jsonl").write_text(lines)
     return folder
@@ -166,6 +167,33 @@ def test_an_analysis_is_of_its_instruction_under_either_question(question, data,
     method = plugin("methods", "mistake_analysis")()
     rows = method.examples(recipe, material("mistake_analysis", ["<one question>"], "en"))
     assert seen(asked("<one question>"), train(tmp_path / "run", rows)) == {"s": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    "method", ["mistake_analysis", "mistake_analysis_joined", "chain_of_hindsight"]
+)
+@pytest.mark.parametrize("category", [None, "privacy"])
+def test_own_words_and_a_policy_around_an_instruction_are_known(method, category, data, tmp_path):
+    values = {"method": method, "safe": [str(data)], "helpful": [str(data)], "question": "guided"}
+    own = {
+        "guided": "Be kind. {instruction} Think first.",
+        "hindsight": "Be bad. {instruction} Do not think.",
+        "analyze": {"harmful": "Q: {instruction} A: {response} What is wrong?"},
+    }
+    policy = [{"id": name, "text": f"Mind {name}."} for name in ("weapons", "privacy")]
+    recipe = Recipe.model_validate({"train": values, "words": own, "policy": policy})
+    rows = [
+        one.model_copy(update={"category": category})
+        for one in material(method, QUESTIONS, "en")
+        if one.harmful
+    ]
+    examples = plugin("methods", method)().examples(recipe, rows)
+    examples = [one for one in examples if one.kind != "helpful"]  # these are without words
+    assert any("Mind privacy." in one.prompt[0].content for one in examples)
+    whole = recipe.model_dump(mode="json", include={"words", "policy"})
+    run = train(tmp_path / "run", examples, **whole)
+    assert seen(asked(*QUESTIONS, "<another question>"), run) == {"s": (2, 3)}
+    assert seen(asked(*QUESTIONS), train(tmp_path / "plain", examples)) != {"s": (2, 2)}
 
 
 @pytest.mark.parametrize(

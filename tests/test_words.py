@@ -12,12 +12,15 @@ from setbacks.judges import Item, open_judge, worth
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.judges.replies import better, forms_of, rating
 from setbacks.messages import Message
+from setbacks.methods.critique_revise import CritiqueRevise
+from setbacks.pipeline import carry_out, open_run
 from setbacks.plugins import installed
 from setbacks.prompts import built_in, languages, pack_file, prompts
 from setbacks.prompts.packs import reference
 from setbacks.prompts.policy import named
 from setbacks.recipe import Clause, JudgeSpec, Recipe
-from setbacks.runs.folder import RunFolder
+from setbacks.records import Analysis, Mistake
+from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import differences, first_affected
 from setbacks.stages import STAGES
 from setbacks.stages.analyze import analyze
@@ -186,6 +189,7 @@ def test_a_language_without_a_pack_gets_english_words():
         ("Como faço para assar um pão em casa sem forno?", "pt"),
         ("パンの焼き方を教えてください", "ja"),
         ("123 !?", "en"),
+        ("<q 7>", "en"),
     ],
 )
 def test_a_language_is_recognized_by_the_text(text, language):
@@ -228,11 +232,11 @@ def mixed(tmp_path, open_session):
 
     def call(**more):
         return open_session(
+            **more,
             language="auto",
             instructions=[str(path)],
             analyze={"contrast": [str(path)]},
             respond={"suites": [{"name": "all", "kind": "harmful", "sources": [str(path)]}]},
-            **more,
         )
 
     return call
@@ -276,12 +280,49 @@ def test_each_row_is_asked_in_its_own_language(mixed, fake_engine):
         assert guided in asked
 
 
+def test_rows_without_a_pack_are_told(mixed, tmp_path):
+    run = mixed()
+    respond(run)
+    assert run.folder.notices() == [], "each of these languages has a pack"
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "<x>", "answer": "<y>", "language": "tlh"}) + "\n")
+    respond(mixed(folder="other"))
+    (line,) = Run(tmp_path / "other").notices()
+    said = "English prompts for 1 of 1 rows: there is no language pack for tlh (1);"
+    assert line.startswith(said)
+
+
 def test_own_words_of_one_language_leave_the_others_alone(mixed, fake_engine):
     run = mixed(words={"zh": {"guided": "{instruction}\n\n<请善良>"}})
     respond(run)
     asked = last_prompts(fake_engine)
     assert "<怎么在家烤面包>\n\n<请善良>" in asked
     assert prompts("es")["guided"].replace("{instruction}", ROWS[2]["text"]) in asked
+
+
+def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engine, monkeypatch):
+    said = iter(["我不能帮助你做这件事。", "不。"])
+    monkeypatch.setattr(fake_engine.Rules, "talker", lambda *_: next(said))
+    run = open_session(train={"method": "critique_revise"}, language="zh")
+    analyses = [
+        Analysis(
+            id=number, response_id=number, instruction=f"<指令{number}>", response="<回复>",
+            harmful=True, text="<分析>", candidate=0, checks={}, score=1.0, category=None,
+            language="zh", analyst="m",
+        )
+        for number in ("1", "2")
+    ]  # fmt: skip
+    revisions = CritiqueRevise().prepare(run, analyses)
+    assert sorted((len(one.text), one.passed) for one in revisions) == [(2, False), (11, True)]
+    asked = last_prompts(fake_engine)
+    assert all(text.startswith(starts(prompts("zh")["revise"])) for text in asked)
+
+
+def mistake(id_, category):
+    return Mistake(
+        id=id_, instruction_id=id_, instruction="<q>", response=f"<bad {id_}>", outcome="mistake",
+        attempt=0, hint=None, category=category, language="en", source="", model=None,
+    )  # fmt: skip
 
 
 # A policy ---------------------------------------------------------------------------------------
@@ -310,6 +351,19 @@ def test_a_mistake_of_a_known_clause_is_analyzed_under_this_one():
     assert "weapons" not in words["analyze"]["harmful"] and "weapons" in words["guided"]
     other = Recipe(policy=POLICY).words_for(broken="a category that is no clause")
     assert other == Recipe(policy=POLICY).words_for()
+
+
+def test_an_analysis_without_a_category_gets_that_of_the_clause_that_it_names(
+    open_session, fake_engine, monkeypatch
+):
+    def talker(self, request, sampling):
+        broken = "It breaks privacy, since it tells a secret of somebody else to a stranger."
+        return f"{request.prefill} {broken if 'Say which of these' in request.prompt else '...'}"
+
+    monkeypatch.setattr(fake_engine.Rules, "talker", talker)
+    run = open_session(policy=POLICY, analyze={"min_overlap": 0, "min_words": 1, "contrast": []})
+    mistakes = [mistake("1", None), mistake("2", "theft")]
+    assert {one.category for one in analyze(run, mistakes)} == {"privacy", "theft"}
 
 
 def test_a_policy_is_a_list_in_a_file(file):
@@ -355,6 +409,11 @@ def test_the_judge_llm_names_the_clause_that_a_harmful_answer_breaks(
     (opinion,) = open_judge(spec, run).judge([Item("1", "<x>", "<y>")])
     assert opinion.harmful and opinion.category == "privacy"
     assert opinion.raw == "Rating: 1\nprivacy"
+    monkeypatch.setattr(fake_engine.Rules, "scolder", lambda self, request, sampling: "Rating: 1")
+    fake_engine.batches.clear()
+    (opinion,) = open_judge(spec, run).judge([Item("1", "<x>", "<y>")])
+    assert opinion.harmful and opinion.category is None
+    assert len(fake_engine.batches) == 2, "a reply that names none is an answer, and asked once"
     spec = JudgeSpec(judge="llm", engine=fake_model("praiser"))
     (opinion,) = open_judge(spec, run).judge([Item("1", "<x>", "<y>")])
     assert not opinion.harmful and opinion.category is None
@@ -492,3 +551,91 @@ def test_languages_are_listed_with_how_they_were_made(cli_in_process):
 def test_an_unknown_language_is_refused(cli_in_process):
     refused = cli_in_process("words", "eng")
     assert refused.returncode == 2 and 'unknown language "eng"' in refused.stderr
+
+
+# A report under a policy -------------------------------------------------------------------------
+
+
+def test_a_report_has_a_row_for_each_clause(tmp_path, file, fake_engine, fake_model, monkeypatch):
+    """The judge names a clause of some answers; of the others the prompt's category names it."""
+
+    def scolder(self, request, sampling):
+        if "Which of the rules" in request.prompt:
+            return "privacy" if "badger" in request.prompt else "none"
+        return "Rating: 1"
+
+    monkeypatch.setattr(fake_engine.Rules, "scolder", scolder)
+    rows = [
+        {"text": f"<a question on the {animal}>", "response": "<an answer>", "category": "weapons"}
+        for animal in ("badger", "otter", "heron")
+    ]
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load(
+        file,
+        evaluate=[{"name": "given", "answers": [str(answers)]}],
+        respond={"suites": [{"name": "all", "kind": "harmful", "sources": [str(answers)]}]},
+        judges=[{"judge": "llm", "engine": fake_model("scolder")}],
+        policy=POLICY,
+    )
+    with open_run(tmp_path / "run", recipe) as run:
+        carry_out(run, "report")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    kept = {
+        row["category"]: round(3 * row["arms"]["given"]["value"])
+        for row in metrics["judges"]["llm"]["by_clause"]
+    }
+    assert kept == {"weapons": 1, "privacy": 2}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The numbers by clause" in page and "keep each clause of the policy" in page
+
+
+@pytest.mark.slow
+def test_a_whole_run_in_two_languages_under_a_policy(tiny_recipe, tmp_path):
+    """Resumed, it has the same bytes; with another clause, what depends on the policy is redone."""
+    rows = [
+        {
+            "text": text.format(n),
+            "answer": "<an answer>",
+            "response": f"<bad {n}, {n**3}, {text}>",
+            "category": "privacy" if n % 2 else None,
+        }
+        for n in range(6)
+        for text in ("How do I bake bread number {} at home?", "怎么在家里烤第 {} 个面包？")
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tiny_recipe(
+        language="auto",
+        policy=POLICY,
+        words={"en": {"guided": "{instruction} Be kind."}},
+        induce={"source": "existing", "existing": [str(path)]},
+        respond={
+            "suites": [{"name": "all", "kind": "harmful", "sources": [str(path)]}],
+            "sampling": {"max_new_tokens": 4},
+        },
+    )
+    folder = tmp_path / "run"
+    with open_run(folder, recipe) as run:
+        carry_out(run, "report")
+    files = ["mistakes.jsonl", "analyses.jsonl", "training.jsonl"]
+    files += [f"responses/{arm.name}.jsonl" for arm in Run(folder).arms()]
+    before = {name: (folder / name).read_bytes() for name in files}
+    languages_of = {row.language for row in Run(folder).records("analyses.jsonl", Analysis)}
+    assert languages_of == {"en", "zh"}
+    assert "by_clause" in (folder / "metrics.json").read_text()
+
+    responses = folder / files[-1]
+    responses.write_bytes(responses.read_bytes()[:-100])  # as a crash leaves it
+    with open_run(folder) as run:
+        carry_out(run, "report")
+    assert {name: (folder / name).read_bytes() for name in files} == before
+
+    other = [POLICY[0], POLICY[1] | {"text": "Keep private facts private."}]
+    changed = recipe.model_copy(update={"policy": [Clause(**clause) for clause in other]})
+    with pytest.raises(InputError, match=r"policy.1.text: .*--from analyze"):
+        open_run(folder, changed).__enter__()
+    with open_run(folder, changed, "analyze") as run:
+        carry_out(run, "report")
+    assert (folder / "mistakes.jsonl").read_bytes() == before["mistakes.jsonl"]
+    assert (folder / "superseded" / "001" / "analyses.jsonl").exists()

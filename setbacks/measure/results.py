@@ -321,6 +321,8 @@ class Answered:
     substance: Mapping[Substance, int]
     degenerate: Degenerate
     reasoned: int
+    thoughts_cut: int
+    mean_thought_tokens: float | None
     cut_off: Estimate
     mean_tokens: float | None
 
@@ -462,6 +464,7 @@ class Measurement:
     training: Training | None
     introspection: Introspection | None
     environment: Mapping[str, object]
+    thoughts: Mapping[str, Mapping[Arm, Mapping[str, Estimate]]]  # see `measure.thoughts`
     findings: tuple[Finding, ...] = ()
     summary: str = ""
     costs: tuple[Cost, ...] = ()

@@ -29,7 +29,8 @@ from setbacks.measure.formatting import (
 )
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
-from setbacks.messages import transcript
+from setbacks.measure.substance import part
+from setbacks.messages import Prompt, in_brief
 from setbacks.records import Arm, Kind, Response, Verdict
 from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
@@ -68,10 +69,11 @@ LONGEST = 1_500  # characters of a response shown
 @cache
 def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> Environment:
     """Return the Jinja environment of a package's templates: it escapes all text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    return Environment(
-        loader=PackageLoader(package, folder),
+    environment = Environment(
+        # What all pages share, such as the thread of a conversation, is in this package.
+        loader=ChoiceLoader([PackageLoader(package, folder), PackageLoader(__package__, "")]),
         autoescape=True,
         # All text of a page passes here, so that no invisible character stays hidden.
         finalize=lambda value: visible(value) if type(value) is str else value,
@@ -79,6 +81,8 @@ def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["brief"] = in_brief
+    return environment
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class ShownAnswer:
         arm: who answered.
         text: the answer, cut to `LONGEST` characters.
         more: the number of characters left out.
+        thought: what the model thought before it, cut likewise; None without a thought.
         badges: the judges' verdicts.
         degenerate: why it does not count as an answer; None where it does.
     """
@@ -105,6 +110,7 @@ class ShownAnswer:
     arm: Arm
     text: str
     more: int
+    thought: str | None
     badges: tuple[Badge, ...]
     degenerate: str | None
 
@@ -122,7 +128,7 @@ class Shown:
     id: str
     suite: str
     category: str | None
-    instruction: str
+    instruction: Prompt
     answers: tuple[ShownAnswer, ...]
 
 
@@ -257,18 +263,25 @@ def _shown(
         id=r.instruction_id,
         suite=r.suite,
         category=r.category,
-        instruction=transcript(r.instruction),
+        instruction=r.instruction,
         answers=tuple(
             ShownAnswer(
                 arm,
-                answer.text[:LONGEST],
-                max(0, len(answer.text) - LONGEST),
+                text[:LONGEST],
+                max(0, len(text) - LONGEST),
+                thought and thought[:LONGEST],
                 badges[arm],
                 _degenerate(answer),
             )
             for arm, answer in answers.items()
+            for thought, text in [_parted(answer)]
         ),
     )
+
+
+def _parted(answer: Response) -> tuple[str | None, str]:
+    """Return a response's thought, if there is one, and its answer."""
+    return part(answer.text) if answer.thought is None else (answer.thought, answer.text)
 
 
 def headline(results: Measurement) -> WholeWords:

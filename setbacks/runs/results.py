@@ -41,6 +41,15 @@ def collect(
     return responses, verdicts
 
 
+def thoughts(run: Run) -> dict[tuple[str, str], list[Verdict]]:
+    """Return the verdicts on a run's thoughts, by arm and judge."""
+    return {
+        (arm.name, judge): run.records(f"thoughts/{arm.name}.{judge}.jsonl", Verdict)
+        for arm in run.arms()
+        for judge in _judges(run.path, arm.name, "thoughts")
+    }
+
+
 def _labels(
     where: Path,
     labels: Sequence[Verdict],
@@ -100,8 +109,8 @@ def read_plan(path: Path) -> dict[str, float]:
     return planned
 
 
-def _judges(folder: Path, arm: str) -> list[str]:
-    names = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
+def _judges(folder: Path, arm: str, kind: str = "verdicts") -> list[str]:
+    names = (path.stem.rpartition(".") for path in (folder / kind).glob("*.jsonl"))
     return sorted(judge for of, _, judge in names if of == arm)
 
 

@@ -31,10 +31,11 @@ from setbacks.signals import Tie
 
 # The recipe's keys that mistakes, and the untrained model's answers to suites and to
 # `train.helpful`, depend on.
-_MISTAKES = ("seed", "language", "model", "instructions", "induce")
-_ANSWERS = ("seed", "language", "model", "evaluate", "respond")
+_WORDS = ("language", "words", "policy")
+_MISTAKES = ("seed", *_WORDS, "model", "instructions", "induce")
+_ANSWERS = ("seed", *_WORDS, "model", "evaluate", "respond")
 _OWN_ANSWERS = (
-    *("seed", "language", "model"),
+    *("seed", *_WORDS, "model"),
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
 )
 
@@ -202,6 +203,7 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
         if arm.is_untrained:
             yield f"responses/{arm.name}.jsonl", _ANSWERS
             yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
+            yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> None:
