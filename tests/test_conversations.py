@@ -116,6 +116,11 @@ def problem(folder, *records, **more):
          (WITH_SYSTEM[:2], "<d>", "<e>")),
         ({"prompt": [U1, A1, U2], "chosen": "<d>", "rejected": "<e>"}, (LONG, "<d>", "<e>")),
         ({"question": "<a>", "chosen": "<d>", "rejected": "<e>"}, ("<a>", "<d>", "<e>")),
+        ({"conversations": [{"from": "human", "value": "<a>"}],
+          "chosen": {"from": "gpt", "value": "<d>"}, "rejected": {"from": "gpt", "value": "<e>"}},
+         ("<a>", "<d>", "<e>")),
+        ({"instruction": "<a>", "input": "", "chosen": "<d>", "rejected": "<e>"},
+         ("<a>", "<d>", "<e>")),
         # A column that repeats a turn, or not
         ({"prompt": "<a>", "prompt_id": "1", "messages": [U1, A1, U2, A2]}, (LONG, "<d>", None)),
         ({"prompt": "<a>", "messages": [U1, A2], "chosen": [U1, A2], "rejected": [U1, A3]},
@@ -189,6 +194,24 @@ def test_tools(tmp_path):
     chat = [U1, called, says("tool", {"sky": "blue", "type": "weather"}), says("tool", ""), A1]
     (row,) = load(write(tmp_path, "b.json", [{"messages": chat}]))
     assert [one.content for one in row.text[2:]] == ['{"sky": "blue", "type": "weather"}', ""]
+
+
+def test_a_saved_dataset(tmp_path):
+    import datasets
+
+    rows = [{"messages": [S, U1, A1, U2, A2]}, {"messages": [U1, A1]}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    read = load(str(tmp_path / "saved"))
+    assert [row[:2] for row in read] == [(WITH_SYSTEM, "<d>"), ("<a>", "<b>")]
+
+
+def test_paths_into_a_log_of_requests(tmp_path):
+    record = {
+        "request": {"messages": [S, U1, A1, U2]},
+        "response": {"choices": [{"message": A2 | {"tool_calls": None}}]},
+    }
+    fields = {"text": "request.messages", "answer": "response.choices.0.message"}
+    assert rows_of(tmp_path, record, fields=fields) == [(WITH_SYSTEM, "<d>", None)]
 
 
 def test_parts_of_a_turn(tmp_path):
