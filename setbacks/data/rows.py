@@ -17,7 +17,7 @@ from setbacks.data.conversations import (
     reply,
     unwritten,
 )
-from setbacks.data.labels import is_absent, truth
+from setbacks.data.labels import is_absent, probability, truth
 from setbacks.data.source import USUAL, Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
 from setbacks.notices import notice
@@ -29,6 +29,7 @@ SYSTEM = "the system turn"
 EARLIER = "earlier turns"
 REPLY = "the assistant's turn"
 LABELS = {"harmful", "refused"}
+PROBABILITIES = {"p_harmful", "p_refused"}
 NO_ANSWER = {"", "nan", "NaN"}  # a missing answer, as text
 
 
@@ -223,6 +224,8 @@ class Reader:
             id=has.get("id") or "",
             source=has.get("source") or self.name,
             refused=has.get("refused"),
+            p_harmful=has.get("p_harmful"),
+            p_refused=has.get("p_refused"),
         )
 
     def _value(self, record: dict[str, Any], ours: str, unused: set[str]) -> Any:
@@ -243,6 +246,8 @@ class Reader:
             return self._text(self._of_role(record, value, ours, unused), ours)
         if ours in LABELS:
             return truth(ours, value, opposite=path != self.fields[ours])
+        if ours in PROBABILITIES:
+            return probability(ours, value, opposite=path != self.fields[ours])
         return self._text(value, ours) if ours == "input" else label(value)
 
     def _step(self, ours: str, unused: set[str], items: list[Any], place: int) -> Any:
