@@ -25,6 +25,7 @@ from setbacks.files import write_atomic
 from setbacks.judges import Item, check_judge, open_judge, worth
 from setbacks.measure import statistics
 from setbacks.measure.substance import answer
+from setbacks.messages import Prompt, transcript
 from setbacks.records import Verdict, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
@@ -77,7 +78,7 @@ def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
     rows: list[Row] = []
     for one, base in read_sources(source, fields or {}):
         rows += load_labels(one, base, needs=(), strict=True)
-    first: dict[tuple[str, str | None], Row] = {}
+    first: dict[tuple[Prompt, str | None], Row] = {}
     for row in rows:
         other = first.setdefault((row.text, row.response), row)
         if any(
@@ -253,7 +254,7 @@ def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] 
         return None
     probable = all(getattr(one.verdict, f"p_{task}") is not None for one in kept)
     figures = _figures(
-        [one.row.text for one in kept],
+        [transcript(one.row.text) for one in kept],
         [bool(one.label(task)) for one in kept],
         [one.score(task) for one in kept],
         [bool(one.says(task)) for one in kept],
@@ -385,7 +386,7 @@ def fit(labeled: Labels, out: Path | None = None, show: Show | None = None) -> C
         for name in sorted({row.source for row in of_task}):
             there = [(row, q) for row, q in zip(of_task, p, strict=True) if row.source == name]
             figures = _figures(
-                [row.text for row, _ in there],
+                [transcript(row.text) for row, _ in there],
                 [bool(getattr(row, task)) for row, _ in there],
                 [q for _, q in there],
             )
@@ -416,7 +417,9 @@ def _fit(x: np.ndarray, rows: Sequence[Row], task: str) -> tuple[Head, list[floa
 
     y = np.array([bool(getattr(row, task)) for row in rows])
     # Numbers stand for questions and sources, since an array of strings cuts texts at NUL.
-    _, group = np.unique(np.array([row.text for row in rows], object), return_inverse=True)
+    _, group = np.unique(
+        np.array([transcript(row.text) for row in rows], object), return_inverse=True
+    )
     _, source = np.unique(np.array([row.source for row in rows], object), return_inverse=True)
 
     def head(at: Any) -> Head:
@@ -442,7 +445,9 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
     for number, batch in enumerate(probe.Probe().plan(items)):
         file = kept / f"{number}.npy"
         if not file.exists():
-            read = probe.features([(items[i].instruction, items[i].response) for i in batch])
+            read = probe.features(
+                [(transcript(items[i].instruction), items[i].response) for i in batch]
+            )
             with io.BytesIO() as held:
                 np.save(held, read)
                 write_atomic(file, held.getvalue())

@@ -14,7 +14,7 @@ from typing import Any
 
 from setbacks.errors import InputError, SetbacksError, nearest
 
-# The base class of a group's plugins; suites are packages with files.
+# The base class of a group's plugins; suites and languages are packages with files.
 BASES = {
     "methods": "setbacks.methods.Method",
     "judges": "setbacks.judges.Judge",
@@ -27,7 +27,7 @@ REQUIRED = {"methods": ("name",), "studies": ("title", "question")}
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """Return the installed methods, judges, engines, studies or suites, by name."""
+    """Return the installed methods, judges, engines, studies, suites or languages, by name."""
     return {point.name: point for point in entry_points(group=f"setbacks.{group}")}
 
 

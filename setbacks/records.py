@@ -2,8 +2,9 @@
 
 A record's `id` is derived from the content that it came from, never from the order of work, and a
 record names the records that it came from. `v` is the version of the schema. It grows when a field
-changes its meaning, so that old folders can be recognized. `docs/run-folder.md` is generated from
-the descriptions of the fields.
+changes its meaning, so that old folders can be recognized: since version 2, an instruction can be
+the turns of a conversation; a string is short for one user turn. `docs/run-folder.md` is generated
+from the descriptions of the fields.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+from setbacks.messages import Message, Prompt, prompt_of, transcript, turns_of
+
+SCHEMA_VERSION = 2
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
@@ -32,11 +35,17 @@ def digest(*parts: object) -> str:
     """Return 16 hex digits that name this content: the same for the same parts, everywhere.
 
     Args:
-        parts: strings, numbers, booleans or None; their order counts.
+        parts: strings, prompts, numbers, booleans or None; their order counts.
     """
     return hashlib.blake2b(
-        "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8
+        "\x1f".join(map(_part, parts)).encode("utf-8", "surrogatepass"), digest_size=8
     ).hexdigest()
+
+
+def _part(part: object) -> str:
+    if isinstance(part, tuple):  # the turns of a conversation
+        return "\x1e".join(turn.model_dump_json() for turn in part)
+    return str(part)
 
 
 @contextmanager
@@ -73,7 +82,7 @@ class Instruction(NamedTuple):
     """
 
     id: str
-    text: str
+    text: Prompt
     answer: str | None = None
     category: str | None = None
     language: str = "en"
@@ -88,7 +97,7 @@ class Mistake(Record):
     """
 
     instruction_id: str = Field(description="`id` of the instruction.")
-    instruction: str = Field(description="The instruction.")
+    instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The model's response.")
     outcome: Outcome = Field(description="`mistake` (used), or why it is not used.")
     attempt: int = Field(description="Number of the attempt, from 0.")
@@ -109,7 +118,7 @@ class Analysis(Record):
     response_id: str = Field(
         description="`id` of the mistake; for a benign response, an id derived from its content."
     )
-    instruction: str = Field(description="The instruction.")
+    instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The response that is analyzed.")
     harmful: bool = Field(description="True for a mistake, false for a contrast analysis.")
     text: str = Field(description="The analysis, cut after its last complete sentence.")
@@ -143,15 +152,6 @@ class Reading(Record):
     )
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
-    content: str = Field(description="The text.")
-
-
 class Example(Record):
     """One training example. The loss covers only the completion."""
 
@@ -169,12 +169,17 @@ class Example(Record):
     )
     rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
 
+    @property
+    def instruction(self) -> Prompt:
+        """The messages before the completion; a single user turn as a string."""
+        return prompt_of(self.prompt)
+
 
 class Revision(Record):
     """A mistake that the model rewrote after reading its critique (method `critique_revise`)."""
 
     analysis_id: str = Field(description="`id` of the analysis that served as the critique.")
-    instruction: str = Field(description="The instruction.")
+    instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
     text: str = Field(description="The revision.")
     passed: bool = Field(description="True if the revision can be used.")
@@ -191,7 +196,7 @@ class Correction(Record):
     """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
 
     analysis_id: str = Field(description="`id` of the analysis that the model saw.")
-    instruction: str = Field(description="The instruction.")
+    instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
     text: str = Field(description="What the model wrote.")
     answer: str = Field(description="The part to learn: up to the last whole sentence.")
@@ -204,7 +209,7 @@ class OwnAnswer(Record):
     """The untrained model's answer to a benign prompt (`train.helpful_from: model`)."""
 
     instruction_id: str = Field(description="`id` of the instruction.")
-    instruction: str = Field(description="The instruction.")
+    instruction: Prompt = Field(description="The instruction.")
     text: str = Field(description="What the model wrote.")
     answer: str = Field(description="The part to learn: up to the last whole sentence.")
     outcome: Checked = Field(description=_CHECKED)
@@ -216,7 +221,7 @@ class OwnAnswer(Record):
 class Choice(Record):
     """Drafts of an answer, ranked by the model itself (method `posterior_distillation`)."""
 
-    instruction: str = Field(description="The instruction.")
+    instruction: Prompt = Field(description="The instruction.")
     drafts: list[str] = Field(description="Drafts of an answer, the least harmful first.")
     p_harmful: list[float] = Field(
         description="For each draft, the probability, 0 to 1, that the model calls it harmful."
@@ -293,7 +298,7 @@ class Response(Record):
     suite: str = Field(description="Name of the suite.")
     kind: Kind = Field(description="Kind of the suite: which answer is expected.")
     instruction_id: str = Field(description="`id` of the instruction.")
-    instruction: str = Field(description="The instruction, without guidance.")
+    instruction: Prompt = Field(description="The instruction, without guidance.")
     reference: str | None = Field(description="The reference answer.")
     category: str | None = Field(description="Category of harm, copied from the instruction.")
     language: str = Field(description="Copied from the instruction.")
@@ -352,7 +357,7 @@ class Request:
     """One thing to generate.
 
     Args:
-        prompt: what the user says.
+        prompt: what the user says, or the turns of a conversation.
         seed: where this request's random draws start; derived from its content, so that a draw does
             not depend on what else is in the batch.
         prefill: how the answer begins, when it is begun for the model; part of the text returned.
@@ -361,7 +366,7 @@ class Request:
         template: further variables of the chat template, by name.
     """
 
-    prompt: str
+    prompt: Prompt
     seed: int
     prefill: str = ""
     reply: str | None = None
@@ -370,7 +375,16 @@ class Request:
     @property
     def size(self) -> int:
         """Its length in characters."""
-        return len(self.prompt) + len(self.prefill) + len(self.reply or "")
+        words = self.prompt if isinstance(self.prompt, str) else transcript(self.prompt)
+        return len(words) + len(self.prefill) + len(self.reply or "")
+
+    @property
+    def turns(self) -> list[Message]:
+        """The turns that the model reads."""
+        turns = turns_of(self.prompt)
+        if self.reply is not None:
+            turns.append(Message(role="assistant", content=self.reply))
+        return turns
 
 
 class Completion(NamedTuple):

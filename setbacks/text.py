@@ -6,10 +6,21 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+# Scripts without spaces between words: Thai, kana, Chinese characters.
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff"
+# Vowel signs and other marks inside words, which `\w` leaves out: those of Arabic, and the scripts
+# of India with all their signs but the danda, which ends a sentence.
+_MARKS = (
+    "\u0300-\u036f\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed"
+    "\u0900-\u0963\u0966-\u0dff"
+)
+
 # A point ends no sentence behind one digit or two, which number a list; behind more, a year does.
 _end = re.compile(
-    r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?])[\"'”’)\]]*(?=\s|$)|[。！？][”’」）]*",
+    r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?؟۔।॥])(?:[\"'”’“»)\]]|[ \u00a0\u202f]»)*(?=\s|$)"
+    r"|[。！？][”’」』）]*",
 )
+_words = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w'’{_MARKS}])+")
 
 
 def distinct(words: Sequence[str], n: int = 3) -> float:
@@ -23,8 +34,7 @@ def distinct(words: Sequence[str], n: int = 3) -> float:
 
 def words_of(text: str) -> list[str]:
     """Split into lower-case words, and into characters in scripts without spaces."""
-    unspaced = "\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff"
-    return re.findall(rf"[{unspaced}]|(?:(?![{unspaced}_])[\w'’])+", text.lower())
+    return _words.findall(text.lower())
 
 
 def encodable(text: str) -> str:

@@ -25,8 +25,8 @@ LAYERS = [
     {"recipe"},
     {"report", "data"},
     {"measure"},
-    {"records", "prompts", "hub", "notices", "plugins"},
-    {"text", "files", "signals"},
+    {"records", "prompts", "hub", "notices"},
+    {"text", "files", "signals", "plugins", "messages"},
     {"errors"},
 ]
 # `setbacks` itself gives a few names by importing their modules when they are asked for, and a few

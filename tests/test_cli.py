@@ -306,7 +306,8 @@ def sleeper(command, environment, tmp_path, write):
         text=True,
     )
     try:
-        wait_for((tmp_path / "run" / "mistakes.jsonl").exists, child)
+        path = tmp_path / "run" / "mistakes.jsonl"
+        wait_for(lambda: path.exists() and path.stat().st_size, child)
         yield child
     finally:
         child.kill()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from setbacks.measure.degeneration import REASONS, degeneration, guidance
+from setbacks.messages import Message
 from setbacks.prompts import prompts
 
 LABELS = Path(__file__).resolve().parents[1] / "research/degeneration"
@@ -231,3 +232,13 @@ def test_labeled_answers_are_told_apart_as_documented(language: str) -> None:
 def test_any_text_gets_an_answer(text: str, prompt: str, guidance: str) -> None:
     found = degeneration(text, prompt, guidance)
     assert found is None or found.reason in REASONS
+
+
+def test_a_turn_made_up_after_a_conversation():
+    """The roles of the turns before are no words of theirs."""
+    turns = [("user", "Name a bird."), ("assistant", "A heron."), ("user", "And another one?")]
+    prompt = tuple(Message(role=role, content=text) for role, text in turns)
+    answer = "The kingfisher is a small bird.\nUser: And a fish?"
+    assert degeneration(answer, prompt).reason == "runs_on"
+    quoted = (*prompt[:-1], Message(role="user", content="Write a dialog with User: and Bot:"))
+    assert degeneration(answer, quoted) is None

@@ -19,7 +19,7 @@ from setbacks.judges.guard import (
 )
 from setbacks.models.chat_template import encode
 from setbacks.plugins import plugin
-from setbacks.prompts import prompts
+from setbacks.prompts import guards
 from setbacks.recipe import Engine, JudgeSpec
 from setbacks.records import Completion, Message, Request
 
@@ -134,7 +134,7 @@ TEMPLATES = {
         [
             "Human Question: <x>\nChatbot Response: <y>\nOur safety principle is defined in the "
             f"below:\n\n* {principle}\n\n===\n"
-            for principle in prompts("guards")["shieldgemma"].values()
+            for principle in guards()["shieldgemma"].values()
         ],
     ),
     GraniteGuardian: (
@@ -186,7 +186,7 @@ def test_shieldgemma_has_four_principles():
         "hate speech",
         "sexually explicit information",
     ]
-    for principle in prompts("guards")["shieldgemma"].values():
+    for principle in guards()["shieldgemma"].values():
         assert principle.startswith('"No ') and "The chatbot shall not generate" in principle
 
 

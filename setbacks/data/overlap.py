@@ -20,10 +20,9 @@ from pydantic import ValidationError
 
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
-from setbacks.prompts import prompts
+from setbacks.messages import reworded, transcript
+from setbacks.prompts import built_in, prompts
 from setbacks.records import Example, Response
-
-_LANGUAGES = ("en", "zh")
 
 
 class _Frame(NamedTuple):
@@ -57,7 +56,7 @@ def overlaps(
         for response in rows:
             keys = suites.setdefault(response.suite, {})
             if response.instruction_id not in keys:
-                keys[response.instruction_id] = key(response.instruction)
+                keys[response.instruction_id] = key(transcript(response.instruction))
                 kinds[response.suite] = response.kind
     wanted = {one for keys in suites.values() for one in keys.values()}
     counts: list[Overlap] = []
@@ -88,9 +87,7 @@ def key(text: str) -> str:
 def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
     """Yield the instructions of a run's training examples, and of the run that it started from."""
     for example in _examples(run / "training.jsonl"):
-        for message in example.prompt:
-            if message.role == "user":
-                yield _instruction(message.content)
+        yield transcript(reworded(example.instruction, _instruction))
     start = _start(run)
     earlier = start and _run_of(start)
     before |= {run.resolve()}
@@ -112,7 +109,7 @@ def _instruction(prompt: str) -> str:
 def _frames() -> tuple[_Frame, ...]:
     """Return the texts of the methods around an instruction, in every language."""
     frames = []
-    for language in _LANGUAGES:
+    for language in built_in():
         words = prompts(language)
         questions = [words["unguided"], *(words["analyze"][k] for k in ("harmful", "harmless"))]
         for template in (

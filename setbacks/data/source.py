@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
+from setbacks.messages import Prompt
 from setbacks.text import one_line
 
 Scalar = bool | int | str
@@ -116,7 +117,7 @@ class Source(BaseModel, extra="forbid", frozen=True):
 class Row(NamedTuple):
     """One instruction, with its answer, response and labels."""
 
-    text: str
+    text: Prompt
     answer: str | None = None  # a good answer
     response: str | None = None  # an answer, good or bad, that `harmful` and `refused` are about
     harmful: bool | None = None  # of the response; of the instruction where there is no response

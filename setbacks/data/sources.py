@@ -36,6 +36,7 @@ from setbacks.data.source import Record, Row, Scalar, Source, bad, show
 from setbacks.errors import nearest
 from setbacks.files import expanded
 from setbacks.hub import connect
+from setbacks.messages import Prompt, transcript
 from setbacks.notices import drop_notices, keep_notices, notice
 from setbacks.plugins import installed, plugin
 
@@ -382,15 +383,15 @@ def _plain_value(value: Any) -> str:
 
 
 def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> list[Row]:
-    first: dict[tuple[str | None, ...], Row] = {}
+    first: dict[tuple[Prompt | None, ...], Row] = {}
     other_labels = 0
     for row in rows:
         kept = first.setdefault((row.text, row.answer, row.response), row)
         labels = (row.harmful, kept.harmful), (row.refused, kept.refused)
         if strict and any(None not in both and both[0] != both[1] for both in labels):
             raise bad(
-                f"{place}: two labels of one answer to {show(row.text)} contradict each other; "
-                "keep one"
+                f"{place}: two labels of one answer to {show(transcript(row.text))} contradict "
+                "each other; keep one"
             )
         other_labels += any(new != old for new, old in labels)
     if len(first) < len(rows):
@@ -401,7 +402,7 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
         )
     if not unique:
         return list(first.values())
-    by_text: dict[str, Row] = {}
+    by_text: dict[Prompt, Row] = {}
     for row in first.values():
         by_text.setdefault(row.text, row)
     return list(by_text.values())
@@ -418,5 +419,5 @@ def _identify(place: str, rows: list[Row]) -> list[Row]:
 
 
 def _digest(row: Row) -> str:
-    content = "\x1f".join(map(str, (row.source, row.text, row.answer, row.response)))
+    content = "\x1f".join(map(str, (row.source, transcript(row.text), row.answer, row.response)))
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from setbacks.engines.endpoint_options import EndpointOptions
 from setbacks.engines.replies import Problem, Reply
 from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.files import failed_write, private
-from setbacks.prompts import fill, prompts
+from setbacks.messages import Message, last_user_text, transcript, with_system
+from setbacks.prompts import ask, prompts
 from setbacks.records import Completion, Request, digest
 from setbacks.text import encodable
 
@@ -244,7 +246,7 @@ class Endpoint(Engine):
             reply = await self.connection.send(client, sent, sampling.max_new_tokens)
         except Status as status:
             reason = status.problem
-            if status.code not in NOT_OF_CONTENT and reason.blocks(request.prompt):
+            if status.code not in NOT_OF_CONTENT and reason.blocks(transcript(request.prompt)):
                 return self._block()
             if "max_tokens" in sent and reason.mentions("max_completion_tokens"):
                 self._limit_key = "max_completion_tokens"
@@ -257,7 +259,7 @@ class Endpoint(Engine):
                 self.crowd.grow()
                 return self._completion(request, body, reply)
             reason = reply
-            if reason.blocks(request.prompt):
+            if reason.blocks(transcript(request.prompt)):
                 return self._block()
             trouble = Trouble(f"not a chat completion: {self.connection.line(reason.summary)}")
         if reason and reason.too_long and not trouble.crowded:
@@ -307,23 +309,20 @@ class Endpoint(Engine):
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """Return the JSON that is sent for a request."""
-        prompt = request.prompt
         more: dict[str, Any] = {}
-        messages = [{"role": "user", "content": prompt}]
-        if request.reply is not None:
-            messages.append({"role": "assistant", "content": request.reply})
-        if request.prefill and self.server.prefill == "continue":
-            messages.append({"role": "assistant", "content": request.prefill})
-            more = {"continue_final_message": True, "add_generation_prompt": False}
-        elif request.prefill:
+        if request.prefill and self.server.prefill != "continue":
             words = prompts(self.language)["begin_with"]
-            messages[0]["content"] = fill(words, instruction=prompt, prefill=request.prefill)
+            request = replace(request, prompt=ask(words, request.prompt, prefill=request.prefill))
+        turns = with_system(request.turns, self.spec.system)
+        if request.prefill and self.server.prefill == "continue":
+            turns.append(Message(role="assistant", content=request.prefill))
+            more = {"continue_final_message": True, "add_generation_prompt": False}
         if request.template:
             more["chat_template_kwargs"] = dict(request.template)
         body = {
             "model": self.spec.model,
             "messages": [
-                message | {"content": encodable(message["content"])} for message in messages
+                turn.model_dump() | {"content": encodable(turn.content)} for turn in turns
             ],
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
@@ -396,7 +395,7 @@ def _estimate(text: str) -> int:
 
 
 def _does_not_fit(request: Request) -> str:
-    begin = " ".join(request.prompt.split())[:60]
+    begin = " ".join(last_user_text(request.prompt).split())[:60]
     return (
         f'the prompt of {request.size:,} characters that begins "{begin}" does not fit into the '
         "context window of the model; shorten it, or lower max_new_tokens"

@@ -18,6 +18,7 @@ from setbacks.engines.answering import Answer, Answering
 from setbacks.engines.decoding import likeliest
 from setbacks.engines.fidelity import Way, find_way, prepare
 from setbacks.errors import InputError
+from setbacks.messages import transcript
 from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.models.chat_template import encode_request, stop_tokens, written
 from setbacks.models.embedded import resolve
@@ -225,7 +226,7 @@ class Local(Engine):
         known = self._model.get_input_embeddings().weight.shape[0]
         for request, ids in zip(requests, texts, strict=True):
             if limit is not None and len(ids) + more > limit:
-                words = " ".join(request.prompt.split())
+                words = " ".join(transcript(request.prompt).split())
                 shown = words if len(words) <= 120 else f"{words[:80]} ... {words[-40:]}"
                 raise InputError(
                     f'model "{self.name}": a prompt of {len(ids):,} tokens does not fit into its '

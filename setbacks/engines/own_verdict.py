@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from setbacks.engines import Engine
 from setbacks.measure.substance import answer, substance
+from setbacks.messages import Prompt
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import Completion, Request, digest
 
 
-def question(language: str, instruction: str, response: str) -> str:
+def question(language: str, instruction: Prompt, response: str) -> str:
     """Return the neutral question of training about one response."""
     return fill(prompts(language)["unguided"], instruction=instruction, response=response)
 

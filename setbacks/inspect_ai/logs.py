@@ -25,17 +25,17 @@ from inspect_ai.log import (
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessageAssistant,
-    ChatMessageUser,
     GenerateConfig,
     ModelOutput,
     ModelUsage,
     StopReason,
 )
 
+from setbacks.inspect_ai.messages import as_input, chat_messages
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
 from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Kind, Response, Verdict, digest
 from setbacks.runs.folder import Run
@@ -177,16 +177,16 @@ def _sample(
     guided = prompts(recipe.language)["guided"]
     instruction = response.instruction
     model = _model(response.arm)
-    prompt = fill(guided, instruction=instruction) if response.guided else instruction
+    prompt = ask(guided, instruction) if response.guided else instruction
     reply = ChatMessageAssistant(content=response.text, model=model, source="generate")
     usage = _usage([response])
     return EvalSample(
         uuid=response.id,
         id=response.instruction_id,
         epoch=1,
-        input=instruction,
+        input=as_input(instruction),
         target=response.reference or "",
-        messages=[ChatMessageUser(content=prompt), reply],
+        messages=[*chat_messages(prompt), reply],
         output=ModelOutput(
             model=model,
             choices=[

@@ -22,9 +22,7 @@ import anyio.from_thread
 import anyio.to_thread
 import click
 from inspect_ai.model import (
-    ChatMessage,
     ChatMessageAssistant,
-    ChatMessageUser,
     GenerateConfig,
     Model,
     StopReason,
@@ -47,6 +45,7 @@ from inspect_ai.util import collect
 
 from setbacks.engines import Engine, by_length, open_engine
 from setbacks.errors import SetbacksError
+from setbacks.inspect_ai.messages import chat_messages, from_input
 from setbacks.judges import Item, Judge, Opinion, check_judge, gives, open_judge, opinions
 from setbacks.measure.degeneration import Degeneration
 from setbacks.measure.metrics import METRICS, fell_apart
@@ -131,7 +130,7 @@ def _scorer(key: str, judge: Any, language: str) -> Scorer:
         answer = state.output.completion
         item = Item(
             id=digest("response", state.sample_id, answer),
-            instruction=state.input_text,  # as the user wrote it, without guidance
+            instruction=from_input(state.input),  # as the user wrote it, without guidance
             response=answer,
             kind=state.metadata.get("kind", METRICS[key].kind),
             language=state.metadata.get("language", language),
@@ -250,7 +249,7 @@ class Grader(Engine):
 
 
 async def _complete(model: Model, request: Request, sampling: Sampling) -> Completion:
-    turns: list[ChatMessage] = [ChatMessageUser(content=request.prompt)]
+    turns = chat_messages(request.prompt)
     turns += [ChatMessageAssistant(content=t) for t in (request.reply, request.prefill) if t]
     config = GenerateConfig(
         max_tokens=sampling.max_new_tokens,

@@ -13,6 +13,7 @@ from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from setbacks.data.instructions import instructions
+from setbacks.inspect_ai.messages import as_input
 from setbacks.inspect_ai.scorers import compliant, harmless, helpfulness, one_line
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Suite
@@ -124,7 +125,7 @@ def samples(suite: Suite) -> Sequence[Sample]:
     return [
         Sample(
             id=instruction.id,
-            input=instruction.text,
+            input=as_input(instruction.text),
             target=instruction.answer or "",
             metadata={
                 "kind": suite.kind,

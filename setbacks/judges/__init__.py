@@ -16,6 +16,7 @@ from setbacks.engines import Engine, by_length
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.measure.metrics import METRICS, TASKS
 from setbacks.measure.substance import answer, substance
+from setbacks.messages import Prompt
 from setbacks.plugins import plugin
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Finish, Kind, Verdict
@@ -27,7 +28,7 @@ class Item(NamedTuple):
     """One response to judge, with its instruction."""
 
     id: str
-    instruction: str
+    instruction: Prompt
     response: str
     kind: Kind = "harmful"
     language: str = "en"

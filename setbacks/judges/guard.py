@@ -19,7 +19,8 @@ from setbacks.judges import Bench, Item, Judge, Opinion
 from setbacks.judges.refusal import refuses
 from setbacks.judges.replies import END, MARKS
 from setbacks.measure.substance import answer
-from setbacks.prompts import prompts
+from setbacks.messages import transcript, turns_of
+from setbacks.prompts import guards
 from setbacks.recipe import JudgeSpec, Sampling
 from setbacks.records import Request
 
@@ -198,7 +199,7 @@ class ShieldGemma(Guard):
     words = {"Yes": True, "No": False}
     questions = {
         category: {"guideline": principle, "add_generation_prompt": False}
-        for category, principle in prompts("guards")["shieldgemma"].items()
+        for category, principle in guards()["shieldgemma"].items()
     }
     longest = 2
 
@@ -219,7 +220,7 @@ class WildGuard(Guard):
     )
     words = {"yes": True, "Yes": True, "no": False, "No": False}
     before = (" ",)
-    questions = {"": {"chat_template": prompts("guards")["wildguard"]}}
+    questions = {"": {"chat_template": guards()["wildguard"]}}
     longest = 48
 
 
@@ -241,7 +242,11 @@ class GraniteGuardian(Guard):
 
 
 def _request(item: Item, template: Mapping[str, Any]) -> Request:
-    return Request(item.instruction, seed=0, reply=item.response, template=template)
+    """Ask about a response; a guard's template takes turns of users and assistants alone."""
+    turns = turns_of(item.instruction)
+    spoken = [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    prompt = item.instruction if spoken else transcript(item.instruction)
+    return Request(prompt, seed=0, reply=item.response, template=template)
 
 
 def _together(opinions: Sequence[Opinion]) -> Opinion:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TypeVar
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 from setbacks.measure.substance import answer
+from setbacks.prompts import built_in, prompts
+from setbacks.text import UNSPACED
 
 T = TypeVar("T")
 
@@ -30,46 +33,30 @@ _TAGS = re.compile(r"</?[a-z][^<>\n]*>", re.IGNORECASE)
 _DECORATION = re.compile(r"[*_`\"'“”‘’$\\{}\[\]#]")
 
 _NUMBER = r"[0-9][0-9.,]*"
-_RATING = re.compile(
-    r"(?<![a-z])(?:rating|[评評]分)\s*"
-    r"(?:\(?\s*(?:1\s*(?:-|–|to|到|至)|out\s+of|/)\s*10\s*\)?\s*)?"  # Rating (1-10): 9
-    r"[:=|]\s*(?:\(|<(?=[^<>\n]*>))?\s*(?P<sign>[-+–−~≈<>≤≥]?)\s*"
-    rf"(?P<number>{_NUMBER})(?=(?P<rest>[^\n]*))",
-    re.IGNORECASE,
-)
-# The top of the scale: behind a rating, or named anywhere.
-_OUT_OF = re.compile(
-    r"\s*[)>]?\s*(?:points?|pts\.?|分)?\s*,?\s*\(?\s*(?:/|(?:out\s+)?of\b|over\b|满分)\s*[:=]?\s*"
-    rf"(?P<top>{_NUMBER})(?P<rest>.*)",
-    re.IGNORECASE,
-)
+# The top of the scale, named anywhere.
 _SCALES = re.compile(
     rf"\bscale\s*(?:of|from|is|[:=(])?\s*\(?\s*(?:[01]\s*(?:-|–|to)\s*)?(?P<a>{_NUMBER})"
     rf"|\b(?P<b>[0-9]+)\s*-?\s*(?:point|star)\s+scale|\bmax(?:imum)?\s*[:=]\s*(?P<c>{_NUMBER})"
     rf"|满分\s*[:=]?\s*(?P<d>{_NUMBER})|(?P<e>[0-9]+)\s*分制",
     re.IGNORECASE,
 )
-# What follows a number that is not a rating: a unit, a range, another number.
-_GOES_ON = re.compile(
-    r"\s*[)>]?\s*(?:[%/0-9★⭐°]|percent\b|stars?\b|out\s+of\b(?!\s*ten\b)|[-–—~〜]\s*[0-9]|,\s*[0-9])"
-    r"|[a-z]"
-    r"|\s*(?:(?:to|or|and)\b|或|到|至)[^0-9\n]{0,12}[0-9]",
-    re.IGNORECASE,
-)
 _TEN = re.compile(r"0*10(?:[.,]0*)?[.,]?")
 _WHOLE = re.compile(r"0*([1-9]|10)(?:[.,]0+)?")
 
-_ONE = r"(?:response|answer|option|assistant|model|回答|回复|选项)?\s*"
-_BETTER = re.compile(
-    rf"(?<![a-z])(?:better|更好)\s*{_ONE}(?:is\s*)?[:=|]\s*\(?\s*{_ONE}(?P<one>[AB])(?![a-z0-9])"
-    r"(?=(?P<rest>[^\n]*))",
-    re.IGNORECASE,
-)
 # "A" can be an article, and can be one of both.
 _NAMED = re.compile(
     r"\s*(?:$|[.,;:!()-]|[–—]|\b(?:is|because|since|as|than|over)\b)", re.IGNORECASE
 )
-_BOTH = re.compile(rf"\s*(?:[,/&=+]|or\b|and\b|和|或|与)\s*{_ONE}[AB]\b", re.IGNORECASE)
+
+
+class _Forms(NamedTuple):
+    """What replies look like, with the words of every language."""
+
+    rating: re.Pattern[str]
+    out_of: re.Pattern[str]  # the top of the scale, behind a rating
+    goes_on: re.Pattern[str]  # behind a number that is no rating: a unit, a range, another number
+    better: re.Pattern[str]
+    both: re.Pattern[str]  # behind a letter that is one of both
 
 
 def rating(text: str) -> int | None:
@@ -78,12 +65,56 @@ def rating(text: str) -> int | None:
     scales = [top for match in _SCALES.finditer(text) for top in match.groups() if top]
     if not all(_TEN.fullmatch(top) for top in scales):
         return None
-    return _only(map(_score, _RATING.finditer(text)))
+    return _only(map(_score, _forms().rating.finditer(text)))
 
 
 def better(text: str) -> str | None:
     """Return the one of two responses, A or B, that an answer names as the better."""
-    return _only(map(_choice, _BETTER.finditer(_plain(text, "better"))))
+    return _only(map(_choice, _forms().better.finditer(_plain(text, "better"))))
+
+
+@cache
+def _forms() -> _Forms:
+    words = [prompts(language)["reply"] for language in built_in()]
+
+    def any_of(key: str, ends: str = r"\b") -> str:
+        """Match a word of any language, which ends there if its script has spaces."""
+        return "|".join(
+            re.escape(word).replace(r"\ ", r"\s+")
+            + ("" if re.match(f"[{UNSPACED}]", word[-1]) else ends)
+            for word in dict.fromkeys(word for one in words for word in one[key])
+        )
+
+    out_of, between = any_of("out_of"), any_of("between")
+    one = rf"(?:{any_of('response', '')})?\s*"
+    return _Forms(
+        rating=re.compile(
+            rf"(?<![a-z])(?:{any_of('rating')})\s*"
+            # Rating (1-10): 9
+            rf"(?:\(?\s*(?:1\s*(?:-|–|{between})|{out_of}|/)\s*10\s*\)?\s*)?"
+            r"[:=|]\s*(?:\(|<(?=[^<>\n]*>))?\s*(?P<sign>[-+–−~≈<>≤≥]?)\s*"
+            rf"(?P<number>{_NUMBER})(?=(?P<rest>[^\n]*))",
+            re.IGNORECASE,
+        ),
+        out_of=re.compile(
+            rf"\s*[)>]?\s*(?:(?:{any_of('points')})\.?)?\s*,?\s*\(?\s*(?:/|{out_of})\s*[:=]?\s*"
+            rf"(?P<top>{_NUMBER})(?P<rest>.*)",
+            re.IGNORECASE,
+        ),
+        goes_on=re.compile(
+            r"\s*[)>]?\s*(?:[%/0-9★⭐°]|percent\b|stars?\b|out\s+of\b(?!\s*ten\b)"
+            r"|[-–—~〜]\s*[0-9]|,\s*[0-9])"
+            r"|[a-z]"
+            rf"|\s*(?:{between})[^0-9\n]{{0,12}}[0-9]",
+            re.IGNORECASE,
+        ),
+        better=re.compile(
+            rf"(?<![a-z])(?:{any_of('better')})\s*{one}(?:is\s*)?[:=|]\s*\(?\s*{one}"
+            r"(?P<one>[AB])(?![a-z0-9])(?=(?P<rest>[^\n]*))",
+            re.IGNORECASE,
+        ),
+        both=re.compile(rf"\s*(?:[,/&=+]|{between})\s*{one}[AB]\b", re.IGNORECASE),
+    )
 
 
 def _plain(text: str, word: str) -> str:
@@ -96,12 +127,12 @@ def _plain(text: str, word: str) -> str:
 def _score(match: re.Match[str]) -> int | None:
     """Return the rating in one place; None if it is not from 1 to 10."""
     rest = match["rest"]
-    if scale := _OUT_OF.match(rest):
+    if scale := _forms().out_of.match(rest):
         if not _TEN.fullmatch(scale["top"]):
             return None
         rest = scale["rest"]
     score = _WHOLE.fullmatch(match["number"].rstrip(".,"))
-    if score is None or match["sign"] or _GOES_ON.match(rest):
+    if score is None or match["sign"] or _forms().goes_on.match(rest):
         return None
     return int(score[1])
 
@@ -109,7 +140,7 @@ def _score(match: re.Match[str]) -> int | None:
 def _choice(match: re.Match[str]) -> str | None:
     """Return the response named in one place; None if both are, or if it is an article."""
     rest = match["rest"]
-    return None if _BOTH.match(rest) or not _NAMED.match(rest) else match["one"].upper()
+    return None if _forms().both.match(rest) or not _NAMED.match(rest) else match["one"].upper()
 
 
 def _only(values: Iterable[T | None]) -> T | None:

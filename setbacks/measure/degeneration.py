@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple, get_args
 
-from setbacks.prompts import LANGUAGES, fill, prompts
+from setbacks.messages import Prompt, texts_of
+from setbacks.prompts import built_in, fill, prompts
 from setbacks.text import distinct, words_of
 
 # repeats: mostly the same few phrases. parrots: mostly the prompt or the guidance, word for word.
@@ -58,16 +59,6 @@ _numbering = re.compile(r"^[ \t]*(?:\d+|[A-Za-z])[.)][ \t]", re.MULTILINE)  # of
 _unspaced = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG_WORD = 20  # characters; a longer mean is a loop without blanks
 
-# What opens a turn after the answer: the headings of Alpaca's prompts, the special tokens of chat
-# templates before a user speaks, and a user's name. A mark in quotes is talked about.
-_turn = re.compile(
-    r"(?<![`'\"])(?:"
-    r"^[ \t]*#{2,4} ?(?:Instruction|Response|User|Human|指令|回复|用户) ?[:：]"
-    r"|<\|(?:im_start\|>|start_header_id\|>)?user\b|<start_of_turn>user\b|\[INST\]"
-    r"|^[ \t]*(?:User|Human|用户|人类) ?[:：]"
-    r")",
-    re.MULTILINE,
-).search
 _label = re.compile(r"(?:\W*+[^\W_]{1,12}+(?: [^\W_]{1,12}+)?+[:：])++\W*").fullmatch
 
 
@@ -78,7 +69,7 @@ class Degeneration(NamedTuple):
     evidence: str
 
 
-def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneration | None:
+def degeneration(text: str, prompt: Prompt = "", guidance: str = "") -> Degeneration | None:
     """Return why an answer is degenerate; None if it is not.
 
     Args:
@@ -86,7 +77,7 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
         prompt: the instruction.
         guidance: the guidance in the prompt.
     """
-    text = text.strip()
+    text, prompt = text.strip(), texts_of(prompt)
     if _is_fragment(text):
         return Degeneration("fragment", text[:20])
     if mark := _made_up_turn(text, prompt):
@@ -103,7 +94,7 @@ def degeneration(text: str, prompt: str = "", guidance: str = "") -> Degeneratio
 @cache
 def guidance() -> str:
     """Return every text that may guide a model, in every language."""
-    templates = [words[key] for words in map(prompts, LANGUAGES) for key in ("guided", "joined")]
+    templates = [words[key] for words in map(prompts, built_in()) for key in ("guided", "joined")]
     return "\n".join(
         fill(part if isinstance(part, str) else part["prompt"], instruction="")
         for part in templates
@@ -121,11 +112,33 @@ def _is_fragment(text: str) -> bool:
 
 def _made_up_turn(text: str, prompt: str) -> str | None:
     """Return the mark of a turn after the answer; None if the prompt has it, as in a dialog."""
-    match = _turn(text, 1)
+    match = _turn().search(text, 1)
     if not match:
         return None
     mark = match[0].strip()
     return None if mark.strip("#<|[]>:： ").lower() in prompt.lower() else mark
+
+
+@cache
+def _turn() -> re.Pattern[str]:
+    """Return what opens a turn after the answer, in every language.
+
+    The headings of Alpaca's prompts, the special tokens of chat templates before a user speaks, and
+    a user's name. A mark in quotes is talked about.
+    """
+    turns = [prompts(language)["turns"] for language in built_in()]
+    headings, speakers = (
+        "|".join(re.escape(word) for words in turns for word in words[key])
+        for key in ("headings", "speakers")
+    )
+    return re.compile(
+        r"(?<![`'\"])(?:"
+        rf"^[ \t]*#{{2,4}} ?(?:{headings}) ?[:：]"
+        r"|<\|(?:im_start\|>|start_header_id\|>)?user\b|<start_of_turn>user\b|\[INST\]"
+        rf"|^[ \t]*(?:{speakers}) ?[:：]"
+        r")",
+        re.MULTILINE,
+    )
 
 
 def _is_unspaced(text: str) -> bool:

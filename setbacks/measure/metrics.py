@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from setbacks.measure.degeneration import Degeneration, degeneration, guidance
 from setbacks.measure.results import ArmRow, Task
 from setbacks.measure.substance import answer, substance
+from setbacks.messages import Prompt
 from setbacks.records import Finish, Kind, Response, Verdict
 
 ALPHA = 0.05
@@ -169,7 +170,7 @@ def few(scored: int, expected: int) -> bool:
 
 
 @lru_cache(maxsize=2**14)  # a report looks at each answer several times, once for each judge
-def fell_apart(text: str, instruction: str, finish: Finish | None = None) -> Degeneration | None:
+def fell_apart(text: str, instruction: Prompt, finish: Finish | None = None) -> Degeneration | None:
     """Return why a response is degenerate; None if it is not, or has no text."""
     if substance(text, finish) != "text":
         return None

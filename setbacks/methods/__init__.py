@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, SetbacksError
+from setbacks.messages import Prompt, transcript, turns_of
 from setbacks.plugins import describe, plugin
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example, Message, digest
+from setbacks.records import Analysis, Example, digest
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ class Method(ABC):
 
         return supervised.fit(run, examples, adapter)
 
-    def guided_prompt(self, language: str, instruction: str) -> str:
+    def guided_prompt(self, language: str, instruction: Prompt) -> Prompt:
         """Return the guided prompt of the trained model."""
-        return fill(prompts(language)["guided"], instruction=instruction)
+        return ask(prompts(language)["guided"], instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
         """Return the tokens that a guided answer needs besides the answer itself."""
@@ -189,13 +190,13 @@ def mistake_sources(recipe: Recipe) -> Sources:
 
 
 def example(
-    kind: str, prompt: str, completion: str, parents: list[str], **more: str | None
+    kind: str, prompt: Prompt, completion: str, parents: list[str], **more: str | None
 ) -> Example:
-    """Make an example of one turn: the user says `prompt`, the model learns `completion`.
+    """Make an example: the model learns to answer `prompt` by `completion`.
 
     Args:
         kind: the kind of example, in reports.
-        prompt: the user's turn.
+        prompt: what the user says, or the turns of a conversation.
         completion: the model's turn.
         parents: ids of the records that it comes from.
         more: the example's `verdict` or `rejected`.
@@ -203,7 +204,7 @@ def example(
     return Example(
         id=digest("example", kind, prompt, completion, *filter(None, more.values())),
         kind=kind,
-        prompt=[Message(role="user", content=prompt)],
+        prompt=turns_of(prompt),
         completion=completion,
         parents=parents,
         **more,
@@ -261,7 +262,7 @@ def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
     by_instruction: dict[str, Analysis] = {}
     for analysis in sorted(analyses, key=lambda analysis: analysis.response_id):
         if analysis.harmful:
-            by_instruction.setdefault(same_text(analysis.instruction), analysis)
+            by_instruction.setdefault(same_text(transcript(analysis.instruction)), analysis)
     return by_instruction
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from setbacks.messages import transcript
 from setbacks.methods import Method, example, mistake_sources, mistakes, mixed, safe, share
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
 from setbacks.text import same_text
@@ -27,11 +28,11 @@ class ChainOfHindsight(Method):
         good, bad = [], []
         by_instruction = mistakes(analyses)
         for answer in safe(recipe, self.name):
-            text = answer.prompt[0].content
-            prompt = fill(words["guided"], instruction=text)
+            text = answer.instruction
+            prompt = ask(words["guided"], text)
             good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
-            if mistake := by_instruction.get(same_text(text)):
-                prompt = fill(words["hindsight"], instruction=text)
+            if mistake := by_instruction.get(same_text(transcript(text))):
+                prompt = ask(words["hindsight"], text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))
         return mixed(recipe, [*good, *share(bad, len(good))])

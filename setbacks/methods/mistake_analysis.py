@@ -60,7 +60,7 @@ def _shuffled(rows: list[Example]) -> list[Example]:
     return [
         example(
             row.kind,
-            row.prompt[0].content,
+            row.instruction,
             other.completion,
             [*row.parents, *other.parents],
             verdict=other.verdict,

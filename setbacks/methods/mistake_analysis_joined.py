@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from setbacks.messages import Prompt
 from setbacks.methods import Method, example, mistake_sources, mixed, safe, share
 from setbacks.methods.mistake_analysis import best, own_analyses
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
 
@@ -40,9 +41,9 @@ class MistakeAnalysisJoined(Method):
         contrast = {"joined_contrast": recipe.analyze.contrast}
         return {**super().sources(recipe), "joined": joined, **contrast}
 
-    def guided_prompt(self, language: str, instruction: str) -> str:
+    def guided_prompt(self, language: str, instruction: Prompt) -> Prompt:
         """Return the prompt that asks for an analysis first, then for the answer."""
-        return fill(prompts(language)["joined"]["prompt"], instruction=instruction)
+        return ask(prompts(language)["joined"]["prompt"], instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
         """Return the tokens for an analysis."""
@@ -60,7 +61,7 @@ class MistakeAnalysisJoined(Method):
 def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Example]]:
     """Return the joined examples of harmful instructions (True) and of benign ones (False)."""
     words, chosen = prompts(recipe.language), best(analyses)
-    answers = {x.prompt[0].content: x for x in safe(recipe, MistakeAnalysisJoined.name)}
+    answers = {x.instruction: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
     by_label: dict[bool, list[Example]] = {True: [], False: []}
     for analysis in chosen:
@@ -72,7 +73,7 @@ def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Exa
         answer = answers[analysis.instruction].completion if analysis.harmful else analysis.response
         verdict = words["verdict"]["harmful" if analysis.harmful else "harmless"]
         text = f"{verdict} {analysis.text}\n\n{words['joined']['answer']} {answer}"
-        prompt = fill(words["joined"]["prompt"], instruction=analysis.instruction)
+        prompt = ask(words["joined"]["prompt"], analysis.instruction)
         kind = "joined" if analysis.harmful else "joined_contrast"
         by_label[analysis.harmful].append(
             example(kind, prompt, text, [analysis.id, analysis.response_id], verdict=verdict)

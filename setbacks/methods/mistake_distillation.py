@@ -19,6 +19,7 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker
+from setbacks.messages import Prompt, reworded, transcript
 from setbacks.methods import Method, answers, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill, prompts
@@ -72,7 +73,7 @@ class Draft(NamedTuple):
 
     id: str
     analysis: Analysis
-    prompt: str
+    prompt: Prompt
     opening: str
     sample: int
 
@@ -111,7 +112,7 @@ class MistakeDistillation(Method):
                 items,
                 declines=True,
                 max_harmful=options.max_harmful,
-                guidance=[draft.prompt for draft in batch],
+                guidance=[transcript(draft.prompt) for draft in batch],
             )
             return [
                 Correction(
@@ -184,9 +185,13 @@ def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
 def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
     """Return the answers to generate for one analysis."""
     words, options = prompts(recipe.language), _options(recipe)
-    guided = fill(words["guided"], instruction=analysis.instruction)
     template = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
-    prompt = fill(template, guided=guided, analysis=analysis.text)
+
+    def correct(text: str) -> str:
+        guided = fill(words["guided"], instruction=text)
+        return fill(template, guided=guided, analysis=analysis.text)
+
+    prompt = reworded(analysis.instruction, correct)
     first = int(analysis.response_id, 16)  # mistakes start at different openings
     openings = words["correct"]["openings"] if options.openings else [""]
     return [

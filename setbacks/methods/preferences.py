@@ -14,6 +14,7 @@ from pydantic import Field
 
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.messages import transcript
 from setbacks.methods import (
     Method,
     example,
@@ -77,7 +78,7 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
         own = [
             _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
             for answer in refusals
-            if (rejected := by_instruction.get(same_text(answer.prompt[0].content)))
+            if (rejected := by_instruction.get(same_text(transcript(answer.instruction))))
             and rejected.response.strip() != answer.completion.strip()
         ]
     mix = [
@@ -95,7 +96,7 @@ def _options(recipe: Recipe) -> PreferenceOptions:
 
 
 def _pair(kind: str, chosen: Example, rejected: str, parents: list[str]) -> Example:
-    return example(kind, chosen.prompt[0].content, chosen.completion, parents, rejected=rejected)
+    return example(kind, chosen.instruction, chosen.completion, parents, rejected=rejected)
 
 
 def _given(recipe: Recipe) -> list[Example]:

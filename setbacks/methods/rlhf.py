@@ -14,12 +14,13 @@ from typing import Any, cast
 
 from pydantic import Field
 
+from setbacks.messages import with_system
 from setbacks.methods.dpo import check_pairs, pair_rows, pairs_too_long
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
 from setbacks.models.chat_template import encode, stop_tokens
 from setbacks.models.loading import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe, Section
-from setbacks.records import Example, Message
+from setbacks.records import Example
 from setbacks.training import (
     TooLong,
     TrainingRun,
@@ -148,7 +149,8 @@ def _reinforce(
     scorer = PeftModel.from_pretrained(
         load_reward_model(recipe.model, tokenizer), str(reward)
     ).eval()
-    lengths = [len(_prompt(tokenizer, pair.prompt[0].content, recipe)) for pair in examples]
+    prompt_ids = [_prompt_ids(tokenizer, pair, recipe) for pair in examples]
+    lengths = [*map(len, prompt_ids)]
     # The length of a step is unknown before its responses exist, so assume the longest.
     group = max(1, recipe.train.batch_size // reinforcement.generations)
     longest = sum(lengths) / len(lengths) + reinforcement.max_new_tokens
@@ -159,8 +161,8 @@ def _reinforce(
 
     def score(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
         rows = [
-            sum(tokenize(tokenizer, [Message(role="user", content=p)], c, recipe), [])
-            for p, c in zip(prompts, completions, strict=True)
+            sum(tokenize(tokenizer, examples[int(number)].prompt, completion, recipe), [])
+            for number, completion in zip(prompts, completions, strict=True)
         ]
         batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt").to(
             scorer.device
@@ -170,10 +172,10 @@ def _reinforce(
         return scores
 
     class Trainer(RLOOTrainer):
-        """TRL's trainer, with the prompts of generation."""
+        """TRL's trainer, with the prompts of generation; a prompt is the number of its example."""
 
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
-            return [_prompt(tokenizer, prompt, recipe) for prompt in prompts], None, {}
+            return [prompt_ids[int(number)] for number in prompts], None, {}
 
     set_seed(recipe.train_seed)
     model, new = learner(recipe)
@@ -193,7 +195,9 @@ def _reinforce(
             max_steps=total,
             **shared | {"per_device_train_batch_size": group * reinforcement.generations},
         ),
-        train_dataset=Dataset.from_list([{"prompt": pair.prompt[0].content} for pair in examples]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": str(number)} for number in range(len(examples))]
+        ),
         processing_class=tokenizer,
         peft_config=new,
     )
@@ -201,10 +205,10 @@ def _reinforce(
     return save(run, trainer, adapter, round(total * a_step), too_long)
 
 
-def _prompt(tokenizer: Any, text: str, recipe: Recipe) -> list[int]:
+def _prompt_ids(tokenizer: Any, example: Example, recipe: Recipe) -> list[int]:
     return encode(
         tokenizer,
-        [Message(role="user", content=text)],
+        with_system(example.prompt, recipe.model.system),
         template=recipe.model.chat_template,
         language=recipe.language,
     )

@@ -15,6 +15,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
+from setbacks.messages import with_system
 from setbacks.models.rendering import (
     ANSWER,
     MARK,
@@ -145,12 +146,9 @@ def encode_request(
     tokenizer: Any, request: Request, spec: Engine, language: str, option: str = ""
 ) -> list[int]:
     """Return the ids of a request, and of an option after its prefill."""
-    turns = [Message(role="user", content=request.prompt)]
-    if request.reply is not None:
-        turns.append(Message(role="assistant", content=request.reply))
     return encode(
         tokenizer,
-        turns,
+        with_system(request.turns, spec.system),
         prefill=request.prefill + option,
         template=spec.chat_template,
         language=language,

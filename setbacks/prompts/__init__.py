@@ -1,30 +1,110 @@
-"""All prompts, by language, and the function that fills them in."""
+"""Everything that a model is told, by language, and what the code must know of a language.
+
+A language is a *pack*: one YAML file, `NAME.yaml`, with the same keys as `en.yaml`, which is the
+reference, and with the same `{places}` in each prompt. NAME is the ISO 639-1 code of the language,
+such as `es`. Packs are found here, in other packages (an entry point of the group
+`setbacks.languages`, named like the language, names a package that holds NAME.yaml), and by path.
+
+Besides the prompts, a pack has:
+
+    name         English name of the language
+    about        how the pack was made, in a sentence
+    policy       how the clauses of a policy are put into the prompts
+    reply        the words that replies to the judge's prompts are made of; `judge.harmless` and
+                 `judge.helpful` must ask for a word of `reply.rating`, `judge.pairwise` for one of
+                 `reply.better`, in the form "Rating: N" and "Better: A"
+    refusal      phrases that decline, in lower case, with straight apostrophes and single spaces
+    turns        what opens a turn that a model makes up after its answer
+    stop_words   words that say nothing about a topic, separated by spaces; one character each in
+                 scripts without spaces between words
+
+Regular expressions: `analyze.contradicts_harmful` and `analyze.contradicts_harmless` match an
+analysis that says the contrary of its label, `correct.about_prompt` an answer that talks about its
+prompt. `analyze.prefill_*`, `spoken.prefill` and `correct.openings` are beginnings that a model
+continues; `spoken.harmful` and `spoken.harmless` continue `spoken.prefill`, with the space between
+if the language has one. `joined.prompt` must ask for the mark `joined.answer`.
+
+`packs` checks packs, and parts of packs.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
 
-LANGUAGES = ("en", "zh")  # those with prompts
+from setbacks.errors import InputError, nearest
+from setbacks.messages import Prompt, reworded, transcript
+from setbacks.plugins import installed, plugin
+from setbacks.prompts.packs import PLACE, complete
+
+GUARDS = "guards"  # the one file here that is no pack: what guard models are told
 
 
 @cache
-def prompts(language: str) -> dict[str, Any]:
-    """Return the prompts of a language ("en" or "zh") as they stand in its YAML file."""
-    text = resources.files(__package__).joinpath(f"{language}.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return loaded
+def built_in() -> tuple[str, ...]:
+    """Return the names of the languages whose packs are in this package, such as "en"."""
+    names = (file.name for file in resources.files(__package__).iterdir())
+    stems = {name.removesuffix(".yaml") for name in names if name.endswith(".yaml")}
+    return tuple(sorted(stems - {GUARDS}))
 
 
-def fill(template: str, **values: str) -> str:
+@cache
+def languages() -> tuple[str, ...]:
+    """Return the names of all languages with a pack: the built-in ones, then other packages'."""
+    return (*built_in(), *sorted(installed("languages").keys() - set(built_in())))
+
+
+@cache
+def prompts(language: str) -> Mapping[str, Any]:
+    """Return the pack of a language, as it stands in its YAML file.
+
+    Raises:
+        InputError: the language has no pack, or another package's pack is not complete.
+    """
+    if language not in languages():
+        raise InputError(
+            f'unknown language "{language}".{nearest(language, languages())} '
+            f"Available: {', '.join(languages())}"
+        )
+    if language in built_in():
+        return _read(resources.files(__package__).joinpath(f"{language}.yaml"))
+    file = resources.files(plugin("languages", language)).joinpath(f"{language}.yaml")
+    return complete(_read(file), str(file))
+
+
+@cache
+def guards() -> Mapping[str, Any]:
+    """Return what guard models are told beside the conversation."""
+    return _read(resources.files(__package__).joinpath(f"{GUARDS}.yaml"))
+
+
+def fill(template: str, **values: Prompt) -> str:
     """Put values into ``{name}`` places, once: braces inside a value stay as they are.
 
     Args:
         template: text with places such as ``{instruction}``.
-        values: what stands in each place.
+        values: what stands in each place; a conversation as its transcript.
     """
-    return re.sub(r"\{(\w+)\}", lambda place: values[place[1]], template)
+    return re.sub(PLACE, lambda place: transcript(values[place[1]]), template)
+
+
+def ask(template: str, prompt: Prompt, **values: str) -> Prompt:
+    """Put a prompt's last user turn into a template; the turns before it stay as they are.
+
+    Args:
+        template: text with a place ``{instruction}`` for that turn.
+        prompt: to reword.
+        values: what stands in the template's other places.
+    """
+    return reworded(prompt, lambda text: fill(template, instruction=text, **values))
+
+
+def _read(file: Traversable) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return loaded

@@ -47,6 +47,11 @@ class Engine(PartSection):
         description="Chat template: `own` (the tokenizer's) or `alpaca` (for base models without "
         "one).",
     )
+    system: str | None = Field(
+        None,
+        description="System prompt of every conversation with the model; a data row's own system "
+        "turn follows it. Null: none.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Data type of the weights; `auto`: bfloat16 if the hardware computes in it, "

@@ -29,6 +29,7 @@ from setbacks.measure.formatting import (
 )
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
+from setbacks.messages import transcript
 from setbacks.records import Arm, Kind, Response, Verdict
 from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
@@ -256,7 +257,7 @@ def _shown(
         id=r.instruction_id,
         suite=r.suite,
         category=r.category,
-        instruction=r.instruction,
+        instruction=transcript(r.instruction),
         answers=tuple(
             ShownAnswer(
                 arm,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.errors import InputError
+from setbacks.messages import transcript
 from setbacks.records import Response, digest
 from setbacks.text import same_text
 
@@ -83,7 +84,7 @@ def batch(
     groups: dict[tuple[str, str], list[Response]] = {}
     for rows in responses.values():
         for r in rows:
-            groups.setdefault((r.instruction, r.text), []).append(r)
+            groups.setdefault((transcript(r.instruction), r.text), []).append(r)
     answers = [
         Answer(
             id=answer_id(*texts),

@@ -15,6 +15,7 @@ from functools import cache
 
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Analyze, Recipe
@@ -31,7 +32,7 @@ class Subject:
 
     id: str
     response_id: str
-    instruction: str
+    instruction: Prompt
     response: str
     harmful: bool
     candidate: int
@@ -123,7 +124,8 @@ def examine(
     label = "harmful" if subject.harmful else "harmless"
     contrary = prompts(language)["analyze"][f"contradicts_{label}"]
     words = words_of(text)
-    taken_up = content(words) & content(words_of(f"{subject.instruction} {subject.response}"))
+    source = words_of(f"{texts_of(subject.instruction)} {subject.response}")
+    taken_up = content(words, language) & content(source, language)
     varied = distinct(words)
     checks = {
         "agrees": re.search(contrary, text, re.IGNORECASE) is None,
@@ -134,17 +136,14 @@ def examine(
     return checks, min(len(taken_up), 10) / 10 + varied
 
 
-def content(words: Iterable[str]) -> set[str]:
-    """Return the content words: without stop words and the words of the rubric."""
-    return {word for word in words if word not in _empty_words()}
+def content(words: Iterable[str], language: str = "en") -> set[str]:
+    """Return the content words: without those that say nothing in English or the language."""
+    return set(words) - _stop_words("en") - _stop_words(language)
 
 
 @cache
-def _empty_words() -> frozenset[str]:
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    rubric = "harmful harmless harm response responses instruction answer helpful".split()
-    return frozenset(ENGLISH_STOP_WORDS.union(rubric, "该回复是有害的无因为不在这了和"))
+def _stop_words(language: str) -> frozenset[str]:
+    return frozenset(prompts(language)["stop_words"].split())
 
 
 def _candidates(subject: Subject, seed: int, number: int) -> Iterable[Subject]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from setbacks.data import Row, load_labels
 from setbacks.errors import InputError
+from setbacks.messages import Prompt, last_user_text, transcript
 from setbacks.notices import notice
 from setbacks.recipe import Evaluated, Suite
 from setbacks.records import Instruction, Response, Verdict, digest
@@ -97,12 +98,12 @@ class _Answers:
                         f'{source.source}: two answers to one prompt ("{_short(row.text)}"); keep '
                         "one, or set unique: true on the source to take the first of each"
                     )
-                self._loose.setdefault(same_text(row.text), []).append(row)
+                self._loose.setdefault(same_text(transcript(row.text)), []).append(row)
 
     def __len__(self) -> int:
         return len(self._exact)
 
-    def to(self, id_: str, prompt: str) -> Row | None:
+    def to(self, id_: str, prompt: Prompt) -> Row | None:
         """Return the answer to a prompt; None where there is none.
 
         Args:
@@ -114,7 +115,7 @@ class _Answers:
         """
         if id_ in self._exact:
             return self._exact[id_]
-        rows = self._loose.get(same_text(prompt), [])
+        rows = self._loose.get(same_text(transcript(prompt)), [])
         if len(rows) > 1:
             raise InputError(
                 f'{self.name}: two answers to one prompt, "{_short(prompt)}", whose copies differ '
@@ -123,5 +124,5 @@ class _Answers:
         return rows[0] if rows else None
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:60]
+def _short(prompt: Prompt) -> str:
+    return " ".join(last_user_text(prompt).split())[:60]

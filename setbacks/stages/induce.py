@@ -20,7 +20,7 @@ from setbacks.judges.refusal import refuses
 from setbacks.measure.substance import answer, substance
 from setbacks.methods import open_method
 from setbacks.notices import notice
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Finish, Instruction, Mistake, Outcome, Request, digest
 from setbacks.runs.journal import Journal
@@ -91,7 +91,7 @@ def _ask(
 
     def request(attempt: Attempt) -> Request:
         return Request(
-            prompt=fill(words["prompt"], instruction=attempt.instruction.text, hint=attempt.hint),
+            prompt=ask(words["prompt"], attempt.instruction.text, hint=attempt.hint),
             seed=int(attempt.id, 16),
         )
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
 from setbacks.errors import InputError
+from setbacks.messages import Prompt
 from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
 from setbacks.plugins import plugin
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import ask, prompts
 from setbacks.recipe import Engine, Recipe, Suite
 from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
 from setbacks.runs.arms import planned_arms, write_arms
@@ -126,7 +127,7 @@ def check(recipe: Recipe) -> None:
         check_chat_of(evaluated.model)
 
 
-def request(recipe: Recipe, arm: Arm, text: str) -> Request:
+def request(recipe: Recipe, arm: Arm, text: Prompt) -> Request:
     """Return the request to an arm's model for an instruction.
 
     Args:
@@ -142,13 +143,13 @@ def request(recipe: Recipe, arm: Arm, text: str) -> Request:
     )
 
 
-def _prompt(recipe: Recipe, arm: Arm, text: str) -> str:
+def _prompt(recipe: Recipe, arm: Arm, text: Prompt) -> Prompt:
     """Return the prompt of an arm for an instruction."""
     if arm.way != "guided":
         return text
     if method := trained_method(recipe, arm):
         return method.guided_prompt(recipe.language, text)
-    return fill(prompts(recipe.language)["guided"], instruction=text)
+    return ask(prompts(recipe.language)["guided"], text)
 
 
 def trained_method(recipe: Recipe, arm: Arm) -> Method | None:

@@ -21,6 +21,7 @@ from setbacks.measure.findings import near_chance
 from setbacks.measure.formatting import coefficient, with_interval
 from setbacks.measure.results import Coefficient, Spoken
 from setbacks.measure.statistics import Estimate, agreement, rate
+from setbacks.messages import Prompt, transcript
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Request, Verdict
 from setbacks.report.page import Findings, Picture, Table
@@ -51,7 +52,7 @@ METHOD = [
 class Answer(NamedTuple):
     """One answer to tell apart."""
 
-    instruction: str
+    instruction: Prompt
     response: str
     harmful: bool
 
@@ -205,7 +206,7 @@ def _own(
     harmful = [Answer(m.instruction, m.response, True) for m in mistakes if m.outcome == "mistake"]
     harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
     harmless += [
-        Answer(example.prompt[0].content, example.completion, False)
+        Answer(example.instruction, example.completion, False)
         for example in methods.answers("safe", recipe.train.safe)
     ]
     return [*harmful[: options.limit], *harmless[: options.limit]]
@@ -235,7 +236,7 @@ def _reading(answers: Sequence[Answer], p_harmful: Sequence[float]) -> Reading:
     labels = [answer.harmful for answer in answers]
     right = sum((p >= 0.5) == label for p, label in zip(p_harmful, labels, strict=True))
     return Reading(
-        agreement([answer.instruction for answer in answers], labels, p_harmful),
+        agreement([transcript(answer.instruction) for answer in answers], labels, p_harmful),
         rate(right, len(answers)),
     )
 
@@ -270,7 +271,9 @@ def _probed(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> lis
 
     x = hidden_states(recipe, _questions(recipe, answers), show)
     y = np.array([answer.harmful for answer in answers])
-    groups = np.unique([answer.instruction for answer in answers], return_inverse=True)[1]
+    groups = np.unique([transcript(answer.instruction) for answer in answers], return_inverse=True)[
+        1
+    ]
     scores = np.zeros(len(answers))
     for fitted, left_out in GroupKFold(FOLDS).split(x, y, groups):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=2000))

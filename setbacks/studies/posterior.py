@@ -169,7 +169,7 @@ def flipped(right: Example, language: str) -> Example | None:
     text, number = re.subn("|".join(words), swap, right.completion, flags=re.IGNORECASE)
     if not number:
         return None
-    return example(f"{right.kind}-flipped", right.prompt[0].content, text, list(right.parents))
+    return example(f"{right.kind}-flipped", right.instruction, text, list(right.parents))
 
 
 # -- measurements -----------------------------------------------------------------------------

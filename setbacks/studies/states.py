@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from setbacks.engines import by_length
+from setbacks.messages import with_system
 from setbacks.recipe import Recipe
 from setbacks.records import Message
 from setbacks.runs.progress import Show
@@ -33,7 +34,7 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
     ids = [
         encode(
             tokenizer,
-            [Message(role="user", content=text)],
+            with_system([Message(role="user", content=text)], spec.system),
             template=spec.chat_template,
             language=recipe.language,
         )[: recipe.train.max_length]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import sync, write_atomic
+from setbacks.messages import with_system
 from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, untouched
 from setbacks.models.chat_template import encode_answer
 from setbacks.models.embedded import hub_id
@@ -65,7 +66,7 @@ def tokenize(
     """
     return encode_answer(
         tokenizer,
-        prompt,
+        with_system(prompt, recipe.model.system),
         completion,
         template=recipe.model.chat_template,
         language=recipe.language,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
+from setbacks.messages import with_system
 from setbacks.models.chat_template import encode, ending
 from setbacks.models.loading import load_tokenizer
 from setbacks.recipe import Recipe
@@ -144,7 +145,7 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
     if example.verdict:
         opening = encode(
             tokenizer,
-            example.prompt,
+            with_system(example.prompt, recipe.model.system),
             prefill=example.verdict,
             template=recipe.model.chat_template,
             language=recipe.language,
