@@ -445,9 +445,7 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
     for number, batch in enumerate(probe.Probe().plan(items)):
         file = kept / f"{number}.npy"
         if not file.exists():
-            read = probe.features(
-                [(transcript(items[i].instruction), items[i].response) for i in batch]
-            )
+            read = probe.features([(items[i].instruction, items[i].response) for i in batch])
             with io.BytesIO() as held:
                 np.save(held, read)
                 write_atomic(file, held.getvalue())

@@ -27,7 +27,7 @@ from setbacks.models.adapters import merged as merge
 from setbacks.models.chat_template import stop_tokens
 from setbacks.models.embedded import MODELS, resolve
 from setbacks.models.loading import load_model, load_tokenizer
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import Words, fill
 from setbacks.recipe import Lora, Recipe, Source
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
@@ -83,7 +83,7 @@ def _merged(run: Run, place: Path) -> None:
     model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer, spec.chat_template))
     model.generation_config._from_model_config = False  # else `generate` may build a new one
     if spec.chat_template == "alpaca":
-        tokenizer.chat_template = _alpaca(recipe.language)
+        tokenizer.chat_template = _alpaca(recipe.words_for())
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     _copy_processors(recipe, place)
@@ -156,9 +156,9 @@ def _dtype(recipe: Recipe) -> str:
     return kept if kept in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _alpaca(language: str) -> str:
+def _alpaca(words: Words) -> str:
     """The Alpaca prompt as a chat template, with room for one instruction."""
-    before, after = prompts(language)["alpaca"].split("{instruction}")
+    before, after = words["alpaca"].split("{instruction}")
     return (
         "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
         "{{ raise_exception('this model takes one instruction and nothing else') }}{% endif %}"
@@ -363,10 +363,10 @@ def _use(recipe: Recipe, form: str) -> str:
             f'model = {auto}.from_pretrained("THIS_FOLDER")',
         ]
     )
-    guided = fill(prompts(recipe.language)["guided"], instruction="(the instruction)")
+    guided = fill(recipe.words_for()["guided"], instruction="(the instruction)")
     parts = ["```python\n" + "\n".join(load) + "\n```"]
     if recipe.model.chat_template == "alpaca":
-        template = fill(prompts(recipe.language)["alpaca"], instruction="(the instruction)")
+        template = fill(recipe.words_for()["alpaca"], instruction="(the instruction)")
         parts.append(
             f"It was trained and prompted with the Alpaca template:\n\n```\n{template}\n```"
         )

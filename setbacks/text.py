@@ -10,7 +10,7 @@ from collections.abc import Sequence
 UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff"
 # Vowel signs and other marks inside words, which `\w` leaves out: those of Arabic, and the scripts
 # of India with all their signs but the danda, which ends a sentence.
-_MARKS = (
+MARKS = (
     "\u0300-\u036f\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed"
     "\u0900-\u0963\u0966-\u0dff"
 )
@@ -20,7 +20,7 @@ _end = re.compile(
     r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?؟۔।॥])(?:[\"'”’“»)\]]|[ \u00a0\u202f]»)*(?=\s|$)"
     r"|[。！？][”’」』）]*",
 )
-_words = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w'’{_MARKS}])+")
+_words = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w'’{MARKS}])+")
 
 
 def distinct(words: Sequence[str], n: int = 3) -> float:

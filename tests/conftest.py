@@ -54,7 +54,7 @@ batches = []  # every batch, in order: (requests, sampling, adapter)
 class Rules(Engine):
     '''Answers by simple rules; each rule has the name of a model.'''
 
-    def __init__(self, spec, language="en"):
+    def __init__(self, spec, words=None):
         self.name, self.batch_size = Path(spec.model).name, spec.batch_size
 
     def plan(self, requests):

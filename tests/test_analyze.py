@@ -20,7 +20,7 @@ BENIGN = Subject("1", "2", "How do I clean a pond?", "Use a net.", False, 0, Non
 
 
 def checks(text, subject=SUBJECT, language="en", **thresholds):
-    return examine(text, subject, Analyze(**thresholds), language)[0]
+    return examine(text, subject, Analyze(**thresholds), prompts(language))[0]
 
 
 def failed(*args, **more):
@@ -67,7 +67,7 @@ def test_the_rubrics_own_words_are_no_topic():
 
 def test_a_score_ranks_what_takes_up_more_and_repeats_less():
     def score(text):
-        return examine(text, SUBJECT, Analyze(), "en")[1]
+        return examine(text, SUBJECT, Analyze(), prompts("en"))[1]
 
     assert score(GOOD) > score("It is bad. It is bad. It is bad. It is bad because of a pond.")
     assert score("Pour bleach into a clean pond and see.") > score("A pond is bad for somebody.")

@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # package; never from beside it or from above. Imports for types alone count as well.
 LAYERS = [
     {"cli"},
-    {"studies"},
+    {"studies", "loop"},
     {"pipeline", "calibration", "export"},
     {"stages", "review", "inspect_ai"},
     {"methods"},

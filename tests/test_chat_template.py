@@ -19,6 +19,7 @@ from setbacks.models.chat_template import (
     stop_tokens,
     written,
 )
+from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Recipe, Sampling
 from setbacks.records import Message, Request
 
@@ -500,7 +501,7 @@ def test_an_answer_ends_with_one_end_of_turn(tokenizer):
 @pytest.mark.parametrize(("language", "says"), [("en", "### Response:"), ("zh", "### 回复：")])
 def test_the_alpaca_template(tokenizer, language, says):
     ids = encode(
-        tokenizer, user("<an <|im_end|> instruction>"), template="alpaca", language=language
+        tokenizer, user("<an <|im_end|> instruction>"), template="alpaca", words=prompts(language)
     )
     assert ids[0] == tokenizer.bos_token_id
     assert special(tokenizer, ids) == ids[:1]

@@ -6,6 +6,7 @@ import pytest
 
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import question, verdicts
+from setbacks.prompts import prompts
 from setbacks.studies import carry_out
 from setbacks.studies.discrimination import Answer, _spoken
 
@@ -14,9 +15,9 @@ def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
     """The engine batches prompts by length, so its order differs from the answers'."""
     recipe = tiny_recipe(model={**tiny_recipe().model.model_dump(mode="json"), "batch_size": 2})
     answers = [Answer("<question>", "<word> " * n, bool(n % 2)) for n in (5, 1, 9, 3, 7)]
-    engine = open_engine(recipe.model, recipe.language)
+    engine = open_engine(recipe.model)
     one_by_one = [
-        verdicts(engine, "en", [question("en", a.instruction, a.response)])[0] for a in answers
+        verdicts(engine, [question(prompts("en"), a.instruction, a.response)])[0] for a in answers
     ]
     steps = []
     spoken = _spoken(recipe, answers, lambda what, done, total: steps.append((done, total)))

@@ -198,9 +198,12 @@ def test_pip_installs_what_there_is(block):
 
 @of("yaml")
 def test_recipes_load(block):
-    """A block is a part of a recipe, or sources by any name."""
+    """A block is a part of a recipe, sources by any name, or a workflow of GitHub."""
     data = yaml.safe_load(block.text)
-    if set(data) <= set(Recipe.model_fields):
+    if "jobs" in data:
+        steps = [step for job in data["jobs"].values() for step in job["steps"]]
+        assert all(step.keys() & {"run", "uses"} for step in steps)
+    elif set(data) <= set(Recipe.model_fields):
         Recipe.model_validate(data)
     else:
         for source in data.values():

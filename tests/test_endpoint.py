@@ -26,6 +26,7 @@ from setbacks.engines.crowd import Crowd
 from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.judges import Item, open_judge
 from setbacks.pipeline import carry_out, check
+from setbacks.prompts import prompts
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
 from setbacks.records import Completion, Request, Response, Verdict
 from setbacks.runs.folder import RunFolder
@@ -232,7 +233,7 @@ def test_a_beginning_is_asked_for_in_the_prompt(serve):
     (made,) = engine_of(server).generate([Request("<p>", 1, prefill="The response")], Sampling())
     assert server.prompts == ["<p>\n\nBegin your answer with these words: The response"]
     assert made.text == "The response is harmful because of this."
-    engine = open_engine(Engine.model_validate(spec_of(server)), "zh")
+    engine = open_engine(Engine.model_validate(spec_of(server)), prompts("zh"))
     engine.generate([Request("<p>", 1, prefill="该回复")], Sampling())
     assert server.prompts[1] == "<p>\n\n请用以下文字开始你的回答：该回复"
 

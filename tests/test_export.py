@@ -18,6 +18,7 @@ from setbacks.files import appearing
 from setbacks.measure import RunInfo, measure, to_json
 from setbacks.models.chat_template import encode
 from setbacks.models.embedded import ALIAS, HUB_ID
+from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Recipe
 from setbacks.records import Arm, Message, Response, Verdict
 from setbacks.runs.folder import RunFolder
@@ -159,7 +160,7 @@ def test_a_base_model_gets_the_template_that_it_was_asked_in(tiny, lora_of_tiny,
         turns = [{"role": "user", "content": PROMPT}]
         said = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = encode(
-            made, [Message(role="user", content=PROMPT)], template="alpaca", language=language
+            made, [Message(role="user", content=PROMPT)], template="alpaca", words=prompts(language)
         )
         assert said == made.decode(ids) and PROMPT in said
         with pytest.raises(Exception, match="one instruction"):

@@ -292,7 +292,7 @@ def test_another_recipe_is_refused_with_what_differs_and_where_to_redo(folder, d
 
 def test_every_recipe_key_belongs_to_a_stage():
     """A changed key that no stage names would be taken for a change of the first stage."""
-    named = [key for stage in STAGES for key in stage.keys]
+    named = [key for stage in STAGES for key in stage.keys if "." not in key]
     assert sorted(named) == sorted(Recipe.model_fields)
 
 

@@ -9,7 +9,7 @@ from setbacks.errors import InputError
 from setbacks.judges import Item, Opinion, open_judge
 from setbacks.judges.llm import LLMJudge, better, grades, rating
 from setbacks.plugins import plugin
-from setbacks.recipe import Engine, JudgeSpec
+from setbacks.recipe import Engine, JudgeSpec, Recipe
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,12 @@ def item(number, kind="harmful"):
 @pytest.fixture
 def judge(fake_engine):
     """A judge whose model follows the rule of a name."""
-    return lambda model, **more: LLMJudge(fake_engine.Rules(Engine(model=model)), **more)
+
+    def make(model, retries=2, verdict="rating", pairwise=False, **recipe):
+        engine = fake_engine.Rules(Engine(model=model))
+        return LLMJudge(engine, Recipe(**recipe), retries, verdict, pairwise)
+
+    return make
 
 
 @pytest.mark.parametrize(

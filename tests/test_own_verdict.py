@@ -3,9 +3,10 @@
 import pytest
 
 from setbacks.engines import open_engine
-from setbacks.engines.own_verdict import drafts, question, verdicts
+from setbacks.engines.own_verdict import Question, drafts, question, verdicts
 from setbacks.errors import InputError
 from setbacks.pipeline import check
+from setbacks.prompts import prompts
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import Completion, Request
 from setbacks.runs.folder import RunFolder
@@ -31,6 +32,9 @@ def posterior(tiny, data):
     )
 
 
+ENGLISH = prompts("en")
+
+
 def asked(recipe, count=3):
     return [Request(f"<a question, number {n}>", seed=n) for n in range(count)]
 
@@ -38,12 +42,12 @@ def asked(recipe, count=3):
 def test_the_first_draft_is_the_one_that_the_model_finds_least_harmful(posterior):
     engine = open_engine(posterior.model)
     data = Posterior(drafts=4, temperature=1.5)
-    found = drafts(engine, posterior, data, asked(posterior))
+    found = drafts(engine, posterior, data, asked(posterior), ["en"] * 3)
     assert [len(ranked) for ranked in found] == [4, 4, 4]
     for request, ranked in zip(asked(posterior), found, strict=True):
         texts = [draft.completion.text for draft in ranked]
         assert len(set(texts)) > 1
-        again = verdicts(engine, "en", [question("en", request.prompt, text) for text in texts])
+        again = verdicts(engine, [question(ENGLISH, request.prompt, text) for text in texts])
         assert [draft.p_harmful for draft in ranked] == pytest.approx(again, abs=1e-4)
         assert again[0] == pytest.approx(min(again), abs=1e-4) and min(again) < max(again)
 
@@ -53,25 +57,25 @@ def test_a_draft_that_says_nothing_comes_last(posterior, monkeypatch):
     texts = iter(["", "<think>Well,", "<think>Well,</think>Mix them."])
     read = []
 
-    def verdicts(engine, language, questions, adapter, first):
+    def verdicts(engine, questions, adapter, first):
         read.extend(questions)
-        return [0.9 if "Mix them." in question else 0.0 for question in questions]
+        return [0.9 if "Mix them." in question.text else 0.0 for question in questions]
 
     class Scripted:
         def generate(self, requests, sampling, adapter):
             return [Completion(next(texts), "stop", 1, 1) for _ in requests]
 
     monkeypatch.setattr("setbacks.engines.own_verdict.verdicts", verdicts)
-    (ranked,) = drafts(Scripted(), posterior, Posterior(drafts=3), asked(posterior, 1))
+    (ranked,) = drafts(Scripted(), posterior, Posterior(drafts=3), asked(posterior, 1), ["en"])
     assert ranked[0].completion.text == "<think>Well,</think>Mix them."
-    assert read[2] == question("en", "<a question, number 0>", "Mix them.")
+    assert read[2] == question(ENGLISH, "<a question, number 0>", "Mix them.")
 
 
 def test_drafts_depend_on_their_request_alone(posterior):
     engine = open_engine(posterior.model)
     data = Posterior(drafts=3)
-    (alone,) = drafts(engine, posterior, data, asked(posterior)[1:2])
-    among = drafts(engine, posterior, data, asked(posterior))[1]
+    (alone,) = drafts(engine, posterior, data, asked(posterior)[1:2], ["en"])
+    among = drafts(engine, posterior, data, asked(posterior), ["en"] * 3)[1]
     assert [d.completion.text for d in alone] == [d.completion.text for d in among]
 
 
@@ -87,7 +91,8 @@ def test_a_verdict_is_read_where_the_model_was_taught_to_say_it(posterior, first
         return choose(self, requests, options, adapter)
 
     monkeypatch.setattr(Local, "choose", spy)
-    shares = verdicts(open_engine(posterior.model), "en", ["<x>"], first=first)
+    asked = Question("<x>", ENGLISH)
+    shares = verdicts(open_engine(posterior.model), [asked], first=first)
     assert 0 < shares[0] < 1
     expected = ("", ["Harmful.", "Harmless."])
     assert read == [expected if first else ("The response is", [" harmful", " harmless"])]

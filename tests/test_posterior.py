@@ -9,6 +9,7 @@ import torch
 from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference
 from setbacks.methods import example
+from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.runs.folder import RunFolder
@@ -27,10 +28,10 @@ from setbacks.training import tokenize
     ],
 )
 def test_a_verdict_is_turned_round_and_back(language, text, turned):
-    there = flipped(example("analysis", "<q>", text, ["p"]), language)
+    there = flipped(example("analysis", "<q>", text, ["p"]), [prompts(language)])
     assert there.completion == turned
-    assert flipped(there, language).completion == text
-    assert flipped(example("analysis", "<q>", "<no verdict>", ["p"]), language) is None
+    assert flipped(there, [prompts(language)]).completion == text
+    assert flipped(example("analysis", "<q>", "<no verdict>", ["p"]), [prompts(language)]) is None
 
 
 def test_a_likelihood_is_that_of_the_completion_alone(spec, tokenizer, model, lora):

@@ -28,8 +28,12 @@ def test_words_that_are_looked_for_are_found(language):
     assert better(f"{reply['better'][0]}: {reply['response'][0]} A") == "A"
     assert all(rating(f"{reply['rating'][0]}: 4 {of} 5") is None for of in reply["out_of"])
     assert all(rating(f"{reply['rating'][0]}: 7 {to} 8") is None for to in reply["between"])
-    assert all(refuses(phrase) for phrase in words["refusal"]["opening"])
-    assert all(refuses("x" * 500 + phrase) for phrase in words["refusal"]["anywhere"])
+    opening, anywhere = (
+        [phrase for phrase in words["refusal"][key] if not re.search(r"[\\(|?]", phrase)]
+        for key in ("opening", "anywhere")
+    )
+    assert all(refuses(phrase) for phrase in opening)
+    assert all(refuses("x" * 500 + phrase) for phrase in anywhere)
     for speaker in words["turns"]["speakers"]:
         found = degeneration(f"Here is a long and sound answer.\n{speaker}: And then?")
         assert found and found.reason == "runs_on"
@@ -40,13 +44,11 @@ def test_words_that_are_looked_for_are_found(language):
 @pytest.mark.parametrize("language", built_in())
 def test_patterns_match_the_pack_s_own_words(language):
     words = prompts(language)
-    analyze, spoken = words["analyze"], words["spoken"]
+    analyze = words["analyze"]
     for label, contrary in (("harmful", "harmless"), ("harmless", "harmful")):
-        stated = spoken["prefill"] + spoken[label]
+        stated = analyze[f"prefill_{label}"]
         assert re.search(analyze[f"contradicts_{contrary}"], stated, re.IGNORECASE)
         assert not re.search(analyze[f"contradicts_{label}"], stated, re.IGNORECASE)
-        prefill = analyze[f"prefill_{label}"]
-        assert not re.search(analyze[f"contradicts_{label}"], prefill, re.IGNORECASE)
 
 
 def broken(key, value):

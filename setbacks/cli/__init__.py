@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from setbacks import signals
-from setbacks.cli import judging, runs, setup, shipping
+from setbacks.cli import judging, loop, runs, setup, shipping
 from setbacks.cli.options import listed
 from setbacks.errors import SetbacksError
 
@@ -35,7 +35,7 @@ app = typer.Typer(
 RUN = "Run, whole or by stages"
 MEASURE = "Evaluate, compare, study"
 PEOPLE = "Judges and people"
-SHIP = "Try and ship"
+SHIP = "Decide, try and ship"
 MACHINE = "Set up"
 
 
@@ -71,9 +71,12 @@ app.command(rich_help_panel=MEASURE, cls=listed("methods"))(runs.compare)
 app.command(rich_help_panel=MEASURE, cls=listed("studies"))(runs.study)
 app.command(rich_help_panel=PEOPLE, cls=listed("judges"))(judging.calibrate)
 app.add_typer(judging.review, name="review", rich_help_panel=PEOPLE)
+app.command(rich_help_panel=MEASURE)(loop.diff)
+app.command(rich_help_panel=SHIP)(loop.gate)
 app.command(rich_help_panel=SHIP)(shipping.chat)
 app.command(rich_help_panel=SHIP)(shipping.export)
 app.command("list", rich_help_panel=MACHINE)(setup.list_)
+app.command(rich_help_panel=MACHINE)(setup.words)
 app.command(rich_help_panel=MACHINE)(setup.new)
 app.command(rich_help_panel=MACHINE)(setup.doctor)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from setbacks.data.languages import language_of
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
 from setbacks.records import Arm, Way
@@ -64,7 +65,7 @@ class SideBySide:
             raise InputError(f"{folder}: its answers come from files, so there is no model to ask")
         self.arms = [arm for arm, *_ in answering]
         self._adapters = [weights for *_, weights in answering]
-        self._engines = [open_engine(model, recipe.language) for _, model, _ in answering]
+        self._engines = [open_engine(model, recipe.words_for()) for _, model, _ in answering]
 
     def ask(self, prompt: str, guided: bool = False) -> Turn:
         """Have every arm answer a prompt, with the seed that it would have in a suite.
@@ -77,7 +78,8 @@ class SideBySide:
         way: Way = "guided" if guided else "unguided"
         for each, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
             arm = replace(each, way=way)
-            sent = request(self.recipe, arm, prompt)
+            language = language_of(None, prompt, self.recipe.language)
+            sent = request(self.recipe, arm, prompt, language)
             (completion,) = engine.generate([sent], self.recipe.respond.sampling, adapter)
             answers[arm] = completion.text
         return Turn(prompt, guided, answers)

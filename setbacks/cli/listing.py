@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from setbacks.data.presets import PRESETS
 from setbacks.data.sources import builtin_sets
-from setbacks.errors import InputError, nearest
+from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.plugins import load_all
+from setbacks.prompts import languages, prompts
 
 PARTS = ("methods", "judges", "engines", "studies")
-KINDS = (*PARTS, "sets", "presets")
+KINDS = (*PARTS, "sets", "presets", "languages")
 
 
 def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
@@ -31,6 +32,8 @@ def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
             )
         if kind in PARTS:
             names[kind] = _summaries(kind)
+        elif kind == "languages":
+            names[kind] = _languages()
         elif kind == "sets":
             names[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
         else:
@@ -51,6 +54,17 @@ def show(names_of: dict[str, dict[str, str]], as_json: bool = False) -> None:
         for name, summary in names.items():
             table.add_row(name, summary)
         Console().print(table)
+
+
+def _languages() -> dict[str, str]:
+    """Return each language's name and how its pack was made, or why the pack cannot be used."""
+    lines = {}
+    for name in languages():
+        try:
+            lines[name] = "{name}. {about}".format_map(prompts(name))
+        except SetbacksError as error:
+            lines[name] = str(error)
+    return lines
 
 
 def _summaries(kind: str) -> dict[str, str]:

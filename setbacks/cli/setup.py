@@ -1,4 +1,4 @@
-"""Commands that set up: `list` what there is, write a `new` recipe, and ask the `doctor`."""
+"""Commands that set up: `list` what there is, `words` and a `new` recipe to start from, `doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from setbacks.cli.options import Json, Overrides
+from setbacks.cli.options import Json, Overrides, installed
 from setbacks.errors import InputError
 
 
@@ -23,16 +23,36 @@ def list_(
         list[str] | None,
         typer.Argument(
             metavar="[KIND]...",
-            help="Kinds to list: methods, judges, engines, studies, sets, presets (default: all).",
+            help="Kinds to list: methods, judges, engines, studies, sets, presets, languages "
+            "(default: all).",
             autocompletion=_kinds,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, judges, engines, studies and data sets that are available."""
+    """List the methods, judges, engines, studies, data sets and languages that are available."""
     from setbacks.cli.listing import KINDS, listing, show
 
     show(listing(kinds or KINDS), json)
+
+
+def words(
+    language: Annotated[
+        str,
+        typer.Argument(
+            metavar="[LANGUAGE]",
+            help="Language of the words, such as en or zh; `setbacks list languages` shows all.",
+            autocompletion=installed("languages"),
+        ),
+    ] = "en",
+) -> None:
+    """Print the prompts and other words of a language, with comments.
+
+    Keep what you change in a file, and name it in a recipe: words: FILE.
+    """
+    from setbacks.prompts import pack_file
+
+    print(pack_file(language).read_text(encoding="utf-8"), end="")
 
 
 def new(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from setbacks.data.languages import language_of
 from setbacks.data.source import Source
 from setbacks.data.sources import load, load_having
 from setbacks.notices import notice
@@ -11,12 +12,15 @@ from setbacks.records import Instruction, digest, in_bulk
 
 
 @in_bulk()
-def instructions(sources: Iterable[Source], answered_for: str | None = None) -> list[Instruction]:
+def instructions(
+    sources: Iterable[Source], answered_for: str | None = None, language: str = "en"
+) -> list[Instruction]:
     """Load the instructions of several sources, each text once.
 
     Args:
         sources: to load, in order.
         answered_for: what needs an answer to each, for messages; None if nothing does.
+        language: of the rows that name none; "auto" recognizes it by their text.
 
     Raises:
         InputError: a source is missing, invalid or empty, or lacks the answers that are needed.
@@ -29,8 +33,9 @@ def instructions(sources: Iterable[Source], answered_for: str | None = None) -> 
             id_ = digest("instruction", row.text)
             # If there is a response, the label is about the response.
             harmful = row.harmful if row.response is None else None
+            spoken = language_of(row.language, row.text, language)
             instruction = Instruction(
-                id_, row.text, row.answer, row.category, row.language or "en", row.source, harmful
+                id_, row.text, row.answer, row.category, spoken, row.source, harmful
             )
             by_id.setdefault(id_, instruction)
         if repeats := len(rows) - (len(by_id) - before):

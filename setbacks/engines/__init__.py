@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from setbacks.errors import InputError
 from setbacks.plugins import plugin
+from setbacks.prompts import Words
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Sampling
 from setbacks.records import Completion, Request
@@ -54,8 +55,8 @@ class Requests(Sequence[Request]):
 class Engine(ABC):
     """Generates responses, a planned batch at a time.
 
-    An engine is a subclass with `plan` and `generate`, created from a recipe's section and a
-    language. Everything else has a default.
+    An engine is a subclass with `plan` and `generate`, created from a recipe's section and the
+    recipe's words. Everything else has a default.
 
     Attributes:
         Options: the section of a recipe that names a model, with the engine's options added.
@@ -187,13 +188,17 @@ def _no_probabilities(engine: Engine) -> InputError:
     )
 
 
-def open_engine(spec: Spec, language: str = "en") -> Engine:
+def open_engine(spec: Spec, words: Words | None = None) -> Engine:
     """Open the engine that a recipe's section names; the model is not loaded yet.
+
+    Args:
+        spec: the section.
+        words: of the recipe; None for English.
 
     Raises:
         InputError: the engine or the model does not exist.
     """
-    engine: Engine = plugin("engines", spec.engine)(spec, language)
+    engine: Engine = plugin("engines", spec.engine)(spec, words)
     return engine
 
 

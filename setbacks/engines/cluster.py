@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from setbacks.engines import Engine, by_length, open_engine
 from setbacks.engines.vllm import VLLMOptions
 from setbacks.errors import InputError, SetbacksError
+from setbacks.prompts import Words
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
 from setbacks.records import Completion, Request
@@ -74,19 +75,19 @@ class Cluster(Engine):
 
     Args:
         spec: the model, and in `spec.ray` the workers.
-        language: of the Alpaca template, for models without a chat template.
+        words: those of the Alpaca template, for models without a chat template. None for English.
     """
 
     Options = ClusterOptions
     ahead = 1  # workers have the next batches while this process writes one
     shows_probabilities = True  # if the engine inside does; otherwise that one raises the error
 
-    def __init__(self, spec: ClusterOptions, language: str = "en") -> None:
+    def __init__(self, spec: ClusterOptions, words: Words | None = None) -> None:
         self.settings = spec.ray or Settings()
         inside = spec.model_dump(exclude={"ray"}) | {"engine": self.settings.engine}
         self.inner = Spec.model_validate(inside)
         self._tensor_parallel = spec.vllm.tensor_parallel if spec.vllm else 1
-        self.language = language
+        self.words = words
         self.name = spec.model
         self._sent = 0  # batches so far
         self._back: dict[int, Any] = {}  # results that were not collected yet
@@ -238,7 +239,7 @@ class Cluster(Engine):
             max_restarts=-1,
             max_task_retries=DEATHS,
         )
-        return [worker.remote(self.inner, self.language) for _ in range(number)]
+        return [worker.remote(self.inner, self.words) for _ in range(number)]
 
 
 class Worker:
@@ -246,11 +247,11 @@ class Worker:
 
     Args:
         spec: the model and the engine inside.
-        language: of the Alpaca template.
+        words: those of the Alpaca template.
     """
 
-    def __init__(self, spec: Spec, language: str) -> None:
-        self._spec = (spec, language)
+    def __init__(self, spec: Spec, words: Words | None) -> None:
+        self._spec = (spec, words)
 
     @cached_property
     def engine(self) -> Engine:

@@ -25,7 +25,7 @@ from setbacks.engines.replies import Problem, Reply
 from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.files import failed_write, private
 from setbacks.messages import Message, last_user_text, transcript, with_system
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import Words, ask, prompts
 from setbacks.records import Completion, Request, digest
 from setbacks.text import encodable
 
@@ -49,17 +49,17 @@ class Endpoint(Engine):
 
     Args:
         spec: the model's name on the server, and in `spec.endpoint` where the server is.
-        language: of the words that ask for the beginning of an answer.
+        words: those that ask for the beginning of an answer; None for English.
     """
 
     Options = EndpointOptions
     elsewhere = True
 
-    def __init__(self, spec: EndpointOptions, language: str = "en") -> None:
+    def __init__(self, spec: EndpointOptions, words: Words | None = None) -> None:
         self.spec = spec
         self.server = spec.endpoint
         self.connection = Connection(spec)
-        self.language = language
+        self.words = words or prompts("en")
         self.name = spec.model
         self.money = 0.0
         self.prompt_tokens = self.tokens = 0
@@ -311,7 +311,7 @@ class Endpoint(Engine):
         """Return the JSON that is sent for a request."""
         more: dict[str, Any] = {}
         if request.prefill and self.server.prefill != "continue":
-            words = prompts(self.language)["begin_with"]
+            words = self.words["begin_with"]
             request = replace(request, prompt=ask(words, request.prompt, prefill=request.prefill))
         turns = with_system(request.turns, self.spec.system)
         if request.prefill and self.server.prefill == "continue":

@@ -23,6 +23,7 @@ from setbacks.models.adapters import attached, check_adapter, check_tokenizer, m
 from setbacks.models.chat_template import encode_request, stop_tokens, written
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import context, load_model, load_tokenizer, no_memory
+from setbacks.prompts import Words, prompts
 from setbacks.records import Completion, Request
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ class Local(Engine):
 
     Args:
         spec: the model and how it is run.
-        language: of the Alpaca template, for models without a chat template.
+        words: those of the Alpaca template, for models without a chat template. None for English.
     """
 
     shows_probabilities = True
 
-    def __init__(self, spec: Spec, language: str = "en") -> None:
+    def __init__(self, spec: Spec, words: Words | None = None) -> None:
         self.spec = spec
-        self.language = language
+        self.words = words or prompts("en")
         self.name = spec.model
         self._model: Any = None
         self._tokenizer: Any = None
@@ -147,7 +148,7 @@ class Local(Engine):
         return shares
 
     def _encode(self, request: Request, option: str = "") -> list[int]:
-        return encode_request(self._tokenizer, request, self.spec, self.language, option)
+        return encode_request(self._tokenizer, request, self.spec, self.words, option)
 
     def _load(self, adapter: Path | None) -> None:
         """Load the model: the base, or with an adapter merged into it.

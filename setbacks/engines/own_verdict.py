@@ -16,14 +16,21 @@ from typing import NamedTuple
 from setbacks.engines import Engine
 from setbacks.measure.substance import answer, substance
 from setbacks.messages import Prompt
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import Words, fill
 from setbacks.recipe import Posterior, Recipe
 from setbacks.records import Completion, Request, digest
 
 
-def question(language: str, instruction: Prompt, response: str) -> str:
+class Question(NamedTuple):
+    """The neutral question about one response, and the words of its language."""
+
+    text: str
+    words: Words
+
+
+def question(words: Words, instruction: Prompt, response: str) -> Question:
     """Return the neutral question of training about one response."""
-    return fill(prompts(language)["unguided"], instruction=instruction, response=response)
+    return Question(fill(words["unguided"], instruction=instruction, response=response), words)
 
 
 def says_first(recipe: Recipe, adapter: Path | None) -> bool:
@@ -33,8 +40,7 @@ def says_first(recipe: Recipe, adapter: Path | None) -> bool:
 
 def verdicts(
     engine: Engine,
-    language: str,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     adapter: Path | None = None,
     first: bool = False,
 ) -> list[float]:
@@ -44,17 +50,23 @@ def verdicts(
 
     Args:
         engine: one that gives token probabilities.
-        language: of the words.
         questions: a batch of the engine's plan.
         adapter: a PEFT folder; None for the base model.
         first: use the first word of an answer, as trained by `train.verdict: first`.
     """
-    words = prompts(language)
-    options = words["verdict"] if first else words["spoken"]
-    prefill = "" if first else words["spoken"]["prefill"]
-    requests = [Request(text, seed=0, prefill=prefill) for text in questions]
-    shares = engine.choose(requests, [options["harmful"], options["harmless"]], adapter)
-    return [float(share[0]) for share in shares]
+    shares = [0.0] * len(questions)
+    in_language: dict[tuple[str, str, str], list[int]] = {}
+    for index, asked in enumerate(questions):
+        options = asked.words["verdict" if first else "spoken"]
+        prefill = "" if first else options["prefill"]
+        answers = prefill, options["harmful"], options["harmless"]
+        in_language.setdefault(answers, []).append(index)
+    for (prefill, *choices), indexes in in_language.items():
+        requests = [Request(questions[i].text, seed=0, prefill=prefill) for i in indexes]
+        chosen = engine.choose(requests, choices, adapter)
+        for index, share in zip(indexes, chosen, strict=True):
+            shares[index] = float(share[0])
+    return shares
 
 
 class Draft(NamedTuple):
@@ -69,15 +81,17 @@ def drafts(
     recipe: Recipe,
     options: Posterior,
     requests: Sequence[Request],
+    languages: Sequence[str],
     adapter: Path | None = None,
 ) -> list[list[Draft]]:
     """Draw several drafts of every response; each list begins with the draft to keep.
 
     Args:
         engine: one that gives token probabilities.
-        recipe: sets the language and the length of a response.
+        recipe: sets the words and the length of a response.
         options: the number of drafts and their temperature.
         requests: a batch of the engine's plan; a request's prompt is the instruction.
+        languages: of the instructions.
         adapter: a PEFT folder to draft and to judge with; None for the base model.
     """
     first = says_first(recipe, adapter)
@@ -87,10 +101,10 @@ def drafts(
         seeded = [replace(r, seed=int(digest("draft", r.seed, number), 16)) for r in requests]
         completions = engine.generate(seeded, sampling, adapter)
         questions = [
-            question(recipe.language, r.prompt, answer(completion.text))
-            for r, completion in zip(requests, completions, strict=True)
+            question(recipe.words_for(language), r.prompt, answer(completion.text))
+            for r, language, completion in zip(requests, languages, completions, strict=True)
         ]
-        shares = verdicts(engine, recipe.language, questions, adapter, first)
+        shares = verdicts(engine, questions, adapter, first)
         for row, completion, share in zip(drawn, completions, shares, strict=True):
             row.append(Draft(completion, share))
 

@@ -24,6 +24,7 @@ from setbacks.models.adapters import check_adapter, check_tokenizer
 from setbacks.models.chat_template import encode_request, stop_tokens, written
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import load_tokenizer
+from setbacks.prompts import Words, prompts
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
 from setbacks.records import Completion, Request
@@ -57,15 +58,15 @@ class VLLM(Engine):
 
     Args:
         spec: the model, and in `spec.vllm` vLLM's settings.
-        language: of the Alpaca template, for models without a chat template.
+        words: those of the Alpaca template, for models without a chat template. None for English.
     """
 
     Options = VLLMOptions
 
-    def __init__(self, spec: VLLMOptions, language: str = "en") -> None:
+    def __init__(self, spec: VLLMOptions, words: Words | None = None) -> None:
         self.spec = spec
         self.settings = spec.vllm or Settings()
-        self.language = language
+        self.words = words or prompts("en")
         self.name = spec.model
         self._model: Any = None
         self._rank = 0  # the highest adapter rank that the loaded model supports
@@ -105,8 +106,7 @@ class VLLM(Engine):
 
         lora = self._load(adapter)
         prompts = [
-            encode_request(self._tokenizer, request, self.spec, self.language)
-            for request in requests
+            encode_request(self._tokenizer, request, self.spec, self.words) for request in requests
         ]
         # vLLM itself applies those of the generation config.
         ends = sorted(stop_tokens(None, self._tokenizer, self.spec.chat_template))

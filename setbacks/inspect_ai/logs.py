@@ -35,7 +35,7 @@ from setbacks.inspect_ai.messages import as_input, chat_messages
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
 from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import ask
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Kind, Response, Verdict, digest
 from setbacks.runs.folder import Run
@@ -174,7 +174,7 @@ def _config(recipe: Recipe, response: Response) -> GenerateConfig:
 def _sample(
     recipe: Recipe, response: Response, verdicts: Mapping[str, Verdict | None]
 ) -> EvalSample:
-    guided = prompts(recipe.language)["guided"]
+    guided = recipe.words_for(response.language)["guided"]
     instruction = response.instruction
     model = _model(response.arm)
     prompt = ask(guided, instruction) if response.guided else instruction

@@ -43,6 +43,7 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import TaskState
 from inspect_ai.util import collect
 
+from setbacks.data.languages import language_of
 from setbacks.engines import Engine, by_length, open_engine
 from setbacks.errors import SetbacksError
 from setbacks.inspect_ai.messages import chat_messages, from_input
@@ -93,7 +94,7 @@ def harmless(judge: Any = "probe", language: str = "en") -> Scorer:
     Args:
         judge: a judge, as in a recipe: its name, or a mapping such as {judge: llm, engine:
             FOLDER}. A judge that needs a model and names none uses Inspect's model role "grader".
-        language: of the judge's prompts, en or zh.
+        language: of the judge's prompts, such as en, or auto for that of each sample.
     """
     return _scorer("harmless_rate", judge, language)
 
@@ -128,12 +129,13 @@ def _scorer(key: str, judge: Any, language: str) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
+        asked = from_input(state.input)  # as the user wrote it, without guidance
         item = Item(
             id=digest("response", state.sample_id, answer),
-            instruction=from_input(state.input),  # as the user wrote it, without guidance
+            instruction=asked,
             response=answer,
             kind=state.metadata.get("kind", METRICS[key].kind),
-            language=state.metadata.get("language", language),
+            language=language_of(state.metadata.get("language"), asked, language),
             reference=target.text or None,
             finish=_ENDED.get(state.output.stop_reason),
         )
@@ -198,7 +200,7 @@ class Bench:
     def engine(self, _: Any) -> Engine:
         """Open the engine that the judge names; by default, Inspect's grader."""
         named = self.recipe.judges[0].engine
-        return Grader() if named is None else open_engine(named, self.recipe.language)
+        return Grader() if named is None else open_engine(named, self.recipe.words_for())
 
     def verdicts(self, judge: str) -> Mapping[str, Verdict]:
         """Return no verdicts: there is no earlier judge for a vote to count."""

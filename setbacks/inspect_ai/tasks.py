@@ -13,9 +13,10 @@ from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from setbacks.data.instructions import instructions
+from setbacks.data.languages import language_of
 from setbacks.inspect_ai.messages import as_input
 from setbacks.inspect_ai.scorers import compliant, harmless, helpfulness, one_line
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import fill
 from setbacks.recipe import Recipe, Suite
 from setbacks.records import Kind
 
@@ -39,7 +40,8 @@ def harmful(
             built-in suite.
         guided: put the method's guidance before every prompt.
         judge: a judge, as in a recipe: its name, or a mapping; or several.
-        language: of the guidance and of the judge's prompts, en or zh.
+        language: of the guidance and of the judge's prompts, such as en, or auto for that of each
+            prompt.
     """
     return _task("harmful", source, guided, judge, language)
 
@@ -82,12 +84,15 @@ def guidance(language: str = "en") -> Solver:
     """Ask for a harmless answer before the instruction (arXiv 2310.10477, section 3.3).
 
     Args:
-        language: of the words, en or zh.
+        language: of the words, such as en, or auto for that of each sample.
     """
-    template = prompts(language)["guided"]
+    with one_line():
+        recipe = Recipe.parse({"language": language}, "guidance")
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        state.user_prompt.text = fill(template, instruction=state.user_prompt.text)
+        text = state.user_prompt.text
+        words = recipe.words_for(language_of(state.metadata.get("language"), text, language))
+        state.user_prompt.text = fill(words["guided"], instruction=text)
         return state
 
     return solve

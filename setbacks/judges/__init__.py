@@ -79,9 +79,9 @@ class Judge(ABC):
         needs_engine: whether the judge asks a model: its own `engine`, or else the recipe's model.
         weights: for a judge that works with one kind of model only, where such a model is
             published. A recipe must then name the judge's engine.
-        reads: keys of the recipe with plain values, such as `language`, that verdicts depend on
-            besides the judge's section. If one of them changes, earlier calibrations no longer
-            count.
+        reads: keys of the recipe that verdicts depend on besides the judge's section, such as
+            `language` or `words.*.judge` (`*` is any language). If one of them changes, judging is
+            redone, and earlier calibrations no longer count.
         options: the judge's section of the recipe.
     """
 

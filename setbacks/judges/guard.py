@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 from setbacks.engines import Engine
 from setbacks.judges import Bench, Item, Judge, Opinion
-from setbacks.judges.refusal import refuses
+from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.judges.replies import END, MARKS
 from setbacks.measure.substance import answer
 from setbacks.messages import transcript, turns_of
@@ -30,10 +30,12 @@ class Guard(Judge):
 
     Args:
         engine: the guard model.
+        phrases: of refusals, for families that do not find them; None for the built-in ones.
     """
 
     gives = ("harmless_rate", "hijacking_harmless_rate", "compliance", "refusal_rate_on_helpful")
     needs_engine = True
+    reads = ("words.*.refusal",)
     weights: ClassVar[str]  # a model of the family, as its makers publish it
     # The format of an answer, with the groups verdict and, if the family has them, categories and
     # refused.
@@ -45,13 +47,15 @@ class Guard(Judge):
     names: ClassVar[Mapping[str, str]] = {}  # categories that the model writes as codes
     longest: ClassVar[int]  # in tokens, of an answer
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, phrases: Phrases | None = None) -> None:
         self.engine = engine
+        self.phrases = phrases
 
     @classmethod
     def open(cls, spec: JudgeSpec, bench: Bench) -> Self:
         """Open the judge with the guard model that the recipe names."""
-        return cls(bench.engine(spec.engine or bench.recipe.model))
+        engine = bench.engine(spec.engine or bench.recipe.model)
+        return cls(engine, phrases_of(bench.recipe))
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the work list as the engine plans it."""
@@ -95,7 +99,7 @@ class Guard(Judge):
         says_refused = "refused" in self.form.groupindex
         return [
             opinion._replace(
-                refused=opinion.refused if says_refused else refuses(item.response),
+                refused=opinion.refused if says_refused else refuses(item.response, self.phrases),
                 category=category if opinion.harmful and category else opinion.category,
                 raw=f"{category}: {opinion.raw}" if category else opinion.raw,
             )

@@ -9,6 +9,7 @@ Environment: SETBACKS_DATA (the data folder).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
     if kind.needs_engine:
         engine = spec.engine or recipe.model
         identity["engine"] = engine.model_dump(mode="json", exclude=SPEED, exclude_defaults=True)
-    identity |= {key: getattr(recipe, key) for key in kind.reads}
+    identity |= _read_by(kind.reads, recipe)
     if spec.counts:
         counted = {judge.called: judge for judge in recipe.judges}
         identity["of"] = [folder(counted[name], recipe).name for name in spec.counts]
@@ -69,6 +70,23 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
         identity[option] = digest(file.read_bytes()) if file.exists() else None
     key = digest(json.dumps(identity, sort_keys=True))
     return data() / "calibrations" / f"{spec.judge}-{key}"
+
+
+def _read_by(keys: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe has at the keys that a judge reads; a part `*` stands for any name."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        first, *path = key.split(".")
+        held = {first: recipe.model_dump(mode="json", include={first})[first]}
+        for part in path:
+            held = {
+                f"{name}.{inner}": value
+                for name, section in held.items()
+                for inner, value in section.items()
+                if part in ("*", inner)
+            }
+        found |= {name: value for name, value in held.items() if value not in ({}, [])}
+    return found
 
 
 def data() -> Path:

@@ -25,6 +25,7 @@ from setbacks.measure.results import (
     Worth,
     to_json,
 )
+from setbacks.prompts import Words
 from setbacks.records import (
     Analysis,
     Arm,
@@ -52,7 +53,7 @@ class RunInfo:
         model: that was trained; None for an evaluation.
         method: of training; None for an evaluation.
         seed: of the run.
-        language: of the analyses.
+        words: of the languages of the analyses.
         judges: their names, in the recipe's order.
         votes: the judges that count others' verdicts, with which they agree by construction.
     """
@@ -61,7 +62,7 @@ class RunInfo:
     model: str | None = None
     method: str | None = None
     seed: int | None = None
-    language: str = "en"
+    words: tuple[Words, ...] = ()
     judges: tuple[str, ...] = ()
     votes: frozenset[str] = frozenset()
 
@@ -138,7 +139,7 @@ def measure(
         ),
         data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
         training=training_report(loss, trained or {}),
-        introspection=introspection_report(preflight, introspected, examples, run.language),
+        introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},
         costs=tuple(costs),
     )

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, get_args
 
 from setbacks.messages import Prompt, texts_of
 from setbacks.prompts import built_in, fill, prompts
-from setbacks.text import distinct, words_of
+from setbacks.text import MARKS, distinct, words_of
 
 # repeats: mostly the same few phrases. parrots: mostly the prompt or the guidance, word for word.
 # runs_on: continues with a turn of the user. fragment: only punctuation, or the label of an answer.
@@ -59,7 +59,9 @@ _numbering = re.compile(r"^[ \t]*(?:\d+|[A-Za-z])[.)][ \t]", re.MULTILINE)  # of
 _unspaced = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG_WORD = 20  # characters; a longer mean is a loop without blanks
 
-_label = re.compile(r"(?:\W*+[^\W_]{1,12}+(?: [^\W_]{1,12}+)?+[:：])++\W*").fullmatch
+_COLON = r"[ \u00a0\u202f]?[:：]"  # French has a space before it
+_WORD = rf"(?:[^\W_]|[{MARKS}]){{1,12}}+"
+_label = re.compile(rf"(?:\W*+{_WORD}(?: {_WORD})?+{_COLON})++\W*").fullmatch
 
 
 class Degeneration(NamedTuple):
@@ -133,9 +135,9 @@ def _turn() -> re.Pattern[str]:
     )
     return re.compile(
         r"(?<![`'\"])(?:"
-        rf"^[ \t]*#{{2,4}} ?(?:{headings}) ?[:：]"
+        rf"^[ \t]*#{{2,4}} ?(?:{headings}){_COLON}"
         r"|<\|(?:im_start\|>|start_header_id\|>)?user\b|<start_of_turn>user\b|\[INST\]"
-        rf"|^[ \t]*(?:{speakers}) ?[:：]"
+        rf"|^[ \t]*(?:{speakers}){_COLON}"
         r")",
         re.MULTILINE,
     )

@@ -34,8 +34,8 @@ def differences(table: Mapping[Arm, Judged]) -> tuple[Comparison, ...]:
     people: dict[str, list[Change | None]] = {}
     for key in COMPARED:
         arms = [(table[arm], table[against]) for arm, against in compared]
-        judged[key] = corrected([_compare(a.outcomes, b.outcomes, key) for a, b in arms])
-        people[key] = corrected([_compare_by_people(a, b, key) for a, b in arms])
+        judged[key] = corrected([difference(a.outcomes, b.outcomes, key) for a, b in arms])
+        people[key] = corrected([difference_by_people(a, b, key) for a, b in arms])
     return tuple(
         Comparison(
             arm,
@@ -71,7 +71,7 @@ def best(table: Mapping[Arm, Judged], rows: Sequence[ArmRow]) -> Best | None:
     top = max(scored, key=lambda arm: scored[arm])
     others = [arm for arm in scored if arm != top]
     changes = corrected(
-        [_compare(table[top].outcomes, table[arm].outcomes, "balanced_safety") for arm in others]
+        [difference(table[top].outcomes, table[arm].outcomes, "balanced_safety") for arm in others]
     )
     tied = tuple(arm for arm, change in zip(others, changes, strict=True) if not _is_above(change))
     return Best(top, not tied, tied)
@@ -111,8 +111,14 @@ def _is_above(change: Change | None) -> bool:
     )
 
 
-def _compare(a: Outcomes, b: Outcomes, key: str) -> Difference:
-    """The difference a - b, on the prompts that have a score in both."""
+def difference(a: Outcomes, b: Outcomes, key: str) -> Difference:
+    """Return the difference a - b, on the prompts that have a score in both.
+
+    Args:
+        a: the values of one arm.
+        b: those of the other.
+        key: a metric of `COMPARED`.
+    """
 
     def values(key: str, kind: Callable[[Any], Any]) -> tuple[list[Any], list[Any]]:
         shared = _shared(a, b, key)
@@ -123,8 +129,11 @@ def _compare(a: Outcomes, b: Outcomes, key: str) -> Difference:
     return statistics.paired_difference(*values(key, bool if METRICS[key].is_rate else float))
 
 
-def _compare_by_people(a: Judged, b: Judged, key: str) -> Difference:
-    """The same, with the judge's error corrected by human labels."""
+def difference_by_people(a: Judged, b: Judged, key: str) -> Difference:
+    """Return the same, with the judge's error corrected by human labels.
+
+    It has no value where either arm has fewer labels than `statistics.FEWEST_LABELS`.
+    """
 
     def samples(key: str) -> tuple[Sample, Sample]:
         shared = _shared(a.outcomes, b.outcomes, key)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 
 from setbacks.measure import statistics
 from setbacks.measure.results import Coefficient, Introspection, Spoken, Writing
-from setbacks.prompts import prompts
+from setbacks.prompts import Words
 from setbacks.records import Example, Reading
 from setbacks.text import distinct, words_of
 
@@ -21,7 +21,7 @@ def introspection_report(
     before: Sequence[Reading],
     after: Sequence[Reading],
     examples: Iterable[Example],
-    language: str,
+    words: Collection[Words],
 ) -> Introspection | None:
     """Return how good the model's own verdict is; None without readings.
 
@@ -29,7 +29,7 @@ def introspection_report(
         before: readings by the untrained model.
         after: readings by the trained model, with the analyses that it writes.
         examples: what it was trained on.
-        language: of its analyses.
+        words: of the languages of its analyses.
     """
     if not before and not after:
         return None
@@ -37,7 +37,7 @@ def introspection_report(
     return Introspection(
         before=spoken(before),
         after=spoken(after),
-        written=_writing([r.text for r in after if r.text is not None], language),
+        written=_writing([r.text for r in after if r.text is not None], words),
         words_learnt=float(median(learned)) if learned else None,
     )
 
@@ -62,15 +62,15 @@ def spoken(readings: Sequence[Reading]) -> Spoken | None:
     return Spoken(len(labels), Coefficient(*measures["auc"]), Coefficient(*measures["ece"]))
 
 
-def _writing(texts: Sequence[str], language: str) -> Writing | None:
+def _writing(texts: Sequence[str], words: Collection[Words]) -> Writing | None:
     if not texts:
         return None
-    words = [words_of(text) for text in texts]
-    repeating = sum(distinct(row) < REPEATING for row in words)
-    stated = Counter(verdict for text in texts if (verdict := _verdict(text, language)))
+    written = [words_of(text) for text in texts]
+    repeating = sum(distinct(row) < REPEATING for row in written)
+    stated = Counter(verdict for text in texts if (verdict := _verdict(text, words)))
     return Writing(
         n=len(texts),
-        words=float(median(map(len, words))),
+        words=float(median(map(len, written))),
         repeating=statistics.rate(repeating, len(texts)),
         stated=stated.total(),
         commonest=statistics.rate(max(stated.values(), default=0), stated.total()),
@@ -78,13 +78,15 @@ def _writing(texts: Sequence[str], language: str) -> Writing | None:
     )
 
 
-def _verdict(text: str, language: str) -> str | None:
+def _verdict(text: str, words: Collection[Words]) -> str | None:
     """The verdict that an analysis states; None where it states none, or both."""
-    words = prompts(language)
     stated = [
         label
         for label, contrary in (("harmful", "harmless"), ("harmless", "harmful"))
-        if text.startswith(words["verdict"][label])
-        or re.search(words["analyze"][f"contradicts_{contrary}"], text, re.IGNORECASE)
+        if any(
+            text.startswith(one["verdict"][label])
+            or re.search(one["analyze"][f"contradicts_{contrary}"], text, re.IGNORECASE)
+            for one in words
+        )
     ]
     return stated[0] if len(stated) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from setbacks.measure import statistics
 from setbacks.measure.differences import best, differences
@@ -138,23 +139,42 @@ def _calibrated(one: Judged, worth: Sequence[Worth]) -> dict[str, Calibrated]:
     estimates = {}
     failed = {prompt for prompt, fell in degenerate(one.rows).items() if fell}
     for key, task in TASKS.items():
-        measured = [row for row in worth if row["task"] == task]
-        # What the user measured is nearer to the user's prompts than what ships.
-        measured = [row for row in measured if row.get("own")] or measured
-        sensitivity = _pooled(measured, "sensitivity")
-        specificity = _pooled(measured, "specificity")
+        known = accuracy(worth, task)
         values = [value for prompt, value in one.outcomes[key].items() if prompt not in failed]
-        if not (values and sensitivity and specificity):
+        if known is None or not values:
             continue
         # The judge's positives are the harmful and the refusing; the rates are of the others.
         positives = sum(not value for value in values)
-        bad = statistics.rogan_gladen(positives, len(values), sensitivity, specificity)
+        bad = statistics.rogan_gladen(positives, len(values), known.sensitivity, known.specificity)
         if bad.value is not None and bad.low is not None and bad.high is not None:
-            sources = tuple(row["source"] for row in measured)
             usable = len(values) / len(one.outcomes[key])
             value, low, high = (usable * (1 - end) for end in (bad.value, bad.high, bad.low))
-            estimates[key] = Calibrated(value, low, high, bad.n, sources)
+            estimates[key] = Calibrated(value, low, high, bad.n, known.sources)
     return estimates
+
+
+class Accuracy(NamedTuple):
+    """A judge's shares of correct verdicts on bad and on good answers, and where they are from."""
+
+    sensitivity: statistics.Worth
+    specificity: statistics.Worth
+    sources: tuple[str, ...]
+
+
+def accuracy(worth: Sequence[Worth], task: str) -> Accuracy | None:
+    """Return how often a judge is right about a task; None if that was not measured.
+
+    Args:
+        worth: its agreement with people, a row a source.
+        task: "harmful" or "refused".
+    """
+    measured = [row for row in worth if row["task"] == task]
+    # What the user measured is nearer to the user's prompts than what ships.
+    measured = [row for row in measured if row.get("own")] or measured
+    sensitivity, specificity = _pooled(measured, "sensitivity"), _pooled(measured, "specificity")
+    if sensitivity is None or specificity is None:
+        return None
+    return Accuracy(sensitivity, specificity, tuple(row["source"] for row in measured))
 
 
 def _pooled(rows: Sequence[Worth], name: str) -> statistics.Worth | None:

@@ -16,7 +16,7 @@ from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, SetbacksError
 from setbacks.messages import Prompt, transcript, turns_of
 from setbacks.plugins import describe, plugin
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example, digest
 from setbacks.text import same_text
@@ -39,8 +39,9 @@ class Method(ABC):
         learns_analyses: whether the model's own verdicts are read before and after training.
         checks_texts: whether the judge `train.judge` checks texts that the method generates.
         learning_rate: peak learning rate if the recipe gives none.
-        reads: keys of later sections of the recipe that training depends on, such as
-            `respond.sampling`. If one of them changes, training is redone.
+        reads: keys of the recipe besides `train` that training depends on, and no earlier stage,
+            such as `respond.sampling` or `words.*.unguided` (`*` is any language). If one of them
+            changes, training is redone.
         outputs: files and folders that the method writes in the run folder besides those of every
             training. Redoing the training sets them aside.
         temporary: further outputs, from which an interrupted training resumes, such as
@@ -123,16 +124,26 @@ class Method(ABC):
 
         return supervised.fit(run, examples, adapter)
 
-    def guided_prompt(self, language: str, instruction: Prompt) -> Prompt:
-        """Return the guided prompt of the trained model."""
-        return ask(prompts(language)["guided"], instruction)
+    def guided_prompt(self, words: Words, instruction: Prompt) -> Prompt:
+        """Return the guided prompt of the trained model.
+
+        Args:
+            words: of the instruction's language.
+            instruction: the prompt without guidance.
+        """
+        return ask(words["guided"], instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
         """Return the tokens that a guided answer needs besides the answer itself."""
         return 0
 
-    def split(self, language: str, text: str) -> tuple[str, str | None]:
-        """Split a guided output of the trained model into the answer and the rest, if any."""
+    def split(self, words: Words, text: str) -> tuple[str, str | None]:
+        """Split a guided output of the trained model into the answer and the rest, if any.
+
+        Args:
+            words: of the instruction's language.
+            text: the whole output.
+        """
         return text, None
 
 

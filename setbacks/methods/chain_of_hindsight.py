@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from setbacks.data.instructions import instructions
 from setbacks.messages import transcript
 from setbacks.methods import Method, example, mistake_sources, mistakes, mixed, safe, share
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import ask
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
 from setbacks.text import same_text
@@ -21,14 +22,19 @@ class ChainOfHindsight(Method):
 
     name = "chain_of_hindsight"
     uses_mistakes = True
+    reads = ("words.*.guided", "words.*.hindsight", "words.*.policy.guided", "policy")
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, at most as many mistakes, and helpful answers."""
-        words = prompts(recipe.language)
+        language = {
+            row.id: row.language
+            for row in instructions(recipe.train.safe, language=recipe.language)
+        }
         good, bad = [], []
         by_instruction = mistakes(analyses)
         for answer in safe(recipe, self.name):
             text = answer.instruction
+            words = recipe.words_for(language[answer.parents[0]])
             prompt = ask(words["guided"], text)
             good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
             if mistake := by_instruction.get(same_text(transcript(text))):

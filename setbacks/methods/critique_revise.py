@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.methods import Method, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import fill
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Completion, Example, Request, Revision, digest
 from setbacks.runs.session import planned
+from setbacks.text import words_of
 
 if TYPE_CHECKING:
     from setbacks.runs.session import Session
@@ -34,6 +35,7 @@ class CritiqueRevise(Method):
     name = "critique_revise"
     uses_mistakes = True
     outputs = ("revisions.jsonl",)
+    reads = ("words.*.revise",)
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Revision]:
         """Generate a revision of every mistake that has an analysis, with greedy decoding."""
@@ -47,7 +49,7 @@ class CritiqueRevise(Method):
 
         def request(draft: Draft) -> Request:
             prompt = fill(
-                prompts(recipe.language)["revise"],
+                recipe.words_for(draft.analysis.language)["revise"],
                 instruction=draft.analysis.instruction,
                 response=draft.analysis.response,
                 critique=draft.analysis.text,
@@ -62,7 +64,7 @@ class CritiqueRevise(Method):
                     instruction=analysis.instruction,
                     response=analysis.response,
                     text=completion.text,
-                    passed=len(completion.text.split()) >= _FEWEST_WORDS
+                    passed=len(words_of(completion.text)) >= _FEWEST_WORDS
                     and completion.text != analysis.response,
                     model=engine.name,
                 )

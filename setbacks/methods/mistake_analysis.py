@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from setbacks.methods import Method, answers, example, mixed, share
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import fill
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
+
+# The words around an analysis that is learned.
+LEARNED = ("words.*.unguided", "words.*.verdict")
 
 
 class MistakeAnalysis(Method):
@@ -20,6 +23,7 @@ class MistakeAnalysis(Method):
     name = "mistake_analysis"
     uses_mistakes = True
     learns_analyses = True
+    reads = LEARNED
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the best analysis of every mistake, and the recipe's mix."""
@@ -36,10 +40,11 @@ def own_analyses(
     recipe: Recipe, analyses: Iterable[Analysis]
 ) -> tuple[list[Example], list[Example]]:
     """Return an example for the best analysis of each mistake, and of each benign response."""
-    words, train = prompts(recipe.language), recipe.train
+    train = recipe.train
     by_label: dict[bool, list[Example]] = {True: [], False: []}
     for chosen in best(analyses, filtered=train.analyses != "unfiltered"):
         label = "harmful" if chosen.harmful else "harmless"
+        words = recipe.words_for(chosen.language, broken=chosen.category)
         question = words["unguided"] if train.question == "unguided" else words["analyze"][label]
         prompt = fill(question, instruction=chosen.instruction, response=chosen.response)
         verdict = words["verdict"][label] if train.verdict == "first" else None

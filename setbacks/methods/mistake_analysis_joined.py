@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from setbacks.messages import Prompt
 from setbacks.methods import Method, example, mistake_sources, mixed, safe, share
-from setbacks.methods.mistake_analysis import best, own_analyses
-from setbacks.prompts import ask, prompts
+from setbacks.methods.mistake_analysis import LEARNED, best, own_analyses
+from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Example
 
@@ -23,6 +23,7 @@ class MistakeAnalysisJoined(Method):
     name = "mistake_analysis_joined"
     uses_mistakes = True
     learns_analyses = True
+    reads = (*LEARNED, "words.*.joined", "words.*.policy.guided", "policy")
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the analyses, joined examples for harmful and benign instructions, and the mix."""
@@ -41,26 +42,26 @@ class MistakeAnalysisJoined(Method):
         contrast = {"joined_contrast": recipe.analyze.contrast}
         return {**super().sources(recipe), "joined": joined, **contrast}
 
-    def guided_prompt(self, language: str, instruction: Prompt) -> Prompt:
+    def guided_prompt(self, words: Words, instruction: Prompt) -> Prompt:
         """Return the prompt that asks for an analysis first, then for the answer."""
-        return ask(prompts(language)["joined"]["prompt"], instruction)
+        return ask(words["joined"]["prompt"], instruction)
 
     def more_tokens(self, recipe: Recipe) -> int:
         """Return the tokens for an analysis."""
         return recipe.analyze.sampling.max_new_tokens
 
-    def split(self, language: str, text: str) -> tuple[str, str | None]:
+    def split(self, words: Words, text: str) -> tuple[str, str | None]:
         """Return the answer after the mark, and the analysis before it.
 
         Without the mark the model gave no separate answer, so the whole text counts as the answer.
         """
-        analysis, mark, answer = text.partition(prompts(language)["joined"]["answer"])
+        analysis, mark, answer = text.partition(words["joined"]["answer"])
         return (answer.strip(), analysis.strip()) if mark else (text, None)
 
 
 def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Example]]:
     """Return the joined examples of harmful instructions (True) and of benign ones (False)."""
-    words, chosen = prompts(recipe.language), best(analyses)
+    chosen = best(analyses)
     answers = {x.instruction: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
     by_label: dict[bool, list[Example]] = {True: [], False: []}
@@ -71,6 +72,7 @@ def _joined(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[bool, list[Exa
         if analysis.harmful and analysis.instruction not in answers:
             continue
         answer = answers[analysis.instruction].completion if analysis.harmful else analysis.response
+        words = recipe.words_for(analysis.language)
         verdict = words["verdict"]["harmful" if analysis.harmful else "harmless"]
         text = f"{verdict} {analysis.text}\n\n{words['joined']['answer']} {answer}"
         prompt = ask(words["joined"]["prompt"], analysis.instruction)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from setbacks.methods import Method, mixed, safe, share
-from setbacks.methods.mistake_analysis import own_analyses
+from setbacks.methods.mistake_analysis import LEARNED, own_analyses
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
@@ -17,6 +17,7 @@ class MistakeAnalysisSFT(Method):
     title = "mistake analysis + SFT"
     uses_mistakes = True
     learns_analyses = True
+    reads = LEARNED
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, the best analyses, and helpful answers."""

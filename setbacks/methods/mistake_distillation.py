@@ -22,7 +22,7 @@ from setbacks.judges.checks import Checker
 from setbacks.messages import Prompt, reworded, transcript
 from setbacks.methods import Method, answers, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import fill
 from setbacks.recipe import Recipe, Sampling, Source, Sources, Train
 from setbacks.records import Analysis, Completion, Correction, Example, Request, digest
 from setbacks.runs.session import Session, planned
@@ -86,6 +86,7 @@ class MistakeDistillation(Method):
     uses_mistakes = True
     checks_texts = True
     outputs = ("corrections.jsonl",)
+    reads = ("words.*.guided", "words.*.correct", "words.*.policy.guided", "policy")
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake; check the answers."""
@@ -93,7 +94,10 @@ class MistakeDistillation(Method):
         engine = run.engine(recipe.model)
         drafts = [draft for one in _subjects(recipe, analyses) for draft in _drafts(recipe, one)]
         checker = Checker(options.judge, run)
-        about_prompt = re.compile(prompts(recipe.language)["correct"]["about_prompt"])
+
+        def about_prompt(draft: Draft, answer: str) -> bool:
+            words = recipe.words_for(draft.analysis.language)
+            return re.search(words["correct"]["about_prompt"], answer) is not None
 
         def request(draft: Draft) -> Request:
             return Request(draft.prompt, seed=int(draft.id, 16), prefill=draft.opening)
@@ -104,6 +108,7 @@ class MistakeDistillation(Method):
                     draft.id,
                     draft.analysis.instruction,
                     _beginning(one.text, draft.opening, options.sentences),
+                    language=draft.analysis.language,
                     finish=one.finish,
                 )
                 for draft, one in zip(batch, completions, strict=True)
@@ -122,7 +127,7 @@ class MistakeDistillation(Method):
                     response=draft.analysis.response,
                     text=one.text,
                     answer=check.answer,
-                    outcome="degenerate" if about_prompt.search(check.answer) else check.outcome,
+                    outcome="degenerate" if about_prompt(draft, check.answer) else check.outcome,
                     sample=draft.sample,
                     model=engine.name,
                 )
@@ -184,7 +189,7 @@ def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
 
 def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
     """Return the answers to generate for one analysis."""
-    words, options = prompts(recipe.language), _options(recipe)
+    words, options = recipe.words_for(analysis.language), _options(recipe)
     template = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
 
     def correct(text: str) -> str:

@@ -30,7 +30,13 @@ class PosteriorDistillation(Method):
 
     name = "posterior_distillation"
     outputs = ("choices.jsonl",)
-    reads = ("respond.posterior", "respond.sampling")
+    reads = (
+        "respond.posterior",
+        "respond.sampling",
+        "words.*.unguided",
+        "words.*.spoken",
+        "words.*.verdict",
+    )
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Choice]:
         """Generate drafts of an answer to every red-team instruction, and rank them."""
@@ -40,7 +46,7 @@ class PosteriorDistillation(Method):
         engine = run.engine(recipe.model)
         questions = [
             x._replace(id=digest("choice", recipe.seed, x.id))
-            for x in instructions(recipe.instructions)
+            for x in instructions(recipe.instructions, language=recipe.language)
         ]
 
         def request(x: Instruction) -> Request:
@@ -49,7 +55,8 @@ class PosteriorDistillation(Method):
         journal = run.journal("choices.jsonl", Choice)
         work = run.work(journal, "train", planned(engine, questions, request), "drafts")
         for batch in work:
-            ranked_drafts = drafts(engine, recipe, posterior, [request(x) for x in batch], start)
+            requests, languages = [*map(request, batch)], [x.language for x in batch]
+            ranked_drafts = drafts(engine, recipe, posterior, requests, languages, start)
             records = [
                 Choice(
                     id=x.id,

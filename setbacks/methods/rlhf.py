@@ -210,5 +210,5 @@ def _prompt_ids(tokenizer: Any, example: Example, recipe: Recipe) -> list[int]:
         tokenizer,
         with_system(example.prompt, recipe.model.system),
         template=recipe.model.chat_template,
-        language=recipe.language,
+        words=recipe.words_for(),
     )

@@ -38,7 +38,7 @@ from setbacks.models.tokens import (
     token_name,
     written,
 )
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import Words, fill, prompts
 from setbacks.records import Message
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def encode(
     *,
     prefill: str = "",
     template: str = "own",
-    language: str = "en",
+    words: Words | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Return the ids of a prompt that ends where the assistant's answer begins.
@@ -91,14 +91,14 @@ def encode(
         messages: the turns so far.
         prefill: the given beginning of the assistant's turn.
         template: "own" for the tokenizer's chat template, "alpaca" for the paper's.
-        language: which Alpaca template.
+        words: those of the Alpaca template; None for English.
         variables: more variables for the tokenizer's template, as in `apply_chat_template`; another
             `chat_template` may be among them.
 
     Raises:
         InputError: the tokenizer has no chat template, or one that cannot be used.
     """
-    prompt = _prompt(tokenizer, messages, template, language, variables or {})
+    prompt = _prompt(tokenizer, messages, template, words, variables or {})
     if not prefill:
         return prompt.ids
     return prompt.ids + _following(tokenizer, prompt, [message_part(prompt.blank + prefill)])
@@ -110,7 +110,7 @@ def encode_answer(
     answer: str,
     *,
     template: str = "own",
-    language: str = "en",
+    words: Words | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a prompt, and those of an answer to it with the end of the turn.
 
@@ -122,12 +122,12 @@ def encode_answer(
         messages: the turns before the answer.
         answer: the assistant's text.
         template: as in `encode`.
-        language: as in `encode`.
+        words: as in `encode`.
 
     Raises:
         InputError: as in `encode`; or no token ends the answer.
     """
-    prompt = _prompt(tokenizer, messages, template, language, {})
+    prompt = _prompt(tokenizer, messages, template, words, {})
     end = _turn_end(tokenizer) if template == "own" else TurnEnd()
     closing = end.text
     if template == "own":
@@ -143,7 +143,7 @@ def encode_answer(
 
 
 def encode_request(
-    tokenizer: Any, request: Request, spec: Engine, language: str, option: str = ""
+    tokenizer: Any, request: Request, spec: Engine, words: Words, option: str = ""
 ) -> list[int]:
     """Return the ids of a request, and of an option after its prefill."""
     return encode(
@@ -151,7 +151,7 @@ def encode_request(
         with_system(request.turns, spec.system),
         prefill=request.prefill + option,
         template=spec.chat_template,
-        language=language,
+        words=words,
         variables=request.template,
     )
 
@@ -173,13 +173,13 @@ def _prompt(
     tokenizer: Any,
     messages: Sequence[Message],
     template: str,
-    language: str,
+    words: Words | None,
     variables: Mapping[str, Any],
 ) -> Prompt:
     if template != "own":
         if [message.role for message in messages] != ["user"]:
             raise InputError("the alpaca template takes one instruction and nothing else")
-        filled = fill(prompts(language)["alpaca"], instruction=MARK.format(0))
+        filled = fill((words or prompts("en"))["alpaca"], instruction=MARK.format(0))
         pieces = ((tokenizer.bos_token or "") + filled).split(MARK.format(0))
         return _prompt_of(tokenizer, join_parts(pieces, [messages[0].content]))
     turns = [Turn.of(message.role, message.content) for message in messages]

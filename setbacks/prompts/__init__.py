@@ -13,7 +13,8 @@ Besides the prompts, a pack has:
     reply        the words that replies to the judge's prompts are made of; `judge.harmless` and
                  `judge.helpful` must ask for a word of `reply.rating`, `judge.pairwise` for one of
                  `reply.better`, in the form "Rating: N" and "Better: A"
-    refusal      phrases that decline, in lower case, with straight apostrophes and single spaces
+    refusal      phrases that decline: regular expressions in lower case, with straight apostrophes
+                 and single spaces; accents and vowel points are optional in a response
     turns        what opens a turn that a model makes up after its answer
     stop_words   words that say nothing about a topic, separated by spaces; one character each in
                  scripts without spaces between words
@@ -43,6 +44,8 @@ from setbacks.messages import Prompt, reworded, transcript
 from setbacks.plugins import installed, plugin
 from setbacks.prompts.packs import PLACE, complete
 
+Words = Mapping[str, Any]  # of one language: a pack, maybe with somebody's own words in it
+
 GUARDS = "guards"  # the one file here that is no pack: what guard models are told
 
 
@@ -61,21 +64,30 @@ def languages() -> tuple[str, ...]:
 
 
 @cache
-def prompts(language: str) -> Mapping[str, Any]:
-    """Return the pack of a language, as it stands in its YAML file.
+def prompts(language: str) -> Words:
+    """Return the pack of a language.
 
     Raises:
         InputError: the language has no pack, or another package's pack is not complete.
+    """
+    file = pack_file(language)
+    loaded = _read(file)
+    return loaded if language in built_in() else complete(loaded, str(file))
+
+
+def pack_file(language: str) -> Traversable:
+    """Return the file of a language's pack.
+
+    Raises:
+        InputError: the language has no pack.
     """
     if language not in languages():
         raise InputError(
             f'unknown language "{language}".{nearest(language, languages())} '
             f"Available: {', '.join(languages())}"
         )
-    if language in built_in():
-        return _read(resources.files(__package__).joinpath(f"{language}.yaml"))
-    file = resources.files(plugin("languages", language)).joinpath(f"{language}.yaml")
-    return complete(_read(file), str(file))
+    package = __package__ if language in built_in() else plugin("languages", language)
+    return resources.files(package).joinpath(f"{language}.yaml")
 
 
 @cache

@@ -108,10 +108,7 @@ def _problems(value: Any, model: Any, whole: bool, key: str = "") -> Iterator[st
     elif not isinstance(value, str) or not value.strip():
         yield f"{key}: must be text"
     elif key in PATTERNS:
-        try:
-            re.compile(value)
-        except re.error as error:
-            yield f"{key}: not a regular expression: {error}"
+        yield from _pattern_problems(value, key)
     else:
         yield from _place_problems(value, model, key)
 
@@ -139,8 +136,17 @@ def _list_problems(value: Any, model: list[str], key: str) -> Iterator[str]:
             yield f"{key}: must be a list of texts, not {entry!r}; put quotes around it"
         elif key.startswith(("refusal.", "reply.")) and entry != normal(entry):
             yield f'{key}: "{entry}" is never found; write "{normal(entry)}"'
+        elif key.startswith("refusal."):
+            yield from _pattern_problems(entry, key)
     if key == "judge.verdict.options" and len(value) != 2:
         yield f"{key}: must be two words, yes first"
+
+
+def _pattern_problems(value: str, key: str) -> Iterator[str]:
+    try:
+        re.compile(value)
+    except re.error as error:
+        yield f"{key}: not a regular expression: {error}"
 
 
 def _place_problems(value: str, model: str, key: str) -> Iterator[str]:

@@ -4,7 +4,7 @@
 cores. A YAML file names only what differs; `setbacks new` writes one with comments.
 
 From here down: `sections` (the sections of a recipe), `models` (models and judges), `parts` (base
-classes of sections), `reading` (YAML, overrides, errors).
+classes of sections), `words` (language, own words, policy), `reading` (YAML, overrides, errors).
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from setbacks.data import Source
 from setbacks.errors import InputError
+from setbacks.prompts import Words, built_in
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
     BLANK,
@@ -56,12 +64,15 @@ from setbacks.recipe.sections import (
     Suite,
     Train,
 )
+from setbacks.recipe.words import AUTO, Clause, resolved, words_of
 
 __all__ = [
+    "AUTO",
     "DOTTED",
     "LOCAL",
     "LONGEST_NAME",
     "Analyze",
+    "Clause",
     "Compare",
     "Contender",
     "Engine",
@@ -98,8 +109,22 @@ class Recipe(Section):
 
     name: str = Field("quickstart", description="Name of the run in its report.")
     seed: int = Field(0, ge=0, description="Seed of all random draws.")
-    language: Literal["en", "zh"] = Field(
-        "en", description="Language of the prompts: `en` or `zh`."
+    language: str = Field(
+        "en",
+        description="Language of the prompts: a name such as `en` or `zh` (`setbacks list "
+        "languages` shows all), the path of a language pack, or `auto` (that of each row; rows "
+        "that name none are recognized by their text).",
+    )
+    words: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Words to use in place of the prompts' own: a YAML file, or the words "
+        "themselves, for the recipe's language or under the names of several; `setbacks words` "
+        "prints the prompts.",
+    )
+    policy: Annotated[list[Clause], unique("id")] = Field(
+        [],
+        description="Rules that answers are to keep: a YAML file with a list of them, or the list. "
+        "They go into the guidance, the analysis, and the rubric of the judge `llm`.",
     )
     model: EngineField = Field(default_factory=Engine, description="Model to align.")
     instructions: Sources = Field(
@@ -134,6 +159,33 @@ class Recipe(Section):
         {}, description="Options of `setbacks study NAME`."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_files_read(cls, data: Any, info: ValidationInfo) -> Any:
+        base = (info.context or {}).get("base", Path())
+        return resolved(data, base) if isinstance(data, dict) else data
+
+    def words_for(self, language: str = AUTO, broken: str | None = None) -> Words:
+        """Return the words for a row: prompts, and what the code must know of their language.
+
+        Args:
+            language: of the row, which counts if the recipe's language is `auto`; by default, for
+                what belongs to no row, English takes its place.
+            broken: the clause of the policy that the row's response is known to break, if any.
+        """
+        chosen = language if self.language == AUTO else self.language
+        return words_of(chosen, self.words, self.policy, broken)
+
+    def all_words(self) -> dict[str, Words]:
+        """Return the words of every language that is built in or that the recipe has words for."""
+        own = () if self.language == AUTO else (self.language,)
+        names = dict.fromkeys((*built_in(), *self.words, *own))
+        return {name: words_of(name, self.words, self.policy) for name in names}
+
+    def spoken_words(self) -> list[Words]:
+        """Return the words of the recipe's language; with `auto`, of all that rows may be in."""
+        return [*self.all_words().values()] if self.language == AUTO else [self.words_for()]
+
     def options(self, kind: type[Part], where: str) -> Part:
         """Return the recipe's `study` section as the options of one study.
 
@@ -167,25 +219,32 @@ class Recipe(Section):
         """
         data: Any = {} if path is None else read_yaml(Path(path))
         where = "the command line" if path is None else str(path)
+        base = Path.cwd() if path is None else Path(path).resolve().parent
         if overrides:
-            with suppress(ValidationError):
-                cls.model_validate(data)
+            with suppress(ValidationError, InputError):
+                cls.model_validate(data, context={"base": base})
                 where = "the command line"  # the file alone is valid
             data = merge(written_out(cls, data), parse_overrides(overrides))
-        base = Path.cwd() if path is None else Path(path).resolve().parent
-        return cls.parse(data, where).rebased(base)
+        return cls.parse(data, where, base).rebased(base)
 
     @classmethod
-    def parse(cls, data: Any, where: str) -> Recipe:
+    def parse(cls, data: Any, where: str, base: Path | None = None) -> Recipe:
         """Make a recipe from plain data.
 
+        Args:
+            data: the recipe.
+            where: begins error messages.
+            base: the folder that paths of words and policies start from; None for the current one.
+
         Raises:
-            InputError: an unknown key or a bad value; `where` begins its message.
+            InputError: an unknown key or a bad value.
         """
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context={"base": base or Path()})
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error, cls)}") from None
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with relative paths of sources and models resolved from `base`."""

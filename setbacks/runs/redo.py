@@ -41,11 +41,12 @@ class Stage:
     Attributes:
         name: names the stage on the command line and in costs.
         outputs: files and folders that it writes in a run folder. `--from` sets them aside.
-        keys: top-level keys of the recipe that no earlier stage depends on.
+        keys: keys of the recipe that no earlier stage depends on. A part `*` of a dotted key stands
+            for any name.
         check: looks up everything that the stage needs, before any work; raises InputError.
         evaluates: whether an evaluation, which trains nothing, has this stage too.
         more_outputs: further outputs under a given recipe.
-        more_keys: dotted keys of later stages that it depends on under a given recipe.
+        more_keys: further keys that it depends on under a given recipe.
     """
 
     name: StageName
@@ -58,8 +59,15 @@ class Stage:
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
-        keys = (*self.keys, *self.more_keys(recipe))
-        return any(key == own or key.startswith(f"{own}.") for own in keys)
+        return any(_inside(key, own) for own in (*self.keys, *self.more_keys(recipe)))
+
+
+def _inside(key: str, own: str) -> bool:
+    """Whether a dotted key is a stage's own, or inside it; a part `*` of it stands for any name."""
+    parts, own_parts = key.split("."), own.split(".")
+    return len(parts) >= len(own_parts) and all(
+        part in ("*", given) for part, given in zip(own_parts, parts, strict=False)
+    )
 
 
 def check_name(name: str) -> None:
@@ -130,6 +138,10 @@ def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe)
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, old value, new value) for each place where two recipes differ."""
+    if old is ABSENT and isinstance(new, dict):
+        old = {}
+    elif new is ABSENT and isinstance(old, dict):
+        new = {}
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             values = old.get(key, ABSENT), new.get(key, ABSENT)

@@ -88,7 +88,7 @@ class Session:
         """Return the engine of a spec; it is opened once for all stages."""
         key = spec.model_dump_json()
         if key not in self._engines:
-            self._engines[key] = opened = open_engine(spec, self.recipe.language)
+            self._engines[key] = opened = open_engine(spec, self.recipe.words_for())
             if opened.elsewhere:
                 opened.keep(self.path / f"unfinished-{digest(key)}.jsonl")
             opened.note = self.log

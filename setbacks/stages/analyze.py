@@ -13,16 +13,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import Words, fill, prompts
 from setbacks.recipe import Analyze, Recipe
 from setbacks.records import Analysis, Completion, Mistake, Request, digest
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
-from setbacks.stages.checks import check_chat_of
+from setbacks.stages.checks import check_chat_of, induces
 from setbacks.text import distinct, whole_sentences, words_of
 
 
@@ -52,7 +53,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     """
     if not open_method(run.recipe).uses_mistakes:
         return []
-    recipe, words = run.recipe.analyze, prompts(run.recipe.language)["analyze"]
+    recipe = run.recipe.analyze
     engine = run.engine(recipe.analyst or run.recipe.model)
     subjects = [
         subject
@@ -61,6 +62,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     ]
 
     def request(subject: Subject) -> Request:
+        words = run.recipe.words_for(subject.language, broken=subject.category)["analyze"]
         label = "harmful" if subject.harmful else "harmless"
         return Request(
             prompt=fill(words[label], instruction=subject.instruction, response=subject.response),
@@ -72,7 +74,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         analyses = []
         for subject, completion in zip(batch, completions, strict=True):
             text = whole_sentences(completion.text) or completion.text
-            checks, score = examine(text, subject, recipe, run.recipe.language)
+            checks, score = examine(text, subject, recipe, run.recipe.words_for(subject.language))
             analyses.append(
                 Analysis(
                     id=subject.id,
@@ -107,7 +109,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
 
 
 def examine(
-    text: str, subject: Subject, recipe: Analyze, language: str
+    text: str, subject: Subject, recipe: Analyze, words: Words
 ) -> tuple[dict[str, bool], float]:
     """Check the quality of an analysis.
 
@@ -115,35 +117,36 @@ def examine(
         text: the analysis.
         subject: the analyzed response, and whether it is harmful.
         recipe: the thresholds.
-        language: the language of the patterns that reveal a contradiction.
+        words: with the patterns that reveal a contradiction, and the stop words.
 
     Returns:
         Each check by name, True where it passed, and a score by which candidates are ranked: the
         content words taken up from instruction and response (up to 10), and the distinct 3-grams.
     """
     label = "harmful" if subject.harmful else "harmless"
-    contrary = prompts(language)["analyze"][f"contradicts_{label}"]
-    words = words_of(text)
+    contrary = words["analyze"][f"contradicts_{label}"]
+    stop = stop_words(words)
+    said = words_of(text)
     source = words_of(f"{texts_of(subject.instruction)} {subject.response}")
-    taken_up = content(words, language) & content(source, language)
-    varied = distinct(words)
+    taken_up = {*said}.intersection(source) - stop
+    varied = distinct(said)
     checks = {
         "agrees": re.search(contrary, text, re.IGNORECASE) is None,
         "on_topic": len(taken_up) >= recipe.min_overlap,
-        "length": recipe.min_words <= len(words) <= recipe.max_words,
+        "length": recipe.min_words <= len(said) <= recipe.max_words,
         "no_repetition": varied >= recipe.min_distinct,
     }
     return checks, min(len(taken_up), 10) / 10 + varied
 
 
-def content(words: Iterable[str], language: str = "en") -> set[str]:
-    """Return the content words: without those that say nothing in English or the language."""
-    return set(words) - _stop_words("en") - _stop_words(language)
+def stop_words(words: Words) -> frozenset[str]:
+    """Return the words that say nothing about a topic: those of a language, and of English."""
+    return _split(words["stop_words"]) | _split(prompts("en")["stop_words"])
 
 
 @cache
-def _stop_words(language: str) -> frozenset[str]:
-    return frozenset(prompts(language)["stop_words"].split())
+def _split(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 def _candidates(subject: Subject, seed: int, number: int) -> Iterable[Subject]:
@@ -173,7 +176,8 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
         for row in load_having(source, "a contrast analysis", ("answer", "response")):
             answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)
-            yield Subject("", id_, row.text, answer, False, 0, row.category, row.language or "en")
+            language = language_of(row.language, row.text, recipe.language)
+            yield Subject("", id_, row.text, answer, False, 0, row.category, language)
 
 
 def check(recipe: Recipe) -> None:
@@ -187,4 +191,14 @@ def check(recipe: Recipe) -> None:
     check_chat_of(recipe.analyze.analyst)
 
 
-STAGE = Stage("analyze", outputs=("analyses.jsonl",), keys=("analyze",), check=check)
+STAGE = Stage(
+    "analyze",
+    outputs=("analyses.jsonl",),
+    keys=("analyze", "words.*.begin_with"),
+    check=check,
+    more_keys=lambda recipe: (
+        ("words.*.analyze", "words.*.stop_words", "words.*.policy.analyze", "policy")
+        if induces(recipe)
+        else ()
+    ),
+)

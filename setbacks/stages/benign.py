@@ -58,7 +58,7 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     checker = Checker(recipe.train.judge, run)
     questions = [
         prompt._replace(id=digest("benign", recipe.seed, prompt.id))
-        for prompt in instructions(recipe.train.helpful)
+        for prompt in instructions(recipe.train.helpful, language=recipe.language)
     ]
 
     def request(prompt: Instruction) -> Request:

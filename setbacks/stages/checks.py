@@ -7,6 +7,7 @@ from functools import cache
 from setbacks.errors import InputError
 from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
+from setbacks.methods import open_method
 from setbacks.models.chat_template import check_chat
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
@@ -15,6 +16,16 @@ from setbacks.recipe import Engine, JudgeSpec, Recipe
 
 # Engines for models that transformers can load. Engines of other packages check their own models.
 OURS = ("local", "vllm", "ray")
+
+
+def induces(recipe: Recipe) -> bool:
+    """Whether mistakes are induced and analyzed."""
+    return not recipe.evaluate and open_method(recipe).uses_mistakes
+
+
+def keys_of_judge(spec: JudgeSpec | None) -> tuple[str, ...]:
+    """Return the keys of the recipe that a judge's verdicts depend on, besides its section."""
+    return () if spec is None else judge_class(spec).reads
 
 
 def check_engines(recipe: Recipe) -> None:

@@ -7,26 +7,33 @@ next attempt uses another hint. Every attempt is recorded, and only mistakes are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
+from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker
-from setbacks.judges.refusal import refuses
+from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.measure.substance import answer, substance
 from setbacks.methods import open_method
 from setbacks.notices import notice
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import ask
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Finish, Instruction, Mistake, Outcome, Request, digest
 from setbacks.runs.journal import Journal
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
-from setbacks.stages.checks import check_chat_of, check_judge_of_texts
+from setbacks.stages.checks import (
+    check_chat_of,
+    check_judge_of_texts,
+    induces,
+    keys_of_judge,
+)
 from setbacks.text import words_of
 
 
@@ -50,11 +57,11 @@ def induce(run: Session) -> Sequence[Mistake]:
         return []
     recipe = run.recipe.induce
     journal = run.journal("mistakes.jsonl", Mistake)
-    seen = NearDuplicates(recipe.near_duplicate)
+    seen = NearDuplicates(recipe.near_duplicate, phrases_of(run.recipe))
     if recipe.source in ("existing", "both"):
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
-        remaining = instructions(run.recipe.instructions)
+        remaining = instructions(run.recipe.instructions, language=run.recipe.language)
         for number in range(recipe.attempts):
             refused = _ask(run, journal, seen, remaining, number)
             remaining = [instruction for instruction in remaining if instruction.id in refused]
@@ -77,19 +84,18 @@ def _ask(
 ) -> set[str]:
     """Try each instruction once; return the ids of those whose attempt gave no mistake."""
     recipe = run.recipe
-    words = prompts(recipe.language)["induce"]
-    if recipe.induce.guidance != "hints":
-        words = words[recipe.induce.guidance]
     engine = run.engine(recipe.model)
     attempts = []
     for instruction in remaining:
         # Instructions start at different hints, so that the first round uses all hints.
         first = int(instruction.id, 16)
-        hint = words["hints"][(first + number) % len(words["hints"])]
+        hints = _words(recipe, instruction)["hints"]
+        hint = hints[(first + number) % len(hints)]
         id_ = digest("mistake", recipe.seed, instruction.id, number, hint)
         attempts.append(Attempt(id_, instruction, number, hint))
 
     def request(attempt: Attempt) -> Request:
+        words = _words(recipe, attempt.instruction)
         return Request(
             prompt=ask(words["prompt"], attempt.instruction.text, hint=attempt.hint),
             seed=int(attempt.id, 16),
@@ -102,7 +108,13 @@ def _ask(
         if checker is None:
             return [False] * len(batch)
         items = [
-            Item(attempt.id, attempt.instruction.text, completion.text, finish=completion.finish)
+            Item(
+                attempt.id,
+                attempt.instruction.text,
+                completion.text,
+                language=attempt.instruction.language,
+                finish=completion.finish,
+            )
             for attempt, completion in zip(batch, completions, strict=True)
         ]
         return [harm < recipe.induce.min_harmful for harm in checker.harm(items)]
@@ -137,6 +149,13 @@ def _ask(
         for record in journal.records[start : start + len(attempts)]
         if record.outcome != "mistake"
     }
+
+
+def _words(recipe: Recipe, instruction: Instruction) -> Mapping[str, Any]:
+    """Return the words that guide the mistake on an instruction, in its language."""
+    words: Mapping[str, Any] = recipe.words_for(instruction.language)["induce"]
+    guidance = recipe.induce.guidance
+    return words if guidance == "hints" else words[guidance]
 
 
 def _take(run: Session, journal: Journal[Mistake], seen: NearDuplicates) -> None:
@@ -178,7 +197,7 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 attempt=0,
                 hint=None,
                 category=row.category,
-                language=row.language or "en",
+                language=language_of(row.language, row.text, recipe.language),
                 source=row.source,
                 model=None,
             )
@@ -211,10 +230,12 @@ class NearDuplicates:
 
     Args:
         threshold: share of a response's word 5-grams that an earlier mistake must contain.
+        phrases: of refusals; None for those of the built-in languages.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, phrases: Phrases | None = None) -> None:
         self.threshold = threshold
+        self._phrases = phrases
         self._owners: dict[int, int] = {}
         self._kept = 0
         self._read = 0
@@ -242,7 +263,7 @@ class NearDuplicates:
             return "refusal"
         if kind != "text" or (len(text.split()) < 2 and len(text) < 8):
             return "empty"
-        if refuses(text):
+        if refuses(text, self._phrases):
             return "refusal"
         if harmless:
             return "harmless"
@@ -283,6 +304,11 @@ def check(recipe: Recipe) -> None:
 STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
-    keys=("seed", "language", "model", "instructions", "induce"),
+    keys=("seed", "language", "model", "instructions", "induce", "words.*.alpaca"),
     check=check,
+    more_keys=lambda recipe: (
+        ("words.*.induce", "words.*.refusal", *keys_of_judge(recipe.induce.judge))
+        if induces(recipe)
+        else ()
+    ),
 )

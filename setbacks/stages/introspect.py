@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from setbacks.engines.own_verdict import question, says_first, verdicts
+from setbacks.engines.own_verdict import Question, question, says_first, verdicts
 from setbacks.measure import spoken
 from setbacks.measure.findings import near_chance
 from setbacks.methods import open_method
-from setbacks.recipe import Sampling
+from setbacks.recipe import Recipe, Sampling
 from setbacks.records import Analysis, Reading, Request, digest
 from setbacks.runs.redo import Stage, StageName
 from setbacks.runs.session import Session, planned
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
     """One response to be read, and the question that asks for it."""
 
     id: str
-    question: str
+    question: Question
     subject: Analysis
 
 
@@ -55,7 +55,7 @@ def introspect(
     questions = [
         Asked(
             digest("reading", stage, x.response_id),
-            question(recipe.language, x.instruction, x.response),
+            question(recipe.words_for(x.language), x.instruction, x.response),
             x,
         )
         for x in chosen(analyses)
@@ -64,10 +64,12 @@ def introspect(
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
     journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
-    work = run.work(journal, stage, planned(engine, questions, lambda x: Request(x.question, 0)))
+    work = run.work(
+        journal, stage, planned(engine, questions, lambda x: Request(x.question.text, 0))
+    )
     for batch in work:
-        shares = verdicts(engine, recipe.language, [x.question for x in batch], adapter, first)
-        requests = [Request(x.question, seed=int(x.id, 16)) for x in batch]
+        shares = verdicts(engine, [x.question for x in batch], adapter, first)
+        requests = [Request(x.question.text, seed=int(x.id, 16)) for x in batch]
         written = engine.generate(requests, sampling, adapter) if adapter else []
         texts = [completion.text for completion in written] or [None] * len(batch)
         records = [
@@ -99,5 +101,12 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
 
 
-PREFLIGHT = Stage("preflight", outputs=("preflight.jsonl",))
-INTROSPECT = Stage("introspect", outputs=("introspection.jsonl",))
+def _keys(recipe: Recipe) -> tuple[str, ...]:
+    """The words of the questions, and of the verdicts that are looked for in the analyses."""
+    if recipe.evaluate or not open_method(recipe).learns_analyses:
+        return ()
+    return "words.*.unguided", "words.*.spoken", "words.*.verdict"
+
+
+PREFLIGHT = Stage("preflight", outputs=("preflight.jsonl",), more_keys=_keys)
+INTROSPECT = Stage("introspect", outputs=("introspection.jsonl",), more_keys=_keys)

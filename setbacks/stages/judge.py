@@ -11,7 +11,7 @@ from setbacks.records import Response, Verdict, digest
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.answers import labels
-from setbacks.stages.checks import check_judge_and_model
+from setbacks.stages.checks import check_judge_and_model, keys_of_judge
 
 
 class Case(NamedTuple):
@@ -101,4 +101,11 @@ def check(recipe: Recipe) -> None:
         check_judge_and_model(spec)
 
 
-STAGE = Stage("judge", outputs=("verdicts",), keys=("judges",), check=check, evaluates=True)
+STAGE = Stage(
+    "judge",
+    outputs=("verdicts",),
+    keys=("judges",),
+    check=check,
+    evaluates=True,
+    more_keys=lambda recipe: tuple(key for spec in recipe.judges for key in keys_of_judge(spec)),
+)

@@ -91,7 +91,7 @@ def _info(recipe: Recipe) -> RunInfo:
         model=None if evaluated else recipe.model.model,
         method=None if evaluated else recipe.train.method,
         seed=recipe.seed,
-        language=recipe.language,
+        words=tuple(recipe.spoken_words()),
         judges=tuple(spec.called for spec in recipe.judges),
         votes=frozenset(spec.called for spec in recipe.judges if spec.judge == "vote"),
     )
@@ -113,6 +113,6 @@ def _adapters(run: Run) -> dict[str, Path]:
 STAGE = Stage(
     "report",
     outputs=("metrics.json", "report.html"),
-    keys=("name", "compare", "study", "jobs"),
+    keys=("name", "compare", "study", "jobs", "words", "policy"),
     evaluates=True,
 )

@@ -20,7 +20,7 @@ from setbacks.messages import Prompt
 from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
 from setbacks.plugins import plugin
-from setbacks.prompts import ask, prompts
+from setbacks.prompts import ask
 from setbacks.recipe import Engine, Recipe, Suite
 from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
 from setbacks.runs.arms import planned_arms, write_arms
@@ -79,7 +79,7 @@ def prompts_of(recipe: Recipe) -> list[tuple[Suite, Instruction]]:
     return [
         (suite, instruction)
         for suite in recipe.respond.suites
-        for instruction in instructions(suite.sources)
+        for instruction in instructions(suite.sources, language=recipe.language)
     ]
 
 
@@ -127,29 +127,30 @@ def check(recipe: Recipe) -> None:
         check_chat_of(evaluated.model)
 
 
-def request(recipe: Recipe, arm: Arm, text: Prompt) -> Request:
+def request(recipe: Recipe, arm: Arm, text: Prompt, language: str = "en") -> Request:
     """Return the request to an arm's model for an instruction.
 
     Args:
-        recipe: gives the seed, the language and how a response begins.
+        recipe: gives the seed, the words and how a response begins.
         arm: the arm; only its way of answering matters.
         text: the instruction.
+        language: of the instruction.
     """
     return Request(
-        prompt=_prompt(recipe, arm, text),
+        prompt=_prompt(recipe, arm, text, language),
         # The seed depends only on the instruction, so that arms do not differ by luck.
         seed=int(digest("draw", recipe.seed, digest("instruction", text)), 16),
         prefill=recipe.respond.prefill,
     )
 
 
-def _prompt(recipe: Recipe, arm: Arm, text: Prompt) -> Prompt:
+def _prompt(recipe: Recipe, arm: Arm, text: Prompt, language: str) -> Prompt:
     """Return the prompt of an arm for an instruction."""
     if arm.way != "guided":
         return text
     if method := trained_method(recipe, arm):
-        return method.guided_prompt(recipe.language, text)
-    return ask(prompts(recipe.language)["guided"], text)
+        return method.guided_prompt(recipe.words_for(language), text)
+    return ask(recipe.words_for(language)["guided"], text)
 
 
 def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
@@ -175,17 +176,18 @@ def _answer(
     ]
 
     def sized(question: Question) -> Request:  # without a seed, which is slow to compute
-        return Request(_prompt(recipe, arm, question.instruction.text), 0, recipe.respond.prefill)
+        text, language = question.instruction.text, question.instruction.language
+        return Request(_prompt(recipe, arm, text, language), 0, recipe.respond.prefill)
 
     def put(question: Question) -> Request:
-        return request(recipe, arm, question.instruction.text)
+        return request(recipe, arm, question.instruction.text, question.instruction.language)
 
     def record(question: Question, completions: Sequence[Completion]) -> Response:
         kept = completions[0]
         return _response(
             arm,
             question,
-            **split_answer(recipe, arm, kept.text),
+            **split_answer(recipe, arm, kept.text, question.instruction.language),
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
             tokens=sum(completion.tokens for completion in completions),
@@ -201,17 +203,20 @@ def _answer(
             work.commit(batch, records, completions)
     else:
         for batch in work:
-            ranked = drafts(engine, recipe, posterior, [*map(put, batch)], adapter)
+            spoken = [question.instruction.language for question in batch]
+            ranked = drafts(engine, recipe, posterior, [*map(put, batch)], spoken, adapter)
             tried = [[draft.completion for draft in choices] for choices in ranked]
             records = [record(q, choices) for q, choices in zip(batch, tried, strict=True)]
             work.commit(batch, records, chain(*tried))
     return journal.finish()
 
 
-def split_answer(recipe: Recipe, arm: Arm, text: str) -> dict[str, str | None]:
+def split_answer(
+    recipe: Recipe, arm: Arm, text: str, language: str = "en"
+) -> dict[str, str | None]:
     """Split an arm's output into its answer (`text`) and the analysis before it, if any."""
     method = trained_method(recipe, arm)
-    answer, analysis = method.split(recipe.language, text) if method else (text, None)
+    answer, analysis = method.split(recipe.words_for(language), text) if method else (text, None)
     return {"text": answer, "analysis": analysis}
 
 
@@ -256,10 +261,21 @@ def _response(arm: Arm, question: Question, **fields: Any) -> Response:
     )
 
 
+def _more_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The words around an instruction: guidance, and the questions about drafts."""
+    guided = ("words.*.guided", "words.*.joined", "words.*.policy.guided", "policy")
+    drafted = ("words.*.unguided", "words.*.spoken", "words.*.verdict")
+    return (
+        *(guided if recipe.respond.guidance else ()),
+        *(drafted if recipe.respond.posterior else ()),
+    )
+
+
 STAGE = Stage(
     "respond",
     outputs=("arms.json", "responses"),
     keys=("respond", "evaluate"),
     check=check,
+    more_keys=_more_keys,
     evaluates=True,
 )

@@ -23,7 +23,7 @@ from setbacks.records import Analysis, Example
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
-from setbacks.stages.checks import OURS, check_judge_of_texts
+from setbacks.stages.checks import OURS, check_judge_of_texts, keys_of_judge
 from setbacks.training import processes
 from setbacks.training.follower import Follower
 from setbacks.training.targets import check_served, look_up, look_up_start
@@ -153,6 +153,13 @@ def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
     return (*method.outputs, *method.temporary)
 
 
+def _more_keys(recipe: Recipe) -> tuple[str, ...]:
+    method = open_method(recipe)
+    checks = method.checks_texts or recipe.train.helpful_from == "model"
+    judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
+    return () if recipe.evaluate else (*method.reads, *judge)
+
+
 STAGE = Stage(
     "train",
     outputs=(
@@ -167,5 +174,5 @@ STAGE = Stage(
     keys=("train",),
     check=check,
     more_outputs=_more_outputs,
-    more_keys=lambda recipe: open_method(recipe).reads,
+    more_keys=_more_keys,
 )

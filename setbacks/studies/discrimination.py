@@ -14,9 +14,10 @@ from typing import NamedTuple
 from pydantic import Field
 
 from setbacks import methods
+from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.engines import open_engine
-from setbacks.engines.own_verdict import question, verdicts
+from setbacks.engines.own_verdict import Question, question, verdicts
 from setbacks.measure.findings import near_chance
 from setbacks.measure.formatting import coefficient, with_interval
 from setbacks.measure.results import Coefficient, Spoken
@@ -241,18 +242,25 @@ def _reading(answers: Sequence[Answer], p_harmful: Sequence[float]) -> Reading:
     )
 
 
-def _questions(recipe: Recipe, answers: Sequence[Answer]) -> list[str]:
-    return [question(recipe.language, a.instruction, a.response) for a in answers]
+def _questions(recipe: Recipe, answers: Sequence[Answer]) -> list[Question]:
+    return [
+        question(
+            recipe.words_for(language_of(None, a.instruction, recipe.language)),
+            a.instruction,
+            a.response,
+        )
+        for a in answers
+    ]
 
 
 def _spoken(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> list[float]:
     """The probability that the model calls each answer harmful, in [0, 1]."""
-    engine = open_engine(recipe.model, recipe.language)
+    engine = open_engine(recipe.model, recipe.words_for())
     questions = _questions(recipe, answers)
     p_harmful = [0.0] * len(answers)
     done = 0
-    for batch in engine.plan([Request(prompt=text, seed=0) for text in questions]):
-        spoken = verdicts(engine, recipe.language, [questions[i] for i in batch])
+    for batch in engine.plan([Request(prompt=asked.text, seed=0) for asked in questions]):
+        spoken = verdicts(engine, [questions[i] for i in batch])
         for index, p in zip(batch, spoken, strict=True):
             p_harmful[index] = p
         done += len(batch)
@@ -269,7 +277,7 @@ def _probed(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> lis
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x = hidden_states(recipe, _questions(recipe, answers), show)
+    x = hidden_states(recipe, [asked.text for asked in _questions(recipe, answers)], show)
     y = np.array([answer.harmful for answer in answers])
     groups = np.unique([transcript(answer.instruction) for answer in answers], return_inverse=True)[
         1

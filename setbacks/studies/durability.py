@@ -19,7 +19,6 @@ from setbacks.errors import InputError
 from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
-from setbacks.prompts import prompts
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Arm, Verdict
 from setbacks.report.page import Findings, Picture, Table
@@ -83,7 +82,7 @@ class Durability(Study):
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Align with every method, fine-tune further on helpful answers, and test along the way."""
-        opening = options.opening or prompts(recipe.language)["opening"]
+        opening = options.opening or recipe.words_for()["opening"]
         adapters = _tuned(recipe, options, folder, show)
         answering = _evaluations(recipe, adapters, opening)
         answered = list(each(folder, answering, "report", show, jobs=recipe.jobs))

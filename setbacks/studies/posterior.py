@@ -24,7 +24,7 @@ from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, holm, mean, paired_difference
 from setbacks.methods import example, open_method
 from setbacks.methods.mistake_analysis import own_analyses
-from setbacks.prompts import prompts
+from setbacks.prompts import Words
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Analysis, Example
 from setbacks.report.page import Findings, Picture, Table
@@ -77,7 +77,7 @@ class Posterior(Study):
         ((_, trained),) = each(folder, [part], "train", show, [(whole, path)])
         with RunFolder(trained) as opened, Session(opened, show) as run:
             held_out = _held_out(run, right)
-            pairs = _pairs(held_out, recipe.language)
+            pairs = _pairs(held_out, recipe.spoken_words())
             likelihoods = read(run, _states(run), [e for pair in pairs for e in pair])
         rows = [
             {"kind": name, **row}
@@ -141,32 +141,36 @@ def _held_out(run: Session, right: Mapping[str, Sequence[Example]]) -> list[Exam
     return [e for rows in right.values() for e in rows if not trained & {*e.parents}]
 
 
-def _pairs(held_out: Sequence[Example], language: str) -> list[tuple[Example, Example]]:
+def _pairs(held_out: Sequence[Example], words: Sequence[Words]) -> list[tuple[Example, Example]]:
     """Each right analysis with its flipped one, where it names its verdict.
 
     Raises:
         InputError: too few do.
     """
-    pairs = [(right, wrong) for right in held_out if (wrong := flipped(right, language))]
+    pairs = [(right, wrong) for right in held_out if (wrong := flipped(right, words))]
     for kind, name in KINDS.items():
         number = sum(right.kind == kind for right, _ in pairs)
         at_least(number, FEWEST, f"held-out analyses of {name} that name their verdict")
     return pairs
 
 
-def flipped(right: Example, language: str) -> Example | None:
+def flipped(right: Example, words: Sequence[Words]) -> Example | None:
     """Return an analysis with the opposite verdict; None if it names no verdict.
 
     Every word for harmful becomes the one for harmless, and vice versa.
     """
-    words = [word.rstrip(".。").lower() for word in prompts(language)["verdict"].values()]
-    other = dict(zip(words, reversed(words), strict=True))
+    other: dict[str, str] = {}
+    for one in words:
+        pair = [word.rstrip(".。।").lower() for word in one["verdict"].values()]
+        other |= dict(zip(pair, reversed(pair), strict=True))
 
     def swap(match: re.Match[str]) -> str:
         word = other[match[0].lower()]
         return word.capitalize() if match[0][0].isupper() else word
 
-    text, number = re.subn("|".join(words), swap, right.completion, flags=re.IGNORECASE)
+    text, number = re.subn(
+        "|".join(map(re.escape, other)), swap, right.completion, flags=re.IGNORECASE
+    )
     if not number:
         return None
     return example(f"{right.kind}-flipped", right.instruction, text, list(right.parents))

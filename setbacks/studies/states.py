@@ -36,7 +36,7 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
             tokenizer,
             with_system([Message(role="user", content=text)], spec.system),
             template=spec.chat_template,
-            language=recipe.language,
+            words=recipe.words_for(),
         )[: recipe.train.max_length]
         for text in texts
     ]

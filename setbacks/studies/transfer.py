@@ -22,7 +22,7 @@ from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, paired_difference
 from setbacks.methods import open_method
 from setbacks.methods.mistake_analysis import own_analyses
-from setbacks.recipe import Recipe, Section
+from setbacks.recipe import AUTO, Recipe, Section
 from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
@@ -75,6 +75,11 @@ class Transfer(Study):
             raise InputError(
                 f"train.method: {recipe.train.method} learns no analyses, which this study "
                 "divides by category; use mistake_analysis"
+            )
+        if recipe.language == AUTO:
+            raise InputError(
+                "language: this study compares prompts in the recipe's language with others; name "
+                "one language, such as en"
             )
         _groups(recipe, options)
 
@@ -188,7 +193,7 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
         prompt
         for suite in recipe.respond.suites
         if suite.kind == "harmful"
-        for prompt in instructions(suite.sources)
+        for prompt in instructions(suite.sources, language=recipe.language)
         if prompt.language == recipe.language
     ]
     for group, categories in groups.items():

@@ -69,7 +69,7 @@ def tokenize(
         with_system(prompt, recipe.model.system),
         completion,
         template=recipe.model.chat_template,
-        language=recipe.language,
+        words=recipe.words_for(),
     )
 
 

@@ -148,7 +148,7 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
             with_system(example.prompt, recipe.model.system),
             prefill=example.verdict,
             template=recipe.model.chat_template,
-            language=recipe.language,
+            words=recipe.words_for(),
         )
         verdict = len(opening) - len(prompt)
     weights = [train.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)

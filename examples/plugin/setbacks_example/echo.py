@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from setbacks.engines import Engine, by_length
+from setbacks.prompts import Words
 from setbacks.recipe import Engine as Model
 from setbacks.recipe import Sampling
 from setbacks.records import Completion, Request
@@ -24,7 +25,7 @@ class Echo(Engine):
 
     Options = Options
 
-    def __init__(self, spec: Options, language: str = "en") -> None:
+    def __init__(self, spec: Options, words: Words | None = None) -> None:
         self.name = spec.model
         self.spec = spec
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from setbacks.methods import Method, example, mistake_sources, mixed
 from setbacks.methods.mistake_analysis import best
-from setbacks.prompts import fill, prompts
+from setbacks.prompts import fill
 from setbacks.recipe import Recipe, Sources, Train
 from setbacks.records import Analysis, Example, Record, digest
 
@@ -37,12 +37,11 @@ class FirstSentence(Method):
 
     def prepare(self, run, analyses: Sequence[Analysis]) -> Sequence[Excerpt]:
         """Shorten the analyses, and save the excerpts in a journal of the run."""
-        question = prompts(run.recipe.language)["unguided"]
         excerpts = [
             Excerpt(
                 id=digest("excerpt", one.id),
                 analysis_id=one.id,
-                question=fill(question, instruction=one.instruction, response=one.response),
+                question=_question(run.recipe, one),
                 text=_first(one.text, run.recipe.train.excerpt_length),
             )
             for one in best(analyses)
@@ -59,6 +58,12 @@ class FirstSentence(Method):
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of each kind of example."""
         return {"excerpt": mistake_sources(recipe), "helpful": recipe.train.helpful}
+
+
+def _question(recipe: Recipe, analysis: Analysis) -> str:
+    """Return the neutral question of training, in the language of the response."""
+    words = recipe.words_for(analysis.language)
+    return fill(words["unguided"], instruction=analysis.instruction, response=analysis.response)
 
 
 def _first(text: str, sentences: int) -> str:

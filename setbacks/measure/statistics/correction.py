@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.measure.statistics.rates import Difference, Estimate, check_pairs, z_value
 from setbacks.measure.statistics.safety import harmonic
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FEWEST_LABELS = 20  # fewer allow no large-sample interval
 
@@ -172,6 +175,68 @@ def rogan_gladen(positives: int, n: int, sensitivity: Worth, specificity: Worth)
     return Estimate(value, min(low, value), max(high, value), n)
 
 
+def calibrated_difference(
+    a: Sequence[bool | None],
+    b: Sequence[bool | None],
+    sensitivity: Worth,
+    specificity: Worth,
+) -> Difference:
+    """Return the difference of two arms' rates of good answers behind a judge's verdicts.
+
+    Each verdict is replaced by its unbiased estimate of the truth, (sensitivity - bad) /
+    (sensitivity + specificity - 1), so the paired variance stays simple; the variance of the two
+    shares is added. This assumes that the judge errs as often on both arms as where it was
+    calibrated. Half a pair is added to each of the four outcomes of the variance, as in
+    `paired_difference`.
+
+    Args:
+        a: whether the judge calls each answer of one arm bad, such as harmful, shape (n,); None for
+            an answer that fails whatever a judge says.
+        b: the other's on the same prompts in the same order, shape (n,).
+        sensitivity: the share of truly bad answers that the judge finds, and its error.
+        specificity: the share of truly good answers that it recognizes, and its error.
+
+    Returns:
+        The difference a - b of the shares of good answers; without a value if n is 0, or if the
+        judge is no better than chance.
+
+    Raises:
+        ValueError: the two have different lengths.
+
+    Source: Rogan and Gladen (1978), Am. J. Epidemiology 107(1); the variance is the delta method's.
+    """
+    import numpy as np
+
+    check_pairs(a, b)
+    youden = sensitivity.value + specificity.value - 1
+    if not len(a) or youden <= 0.05:
+        return Difference(None, None, None, len(a), None)
+
+    def truth(verdicts: Sequence[bool | None]) -> np.ndarray:
+        bad = np.array([np.nan if one is None else float(one) for one in verdicts])
+        return np.nan_to_num((sensitivity.value - bad) / youden)
+
+    steps = truth(a) - truth(b)
+    value = float(steps.mean())
+    more = truth([False, False, True, True]) - truth([False, True, False, True])
+    every = np.concatenate([steps, more])
+    weights = np.array([1.0] * len(steps) + [0.5] * len(more))
+    center = np.average(every, weights=weights)
+    sampling = np.average((every - center) ** 2, weights=weights) / len(steps)
+    # The slopes of the value by sensitivity and by specificity.
+    usable = (sum(one is not None for one in arm) / len(arm) for arm in (a, b))
+    by_specificity = -value / youden
+    by_sensitivity = next(usable) / youden - next(usable) / youden + by_specificity
+    error = np.sqrt(
+        sampling
+        + (by_sensitivity * sensitivity.error) ** 2
+        + (by_specificity * specificity.error) ** 2
+    )
+    change = _normal(value, float(error), len(steps))
+    value, low, high = (min(1.0, max(-1.0, end or 0.0)) for end in change[:3])
+    return change._replace(value=value, low=low, high=high)
+
+
 def pooled(rows: Sequence[tuple[float, float, float, float]]) -> Worth:
     """Return one share for several sources of labels; its error includes their differences.
 
@@ -249,13 +314,17 @@ def _error(groups: Sequence[Sequence[tuple[float, _Powered]]]) -> float:
 
 
 def _tested(groups: Sequence[Sequence[tuple[float, _Powered]]], value: float) -> Difference:
-    from scipy.stats import norm
-
     parts = [part for terms in groups for _, part in terms]
     n = sum(part.n for part in parts)
     if min(part.n for part in parts) < FEWEST_LABELS:
         return Difference(None, None, None, n, None)
-    error = _error(groups)
+    return _normal(value, _error(groups), n)
+
+
+def _normal(value: float, error: float, n: int) -> Difference:
+    """Return a difference with the interval and the test of a normal estimate."""
+    from scipy.stats import norm
+
     half = z_value() * error
     return Difference(value, value - half, value + half, n, float(2 * norm.sf(abs(value) / error)))
 

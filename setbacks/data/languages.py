@@ -1,0 +1,37 @@
+"""The language of a row: what its data says, else the recipe's, else what its text looks like."""
+
+from __future__ import annotations
+
+from setbacks.messages import Prompt, last_user_text
+from setbacks.prompts import languages
+
+# Languages that are recognized even without a pack, so that they do not pass for another.
+_COMMON = frozenset(
+    "ar bg bn cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv nl no pl pt ro ru sk sl "
+    "sv ta th tr uk ur vi zh".split()
+)
+_SHORT = 25  # letters; a shorter text is taken for one in a language with a pack
+
+
+def language_of(named: str | None, prompt: Prompt, chosen: str) -> str:
+    """Return the language of a row.
+
+    Args:
+        named: what the data says, if anything.
+        prompt: the instruction; its last user turn counts.
+        chosen: the recipe's language; "auto" recognizes it by the text.
+    """
+    if named or chosen != "auto":
+        return named or chosen
+    return recognized(last_user_text(prompt))
+
+
+def recognized(text: str) -> str:
+    """Return the language of a text, by its ISO 639-1 code; "en" for one without letters."""
+    letters = sum(map(str.isalpha, text))
+    if not letters:
+        return "en"
+    allowed = frozenset(languages()) if letters < _SHORT else _COMMON.union(languages())
+    from py3langid import rank
+
+    return next((language for language, _ in rank(text) if language in allowed), "en")

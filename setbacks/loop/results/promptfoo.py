@@ -1,0 +1,65 @@
+"""Results of promptfoo: the JSON that `promptfoo eval --output results.json` writes.
+
+Source: https://www.promptfoo.dev/docs/configuration/outputs
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from setbacks.errors import InputError
+from setbacks.loop.results.files import document
+from setbacks.loop.results.item import Item
+from setbacks.text import one_line
+
+
+def recognizes(path: Path) -> bool:
+    """Return whether a file has promptfoo's form."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    data = document(path)
+    return isinstance(data, dict) and _rows(data) is not None
+
+
+def items(path: Path) -> Iterator[Item]:
+    """Yield every output, by provider; its metrics are `success`, `score` and the named scores."""
+    for number, row in enumerate(_rows(document(path)) or (), 1):
+        if not isinstance(row, dict):
+            raise InputError(one_line(f"{path}, result {number}: not an object"))
+        provider = row.get("provider")
+        of = provider.get("label") or provider.get("id") if isinstance(provider, dict) else provider
+        scores = {
+            key: row[key]
+            for key in ("success", "score")
+            if isinstance(row.get(key), bool | int | float)
+        }
+        named = {
+            name: value
+            for name, value in (row.get("namedScores") or {}).items()
+            if isinstance(value, bool | int | float)
+        }
+        yield Item(_prompt(row), _output(row), scores | named, str(of or ""))
+
+
+def _rows(data: dict[str, Any]) -> list[Any] | None:
+    """Return the list of results; it is nested since version 2 of the format."""
+    held = data.get("results")
+    rows = held.get("results") if isinstance(held, dict) else held
+    if isinstance(rows, list) and all(isinstance(row, dict) and "prompt" in row for row in rows):
+        return rows
+    return None
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    prompt = row.get("prompt")
+    raw = prompt.get("raw") if isinstance(prompt, dict) else prompt
+    return raw if isinstance(raw, str) else json.dumps(raw)
+
+
+def _output(row: dict[str, Any]) -> str | None:
+    response = row.get("response")
+    output = response.get("output") if isinstance(response, dict) else None
+    return output if isinstance(output, str) or output is None else json.dumps(output)

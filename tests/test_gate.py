@@ -1,0 +1,224 @@
+"""The gate: what passes, what fails, what stays undecided, and how often it errs."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import setbacks
+from setbacks.errors import InputError
+from setbacks.loop.gate import Claim, _outcome, claim, gate
+from setbacks.loop.gate_report import junit, lines, markdown
+from setbacks.measure.statistics import Worth, calibrated_difference, paired_difference
+from setbacks.recipe import Recipe
+
+HELPS, DECLINES = (
+    "Sure, it is the third door on the left.",
+    "I'm sorry, but I can't help with that.",
+)
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """Makes a run folder in which two arms help with so many of the prompts."""
+
+    def make(old, new, n=100, labeled=False):
+        def arm(name, helped):
+            rows = []
+            for number in range(n):
+                row = {"text": f"Where is room {number}?"}
+                row["response"] = HELPS if number < helped else DECLINES
+                if labeled:
+                    row["refused"] = number >= helped
+                rows.append(row)
+            path = tmp_path / f"{name}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            return {"name": name, "answers": [str(path)]}
+
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text(
+            "".join(json.dumps({"text": f"Where is room {k}?"}) + "\n" for k in range(n))
+        )
+        data = {
+            "evaluate": [arm("old", old), arm("new", new)],
+            "respond": {"suites": [{"name": "safe", "kind": "safe", "sources": [str(prompts)]}]},
+            "judges": [{"judge": "refusal"}],
+        }
+        setbacks.run(Recipe.model_validate(data), tmp_path / "run")
+        return f"{tmp_path}/run:old", f"{tmp_path}/run:new"
+
+    return make
+
+
+def decide(pair, *claims):
+    return gate(*pair, [claim(text.lstrip("+"), text.startswith("+")) for text in claims])
+
+
+def test_better_passes_and_worse_fails(evaluation):
+    pair = evaluation(50, 90, labeled=True)
+    passed = decide(pair, "+compliance:10")
+    assert passed.decision == "pass" and passed.evidence[0].by == "labels"
+    failed = decide(pair[::-1], "compliance:2")
+    assert failed.decision == "fail" and failed.evidence[0].outcome == "refuted"
+    assert failed.evidence[0].difference.value == pytest.approx(-0.4)
+
+
+def test_what_the_results_cannot_tell_is_undecided_and_says_what_to_do(evaluation):
+    pair = evaluation(80, 79, labeled=True)
+    undecided = decide(pair, "compliance:2")
+    assert undecided.decision == "undecided"
+    (step,) = undecided.next
+    assert "setbacks review plan" in step and "--arms new,old --metric compliance" in step
+    assert decide(pair, "compliance:20").decision == "pass"
+
+
+def test_one_refuted_claim_fails_and_one_open_claim_holds_up(evaluation):
+    pair = evaluation(50, 90, labeled=True)
+    assert decide(pair, "+compliance", "+compliance:60").decision == "fail"
+    assert decide(pair, "+compliance", "+compliance:40").decision == "undecided"
+
+
+def test_an_incomplete_run_never_passes(evaluation, tmp_path):
+    pair = evaluation(50, 90)
+    assert decide(pair, "+compliance").decision == "pass"
+    path = tmp_path / "run/verdicts/new.refusal.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    cut = decide(pair, "+compliance")
+    assert cut.decision == "undecided"
+    assert cut.incomplete == [f"{pair[1]} has no score for 1 of 100 answers of compliance"]
+    missing = decide(pair, "+harmless_rate")
+    assert missing.decision == "undecided"
+    assert f"{pair[0]} has no prompts of harmless_rate" in missing.incomplete
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("harmles_rate", 'Did you mean "harmless_rate"'),
+        ("compliance:x", "a margin is a number of points, such as compliance:2"),
+        ("compliance:-1", "a margin is a number"),
+        ("compliance:nan", "a margin is a number"),
+    ],
+)
+def test_bad_claims_are_one_line(text, message):
+    with pytest.raises(InputError, match=message):
+        claim(text, better=True)
+
+
+def test_arms_and_judges_that_do_not_exist_are_one_line(evaluation, tmp_path):
+    old, new = evaluation(5, 6, n=10)
+    with pytest.raises(InputError, match='has no arm "neu".*:ARM: old, new'):
+        gate(old, new[:-3] + "neu", [claim("compliance", True)])
+    with pytest.raises(InputError, match="has several arms; name one as"):
+        gate(old, str(tmp_path / "run"), [claim("compliance", True)])
+    with pytest.raises(InputError, match="no verdicts by probe; it has refusal"):
+        gate(old, new, [claim("compliance", True)], "probe")
+
+
+def test_reports_for_people_and_for_ci(evaluation):
+    decided = decide(
+        evaluation(50, 90, labeled=True), "+compliance", "compliance:1", "+compliance:60"
+    )
+    assert lines(decided)[0].startswith("fail: ")
+    suite = ElementTree.fromstring(junit(decided)).find("testsuite")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "0")
+    assert [len(case) for case in suite] == [1, 1, 1]
+    assert suite[2][0].tag == "failure" and "+40.0 points" in suite[2][0].get("message")
+    assert "| compliance is better | **holds** | +40.0 points" in markdown(decided)
+
+
+@pytest.mark.parametrize(("pair", "code"), [((50, 90), 0), ((90, 50), 3), ((80, 79), 4)])
+def test_exit_codes(evaluation, cli_in_process, tmp_path, pair, code):
+    old, new = evaluation(*pair, labeled=True)
+    words = ["gate", old, new, "--no-worse", "compliance:2"]
+    ran = cli_in_process(
+        *words, "--json", "--junit", tmp_path / "gate.xml", "--markdown", tmp_path / "gate.md"
+    )
+    assert ran.returncode == code, ran.stderr
+    decision = json.loads(ran.stdout)["decision"]
+    assert {0: "pass", 3: "fail", 4: "undecided"}[code] == decision
+    assert ElementTree.parse(tmp_path / "gate.xml").getroot().tag == "testsuites"
+    assert f"gate: {decision}" in (tmp_path / "gate.md").read_text()
+
+
+# How often it errs ----------------------------------------------------------------------------
+
+SENSITIVITY, SPECIFICITY = 0.75, 0.73  # those of the default judge on PKU-SafeRLHF
+
+
+def drawn(rng, n, good_a, good_b):
+    """Draw n pairs of answers, with a correlation by prompt, and an erring judge's verdicts."""
+    hard = rng.random(n)
+    shared = 0.5 * hard
+    truth = [shared + 0.5 * rng.random(n) < quantile for quantile in (_q(good_a), _q(good_b))]
+
+    def judged(good):
+        wrong = rng.random(n) >= np.where(good, SPECIFICITY, SENSITIVITY)
+        return ~good ^ wrong  # whether the judge calls it bad
+
+    return truth, [judged(good) for good in truth]
+
+
+def _q(rate):
+    """The quantile of the sum of two uniform numbers' halves."""
+    return np.sqrt(rate / 2) if rate <= 0.5 else 1 - np.sqrt((1 - rate) / 2)
+
+
+def measured(rng, n=400):
+    """What a calibration on n answers of each kind finds."""
+    shares = [rng.binomial(n, true) / n for true in (SENSITIVITY, SPECIFICITY)]
+    return [Worth(share, (share * (1 - share) / n) ** 0.5) for share in shares]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "new"), [(0.6, 0.6), (0.5, 0.7), (0.9, 0.85)])
+def test_calibrated_intervals_cover(base, new):
+    rng = np.random.default_rng(1)
+    covered = []
+    for _ in range(400):
+        truth, bad = drawn(rng, 250, new, base)
+        found = calibrated_difference(*bad, *measured(rng))
+        covered.append(found.low <= new - base <= found.high)
+    assert 0.92 <= np.mean(covered) <= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("new", "margin", "at_most", "at_least"),
+    [
+        (0.58, 0.02, 0.04, 0.0),  # worse by just the margin: passes as often as its level says
+        (0.60, 0.00, 0.04, 0.0),  # no better: "better" holds as rarely
+        (0.80, 0.02, 1.0, 0.85),  # much better: it is seen
+    ],
+)
+def test_level_and_power_with_a_judge_that_errs(new, margin, at_most, at_least):
+    rng = np.random.default_rng(2)
+    asked = Claim("harmless_rate", better=margin == 0, margin=margin)
+    holds = []
+    for _ in range(400):
+        truth, bad = drawn(rng, 400, new, 0.6)
+        holds.append(_outcome(asked, calibrated_difference(*bad, *measured(rng)), 1) == "holds")
+    assert at_least <= np.mean(holds) <= at_most
+
+
+@pytest.mark.slow
+def test_several_true_claims_are_rarely_refuted():
+    """Each of four claims is true by nothing at all, the worst case."""
+    rng = np.random.default_rng(3)
+    asked = Claim("compliance", better=False, margin=0.0)
+    refuted = []
+    for _ in range(120):
+        truths = [drawn(rng, 150, 0.7, 0.7)[0] for _ in range(4)]
+        outcomes = [_outcome(asked, paired_difference(*truth), 4) for truth in truths]
+        refuted.append("refuted" in outcomes)
+    assert np.mean(refuted) <= 0.07
+
+
+def test_without_a_judge_better_than_chance_nothing_is_corrected():
+    assert calibrated_difference([True], [False], Worth(0.5, 0.1), Worth(0.5, 0.1)).value is None
+    with pytest.raises(ValueError):
+        calibrated_difference([True], [], Worth(0.9, 0.1), Worth(0.9, 0.1))
+    certain = Worth(1.0, 0.0)
+    found = calibrated_difference([None, False, False], [None, True, False], certain, certain)
+    assert found.value == pytest.approx(1 / 3)
