@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.measure import statistics
-from setbacks.measure.metrics import BALANCED, METRICS, Key, Outcomes, about, by_prompt
+from setbacks.measure.metrics import BALANCED, METRICS, Key, Outcomes, about, by_prompt, predictions
 from setbacks.measure.results import Score
 from setbacks.measure.statistics import Estimate, Sample
 from setbacks.records import Arm, Response, Verdict
@@ -27,6 +27,7 @@ class Judged(NamedTuple):
         verdicts: the judge's, by response id.
         outcomes: the values that count, by metric and prompt; degenerate answers are failures.
         as_judged: the same, but degenerate answers count as judged.
+        predicted: `outcomes`, and the judge's expectation where it is unsure.
         labels: people's labels, by metric and prompt.
         due: by metric, the responses that should have a score.
     """
@@ -35,6 +36,7 @@ class Judged(NamedTuple):
     verdicts: Mapping[str, Verdict]
     outcomes: Outcomes
     as_judged: Outcomes
+    predicted: Outcomes
     labels: Mapping[str, Mapping[Key, Label]]
     due: Mapping[str, Sequence[Response]]
 
@@ -48,7 +50,7 @@ class Judged(NamedTuple):
         prompts = list(prompts)
         labels = [self.labels[key].get(prompt) for prompt in prompts]
         return Sample(
-            [float(self.outcomes[key][prompt]) for prompt in prompts],
+            [float(self.predicted[key][prompt]) for prompt in prompts],
             [None if label is None else float(label.value) for label in labels],
             [None if label is None else label.probability for label in labels],
         )
@@ -82,11 +84,13 @@ def judged(
             labeled = r.id in by_id and METRICS[key].of(by_id[r.id]) is not None
             return labeled or not in_part
 
+        outcomes = by_prompt(rows, by_id)
         table[arm] = Judged(
             rows,
             by_id,
-            by_prompt(rows, by_id),
+            outcomes,
             by_prompt(rows, by_id, as_judged=True),
+            predictions(rows, by_id, outcomes),
             _labels(rows, {v.response_id: v for v in human.get(arm, ())}),
             {key: [r for r in rows if is_due(key, r)] for key in METRICS},
         )
