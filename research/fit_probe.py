@@ -1,15 +1,22 @@
-"""Fit the heads of the offline judge that ship with the package.
+"""Train the adapter and fit the heads of the offline judge that ship with the package.
 
 Only labels under permissive licenses are used; `judge_labels.py` names them, and the files that the
 folder of public data must hold. Run it from the root of the repository:
 
     python research/fit_probe.py --data ../shared/data --states FOLDER
 
-The features of each answer are stored in FOLDER, source by source, so that an interrupted run
-resumes; reading 15,000 answers takes half an hour to an hour on one core. The script writes
-setbacks/judges/probe.safetensors, and prints and writes to research/results/fit_probe.json how the
-regularization was chosen, and what each source of labels brings. `judge_agreement.py` then measures
-the result. A quarter of the questions of `MEASURED` is held out of all of this, for both.
+1. The frozen layers below the adapter read every answer once; their states are stored in FOLDER
+   (2.5 GB), source by source, so that an interrupted run resumes.
+2. A LoRA adapter on the layers above is trained for one epoch, with a linear head for each task.
+3. The head on *harmful* is calibrated on questions that were left out of the training. The other
+   two are fitted again on the adapted states, with a regularization chosen by cross-validation.
+
+On one core with AVX512-BF16, the first two steps take about half an hour each. The files that ship
+were made by an earlier form of this script with the same settings, which drew the order of the rows
+in another way. The script writes
+setbacks/judges/probe.safetensors, setbacks/judges/probe_adapter.safetensors and
+research/results/fit_probe.json; `judge_agreement.py` then measures the result. A quarter of the
+questions of XSTest, HH-RLHF and chatgpt-refusals is held out of all of this, for measuring.
 """
 
 from __future__ import annotations
@@ -17,209 +24,377 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from judge_agreement import held_out
 from judge_labels import SETS, Example, examples
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils import parametrize
 
-from setbacks.judges import Item, probe
-from setbacks.judges.probe import FOLDS, HEADS, VERSION, Head, Probe, features, fit, save
+from setbacks.judges import probe
+from setbacks.judges.probe import ADAPTER, HEADS, LAYERS, TASKS, VERSION, Head, fit, save
 from setbacks.records import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "research" / "results" / "fit_probe.json"
-MEASURED = ("xstest", "hh-rlhf", "refusals")  # also measured, on questions that are held out
-SOURCES = {
-    "harmful": ("xstest", "hh-rlhf", "own", *(name for name in SETS if name != "refusals")),
-    "refused": ("xstest", "refusals", "own"),
-    "helpful": ("quality", "babble"),
-}
-STRENGTHS = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # inverse, of the regularization
-COMPONENTS = 512  # to choose, features are rotated to their first principal components
-LEAST = 20  # labels of each kind for a source to count in the choice
+SEED = 0
+FROM = 10  # layers below stay as they are
+RANK, SCALE = 8, 2.0
+RATE, HEAD_RATE, WARM_UP = 6e-4, 3e-5, 25
+BATCH_TOKENS = 2_600
+LONGEST = 640  # tokens; longer conversations are not trained on
+START = 1e-4  # inverse strength of the regularization of the heads that training starts with
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # to choose from, for the heads fitted again
+# Weights of the tasks in the loss, and of sources with weak labels or rough ones.
+TASK_WEIGHTS = {"harmful": 1.0, "refused": 0.5, "helpful": 0.5}
+SOURCE_WEIGHTS = {"safetext": 0.4, "square": 0.4, "dices": 0.7, "hh-rlhf": 0.7, "own": 0.5}
+MOST = 6.0  # times the mean that a row may weigh
+SHARES = {"xstest": 0.55, "gptfuzz": 0.66}  # of the rows, of large sources, that training reads
+MEASURED = ("xstest", "hh-rlhf", "refusals")  # on questions that are held out
 
 
 class Rows(NamedTuple):
-    """The rows of a task that are fitted on, their features rotated."""
+    """Answers, and what the frozen layers hold of them."""
 
-    x: np.ndarray  # shape (n, d)
-    z: np.ndarray  # shape (n, COMPONENTS)
-    y: np.ndarray
-    question: np.ndarray
-    source: np.ndarray
+    rows: list[Example]
+    texts: list[probe._Text]
+    states: list[np.ndarray]  # shape (tokens, hidden size), bfloat16 seen as int16
+
+    def length(self, i: int) -> int:
+        """Return the number of tokens of a row."""
+        return len(self.texts[i].ids)
+
+    def batch(self, index: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of some rows, and the shares of their tokens in the two means."""
+        width = max(map(self.length, index))
+        x = torch.zeros((len(index), width, self.states[0].shape[1]), dtype=torch.int16)
+        share = torch.zeros((len(index), 2, width))
+        for place, i in enumerate(index):
+            x[place, : self.length(i)] = torch.from_numpy(np.array(self.states[i]))
+            for half, span in enumerate((self.texts[i].response, self.texts[i].instruction)):
+                share[place, half, span] = 1 / max(1, span.stop - span.start)
+        return x.view(torch.bfloat16), share
+
+    def batches(self, index: Sequence[int], tokens: int, jitter: float = 0) -> list[list[int]]:
+        """Cut rows into batches of similar length."""
+        chance = random.Random(SEED)
+        order = sorted(index, key=lambda i: self.length(i) + jitter * chance.random())
+        found: list[list[int]] = [[]]
+        for i in order:
+            batch = [*found[-1], i]
+            if found[-1] and len(batch) * max(map(self.length, batch)) > tokens:
+                found.append([])
+            found[-1].append(i)
+        return found
 
 
-def seen(rows: Sequence[Example], folder: Path) -> np.ndarray:
-    """Return the features of all examples, shape (n, d), made as the judge makes them."""
+def read(rows: list[Example], folder: Path) -> Rows:
+    """Read all answers with the frozen layers, source by source."""
+    from setbacks.models.loading import load_model, load_tokenizer
+    from setbacks.recipe import Engine
+
     folder.mkdir(parents=True, exist_ok=True)
-    x: np.ndarray | None = None
+    spec = Engine()
+    model, tokenizer = load_model(spec).base_model.eval(), load_tokenizer(spec)
+    model.layers, model.norm = model.layers[:FROM], torch.nn.Identity()
+    texts = [probe._encode(tokenizer, row.prompt, row.response) for row in rows]
+    states: list[Any] = [None] * len(rows)
     for name in sorted({row.source for row in rows}):
         index = [i for i, row in enumerate(rows) if row.source == name]
-        items = [Item(str(i), rows[i].prompt, rows[i].response) for i in index]
-        key = digest(probe.FEATURES, *(digest(item.instruction, item.response) for item in items))
-        file = folder / f"{name}-{key}.npy"
+        ends = np.cumsum([len(texts[i].ids) for i in index])
+        file = folder / f"{name}-{digest(FROM, *(digest(texts[i].ids) for i in index))}.npy"
         if not file.exists():
-            np.save(file, _read(items, name).astype(np.float16))
-        read = np.load(file).astype(np.float32)
-        x = np.zeros((len(rows), read.shape[1]), np.float32) if x is None else x
-        x[index] = read
-    assert x is not None
-    return x
+            start = time.monotonic()
+            width = model.config.hidden_size
+            part = file.with_suffix(".part")
+            held = np.lib.format.open_memmap(part, "w+", np.int16, (int(ends[-1]), width))
+            for place, i in enumerate(index):
+                with torch.inference_mode():
+                    read = model(input_ids=torch.tensor([texts[i].ids]), use_cache=False)[0][0]
+                begin = ends[place] - len(texts[i].ids)
+                held[begin : ends[place]] = read.to(torch.bfloat16).view(torch.int16).numpy()
+            held.flush()
+            part.rename(file)
+            print(f"{name}: {len(index)} answers, {time.monotonic() - start:.0f} s", flush=True)
+        held = np.load(file, mmap_mode="r")
+        for i, end in zip(index, ends, strict=True):
+            states[i] = held[end - len(texts[i].ids) : end]
+    return Rows(rows, texts, states)
 
 
-def _read(items: Sequence[Item], name: str) -> np.ndarray:
-    start = time.monotonic()
-    by_item: list[Any] = [None] * len(items)
-    for batch in Probe().plan(items):
-        read = features([(items[i].instruction, items[i].response) for i in batch])
-        for index, row in zip(batch, read, strict=True):
-            by_item[index] = row
-    print(f"{name}: {len(items)} answers read in {time.monotonic() - start:.0f} s", flush=True)
-    return np.array(by_item)
+# The adapter -------------------------------------------------------------------------------------
 
 
-def of_task(task: str, rows: Sequence[Example], x: np.ndarray) -> Rows:
-    """Return the rows that a head may be fitted on."""
+class Lora(torch.nn.Module):
+    """Adds a matrix of low rank to a weight (Hu et al. 2021, arXiv 2106.09685)."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.a = torch.nn.Parameter(torch.empty(RANK, columns))
+        self.b = torch.nn.Parameter(torch.zeros(rows, RANK))
+        torch.nn.init.kaiming_uniform_(self.a, a=5**0.5)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that the layer uses."""
+        return torch.addmm(weight, self.b.to(weight.dtype), self.a.to(weight.dtype), alpha=SCALE)
+
+
+class Reader(torch.nn.Module):
+    """The layers above the frozen ones, with the adapter, and a linear head for each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from setbacks.models.loading import load_model
+        from setbacks.recipe import Engine
+
+        model = load_model(Engine()).base_model.requires_grad_(False)
+        self.rotary = model.rotary_emb
+        self.layers = model.layers[FROM : max(LAYERS)]
+        self.names: dict[str, Lora] = {}
+        for name, part in [*self.layers.named_modules()]:
+            if isinstance(part, torch.nn.Linear):
+                lora = Lora(part.weight)
+                parametrize.register_parametrization(part, "weight", lora)
+                number, _, rest = name.partition(".")
+                self.names[f"layers.{int(number) + FROM}.{rest}"] = lora
+        width = 2 * len(LAYERS) * model.config.hidden_size
+        self.mean, self.scale = torch.zeros(width), torch.ones(width)
+        self.head = torch.nn.Linear(width, len(TASKS))
+
+    def features(self, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Return what the judge calls features, from the states below."""
+        places = self.rotary(x, torch.arange(x.shape[1])[None])
+        means = []
+        for number, layer in enumerate(self.layers, FROM + 1):
+            # Attention is causal and padding comes last, so that nothing read has seen padding.
+            x = layer(x, position_embeddings=places, attention_mask=None)
+            if number in LAYERS:
+                means.append(share @ x.float())
+        return torch.stack(means, 2).flatten(1)
+
+    def forward(self, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Return the log odds of each task."""
+        scores: torch.Tensor = self.head((self.features(x, share) - self.mean) / self.scale)
+        return scores
+
+    def start(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+        """Start with heads that are fitted on the features without an adapter."""
+        self.mean, self.scale = (
+            torch.tensor(part, dtype=torch.float32) for part in (x.mean(0), x.std(0) + 1e-6)
+        )
+        z = (x - x.mean(0)) / (x.std(0) + 1e-6)
+        with torch.no_grad():
+            for task in range(len(TASKS)):
+                on = weight[:, task] > 0
+                model = LogisticRegression(C=START, max_iter=200, tol=1e-3)
+                model.fit(z[on], y[on, task], sample_weight=weight[on, task])
+                self.head.weight[task] = torch.tensor(model.coef_[0])
+                self.head.bias[task] = float(model.intercept_[0])
+
+
+def all_features(reader: Reader, rows: Rows, index: Sequence[int]) -> np.ndarray:
+    """Return the features of some rows, shape (n, d)."""
+    place = {i: number for number, i in enumerate(index)}
+    found: list[Any] = [None] * len(index)
+    for batch in rows.batches(index, 2 * BATCH_TOKENS):
+        with torch.no_grad():
+            for i, x in zip(batch, reader.features(*rows.batch(batch)).numpy(), strict=True):
+                found[place[i]] = x
+    return np.array(found)
+
+
+def left_out(row: Example) -> bool:
+    """Return whether a row is left out of the training, to be measured or to calibrate on."""
+    if row.source in MEASURED:
+        return held_out(row.question)
+    return hashlib.blake2b(row.question.encode(), digest_size=1).digest()[0] % 8 == 0
+
+
+def labels(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of each task, -1 where there is none, and the rows' weights in the loss.
+
+    Within each source both labels weigh the same.
+    """
+    y = np.full((len(rows), len(TASKS)), -1.0, np.float32)
+    weight = np.zeros_like(y)
+    source = np.array([row.source for row in rows])
+    free = np.array([not left_out(row) for row in rows])
+    for task, name in enumerate(TASKS):
+        for i, row in enumerate(rows):
+            if (label := getattr(row, name)) is not None:
+                y[i, task] = float(label)
+        on = np.flatnonzero(free & (y[:, task] >= 0))
+        weight[on, task] = probe._balanced(y[on, task].astype(int), source[on])
+        weight[on, task] *= [SOURCE_WEIGHTS.get(name, 1.0) for name in source[on]]
+        weight[on, task] = np.minimum(weight[on, task] / weight[on, task].mean(), MOST)
+        weight[:, task] *= TASK_WEIGHTS[name]
+    return y, weight
+
+
+def train(reader: Reader, rows: Rows, y: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    """Train the adapter for one epoch; return notes."""
+    chance = random.Random(SEED)
     index = [
         i
-        for i, row in enumerate(rows)
-        if row.source in SOURCES[task]
-        and getattr(row, task) is not None
-        and not (row.source in MEASURED and held_out(row.question))
+        for i, row in enumerate(rows.rows)
+        if weight[i].sum() > 0
+        and rows.length(i) <= LONGEST
+        and chance.random() < SHARES.get(row.source, 1)
     ]
-    scaled = StandardScaler().fit_transform(x[index])
-    _, vectors = np.linalg.eigh(scaled.T @ scaled)
-    return Rows(
-        x[index],
-        scaled @ vectors[:, ::-1][:, :COMPONENTS],
-        np.array([bool(getattr(rows[i], task)) for i in index]),
-        np.array([rows[i].question for i in index]),
-        np.array([rows[i].source for i in index]),
+    plan = rows.batches(index, BATCH_TOKENS, jitter=24)
+    chance.shuffle(plan)
+    loras = [part for lora in reader.names.values() for part in lora.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": loras, "lr": RATE}, {"params": reader.head.parameters(), "lr": HEAD_RATE}],
+        weight_decay=0.01,
     )
-
-
-# The choice --------------------------------------------------------------------------------------
-
-
-def scores(rows: Rows, c: float, on: np.ndarray) -> np.ndarray:
-    """Return the scores of all rows by a model that is fitted on some."""
-    weight = probe._balanced(rows.y[on].astype(int), rows.source[on])
-    model = LogisticRegression(C=c, max_iter=500, tol=1e-3)
-    score: np.ndarray = model.fit(rows.z[on], rows.y[on], sample_weight=weight).decision_function(
-        rows.z
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda n: min((n + 1) / WARM_UP, max(0.02, (len(plan) - n) / (len(plan) - WARM_UP))),
     )
-    return score
+    start, losses = time.monotonic(), []
+    targets, weights = torch.tensor(y), torch.tensor(weight)
+    for number, batch in enumerate(plan, 1):
+        loss = binary_cross_entropy_with_logits(
+            reader(*rows.batch(batch)),
+            targets[batch].clamp(0, 1),
+            weights[batch],
+            reduction="sum",
+        ) / len(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(loras, 1.0)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if number % 20 == 0:
+            spent = time.monotonic() - start
+            print(f"step {number} of {len(plan)}, loss {np.mean(losses[-20:]):.3f}, {spent:.0f} s")
+    return {"rows": len(index), "steps": len(plan), "seconds": round(time.monotonic() - start)}
 
 
-def within(rows: Rows, c: float) -> dict[str, float]:
-    """Return the AUC of each source by models fitted on other questions, of all sources."""
-    fold = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(name.encode(), digest_size=2).digest()) % FOLDS
-            for name in rows.question
-        ]
-    )
-    score = np.zeros(len(rows.y))
-    for number in range(FOLDS):
-        score[fold == number] = scores(rows, c, fold != number)[fold == number]
-    return by_source(rows, lambda source: score)
+# The heads ---------------------------------------------------------------------------------------
 
 
-def across(rows: Rows, c: float) -> dict[str, float]:
-    """Return the AUC of each source by a model fitted on all other sources."""
-    return by_source(rows, lambda source: scores(rows, c, rows.source != source))
+def calibrated(reader: Reader, x: np.ndarray, y: np.ndarray, sources: Sequence[str]) -> Head:
+    """Return the trained head on *harmful* with Platt scaling on questions left out of training."""
+    weight = (reader.head.weight[0] / reader.scale).detach().numpy()
+    bias = float(reader.head.bias[0]) - float(weight @ reader.mean.numpy())
+    balanced = probe._balanced(y.astype(int), np.array(sources))
+    platt = LogisticRegression(C=1e6)
+    platt.fit((x @ weight + bias)[:, None], y, sample_weight=balanced)
+    stretch, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    return Head((stretch * weight).astype(np.float32), stretch * bias + shift)
 
 
-def by_source(rows: Rows, score_of: Callable[[str], np.ndarray]) -> dict[str, float]:
-    """Return the AUC of each source that has enough labels of both kinds.
+def chosen(x: np.ndarray, y: np.ndarray, rows: Sequence[Example]) -> tuple[Head, dict[str, Any]]:
+    """Return a head with the regularization that ranks the questions of other folds best."""
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    Of preferences it is the share of pairs that are ranked as people did.
-    """
-    found = {}
-    for source in sorted(set(rows.source)):
-        there = rows.source == source
-        if min(np.sum(there & rows.y), np.sum(there & ~rows.y)) < LEAST:
-            continue
-        score = score_of(source)
-        if source == "hh-rlhf":
-            other = np.flatnonzero(there & ~rows.y)
-            found[source] = float(np.mean(score[other + 1] > score[other]))
-        else:
-            found[source] = float(roc_auc_score(rows.y[there], score[there]))
-    return {source: round(auc, 3) for source, auc in found.items()}
-
-
-def choose(task: str, rows: Rows) -> tuple[float, list[dict[str, Any]]]:
-    """Return the regularization with the best transfer to a source that was left out, and figures.
-
-    Answers to judge are from a source that was left out, too. A head of one source only is chosen
-    by the questions that were left out.
-    """
-    lines = []
+    questions, sources = ([getattr(row, key) for row in rows] for key in ("question", "source"))
+    folds = StratifiedGroupKFold(probe.FOLDS, shuffle=True, random_state=0)
+    aucs = {}
     for c in STRENGTHS:
-        line = {"task": task, "c": c, "within": within(rows, c), "across": across(rows, c)}
-        lines.append(line)
-        print(json.dumps(line), flush=True)
+        score = np.zeros(len(y))
+        for on, off in folds.split(x, y, questions):
+            head = fit(x[on], y[on], [questions[i] for i in on], [sources[i] for i in on], c)
+            score[off] = x[off] @ head.weight
+        aucs[c] = round(float(roc_auc_score(y, score)), 4)
+    best = max(aucs, key=lambda c: aucs[c])
+    return fit(x, y, questions, sources, best), {"c": best, "auc_by_c": aucs}
 
-    def mean(aucs: Mapping[str, float]) -> float:
-        return float(np.mean([*aucs.values()]))
 
-    alone = task == "helpful"  # its sources are made of the same answers
-    best = max(lines, key=lambda line: mean(line["within" if alone else "across"]))
-    return best["c"], lines
+def ranked(score: np.ndarray, y: np.ndarray, rows: Sequence[Example]) -> Iterator[tuple[str, Any]]:
+    """Yield each source with its n and its AUC."""
+    for source in sorted({row.source for row in rows}):
+        there = np.array([row.source == source for row in rows])
+        if there.sum() > 20 and len(set(y[there])) > 1:
+            auc = round(float(roc_auc_score(y[there], score[there])), 3)
+            yield source, {"n": int(there.sum()), "auc": auc}
 
 
 def main() -> None:
-    """Choose, fit and save the heads."""
+    """Train, fit and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--states", type=Path, required=True, help="where features are stored")
+    parser.add_argument("--states", type=Path, required=True, help="where states are stored")
     arguments = parser.parse_args()
-    rows = [
-        row
-        for row in examples(arguments.data)
-        if (row.harmful, row.refused, row.helpful) != (None, None, None)
-    ]
-    x = seen(rows, arguments.states)
+    torch.manual_seed(SEED)
+    rows = read(
+        [
+            row
+            for row in examples(arguments.data)
+            if (row.harmful, row.refused, row.helpful) != (None, None, None)
+        ],
+        arguments.states,
+    )
+    y, weight = labels(rows.rows)
+    reader = Reader()
+    trained = np.flatnonzero(weight.sum(1) > 0)
+    reader.start(all_features(reader, rows, trained.tolist()), y[trained], weight[trained])
+    before = reader.head.weight[0].detach().clone()
 
-    heads: dict[str, Head] = {}
-    result: dict[str, Any] = {"version": VERSION, "choice": [], "heads": []}
-    for task in probe.TASKS:
-        chosen = of_task(task, rows, x)
-        c, lines = choose(task, chosen)
-        heads[task] = fit(
-            chosen.x, chosen.y.tolist(), chosen.question.tolist(), chosen.source.tolist(), c
+    off = [i for i, row in enumerate(rows.rows) if left_out(row) and y[i, 0] >= 0]
+    plain = (all_features(reader, rows, off) - reader.mean.numpy()) / reader.scale.numpy()
+    result: dict[str, Any] = {"version": VERSION, "training": train(reader, rows, y, weight)}
+    x = all_features(reader, rows, off)
+    z = (x - reader.mean.numpy()) / reader.scale.numpy()
+    held = [rows.rows[i] for i in off]
+    after = reader.head.weight[0].detach()
+    result["left_out"] = {
+        "without the adapter": dict(ranked(plain @ before.numpy(), y[off, 0], held)),
+        "with the adapter": dict(ranked(z @ after.numpy(), y[off, 0], held)),
+    }
+    verdicts = [n for n, row in enumerate(held) if row.source not in (*MEASURED, "own")]
+    heads = {
+        "harmful": calibrated(
+            reader, x[verdicts], y[off, 0][verdicts], [held[n].source for n in verdicts]
         )
-        counts = {
-            source: [int(np.sum(chosen.source == source)), int(np.sum(chosen.y[there]))]
-            for source in sorted(set(chosen.source))
-            for there in [chosen.source == source]
-        }
-        result["choice"] += lines
-        result["heads"].append({"task": task, "c": c, "n": len(chosen.y), "sources": counts})
-        print(json.dumps(result["heads"][-1]), flush=True)
+    }
+    for task, name in [*enumerate(TASKS)][1:]:
+        on = [
+            i
+            for i, row in enumerate(rows.rows)
+            if y[i, task] >= 0 and not (row.source in MEASURED and left_out(row))
+        ]
+        heads[name], result[name] = chosen(
+            all_features(reader, rows, on), y[on, task] > 0, [rows.rows[i] for i in on]
+        )
+    write(reader, heads, result)
+
+
+def write(reader: Reader, heads: dict[str, Head], result: dict[str, Any]) -> None:
+    """Write the adapter, the heads and the figures."""
+    adapter = {}
+    for name, lora in reader.names.items():
+        adapter[f"{name}.A"] = lora.a.detach().to(torch.bfloat16)
+        adapter[f"{name}.B"] = (SCALE * lora.b.detach()).to(torch.bfloat16)
+    notes = {"version": str(VERSION), "command": "python research/fit_probe.py"}
+    save_file(adapter, ADAPTER, metadata=notes)
     licenses = ", ".join(f"{name} ({one.license})" for name, one in SETS.items())
     save(
         HEADS,
         heads,
-        {
-            "version": str(VERSION),
+        notes
+        | {
             "harmful": f"XSTest (CC BY 4.0), HH-RLHF (MIT), {licenses}, own answers (Apache-2.0)",
             "refused": "XSTest (CC BY 4.0), chatgpt-refusals (MIT), own answers (Apache-2.0)",
             "helpful": "setbacks' own answers (Apache-2.0), and worse ones made of them",
-            "command": "python research/fit_probe.py",
         },
     )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {HEADS.relative_to(ROOT)}, {HEADS.stat().st_size:,} bytes")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

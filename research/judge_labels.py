@@ -30,6 +30,7 @@ from setbacks.data import Source, load
 from setbacks.messages import Message, Prompt
 
 SEED = 0
+TURNS = 3  # before a response of HH-RLHF; longer conversations are left out
 
 
 class Example(NamedTuple):
@@ -55,7 +56,6 @@ class LabelSet(NamedTuple):
 SETS = {
     "gptfuzz": LabelSet("https://github.com/sherdencooper/GPTFuzz", "MIT", 24),
     "pyrit": LabelSet("https://github.com/microsoft/PyRIT", "MIT"),
-    "rbr": LabelSet("https://github.com/openai/safety-rbr-code-and-data", "MIT"),
     "purseclab": LabelSet("https://github.com/purseclab/jailbreak-evaluation", "Apache-2.0"),
     "realharm": LabelSet("https://github.com/Giskard-AI/realharm", "CC BY 4.0"),
     "dices": LabelSet("https://github.com/google-research-datasets/dices-dataset", "CC BY 4.0"),
@@ -161,6 +161,8 @@ def hh(file: Path) -> list[Example]:
                 message("user" if speaker == "Human" else "assistant", text.strip())
                 for speaker, text in turn.findall(before)
             )
+            if len(turns) > TURNS:
+                continue
             prompt = turns if len(turns) > 1 else turns[0].content
             for response, harmful in ((chosen, False), (rejected, True)):
                 rows.append(Example("hh-rlhf", f"hh {number}", prompt, response.strip(), harmful))

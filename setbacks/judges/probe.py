@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 HEADS = Path(__file__).with_suffix(".safetensors")
+ADAPTER = Path(__file__).with_name("probe_adapter.safetensors")
 AGREEMENT = Path(__file__).with_suffix(".json")
 
-VERSION = 2  # of the heads that ship; figures by another version are not comparable
+VERSION = 2  # of the judge that ships; figures by another version are not comparable
 CUT = 0.5  # where sensitivity + specificity is greatest if probabilities are calibrated
 BATCH_SIZE = 16
 FOLDS = 5
@@ -47,6 +48,7 @@ RESPONSE_TOKENS = 256  # longer ones are cut
 # The features that a head was fitted on; other heads are rejected.
 FEATURES = {
     "model": "SmolLM2-135M-Instruct",
+    "adapter": str(VERSION),
     "layers": ",".join(map(str, LAYERS)),
     "pooling": "mean over response, mean over instruction",
     "context_tokens": str(CONTEXT_TOKENS),
@@ -238,7 +240,21 @@ def _reader() -> tuple[Any, Any]:
     model.layers = model.layers[: max(LAYERS)]
     model.config.num_hidden_layers = max(LAYERS)
     model.norm = torch.nn.Identity()
+    _adapt(model)
     return model, load_tokenizer(spec)
+
+
+def _adapt(model: Any) -> None:
+    """Add the judge's LoRA adapter to the weights of its model, where it costs no time."""
+    import torch
+    from safetensors.torch import load_file
+
+    adapter = load_file(ADAPTER)
+    with torch.no_grad():
+        for name in sorted({key.rpartition(".")[0] for key in adapter}):
+            weight = model.get_submodule(name).weight
+            more = adapter[f"{name}.B"].float() @ adapter[f"{name}.A"].float()
+            weight.copy_((weight.float() + more.to(weight.device)).to(weight.dtype))
 
 
 class _Text(NamedTuple):
