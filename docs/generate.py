@@ -43,6 +43,7 @@ JOURNALS: dict[str, type[records.Record]] = {
     "training.jsonl": records.Example,
     "responses/ARM.jsonl": records.Response,
     "verdicts/ARM.JUDGE.jsonl": records.Verdict,
+    "thoughts/ARM.JUDGE.jsonl": records.Verdict,
     "likelihoods.jsonl": Likelihood,
 }
 RECORDS = re.compile(r"(<!-- setbacks/records.py -->\n).*?(<!-- end -->\n)", re.DOTALL)

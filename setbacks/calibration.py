@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from setbacks.data.languages import language_of
 from setbacks.data.source import Row
 from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError
@@ -122,7 +123,11 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
     """
     for spec in recipe.judges:
         check_judge(spec)
-    items = [_item(row) for row in labeled.rows]
+    rows = [
+        row._replace(language=language_of(row.language, row.text, recipe.language))
+        for row in labeled.rows
+    ]
+    items = [_item(row) for row in rows]
     key = digest(recipe.to_yaml(), *(item.id for item in items))
     place = worth.folder(spec, recipe) / key
     _make(place)
@@ -131,9 +136,7 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
             verdicts = judge_items(run, spec, open_judge(spec, run), "labels", items)
         # Verdicts come in the order in which they were judged, often by length.
         by_response = {verdict.response_id: verdict for verdict in verdicts}
-        seen = [
-            _Seen(row, by_response[item.id]) for row, item in zip(labeled.rows, items, strict=True)
-        ]
+        seen = [_Seen(row, by_response[item.id]) for row, item in zip(rows, items, strict=True)]
         result = {"judge": spec.called, "labels": labeled.name, **measure(seen)}
         if not result["overall"]:
             raise InputError(
@@ -260,7 +263,13 @@ def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] 
         [bool(one.says(task)) for one in kept],
     ) | ({} if probable else {"ece": None})
     unscored = len(labeled) - len(kept)
-    return {"source": name, "task": task, "fitted_on": False, "unscored": unscored} | figures
+    return {
+        "source": name,
+        "task": task,
+        "languages": sorted({one.row.language or "en" for one in labeled}),
+        "fitted_on": False,
+        "unscored": unscored,
+    } | figures
 
 
 def _figures(

@@ -282,6 +282,8 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
         text += f"; by people {with_interval(by_people, unit_of(key))}, n {by_people.n}"
     if calibrated:
         text += f"; by calibration {with_interval(Score.of_json(calibrated), unit_of(key))}"
+    if unknown := row.get("uncalibrated", {}).get(key):
+        text += f"; not corrected: the judge's error is not known in {', '.join(unknown)}"
     return text
 
 

@@ -63,6 +63,10 @@ def in_bulk() -> Iterator[None]:
             gc.enable()
 
 
+def _unset(value: object) -> bool:
+    return value is None
+
+
 class Record(BaseModel):
     """What all records have."""
 
@@ -99,6 +103,11 @@ class Mistake(Record):
     instruction_id: str = Field(description="`id` of the instruction.")
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The model's response.")
+    thought: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Thought of a reasoning model before the response; missing without one.",
+    )
     outcome: Outcome = Field(description="`mistake` (used), or why it is not used.")
     attempt: int = Field(description="Number of the attempt, from 0.")
     hint: str | None = Field(
@@ -161,6 +170,11 @@ class Example(Record):
     )
     prompt: list[Message] = Field(description="Messages before the completion; they have no loss.")
     completion: str = Field(description="What the model learns.")
+    thought: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="The thought before the completion, which is learned too; missing without one.",
+    )
     parents: list[str] = Field(description="`id`s of the records that it was made from.")
     verdict: str | None = Field(
         None,
@@ -303,7 +317,23 @@ class Response(Record):
     category: str | None = Field(description="Category of harm, copied from the instruction.")
     language: str = Field(description="Copied from the instruction.")
     guided: bool = Field(description="True if guidance was in the prompt.")
-    text: str = Field(description="The answer, with its reasoning if there is any.")
+    text: str = Field(description="The answer. An answer from a file may begin with its reasoning.")
+    thought: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="What a reasoning model thought before the answer; missing without a thought. "
+        "If the thought never ended, `text` is empty.",
+    )
+    thought_tokens: int | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Number of tokens of the thought, markers included; missing if unknown.",
+    )
+    thought_cut: bool | None = Field(
+        None,
+        exclude_if=_unset,
+        description="True if the thought reached `max_thinking_tokens` and was closed by force.",
+    )
     finish: Finish | None = Field(
         None,
         description="How the answer ended: `stop` (by the model), `length` (cut off), `filter` "
@@ -311,7 +341,10 @@ class Response(Record):
         "(a server returned no answer); null if unknown.",
     )
     prompt_tokens: int | None = Field(None, description="Number of tokens read; null if unknown.")
-    tokens: int | None = Field(None, description="Number of tokens generated; null if unknown.")
+    tokens: int | None = Field(
+        None,
+        description="Number of tokens generated, those of a thought included; null if unknown.",
+    )
     model: str = Field(description="Model that answered.")
     analysis: str | None = Field(
         None, description="What a method that thinks first wrote before the answer."
@@ -321,7 +354,7 @@ class Response(Record):
     )
     prompt_harmful: bool | None = Field(
         None,
-        exclude_if=lambda value: value is None,
+        exclude_if=_unset,
         description="Whether the data label the prompt harmful; missing if they do not.",
     )
 
@@ -392,10 +425,15 @@ class Completion(NamedTuple):
 
     `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
     the provider says that the model refused, and "failed" where there was no answer after all
-    tries; the text may then be empty.
+    tries; the text may then be empty. `thought` is what a reasoning model wrote before the text;
+    if it never ended, the text is empty. `tokens` counts both, and `thought_tokens` the thought
+    with its markers. `thought_cut` is whether the thought was too long and was closed by force.
     """
 
     text: str
     finish: Finish
     prompt_tokens: int
     tokens: int
+    thought: str | None = None
+    thought_tokens: int | None = None
+    thought_cut: bool = False

@@ -17,8 +17,8 @@ MARKS = (
 
 # A point ends no sentence behind one digit or two, which number a list; behind more, a year does.
 _end = re.compile(
-    r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?؟۔।॥])(?:[\"'”’“»)\]]|[ \u00a0\u202f]»)*(?=\s|$)"
-    r"|[。！？][”’」』）]*",
+    r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?])(?:[\"'”’“»)\]]|[ \u00a0\u202f]»)*(?=\s|$)"
+    r"|[؟۔।॥][\"'”’»)\]]*|[。！？][”’」』）]*",
 )
 _words = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w'’{MARKS}])+")
 

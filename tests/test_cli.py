@@ -273,6 +273,51 @@ def test_a_stage_does_what_is_missing(cli_in_process, write, tmp_path):
     assert (tmp_path / "run" / "superseded" / "001" / "mistakes.jsonl").read_bytes() == before
 
 
+def test_a_stage_takes_a_recipe_too(cli_in_process, write, tmp_path):
+    ran = cli_in_process("induce", write(), "induce.attempts=1", "--out", "run", "-q")
+    assert ran.returncode == 0 and ran.stdout == "induce: done, in run\n" and ran.stderr == ""
+    before = (tmp_path / "run" / "mistakes.jsonl").read_bytes()
+    assert cli_in_process("induce", "run", "-q").returncode == 0
+    assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before
+    assert cli_in_process("induce", write(name="mine.yaml"), "-q").returncode == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert (made / "mistakes.jsonl").exists()
+    fails(cli_in_process("induce", "none.yaml"), "none.yaml")
+    line = fails(cli_in_process("induce", "run", "induce.attempts=2"), "keeps its recipe")
+    assert "`setbacks run run/recipe.yaml induce.attempts=2 --out run --from STAGE`" in line
+    fails(cli_in_process("induce", "run", "--out", "other"), "--out goes with a recipe")
+
+
+def test_a_stage_says_which_earlier_one_runs_first(cli_in_process, write):
+    """Once, before that stage starts, and only where the command names the folder alone."""
+    says = "the stage analyze is not finished, so it runs before preflight"
+    assert cli_in_process("induce", write(), "--out", "run").returncode == 0
+    shown = cli_in_process("preflight", "run").stderr
+    assert shown.count(says) == 1 and shown.index(says) < shown.index("\nanalyze: ")
+    assert "is not finished" not in cli_in_process("preflight", "run").stderr
+    assert "is not finished" not in cli_in_process("analyze", write(), "--out", "new").stderr
+
+
+def test_the_preflight_prints_the_auc(cli_in_process, tiny_recipe, write):
+    recipe = tiny_recipe()
+    recipe = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"method": "mistake_analysis"})}
+    )
+    Path("mine.yaml").write_text(recipe.to_yaml())
+    ran = cli_in_process("preflight", "mine.yaml", "--out", "run", "-q", "--json")
+    printed = json.loads(ran.stdout)
+    value, low, high = printed.pop("auc")
+    assert 0 <= low <= value <= high <= 1
+    assert printed == {"stage": "preflight", "folder": "run"}
+    assert (
+        f"AUC of the model's own verdict: {value:.2f} ["
+        in cli_in_process("preflight", "run").stdout
+    )
+    few = write(train={"method": "sft"})
+    assert "preflight: skipped" in cli_in_process("preflight", few, "--out", "few").stdout
+    assert json.loads(cli_in_process("preflight", "few", "--json").stdout)["auc"] is None
+
+
 def test_an_engine_that_breaks_is_one_line_and_a_traceback_only_on_demand(cli, write):
     path = write("broken")
     line = fails(cli("run", path, "--out", "run", "-q"), "the engine fell over", code=1)

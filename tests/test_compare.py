@@ -172,6 +172,19 @@ def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
     assert (target / "responses" / "vanilla.jsonl").exists()
     assert not (target / "analyses.jsonl").exists(), "it was drawn with other candidates"
     assert [path.name for path in (target / "responses").iterdir()] == ["vanilla.jsonl"]
+    own, same, others = (
+        variant(base, name, {"train.method": method, "train.helpful_from": origin}).recipe
+        for name, method, origin in (
+            ("c", "sft", "model"),
+            ("d", "dpo", "model"),
+            ("f", "sft", "data"),
+        )
+    )
+    (source / "benign.jsonl").write_text("own answers")
+    lend(own, source, same, tmp_path / "d")
+    lend(own, source, others, tmp_path / "f")
+    assert (tmp_path / "d" / "benign.jsonl").exists(), "another method, the same prompts"
+    assert not (tmp_path / "f" / "benign.jsonl").exists(), "it learns other people's answers"
     evaluation = variant(base, "e", {"evaluate": [{"name": "vanilla", "model": "embedded"}]}).recipe
     lend(base, source, evaluation, tmp_path / "e")
     assert not (tmp_path / "e" / "responses").exists(), "another model, of the same name"

@@ -160,10 +160,13 @@ def serve():
         server.server_close()
 
 
+OUTER = ("batch_size", "model", "chat_template", "template", "thinking")
+
+
 def spec_of(server, **more):
     """The part of a recipe that names a server."""
     url = server if isinstance(server, str) else server.url
-    outer = {key: more.pop(key) for key in ("batch_size", "model", "chat_template") if key in more}
+    outer = {key: more.pop(key) for key in OUTER if key in more}
     data = {"base_url": url, "timeout": 1, "retries": 3} | more
     return {"model": "large-1", "engine": "endpoint", "endpoint": data} | outer
 
@@ -296,6 +299,56 @@ def test_a_whole_answer_is_paid_for_once(serve, answer, text, tokens):
     assert (made.text, made.tokens) == ("Make a loop." if text is None else text, tokens)
     assert len(server.bodies) == 1 and engine.money == tokens
     assert "generated tokens (estimated for 1 answers), " in engine.spent()
+
+
+@pytest.mark.parametrize(
+    ("message", "thought", "text"),
+    [
+        ({"content": "Fine.", "reasoning_content": "Hm."}, "Hm.", "Fine."),
+        ({"content": "Fine.", "reasoning": "Hm."}, "Hm.", "Fine."),
+        ({"content": None, "reasoning_content": "Hm."}, "Hm.", ""),
+        ({"content": "<think>\nHm.\n</think>\n\nFine."}, "Hm.", "Fine."),
+        ({"content": "Hm.</think>Fine."}, "Hm.", "Fine."),
+        ({"content": "<think>\nHm."}, "Hm.", ""),
+        ({"content": "Fine."}, None, "Fine."),
+    ],
+)
+def test_a_thought_is_not_part_of_the_answer(serve, caplog, message, thought, text):
+    server = serve(lambda *_: {"choices": [{"message": message, "finish_reason": "stop"}]})
+    engine = engine_of(server)
+    made = engine.generate(requests(2), Sampling())
+    assert [(one.thought, one.text) for one in made] == [(thought, text)] * 2
+    assert sum("endpoint.thinks" in line for line in caplog.messages) == bool(thought)
+
+
+def test_the_markers_of_a_thought_can_be_named(serve, caplog):
+    server = serve(lambda *_: "<why> Hm. </why> Fine.")
+    engine = engine_of(server, thinking=["<why>", "</why>"])
+    (made,) = engine.generate(requests(1), Sampling(max_new_tokens=7, max_thinking_tokens=9))
+    assert (made.thought, made.text) == ("Hm.", "Fine.")
+    assert server.bodies[0]["max_tokens"] == 16 and not caplog.messages
+
+
+@pytest.mark.parametrize(("budget", "most"), [(9, 16), (None, 7)])
+def test_a_model_that_thinks_gets_both_budgets(serve, budget, most):
+    server = serve()
+    engine = engine_of(server, thinks=True, template={"enable_thinking": True})
+    sampling = Sampling(max_new_tokens=7, max_thinking_tokens=budget)
+    engine.generate([Request("<p>", 1, template={"category": "x"})], sampling)
+    (sent,) = server.bodies
+    assert sent["max_tokens"] == most
+    assert sent["chat_template_kwargs"] == {"enable_thinking": True, "category": "x"}
+
+
+def test_a_thought_that_was_paid_for_survives_a_stop(serve, tmp_path):
+    server = serve(lambda *_: "<think>Hm.</think>Fine.")
+    engine = engine_of(server)
+    engine.keep(tmp_path / "kept")
+    made = engine.generate(requests(1), Sampling())
+    again = engine_of(server)
+    again.keep(tmp_path / "kept")
+    assert again.generate(requests(1), Sampling()) == made
+    assert made[0].thought == "Hm." and len(server.bodies) == 1
 
 
 def test_a_refusal_goes_on_from_no_prefill(serve):

@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 
+from setbacks.data.presets import SETS
+from setbacks.data.sources import builtin_sets
 from setbacks.plugins import installed
 
 
@@ -13,7 +15,29 @@ def test_every_part_is_listed_with_what_it_is(cli_in_process):
     for kind in ("methods", "judges", "engines", "studies"):
         assert listed[kind].keys() == installed(kind).keys()
         assert all(len(summary) > 10 for summary in listed[kind].values())
-    assert "xstest" in listed["presets"] and "redteam" in listed["sets"]
+    assert "xstest" in listed["presets"]
+    assert listed["sets"].keys() == builtin_sets().keys()
+    assert "84" in listed["sets"]["redteam"]
+
+
+def test_defaults_are_marked(cli_in_process):
+    listed = json.loads(cli_in_process("list", "--json").stdout)
+    marked = [
+        name
+        for kind in listed.values()
+        for name, summary in kind.items()
+        if summary.endswith("(default)")
+    ]
+    assert sorted(marked) == ["local", "mistake_distillation", "probe"]
+
+
+def test_the_notes_on_the_projects_sets_count_their_prompts():
+    for name, file in builtin_sets().items():
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        train = sum(row["split"] == "train" for row in rows)
+        test = len(rows) - train
+        assert f"train: {train}" in SETS[name]
+        assert f"test: {test}" in SETS[name] or not test
 
 
 def test_a_study_without_a_name_lists_them(cli_in_process):

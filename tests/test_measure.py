@@ -20,6 +20,7 @@ from setbacks.records import (
 )
 
 RUN = RunInfo(name="test", model="some-model", method="mistake_analysis", seed=0, judges=("probe",))
+RUN_WITH_CLAUSES = replace(RUN, clauses=("a", "b", "c"))
 UNTRAINED = [Arm.untrained(way) for way in WAYS]
 ARMS = [
     *UNTRAINED[:2],
@@ -340,6 +341,72 @@ def test_an_empty_answer_is_unscored_and_not_degenerate():
     assert made["data"]["responses"]["sft"]["degenerate"]["all"]["n"] == 0
 
 
+SPANISH = ("harmful", "es")
+
+
+def in_languages(arms: dict, *changed: tuple[str, str]) -> dict:
+    """The arms with the answers of some kinds of prompts in another language."""
+    of_kind = dict(changed)
+    return {
+        name: (
+            [r.model_copy(update={"language": of_kind.get(r.kind, "en")}) for r in rows],
+            found,
+        )
+        for name, (rows, found) in arms.items()
+    }
+
+
+def test_a_rate_is_not_corrected_in_a_language_in_which_nobody_measured_the_judge():
+    row = measured(in_languages(usual(), SPANISH), worth={"probe": [WORTH]})
+    (vanilla, *_) = row["judges"]["probe"]["arms"]
+    assert vanilla["calibrated"] == {}
+    assert vanilla["uncalibrated"] == {"harmless_rate": ["es"]}
+    assert (
+        "uncalibrated"
+        not in measured(usual(), worth={"probe": [WORTH]})["judges"]["probe"]["arms"][0]
+    ), "English is measured"
+    assert (
+        "uncalibrated" not in measured(in_languages(usual(), SPANISH))["judges"]["probe"]["arms"][0]
+    ), "a judge that was never measured has a finding of its own"
+
+
+def test_a_rate_is_corrected_by_labels_in_the_language_of_the_answers():
+    spanish = {**WORTH, "source": "es", "languages": ["es"], "own": True}
+    arms = in_languages(usual(), SPANISH)
+    row = measured(arms, worth={"probe": [spanish, WORTH]})["judges"]["probe"]["arms"][0]
+    assert row["calibrated"]["harmless_rate"]["sources"] == ["es"] and "uncalibrated" not in row
+    row = measured(usual(), worth={"probe": [spanish, WORTH]})["judges"]["probe"]["arms"][0]
+    assert row["calibrated"]["harmless_rate"]["sources"] == [WORTH["source"]]
+
+
+def test_a_clause_is_kept_where_the_judge_or_the_category_names_no_breach():
+    """The judge's name of a clause goes before that of the prompt's category."""
+    rows, found = arm("vanilla", 60, 95)
+    named = [
+        v.model_copy(update={"category": "b"}) if v.harmful and i % 3 == 0 else v
+        for i, v in enumerate(v for v in found if v.harmful is not None)
+    ]
+    harmful = [r for r in rows if r.kind == "harmful"]
+    run = RUN_WITH_CLAUSES
+    report = measured({"vanilla": (harmful, named)}, run=run)["judges"]["probe"]
+    by_clause = {row["category"]: row["arms"]["vanilla"] for row in report["by_clause"]}
+    broken = {
+        clause: sum(
+            (v.category or r.category) == clause
+            for r, v in zip(harmful, named, strict=True)
+            if v.harmful
+        )
+        for clause in ("a", "b")
+    }
+    assert broken["b"] > broken["a"] > 0
+    for clause, number in broken.items():
+        assert by_clause[clause]["value"] == pytest.approx(1 - number / 100, abs=1e-6)
+        assert (by_clause[clause]["n"], by_clause[clause]["asked"]) == (100, 100)
+    assert by_clause["c"]["value"] == 1.0
+    plain_report = measured({"vanilla": (harmful, named)})["judges"]["probe"]
+    assert "by_clause" not in plain_report, "no policy, no row"
+
+
 def test_calibration_corrects_only_what_the_judge_decided():
     worth = {"probe": [WORTH | {"specificity": [1, 0.99, 1], "sensitivity": [0.5, 0.49, 0.51]}]}
     plain = measured({"vanilla": arm("vanilla", 100, 100)}, worth=worth)
@@ -407,6 +474,38 @@ def test_reasoning_before_an_answer_is_told():
     assert metrics["data"]["responses"]["vanilla"]["reasoned"] == 120
     assert "begin with the model's reasoning: untrained 120 of 120" in texts(metrics, "note")
     assert metrics["judges"]["probe"]["arms"][0]["compliance"]["n"] == 40
+
+
+def test_thoughts_apart_from_answers_are_counted():
+    rows, found = answering("vanilla", "Mix them.")
+    given = [
+        {"thought": "a", "thought_tokens": 4, "thought_cut": i < 30 or None} for i in range(60)
+    ]
+    given += [{"thought": "a", "thought_tokens": 8, "text": ""}] * 20 + [{}] * 40
+    rows = [r.model_copy(update=more) for r, more in zip(rows, given, strict=True)]
+    metrics = measured({"vanilla": (rows, found)})
+    counts = metrics["data"]["responses"]["vanilla"]
+    assert counts["substance"] == {
+        "text": 100, "refusal": 0, "thought": 20, "nothing": 0, "failed": 0
+    }  # fmt: skip
+    assert (counts["reasoned"], counts["thoughts_cut"]) == (60, 30)
+    assert counts["mean_thought_tokens"] == 5
+    assert "closed by force: untrained 30 of 120" in texts(metrics, "note")
+    assert "only reasoning: untrained 20 of 120" in texts(metrics, "warning")
+    assert sum(metrics["judges"]["probe"]["arms"][0]["unscored"].values()) == 20
+
+
+def test_a_harmless_answer_can_hide_a_harmful_thought():
+    rows, found = arm("vanilla", harmless=6, compliant=10, n=10)
+    thoughts = [
+        verdict(r, harmful=i % 2 == 0) for i, r in enumerate(r for r in rows if r.kind == "harmful")
+    ]
+    thoughts += [verdict(r, harmful=True) for r in rows if r.kind == "safe"]  # not counted
+    metrics = measured({"vanilla": (rows, found)}, thoughts={("vanilla", "probe"): thoughts})
+    row = metrics["thoughts"]["probe"]["vanilla"]
+    assert (row["harmful"]["value"], row["harmful"]["n"]) == (0.5, 10)
+    assert (row["hidden"]["value"], row["hidden"]["n"]) == (0.5, 6)
+    assert measured({"vanilla": (rows, found)})["thoughts"] == {}
 
 
 # -- judges that give none ------------------------------------------------------------------------

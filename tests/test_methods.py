@@ -163,11 +163,8 @@ def test_a_joined_sample_is_an_analysis_and_then_the_safe_answer(recipe):
     assert "<instruction 3>" in benign.prompt[0].content
 
 
-def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
-    data = recipe()
-    data = data.model_copy(
-        update={"train": data.train.model_copy(update={"method": "mistake_analysis_joined"})}
-    )
+def test_what_is_thought_first_is_kept_apart_from_the_answer():
+    data = Recipe.model_validate({"train": {"method": "mistake_analysis_joined"}})
     arm = Arm.of_method("mistake_analysis_joined", "guided")
     assert "First say whether" in request(data, arm, "<x>").prompt
     assert split_answer(data, arm, "Harmful. <t>\n\nAnswer: <a>") == {
@@ -181,6 +178,39 @@ def test_what_is_thought_first_is_kept_apart_from_the_answer(recipe, tmp_path):
     plain = Arm.of_method("mistake_analysis_joined")
     assert request(data, plain, "<x>").prompt == "<x>"
     assert split_answer(data, plain, "Answer: <a>")["text"] == "Answer: <a>"
+
+
+def test_a_reasoning_model_learns_the_analysis_as_its_thought(recipe):
+    made = MistakeAnalysisJoined(thoughts=True).examples(
+        recipe(helpful=0, contrast=1), joinable(recipe)
+    )
+    assert kinds(made) == {"analysis": 2, "contrast": 2, "joined": 2, "joined_contrast": 1}
+    own = next(x for x in made if x.kind == "joined" and "badger" in x.completion)
+    assert own.instruction == "<a question on the badger>"
+    assert own.thought == "Harmful. <analysis 0-0>"
+    assert own.completion == "<a good answer on the badger>"
+    (benign,) = [x for x in made if x.kind == "joined_contrast"]
+    assert (benign.thought, benign.completion) == ("Harmless. <analysis 3-0>", "<a response>")
+    assert [x.thought for x in made if x.kind in ("analysis", "contrast")] == [None] * 4
+
+
+def test_a_model_that_thinks_by_itself_is_not_asked_to():
+    train = {"method": "mistake_analysis_joined", "thoughts": True}
+    data = Recipe.model_validate({"train": train})
+    arm = Arm.of_method("mistake_analysis_joined", "guided")
+    assert "First say whether" not in request(data, arm, "<x>").prompt
+    assert split_answer(data, arm, "Answer: <a>") == {"text": "Answer: <a>", "analysis": None}
+
+
+def test_a_model_without_thoughts_cannot_learn_them(tiny):
+    model = {"model": str(tiny), "device": "cpu"}
+    train = {"method": "mistake_analysis_joined", "thoughts": True}
+    data = Recipe.model_validate({"model": model, "train": train})
+    with pytest.raises(InputError, match="does not think before it answers"):
+        open_method(data).check(data)
+    model["thinking"] = ["<why>", "</why>"]
+    data = Recipe.model_validate({"model": model, "train": train})
+    open_method(data).check(data)
 
 
 # What posterior decoding chooses ----------------------------------------------------------------

@@ -1,16 +1,27 @@
 """Which prompts of a suite a model was trained on: whatever the method, the spelling, the run."""
 
 import json
+from itertools import cycle
 
 import pytest
 
 from setbacks.data import load
 from setbacks.data.overlap import key, overlaps
 from setbacks.measure.findings import overlap_finding
+from setbacks.messages import Message
 from setbacks.plugins import plugin
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Arm, Choice, Correction, Response, Revision, Verdict
+from setbacks.records import (
+    Analysis,
+    Arm,
+    Choice,
+    Correction,
+    Response,
+    Revision,
+    Verdict,
+    digest,
+)  # fmt: skip
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 from setbacks.stages.respond import prompts_of
@@ -22,11 +33,11 @@ def asked(*texts, suite="s", kind="harmful"):
     """What one arm answered to these prompts."""
     return [
         Response(
-            id=text,
+            id=digest("response", text),
             arm="vanilla",
             suite=suite,
             kind=kind,
-            instruction_id=text,
+            instruction_id=digest("instruction", text),
             instruction=text,
             reference=None,
             category=None,
@@ -45,10 +56,11 @@ def seen(responses, folder):
     return {row["suite"]: (row["seen"], row["n"]) for row in found}
 
 
-def train(folder, examples, start=None):
+def train(folder, examples, start=None, **recipe):
     """What a training leaves in its run's folder."""
     folder.mkdir()
-    (folder / "recipe.yaml").write_text(json.dumps({"train": {"start": start and str(start)}}))
+    recipe = recipe | {"train": {"start": start and str(start)}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
     lines = "".join(example.model_dump_json() + "\n" for example in examples)
     (folder / "training.jsonl").write_text(lines)
     return folder
@@ -59,7 +71,7 @@ def material(method, questions, language):
     if method == "critique_revise":
         return [
             Revision(
-                id=text, analysis_id="a", instruction=text, response="r", text="A better one.",
+                id="c", analysis_id="a", instruction=text, response="r", text="A better one.",
                 passed=True, model="m",
             )
             for text in questions
@@ -67,14 +79,14 @@ def material(method, questions, language):
     if method == "mistake_distillation":
         return [
             Correction(
-                id=text, analysis_id="a", instruction=text, response="r", text="No.", answer="No.",
+                id="c", analysis_id="a", instruction=text, response="r", text="No.", answer="No.",
                 outcome="kept", sample=0, model="m",
             )
             for text in questions
         ]  # fmt: skip
     if method == "posterior_distillation":
         return [
-            Choice(id=text, instruction=text, drafts=["d"], p_harmful=[0.5], model="m")
+            Choice(id="c", instruction=text, drafts=["d"], p_harmful=[0.5], model="m")
             for text in questions
         ]
     return [
@@ -117,12 +129,71 @@ def test_every_method_learns_from_its_instructions(method, language, data, tmp_p
     assert seen(asked(*prompts), run) == {"s": (2, 4)}
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "mistake_analysis",
+        "mistake_analysis_joined",
+        "chain_of_hindsight",
+        "critique_revise",
+        "dpo",
+        "posterior_distillation",
+        "mistake_distillation",
+    ],
+)
+def test_a_conversation_counts_as_a_whole(method, data, tmp_path):
+    def talk(*texts):
+        roles = cycle(("user", "assistant"))
+        return tuple(Message(role=next(roles), content=text) for text in texts)
+
+    long, other = talk("Hi.", "Hello.", "A?"), talk("Hi.", "Good day.", "A?")
+    turns = [turn.model_dump() for turn in long]
+    pair = {
+        name: [*turns, {"role": "assistant", "content": f"<{name}>"}]
+        for name in ("chosen", "rejected")
+    }
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    values = {"method": method, "safe": [str(tmp_path / "pairs.jsonl")], "helpful": [str(data)]}
+    recipe = Recipe.model_validate({"train": values | {"start": "x", "mix": {"helpful": 9}}})
+    rows = plugin("methods", method)().examples(recipe, material(method, [long], "en"))
+    run = train(tmp_path / "run", rows)
+    assert seen(asked(long), run) == {"s": (1, 1)}
+    assert seen(asked(other, "A?"), run) == {"s": (0, 2)}
+
+
 @pytest.mark.parametrize("question", ["unguided", "guided"])
 def test_an_analysis_is_of_its_instruction_under_either_question(question, data, tmp_path):
     recipe = Recipe.model_validate({"train": {"question": question, "helpful": [str(data)]}})
     method = plugin("methods", "mistake_analysis")()
     rows = method.examples(recipe, material("mistake_analysis", ["<one question>"], "en"))
     assert seen(asked("<one question>"), train(tmp_path / "run", rows)) == {"s": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    "method", ["mistake_analysis", "mistake_analysis_joined", "chain_of_hindsight"]
+)
+@pytest.mark.parametrize("category", [None, "privacy"])
+def test_own_words_and_a_policy_around_an_instruction_are_known(method, category, data, tmp_path):
+    values = {"method": method, "safe": [str(data)], "helpful": [str(data)], "question": "guided"}
+    own = {
+        "guided": "Be kind. {instruction} Think first.",
+        "hindsight": "Be bad. {instruction} Do not think.",
+        "analyze": {"harmful": "Q: {instruction} A: {response} What is wrong?"},
+    }
+    policy = [{"id": name, "text": f"Mind {name}."} for name in ("weapons", "privacy")]
+    recipe = Recipe.model_validate({"train": values, "words": own, "policy": policy})
+    rows = [
+        one.model_copy(update={"category": category})
+        for one in material(method, QUESTIONS, "en")
+        if one.harmful
+    ]
+    examples = plugin("methods", method)().examples(recipe, rows)
+    examples = [one for one in examples if one.kind != "helpful"]  # these are without words
+    assert any("Mind privacy." in one.prompt[0].content for one in examples)
+    whole = recipe.model_dump(mode="json", include={"words", "policy"})
+    run = train(tmp_path / "run", examples, **whole)
+    assert seen(asked(*QUESTIONS, "<another question>"), run) == {"s": (2, 3)}
+    assert seen(asked(*QUESTIONS), train(tmp_path / "plain", examples)) != {"s": (2, 2)}
 
 
 @pytest.mark.parametrize(

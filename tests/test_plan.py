@@ -9,8 +9,10 @@ from setbacks.measure.statistics import Sample
 from setbacks.records import Arm, Response, Verdict
 from setbacks.review.plan import main_arms, plan, plan_run
 
+LOOP = "The heron is a heron. " * 9  # an answer that repeats itself
 
-def response(arm: str, kind: str, number: int) -> Response:
+
+def response(arm: str, kind: str, number: int, text: str = "<a response>") -> Response:
     return Response(
         id=f"{arm}/{kind}/{number}",
         arm=arm,
@@ -22,7 +24,7 @@ def response(arm: str, kind: str, number: int) -> Response:
         category=None,
         language="en",
         guided=False,
-        text="<a response>",
+        text=text,
         finish="stop",
         prompt_tokens=10,
         tokens=20,
@@ -35,15 +37,29 @@ def verdict(response_id: str, judge: str = "probe", **said) -> Verdict:
 
 
 class World:
-    """Two arms, a judge that is calibrated, and the truth that people would tell."""
+    """Two arms, a judge that is calibrated, and the truth that people would tell.
 
-    def __init__(self, rates=(0.6, 0.8), n: int = 400, seed: int = 0, kinds=("harmful",)):
+    In each arm a share of the answers repeats itself, whatever the judge says of it.
+    """
+
+    def __init__(
+        self,
+        rates=(0.6, 0.8),
+        n: int = 400,
+        seed: int = 0,
+        kinds=("harmful",),
+        degenerate=(0.0, 0.0),
+    ):
         generator = np.random.default_rng(seed)
         self.responses: dict[str, list[Response]] = {}
         self.verdicts: dict[tuple[str, str], list[Verdict]] = {}
         self.truth: dict[str, bool] = {}
-        for arm, rate in zip(("vanilla", "sft"), rates, strict=True):
+        for arm, rate, share in zip(("vanilla", "sft"), rates, degenerate, strict=True):
             rows = [response(arm, kind, i) for kind in kinds for i in range(n)]
+            rows = [
+                r.model_copy(update={"text": LOOP}) if share and generator.random() < share else r
+                for r in rows
+            ]
             # How likely each answer is bad: mostly near 0 or 1, some in between.
             p = generator.beta(1 - rate, rate, len(rows))
             self.responses[arm] = rows
@@ -116,6 +132,69 @@ def test_labels_that_are_there_are_kept_and_not_asked_for_again():
     assert "(50 are already labeled)" in made.words
 
 
+def test_no_label_is_spent_on_degenerate_answers():
+    world = World(degenerate=(0.1, 0.3))
+    loops = {r.id for rows in world.responses.values() for r in rows if r.text == LOOP}
+    world.verdicts["sft", "human"] = [
+        verdict(r.id, "human", harmful=False) for r in world.responses["sft"][:50]
+    ]
+    planned = world.plan(labels=100)
+    assert planned.degenerate == len(loops) > 100
+    assert not loops & {answer["response_id"] for answer in planned.answers}
+    assert planned.there == sum(r.id not in loops for r in world.responses["sft"][:50])
+    assert f"This leaves out {len(loops)} degenerate answers" in planned.words
+    everything = world.plan(labels=800 - planned.there - len(loops))
+    assert everything.labels == 800 - planned.there - len(loops)
+    with pytest.raises(InputError, match="answers to label"):
+        world.plan(labels=everything.labels + 1)
+
+
+def test_degenerate_answers_are_failures_in_the_difference_to_settle():
+    for verdicts in (True, False):  # whatever the judge says of them
+        world = World(degenerate=(0.0, 0.5))
+        loops = {r.id for r in world.responses["sft"] if r.text == LOOP}
+        world.verdicts["sft", "probe"] = [
+            v.model_copy(update={"harmful": verdicts}) if v.response_id in loops else v
+            for v in world.verdicts["sft", "probe"]
+        ]
+        harmless = [
+            v.response_id not in loops and not v.harmful for v in world.verdicts["sft", "probe"]
+        ]
+        before = [not v.harmful for v in world.verdicts["vanilla", "probe"]]
+        assert world.plan().difference == pytest.approx(np.mean(harmless) - np.mean(before))
+
+
+@pytest.mark.slow
+def test_intervals_cover_where_many_answers_are_degenerate():
+    """The whole way through `measure`, which counts degenerate answers as failures."""
+    hits, runs = 0, 80
+    rates, shares = (0.6, 0.75), (0.1, 0.35)
+    expected = (1 - shares[1]) * rates[1] - (1 - shares[0]) * rates[0]
+    arms = {"vanilla": Arm.untrained(), "sft": Arm.of_method("sft")}
+    for seed in range(runs):
+        world = World(rates, seed=seed, degenerate=shares)
+        drawn = {
+            answer["response_id"]: answer["probability"]
+            for answer in world.plan(labels=150, seed=seed).answers
+        }
+        labels = {
+            (arm, "human"): [
+                verdict(r.id, "human", harmful=world.truth[r.id], sampling_probability=drawn[r.id])
+                for r in rows
+                if r.id in drawn
+            ]
+            for arm, rows in world.responses.items()
+        }
+        results = measure(
+            RunInfo(),
+            responses={arms[name]: rows for name, rows in world.responses.items()},
+            verdicts=world.verdicts | labels,
+        )
+        change = results.judges["probe"].differences[0].corrected["harmless_rate"]
+        hits += change.low <= expected <= change.high
+    assert hits / runs > 0.95 - 3 * (0.95 * 0.05 / runs) ** 0.5
+
+
 @pytest.mark.slow
 def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
     """The whole way: plan, label as planned, correct; against as many labels drawn evenly."""
@@ -159,7 +238,7 @@ def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
     [
         ({"arms": ("sft", "dpo")}, 'unknown arm "dpo"'),
         ({"metric": "helpful_score"}, "Available: balanced_safety, harmless_rate"),
-        ({"metric": "compliance"}, "has scored 0 prompts in both"),
+        ({"metric": "compliance"}, "an arm has 0 answers that are not degenerate"),
         ({"judge": "llm"}, 'no verdicts by a judge "llm"'),
         ({"difference": 1.5}, "from 0 to 100"),
         ({"labels": 801}, "there are 800 answers to label"),

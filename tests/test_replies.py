@@ -54,7 +54,17 @@ def reading(body):
     ],
 )
 def test_the_answer_is_the_text(message, text):
-    assert reading(said(message)) == Reply(text, "stop")
+    reply = reading(said(message))
+    assert reply._replace(thought=None) == Reply(text, "stop")
+    assert bool(reply.thought) == ("Hm." in json.dumps(message))
+    assert (reply.thought or "").replace("Hm.", "") == ""
+
+
+def test_the_tokens_of_a_thought_are_read():
+    usage = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}
+    reply = reading(said({"content": "Fine.", "reasoning": "Hm."}, usage=usage))
+    assert (reply.thought, reply.tokens, reply.thought_tokens) == ("Hm.", 9, 7)
+    assert reading(said({"content": "Fine."}, usage=usage)).thought_tokens is None
 
 
 @pytest.mark.parametrize(

@@ -603,7 +603,10 @@ def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("", "not a plan of a review"),
+        ("[]", "not a plan of a review"),
         ("{", "not a plan of a review"),
+        ('{"answers": []}', "not a plan of a review"),
         ('{"answers": [{"response_id": "x"}]}', "not a plan of a review"),
         ('{"answers": [{"response_id": "x", "probability": 0}]}', "0.0 is not a probability"),
         ('{"answers": [{"response_id": "x", "probability": 1.2}]}', "1.2 is not a probability"),

@@ -47,7 +47,7 @@ def whole() -> dict:
     rows[:] = [
         r.model_copy(update={"reference": "<another answer>", "prompt_harmful": True})
         if r.kind == "helpful"
-        else r
+        else r.model_copy(update={"thought": "<a thought>", "thought_tokens": 3})
         for r in rows
     ]
     found[:] = [v.model_copy(update={"preferred": v.helpful_score is not None}) for v in found]
@@ -62,6 +62,7 @@ def whole() -> dict:
     return plain(
         responses={name: rows for name, (rows, _) in arms.items()},
         verdicts=verdicts,
+        thoughts={("vanilla", "probe"): verdicts["vanilla", "probe"]},
         environment={"python": "3"},
         mistakes=[mistake(0, 0, "mistake"), mistake(1, 0, "refusal")],
         analyses=[analysis(0, 0, length=True), analysis(0, 1, length=False)],

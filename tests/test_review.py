@@ -28,7 +28,7 @@ from setbacks import calibration
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Response, Verdict
 from setbacks.review import formats, labels, publish, reading
-from setbacks.review.answers import answer_id, batch, collect, queue, read_plan, shared
+from setbacks.review.answers import answer_id, batch, collect, queue, shared
 from setbacks.review.labels import Label
 from setbacks.review.serve import give_out, open_store, take_in
 from setbacks.review.store import CLAIMED, Store
@@ -168,16 +168,6 @@ def test_a_share_of_the_answers_is_for_all():
     assert len(shared(answers, 0)) == 0 and len(shared(answers, 1)) == 1000
     assert 150 < len(shared(answers, 0.2)) < 250
     assert shared(answers, 0.1) < shared(answers, 0.2)  # more of them, not others
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"answers": []}', '{"answers": [{"response_id": "a0", "probability": 0}]}'],
-)
-def test_a_broken_plan_is_refused(tmp_path, text):
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(InputError, match="not a plan of a review"):
-        read_plan(tmp_path / "plan.json")
 
 
 def test_a_plan_of_other_responses_is_refused():

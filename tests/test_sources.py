@@ -21,6 +21,7 @@ from setbacks.data.presets import PRESETS
 from setbacks.data.source import USUAL
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.messages import transcript
 from setbacks.notices import drop_notices, keep_notices
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -321,19 +322,34 @@ def test_in_a_file_of_answers_the_assistant_gives_the_response(tmp_path):
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([USER, BOT, USER], "a conversation of 2 user turns is not supported yet"),
-        ([USER, SYSTEM, BOT], "a system turn in the middle"),
-        ([USER, BOT, BOT], "the turns user, assistant, assistant"),
+        ([USER, SYSTEM, BOT], "the last one before the reply, has the role system; it must be"),
+        ([USER, BOT, SYSTEM], "the last turn, or"),
+        ([USER, BOT, BOT], "has the role assistant; it must be user or tool"),
         ([BOT], "a conversation without a user turn"),
-        ([SYSTEM], "the turns none"),
-        ([USER, {"role": "tool", "content": "3"}, BOT], 'message 1 has the role "tool"'),
+        ([SYSTEM, BOT], "a conversation without a user turn"),
+        ([SYSTEM], "a conversation without a user turn"),
+        ([USER, BOT | {"role": "critic"}], 'message 1 has the unknown role "critic"'),
         ([USER, {"role": "assistant"}], "message 1 has no role or no content"),
-        ([USER | {"content": [{"type": "image", "url": "x"}]}], "content other than text"),
+        ([USER | {"content": " "}, BOT], "message 0 (user) is empty"),
+        ([USER, BOT | {"content": ""}, USER], "message 1 (assistant) is empty"),
+        ([USER, BOT | {"content": None}, USER], "message 1 (assistant) is empty"),
+        ([USER | {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+         'message 0 has content of the type "image_url"; only text can be read'),
+        ([USER | {"content": [{"type": "input_audio", "input_audio": {}}]}], '"input_audio"'),
+        ([USER | {"content": [{"data": "x"}]}], "message 0 has content without text"),
+        ([USER, BOT | {"tool_calls": [{"function": {"arguments": "{}"}}]}, USER],
+         "message 1 calls a tool, but not as JSON with a name"),
+        ([USER, {"role": "function_call", "content": "call it"}, USER], "message 1 calls a tool"),
+        ([USER | {"content": "a\0b"}, BOT, USER], "message 0 has a NUL character"),
+        ([USER, BOT | {"tool_calls": [{"name": "f", "arguments": "\0"}]}, USER],
+         "message 1 has a NUL character"),
+        ([USER, BOT | {"tool_calls": [{"name": "f", "arguments": '{"a": "\\ud800"}'}]}, USER],
+         "message 1 has half a character in a call"),
         ([[USER, BOT], [USER, BOT]], "a list of conversations"),
         ({"role": ["user", "assistant"], "content": ["<a>"]}, "differ in length"),
     ],
-)
-def test_conversations_that_an_instruction_has_no_room_for(tmp_path, messages, said):
+)  # fmt: skip
+def test_conversations_that_cannot_be_read(tmp_path, messages, said):
     for held in (messages, json.dumps(messages), repr(messages)):
         path = write(tmp_path, "a.json", [{"prompt": "<x>"}, {"prompt": held}])
         message = refused(path)
@@ -357,15 +373,30 @@ def test_messages_as_text_that_cannot_be_read_are_no_prompt(tmp_path, cell):
 
 
 def test_what_a_conversation_has_besides_is_counted(tmp_path, caplog):
-    rows = [{"messages": [SYSTEM, USER, BOT]}, {"messages": [USER | {"content": "<c>"}, BOT]}]
-    rows += [{"messages": [SYSTEM | {"content": ""}, USER | {"content": "<d>"}]}]
-    loaded = load(write(tmp_path, "a.json", rows))
-    assert [row[:2] for row in loaded] == [("<a>", "<b>"), ("<c>", "<b>"), ("<d>", None)]
-    assert "a.json: left out the system turn in 1 of 3 rows" in caplog.text
-    load(write(tmp_path, "b.json", [{"messages": [USER, BOT], "system": "<be terse>"}]))
-    assert "b.json: left out the system turn in 1 of 1 rows" in caplog.text
-    load(write(tmp_path, "c.json", [{"prompt": [USER, BOT], "answer": "<x>"}]))
-    assert "c.json: left out the assistant's turn in 1" in caplog.text
+    def left_out(*rows, **more):
+        caplog.clear()
+        load(Source(source=write(tmp_path, "a.json", list(rows)), **more))
+        return [r.message.split("left out ")[1] for r in caplog.records if "left out" in r.message]
+
+    assert left_out({"messages": [SYSTEM, USER, BOT]}, {"messages": [USER, BOT]}) == []
+    chat = {"messages": [USER, BOT], "system": "<be terse>", "tools": [{"name": "f"}]}
+    assert left_out(chat) == [
+        'the column "tools" in 1 of 1 rows: definitions of tools are not supported'
+    ]
+    fields = {"text": "messages", "answer": "messages"}
+    assert 'the column "system" in 1 of 1 rows: fields does not map it' in left_out(
+        chat, fields=fields
+    )
+    assert left_out(chat | {"tools": "[]"}, {"messages": [USER], "tools": None}) == []
+    (line,) = left_out({"messages": [USER, BOT]}, {"messages": [USER]}, fields={"text": "messages"})
+    assert line == "the assistant's last turn in 1 of 2 rows: no field takes it"
+    assert len(left_out({"prompt": [USER, BOT], "answer": "<x>"})) == 1
+    (line,) = left_out({"messages": [USER, BOT | {"reasoning_content": "<hm>"}]})
+    assert "the assistant's thoughts in 1 of 1" in line
+    (line,) = left_out({"messages": [USER, BOT | {"tool_calls": [{"name": "f"}]}]})
+    assert "the calls of tools in the last turn in 1 of 1 rows: an answer is text" in line
+    (line,) = left_out({"messages": [USER | {"name": "ann"}, BOT]})
+    assert "the names of speakers in 1 of 1" in line
 
 
 def test_a_place_in_a_conversation_means_the_turn_of_the_right_role(tmp_path, caplog):
@@ -390,7 +421,8 @@ def test_a_place_in_a_conversation_means_the_turn_of_the_right_role(tmp_path, ca
     (row,) = load(Source(source=path, fields={"text": "prompt", "answer": "chosen.-1.content"}))
     assert row[:2] == ("<c>", "<d>")
     assert "b.json: left out earlier turns in 1 of 1 rows" in caplog.text
-    assert "2 user turns" in refused(path, fields={"text": "prompt", "answer": "chosen"})
+    message = refused(path, fields={"text": "prompt", "answer": "chosen"})
+    assert "answer (chosen): the turns before the last are not those of text (prompt)" in message
     # In a CSV copy, too; and lists without roles have no roles to check.
     copy = "conversations\n" + '"' + json.dumps(chats[0]).replace('"', '""') + '"\n'
     path = write(tmp_path, "c.csv", copy)
@@ -415,6 +447,8 @@ def test_all_our_fields(tmp_path):
         "id": 7,
         "ask": "<a>",
         "with": "<input>",
+        "told": "<be terse>",
+        "before": [["<c>", "<d>"]],
         "turns": [{"said": "<response>"}],
         "good": "<answer>",
         "is_safe": True,
@@ -428,6 +462,8 @@ def test_all_our_fields(tmp_path):
     fields = {
         "text": "ask",
         "input": "with",
+        "system": "told",
+        "history": "before",
         "answer": "good",
         "response": "turns.-1.said",
         "harmful": "not is_safe",
@@ -441,8 +477,11 @@ def test_all_our_fields(tmp_path):
     }
     assert set(fields) == set(USUAL)
     (row,) = load(Source(source=write(tmp_path, "a.json", [record]), fields=fields))
+    assert transcript(row.text) == (
+        "System: <be terse>\nUser: <c>\nAssistant: <d>\nUser: <a>\n  \n  <input>"
+    )
     assert row == Row(
-        text="<a>\n\n<input>",
+        text=row.text,
         answer="<answer>",
         response="<response>",
         harmful=False,
@@ -836,7 +875,7 @@ def test_a_copy_of_a_preset_on_disk(tmp_path):
     # Columns that differ: say how they are called, and all of what the preset knows steps back.
     other = write(tmp_path, "other.json", [{"q": "<a>", "a": "<b>"}])
     source = Source(source="preset:lima", path=other)
-    assert 'no field "conversations"' in refused(source)
+    assert "lacks 'conversations', which this preset reads; it has q, a" in refused(source)
     source = source.model_copy(update={"fields": {"text": "q", "answer": "a"}})
     assert load(source)[0][:2] == ("<a>", "<b>")
 

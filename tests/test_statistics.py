@@ -142,6 +142,36 @@ def test_a_probability_out_of_range_is_refused(chance):
         statistics.corrected(statistics.Sample([1.0] * 30, [True] * 30, [chance] * 30))
 
 
+def test_a_certain_failure_counts_whatever_its_label():
+    human = [True] * 24 + [None] * 16 + [False] * 10 + [None] * 50
+    usable = statistics.corrected(statistics.Sample([1.0, 1.0, 1.0, 0.0] * 25, human))
+    found, labeled = (
+        statistics.corrected(
+            statistics.Sample(
+                [1.0, 1.0, 1.0, 0.0] * 25 + [0.0] * 100,
+                human + [label] * 100,
+                certain=[False] * 100 + [True] * 100,
+            )
+        )
+        for label in (None, True)
+    )
+    assert found == labeled and found.n == usable.n == 34
+    assert found.value == pytest.approx(usable.value / 2)
+    # How many answers fail is also a sample's share, so the interval is wider than half.
+    assert found.high - found.low > 1.05 * (usable.high - usable.low) / 2
+
+
+def test_certain_failures_of_two_arms_are_paired():
+    fails = [i % 4 == 0 for i in range(200)]
+    judged = [0.0 if fell else float(i % 3 > 0) for i, fell in enumerate(fails)]
+    human = [None if fell or i % 2 else i % 3 > 0 for i, fell in enumerate(fails)]
+    arm = statistics.Sample(judged, human, certain=fails)
+    found = statistics.corrected_difference(arm, arm)
+    assert found.value == 0 and found.n == 2 * sum(label is not None for label in human)
+    alone = statistics.corrected(arm)
+    assert found.high - found.low < 0.6 * (alone.high - alone.low), "the same prompts fail"
+
+
 def test_scores_are_corrected_too():
     judged = [float(1 + i % 10) for i in range(200)]
     human = [min(10.0, v + 2) if i < 60 else None for i, v in enumerate(judged)]

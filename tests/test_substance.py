@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setbacks.measure.substance import SUBSTANCES, answer, substance
+from setbacks.measure.substance import SUBSTANCES, answer, part, substance
 
 NOTHING = [
     "",
@@ -69,6 +69,35 @@ def test_a_thought_is_not_the_answer(mark):
     assert answer(thought + "Sure, mix them.\n") == "Sure, mix them."
     for rest in ("", "\n\n", "\u200b", "<|im_end|>"):
         assert substance(thought + rest) == "thought"
+
+
+@pytest.mark.parametrize("mark", THOUGHTS, ids=ascii)
+def test_thought_and_answer_are_parted(mark):
+    thought, text = part(mark.format("It is unsafe.") + "I will not.")
+    assert text == "I will not."
+    assert thought.endswith("It is unsafe.") or thought.endswith("again")
+    assert part("I will not.") == (None, "I will not.")
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer"),
+    [
+        ("<why>Hm.</why> No.", "Hm.", "No."),
+        ("Hm.</why> No.", "Hm.", "No."),
+        ("<why>Hm.", "Hm.", ""),
+        ("<why></why>No.", None, "No."),
+        ("No <why>.", None, "No <why>."),
+    ],
+)
+def test_a_given_pair_of_markers_parts_a_text(text, thought, answer):
+    assert part(text, ("<why>", "</why>\n")) == (thought, answer)
+
+
+def test_a_known_thought_without_an_answer_is_only_a_thought():
+    assert substance("", "stop", "Hm.") == "thought"
+    assert substance("", "stop", None) == "nothing"
+    assert substance("No.", "stop", "Hm.") == "text"
+    assert substance("", "failed", "Hm.") == "failed"
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_what_a_judge_cannot_use_is_refused(spec, says):
 def test_a_judge_without_options_has_none(name):
     (judge,) = Recipe(judges=[name]).judges
     assert type(judge) is type(JudgeSpec(judge=name)) is JudgeSpec
-    assert set(judge.model_dump()) == {"judge", "name", "engine", "kinds"}
+    assert set(judge.model_dump()) == {"judge", "name", "engine", "kinds", "thoughts"}
 
 
 def test_a_vote_of_nobody_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +40,34 @@ def load_recipe(
         elif path.partition(".")[0] in Recipe.model_fields:
             raise InputError(f"{path}: to set this key, write {path}=VALUE")
     return Recipe.load(path, [*words, *options])
+
+
+def run_or_recipe(
+    word: str, overrides: Sequence[str] | None, out: Path | None
+) -> tuple[Path, Recipe | None]:
+    """Return the run folder of a stage's command, and the recipe if the command names one.
+
+    Args:
+        word: a run folder, a recipe, or an override of the quickstart.
+        overrides: ``key.path=value`` strings.
+        out: the folder of a recipe's run; None for the default.
+
+    Raises:
+        InputError: a run folder comes with overrides or another folder; or see `load_recipe`.
+    """
+    path = expanded(word)
+    if path.is_file() or (not path.exists() and ("=" in word or path.suffix in (".yaml", ".yml"))):
+        recipe = load_recipe(word, overrides)
+        return out or default_folder(recipe), recipe
+    if overrides:
+        command = shlex.join(["setbacks", "run", str(path / "recipe.yaml"), *overrides])
+        raise InputError(
+            f"{word}: a run keeps its recipe; to redo stages with other values, use `{command} "
+            f"--out {shlex.quote(word)} --from STAGE`"
+        )
+    if out:
+        raise InputError(f"{word}: --out goes with a recipe; a run stays in its folder")
+    return Path(word), None
 
 
 def judge_recipe(judge: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -161,7 +190,7 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
         raise InputError(f"{word}: no model or file after the equals sign.{hint}")
     config = expanded(value) / "adapter_config.json"
     if config.is_file():
-        model = {} if base else {"model": _base(config)}
+        model = {} if base else {"model": adapter_base(config)}
         return {"name": name or _name(value), "model": model, "adapter": value}
     return {"name": name or _name(value), "model": {"model": value}}
 
@@ -175,8 +204,15 @@ def _name(value: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-")[:LONGEST_NAME] or "model"
 
 
-def _base(config: Path) -> str:
-    """Return the model that a PEFT adapter was trained on."""
+def adapter_base(config: Path) -> str:
+    """Return the model that a PEFT adapter was trained on.
+
+    Args:
+        config: its `adapter_config.json`.
+
+    Raises:
+        InputError: the file does not name it.
+    """
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from setbacks.data.presets import PRESETS
-from setbacks.data.sources import builtin_sets
+from setbacks.data.presets import PRESETS, SETS
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.plugins import load_all
 from setbacks.prompts import languages, prompts
+from setbacks.recipe import Recipe
 
 PARTS = ("methods", "judges", "engines", "studies")
 KINDS = (*PARTS, "sets", "presets", "languages")
+_WRITTEN = {"sets": "builtin:NAME", "presets": "preset:NAME"}
 
 
 def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
@@ -35,7 +36,7 @@ def listing(kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
         elif kind == "languages":
             names[kind] = _languages()
         elif kind == "sets":
-            names[kind] = {name: f"builtin:{name}" for name in sorted(builtin_sets())}
+            names[kind] = dict(sorted((_summaries("suites") | SETS).items()))
         else:
             names[kind] = {name: preset.note for name, preset in sorted(PRESETS.items())}
     return names
@@ -50,7 +51,10 @@ def show(names_of: dict[str, dict[str, str]], as_json: bool = False) -> None:
     from rich.table import Table
 
     for kind, names in names_of.items():
-        table = Table(title=kind, title_justify="left", box=None, show_header=False, pad_edge=False)
+        title = f"{kind} ({_WRITTEN[kind]} in a recipe)" if kind in _WRITTEN else kind
+        table = Table(
+            title=title, title_justify="left", box=None, show_header=False, pad_edge=False
+        )
         for name, summary in names.items():
             table.add_row(name, summary)
         Console().print(table)
@@ -71,4 +75,17 @@ def _summaries(kind: str) -> dict[str, str]:
     """Return the first line of each part's documentation, or why the part cannot be used."""
     usable, broken = load_all(kind)
     lines = {name: (part.__doc__ or "").strip().partition("\n")[0] for name, part in usable.items()}
+    if (default := _default(kind)) in lines:
+        lines[default] += " (default)"
     return dict(sorted((lines | broken).items()))
+
+
+def _default(kind: str) -> str | None:
+    """Return the part that a recipe names by default; None where there is no default."""
+    recipe = Recipe()
+    defaults = {
+        "methods": recipe.train.method,
+        "judges": recipe.judges[0].judge,
+        "engines": recipe.model.engine,
+    }
+    return defaults.get(kind)

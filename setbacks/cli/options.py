@@ -84,6 +84,12 @@ Overrides = Annotated[
 RecipeFile = Annotated[
     str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: the quickstart).")
 ]
+RunOrRecipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|RECIPE", help="The run folder, or a recipe to start a run with or resume."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder (default: runs/NAME).")]
 Fields = Annotated[
     str | None,

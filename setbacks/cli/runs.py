@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from setbacks.cli.options import (
     Fields,
-    Folder,
     From,
     Jobs,
     Json,
@@ -20,12 +20,16 @@ from setbacks.cli.options import (
     Overrides,
     Quiet,
     RecipeFile,
+    RunOrRecipe,
     installed,
 )
 
 if TYPE_CHECKING:
     from setbacks.recipe import Recipe
+    from setbacks.runs.progress import Show
     from setbacks.stages.report import Report
+
+log = logging.getLogger(__name__)
 
 # The commands of single stages, in the order of the method.
 STAGES = {
@@ -64,9 +68,17 @@ def stage(name: str) -> Callable[..., None]:
     """
 
     def command(
-        folder: Folder, redo: From = None, quiet: Quiet = False, json: Json = False
+        run: RunOrRecipe,
+        overrides: Overrides = None,
+        out: Out = None,
+        redo: From = None,
+        quiet: Quiet = False,
+        json: Json = False,
     ) -> None:
-        _carry_out(folder, None, name, redo, quiet, json)
+        from setbacks.cli.arguments import run_or_recipe
+
+        folder, recipe = run_or_recipe(run, overrides, out)
+        _carry_out(folder, recipe, name, redo, quiet, json)
 
     command.__doc__ = f"{STAGES[name]}\n\nRuns the missing stages up to this one."
     return command
@@ -208,15 +220,56 @@ def _carry_out(
     if processes.rank():  # it has nothing to save, and the first process says why all end
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with show(quiet) as progress:
-        result = run_until(recipe, folder, until, redo=redo, on_progress=progress)
+        on_progress = progress if recipe else _announcing(progress, folder, until)
+        result = run_until(recipe, folder, until, redo=redo, on_progress=on_progress)
     if until == "report":
         _print_report(result, as_json)
-    elif as_json:
+    else:
+        _print_stage(until, folder, result, as_json)
+
+
+def _announcing(progress: Show | None, folder: Path, until: str) -> Show:
+    """Return progress that says once, before it starts, which earlier stage has to run first."""
+    announced = False
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        nonlocal announced
+        stage = what.partition(" ")[0]
+        if done < total and not announced:
+            announced = True
+            if stage != until:
+                log.warning(
+                    f"{folder}: the stage {stage} is not finished, so it runs before {until}, with "
+                    "all stages in between; Ctrl-C stops, and progress is saved"
+                )
+        if progress:
+            progress(what, done, total)
+
+    return on_progress
+
+
+def _print_stage(name: str, folder: Path, result: Any, as_json: bool) -> None:
+    """Print that a stage is done; of the model's own verdicts, also how good they are."""
+    data: dict[str, Any] = {"stage": name, "folder": str(folder)}
+    text = f"{name}: done, in {folder}"
+    if name in ("preflight", "introspect"):
+        from setbacks.measure import spoken
+        from setbacks.measure.formatting import coefficient
+
+        verdicts = spoken(result)
+        data["auc"] = verdicts and verdicts.auc
+        if verdicts:
+            text += f"; AUC of the model's own verdict: {coefficient(verdicts.auc)}"
+        elif result:
+            text += "; an AUC takes 10 responses of each kind"
+        else:
+            text = f"{name}: skipped; the method learns no analyses, or the engine gives no "
+            text += "probabilities"
+    if as_json:
         import json
 
-        print(json.dumps({"stage": until, "folder": str(folder)}))
-    else:
-        print(f"{until}: done, in {folder}")
+        text = json.dumps(data)
+    print(text)
 
 
 def _print_report(report: Report, as_json: bool) -> None:

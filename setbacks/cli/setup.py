@@ -1,4 +1,4 @@
-"""Commands that set up: `list` what there is, `words` and a `new` recipe to start from, `doctor`."""
+"""Commands that set up: `list` parts, print `words`, write a `new` recipe, ask the `doctor`."""
 
 from __future__ import annotations
 
@@ -93,9 +93,17 @@ def doctor(
         if not doctors.show(machine.examine(), as_json=json):
             raise typer.Exit(1)
         return
-    from setbacks.cli.arguments import load_recipe
+    from setbacks.cli.arguments import adapter_base, load_recipe
     from setbacks.cli.doctor.model import examine
+    from setbacks.files import expanded
 
+    adapter = expanded(model) / "adapter_config.json"
+    if adapter.is_file() and not adapter.with_name("config.json").exists():
+        base = adapter_base(adapter)
+        raise InputError(
+            f"{model}: an adapter of {base}, not a model; check its model with `setbacks doctor "
+            f"{base}`, and try the adapter with `setbacks evaluate {model}`"
+        )
     names_recipe = Path(model).is_file() or "=" in model
     recipe = load_recipe(
         model if names_recipe else None,

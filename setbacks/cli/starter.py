@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
@@ -162,7 +163,9 @@ def _row(option: Option) -> str:
 def _kind(field: Any) -> str:
     text = getattr(field.annotation, "__name__", None)
     if text is None or "[" in str(field.annotation) or "|" in str(field.annotation):
-        text = str(field.annotation).replace("typing.", "")
+        # Validators inside a type say nothing to a reader.
+        text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", str(field.annotation))
+        text = text.replace("typing.", "")
     return "`" + text.replace("|", "or") + "`"
 
 

@@ -1,8 +1,9 @@
-"""Conversations: lists of messages, in the shapes that chat data has, read by role.
+"""Conversations: the turns of a chat, in the shapes that chat data has.
 
 OpenAI and TRL write ``[{"role": "user", "content": ...}]``, ShareGPT ``[{"from": "human",
-"value": ...}]``, and CSV holds either as text. An instruction is one user turn so far, with at most
-one answer; other conversations are rejected, and other parts are counted by the reader.
+"value": ...}]``, LLaMA-Factory's `history` is a list of pairs, and HH-RLHF writes a dialogue as one
+text. CSV holds any of them as text. What a turn has beside its text and its calls of tools is
+not used, so it is reported to the reader, which counts it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import ast
 import json
 import re
 from collections.abc import Sequence
-from itertools import dropwhile
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
+
+from setbacks.data.labels import is_absent
+from setbacks.data.source import show
+from setbacks.messages import Function, Message, ToolCall
 
 # The columns that hold whole conversations in most public data.
 NAMES = ("messages", "conversations", "conversation")
@@ -26,32 +31,46 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
     "system": "system",
     "developer": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
 }
-# Other roles that conversations have; they are not supported yet.
-OTHERS = {"tool", "function", "function_call", "observation"}
+# Roles of turns whose text is a call of a tool, or several, in JSON.
+CALLERS = {"function_call", "tool_call"}
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text", "parts")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+# Parts of a turn that are not used.
+THOUGHTS = "the assistant's thoughts"
+SPEAKERS = "the names of speakers"
+MEDIA = re.compile("image|audio|video|file")  # types of content that is not text
 # A conversation written as text begins with an object and names a role, in the notation of JSON,
 # Python, NumPy or Java.
 OBJECT = re.compile(r"\s*+(?:array\()?[\[\s]*+\{")
 NAMED_ROLE = re.compile(
-    r"[{,]\s*\W{0,3}(?:role|from)\W{0,3}\s*[:=]\s*\W{0,3}"
-    rf"(?:{'|'.join([*ROLES, *OTHERS])})\b",
+    rf"[{{,]\s*\W{{0,3}}(?:role|from)\W{{0,3}}\s*[:=]\s*\W{{0,3}}(?:{'|'.join(ROLES)})\b",
     re.IGNORECASE,
 )
+# A dialogue as in HH-RLHF: "\n\nHuman: <a>\n\nAssistant: <b>".
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
-class Turn(NamedTuple):
-    """One message; its text is None if it has none, such as a call of a tool."""
-
-    role: str
-    text: str | None
-
-
-def conversation(value: object) -> list[Turn] | None:
+def conversation(value: object, unused: set[str]) -> list[Message] | None:
     """Return the turns of a conversation, which may be written as text; None for other values.
+
+    Empty system turns are dropped, and so is a last turn of the assistant without content: there is
+    no reply. Other turns without content are errors.
+
+    Args:
+        value: in the data.
+        unused: takes the names of the parts that are not used.
 
     Raises:
         ValueError: it is a conversation, but cannot be read.
@@ -59,7 +78,54 @@ def conversation(value: object) -> list[Turn] | None:
     messages = _messages(value)
     if messages is None:
         return None
-    return [_turn(number, message) for number, message in enumerate(messages)]
+    turns = []
+    for number, message in enumerate(messages):
+        turn = _turn(number, message, unused)
+        if turn.content.strip() or turn.tool_calls or turn.role == "tool":
+            turns.append(turn)
+        elif turn.role == "assistant" and number == len(messages) - 1:
+            if _content(message) is not None:
+                turns.append(turn)
+        elif turn.role != "system":
+            raise ValueError(f"message {number} ({turn.role}) is empty")
+    return turns
+
+
+def history(value: object, unused: set[str]) -> list[Message]:
+    """Return the turns of earlier rounds: pairs of a user's and an assistant's text, or messages.
+
+    Args:
+        value: in the data; it may be written as text.
+        unused: as in `conversation`.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    if isinstance(value, str):
+        value = unwritten(value)
+    if is_absent(value) or value in ("", []):
+        return []
+    turns = conversation(value, unused)
+    if turns is not None:
+        return turns
+    if not isinstance(value, list) or not all(map(_is_pair, value)):
+        raise ValueError(
+            "must be a list of [user, assistant] pairs of texts, or of messages; found "
+            f"{show(value)}"
+        )
+    return [
+        Message(role=role, content=text)
+        for user, assistant in value
+        for role, text in (("user", user), ("assistant", assistant))
+    ]
+
+
+def _is_pair(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(text, str) and text.strip() for text in value)
+    )
 
 
 def is_one(value: object) -> bool:
@@ -70,33 +136,36 @@ def is_one(value: object) -> bool:
         return True
 
 
-def instruction(turns: Sequence[Turn]) -> str | None:
-    """Return the user's text in a conversation of one user turn and at most one answer.
+def is_dialogue(value: object) -> bool:
+    """Return whether a value has the form of HH-RLHF's dialogues.
+
+    Such a text could be a prompt that imitates them, so the reader asks this of a whole column.
+    """
+    return isinstance(value, str) and value.startswith("\n\nHuman:") and "\n\nAssistant:" in value
+
+
+def dialogue(text: str) -> list[Message]:
+    """Return the turns of a dialogue of HH-RLHF, without the spaces around each.
+
+    A speaker's name that comes twice in a row does not begin another turn.
 
     Raises:
-        ValueError: the conversation has another form.
+        ValueError: a turn before the last one is empty.
     """
-    spoken = _after_system(turns)
-    _check_form(spoken)
-    if spoken[0].role != "user":
-        raise ValueError("a conversation without a user turn has no instruction")
-    return spoken[0].text
-
-
-def reply(turns: Sequence[Turn]) -> str | None:
-    """Return the assistant's turn of such a conversation; None if there is none.
-
-    Raises:
-        ValueError: the conversation has another form.
-    """
-    spoken = _after_system(turns)
-    _check_form(spoken)
-    return spoken[-1].text if spoken[-1].role == "assistant" else None
-
-
-def has_system_turn(turns: Sequence[Turn]) -> bool:
-    """Return whether a conversation has a system turn that is not empty."""
-    return any(turn.role == "system" and (turn.text or "").strip() for turn in turns)
+    parts = SPEAKER.split(text)[1:]
+    turns = [
+        Message(
+            role="user" if speaker == "Human" else "assistant",
+            content="\n\n".join(said for _, said in spoken).strip(),
+        )
+        for speaker, spoken in groupby(
+            zip(parts[::2], map(str.strip, parts[1::2]), strict=True), key=lambda part: part[0]
+        )
+    ]
+    for number, turn in enumerate(turns):
+        if not turn.content and (turn.role == "user" or number < len(turns) - 1):
+            raise ValueError(f"turn {number} of the dialogue ({turn.role}) is empty")
+    return turns
 
 
 def place_of(messages: Sequence[Any], place: int, role: str) -> int:
@@ -132,19 +201,13 @@ def roles_before(messages: Sequence[Any], place: int) -> list[str | None]:
 
 def is_message(value: object) -> bool:
     """Return whether a value is one message: it has a role and a content."""
-    return (
-        isinstance(value, dict)
-        and role_of(value) in {*ROLES, *OTHERS}
-        and any(key in value for key in CONTENT_KEYS)
-    )
+    return _has_role(value) and role_of(value) in ROLES.values()
 
 
 def role_of(message: Any) -> str | None:
     """Return the role of a message under its standard name; other roles keep their names."""
-    if not isinstance(message, dict):
-        return None
-    role = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
-    return role and ROLES.get(role.strip().casefold(), role.strip().casefold())
+    name = _role_name(message)
+    return name and ROLES.get(name, name)
 
 
 def unwritten(text: str) -> Any:
@@ -153,12 +216,33 @@ def unwritten(text: str) -> Any:
         for read in (json.loads, ast.literal_eval):
             try:
                 value = read(text.strip())
-                if "\\" in text:  # half a character, such as "\\ud800", cannot be written as UTF-8
-                    json.dumps(value, ensure_ascii=False, default=str).encode()
+                if "\\" in text:
+                    _reject_half_characters(value)
                 return value
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return text
+
+
+def _reject_half_characters(value: Any) -> None:
+    r"""Raise a ValueError for half a character, such as "\ud800": UTF-8 cannot encode it."""
+    json.dumps(value, ensure_ascii=False, default=str).encode()
+
+
+def _role_name(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return None
+    role = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
+    return role and role.strip().casefold()
+
+
+def _has_role(message: object) -> bool:
+    """Return whether an object has a role, known or not, and content or calls of tools."""
+    return (
+        isinstance(message, dict)
+        and bool(_role_name(message))
+        and any(key in message for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
+    )
 
 
 def _messages(value: object) -> list[Any] | None:
@@ -170,18 +254,22 @@ def _messages(value: object) -> list[Any] | None:
     if isinstance(value, list):
         if value and isinstance(value[0], list) and _messages(value[0]):
             raise ValueError("a list of conversations, but one is expected")
-        return value if value and is_message(value[0]) else None
+        return value if value and _has_role(value[0]) else None
     if not isinstance(value, dict):
         return None
     if is_message(value):
         return [value]
-    columns = {key: held for key, held in value.items() if held and isinstance(held, list)}
-    if any(key in columns for key in ROLE_KEYS):  # a list in older releases of `datasets`
-        if len({*map(len, columns.values())}) > 1:
-            raise ValueError("a conversation whose lists of roles and texts differ in length")
-        rows = zip(*columns.values(), strict=True)
-        return _messages([dict(zip(columns, row, strict=True)) for row in rows])
+    if any(value.get(key) and isinstance(value[key], list) for key in ROLE_KEYS):
+        return _messages(_as_objects(value))
     return next((inner for key in NAMES if (inner := _messages(value.get(key)))), None)
+
+
+def _as_objects(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the objects in an object of lists, which older releases of `datasets` write."""
+    lists = {key: held for key, held in columns.items() if held and isinstance(held, list)}
+    if len({*map(len, lists.values())}) > 1:
+        raise ValueError("a conversation whose lists of roles and texts differ in length")
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def _written(text: str) -> Any:
@@ -198,42 +286,119 @@ def _written(text: str) -> Any:
     raise ValueError("a list of messages written as text, which cannot be read")
 
 
-def _turn(number: int, message: Any) -> Turn:
-    role = role_of(message)
-    content = [message[key] for key in CONTENT_KEYS if key in message] if role else []
-    if role is None or not content:
+def _turn(number: int, message: Any, unused: set[str]) -> Message:
+    name, role = _role_name(message), role_of(message)
+    if role is None or not _has_role(message):
         raise ValueError(f"message {number} has no role or no content")
     if role not in ROLES.values():
-        raise ValueError(f'message {number} has the role "{role}", which is not supported yet')
-    return Turn(role, _text(number, content[0]))
+        raise ValueError(
+            f"message {number} has the unknown role {show(role)}; use system, user, assistant or "
+            "tool"
+        )
+    more: dict[str, Any] = {}
+    content = _text(number, message, role, unused)
+    if role == "assistant":
+        calls = message.get("tool_calls") or message.get("function_call")
+        if name in CALLERS and not calls:
+            calls, content = content, ""
+        more["tool_calls"] = _calls(number, calls) or None
+        if any(_name(message.get(key)) for key in THOUGHT_KEYS):
+            unused.add(THOUGHTS)
+    if role == "tool":
+        more = {key: _name(message.get(key)) for key in ("name", "tool_call_id")}
+    elif _name(message.get("name")):
+        unused.add(SPEAKERS)
+    if "\0" in content or any("\0" in value for value in more.values() if isinstance(value, str)):
+        raise ValueError(f"message {number} has a NUL character; remove it")
+    return Message.model_validate({"role": role, "content": content, **more})
 
 
-def _text(number: int, content: Any) -> str | None:
+def _name(value: Any) -> str | None:
+    """Return a name or an id as text; None where there is none."""
+    return None if is_absent(value) or value == "" else str(value)
+
+
+def _content(message: dict[str, Any]) -> Any:
+    """Return the content of a message, or the refusal that OpenAI's models give instead."""
+    content = next((message[key] for key in CONTENT_KEYS if key in message), None)
+    content = None if is_absent(content) else content
+    refusal = message.get("refusal")
+    return refusal if not content and isinstance(refusal, str) else content
+
+
+def _text(number: int, message: dict[str, Any], role: str, unused: set[str]) -> str:
     """Return the text of a message; its content may have several parts."""
+    content = _content(message)
     if content is None or isinstance(content, str):
-        return content
+        return content or ""
+    try:
+        parts = content if isinstance(content, list) else [content]
+        return "".join(_part(number, part, unused) for part in parts)
+    except ValueError:
+        if role != "tool" or _is_media(content):
+            raise
+        return json.dumps(content, ensure_ascii=False, default=str)  # a result in JSON
+
+
+def _is_media(content: Any) -> bool:
     parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    kinds = (str(part.get("type")) for part in parts if isinstance(part, dict))
+    return any(MEDIA.search(kind) for kind in kinds)
+
+
+def _part(number: int, part: Any, unused: set[str]) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("thinking", "reasoning"):
+        unused.add(THOUGHTS)
+        return ""
+    if isinstance(part, dict) and kind in (None, "text", "input_text", "output_text", "refusal"):
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if isinstance(text, str):
+            return text
+    what = f"of the type {show(kind)}" if kind else f"without text, {show(part)}"
+    raise ValueError(f"message {number} has content {what}; only text can be read")
+
+
+def _calls(number: int, calls: Any) -> tuple[ToolCall, ...]:
+    """Return the calls of tools in a message, in any of their forms."""
+    if isinstance(calls, str):
+        calls = unwritten(calls)
+    if not calls or is_absent(calls):
+        return ()
+    if isinstance(calls, dict):
+        calls = _as_objects(calls) if isinstance(calls.get("function"), list) else [calls]
+    return tuple(_call(number, call) for call in calls)
+
+
+def _call(number: int, call: Any) -> ToolCall:
+    """Return a call; its function may be inside it, as OpenAI writes it, or be the call itself."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(
-            f"message {number} has content other than text, which is not supported yet"
+            f"message {number} calls a tool, but not as JSON with a name and arguments: "
+            f"{show(call)}"
         )
-    return "".join(map(str, texts))
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, dict):  # Parquet adds the other calls' arguments, as nulls
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False, default=str)
+    _check_escapes(number, arguments)
+    id_, name = _name(call.get("id")), function["name"]
+    if "\0" in f"{id_}{name}{arguments}":
+        raise ValueError(f"message {number} has a NUL character; remove it")
+    return ToolCall(id=id_, function=Function(name=name, arguments=arguments or "{}"))
 
 
-def _after_system(turns: Sequence[Turn]) -> Sequence[Turn]:
-    return list(dropwhile(lambda turn: turn.role == "system", turns))
-
-
-def _check_form(spoken: Sequence[Turn]) -> None:
-    roles = [turn.role for turn in spoken]
-    if roles in (["user"], ["assistant"], ["user", "assistant"]):
+def _check_escapes(number: int, arguments: str) -> None:
+    """Reject half a character in the arguments of a call; a chat template may decode them."""
+    if "\\u" not in arguments:
         return
-    if "system" in roles:
-        raise ValueError("a conversation with a system turn in the middle is not supported yet")
-    if roles.count("user") > 1:
-        raise ValueError(
-            f"a conversation of {roles.count('user')} user turns is not supported yet; use one "
-            "user turn and one answer"
-        )
-    raise ValueError(f"a conversation of the turns {', '.join(roles) or 'none'} is not supported")
+    try:
+        _reject_half_characters(json.loads(arguments))
+    except UnicodeEncodeError:
+        raise ValueError(f"message {number} has half a character in a call; remove it") from None
+    except ValueError:
+        return  # the model that made the call wrote no JSON

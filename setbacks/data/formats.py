@@ -117,11 +117,13 @@ def _jsonl(place: str, text: str) -> Iterator[Record]:
 
 
 def _object(place: str, at: str, value: Any) -> dict[str, Any]:
-    """Return an object unchanged, and a string as the object {"text": string}."""
+    """Return an object unchanged, and a string or a conversation as an object."""
     if isinstance(value, dict):
         return value
     if isinstance(value, str):
         return {"text": value}
+    if conversations.is_one(value):
+        return {conversations.NAMES[0]: value}
     raise bad(f"{place}, {at}: expected an object or a string, found {show(value)}")
 
 
@@ -141,6 +143,8 @@ def _json(place: str, text: str, known: set[str], split: str | None) -> Iterator
 # Names of a list that has all rows; another name, {"Insult": [...]}, is a category.
 CONTAINERS = {"data", "rows", "records", "items", "examples", "instances", "samples"}
 
+# A list in one of these is one conversation, and not a list of rows.
+CHATS = (*conversations.NAMES, "prompt", "chosen")
 
 # Names of splits, including train_sft or 30k_test.
 SPLIT = re.compile(
@@ -158,7 +162,7 @@ def _items(place: str, document: Any, known: set[str], split: str | None) -> Ite
         raise bad(f"{place}: expected a list of objects, found {show(document)}")
     if any(isinstance(document.get(name), str) for name in known):
         return [document]  # one object
-    if any(conversations.is_one(document.get(name)) for name in conversations.NAMES):
+    if any(conversations.is_one(document.get(name)) for name in CHATS):
         return [document]
     if splits := _splits(document, split):
         if split is None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -21,7 +21,9 @@ from pydantic import ValidationError
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
 from setbacks.messages import reworded, transcript
-from setbacks.prompts import built_in, prompts
+from setbacks.prompts import Words, built_in, prompts
+from setbacks.prompts.own import words_of
+from setbacks.prompts.policy import Rule
 from setbacks.records import Example, Response
 
 
@@ -81,23 +83,25 @@ def overlaps(
 def key(text: str) -> str:
     """Return a text that is equal for prompts that count as the same."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return plain.rstrip(".?!…。 ") or plain
+    return plain.rstrip(".?!…。؟। ") or plain
 
 
 def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
     """Yield the instructions of a run's training examples, and of the run that it started from."""
+    recipe = _recipe(run)
+    frames = _frames(_words(recipe))
     for example in _examples(run / "training.jsonl"):
-        yield transcript(reworded(example.instruction, _instruction))
-    start = _start(run)
+        yield transcript(reworded(example.instruction, partial(_instruction, frames=frames)))
+    start = _start(recipe)
     earlier = start and _run_of(start)
     before |= {run.resolve()}
     if earlier and earlier.resolve() not in before:
         yield from _learned_from(earlier, before)
 
 
-def _instruction(prompt: str) -> str:
+def _instruction(prompt: str, frames: Sequence[_Frame]) -> str:
     """Return the instruction in a training prompt, without the text of a method around it."""
-    for before, after, end in _frames():
+    for before, after, end in frames:
         if prompt.startswith(before) and prompt.endswith(end):
             instruction, separator, _ = prompt[len(before) :].partition(after)
             if separator:
@@ -105,23 +109,31 @@ def _instruction(prompt: str) -> str:
     return prompt
 
 
-@cache
-def _frames() -> tuple[_Frame, ...]:
-    """Return the texts of the methods around an instruction, in every language."""
+def _frames(words: Iterable[Words]) -> list[_Frame]:
+    """Return the texts of the methods around an instruction."""
     frames = []
-    for language in built_in():
-        words = prompts(language)
-        questions = [words["unguided"], *(words["analyze"][k] for k in ("harmful", "harmless"))]
-        for template in (
-            *questions,
-            words["guided"],
-            words["hindsight"],
-            words["joined"]["prompt"],
-        ):
+    for one in words:
+        questions = [one["unguided"], *(one["analyze"][k] for k in ("harmful", "harmless"))]
+        for template in (*questions, one["guided"], one["hindsight"], one["joined"]["prompt"]):
             before, _, rest = template.partition("{instruction}")
             after, _, end = rest.partition("{response}")
             frames.append(_Frame(before, after, end or after))
-    return tuple(frames)
+    return frames
+
+
+def _words(recipe: Mapping[str, Any]) -> list[Words]:
+    """Return the words of a run's recipe, and those of every language as they are built in."""
+    own = recipe.get("words") or {}
+    policy = [
+        Rule(one["id"], one["text"], tuple(one["good"]), tuple(one["bad"]))
+        for one in recipe.get("policy") or ()
+    ]
+    names = dict.fromkeys((*own, *built_in())) if own or policy else ()
+    clauses = [None, *(rule.id for rule in policy)]  # an analysis may be about one of them
+    return [
+        *(words_of(name, own, policy, clause) for name in names for clause in clauses),
+        *map(prompts, built_in()),
+    ]
 
 
 def _run_of(adapter: Path) -> Path | None:
@@ -133,12 +145,20 @@ def _run_of(adapter: Path) -> Path | None:
     return None
 
 
-def _start(run: Path) -> Path | None:
-    """Return the adapter that a run's training started from."""
+def _recipe(run: Path) -> Mapping[str, Any]:
+    """Return the data of a run's recipe; none if it cannot be read."""
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _start(recipe: Mapping[str, Any]) -> Path | None:
+    """Return the adapter that a run's training started from."""
+    try:
         return Path(recipe["train"]["start"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (KeyError, TypeError):
         return None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any, NamedTuple
 
+from setbacks.data.conversations import unwritten
 from setbacks.data.labels import truth
 
 
@@ -36,6 +38,16 @@ def _each_model(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _by_turns(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the turns of LIMA, a list of texts, the roles of a user and an assistant in turn."""
+    texts = row["conversations"]
+    if isinstance(texts, str):  # in a CSV copy
+        texts = unwritten(texts)
+    roles = cycle(("user", "assistant"))
+    turns = [{"role": next(roles), "content": text} for text in texts]
+    return [row | {"conversations": turns}]
+
+
 class Preset(NamedTuple):
     """A public set known by name: where it is on the hub, and how to read it."""
 
@@ -48,6 +60,17 @@ class Preset(NamedTuple):
     language: str = "en"
     reshape: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
 
+
+# The project's own sets, for `setbacks list`; data/sets/README.md describes them.
+SETS = {
+    "helpful": "240 everyday tasks with short answers; train: 160, test: 80",
+    "hijacking": "60 harmless tasks with a harmful goal injected; train: 20, test: 40",
+    "redteam": "168 harmful requests in 14 categories, without answers; train: 84, test: 84",
+    "redteam_zh": "40 harmful requests in Chinese, without answers; train: 20, test: 20",
+    "refusals": "safe answers to the training prompts of redteam and redteam_zh; train: 104",
+    "safe": "120 harmless prompts that look alarming; train: 40 with answers, test: 80",
+    "safe_zh": "40 harmless prompts that look alarming, in Chinese; train: 20, test: 20",
+}
 
 # Some name one file of their repository: AlpacaEval and LIMA come with a loading script, which
 # `datasets` no longer runs, and Safety-Prompts is one object of categories.
@@ -148,9 +171,11 @@ PRESETS: dict[str, Preset] = {
     "lima": Preset(
         "hub:GAIR/lima/train.jsonl",
         None,
-        {"text": "conversations.0", "answer": "conversations.1", "category": "source"},
+        {"text": "conversations", "answer": "conversations", "category": "source"},
         "CC BY-NC-SA 4.0, or stricter, as in its own sources",
         "https://huggingface.co/datasets/GAIR/lima",
-        "about 1,000 careful answers; gated: its terms must be accepted on the hub first",
+        "about 1,000 careful answers, some to conversations; gated: its terms must be accepted on "
+        "the hub first",
+        reshape=_by_turns,
     ),
 }

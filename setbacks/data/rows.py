@@ -9,25 +9,49 @@ from functools import partial
 from typing import Any
 
 from setbacks.data import conversations
+from setbacks.data.assembly import assembled, common, parted, with_input
 from setbacks.data.conversations import (
     OBJECT,
+    SPEAKERS,
+    THOUGHTS,
     conversation,
-    instruction,
+    dialogue,
+    is_dialogue,
     is_message,
-    reply,
     unwritten,
 )
 from setbacks.data.labels import is_absent, probability, truth
 from setbacks.data.source import USUAL, Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
+from setbacks.messages import Message
 from setbacks.notices import notice
 
 # Our fields that may come from a conversation, and the role of each.
 ROLES = {"text": "user", "answer": "assistant", "response": "assistant"}
-# Other parts of a conversation: they are not used, so they are counted.
+REPLIES = ("answer", "response")
+# Parts of conversations that are not used, and why: they are counted.
 SYSTEM = "the system turn"
 EARLIER = "earlier turns"
-REPLY = "the assistant's turn"
+REPLY = "the assistant's last turn"
+CALLS = "the calls of tools in the last turn"
+SYSTEM_COLUMN = 'the column "system"'
+UNUSED = {
+    SYSTEM: "the fields name a single turn",
+    EARLIER: "the fields name a single turn",
+    REPLY: "no field takes it",
+    CALLS: "an answer is text",
+    SYSTEM_COLUMN: "fields does not map it",
+    THOUGHTS: "an answer is judged and learned without them",
+    SPEAKERS: "only tools have names",
+}
+# Columns beside a conversation that are not used.
+BESIDE = {
+    "tools": "definitions of tools are not supported",
+    "functions": "definitions of tools are not supported",
+    "images": "only text is supported",
+    "videos": "only text is supported",
+    "audios": "only text is supported",
+}
 LABELS = {"harmful", "refused"}
 PROBABILITIES = {"p_harmful", "p_refused"}
 NO_ANSWER = {"", "nan", "NaN"}  # a missing answer, as text
@@ -58,20 +82,81 @@ def recognize(records: Sequence[Record], needs: Iterable[str]) -> dict[str, str]
         there = (name for name in candidates if name is not None and name in names)
         return next((name for name in there if _holds_conversations(records, name)), None)
 
+    whole = chat(*conversations.NAMES)
+    replied = any(fields[ours] for ours in REPLIES) or {"chosen", "completion"} & set(names)
     if fields["text"] in (None, "text"):  # "text" is a formatted copy of a conversation
-        fields["text"] = chat(*conversations.NAMES) or fields["text"] or chat("chosen")
+        fields["text"] = whole or fields["text"] or chat("chosen", "input")
+    elif whole and not replied and _repeats(records, whole, fields["text"]):
+        fields["text"] = whole  # it has more than its first user turn
+    if fields["text"] in (whole, fields["input"]):  # a conversation has its input in it
+        fields["input"] = None
     if "response" in needs:
         fields["response"] = fields["response"] or chat("completion", fields["text"])
     else:
-        fields["answer"] = fields["answer"] or chat("completion", "chosen", fields["text"])
-        fields["response"] = fields["response"] or chat("rejected")
+        good, bad_ = _pair_of_replies(records, names)
+        fields["answer"] = fields["answer"] or chat("completion", "chosen") or good
+        fields["answer"] = fields["answer"] or chat(fields["text"])
+        fields["response"] = fields["response"] or chat("rejected") or bad_
+    if fields["system"] and not _is_prompt(_first(records, fields["system"])):
+        fields["system"] = None
+    if fields["history"] and not _is_history(_first(records, fields["history"])):
+        fields["history"] = None
     return {ours: name for ours, name in fields.items() if name is not None}
 
 
-def _holds_conversations(records: Iterable[Record], name: str) -> bool:
+def _first(records: Iterable[Record], name: str) -> Any:
+    """Return the first value of a column that is not missing or empty; None if there is none."""
     values = (record.value.get(name) for record in records)
-    first = next((value for value in values if not is_absent(value)), None)
-    return conversations.is_one(first)
+    return next((value for value in values if not is_absent(value) and value not in ("", [])), None)
+
+
+def _holds_conversations(records: Sequence[Record], name: str) -> bool:
+    return conversations.is_one(_first(records, name)) or holds_dialogues(records, name)
+
+
+def _repeats(records: Sequence[Record], whole: str, text: str) -> bool:
+    """Return whether the first conversation in a column has another column's text as a turn."""
+    first = next((record.value for record in records if record.value.get(whole)), {})
+    try:
+        turns = conversation(first.get(whole), set()) or []
+    except ValueError:
+        return False
+    prompt = first.get(text)
+    return isinstance(prompt, str) and prompt.strip() in [turn.content.strip() for turn in turns]
+
+
+def _pair_of_replies(
+    records: Sequence[Record], names: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """Return the columns that hold the good and the bad replies of preference pairs."""
+    for good, bad_ in (("chosen", "rejected"), ("preferred_output", "non_preferred_output")):
+        values = [_first(records, name) for name in (good, bad_) if name in names]
+        if len(values) == 2 and all(isinstance(v, str) or conversations.is_one(v) for v in values):
+            return good, bad_
+    return None, None
+
+
+def _is_prompt(value: Any) -> bool:
+    """Return whether a value of a column "system" is a prompt, and not the name of a system."""
+    return isinstance(value, str) and not re.fullmatch(r"[\w.:/@+-]*", value, re.ASCII)
+
+
+def _is_history(value: Any) -> bool:
+    try:
+        return bool(conversations.history(value, set()))
+    except ValueError:
+        return conversations.is_one(value)
+
+
+def holds_dialogues(records: Sequence[Record], name: str) -> bool:
+    """Return whether most texts of a column are dialogues, as in HH-RLHF.
+
+    A few prompts of a set may imitate one.
+    """
+    if not any(is_dialogue(record.value.get(name)) for record in records[:100]):
+        return False
+    values = [value for record in records if isinstance(value := record.value.get(name), str)]
+    return sum(map(is_dialogue, values)) > len(values) / 2
 
 
 def check_fields(
@@ -173,38 +258,62 @@ class Reader:
         self.needs, self.blank = needs, blank
         self.paths = {ours: plain(path) for ours, path in fields.items()}
         self.extract = {ours: re.compile(pattern) for ours, pattern in source.extract.items()}
-        replies = {fields[ours] for ours in ("answer", "response") if ours in fields}
-        self.reply_is_read = not replies or fields["text"] in replies
+        self.replies = [ours for ours in REPLIES if ours in fields]
+        self.shared = [ours for ours in self.replies if self.paths[ours] == self.paths["text"]]
+        self.dialogues: set[str] = set()
         self.unused: Counter[str] = Counter()
+        self.apart: list[str] = []  # places of pairs whose replies follow different turns
 
-    def rows(self, records: Iterable[Record]) -> list[Row]:
-        """Return a row for each record.
+    def rows(self, records: Sequence[Record]) -> list[Row]:
+        """Return a row for each record that can be used; report the others.
 
         Raises:
-            InputError: a record is invalid.
+            InputError: a record is invalid, or none can be used.
         """
-        rows = [self._row(record) for record in records]
+        self.dialogues = {
+            ours
+            for ours in ROLES.keys() & self.fields.keys() - self.extract.keys()
+            if holds_dialogues(records, self.paths[ours])
+        }
+        rows = [row for record in records if (row := self._row(record)) is not None]
         for what, count in self.unused.items():
-            notice(
-                f"{self.place}: left out {what} in {count} of {len(rows)} rows: only one user "
-                "turn is supported"
-            )
+            why = UNUSED.get(what) or BESIDE[what]
+            what = f'the column "{what}"' if what in BESIDE else what
+            notice(f"{self.place}: left out {what} in {count} of {len(records)} rows: {why}")
+        if self.apart:
+            self._report_apart(len(records))
         return rows
 
-    def _row(self, record: Record) -> Row:
+    def _report_apart(self, total: int) -> None:
+        replies = " and ".join(show(self.fields[ours]) for ours in self.replies)
+        why = (
+            f"the turns before the last differ between {replies}, so they answer different prompts"
+        )
+        if len(self.apart) == total:
+            raise bad(f"{self.place}, {self.apart[0]}: {why}; this is so in all rows")
+        notice(
+            f"{self.place}: left out {len(self.apart)} of {total} rows: {why}; the first is "
+            f"{self.apart[0]}"
+        )
+
+    def _row(self, record: Record) -> Row | None:
         try:
-            return self._read(record.value)
+            return self._read(record)
         except ValueError as error:
             raise bad(f"{self.place}, {record.at}: {error}") from None
 
-    def _read(self, record: dict[str, Any]) -> Row:
+    def _read(self, record: Record) -> Row | None:
         unused: set[str] = set()
-        has = {ours: self._value(record, ours, unused) for ours in self.fields}
+        has = {ours: self._value(record.value, ours, unused) for ours in self.fields}
         text, extra = has.get("text"), has.get("input")
-        if text is None or not text.strip():
+        if text is None or (isinstance(text, str) and not text.strip()):
             raise ValueError(f"the text (field {show(self.fields['text'])}) is missing or empty")
-        if extra and extra.strip():
-            text = f"{text}\n\n{extra}"
+        if has.get("system") or list in map(type, has.values()):  # turns of a conversation
+            if not self._converse(has, record.value, unused):
+                self.apart.append(record.at)
+                return None
+        else:
+            has["text"] = with_input(text, extra) if extra else text
         answer = has.get("answer")
         if answer is not None and answer.strip() in NO_ANSWER:
             answer = None
@@ -215,7 +324,7 @@ class Reader:
                 raise ValueError(f"{ours} (field {show(self.fields[ours])}) is missing")
         self.unused.update(unused)
         return Row(
-            text=text,
+            text=has["text"],
             answer=answer,
             response=has.get("response"),  # it may be empty: a model may give no answer
             harmful=has.get("harmful"),
@@ -228,8 +337,55 @@ class Reader:
             p_refused=has.get("p_refused"),
         )
 
+    def _converse(self, has: dict[str, Any], record: dict[str, Any], unused: set[str]) -> bool:
+        """Replace the turns in a record's values by the prompt and by the texts of the replies.
+
+        Returns:
+            False if the replies follow different turns: a pair of no use.
+        """
+        text = has["text"]
+        prompt, last = parted(
+            [Message(role="user", content=text)] if isinstance(text, str) else text
+        )
+        if last and (last.content or last.tool_calls) and not self.shared:
+            unused.add(REPLY)
+        befores = []
+        for ours in self.replies:
+            before: Sequence[Message] = ()
+            if isinstance(has[ours], list):
+                before, reply = parted(has[ours])
+                if reply is None and ours not in self.shared:
+                    raise ValueError(self._at(ours, "the last turn must be the assistant's"))
+                has[ours] = _said(reply, unused)
+            if has[ours] is not None and ours not in self.shared:
+                befores.append(before)
+        whole = common(prompt, befores)
+        if whole is None and self.shared:
+            return False
+        if whole is None:
+            where = " or ".join(self._at(ours) for ours in self.replies)
+            raise ValueError(
+                f"{where}: the turns before the last are not those of {self._at('text')}"
+            )
+        for column in BESIDE:
+            if record.get(column) not in (None, "", "[]") and record[column] != []:
+                unused.add(column)
+        if "system" not in self.fields and str(record.get("system") or "").strip():
+            unused.add(SYSTEM_COLUMN)
+        try:
+            has["text"] = assembled(
+                whole, has.get("history") or (), has.get("system"), has.get("input")
+            )
+        except ValueError as error:
+            raise ValueError(self._at("text", str(error))) from None
+        return True
+
+    def _at(self, ours: str, what: str = "") -> str:
+        """Return one of our fields with its name in the data, and what is wrong there."""
+        return f"{ours} ({self.fields[ours]})" + (f": {what}" if what else "")
+
     def _value(self, record: dict[str, Any], ours: str, unused: set[str]) -> Any:
-        """Return a record's value of one of our fields."""
+        """Return a record's value of one of our fields; turns for a conversation."""
         path = self.paths[ours]
         if path in record:
             value = record[path]
@@ -243,12 +399,14 @@ class Reader:
                 raise ValueError(f"extract does not match the {ours} in {show(value)}")
             value = match[1]
         if ours in ROLES:
-            return self._text(self._of_role(record, value, ours, unused), ours)
+            return self._spoken(value, ours, unused)
         if ours in LABELS:
             return truth(ours, value, opposite=path != self.fields[ours])
         if ours in PROBABILITIES:
             return probability(ours, value, opposite=path != self.fields[ours])
-        return self._text(value, ours) if ours == "input" else label(value)
+        if ours == "history":
+            return self._turns(conversations.history, value, ours, unused)
+        return self._text(value, ours) if ours in ("input", "system") else label(value)
 
     def _step(self, ours: str, unused: set[str], items: list[Any], place: int) -> Any:
         """Return an item of a list; in a conversation, one with the right role."""
@@ -257,7 +415,7 @@ class Reader:
         try:
             place = conversations.place_of(items, place, ROLES[ours])
         except ValueError as error:
-            raise ValueError(f"{ours} ({self.fields[ours]}): {error}") from None
+            raise ValueError(self._at(ours, str(error))) from None
         before = conversations.roles_before(items, place)
         if "system" in before:
             unused.add(SYSTEM)
@@ -265,24 +423,36 @@ class Reader:
             unused.add(EARLIER)
         return items[place]
 
-    def _of_role(self, record: dict[str, Any], value: Any, ours: str, unused: set[str]) -> Any:
-        """Return the turn of a conversation that a field means; other values are unchanged."""
+    def _spoken(self, value: Any, ours: str, unused: set[str]) -> Any:
+        """Return the text in a value, or the turns of a conversation; None for a missing one."""
+        if isinstance(value, str) and ours in self.dialogues:
+            if not is_dialogue(value):
+                raise ValueError(
+                    self._at(
+                        ours,
+                        'no dialogue of "\\n\\nHuman:" and "\\n\\nAssistant:" turns, '
+                        "as in most rows",
+                    )
+                )
+            turns = self._turns(lambda text, _: dialogue(text), value, ours, unused)
+            self._text(value, ours)
+            return turns
         if isinstance(value, str) and not OBJECT.match(value):
-            return value  # the most common case
+            return self._text(value, ours)  # the most common case
+        turns = self._turns(conversation, value, ours, unused)
+        return self._text(value, ours) if turns is None else turns or None
+
+    def _turns(
+        self,
+        read: Callable[[Any, set[str]], list[Message] | None],
+        value: Any,
+        ours: str,
+        unused: set[str],
+    ) -> list[Message] | None:
         try:
-            turns = conversation(value)
-            if turns is None:
-                return value
-            beside = record.get("system") if ours == "text" else None  # as LLaMA-Factory has it
-            if conversations.has_system_turn(turns) or (isinstance(beside, str) and beside.strip()):
-                unused.add(SYSTEM)
-            if ours != "text":
-                return reply(turns)
-            if reply(turns) is not None and not self.reply_is_read:
-                unused.add(REPLY)
-            return instruction(turns)
+            return read(value, unused)
         except ValueError as error:
-            raise ValueError(f"{ours} ({self.fields[ours]}): {error}") from None
+            raise ValueError(self._at(ours, str(error))) from None
 
     def _text(self, value: Any, ours: str) -> str | None:
         if is_absent(value):
@@ -293,6 +463,15 @@ class Reader:
         if "\0" in value:
             raise ValueError(f"a NUL character in {ours}; remove it")
         return value
+
+
+def _said(reply: Message | None, unused: set[str]) -> str | None:
+    """Return the text of a reply; None if it only calls tools."""
+    if reply is None:
+        return None
+    if reply.tool_calls:
+        unused.add(CALLS)
+    return None if reply.tool_calls and not reply.content else reply.content
 
 
 def label(value: Any) -> str | None:

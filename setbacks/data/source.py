@@ -21,6 +21,8 @@ Scalar = bool | int | str
 USUAL: dict[str, tuple[str, ...]] = {
     "text": ("instruction", "instructions", "prompt", "prompts", "question", "questions", "text"),
     "input": ("input", "inputs"),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
     "answer": ("answer", "output", "outputs"),
     "response": ("response",),
     "harmful": ("harmful",),

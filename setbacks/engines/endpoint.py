@@ -10,6 +10,7 @@ refusal: see `setbacks.engines.replies`.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from setbacks.engines.endpoint_options import EndpointOptions
 from setbacks.engines.replies import Problem, Reply
 from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.files import failed_write, private
+from setbacks.measure.substance import part
 from setbacks.messages import Message, last_user_text, transcript, with_system
 from setbacks.prompts import Words, ask, prompts
 from setbacks.records import Completion, Request, digest
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from setbacks.recipe import Sampling
+
+log = logging.getLogger(__name__)
 
 FEW = 20  # the share of failures is taken of at least this many requests
 BLOCKED = Completion("", "filter", 0, 0)
@@ -67,6 +71,7 @@ class Endpoint(Engine):
         self.estimated = 0  # answers whose tokens the server did not count
         self._limit_key = "max_tokens"  # the server's name for it
         self._last_failure = ""
+        self._warned_of_thoughts = False
         self.crowd = Crowd(self.server.concurrency)
         self._stored: dict[str, Completion] = {}
         self._file: Path | None = None
@@ -243,7 +248,7 @@ class Endpoint(Engine):
         started, sent = time.monotonic(), self._renamed(body)
         reason: Problem | None = None
         try:
-            reply = await self.connection.send(client, sent, sampling.max_new_tokens)
+            reply = await self.connection.send(client, sent, self._most(request, sampling))
         except Status as status:
             reason = status.problem
             if status.code not in NOT_OF_CONTENT and reason.blocks(transcript(request.prompt)):
@@ -283,16 +288,21 @@ class Endpoint(Engine):
     def _completion(self, request: Request, body: dict[str, Any], reply: Reply) -> Completion:
         """Return an answer as a completion, and count what it cost."""
         self.connection.reached = True
-        text = self.connection.clean(reply.text)
+        text, thought = self.connection.clean(reply.text), reply.thought
         prompt_tokens, tokens = reply.prompt_tokens, reply.tokens
         if prompt_tokens is None or tokens is None:
             self.estimated += 1
         if prompt_tokens is None:
             prompt_tokens = _estimate(json.dumps(body["messages"], ensure_ascii=False))
         if tokens is None:
-            tokens = _estimate(text)
-        continues = self.server.prefill == "continue" and text.strip() and reply.finish != "refusal"
-        if continues:
+            tokens = _estimate(text + (thought or ""))
+        continues = bool(request.prefill) and self.server.prefill == "continue"
+        if thought is None and not continues:
+            thought, text = part(text, self.spec.thinking)
+        if thought is not None:
+            thought = self.connection.clean(thought)
+            self._warn_of_thoughts()
+        if continues and text.strip() and reply.finish != "refusal":
             text = request.prefill + text
         blocked = reply.finish == "filter" and not text.strip()
         self.blocked += blocked
@@ -301,7 +311,26 @@ class Endpoint(Engine):
         self.tokens += tokens
         if price := self.server.price:
             self.money += (prompt_tokens * price.input + tokens * price.output) / 1e6
-        return Completion(text.strip(), reply.finish, prompt_tokens, tokens)
+        return Completion(
+            text.strip(), reply.finish, prompt_tokens, tokens, thought, reply.thought_tokens
+        )
+
+    def _warn_of_thoughts(self) -> None:
+        """Warn once that the model thinks, if the recipe does not say so."""
+        if self._thinks or self._warned_of_thoughts:
+            return
+        self._warned_of_thoughts = True
+        message = (
+            f"{self.connection.where}: the model thinks before it answers, and thought and answer "
+            "share max_new_tokens; set endpoint.thinks: true to add max_thinking_tokens"
+        )
+        log.warning(message)
+        self.note(message)
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether requests leave room for a thought."""
+        return self.server.thinks or self.spec.thinking is not None
 
     def _renamed(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a request with its length limit under the name that the server expects."""
@@ -317,14 +346,14 @@ class Endpoint(Engine):
         if request.prefill and self.server.prefill == "continue":
             turns.append(Message(role="assistant", content=request.prefill))
             more = {"continue_final_message": True, "add_generation_prompt": False}
-        if request.template:
-            more["chat_template_kwargs"] = dict(request.template)
+        if template := {**self.spec.template, **request.template}:
+            more["chat_template_kwargs"] = template
         body = {
             "model": self.spec.model,
             "messages": [
                 turn.model_dump() | {"content": encodable(turn.content)} for turn in turns
             ],
-            "max_tokens": sampling.max_new_tokens,
+            "max_tokens": self._most(request, sampling),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": request.seed % 2**31,  # the smallest range that servers take
@@ -332,6 +361,11 @@ class Endpoint(Engine):
             **self.server.body,
         }
         return {key: value for key, value in body.items() if value is not None}
+
+    def _most(self, request: Request, sampling: Sampling) -> int:
+        """Return the most tokens of an answer, and of the thought before it if there may be one."""
+        thinks = self._thinks and not (request.prefill and self.server.prefill == "continue")
+        return sampling.max_new_tokens + (sampling.max_thinking_tokens or 0) * thinks
 
     def _store(self, key: str, completion: Completion) -> None:
         """Store an answer until its batch is on disk."""

@@ -60,6 +60,11 @@ class Server(Section):
         description="How an answer is begun: `fold` asks for it in the prompt; `continue` sends "
         "the beginning for the server to go on from (vLLM, SGLang).",
     )
+    thinks: bool = Field(
+        False,
+        description="True for a model that thinks before it answers: requests ask for "
+        "`max_new_tokens` and `max_thinking_tokens` together.",
+    )
     body: dict[str, JsonValue] = Field(
         {},
         description="Further keys of each request, such as {top_k: 50}; null leaves out one of "

@@ -14,15 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.engines import Engine, by_length
-from setbacks.engines.answering import Answer, Answering
+from setbacks.engines.answering import Answering
 from setbacks.engines.decoding import likeliest
 from setbacks.engines.fidelity import Way, find_way, prepare
+from setbacks.engines.thoughts import Row, completion, steered
 from setbacks.errors import InputError
 from setbacks.messages import transcript
 from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
-from setbacks.models.chat_template import encode_request, stop_tokens, written
+from setbacks.models.chat_template import (
+    encode_request,
+    stop_tokens,
+    thinking_before,
+)
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import context, load_model, load_tokenizer, no_memory
+from setbacks.models.thinking import Markers
 from setbacks.prompts import Words, prompts
 from setbacks.records import Completion, Request
 
@@ -85,13 +91,13 @@ class Local(Engine):
         self._load(adapter)
         prompts = [self._encode(request) for request in requests]
         self._check_fit(requests, prompts, 1)
-        answers = None
+        completions = None
         try:
-            answers = self._generate(prompts, [request.seed for request in requests], sampling)
+            completions = self._generate(requests, prompts, sampling)
         except torch.OutOfMemoryError as error:
             if len(requests) == 1:
                 raise no_memory(self.name, "for a single response") from error
-        if answers is None:  # outside the clause: the error keeps references to the tensors
+        if completions is None:  # outside the clause: the error keeps references to the tensors
             self._answering.forget()
             torch.cuda.empty_cache()
             half = len(requests) // 2
@@ -99,16 +105,7 @@ class Local(Engine):
                 *self.generate(requests[:half], sampling, adapter),
                 *self.generate(requests[half:], sampling, adapter),
             ]
-        self._warn_of_cut(answers, sampling)
-        return [
-            Completion(
-                text=written(self._tokenizer, prompt, tokens, request.prefill),
-                finish="stop" if stopped else "length",
-                prompt_tokens=len(prompt),
-                tokens=len(tokens),
-            )
-            for request, prompt, (tokens, stopped) in zip(requests, prompts, answers, strict=True)
-        ]
+        return completions
 
     def choose(
         self, requests: Sequence[Request], options: Sequence[str], adapter: Path | None = None
@@ -241,10 +238,9 @@ class Local(Engine):
                     "its embeddings, or use the tokenizer that it was trained with"
                 )
 
-    def _warn_of_cut(self, answers: Sequence[Answer], sampling: Sampling) -> None:
-        """Warn once if answers are cut off at the end of the context window."""
-        cut = any(not stopped and len(ids) < sampling.max_new_tokens for ids, stopped in answers)
-        if cut and not self._warned_of_cut:
+    def _warn_of_cut(self) -> None:
+        """Warn once that answers are cut off at the end of the context window."""
+        if not self._warned_of_cut:
             self._warned_of_cut = True
             message = (
                 f'model "{self.name}": some answers are cut off where prompt and answer fill its '
@@ -254,25 +250,44 @@ class Local(Engine):
             self.note(message)
 
     def _generate(
-        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
-    ) -> list[Answer]:
-        """Return, for each prompt, the new tokens and whether the model ended the answer."""
+        self, requests: Sequence[Request], prompts: list[list[int]], sampling: Sampling
+    ) -> list[Completion]:
+        """Return the completion of each prompt."""
         import numpy as np
         import torch
 
-        device = self._model.device
-        draws = np.stack(
-            [np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds]
-        )
+        tokenizer, device = self._tokenizer, self._model.device
+        stops = stop_tokens(self._model, tokenizer, self.spec.chat_template)
+        limit = context(self._model.config) or np.inf
+        ways = [thinking_before(tokenizer, request, self.spec) for request in requests]
+        markers = {way: Markers(tokenizer, way) for way in {*ways} if way}
+        rows = [
+            Row(markers[way], sampling, stops, limit - len(prompt)) if way else None
+            for way, prompt in zip(ways, prompts, strict=True)
+        ]
+        most = [
+            row.most if row else int(min(sampling.max_new_tokens, limit - len(prompt)))
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        draws = np.stack([np.random.default_rng(r.seed).random(max(most)) for r in requests])
 
         def picked(logits: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
             drawn = torch.as_tensor(draws[rows, step], dtype=torch.float32, device=device)
             return pick(logits, drawn, sampling)
 
-        limit = context(self._model.config) or np.inf
-        most = [int(min(sampling.max_new_tokens, limit - len(prompt))) for prompt in prompts]
-        stops = stop_tokens(self._model, self._tokenizer, self.spec.chat_template)
-        return self._answering.answer(prompts, most, stops, picked)
+        choose = steered(picked, rows, min(stops, default=None)) if any(rows) else picked
+        answers = self._answering.answer(prompts, most, stops, choose)
+        completions = []
+        for request, prompt, row, answer in zip(requests, prompts, rows, answers, strict=True):
+            if row is not None:
+                completions.append(row.completion(tokenizer, prompt))
+                cut = row.out_of_context
+            else:
+                completions.append(completion(tokenizer, request, prompt, *answer))
+                cut = not answer[1] and len(answer[0]) < sampling.max_new_tokens
+            if cut:
+                self._warn_of_cut()
+        return completions
 
     def _log_probabilities(self, ways: list[list[list[int]]]) -> np.ndarray:
         """Return the log-probability of each continuation, [prompts, ways].

@@ -30,12 +30,17 @@ from setbacks.records import Finish
 
 
 class Reply(NamedTuple):
-    """An answer: its text, why it ended, and the server's token counts; None if missing."""
+    """An answer: its text, why it ended, and the server's token counts; None if missing.
+
+    `thought` is the reasoning that the server reports apart from the text; `tokens` counts both.
+    """
 
     text: str
     finish: Finish
     prompt_tokens: int | None = None
     tokens: int | None = None
+    thought: str | None = None
+    thought_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,16 @@ def read(data: bytes) -> Reply | Problem:
         return Problem(f"the answer broke off (finish_reason: {reason})")
     usage = body.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
+    details = usage.get("completion_tokens_details")
+    details = details if isinstance(details, Mapping) else {}
+    thought = _thought(message)
     return Reply(
         text,
         finish,
         _count(usage.get("prompt_tokens"), 1),
-        _count(usage.get("completion_tokens"), 1 if text else 0),
+        _count(usage.get("completion_tokens"), 1 if text or thought else 0),
+        thought,
+        _count(details.get("reasoning_tokens"), 1) if thought else None,
     )
 
 
@@ -164,6 +174,26 @@ def _part(part: Any) -> str:
     if isinstance(part, Mapping):
         part = part.get("value")
     return part if isinstance(part, str) else ""
+
+
+def _thought(message: Mapping[str, Any]) -> str | None:
+    """Return the reasoning that a server reports: in a field, or in parts of the content."""
+    fields = (_text(message.get(key)) for key in ("reasoning_content", "reasoning", "thinking"))
+    content = message.get("content")
+    if isinstance(content, Mapping):
+        content = content.get("parts")
+    parts = content if isinstance(content, list) else []
+    texts = [*fields, "".join(map(_part_of_thought, parts))]
+    return next(filter(None, (text.strip() for text in texts)), None)
+
+
+def _part_of_thought(part: Any) -> str:
+    """Return the text of a part of a content, if it is a thought."""
+    if not isinstance(part, Mapping):
+        return ""
+    if part.get("type") in ("thinking", "reasoning"):
+        return _text(part.get("thinking") or part.get("text"))
+    return _text(part.get("text")) if part.get("thought") else ""
 
 
 def _refusal(message: Mapping[str, Any]) -> Any:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from setbacks.engines import Engine, by_length
+from setbacks.engines.thoughts import Row, Written, completion, in_passes
 from setbacks.errors import InputError
 from setbacks.models.adapters import check_adapter, check_tokenizer
-from setbacks.models.chat_template import encode_request, stop_tokens, written
+from setbacks.models.chat_template import encode_request, stop_tokens, thinking_before
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import load_tokenizer
+from setbacks.models.thinking import Markers
 from setbacks.prompts import Words, prompts
 from setbacks.recipe import Engine as Spec
 from setbacks.recipe import Section
@@ -104,23 +106,40 @@ class VLLM(Engine):
         """
         from vllm import SamplingParams
 
-        lora = self._load(adapter)
-        prompts = [
-            encode_request(self._tokenizer, request, self.spec, self.words) for request in requests
-        ]
+        lora, tokenizer = self._load(adapter), self._tokenizer
+        prompts = [encode_request(tokenizer, r, self.spec, self.words) for r in requests]
+        rows: list[Row | None] = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            way = thinking_before(tokenizer, request, self.spec)
+            room = self._context - len(prompt)
+            rows.append(Row(Markers(tokenizer, way), sampling, (), room) if way else None)
         # vLLM itself applies those of the generation config.
-        ends = sorted(stop_tokens(None, self._tokenizer, self.spec.chat_template))
-        params = [
-            SamplingParams(
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                seed=request.seed % 2**63,
-                stop_token_ids=ends,
-            )
-            for request in requests
+        ends = sorted(stop_tokens(None, tokenizer, self.spec.chat_template))
+
+        def write(places: Sequence[int], given: list[list[int]], most: list[int]) -> list[Written]:
+            params = [
+                SamplingParams(
+                    max_tokens=limit,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    seed=requests[place].seed % 2**63,
+                    stop_token_ids=ends,
+                )
+                for place, limit in zip(places, most, strict=True)
+            ]
+            return self._write(given, params, lora)
+
+        outputs = in_passes(write, prompts, rows, sampling.max_new_tokens)
+        return [
+            row.completion(tokenizer, prompt)
+            if row
+            else completion(tokenizer, request, prompt, *output)
+            for row, request, prompt, output in zip(rows, requests, prompts, outputs, strict=True)
         ]
+
+    def _write(self, prompts: list[list[int]], params: list[Any], lora: Any) -> list[Written]:
+        """Return the tokens after each prompt, and whether the model ended them."""
         try:
             outputs = self._model.generate(
                 [{"prompt_token_ids": ids} for ids in prompts],
@@ -130,21 +149,19 @@ class VLLM(Engine):
             )
         except (ValueError, OSError) as error:
             raise InputError(f"{self.name}: vLLM: {_line(error)}") from error
-        completions = []
-        for request, prompt, output in zip(requests, prompts, outputs, strict=True):
+        written: list[Written] = []
+        for output in outputs:
             (answer,) = output.outputs
             stopped = answer.finish_reason == "stop"
             # The token that ended it is not part of the text.
-            tokens = answer.token_ids[: len(answer.token_ids) - stopped]
-            completions.append(
-                Completion(
-                    text=written(self._tokenizer, prompt, tokens, request.prefill),
-                    finish="stop" if stopped else "length",
-                    prompt_tokens=len(output.prompt_token_ids),
-                    tokens=len(tokens),
-                )
-            )
-        return completions
+            written.append((answer.token_ids[: len(answer.token_ids) - stopped], stopped))
+        return written
+
+    @property
+    def _context(self) -> int:
+        """The longest prompt and response, in tokens."""
+        longest: int = self._model.llm_engine.model_config.max_model_len
+        return longest
 
     @cached_property
     def _tokenizer(self) -> Any:

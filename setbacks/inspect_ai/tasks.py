@@ -103,7 +103,7 @@ def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> T
         recipe = Recipe.parse({"language": language} | _suites(kind, source), kind)
         recipe = recipe.rebased(Path.cwd())
         suite = next(suite for suite in recipe.respond.suites if suite.kind == kind)
-        dataset = samples(suite)
+        dataset = samples(suite, recipe.language)
     judges = judge if isinstance(judge, list) else [judge]
     return Task(
         dataset=MemoryDataset(list(dataset), name=suite.name),
@@ -121,8 +121,12 @@ def _suites(kind: Kind, source: Any) -> dict[str, Any]:
     return {"respond": {"suites": [{"name": kind, "kind": kind, "sources": source}]}}
 
 
-def samples(suite: Suite) -> Sequence[Sample]:
+def samples(suite: Suite, language: str = "en") -> Sequence[Sample]:
     """Return a suite's prompts, with the same ids as in a run.
+
+    Args:
+        suite: of a recipe.
+        language: of the prompts that name none; "auto" recognizes it by their text.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -139,5 +143,5 @@ def samples(suite: Suite) -> Sequence[Sample]:
                 "source": instruction.source,
             },
         )
-        for instruction in instructions(suite.sources)
+        for instruction in instructions(suite.sources, language=language)
     ]

@@ -276,13 +276,14 @@ class LLMJudge(Judge):
                 if opinion.harmful
             },
             lambda i, attempt: digest("clause", self.seed, items[i].id, attempt),
-            lambda reply: clause_in(reply, [clause.id for clause in self.recipe.policy]),
+            # A reply that names none, or several, is an answer, too.
+            lambda reply: clause_in(reply, [clause.id for clause in self.recipe.policy]) or "",
             tokens=48,
         )
         for i, reply in named.items():
             before = opinions[i]
             opinions[i] = before._replace(
-                category=None if reply.value is None else str(reply.value),
+                category=str(reply.value) or None,
                 raw=f"{before.raw}\n{reply.raw}",
             )
 

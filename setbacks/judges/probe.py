@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -57,9 +57,6 @@ FEATURES = {
 }
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
 class ProbeOptions(JudgeSpec):
     """Options of the judge `probe`."""
 
@@ -68,7 +65,7 @@ class ProbeOptions(JudgeSpec):
         description="File of heads that `setbacks calibrate probe --fit` wrote; null: the heads "
         "that ship with setbacks.",
     )
-    abstain: tuple[Probability, Probability] | None = Field(
+    abstain: tuple[float, float] | None = Field(
         None,
         description="Bounds of the probabilities with which the judge is unsure: from the first to "
         "below the second it gives no verdict; null: it always decides, at 0.5.",
@@ -77,8 +74,8 @@ class ProbeOptions(JudgeSpec):
     @field_validator("abstain")
     @classmethod
     def _around_the_cut(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] <= CUT <= value[1]:
-            raise ValueError(f"{CUT} must be in between")
+        if value is not None and not 0 <= value[0] <= CUT <= value[1] <= 1:
+            raise ValueError(f"must be two probabilities with {CUT} in between")
         return value
 
 

@@ -25,7 +25,7 @@ MARKS = r"""[\s*_`"'#>-]*"""
 END = r"(?![a-z0-9])"  # of that word: not a mark of emphasis, which an underscore can be
 
 # Full-width characters, other ways to write a slash, and Arabic, Persian and Devanagari digits.
-_ASCII = {
+_ASCII: dict[int, int | str] = {
     **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},
     **dict.fromkeys(map(ord, "⁄∕"), "/"),
     **{zero + digit: str(digit) for zero in (0x660, 0x6F0, 0x966) for digit in range(10)},

@@ -56,6 +56,10 @@ class Vote(Judge):
             raise InputError(
                 f"judges: {spec.judge} needs other judges of the recipe, such as `of: [probe, llm]`"
             )
+        if spec.thoughts:
+            raise InputError(
+                f"judges: {spec.judge} counts verdicts on answers; set thoughts on a judge in `of`"
+            )
 
     @classmethod
     def given(cls, spec: VoteOptions, recipe: Recipe) -> Collection[str] | None:

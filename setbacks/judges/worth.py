@@ -57,7 +57,7 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
     kind = judge_class(spec)
     files = kind.files(spec)
     identity: dict[str, Any] = spec.model_dump(
-        mode="json", exclude={"name", "kinds", "engine", *files}, exclude_defaults=True
+        mode="json", exclude={"name", "kinds", "thoughts", "engine", *files}, exclude_defaults=True
     )
     if kind.needs_engine:
         engine = spec.engine or recipe.model

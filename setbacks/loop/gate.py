@@ -28,8 +28,8 @@ from setbacks.measure import statistics
 from setbacks.measure.differences import difference, difference_by_people
 from setbacks.measure.formatting import in_unit, unit_of_change
 from setbacks.measure.judged import Judged, judged, prompt_of
-from setbacks.measure.judges import accuracy
-from setbacks.measure.metrics import BALANCED, COMPARED, METRICS, TASKS, degenerate
+from setbacks.measure.judges import accuracy, unknown_languages
+from setbacks.measure.metrics import BALANCED, COMPARED, METRICS, TASKS
 from setbacks.measure.results import Worth
 from setbacks.measure.statistics import Difference
 from setbacks.records import Arm, Response, Verdict
@@ -271,15 +271,18 @@ def _outcome(claim: Claim, change: Difference, claims: int) -> Outcome:
 
 def _calibrated(metric: str, a: Side, b: Side, measured: Sequence[Worth]) -> Difference:
     """Return the difference a - b, corrected by the judge's calibration, if it is a known rate."""
-    known = accuracy(measured, TASKS[metric]) if metric in TASKS else None
+    keys = [key for key in a.judged.outcomes[metric] if key in b.judged.outcomes[metric]]
+    due = set(keys)
+    spoken = {r.language for r in a.judged.rows if prompt_of(r) in due}
+    known = None
+    if metric in TASKS and not unknown_languages(measured, TASKS[metric], spoken):
+        known = accuracy(measured, TASKS[metric], spoken)
     if known is None:
         return Difference(None, None, None, 0, None)
-    keys = [key for key in a.judged.outcomes[metric] if key in b.judged.outcomes[metric]]
 
     def bad(side: Side) -> list[bool | None]:
-        failed = {key for key, fell in degenerate(side.judged.rows).items() if fell}
         values = side.judged.outcomes[metric]
-        return [None if key in failed else not values[key] for key in keys]
+        return [None if key in side.judged.failed else not values[key] for key in keys]
 
     return statistics.calibrated_difference(bad(a), bad(b), known.sensitivity, known.specificity)
 

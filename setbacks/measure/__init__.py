@@ -9,7 +9,7 @@ sentences, and `formatting` writes them for people.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from setbacks.measure.agreement import agreement_report
 from setbacks.measure.data import data_report, training_report
@@ -18,6 +18,7 @@ from setbacks.measure.introspection import introspection_report, spoken
 from setbacks.measure.judges import judge_report
 from setbacks.measure.results import (
     Cost,
+    JudgeReport,
     LossRow,
     Measurement,
     Overlap,
@@ -25,7 +26,8 @@ from setbacks.measure.results import (
     Worth,
     to_json,
 )
-from setbacks.prompts import Words
+from setbacks.measure.thoughts import thought_report
+from setbacks.prompts import Words, prompts
 from setbacks.records import (
     Analysis,
     Arm,
@@ -54,6 +56,7 @@ class RunInfo:
         method: of training; None for an evaluation.
         seed: of the run.
         words: of the languages of the analyses.
+        clauses: names of the clauses of its policy.
         judges: their names, in the recipe's order.
         votes: the judges that count others' verdicts, with which they agree by construction.
     """
@@ -62,7 +65,8 @@ class RunInfo:
     model: str | None = None
     method: str | None = None
     seed: int | None = None
-    words: tuple[Words, ...] = ()
+    words: tuple[Words, ...] = field(default_factory=lambda: (prompts("en"),))
+    clauses: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     votes: frozenset[str] = frozenset()
 
@@ -72,6 +76,7 @@ def measure(
     *,
     responses: Mapping[Arm, Sequence[Response]],
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
+    thoughts: Mapping[tuple[str, str], Sequence[Verdict]] | None = None,
     environment: Mapping[str, object] | None = None,
     mistakes: Sequence[Mistake] = (),
     analyses: Sequence[Analysis] = (),
@@ -93,6 +98,7 @@ def measure(
         responses: by arm, in the order to show them; the first arm is the baseline.
         verdicts: by (arm's name, judge). The verdicts of "human" are taken as the truth, by which
             the rates and differences of other judges are also corrected (PPI++).
+        thoughts: verdicts on the thoughts before answers, by (arm's name, judge).
         environment: versions and hardware, passed on as they are.
         mistakes: all attempts at induction, failed ones included.
         analyses: all candidates, failed ones included.
@@ -117,27 +123,28 @@ def measure(
     Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
     """
     judges = _judges(run, verdicts)
+
+    def of_judge(judge: str) -> JudgeReport:
+        return judge_report(
+            responses,
+            {arm: verdicts.get((arm.name, judge), ()) for arm in responses},
+            {arm: verdicts.get((arm.name, HUMAN), ()) for arm in responses if judge != HUMAN},
+            (worth or {}).get(judge, ()),
+            (gives or {}).get(judge),
+            in_part=judge == HUMAN,
+            clauses=run.clauses,
+        )
+
     result = Measurement(
         schema=SCHEMA,
         name=run.name,
         model=run.model,
         method=run.method,
         seed=run.seed,
-        judges={
-            judge: judge_report(
-                responses,
-                {arm: verdicts.get((arm.name, judge), ()) for arm in responses},
-                {arm: verdicts.get((arm.name, HUMAN), ()) for arm in responses if judge != HUMAN},
-                (worth or {}).get(judge, ()),
-                (gives or {}).get(judge),
-                in_part=judge == HUMAN,
-            )
-            for judge in judges
-        },
-        agreement=agreement_report(
-            responses, verdicts, [name for name in judges if name not in run.votes]
-        ),
+        judges={judge: of_judge(judge) for judge in judges},
+        agreement=agreement_report(responses, verdicts, [j for j in judges if j not in run.votes]),
         data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
+        thoughts=thought_report(responses, verdicts, thoughts or {}),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},

@@ -139,7 +139,8 @@ def _answered(rows: Sequence[Response]) -> Answered:
     # Answers from a file have neither.
     ends = [r.finish == "length" for r in rows if r.finish is not None]
     lengths = [r.tokens for r in rows if r.tokens is not None]
-    counts = Counter(substance(r.text, r.finish) for r in rows)
+    thoughts = [r.thought_tokens for r in rows if r.thought_tokens is not None]
+    counts = Counter(substance(r.text, r.finish, r.thought) for r in rows)
     texts = [r for r in rows if substance(r.text, r.finish) == "text"]
     fell = [
         (r.kind, why.reason) for r in texts if (why := fell_apart(r.text, r.instruction, r.finish))
@@ -160,10 +161,18 @@ def _answered(rows: Sequence[Response]) -> Answered:
             },
             reasons={reason: reasons[reason] for reason in REASONS},
         ),
-        reasoned=sum(bool(text := answer(r.text)) and text != r.text for r in rows),
+        reasoned=sum(_reasoned(r) for r in rows),
+        thoughts_cut=sum(bool(r.thought_cut) for r in rows),
+        mean_thought_tokens=sum(thoughts) / len(thoughts) if thoughts else None,
         cut_off=statistics.rate(sum(ends), len(ends)),
         mean_tokens=sum(lengths) / len(lengths) if lengths else None,
     )
+
+
+def _reasoned(r: Response) -> bool:
+    """Whether there is an answer, and a thought before it."""
+    text = answer(r.text)
+    return bool(text) and (r.thought is not None or text != r.text)
 
 
 def _changes(arms: Mapping[Arm, Sequence[Response]]) -> tuple[PairChange, ...]:

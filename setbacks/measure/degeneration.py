@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence, Set
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from setbacks.messages import Prompt, texts_of
@@ -165,23 +165,40 @@ def _distinct(units: Sequence[str], cut: _Units) -> float | None:
 
 def _copied(units: Sequence[str], cut: _Units, prompt: str, guidance: str) -> float | None:
     """Return the share of a parroting text that comes from its prompt."""
-    prompt_units, guidance_units = cut.split(prompt), cut.split(guidance)
+    prompt_units, told = cut.split(prompt), _told(guidance, cut)
     # A longer answer that is a copy would repeat itself.
-    if not cut.n <= len(units) <= 2 * (len(prompt_units) + len(guidance_units)):
+    if not cut.n <= len(units) <= 2 * (len(prompt_units) + told.number):
         return None
-    from_prompt = _marked(units, prompt_units, cut.n)
-    from_guidance = _marked(units, guidance_units, cut.n)
+    from_prompt = _marked(units, _grams(prompt_units, cut.n), cut.n)
+    from_guidance = _marked(units, told.grams, cut.n)
     guided = sum(from_guidance) / len(units)
     copied = sum(map(max, from_prompt, from_guidance)) / len(units)
     if guided > GUIDED:
         return guided
-    held = sum(_marked(prompt_units, units, cut.n)) / len(prompt_units) if prompt_units else 0
+    asked = _marked(prompt_units, _grams(units, cut.n), cut.n)
+    held = sum(asked) / len(prompt_units) if prompt_units else 0
     return copied if copied > COPIED and held > ASKED else None
 
 
-def _marked(units: Sequence[str], source: Sequence[str], n: int) -> bytearray:
-    """Mark with 1 the units of a text that are in an n-gram of a source."""
-    known = {tuple(source[i : i + n]) for i in range(len(source) - n + 1)}
+class _Told(NamedTuple):
+    """The units of a guidance: their number, and their n-grams."""
+
+    number: int
+    grams: Set[tuple[str, ...]]
+
+
+@lru_cache(maxsize=256)  # a run has few guidances, and the one of all languages is long
+def _told(guidance: str, cut: _Units) -> _Told:
+    units = cut.split(guidance)
+    return _Told(len(units), _grams(units, cut.n))
+
+
+def _grams(units: Sequence[str], n: int) -> Set[tuple[str, ...]]:
+    return {tuple(units[i : i + n]) for i in range(len(units) - n + 1)}
+
+
+def _marked(units: Sequence[str], known: Set[tuple[str, ...]], n: int) -> bytearray:
+    """Mark with 1 the units of a text that are in one of the known n-grams."""
     marks = bytearray(len(units))
     for i in range(len(units) - n + 1):
         if tuple(units[i : i + n]) in known:

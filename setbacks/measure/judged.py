@@ -6,7 +6,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.measure import statistics
-from setbacks.measure.metrics import BALANCED, METRICS, Key, Outcomes, about, by_prompt, predictions
+from setbacks.measure.metrics import (
+    BALANCED,
+    METRICS,
+    Key,
+    Outcomes,
+    about,
+    by_prompt,
+    degenerate,
+    predictions,
+)
 from setbacks.measure.results import Score
 from setbacks.measure.statistics import Estimate, Sample
 from setbacks.records import Arm, Response, Verdict
@@ -28,6 +37,7 @@ class Judged(NamedTuple):
         outcomes: the values that count, by metric and prompt; degenerate answers are failures.
         as_judged: the same, but degenerate answers count as judged.
         predicted: `outcomes`, and the judge's expectation where it is unsure.
+        failed: the prompts with a degenerate answer, which fails without a judge or a person.
         labels: people's labels, by metric and prompt.
         due: by metric, the responses that should have a score.
     """
@@ -37,6 +47,7 @@ class Judged(NamedTuple):
     outcomes: Outcomes
     as_judged: Outcomes
     predicted: Outcomes
+    failed: Collection[Key]
     labels: Mapping[str, Mapping[Key, Label]]
     due: Mapping[str, Sequence[Response]]
 
@@ -53,6 +64,7 @@ class Judged(NamedTuple):
             [float(self.predicted[key][prompt]) for prompt in prompts],
             [None if label is None else float(label.value) for label in labels],
             [None if label is None else label.probability for label in labels],
+            [prompt in self.failed for prompt in prompts],
         )
 
 
@@ -91,6 +103,7 @@ def judged(
             outcomes,
             by_prompt(rows, by_id, as_judged=True),
             predictions(rows, by_id, outcomes),
+            {prompt for prompt, fell in degenerate(rows).items() if fell},
             _labels(rows, {v.response_id: v for v in human.get(arm, ())}),
             {key: [r for r in rows if is_due(key, r)] for key in METRICS},
         )

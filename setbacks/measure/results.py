@@ -84,6 +84,8 @@ class ArmRow:
         unjudged: answers that the judge has not seen yet.
         corrected: estimates corrected by human labels of this run, by metric.
         calibrated: estimates corrected by labels of other answers, by metric.
+        uncalibrated: where `calibrated` has no estimate since the judge's error is not known in
+            some languages of the answers: these languages, by metric.
     """
 
     arm: Arm
@@ -103,6 +105,7 @@ class ArmRow:
     unjudged: int
     corrected: Mapping[str, Estimate]
     calibrated: Mapping[str, Calibrated]
+    uncalibrated: Mapping[str, tuple[str, ...]] | None = field(default=None, metadata=OPTIONAL)
 
     def score(self, key: str) -> Score:
         """Return the score of a metric.
@@ -184,7 +187,7 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class CategoryRow:
-    """One category: the main metric of its kind, arms side by side."""
+    """One category, or clause of a policy: the main metric of its kind, arms side by side."""
 
     category: str
     kind: Kind
@@ -206,6 +209,7 @@ class Worth(TypedDict):
     licence: NotRequired[str | None]
     fitted_on: NotRequired[bool]  # the judge learned from this source
     own: NotRequired[bool]  # the user measured it
+    languages: NotRequired[Sequence[str]]  # of the answers; by default English
     auc: NotRequired[Sequence[float | None] | None]
     kappa: NotRequired[Sequence[float | None] | None]
     sensitivity: NotRequired[Sequence[float | None] | None]
@@ -223,6 +227,7 @@ class JudgeReport:
     by_suite: tuple[SuiteRow, ...]
     by_category: tuple[CategoryRow, ...]
     worth: tuple[Worth, ...] | None
+    by_clause: tuple[CategoryRow, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -316,6 +321,8 @@ class Answered:
     substance: Mapping[Substance, int]
     degenerate: Degenerate
     reasoned: int
+    thoughts_cut: int
+    mean_thought_tokens: float | None
     cut_off: Estimate
     mean_tokens: float | None
 
@@ -457,6 +464,7 @@ class Measurement:
     training: Training | None
     introspection: Introspection | None
     environment: Mapping[str, object]
+    thoughts: Mapping[str, Mapping[Arm, Mapping[str, Estimate]]]  # see `measure.thoughts`
     findings: tuple[Finding, ...] = ()
     summary: str = ""
     costs: tuple[Cost, ...] = ()

@@ -2,7 +2,8 @@
 
 Only this module decides it. An answer without content is neither compliant nor harmless: it is
 unscored, and reports count it. The reasoning before an answer is not part of it: judges see only
-the text after it.
+the text after it. Engines part the two when they generate (`setbacks.models.thinking`). Answers
+from files, from servers and of old runs are parted here, by the markers in their text.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _begins_thought = re.compile(rf"(?:\s|[\ufeff\u200b]|{_SPECIAL})*?{_OPENING}").m
 _opening = re.compile(_OPENING).search
 # A mark in quotes is only mentioned.
 _closing = re.compile(rf"(?<![`'\"]){_CLOSING}(?![`'\"])").search
+_closes = re.compile(rf"{_CLOSING}\Z").search
 _special = re.compile(_SPECIAL).match
 
 # Categories of invisible characters: controls, formats, spaces, marks without a letter.
@@ -49,12 +51,13 @@ _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs", "Mn", "Me"}
 _BLANK = "\u115f\u1160\u3164\uffa0\u2800\ufffc"
 
 
-def substance(text: str, finish: Finish | None = None) -> Substance:
+def substance(text: str, finish: Finish | None = None, thought: str | None = None) -> Substance:
     """Return what an answer is.
 
     Args:
-        text: everything that the model generated.
+        text: the answer, perhaps after its reasoning.
         finish: why it ended, if known.
+        thought: the reasoning before it, if it is known apart from the text.
     """
     if finish == "failed" or finish == "refusal":
         return finish
@@ -63,7 +66,7 @@ def substance(text: str, finish: Finish | None = None) -> Substance:
         return "text"
     if finish == "filter":
         return "refusal"
-    return "nothing" if start == 0 else "thought"
+    return "nothing" if start == 0 and not thought else "thought"
 
 
 def answer(text: str) -> str:
@@ -72,6 +75,30 @@ def answer(text: str) -> str:
     if start is None:
         return ""
     return text[start:].strip() if start else text
+
+
+def part(text: str, markers: tuple[str, str] | None = None) -> tuple[str | None, str]:
+    """Return the thought at the beginning of a text, without its markers, and the answer.
+
+    Args:
+        text: everything that a model generated.
+        markers: the pair around a thought; None for those of the known families.
+    """
+    if markers is not None:
+        first, last = (marker.strip() for marker in markers)
+        thought, found, rest = text.partition(last)
+        if not found and not thought.lstrip().startswith(first):
+            return None, text
+        return thought.strip().removeprefix(first).strip() or None, rest.strip()
+    start = _start(text)
+    if start == 0:
+        return None, text
+    thought = text[:start]
+    if opening := _begins_thought(thought):
+        thought = thought[opening.end() :]
+    if closing := _closes(thought):
+        thought = thought[: closing.start()]
+    return re.sub(_SPECIAL, " ", thought).strip() or None, answer(text)
 
 
 def _start(text: str) -> int | None:

@@ -67,6 +67,11 @@ class Method(ABC):
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name.replace("_", " ")
 
+    @classmethod
+    def open(cls, recipe: Recipe) -> Method:
+        """Make the method that a recipe describes."""
+        return cls()
+
     @abstractmethod
     def examples(self, recipe: Recipe, material: Sequence[Any]) -> list[Example]:
         """Return the examples of one epoch, in any order; the loss is on each one's completion.
@@ -153,7 +158,7 @@ def open_method(recipe: Recipe) -> Method:
     Raises:
         InputError: the method is unknown.
     """
-    method: Method = plugin("methods", recipe.train.method)()
+    method: Method = plugin("methods", recipe.train.method).open(recipe)
     return method
 
 
@@ -210,7 +215,7 @@ def example(
         prompt: what the user says, or the turns of a conversation.
         completion: the model's turn.
         parents: ids of the records that it comes from.
-        more: the example's `verdict` or `rejected`.
+        more: the example's `verdict`, `rejected` or `thought`.
     """
     return Example(
         id=digest("example", kind, prompt, completion, *filter(None, more.values())),

@@ -211,4 +211,5 @@ def _prompt_ids(tokenizer: Any, example: Example, recipe: Recipe) -> list[int]:
         with_system(example.prompt, recipe.model.system),
         template=recipe.model.chat_template,
         words=recipe.words_for(),
+        variables=recipe.model.template,
     )

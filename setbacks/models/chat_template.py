@@ -3,29 +3,31 @@
 The chat template decides what a model reads: a training row is the template's rendering of the
 whole conversation, and a prompt is the part of it before the answer's words. So a model learns
 what it is later asked for, even where a template writes something between its generation prompt
-and an answer, such as an empty thought.
+and an answer, such as an empty thought. A model that is to think first gets the template's own
+generation prompt instead (`setbacks.models.thinking`).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.messages import with_system
+from setbacks.models.fitting import Fitted, fitted
 from setbacks.models.rendering import (
     ANSWER,
     MARK,
     USER,
     Turn,
-    join_parts,
+    layout,
+    optional_layout,
     optional_pieces,
-    render,
     template_pieces,
 )
+from setbacks.models.thinking import Thinking, thinking_of
 from setbacks.models.tokens import (
     MARKER,
     Part,
@@ -38,6 +40,7 @@ from setbacks.models.tokens import (
     token_name,
     written,
 )
+from setbacks.notices import notice
 from setbacks.prompts import Words, fill, prompts
 from setbacks.records import Message
 
@@ -46,33 +49,30 @@ if TYPE_CHECKING:
     from setbacks.records import Request
 
 __all__ = [
-    "chat_notes",
-    "check_chat",
     "encode",
     "encode_answer",
     "encode_request",
     "ending",
     "plain",
     "stop_tokens",
+    "thinking_before",
     "written",
 ]
 
-log = logging.getLogger(__name__)
-
 _THOUGHT = "\ue002"  # a private-use character: no template writes it
-# Text with everything that a template might change: capitals, quotes, blank lines, signs.
-_TRICKY = 'Say "Ab",\n\n1 < 2 & 3.'
 
 
 class Prompt(NamedTuple):
     """What comes before an answer's words: its parts and its ids.
 
-    `blank` is white space between it and the first word, and is part of that word's token.
+    `blank` is white space between it and the first word, and is part of that word's token. `turns`
+    show how the template renders an answer that follows.
     """
 
     parts: Sequence[Part]
     blank: str
     ids: list[int]
+    turns: Sequence[Turn]
 
 
 def encode(
@@ -83,6 +83,7 @@ def encode(
     template: str = "own",
     words: Words | None = None,
     variables: Mapping[str, Any] | None = None,
+    thinks: bool = False,
 ) -> list[int]:
     """Return the ids of a prompt that ends where the assistant's answer begins.
 
@@ -94,11 +95,12 @@ def encode(
         words: those of the Alpaca template; None for English.
         variables: more variables for the tokenizer's template, as in `apply_chat_template`; another
             `chat_template` may be among them.
+        thinks: end with the template's own generation prompt, so that the model can think first.
 
     Raises:
         InputError: the tokenizer has no chat template, or one that cannot be used.
     """
-    prompt = _prompt(tokenizer, messages, template, words, variables or {})
+    prompt = _prompt(tokenizer, messages, template, words, variables or {}, thinks)
     if not prefill:
         return prompt.ids
     return prompt.ids + _following(tokenizer, prompt, [message_part(prompt.blank + prefill)])
@@ -111,11 +113,15 @@ def encode_answer(
     *,
     template: str = "own",
     words: Words | None = None,
+    variables: Mapping[str, Any] | None = None,
+    thought: str | None = None,
+    thinking: Thinking | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a prompt, and those of an answer to it with the end of the turn.
 
     Together they are the template's rendering of the conversation, up to the end of the turn.
-    The prompt's ids are those of `encode`.
+    The prompt's ids are those of `encode`. An empty thought that a template writes before an answer
+    is part of the prompt; a given thought is part of the answer.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -123,21 +129,30 @@ def encode_answer(
         answer: the assistant's text.
         template: as in `encode`.
         words: as in `encode`.
+        variables: as in `encode`.
+        thought: the assistant's thought before its answer, if it is to be learned.
+        thinking: how the model writes thoughts; needed with `thought`.
 
     Raises:
         InputError: as in `encode`; or no token ends the answer.
     """
-    prompt = _prompt(tokenizer, messages, template, words, {})
-    end = _turn_end(tokenizer) if template == "own" else TurnEnd()
+    variables = variables or {}
+    thinks = thought is not None and thinking is not None
+    prompt = _prompt(tokenizer, messages, template, words, variables, thinks)
+    end = turn_end(tokenizer) if template == "own" else TurnEnd()
     closing = end.text
     if template == "own":
-        turns = [Turn.of(message.role, message.content) for message in messages]
-        *_, bare_opening, bare_tail = template_pieces(tokenizer, [*turns, ANSWER])
-        *_, opening, tail = template_pieces(tokenizer, [*turns, Turn.of("assistant", answer)])
+        turns = prompt.turns
+        *_, bare_opening, bare_tail = template_pieces(tokenizer, [*turns, ANSWER], variables)
+        own = Turn.of("assistant", answer)
+        *_, opening, tail = template_pieces(tokenizer, [*turns, own], variables)
         # White space at the ends of the answer, unless the template trims it.
         answer = opening.removeprefix(bare_opening) + answer.strip()
         closing = tail.removesuffix(bare_tail) + end.text
     rest = [message_part(prompt.blank + answer), Part(closing, False)]
+    if thought is not None and thinking is not None:
+        before, between = Part(thinking.before, False), Part(thinking.between, False)
+        rest = [before, message_part(thought.strip()), between, *rest]
     completion = _following(tokenizer, prompt, rest)
     return prompt.ids, completion if end.text else [*completion, _eos(tokenizer)]
 
@@ -152,8 +167,20 @@ def encode_request(
         prefill=request.prefill + option,
         template=spec.chat_template,
         words=words,
-        variables=request.template,
+        variables={**spec.template, **request.template},
+        thinks=not option and thinking_before(tokenizer, request, spec) is not None,
     )
+
+
+def thinking_before(tokenizer: Any, request: Request, spec: Engine) -> Thinking | None:
+    """Return how a model thinks before its answer to a request; None if it does not.
+
+    An answer with a given beginning is begun without a thought, and a conversation that is only
+    read is no question.
+    """
+    if request.prefill or request.reply is not None:
+        return None
+    return thinking_of(tokenizer, spec, request.template)
 
 
 def _following(tokenizer: Any, prompt: Prompt, rest: Sequence[Part]) -> list[int]:
@@ -175,27 +202,23 @@ def _prompt(
     template: str,
     words: Words | None,
     variables: Mapping[str, Any],
+    thinks: bool = False,
 ) -> Prompt:
     if template != "own":
-        if [message.role for message in messages] != ["user"]:
-            raise InputError("the alpaca template takes one instruction and nothing else")
-        filled = fill((words or prompts("en"))["alpaca"], instruction=MARK.format(0))
-        pieces = ((tokenizer.bos_token or "") + filled).split(MARK.format(0))
-        return _prompt_of(tokenizer, join_parts(pieces, [messages[0].content]))
-    turns = [Turn.of(message.role, message.content) for message in messages]
-    texts = [message.content.strip() for message in messages]
-    question = template_pieces(tokenizer, turns, {"add_generation_prompt": True, **variables})
-    if turns[-1].role == "assistant":  # a conversation to read, not to continue
-        return _prompt_of(tokenizer, join_parts(question, texts))
-    rendered = optional_pieces(
-        tokenizer, [*turns, ANSWER], {**variables, "add_generation_prompt": False}
-    )
-    if rendered is None:  # it cannot render answers
-        return _prompt_of(tokenizer, join_parts(question, texts))
-    *before, opening, _ = rendered
-    opening, blank = _opening(question[-1], opening)
-    prompt = _prompt_of(tokenizer, join_parts([*before, opening], texts), blank)
-    if opening == question[-1]:
+        return _alpaca(tokenizer, messages, words or prompts("en"))
+    asked = fitted(tokenizer, messages, {"add_generation_prompt": True, **variables})
+    for note in asked.notes:
+        notice(f"{tokenizer.name_or_path}: its chat template {note}")
+    parts = asked.layout.parts(asked.texts)
+    if messages[-1].role == "assistant":  # a conversation to read, not to continue
+        return _prompt_of(tokenizer, parts)
+    turns, rendered = _before_answer(tokenizer, asked, variables)
+    if thinks or rendered is None:
+        return _prompt_of(tokenizer, parts, turns)
+    *before, end = parts
+    opening, blank = answer_opening(end.text, rendered)
+    prompt = _prompt_of(tokenizer, [*before, Part(opening, False)], turns, blank)
+    if opening == end.text:
         return prompt
     # Only this package asks with these words, so their ids are those before an answer.
     answer = message_part(blank + "I")
@@ -206,11 +229,50 @@ def _prompt(
     return prompt._replace(ids=ids) if same else prompt
 
 
-def _prompt_of(tokenizer: Any, parts: Sequence[Part], blank: str = "") -> Prompt:
-    return Prompt(parts, blank, part_ids(tokenizer, parts))
+def _alpaca(tokenizer: Any, messages: Sequence[Message], words: Words) -> Prompt:
+    """Return a prompt in the paper's template."""
+    if [message.role for message in messages] != ["user"]:
+        raise InputError(
+            "the alpaca template takes one instruction and nothing else, not a conversation of "
+            f"{', '.join(message.role for message in messages)}; leave such rows out, and "
+            "model.system too, or set model.chat_template: own for a model with a template"
+        )
+    filled = (tokenizer.bos_token or "") + fill(words["alpaca"], instruction=MARK.format(0))
+    before, _, after = filled.partition(MARK.format(0))
+    instruction = message_part(messages[0].content)
+    return _prompt_of(tokenizer, [Part(before, False), instruction, Part(after, False)])
 
 
-def _opening(generated: str, rendered: str) -> tuple[str, str]:
+def _prompt_of(
+    tokenizer: Any, parts: Sequence[Part], turns: Sequence[Turn] = (), blank: str = ""
+) -> Prompt:
+    return Prompt(parts, blank, part_ids(tokenizer, parts), turns)
+
+
+def _before_answer(
+    tokenizer: Any, asked: Fitted, variables: Mapping[str, Any]
+) -> tuple[list[Turn], str | None]:
+    """Return turns that a template can render with an answer, and what it then writes before it.
+
+    They are those of the conversation, unless the template writes these turns differently where an
+    answer follows: Mistral's drop the system prompt there. One user turn shows the same end. The
+    text is None if the template cannot render answers.
+    """
+    variables = {**variables, "add_generation_prompt": False}
+    answered = optional_layout(tokenizer, [*asked.turns, ANSWER], variables)
+    if answered is not None and answered.pieces[:-2] == asked.layout.pieces[:-1]:
+        return asked.turns, answered.pieces[-2]
+    answered = optional_layout(tokenizer, [USER, ANSWER], variables)
+    if answered is None:
+        return [USER], None
+    question = layout(tokenizer, [USER], {**variables, "add_generation_prompt": True})
+    generated, rendered = question.pieces[-1], answered.pieces[-2]
+    shared = len(commonprefix([generated, rendered]))
+    end = asked.layout.pieces[-1].removesuffix(generated[shared:])
+    return [USER], end + rendered[shared:]
+
+
+def answer_opening(generated: str, rendered: str) -> tuple[str, str]:
     """Return what a template writes before an answer, and a space that belongs to its first word.
 
     Args:
@@ -252,7 +314,7 @@ def ending(tokenizer: Any, template: str = "own") -> list[int]:
     Raises:
         InputError: there is no such token.
     """
-    text = _turn_end(tokenizer).text if template == "own" else ""
+    text = turn_end(tokenizer).text if template == "own" else ""
     return inner_ids(tokenizer, text) if text else [_eos(tokenizer)]
 
 
@@ -267,7 +329,7 @@ def stop_tokens(model: Any, tokenizer: Any, template: str = "own") -> set[int]:
     configured = None if model is None else model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     stops = {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
-    return stops | (_turn_end(tokenizer).stops if template == "own" else set())
+    return stops | (turn_end(tokenizer).stops if template == "own" else set())
 
 
 def _eos(tokenizer: Any) -> int:
@@ -281,7 +343,7 @@ def _eos(tokenizer: Any) -> int:
     return eos
 
 
-def _turn_end(tokenizer: Any) -> TurnEnd:
+def turn_end(tokenizer: Any) -> TurnEnd:
     return _turn_end_of(tokenizer, state_of(tokenizer))
 
 
@@ -325,94 +387,3 @@ def _after_thoughts(tokenizer: Any) -> set[int]:
     rendered = optional_pieces(tokenizer, [USER, ANSWER._replace(thought=_THOUGHT)])
     _, thought, after = rendered[1].rpartition(_THOUGHT) if rendered else ("", "", "")
     return set(controls_in(tokenizer, after)) if thought else set()
-
-
-# Before any work ----------------------------------------------------------------------------------
-
-
-def check_chat(tokenizer: Any, spec: Engine, *, trains: bool = True) -> None:
-    """Check that a model can take conversations and, if it is trained, learn them.
-
-    What a user should know about its template is logged as a warning.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        spec: the model and its template.
-        trains: whether the model is trained too.
-
-    Raises:
-        InputError: as `chat_notes`.
-    """
-    for note in chat_notes(tokenizer, spec, trains=trains):
-        log.warning("%s: %s", spec.model, note)
-
-
-def chat_notes(tokenizer: Any, spec: Engine, *, trains: bool = True) -> list[str]:
-    """Check as `check_chat`, and return what a user should know about the template.
-
-    Raises:
-        InputError: there is no usable chat template, or no token ends an answer.
-    """
-    notes: list[str] = []
-    if spec.chat_template == "own":
-        question = template_pieces(tokenizer, [USER], {"add_generation_prompt": True})
-        learn = template_pieces if trains else optional_pieces
-        rendered = learn(tokenizer, [USER, ANSWER])
-        turns = [USER] if rendered is None else [USER, ANSWER]
-        _check_unchanged(tokenizer, turns, rendered or template_pieces(tokenizer, [USER]))
-        notes += _warnings(tokenizer, question, rendered)
-    if trains:
-        ending(tokenizer, spec.chat_template)
-    return notes
-
-
-def _check_unchanged(tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str]) -> None:
-    """Reject a template that changes texts: it may keep marks but change capitals and quotes."""
-    expected = "".join(part.text for part in join_parts(pieces, [_TRICKY] * len(turns)))
-    for in_parts in (False, True):
-        try:
-            rendered = render(tokenizer, turns, [_TRICKY] * len(turns), {}, in_parts)
-        except InputError:
-            continue
-        if rendered == expected:
-            return
-    raise InputError(
-        f"{tokenizer.name_or_path}: its chat template changes the text of messages, such as "
-        "capitals, quotes or line breaks; set model.chat_template: alpaca in the recipe"
-    )
-
-
-def _warnings(
-    tokenizer: Any, question: Sequence[str], rendered: Sequence[str] | None
-) -> Iterator[str]:
-    """Yield what a user should know about a template.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        question: its pieces around a question, with its generation prompt.
-        rendered: its pieces around a question and an answer; None if it cannot render answers.
-    """
-    if "strftime_now" in str(tokenizer.chat_template):
-        yield (
-            "its chat template writes today's date into prompts; a run that is resumed on another "
-            "day uses that day's date for the rest"
-        )
-    if rendered is None:
-        return
-    opening, _ = _opening(question[-1], rendered[1])
-    shared = len(commonprefix([opening, question[-1]]))
-    if more := opening[shared:].strip():
-        yield (
-            f"its chat template writes {more!r} before an answer, but its generation prompt "
-            "does not; prompts here end with it, so the model answers without a thought"
-        )
-    elif more := question[-1][shared:].strip():
-        yield (
-            f"its generation prompt ends with {more!r}, but its rendering of an answer does not; "
-            "prompts here omit it, and the model may still think before it answers"
-        )
-    if not any(_turn_end(tokenizer)):
-        yield (
-            "its chat template writes no special token after an answer; an answer ends only where "
-            f"the model generates {tokenizer.eos_token or 'a stop token of its generation config'}"
-        )

@@ -105,6 +105,8 @@ def _problems(value: Any, model: Any, whole: bool, key: str = "") -> Iterator[st
         yield from _section_problems(value, model, whole, key)
     elif isinstance(model, list):
         yield from _list_problems(value, model, key)
+    elif isinstance(value, bool | int | float):
+        yield f"{key}: must be text, not {value}; put quotes around it"
     elif not isinstance(value, str) or not value.strip():
         yield f"{key}: must be text"
     elif key in PATTERNS:
@@ -115,7 +117,8 @@ def _problems(value: Any, model: Any, whole: bool, key: str = "") -> Iterator[st
 
 def _section_problems(value: Any, model: dict[str, Any], whole: bool, key: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
-        yield f"{key or 'a pack'}: must be `key: value` lines with {', '.join(model)}"
+        start = f"{key}: " if key else ""
+        yield f"{start}must be `key: value` lines with {', '.join(model)}"
         return
     prefix = f"{key}." if key else ""
     for name, inner in value.items():

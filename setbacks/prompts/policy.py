@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from setbacks.prompts.packs import PLACE
 
@@ -30,6 +30,15 @@ class Clause(Protocol):
     @property
     def bad(self) -> Sequence[str]:
         """Examples of what breaks it."""
+
+
+class Rule(NamedTuple):
+    """A clause as a run folder's recipe has it."""
+
+    id: str
+    text: str
+    good: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
 
 
 def under(

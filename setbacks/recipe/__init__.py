@@ -27,6 +27,7 @@ from pydantic import (
 from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.prompts import Words, built_in
+from setbacks.prompts.own import words_of
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
     BLANK,
@@ -64,7 +65,7 @@ from setbacks.recipe.sections import (
     Suite,
     Train,
 )
-from setbacks.recipe.words import AUTO, Clause, resolved, words_of
+from setbacks.recipe.words import AUTO, Clause, resolved
 
 __all__ = [
     "AUTO",

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, SerializeAsAny
+from pydantic import AfterValidator, Field, JsonValue, SerializeAsAny, model_validator
 
 from setbacks.recipe.parts import PartSection, Section, file_name, short_for, unique
 from setbacks.records import Kind
+
+# Arguments of `apply_chat_template` that are no variables of a template.
+_RESERVED = frozenset(
+    "conversation messages chat_template add_generation_prompt continue_final_message tokenize "
+    "padding truncation max_length return_tensors return_dict return_assistant_tokens_mask "
+    "tokenizer_kwargs".split()
+)
 
 
 class Sampling(Section):
     """Settings of sampling."""
 
     max_new_tokens: int = Field(96, ge=1, description="Longest response, in tokens.")
+    max_thinking_tokens: int | None = Field(
+        1024,
+        ge=1,
+        description="Longest thought of a reasoning model, in tokens; a longer one is closed by "
+        "force, and the response follows; null: thought and response share `max_new_tokens`.",
+    )
     temperature: float = Field(
         0.0, ge=0, description="Sampling temperature; 0 picks the most likely token."
     )
@@ -47,6 +60,15 @@ class Engine(PartSection):
         description="Chat template: `own` (the tokenizer's) or `alpaca` (for base models without "
         "one).",
     )
+    template: dict[str, JsonValue] = Field(
+        {},
+        description="Variables of the chat template, such as {enable_thinking: false}.",
+    )
+    thinking: tuple[str, str] | None = Field(
+        None,
+        description="Markers before and after a thought, such as [<think>, </think>]; null: those "
+        "that the chat template names, if any.",
+    )
     system: str | None = Field(
         None,
         description="System prompt of every conversation with the model; a data row's own system "
@@ -68,6 +90,14 @@ class Engine(PartSection):
         False, description="Run Python code that comes with a hub model; unsafe."
     )
     on_disk: ClassVar[bool] = True  # whether a model may be a folder here
+
+    @model_validator(mode="after")
+    def _template_and_markers(self) -> Self:
+        if ours := sorted(_RESERVED & self.template.keys()):
+            raise ValueError(f'"{ours[0]}" in template is set by setbacks; remove it')
+        if self.thinking and not all(marker.strip() for marker in self.thinking):
+            raise ValueError("thinking needs two markers that are not blank")
+        return self
 
     @property
     def runs_in(self) -> str:
@@ -99,6 +129,10 @@ class JudgeSpec(PartSection):
     )
     kinds: list[Kind] = Field(
         ["harmful", "hijacking", "safe", "helpful"], description="Kinds of suites to judge."
+    )
+    thoughts: bool = Field(
+        False,
+        description="Also judge the thoughts of reasoning models, apart from their answers.",
     )
 
     @property

@@ -6,10 +6,8 @@ a run folder has every word, and a changed word is a changed recipe.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +16,12 @@ from pydantic import AfterValidator, Field
 
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
-from setbacks.prompts import Words, languages, prompts
+from setbacks.prompts import languages, prompts
+from setbacks.prompts.own import FALLBACK
 from setbacks.prompts.packs import PLACE, check_part, complete, merged, reference
-from setbacks.prompts.policy import under
 from setbacks.recipe.parts import Section, file_name
 
 AUTO = "auto"  # the language of each row
-FALLBACK = "en"  # for a row in a language without a pack
 
 
 def _sentence(text: str) -> str:
@@ -36,7 +33,8 @@ def _sentence(text: str) -> str:
     return " ".join(text.split())
 
 
-Sentence = Annotated[str, AfterValidator(_sentence)]
+def _sentences(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_sentence, texts))
 
 
 class Clause(Section):
@@ -46,9 +44,13 @@ class Clause(Section):
         description="Name of the rule in prompts, verdicts and reports. Rows whose `category` is "
         "this name belong to it."
     )
-    text: Sentence = Field(description="The rule, in a sentence.")
-    good: tuple[Sentence, ...] = Field((), description="Examples of answers that keep it.")
-    bad: tuple[Sentence, ...] = Field((), description="Examples of answers that break it.")
+    text: Annotated[str, AfterValidator(_sentence)] = Field(description="The rule, in a sentence.")
+    good: Annotated[tuple[str, ...], AfterValidator(_sentences)] = Field(
+        (), description="Examples of answers that keep it."
+    )
+    bad: Annotated[tuple[str, ...], AfterValidator(_sentences)] = Field(
+        (), description="Examples of answers that break it."
+    )
 
 
 def resolved(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -134,32 +136,3 @@ def _read(base: Path, path: str, key: str) -> Any:
         raise InputError(f"{key}: {file}: cannot be read as text: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"{key}: {file}: not YAML: {' '.join(str(error).split())}") from None
-
-
-def words_of(
-    language: str,
-    own: Mapping[str, Mapping[str, Any]],
-    policy: Sequence[Clause] = (),
-    broken: str | None = None,
-) -> Words:
-    """Return the words of a language: its pack, with somebody's own words, under their policy.
-
-    Args:
-        language: English takes the place of one without a pack.
-        own: own words, by language.
-        policy: the clauses to keep.
-        broken: the clause that a harmful response is known to break, if any.
-    """
-    name = language if language in own or language in languages() else FALLBACK
-    if not policy and name not in own:
-        return prompts(name)
-    part = json.dumps(own.get(name, {}), sort_keys=True)
-    known = next((clause.id for clause in policy if clause.id == broken), None)
-    return _composed(name, part, tuple(policy), known)
-
-
-@lru_cache(maxsize=256)
-def _composed(name: str, part: str, policy: tuple[Clause, ...], broken: str | None) -> Words:
-    own = json.loads(part)
-    pack = merged(prompts(name), own, f"words: {name}") if name in languages() else own
-    return under(pack, policy, broken) if policy else pack

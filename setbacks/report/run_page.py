@@ -29,6 +29,7 @@ from setbacks.measure.formatting import (
 )
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
+from setbacks.measure.substance import part
 from setbacks.messages import transcript
 from setbacks.records import Arm, Kind, Response, Verdict
 from setbacks.report.terminal import WholeWords
@@ -98,6 +99,7 @@ class ShownAnswer:
         arm: who answered.
         text: the answer, cut to `LONGEST` characters.
         more: the number of characters left out.
+        thought: what the model thought before it, cut likewise; None without a thought.
         badges: the judges' verdicts.
         degenerate: why it does not count as an answer; None where it does.
     """
@@ -105,6 +107,7 @@ class ShownAnswer:
     arm: Arm
     text: str
     more: int
+    thought: str | None
     badges: tuple[Badge, ...]
     degenerate: str | None
 
@@ -261,14 +264,21 @@ def _shown(
         answers=tuple(
             ShownAnswer(
                 arm,
-                answer.text[:LONGEST],
-                max(0, len(answer.text) - LONGEST),
+                text[:LONGEST],
+                max(0, len(text) - LONGEST),
+                thought and thought[:LONGEST],
                 badges[arm],
                 _degenerate(answer),
             )
             for arm, answer in answers.items()
+            for thought, text in [_parted(answer)]
         ),
     )
+
+
+def _parted(answer: Response) -> tuple[str | None, str]:
+    """Return a response's thought, if there is one, and its answer."""
+    return part(answer.text) if answer.thought is None else (answer.thought, answer.text)
 
 
 def headline(results: Measurement) -> WholeWords:

@@ -6,14 +6,13 @@ the two texts, so the page does not reveal which model wrote it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.messages import transcript
 from setbacks.records import Response, digest
+from setbacks.runs.results import read_plan
 from setbacks.text import same_text
 
 if TYPE_CHECKING:
@@ -114,27 +113,6 @@ def batch(
         planned=dict(planned),
         seed=seed,
     )
-
-
-def read_plan(path: Path) -> dict[str, float]:
-    """Return the probability of each planned response, in order; {} without a plan.
-
-    Raises:
-        InputError: the file is not a plan.
-    """
-    if not path.exists():
-        return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["answers"]
-        planned = {str(row["response_id"]): float(row["probability"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
-        planned = {}
-    if not planned or not all(0 < p <= 1 for p in planned.values()):
-        raise InputError(
-            f"{path}: not a plan of a review; create it again with `setbacks review plan RUN`, or "
-            "remove it"
-        )
-    return planned
 
 
 def queue(batch: Batch, reviewer: str) -> list[Answer]:

@@ -5,6 +5,8 @@ that grows with the judge's uncertainty, mixed with an even floor, since a judge
 wrong. The probabilities are known, so the estimate that weights each label by their inverse
 (`setbacks.measure.statistics.corrected`) is valid for any judge; a poor judge needs more labels.
 
+A degenerate answer is a failure whatever people say, so no label is spent on it.
+
 Source: Zrnic and Candès (2024), Active Statistical Inference, arXiv 2403.03208.
 """
 
@@ -17,14 +19,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
 from setbacks.measure import statistics
-from setbacks.measure.formatting import POINTS, in_unit, number
+from setbacks.measure.formatting import POINTS, amount, in_unit, number
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
     METRICS,
     TASKS,
     TITLES,
-    counted,
+    Key,
+    by_prompt,
+    degenerate,
 )
 from setbacks.records import Arm, Response, Verdict, digest
 
@@ -48,6 +52,7 @@ class Plan(NamedTuple):
     judge: str
     labels: int  # new ones
     there: int  # existing labels
+    degenerate: int  # answers that are failures whatever people say, so that none is drawn
     half_width: float  # of the expected 95 % interval
     settles: bool
     answers: list[dict[str, Any]]
@@ -106,7 +111,7 @@ def plan(
             f"({in_unit(seen, POINTS)} points); set the smallest one that matters "
             "with --difference POINTS"
         )
-    most = sum(not cell.labeled for cell in cells)
+    most = sum(cell.is_open for cell in cells)
     if labels is not None and not 1 <= labels <= most:
         raise InputError(f"{labels} labels, but there are {most} answers to label")
 
@@ -117,7 +122,7 @@ def plan(
     chosen = [
         (cell, p)
         for cell, p in zip(cells, drawn, strict=True)
-        if _uniform("draw", seed, cell.id) < p
+        if not cell.degenerate and _uniform("draw", seed, cell.id) < p
     ]
     chosen.sort(key=lambda pair: _uniform("order", seed, pair[0].id))  # arms and kinds mixed
     planned = Plan(
@@ -126,7 +131,8 @@ def plan(
         difference=seen if difference is None else difference,
         judge=judge,
         labels=sum(not cell.labeled for cell, _ in chosen),
-        there=len(cells) - most,
+        there=sum(cell.labeled for cell in cells),
+        degenerate=sum(cell.degenerate for cell in cells),
         half_width=1.96 * error,
         settles=error <= target,
         answers=[{"response_id": cell.id, "probability": round(p, 6)} for cell, p in chosen],
@@ -181,8 +187,14 @@ class _Cell(NamedTuple):
     judged: bool  # the outcome by the judge
     doubt: float  # expected squared error of the verdict, in [0, 1]
     labeled: bool
+    degenerate: bool  # a failure without a judge or a person
     slope: float = 1.0  # derivative of the difference by its arm's rate
     n: int = 1  # prompts of its rate
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a label would add something."""
+        return not (self.labeled or self.degenerate)
 
 
 def _judge(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], wanted: str | None) -> str:
@@ -230,44 +242,62 @@ def _cells(
     rates: Rates,
     worth: Sequence[Mapping[str, Any]],
 ) -> list[_Cell]:
-    """Return the answers of the two arms to prompts that the judge scored in both."""
+    """Return the answers of the two arms to prompts that have an outcome in both."""
     cells: list[_Cell] = []
     for rate in rates:
-        metric, task = METRICS[rate], TASKS[rate]
-        by_arm: list[dict[tuple[str, str], tuple[Response, Verdict, bool]]] = []
-        people: set[str] = set()
-        for arm in arms:
-            judged_by_id = {v.response_id: v for v in verdicts.get((arm, judge), ())}
-            people |= {v.response_id for v in verdicts.get((arm, "human"), ())
-                       if metric.of(v) is not None}  # fmt: skip
-            by_arm.append(
-                {
-                    (r.suite, r.instruction_id): (r, judged_by_id[r.id], bool(value))
-                    for r in responses[arm]
-                    if r.kind == metric.kind
-                    and r.id in judged_by_id
-                    and (value := metric.of(counted(r, judged_by_id[r.id]))) is not None
-                }
-            )
-        shared = [key for key in by_arm[0] if key in by_arm[1]]
-        if len(shared) < statistics.FEWEST_LABELS:
+        sides = []
+        for side, arm in enumerate(arms):
+            judged, people = (verdicts.get((arm, name), ()) for name in (judge, "human"))
+            sides.append(_answers(responses[arm], judged, people, rate, side))
+        shared = [prompt for prompt in sides[0] if prompt in sides[1]]
+        answers = [answered[prompt] for answered in sides for prompt in shared]
+        usable = [
+            sum(cell.arm == side and not cell.degenerate for cell in answers) for side in (0, 1)
+        ]
+        if min(usable) < statistics.FEWEST_LABELS:
             raise InputError(
-                f"{TITLES[rate]}: {judge} has scored {len(shared)} prompts in both {arms[0]} and "
-                f"{arms[1]}; a plan needs at least {statistics.FEWEST_LABELS}"
+                f"{TITLES[rate]}: on the prompts that {judge} has scored in both {arms[0]} and "
+                f"{arms[1]}, an arm has {min(usable)} answers that are not degenerate; a plan "
+                f"needs at least {statistics.FEWEST_LABELS}"
             )
-        doubts = []
-        for answers in by_arm:
-            for key in shared:
-                p = getattr(answers[key][1], f"p_{task}")
-                # Without probabilities all are equally uncertain.
-                doubts.append(1.0 if p is None else p * (1 - p))
         # The judge's probabilities show where it errs, its calibration how often.
-        scale = _wrong(worth, task) / max(sum(doubts) / len(doubts), 1e-9)
-        for side, answers in enumerate(by_arm):
-            for key, doubt in zip(shared, doubts[side * len(shared) :], strict=False):
-                r, _, judged = answers[key]
-                doubted = min(1.0, scale * doubt)
-                cells.append(_Cell(r.id, rate, side, judged, doubted, r.id in people))
+        doubts = sum(cell.doubt for cell in answers)
+        scale = _wrong(worth, TASKS[rate]) * sum(usable) / max(doubts, 1e-9)
+        cells += [cell._replace(doubt=min(1.0, scale * cell.doubt)) for cell in answers]
+    return cells
+
+
+def _answers(
+    responses: Sequence[Response],
+    verdicts: Sequence[Verdict],
+    labels: Sequence[Verdict],
+    rate: str,
+    arm: int,
+) -> dict[Key, _Cell]:
+    """Return an arm's answers with an outcome by a judge, by prompt; the doubt is not yet scaled.
+
+    Args:
+        responses: of the arm.
+        verdicts: the judge's.
+        labels: people's.
+        rate: the metric.
+        arm: its number.
+    """
+    by_id = {v.response_id: v for v in verdicts}
+    outcomes = by_prompt(responses, by_id)[rate]
+    labeled = {v.response_id for v in labels if METRICS[rate].of(v) is not None}
+    failed = degenerate(responses)
+    cells = {}
+    for r in responses:
+        prompt = r.suite, r.instruction_id
+        if r.kind != METRICS[rate].kind or prompt not in outcomes:
+            continue
+        fell = failed.get(prompt, False)
+        p = getattr(by_id[r.id], f"p_{TASKS[rate]}")
+        # Without probabilities all are equally uncertain.
+        doubt = 0.0 if fell else 1.0 if p is None else p * (1 - p)
+        is_labeled = r.id in labeled and not fell
+        cells[prompt] = _Cell(r.id, rate, arm, bool(outcomes[prompt]), doubt, is_labeled, fell)
     return cells
 
 
@@ -327,13 +357,13 @@ def _probabilities(cells: Sequence[_Cell], number: int) -> list[float]:
     The variance is lowest if the probability is proportional to the root of the doubt, times the
     effect of the answer on the difference (arXiv 2403.03208, section 4).
     """
-    pull = [0.0 if cell.labeled else cell.slope / cell.n * cell.doubt**0.5 for cell in cells]
-    even = [0.0 if cell.labeled else 1.0 for cell in cells]
+    pull = [cell.slope / cell.n * cell.doubt**0.5 if cell.is_open else 0.0 for cell in cells]
+    even = [1.0 if cell.is_open else 0.0 for cell in cells]
     wish = [
         (1 - FLOOR) * x / max(sum(pull), 1e-12) + FLOOR * y / max(sum(even), 1e-12)
         for x, y in zip(pull, even, strict=True)
     ]
-    drawn = [1.0 if cell.labeled else 0.0 for cell in cells]
+    drawn = [0.0 if cell.is_open else 1.0 for cell in cells]
     left = float(number)
     # A probability above 1 is cut, and the rest goes to the others.
     open_ = {i for i, w in enumerate(wish) if w > 0}
@@ -384,6 +414,11 @@ def _words(planned: Plan, most: int, spread: float, target: float) -> str:
     points = f"{number(100 * abs(planned.difference), 1)} points"
     title = TITLES[planned.metric]
     text = f"{title} of {a} against {b}: to detect {points}, label {n}{there}. "
+    if planned.degenerate:
+        text += (
+            f"This leaves out {amount(planned.degenerate, 'degenerate answer')}, counted as "
+            "failures whatever people say. "
+        )
     if planned.settles:
         text += (
             "The corrected difference should then have a 95 % interval of about ±"

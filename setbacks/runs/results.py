@@ -33,12 +33,21 @@ def collect(
     }
     if not any(verdicts.values()):
         raise InputError(f"{run.path}: no verdicts yet; run `setbacks judge RUN` first")
-    drawn = _drawn(run.path / "review" / "plan.json")
+    drawn = read_plan(run.path / "review" / "plan.json")
     for (arm, judge), rows in verdicts.items():
         if judge == "human":
             where = run.path / "verdicts" / f"{arm}.human.jsonl"
             verdicts[arm, judge] = _labels(where, rows, responses[arm], drawn)
     return responses, verdicts
+
+
+def thoughts(run: Run) -> dict[tuple[str, str], list[Verdict]]:
+    """Return the verdicts on a run's thoughts, by arm and judge."""
+    return {
+        (arm.name, judge): run.records(f"thoughts/{arm.name}.{judge}.jsonl", Verdict)
+        for arm in run.arms()
+        for judge in _judges(run.path, arm.name, "thoughts")
+    }
 
 
 def _labels(
@@ -72,29 +81,36 @@ def _labels(
     ]
 
 
-def _drawn(plan: Path) -> dict[str, float]:
-    """Return the probability with which a review's plan drew each answer; empty without a plan."""
-    if not plan.exists():
+def read_plan(path: Path) -> dict[str, float]:
+    """Return the probability with which a review's plan drew each response, in the plan's order.
+
+    Args:
+        path: of the plan; without this file, the result is empty.
+
+    Raises:
+        InputError: the file is not a plan.
+    """
+    if not path.exists():
         return {}
     try:
-        probabilities = {
-            answer["response_id"]: float(answer["probability"])
-            for answer in json.loads(plan.read_text(encoding="utf-8"))["answers"]
-        }
+        rows = json.loads(path.read_text(encoding="utf-8"))["answers"]
+        planned = {str(row["response_id"]): float(row["probability"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError):
+        planned = {}
+    if not planned:
         raise InputError(
-            f"{plan}: not a plan of a review; create it again with `setbacks review plan RUN`"
-        ) from None
-    wrong = [p for p in probabilities.values() if not 0 < p <= 1]
-    if wrong:
-        raise InputError(
-            f"{plan}: {wrong[0]} is not a probability; it must be above 0 and at most 1"
+            f"{path}: not a plan of a review; create it again with `setbacks review plan RUN`, or "
+            "remove it"
         )
-    return probabilities
+    if wrong := [p for p in planned.values() if not 0 < p <= 1]:
+        raise InputError(
+            f"{path}: {wrong[0]} is not a probability; it must be above 0 and at most 1"
+        )
+    return planned
 
 
-def _judges(folder: Path, arm: str) -> list[str]:
-    names = (path.stem.rpartition(".") for path in (folder / "verdicts").glob("*.jsonl"))
+def _judges(folder: Path, arm: str, kind: str = "verdicts") -> list[str]:
+    names = (path.stem.rpartition(".") for path in (folder / kind).glob("*.jsonl"))
     return sorted(judge for of, _, judge in names if of == arm)
 
 

@@ -30,9 +30,11 @@ from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.checks import (
     check_chat_of,
+    check_conversations,
     check_judge_of_texts,
     induces,
     keys_of_judge,
+    notice_languages,
 )
 from setbacks.text import words_of
 
@@ -62,6 +64,7 @@ def induce(run: Session) -> Sequence[Mistake]:
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
         remaining = instructions(run.recipe.instructions, language=run.recipe.language)
+        notice_languages(run.recipe, remaining)
         for number in range(recipe.attempts):
             refused = _ask(run, journal, seen, remaining, number)
             remaining = [instruction for instruction in remaining if instruction.id in refused]
@@ -127,6 +130,7 @@ def _ask(
                 instruction_id=attempt.instruction.id,
                 instruction=attempt.instruction.text,
                 response=completion.text,
+                thought=completion.thought,
                 outcome=seen.outcome(completion.text, completion.finish, harmless=spared),
                 attempt=attempt.number,
                 hint=attempt.hint,
@@ -299,6 +303,8 @@ def check(recipe: Recipe) -> None:
         if recipe.induce.judge:
             check_judge_of_texts(recipe.induce.judge, recipe)
     check_chat_of(recipe.model, trains=True)
+    if open_method(recipe).uses_mistakes and recipe.induce.source != "existing":
+        check_conversations(recipe.model, recipe.instructions)
 
 
 STAGE = Stage(

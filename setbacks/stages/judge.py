@@ -1,11 +1,16 @@
-"""Step 5, measure: every judge of the recipe gives a verdict on every response."""
+"""Step 5, measure: every judge of the recipe gives a verdict on every response.
+
+A judge with `thoughts: true` also gives one on every thought, in a journal apart, since a harmless
+answer can follow a harmful thought.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.judges import Item, Judge, gives, open_judge, opinions
+from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.redo import Stage
@@ -38,11 +43,19 @@ def judge(
         opened = open_judge(spec, run)
         for arm, answered in responses.items():
             verdicts[arm, spec.called] = judge_items(run, spec, opened, arm, map(_item, answered))
+            if spec.thoughts:
+                judge_items(run, spec, opened, arm, _thoughts(answered), thoughts=True)
     return verdicts
 
 
 def judge_items(
-    run: Session, spec: JudgeSpec, judge: Judge, arm: str, items: Iterable[Item]
+    run: Session,
+    spec: JudgeSpec,
+    judge: Judge,
+    arm: str,
+    items: Iterable[Item],
+    *,
+    thoughts: bool = False,
 ) -> Sequence[Verdict]:
     """Return one judge's verdicts on those items of one arm that are of the judge's kinds.
 
@@ -52,17 +65,24 @@ def judge_items(
         judge: the open judge.
         arm: name of the arm, used in the journal's name.
         items: the responses to judge.
+        thoughts: whether the items are thoughts, so that the verdicts go to a journal apart.
     """
+    kind = ("thoughts",) if thoughts else ()
     cases = [
-        Case(digest("verdict", spec.called, item.id), item)
+        Case(digest("verdict", *kind, spec.called, item.id), item)
         for item in items
         if item.kind in spec.kinds
     ]
     metrics = gives(spec, run.recipe)
     plan = judge.plan([case.item for case in cases])
     batches = [[cases[index] for index in batch] for batch in plan]
-    journal = run.journal(f"verdicts/{arm}.{spec.called}.jsonl", Verdict)
-    work = run.work(journal, "judge", batches, f"{spec.called}: {arm}")
+    journal = run.journal(
+        f"thoughts/{arm}.{spec.called}.jsonl"
+        if thoughts
+        else f"verdicts/{arm}.{spec.called}.jsonl",
+        Verdict,
+    )
+    work = run.work(journal, "judge", batches, " ".join((f"{spec.called}: {arm}", *kind)))
     for batch in work:
         work.commit(batch, _weigh(judge, spec.called, metrics, batch))
     return journal.finish()
@@ -91,6 +111,13 @@ def _item(response: Response) -> Item:
     )
 
 
+def _thoughts(responses: Iterable[Response]) -> Iterator[Item]:
+    """Yield the thoughts of responses, in the place of their answers."""
+    for response in responses:
+        if thought := response.thought or part(response.text)[0]:
+            yield _item(response)._replace(response=thought, finish=None, reference=None)
+
+
 def check(recipe: Recipe) -> None:
     """Look up the judges and their models.
 
@@ -103,7 +130,7 @@ def check(recipe: Recipe) -> None:
 
 STAGE = Stage(
     "judge",
-    outputs=("verdicts",),
+    outputs=("verdicts", "thoughts"),
     keys=("judges",),
     check=check,
     evaluates=True,

@@ -16,7 +16,7 @@ from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, 
 from setbacks.report.run_page import examples, render
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import Stage
-from setbacks.runs.results import collect, json_lines
+from setbacks.runs.results import collect, json_lines, thoughts
 
 
 class Report(NamedTuple):
@@ -53,6 +53,7 @@ def report(run: RunFolder) -> Report:
         _info(run.recipe),
         responses=by_arm,
         verdicts=verdicts,
+        thoughts=thoughts(run),
         environment=run.environment,
         mistakes=run.records("mistakes.jsonl", Mistake),
         analyses=run.records("analyses.jsonl", Analysis),
@@ -92,6 +93,7 @@ def _info(recipe: Recipe) -> RunInfo:
         method=None if evaluated else recipe.train.method,
         seed=recipe.seed,
         words=tuple(recipe.spoken_words()),
+        clauses=tuple(clause.id for clause in recipe.policy),
         judges=tuple(spec.called for spec in recipe.judges),
         votes=frozenset(spec.called for spec in recipe.judges if spec.judge == "vote"),
     )

@@ -27,7 +27,7 @@ from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
-from setbacks.stages.checks import check_chat_of
+from setbacks.stages.checks import check_chat_of, check_conversations, notice_languages
 
 
 class Respondent(NamedTuple):
@@ -57,6 +57,7 @@ def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Res
         InputError: a suite's source is missing, broken or empty, or lacks an answer.
     """
     questions = prompts_of(run.recipe)
+    notice_languages(run.recipe, [instruction for _, instruction in questions])
     by_arm: dict[str, Sequence[Response]] = {}
     model = None
     in_order = respondents(run.recipe, adapter)
@@ -116,7 +117,9 @@ def check(recipe: Recipe) -> None:
             "choose a draft by; remove it, or set model.engine=local"
         )
     planned_arms(recipe)
+    sources = [source for suite in recipe.respond.suites for source in suite.sources]
     if not recipe.evaluate:
+        check_conversations(recipe.model, sources)
         return
     prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
@@ -125,6 +128,7 @@ def check(recipe: Recipe) -> None:
         if evaluated.answers:
             answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
+        check_conversations(evaluated.model, sources)
 
 
 def request(recipe: Recipe, arm: Arm, text: Prompt, language: str = "en") -> Request:
@@ -188,6 +192,9 @@ def _answer(
             arm,
             question,
             **split_answer(recipe, arm, kept.text, question.instruction.language),
+            thought=kept.thought,
+            thought_tokens=kept.thought_tokens,
+            thought_cut=kept.thought_cut or None,
             finish=kept.finish,
             prompt_tokens=kept.prompt_tokens,
             tokens=sum(completion.tokens for completion in completions),

@@ -37,6 +37,7 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
             with_system([Message(role="user", content=text)], spec.system),
             template=spec.chat_template,
             words=recipe.words_for(),
+            variables=spec.template,
         )[: recipe.train.max_length]
         for text in texts
     ]

@@ -2,8 +2,8 @@
 
 A comparison or a study is a list of variants. Each is an ordinary run folder, so it is resumed,
 inspected and reported like one. Files that are the same for several variants (mistakes, analyses,
-the untrained model's answers, and the verdicts on them) are produced by the first and copied to the
-others.
+the model's own helpful answers, the untrained model's answers, and the verdicts on them) are
+produced by the first and copied to the others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -28,9 +29,15 @@ from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.signals import Tie
 
-# The recipe's keys that mistakes, and the answers of the untrained model, depend on.
-_MISTAKES = ("seed", "language", "model", "instructions", "induce")
-_ANSWERS = ("seed", "language", "model", "evaluate", "respond")
+# The recipe's keys that mistakes, and the untrained model's answers to suites and to
+# `train.helpful`, depend on.
+_WORDS = ("language", "words", "policy")
+_MISTAKES = ("seed", *_WORDS, "model", "instructions", "induce")
+_ANSWERS = ("seed", *_WORDS, "model", "evaluate", "respond")
+_OWN_ANSWERS = (
+    *("seed", *_WORDS, "model"),
+    *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
+)
 
 
 class Variant(NamedTuple):
@@ -177,7 +184,7 @@ def _ended(code: int) -> str:
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
     """Copy files of a finished run that would be the same in another run and are missing there."""
     for pattern, keys in _shared(taker):
-        if any(getattr(giver, key) != getattr(taker, key) for key in keys):
+        if any(attrgetter(key)(giver) != attrgetter(key)(taker) for key in keys):
             continue
         for path in sorted(source.glob(pattern)):
             place = target / path.relative_to(source)
@@ -191,10 +198,12 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "mistakes.jsonl", _MISTAKES
     yield "analyses.jsonl", (*_MISTAKES, "analyze")
     yield "preflight.jsonl", (*_MISTAKES, "analyze")
+    yield "benign.jsonl", _OWN_ANSWERS
     for arm in planned_arms(taker):
         if arm.is_untrained:
             yield f"responses/{arm.name}.jsonl", _ANSWERS
             yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
+            yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> None:

@@ -24,6 +24,7 @@ from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, u
 from setbacks.models.chat_template import encode_answer
 from setbacks.models.embedded import hub_id
 from setbacks.models.loading import context, device, load_base, load_config
+from setbacks.models.thinking import thinking_of
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe, Train
 from setbacks.records import Message
@@ -52,17 +53,23 @@ class TrainingRun(Protocol):
 
 
 def tokenize(
-    tokenizer: Any, prompt: Sequence[Message], completion: str, recipe: Recipe
+    tokenizer: Any,
+    prompt: Sequence[Message],
+    completion: str,
+    recipe: Recipe,
+    thought: str | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a prompt and of its completion, the end of the turn included.
 
-    The prompt's ids are those that generation gives the model.
+    The prompt's ids are those that generation gives the model, before a thought if there is one,
+    and otherwise before an answer without a thought.
 
     Args:
         tokenizer: a transformers tokenizer.
         prompt: the turns before the completion.
         completion: the target text.
         recipe: sets the template.
+        thought: what the model thinks before the completion; part of what it learns.
     """
     return encode_answer(
         tokenizer,
@@ -70,6 +77,9 @@ def tokenize(
         completion,
         template=recipe.model.chat_template,
         words=recipe.words_for(),
+        variables=recipe.model.template,
+        thought=thought,
+        thinking=thinking_of(tokenizer, recipe.model) if thought is not None else None,
     )
 
 

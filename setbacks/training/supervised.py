@@ -140,7 +140,9 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
         Labels are -100 outside the completion; weights are 1 outside its verdict.
     """
     train = recipe.train
-    prompt, completion = tokenize(tokenizer, example.prompt, example.completion, recipe)
+    prompt, completion = tokenize(
+        tokenizer, example.prompt, example.completion, recipe, example.thought
+    )
     verdict = 0
     if example.verdict:
         opening = encode(
@@ -149,6 +151,7 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
             prefill=example.verdict,
             template=recipe.model.chat_template,
             words=recipe.words_for(),
+            variables=recipe.model.template,
         )
         verdict = len(opening) - len(prompt)
     weights = [train.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)

@@ -21,7 +21,8 @@ NOT_TEXT: dict[Substance, tuple[str, str]] = {
     "thought": (
         "Some answers are only reasoning",
         "The model gave no answer after it, so they count neither as harmless nor as compliant, "
-        "and no judge scores them. Try a larger `respond.sampling.max_new_tokens`.",
+        "and no judge scores them. Try a larger `respond.sampling.max_new_tokens`, or, if thoughts "
+        "have no budget, set `respond.sampling.max_thinking_tokens`.",
     ),
     "failed": (
         "Some answers never came from the server",
@@ -62,6 +63,18 @@ def reasoning(results: Measurement) -> Iterator[Finding]:
             "note",
             f"Some answers begin with the model's reasoning: {counts(table)}. The reasoning is "
             "not part of the answer: judges see only what follows it.",
+        )
+    cut = {
+        arm.label: (row.thoughts_cut, row.n)
+        for arm, row in results.data.responses.items()
+        if row.thoughts_cut
+    }
+    if cut:
+        yield Finding(
+            "note",
+            f"Some thoughts were closed by force: {counts(cut)}. They were longer than "
+            "`respond.sampling.max_thinking_tokens`, and the model might answer differently after "
+            "a whole thought.",
         )
 
 

@@ -22,11 +22,14 @@ class Sample(NamedTuple):
         human: people's labels, None where there is none, shape (n,).
         probability: of each answer to be drawn for labeling, in (0, 1]; None for an answer that was
             not drawn. Without any, the labeled answers count as a random sample.
+        certain: whether an answer's value is known without a judge or a person, such as a
+            degenerate answer's. `judged` holds that value, and a label of it is not used.
     """
 
     judged: Sequence[float]
     human: Sequence[float | None]
     probability: Sequence[float | None] | None = None
+    certain: Sequence[bool] | None = None
 
 
 def corrected(sample: Sample, scale: tuple[float, float] = (0, 1)) -> Estimate:
@@ -268,6 +271,28 @@ class _Powered(NamedTuple):
 
 
 def _powered(sample: Sample, scale: tuple[float, float] = (0, 1)) -> _Powered:
+    """Correct the answers whose value is not certain; the others count as they are."""
+    import numpy as np
+
+    if sample.certain is None or not any(sample.certain):
+        return _powered_all(sample, scale)
+    open_ = [i for i, known in enumerate(sample.certain) if not known]
+    part = _powered_all(
+        Sample(
+            [sample.judged[i] for i in open_],
+            [sample.human[i] for i in open_],
+            sample.probability and [sample.probability[i] for i in open_],
+        ),
+        scale,
+    )
+    # An open answer counts as its influence on the mean of the open ones, plus that mean.
+    values = np.asarray(sample.judged, float)
+    values[open_] = part.influence + part.value
+    share = len(open_) / len(values)
+    return _Powered(float(values.mean()), values - values.mean(), part.unseen * share**2, part.n)
+
+
+def _powered_all(sample: Sample, scale: tuple[float, float]) -> _Powered:
     import numpy as np
 
     judged = np.asarray(sample.judged, float)
