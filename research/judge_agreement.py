@@ -315,11 +315,13 @@ def compare(name: str, data: Data, rows: Sequence[Labeled]) -> list[dict[str, An
             }
         ]
 
+    any_partial = any(row.partial for row in rows)
+
     def every(row: Labeled) -> bool:
         return True
 
     def whole(row: Labeled) -> bool:
-        return not row.partial
+        return any_partial and not row.partial
 
     def answers(row: Labeled) -> bool:
         return not refuses(row.response)
