@@ -137,7 +137,10 @@ class Analysis(Record):
         "passed."
     )
     score: float = Field(description="Ranks the candidates that passed; higher is better.")
-    category: str | None = Field(description="Copied from the response.")
+    category: str | None = Field(
+        description="Copied from the response; without one, the clause of the policy that the "
+        "analysis names."
+    )
     language: str = Field(description="Copied from the response.")
     analyst: str = Field(description="Model that wrote the analysis.")
 

@@ -19,7 +19,7 @@ from setbacks.prompts import built_in, languages, pack_file, prompts
 from setbacks.prompts.packs import reference
 from setbacks.prompts.policy import named
 from setbacks.recipe import Clause, JudgeSpec, Recipe
-from setbacks.records import Analysis
+from setbacks.records import Analysis, Mistake
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import differences, first_affected
 from setbacks.stages import STAGES
@@ -318,6 +318,13 @@ def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engin
     assert all(text.startswith(starts(prompts("zh")["revise"])) for text in asked)
 
 
+def mistake(id_, category):
+    return Mistake(
+        id=id_, instruction_id=id_, instruction="<q>", response=f"<bad {id_}>", outcome="mistake",
+        attempt=0, hint=None, category=category, language="en", source="", model=None,
+    )  # fmt: skip
+
+
 # A policy ---------------------------------------------------------------------------------------
 
 
@@ -344,6 +351,19 @@ def test_a_mistake_of_a_known_clause_is_analyzed_under_this_one():
     assert "weapons" not in words["analyze"]["harmful"] and "weapons" in words["guided"]
     other = Recipe(policy=POLICY).words_for(broken="a category that is no clause")
     assert other == Recipe(policy=POLICY).words_for()
+
+
+def test_an_analysis_without_a_category_gets_that_of_the_clause_that_it_names(
+    open_session, fake_engine, monkeypatch
+):
+    def talker(self, request, sampling):
+        broken = "It breaks privacy, since it tells a secret of somebody else to a stranger."
+        return f"{request.prefill} {broken if 'Say which of these' in request.prompt else '...'}"
+
+    monkeypatch.setattr(fake_engine.Rules, "talker", talker)
+    run = open_session(policy=POLICY, analyze={"min_overlap": 0, "min_words": 1, "contrast": []})
+    mistakes = [mistake("1", None), mistake("2", "theft")]
+    assert {one.category for one in analyze(run, mistakes)} == {"privacy", "theft"}
 
 
 def test_a_policy_is_a_list_in_a_file(file):

@@ -35,6 +35,7 @@ from setbacks.inspect_ai.messages import as_input, chat_messages
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
 from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
+from setbacks.messages import turns_of, with_system
 from setbacks.prompts import ask
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Kind, Response, Verdict, digest
@@ -86,6 +87,7 @@ def logs(
     """
     by_judge = {judge: {v.response_id: v for v in own} for judge, own in verdicts.items()}
     declared = {spec.called: gives(spec, recipe) for spec in recipe.judges}
+    system = _system(recipe, arm)
     for suite in dict.fromkeys(response.suite for response in responses):
         answered = [response for response in responses if response.suite == suite]
         first = answered[0]
@@ -127,7 +129,7 @@ def logs(
             ),
             plan=EvalPlan(config=_config(recipe, first)),
             samples=[
-                _sample(recipe, response, {j: by_judge[j].get(response.id) for j in judges})
+                _sample(recipe, system, response, {j: by_judge[j].get(response.id) for j in judges})
                 for response in answered
             ],
             stats=EvalStats(model_usage=_usage(answered)),
@@ -171,8 +173,19 @@ def _config(recipe: Recipe, response: Response) -> GenerateConfig:
     )
 
 
+def _system(recipe: Recipe, arm: Arm) -> str | None:
+    """The system prompt of an arm's model; None if there is none or the model is unknown."""
+    if not recipe.evaluate:
+        return recipe.model.system
+    models = [spec.model for spec in recipe.evaluate if spec.name == arm.model]
+    return models[0].system if models and models[0] else None
+
+
 def _sample(
-    recipe: Recipe, response: Response, verdicts: Mapping[str, Verdict | None]
+    recipe: Recipe,
+    system: str | None,
+    response: Response,
+    verdicts: Mapping[str, Verdict | None],
 ) -> EvalSample:
     guided = recipe.words_for(response.language)["guided"]
     instruction = response.instruction
@@ -186,7 +199,7 @@ def _sample(
         epoch=1,
         input=as_input(instruction),
         target=response.reference or "",
-        messages=[*chat_messages(prompt), reply],
+        messages=[*chat_messages(with_system(turns_of(prompt), system)), reply],
         output=ModelOutput(
             model=model,
             choices=[

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from setbacks.data.formats import read_csv
 from setbacks.data.labels import is_absent, is_missing, truth
 from setbacks.errors import InputError
+from setbacks.messages import Message, Prompt, prompt_of
 from setbacks.notices import notice
 from setbacks.review.answers import Batch, answer_id, loosely
 from setbacks.review.formats import CHOICES, FILLED_IN, FORMULA
@@ -189,7 +191,7 @@ def _from_argilla(row: Mapping[str, Any], answer: str, reviewer: str | None) -> 
 
 
 def _find(row: Mapping[str, Any], batch: Batch) -> str:
-    """Return the answer of an entry: by its id, a response's id, or the two texts."""
+    """Return the answer of an entry: by its id, a response's id, or what was asked and answered."""
     if (name := row.get("answer")) is not None:
         if name in batch.answers:
             return str(name)
@@ -198,17 +200,34 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
         if name in batch.by_response:
             return batch.by_response[name]
         raise InputError(f"response {name!r:.60} is not in this run")
-    texts = row.get("instruction"), row.get("response")
-    if None in texts:
+    asked, answered = row.get("instruction"), row.get("response")
+    if None in (asked, answered):
         raise InputError(
             "has neither `answer`, nor `response_id`, nor `instruction` and `response`"
         )
-    if (exact := answer_id(*map(str, texts))) in batch.answers:
-        return exact
-    ids = batch.by_text.get(loosely(*map(str, texts)), ())
-    if len(ids) != 1:
-        raise InputError("this instruction with this response is not in this run")
-    return ids[0]
+    readings = [(prompt, str(answered)) for prompt in _prompts(asked)]
+    for reading in readings:
+        if (exact := answer_id(*reading)) in batch.answers:
+            return exact
+    for reading in readings:
+        if len(ids := batch.by_text.get(loosely(*reading), [])) == 1:
+            return ids[0]
+    raise InputError("this instruction with this response is not in this run")
+
+
+def _prompts(value: Any) -> Iterator[Prompt]:
+    """Yield what an instruction can be: a text; or messages, also as JSON text, as in a table."""
+    if not isinstance(value, list | tuple):
+        yield str(value)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, list | tuple):
+        with suppress(ValidationError):
+            yield prompt_of(_MESSAGES.validate_python(value))
+
+
+_MESSAGES = TypeAdapter(tuple[Message, ...])
 
 
 def _who(name: Any, default: str | None) -> str:
