@@ -6,7 +6,9 @@ BPE, and SentencePiece's way of writing a blank as part of the word after it.
 """
 
 import json
+import re
 from functools import cache
+from importlib.resources import files
 from typing import NamedTuple
 
 from setbacks.prompts import prompts
@@ -228,6 +230,158 @@ EMPTY_THOUGHT = Family(
     "<|end|>",
     unflagged="<think> </think>",
 )
+
+# Of conversations with system and tool turns: what the published templates below do not show.
+_ALTERNATES = (
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles "
+    "must alternate user/assistant/user/assistant/...') }}{% endif %}"
+)
+_MISTRAL = "<s> </s> [INST] [/INST] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]"
+_NINE = (
+    "{% if ID is not defined or ID | length != 9 %}{{ raise_exception('Tool call IDs should be "
+    "alphanumeric strings with length 9!') }}{% endif %}"
+)
+_MISTRAL_CALLS = (
+    "{% elif m.tool_calls is defined %}[TOOL_CALLS][{% for call in m.tool_calls %}"
+    + _NINE.replace("ID", "call.id")
+    + '{{ (call.function | tojson)[:-1] }}, "id": "{{ call.id }}"}'
+    "{{ '' if loop.last else ', ' }}"
+    "{% endfor %}]{{ eos_token }}{% elif m.role == 'tool' %}"
+    + _NINE.replace("ID", "m.tool_call_id")
+)
+CONVERSING = {
+    "llama 2": Family(
+        "{% if messages[0].role == 'system' %}{% set loop_messages = messages[1:] %}{% set "
+        "system = "
+        "messages[0].content %}{% else %}{% set loop_messages = messages %}{% set system = false %}"
+        "{% endif %}{% for m in loop_messages %}" + _ALTERNATES + "{% if loop.first and system %}"
+        "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m.content %}{% else %}"
+        "{% set content = m.content %}{% endif %}{% if m.role == 'user' %}{{ bos_token + '[INST] "
+        "' + "
+        "content.strip() + ' [/INST]' }}{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}"
+        "{% endif %}{% endfor %}",
+        "<s> </s>",
+        "</s>",
+        "</s>",
+        "</s>",
+        "<s>",
+    ),
+    "mistral v0.1": Family(
+        "{{ bos_token }}{% for m in messages %}" + _ALTERNATES + "{% if m.role == 'user' %}"
+        "{{ '[INST] ' + m.content + ' [/INST]' }}{% elif m.role == 'assistant' %}"
+        "{{ m.content + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant "
+        "roles are supported!') }}{% endif %}{% endfor %}",
+        "<s> </s>",
+        "</s>",
+        "</s>",
+        "</s>",
+        "<s>",
+    ),
+    "mistral v0.3": Family(  # the system prompt is in the last turn, if that is the user's
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+        "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% "
+        "endif %}"
+        "{% set ns = namespace(index=0) %}{% for m in loop_messages %}{% if m.role != 'tool' and "
+        "m.tool_calls is not defined %}{% if (m.role == 'user') != (ns.index % 2 == 0) %}"
+        "{{ raise_exception('conversation roles must alternate') }}{% endif %}{% set ns.index = "
+        "ns.index + 1 %}{% endif %}{% endfor %}{{ bos_token }}{% for m in loop_messages %}"
+        "{% if m.role == 'user' %}{% if loop.last and system is defined %}[INST] {{ system }}\n\n"
+        "{{ m.content }}[/INST]{% else %}[INST] {{ m.content }}[/INST]{% endif %}"
+        + _MISTRAL_CALLS
+        + '[TOOL_RESULTS] {"content": {{ m.content }}, "call_id": "{{ m.tool_call_id }}"}'
+        "[/TOOL_RESULTS]{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}",
+        _MISTRAL,
+        "</s>",
+        "</s>",
+        "</s>",
+        "<s>",
+    ),
+    "mistral v7": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]"
+        "{{ m.content }}[/SYSTEM_PROMPT]{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+        + _MISTRAL_CALLS
+        + "[TOOL_RESULTS]{{ m.tool_call_id }}[TOOL_CONTENT]{{ m.content }}[/TOOL_RESULTS]{% else %}"
+        "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        _MISTRAL + " [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]",
+        "</s>",
+        "</s>",
+        "</s>",
+        "<s>",
+    ),
+    "smollm2": Family(
+        "{% for m in messages %}{% if loop.first and messages[0].role != 'system' %}<|im_start|>"
+        "system\nYou are a helpful AI assistant<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
+        "%}<|im_start|>assistant\n"
+        "{% endif %}",
+        "<|im_start|> <|im_end|>",
+        "<|im_end|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    ),
+    "phi 4": Family(
+        "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}",
+        "<|im_start|> <|im_sep|> <|im_end|>",
+        "<|im_end|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    ),
+    "command r7b": Family(  # calls and what they return are JSON, joined by their ids
+        "{{ bos_token }}{% for m in messages %}{% if m.tool_calls %}<|CHATBOT|><|START_ACTION|>["
+        '{% for call in m.tool_calls %}{"tool_call_id": "{{ loop.index0 }}", "tool_name": '
+        '{{ call.function.name | tojson }}, "parameters": {{ call.function.arguments | tojson }}}'
+        "{{ '' if loop.last else ', ' }}{% endfor %}]<|END_ACTION|><|END|>{% elif m.role == "
+        "'tool' %}"
+        "<|SYSTEM|><|START_RESULT|>[{% for other in messages %}{% for call in other.tool_calls "
+        "or [] "
+        "%}{% if call.id == m.tool_call_id %}{{ call.function.name }}: {% endif %}{% endfor %}"
+        "{% endfor %}{{ m.content | tojson }}]<|END_RESULT|><|END|>{% else %}<|{{ {'user': 'USER', "
+        "'system': 'SYSTEM', 'assistant': 'CHATBOT'}[m.role] }}|>{{ m.content }}<|END|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|CHATBOT|>{% endif %}",
+        "<bos> <|CHATBOT|> <|USER|> <|SYSTEM|> <|START_ACTION|> <|END_ACTION|> <|START_RESULT|> "
+        "<|END_RESULT|> <|END|>",
+        "<|END|>",
+        "<|END|>",
+        "<|END|>",
+        "<bos>",
+    ),
+    "python and tags": Family(  # calls as Python writes them, and as tags of their names
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for call in m.tool_calls or [] %}"
+        "{{ call.function.arguments }}{% for key, value in call.function.arguments | items %}"
+        "<{{ key }}>{{ value }}</{{ key }}>{% endfor %}<{{ call.function.name }}>{% endfor "
+        "%}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        "<|user|> <|assistant|> <|system|> <|tool|> <|end|>",
+        "<|end|>",
+        "<|end|>",
+        "<|end|>",
+        unflagged="<think> </think>",
+    ),
+}
+
+
+def published() -> "dict[str, Family]":
+    """The templates that models were published with, as far as TRL brings them."""
+    folder = files("trl") / "chat_templates"
+    held = {
+        path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
+        for path in sorted(folder.iterdir(), key=lambda path: path.name)
+        if path.name.endswith(".jinja") and not path.name.endswith("_training.jinja")
+    }
+    tokens = r"<[|｜][^<>|｜]+[|｜]>|<[|/]?[a-z_]+\|?>|\[gMASK\]"
+    return {
+        name: Family(
+            template,
+            " ".join(dict.fromkeys(["<s>", "</s>", *re.findall(tokens, template)])),
+            None,
+            "",
+            "</s>",
+            "<s>",
+        )
+        for name, template in held.items()
+    }
+
 
 # How SentencePiece's tokenizers put a blank before a text: Llama 2, Mistral v0.3, and Gemma's not.
 KINDS = ("bytes", "prepend", "first", "never")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.models.chat_template import (
-    check_chat,
     encode,
     encode_answer,
     ending,
@@ -19,6 +18,7 @@ from setbacks.models.chat_template import (
     stop_tokens,
     written,
 )
+from setbacks.models.template_checks import check_chat
 from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Recipe, Sampling
 from setbacks.records import Message, Request
@@ -401,7 +401,7 @@ def changeable(tiny):
         ({"rag": "x", "tool_use": "y"}, r"several chat templates \(rag, tool_use\)"),
         ("{{ raise_exception('only tools') }}", r"refuses a conversation of user .only tools"),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "changes the text"),
-        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "changes the text"),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "changes or reorders"),
         ("{% for m in messages %}{{ m.content ~ m.content }}{% endfor %}", "changes or reorders"),
         ("{{ messages[0].content }}", "changes or reorders"),
         ("{% for m in messages %}{{ m.content.nothing.at_all }}{% endfor %}", "refuses"),
@@ -488,6 +488,91 @@ def test_a_recipes_templates_are_checked_before_it_is_run(tiny, data, tmp_path):
         with pytest.raises(InputError, match="no chat template"):
             check(Recipe.model_validate(sources | values))
     check(Recipe.model_validate(sources | {"model": base | {"chat_template": "alpaca"}}))
+
+
+ROWS = {
+    "several turns": [("user", "Q1q"), ("assistant", "A1a"), ("user", "Q2q")],
+    "a greeting": [("assistant", "A1a"), ("user", "Q1q")],
+}
+
+
+def written_rows(path, *rows):
+    with path.open("w") as file:
+        for row in rows:
+            turns = [{"role": role, "content": text} for role, text in row]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def alternating(tiny, tmp_path):
+    """A model of which the template has no system role, and wants turns to alternate."""
+    folder = tmp_path / "alternating"
+    shutil.copytree(tiny, folder)
+    template = FAMILIES["gemma"].template.replace("{{ bos_token }}", "")
+    (folder / "chat_template.jinja").write_text(template)
+    return {"model": str(folder), "device": "cpu"}
+
+
+def of_rows(source, **values):
+    suite = {"name": "harmful", "kind": "harmful", "sources": [source]}
+    return {"instructions": [source], "respond": {"suites": [suite]}, **values}
+
+
+@pytest.mark.parametrize("place", ["instructions", "suite", "evaluated", "helpful"])
+def test_a_pattern_of_roles_that_a_template_refuses_is_said_before_a_run(
+    alternating, data, tmp_path, place
+):
+    from setbacks.pipeline import check
+
+    good = written_rows(tmp_path / "good.jsonl", ROWS["several turns"])
+    rows = [ROWS["several turns"]] * 3 + [ROWS["a greeting"]]
+    rows = [[(role, f"{text} {n}") for role, text in row] for n, row in enumerate(rows)]
+    bad = written_rows(tmp_path / "bad.jsonl", *rows)
+    values = of_rows(good, model=alternating)
+    check(Recipe.model_validate(values))
+    if place == "instructions":
+        values["instructions"] = [bad]
+    elif place == "helpful":
+        answered = [*rows[-1], ("assistant", "A2a")]
+        bad = written_rows(tmp_path / "bad.jsonl", answered)
+        values["train"] = {"method": "sft", "helpful": [bad], "helpful_from": "data"}
+    else:
+        values["respond"] = of_rows(bad)["respond"]
+    if place == "evaluated":
+        values |= {"model": {"model": "smollm2-135m"}, "judges": [{"judge": "refusal"}]}
+        values["evaluate"] = [{"name": "base", "model": alternating}]
+    with pytest.raises(InputError, match="refuses a conversation of assistant, user") as error:
+        check(Recipe.model_validate(values))
+    assert "Q1q 3" in str(error.value) and "\n" not in str(error.value)
+    assert bad in str(error.value) or place == "helpful"
+
+
+def test_what_a_run_changes_for_a_template_is_in_its_log(alternating, data, tmp_path):
+    """A system prompt for a model without a system role; the report can tell of it."""
+    from setbacks.pipeline import run_until
+
+    suite = {"name": "harmful", "kind": "harmful", "sources": [str(data)]}
+    values = {
+        "model": alternating | {"system": "S1s"},
+        "evaluate": [{"name": "base", "model": alternating | {"system": "S1s"}}],
+        "respond": {"suites": [suite], "sampling": {"max_new_tokens": 2}},
+        "judges": [{"judge": "refusal"}],
+    }
+    run_until(Recipe.model_validate(values), tmp_path / "run", "respond")
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("takes no such system turn; its text goes before that of the next user") == 1
+
+
+def test_the_alpaca_template_refuses_conversations_before_a_run(tiny, data, tmp_path):
+    from setbacks.pipeline import check
+
+    source = written_rows(tmp_path / "rows.jsonl", ROWS["several turns"])
+    model = {"model": str(tiny), "device": "cpu", "chat_template": "alpaca"}
+    with pytest.raises(InputError, match="not a conversation of user, assistant, user; leave"):
+        check(Recipe.model_validate(of_rows(source, model=model)))
+    with pytest.raises(InputError, match="not a conversation of system, user; .* model.system"):
+        check(Recipe.model_validate(of_rows(str(data), model=model | {"system": "Be brief."})))
 
 
 # The paper's template, and others ----------------------------------------------------------------

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from chat_templates import CONVERSING, FAMILIES
 
 from setbacks.cli.doctor import memory
 
@@ -36,7 +37,8 @@ def test_all_that_works_is_said(cli_in_process, tiny):
         "ok model LlamaForCausalLM, 35,168 parameters",
         "ok weights complete",
         "ok chat template the tokenizer's own",
-        "ok roles a system prompt: yes, several turns: yes, two turns of one role: yes",
+        "ok roles a system turn: yes, several turns: yes, two turns of one role: yes, tool turns: "
+        "no",
         "ok end of turn '<|im_end|>' is learned; answers end at <|im_end|>",
         "ok padding <|pad|>",
         "ok special tokens in data they stay text",
@@ -97,6 +99,23 @@ def test_a_model_without_a_chat_template_needs_alpaca(cli_in_process, copied):
     ran = cli_in_process("doctor", folder, *small("model.chat_template=alpaca"), "--json")
     assert ran.returncode == 0
     assert looked_at(ran)["training row"][0]["found"].endswith("in the alpaca template")
+
+
+def test_what_a_template_takes_of_a_conversation_is_said(cli_in_process, copied):
+    """Gemma's style, without a system role; and one that takes calls of tools."""
+    folder = copied()
+    for template, says in (
+        (FAMILIES["gemma"].template, "a system turn: changed, several turns: yes, two turns of one "
+         "role: changed, tool turns: no; what is changed is made as the model's makers do it"),
+        (CONVERSING["command r7b"].template, "a system turn: yes, several turns: yes, two turns of "
+         "one role: yes, tool turns: yes"),
+    ):  # fmt: skip
+        (folder / "chat_template.jinja").write_text(template)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|pad|>"}))
+        ran = cli_in_process("doctor", folder, *small(), "--json")
+        (roles,) = looked_at(ran)["roles"]
+        assert roles["found"].startswith(says)
 
 
 def test_what_a_template_does_is_noted(cli_in_process, copied):

@@ -5,7 +5,8 @@ from chat_templates import FAMILIES, KINDS, Family, build
 
 from setbacks.errors import InputError
 from setbacks.measure.substance import answer
-from setbacks.models.chat_template import chat_notes, encode, encode_answer, encode_request, ending
+from setbacks.models.chat_template import encode, encode_answer, encode_request, ending
+from setbacks.models.template_checks import chat_notes
 from setbacks.models.thinking import STYLES, Markers, thinking_of
 from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Recipe

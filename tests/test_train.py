@@ -11,6 +11,8 @@ import torch
 from chat_templates import FAMILIES, KINDS, build
 from hypothesis import given
 from hypothesis import strategies as st
+from test_rendering import CONVERSATIONS, own, whole
+from test_rendering import TEMPLATES as CONVERSATION_TEMPLATES
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.measure import RunInfo, measure
@@ -18,7 +20,7 @@ from setbacks.methods import example, open_method
 from setbacks.methods.dpo import pair_rows
 from setbacks.methods.mistake_analysis import MistakeAnalysis
 from setbacks.methods.sft import SFT
-from setbacks.models.chat_template import encode, stop_tokens
+from setbacks.models.chat_template import encode, ending, stop_tokens
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe, Train
@@ -86,9 +88,7 @@ def test_the_model_is_trained_on_the_prompt_that_it_will_be_asked(spec, tokenize
     prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0]
     engine = Local(spec)
     asked = []
-    engine._generate = lambda prompts, seeds, sampling: (
-        asked.extend(prompts) or [([], True) for _ in prompts]
-    )
+    engine._generate = lambda requests, prompts, sampling: asked.extend(prompts) or []
     engine.generate([Request(made.prompt[0].content, seed=0)], Recipe().respond.sampling)
     assert asked == [prompt]
 
@@ -159,6 +159,51 @@ def test_no_loss_is_on_what_the_template_writes_before_an_answer(name, kind):
         return_dict=False,
     )
     assert row["input_ids"] == own[: len(row["input_ids"])]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "first"])
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("llama3_1", {}),
+        ("qwen2_5", {}),
+        ("qwen3", {"enable_thinking": True}),
+        ("qwen3", {"enable_thinking": False}),
+        ("gemma", {}),
+        ("gemma3", {}),
+        ("gemma4_v5", {}),
+        ("mistral v0.1", {}),
+        ("mistral v0.3", {}),
+        ("mistral v7", {}),
+        ("gptoss", {}),
+    ],
+)
+def test_the_loss_of_a_conversation_is_on_its_last_answer(name, variables, kind):
+    """What is given is the prompt of a generation; all of it is the template's own rendering."""
+    talker = build(kind, CONVERSATION_TEMPLATES[name])
+    recipe = Recipe.model_validate({"model": {"template": variables}})
+    same = 0
+    for messages in CONVERSATIONS.values():
+        if messages[-1].role == "assistant":
+            continue
+        try:
+            row = example_row(talker, example("helpful", messages, "It could hurt.", []), recipe)
+        except InputError:
+            continue
+        *learned, end = [token for token in row["labels"] if token != IGNORED]
+        given = row["input_ids"][: -len(learned) - 1]
+        assert given == encode(talker, messages, variables=variables)
+        assert row["labels"] == [IGNORED] * len(given) + learned + [end]
+        assert talker.decode(learned).strip() == "It could hurt." and end in ending(talker)
+        said = Message(role="assistant", content="It could hurt.")
+        text = own(talker, [*messages, said], **variables, add_generation_prompt=False)
+        # What a template refuses has been changed, and another test is on that.
+        if text is not None and whole(text, messages):
+            same += 1
+            own_row = talker(text, add_special_tokens=False)["input_ids"]
+            assert row["input_ids"] == own_row[: len(row["input_ids"])]
+            assert "hurt" not in talker.decode(own_row[len(row["input_ids"]) :])
+    assert same >= (1 if name in ("gemma", "mistral v0.1", "mistral v0.3") else 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

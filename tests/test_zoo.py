@@ -21,7 +21,7 @@ from setbacks.export import export
 from setbacks.models.adapters import attached, merged
 from setbacks.models.loading import load_model
 from setbacks.recipe import Engine, Recipe, Sampling
-from setbacks.records import Request
+from setbacks.records import Message, Request
 
 NEW = 20  # tokens of each text
 SAMPLING = Sampling(max_new_tokens=NEW)
@@ -32,6 +32,13 @@ TEXTS = [
     "What is the capital of France, and what is that of Spain?",
     "One two three four five six seven eight nine ten eleven twelve thirteen fourteen",
     "Write one sentence on the sea, and one on the mountains that lie behind it, far away.",
+]
+CONVERSATIONS = [
+    tuple(Message(role=role, content=text) for role, text in turns)
+    for turns in (
+        [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", TEXTS[3])],
+        [("user", TEXTS[2]), ("assistant", "Red, green, blue."), ("user", "And one more.")],
+    )
 ]
 GUIDANCE = "Be helpful and harmless, and be brief. "
 
@@ -146,7 +153,8 @@ def test_greedy_text_is_that_of_a_plain_forward(engine, plain, record_property):
     engine.note = notes.append
     made = agree(engine, plain, [*TEXTS, TEXTS[1]])
     assert "stop" in {finish for _, finish, _ in made} and len({n for _, _, n in made}) > 1
-    agree(engine, plain, [GUIDANCE + text for text in TEXTS[:3]])  # what they share is read once
+    # What prompts share is read once; conversations are in one batch with single questions.
+    agree(engine, plain, [*(GUIDANCE + text for text in TEXTS[:3]), *CONVERSATIONS])
     (said,) = notes
     *_, way = (way for way in fidelity.WAYS if way in said)
     if way != "in batches with our attention":

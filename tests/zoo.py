@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from setbacks.messages import Prompt, turns_of
+
 VOCABULARY = 400  # more than the tokenizer has, as published models pad theirs
 NEAR, CROSSED, WIDE = 8, 40, 512
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
@@ -1105,11 +1107,11 @@ def _written(model: Any, text: str, length: int) -> list[int]:
     return ids[start:]
 
 
-def prompt_ids(text: str, begun: str = "") -> list[int]:
-    """Return the ids of a user's text in the template, and of how the answer begins."""
-    turns = [{"role": "user", "content": text}]
-    prompt = tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer()(prompt + begun, add_special_tokens=False)["input_ids"]
+def prompt_ids(prompt: Prompt, begun: str = "") -> list[int]:
+    """Return the ids of a question or conversation in the template, and of how an answer begins."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in turns_of(prompt)]
+    text = tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer()(text + begun, add_special_tokens=False)["input_ids"]
     return ids
 
 

@@ -9,23 +9,22 @@ generation prompt instead (`setbacks.models.thinking`).
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.messages import with_system
+from setbacks.models.fitting import Fitted, fitted
 from setbacks.models.rendering import (
     ANSWER,
     MARK,
     USER,
     Turn,
-    join_parts,
+    layout,
+    optional_layout,
     optional_pieces,
-    render,
     template_pieces,
 )
 from setbacks.models.thinking import Thinking, thinking_of
@@ -41,6 +40,7 @@ from setbacks.models.tokens import (
     token_name,
     written,
 )
+from setbacks.notices import notice
 from setbacks.prompts import Words, fill, prompts
 from setbacks.records import Message
 
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from setbacks.records import Request
 
 __all__ = [
-    "chat_notes",
-    "check_chat",
     "encode",
     "encode_answer",
     "encode_request",
@@ -61,22 +59,20 @@ __all__ = [
     "written",
 ]
 
-log = logging.getLogger(__name__)
-
 _THOUGHT = "\ue002"  # a private-use character: no template writes it
-# Text with everything that a template might change: capitals, quotes, blank lines, signs.
-_TRICKY = 'Say "Ab",\n\n1 < 2 & 3.'
 
 
 class Prompt(NamedTuple):
     """What comes before an answer's words: its parts and its ids.
 
-    `blank` is white space between it and the first word, and is part of that word's token.
+    `blank` is white space between it and the first word, and is part of that word's token. `turns`
+    show how the template renders an answer that follows.
     """
 
     parts: Sequence[Part]
     blank: str
     ids: list[int]
+    turns: Sequence[Turn]
 
 
 def encode(
@@ -143,10 +139,10 @@ def encode_answer(
     variables = variables or {}
     thinks = thought is not None and thinking is not None
     prompt = _prompt(tokenizer, messages, template, words, variables, thinks)
-    end = _turn_end(tokenizer) if template == "own" else TurnEnd()
+    end = turn_end(tokenizer) if template == "own" else TurnEnd()
     closing = end.text
     if template == "own":
-        turns = [Turn.of(message.role, message.content) for message in messages]
+        turns = prompt.turns
         *_, bare_opening, bare_tail = template_pieces(tokenizer, [*turns, ANSWER], variables)
         own = Turn.of("assistant", answer)
         *_, opening, tail = template_pieces(tokenizer, [*turns, own], variables)
@@ -209,25 +205,20 @@ def _prompt(
     thinks: bool = False,
 ) -> Prompt:
     if template != "own":
-        if [message.role for message in messages] != ["user"]:
-            raise InputError("the alpaca template takes one instruction and nothing else")
-        filled = fill((words or prompts("en"))["alpaca"], instruction=MARK.format(0))
-        pieces = ((tokenizer.bos_token or "") + filled).split(MARK.format(0))
-        return _prompt_of(tokenizer, join_parts(pieces, [messages[0].content]))
-    turns = [Turn.of(message.role, message.content) for message in messages]
-    texts = [message.content.strip() for message in messages]
-    question = template_pieces(tokenizer, turns, {"add_generation_prompt": True, **variables})
-    if thinks or turns[-1].role == "assistant":  # or a conversation to read, not to continue
-        return _prompt_of(tokenizer, join_parts(question, texts))
-    rendered = optional_pieces(
-        tokenizer, [*turns, ANSWER], {**variables, "add_generation_prompt": False}
-    )
-    if rendered is None:  # it cannot render answers
-        return _prompt_of(tokenizer, join_parts(question, texts))
-    *before, opening, _ = rendered
-    opening, blank = _opening(question[-1], opening)
-    prompt = _prompt_of(tokenizer, join_parts([*before, opening], texts), blank)
-    if opening == question[-1]:
+        return _alpaca(tokenizer, messages, words or prompts("en"))
+    asked = fitted(tokenizer, messages, {"add_generation_prompt": True, **variables})
+    for note in asked.notes:
+        notice(f"{tokenizer.name_or_path}: its chat template {note}")
+    parts = asked.layout.parts(asked.texts)
+    if messages[-1].role == "assistant":  # a conversation to read, not to continue
+        return _prompt_of(tokenizer, parts)
+    turns, rendered = _before_answer(tokenizer, asked, variables)
+    if thinks or rendered is None:
+        return _prompt_of(tokenizer, parts, turns)
+    *before, end = parts
+    opening, blank = answer_opening(end.text, rendered)
+    prompt = _prompt_of(tokenizer, [*before, Part(opening, False)], turns, blank)
+    if opening == end.text:
         return prompt
     # Only this package asks with these words, so their ids are those before an answer.
     answer = message_part(blank + "I")
@@ -238,11 +229,50 @@ def _prompt(
     return prompt._replace(ids=ids) if same else prompt
 
 
-def _prompt_of(tokenizer: Any, parts: Sequence[Part], blank: str = "") -> Prompt:
-    return Prompt(parts, blank, part_ids(tokenizer, parts))
+def _alpaca(tokenizer: Any, messages: Sequence[Message], words: Words) -> Prompt:
+    """Return a prompt in the paper's template."""
+    if [message.role for message in messages] != ["user"]:
+        raise InputError(
+            "the alpaca template takes one instruction and nothing else, not a conversation of "
+            f"{', '.join(message.role for message in messages)}; leave such rows out, and "
+            "model.system too, or set model.chat_template: own for a model with a template"
+        )
+    filled = (tokenizer.bos_token or "") + fill(words["alpaca"], instruction=MARK.format(0))
+    before, _, after = filled.partition(MARK.format(0))
+    instruction = message_part(messages[0].content)
+    return _prompt_of(tokenizer, [Part(before, False), instruction, Part(after, False)])
 
 
-def _opening(generated: str, rendered: str) -> tuple[str, str]:
+def _prompt_of(
+    tokenizer: Any, parts: Sequence[Part], turns: Sequence[Turn] = (), blank: str = ""
+) -> Prompt:
+    return Prompt(parts, blank, part_ids(tokenizer, parts), turns)
+
+
+def _before_answer(
+    tokenizer: Any, asked: Fitted, variables: Mapping[str, Any]
+) -> tuple[list[Turn], str | None]:
+    """Return turns that a template can render with an answer, and what it then writes before it.
+
+    They are those of the conversation, unless the template writes these turns differently where an
+    answer follows: Mistral's drop the system prompt there. One user turn shows the same end. The
+    text is None if the template cannot render answers.
+    """
+    variables = {**variables, "add_generation_prompt": False}
+    answered = optional_layout(tokenizer, [*asked.turns, ANSWER], variables)
+    if answered is not None and answered.pieces[:-2] == asked.layout.pieces[:-1]:
+        return asked.turns, answered.pieces[-2]
+    answered = optional_layout(tokenizer, [USER, ANSWER], variables)
+    if answered is None:
+        return [USER], None
+    question = layout(tokenizer, [USER], {**variables, "add_generation_prompt": True})
+    generated, rendered = question.pieces[-1], answered.pieces[-2]
+    shared = len(commonprefix([generated, rendered]))
+    end = asked.layout.pieces[-1].removesuffix(generated[shared:])
+    return [USER], end + rendered[shared:]
+
+
+def answer_opening(generated: str, rendered: str) -> tuple[str, str]:
     """Return what a template writes before an answer, and a space that belongs to its first word.
 
     Args:
@@ -284,7 +314,7 @@ def ending(tokenizer: Any, template: str = "own") -> list[int]:
     Raises:
         InputError: there is no such token.
     """
-    text = _turn_end(tokenizer).text if template == "own" else ""
+    text = turn_end(tokenizer).text if template == "own" else ""
     return inner_ids(tokenizer, text) if text else [_eos(tokenizer)]
 
 
@@ -299,7 +329,7 @@ def stop_tokens(model: Any, tokenizer: Any, template: str = "own") -> set[int]:
     configured = None if model is None else model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     stops = {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
-    return stops | (_turn_end(tokenizer).stops if template == "own" else set())
+    return stops | (turn_end(tokenizer).stops if template == "own" else set())
 
 
 def _eos(tokenizer: Any) -> int:
@@ -313,7 +343,7 @@ def _eos(tokenizer: Any) -> int:
     return eos
 
 
-def _turn_end(tokenizer: Any) -> TurnEnd:
+def turn_end(tokenizer: Any) -> TurnEnd:
     return _turn_end_of(tokenizer, state_of(tokenizer))
 
 
@@ -357,121 +387,3 @@ def _after_thoughts(tokenizer: Any) -> set[int]:
     rendered = optional_pieces(tokenizer, [USER, ANSWER._replace(thought=_THOUGHT)])
     _, thought, after = rendered[1].rpartition(_THOUGHT) if rendered else ("", "", "")
     return set(controls_in(tokenizer, after)) if thought else set()
-
-
-# Before any work ----------------------------------------------------------------------------------
-
-
-def check_chat(tokenizer: Any, spec: Engine, *, trains: bool = True) -> None:
-    """Check that a model can take conversations and, if it is trained, learn them.
-
-    What a user should know about its template is logged as a warning.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        spec: the model and its template.
-        trains: whether the model is trained too.
-
-    Raises:
-        InputError: as `chat_notes`.
-    """
-    for note in chat_notes(tokenizer, spec, trains=trains):
-        log.warning("%s: %s", spec.model, note)
-
-
-def chat_notes(tokenizer: Any, spec: Engine, *, trains: bool = True) -> list[str]:
-    """Check as `check_chat`, and return what a user should know about the template.
-
-    Raises:
-        InputError: there is no usable chat template, or no token ends an answer.
-    """
-    notes: list[str] = []
-    if spec.chat_template == "own":
-        variables = spec.template
-        question = template_pieces(tokenizer, [USER], {**variables, "add_generation_prompt": True})
-        learn = template_pieces if trains else optional_pieces
-        rendered = learn(tokenizer, [USER, ANSWER], variables)
-        turns = [USER] if rendered is None else [USER, ANSWER]
-        pieces = rendered or template_pieces(tokenizer, [USER], variables)
-        _check_unchanged(tokenizer, turns, pieces, variables)
-        notes += _warnings(tokenizer, question, rendered)
-        notes += _notes_on_thinking(tokenizer, spec, trains, question, rendered)
-    if trains:
-        ending(tokenizer, spec.chat_template)
-    return notes
-
-
-def _check_unchanged(
-    tokenizer: Any, turns: Sequence[Turn], pieces: Sequence[str], variables: Mapping[str, Any]
-) -> None:
-    """Reject a template that changes texts: it may keep marks but change capitals and quotes."""
-    expected = "".join(part.text for part in join_parts(pieces, [_TRICKY] * len(turns)))
-    for in_parts in (False, True):
-        try:
-            rendered = render(tokenizer, turns, [_TRICKY] * len(turns), variables, in_parts)
-        except InputError:
-            continue
-        if rendered == expected:
-            return
-    raise InputError(
-        f"{tokenizer.name_or_path}: its chat template changes the text of messages, such as "
-        "capitals, quotes or line breaks; set model.chat_template: alpaca in the recipe"
-    )
-
-
-def _warnings(
-    tokenizer: Any, question: Sequence[str], rendered: Sequence[str] | None
-) -> Iterator[str]:
-    """Yield what a user should know about a template.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        question: its pieces around a question, with its generation prompt.
-        rendered: its pieces around a question and an answer; None if it cannot render answers.
-    """
-    if "strftime_now" in str(tokenizer.chat_template):
-        yield (
-            "its chat template writes today's date into prompts; a run that is resumed on another "
-            "day uses that day's date for the rest"
-        )
-    if rendered is None:
-        return
-    if not any(_turn_end(tokenizer)):
-        yield (
-            "its chat template writes no special token after an answer; an answer ends only where "
-            f"the model generates {tokenizer.eos_token or 'a stop token of its generation config'}"
-        )
-
-
-def _notes_on_thinking(
-    tokenizer: Any,
-    spec: Engine,
-    trains: bool,
-    question: Sequence[str],
-    rendered: Sequence[str] | None,
-) -> Iterator[str]:
-    """Yield whether a model thinks before it answers, and where prompts end otherwise.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        spec: the model and its template.
-        trains: whether the model is trained too.
-        question: as in `_warnings`.
-        rendered: as in `_warnings`.
-    """
-    source = str(tokenizer.chat_template)
-    if unused := [name for name in spec.template if not re.search(rf"\b{name}\b", source)]:
-        yield f"its chat template does not use {', '.join(unused)} (model.template)"
-    if thinking := thinking_of(tokenizer, spec):
-        learned = "; training teaches answers after an empty thought, except with train.thoughts"
-        yield (
-            f"it can think before it answers, from {thinking.style.opening.strip()} to "
-            f"{thinking.style.end}{learned if trains else ''}"
-        )
-    elif rendered is not None:
-        opening, _ = _opening(question[-1], rendered[1])
-        if more := opening[len(commonprefix([opening, question[-1]])) :].strip():
-            yield (
-                f"its chat template writes {more!r} before an answer, but its generation prompt "
-                "does not; prompts here end with it"
-            )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from setbacks.text import encodable
 
 MARKER = re.compile(r"[<\[{][^<>\[\]{}]+[>\]}]")  # how control tokens are spelled
+_OPEN = re.compile(r"[<\[{][^<>\[\]{}\s]*$")  # where one may begin, or
+_CLOSE = re.compile(r"[^<>\[\]{}\s]*[>\]}]")  # end
 
 
 class Part(NamedTuple):
@@ -50,14 +52,15 @@ def plain(tokenizer: Any, text: str) -> list[int]:
 def part_ids(tokenizer: Any, parts: Sequence[Part], *, inner: bool = False) -> list[int]:
     """Return the ids of a rendered conversation, as `apply_chat_template` gives them.
 
-    If a message spells a control token, the parts are tokenized separately.
+    If a message spells a control token, alone or with what the template writes around it, the parts
+    are tokenized separately.
 
     Args:
         tokenizer: a transformers tokenizer.
         parts: of the conversation.
         inner: whether other text comes before them.
     """
-    if not any(part.is_message and _spells_control(tokenizer, part.text) for part in parts):
+    if not any(_spells_control(tokenizer, text) for text in _messages_within(parts)):
         parts = [Part("".join(part.text for part in parts), False)]
     ids: list[int] = []
     for part in parts:
@@ -67,6 +70,17 @@ def part_ids(tokenizer: Any, parts: Sequence[Part], *, inner: bool = False) -> l
             ids += (inner_ids if inner else raw_ids)(tokenizer, part.text)
         inner = True
     return ids
+
+
+def _messages_within(parts: Sequence[Part]) -> Iterator[str]:
+    """Yield the text of each message, with the template's signs that may make a token of it."""
+    for index, part in enumerate(parts):
+        if part.is_message:
+            before = _OPEN.search(parts[index - 1].text[-32:]) if index else None
+            after = _CLOSE.match(parts[index + 1].text) if index + 1 < len(parts) else None
+            yield "".join(
+                [before.group() if before else "", part.text, after.group() if after else ""]
+            )
 
 
 def raw_ids(tokenizer: Any, text: str, **options: Any) -> list[int]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Hashable, Iterable, Sequence
+from functools import cache, lru_cache
+from typing import Any
 
+from setbacks.data import load
+from setbacks.data.source import show
 from setbacks.errors import InputError
 from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
+from setbacks.messages import Message, Prompt, last_user_text, turns_of
 from setbacks.methods import open_method
-from setbacks.models.chat_template import check_chat
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
+from setbacks.models.template_checks import check_chat, check_conversation
 from setbacks.notices import notice
 from setbacks.plugins import plugin
 from setbacks.prompts import languages
-from setbacks.recipe import AUTO, Engine, JudgeSpec, Recipe
-from setbacks.records import Instruction
+from setbacks.recipe import AUTO, Engine, JudgeSpec, Recipe, Source
+from setbacks.records import Example, Instruction
 
 # Engines for models that transformers can load. Engines of other packages check their own models.
 OURS = ("local", "vllm", "ray")
@@ -90,11 +94,64 @@ def check_chat_of(engine: Engine | None, *, trains: bool = False) -> None:
         _check_chat(engine.model_dump_json(), trains)
 
 
+def check_conversations(engine: Engine | None, sources: Iterable[Source]) -> None:
+    """Check that a model's chat template takes the conversations of data, if the model runs here.
+
+    One row of each pattern of roles is rendered: data have few patterns.
+
+    Args:
+        engine: the model, which is asked what the data hold.
+        sources: of the data.
+
+    Raises:
+        InputError: it does not take a row, or a source is missing or broken.
+    """
+    if engine is None or engine.engine not in OURS:
+        return
+    for source in sources:
+        prompts = {_pattern(row.text): row.text for row in reversed(load(source))}
+        for prompt in prompts.values():
+            begins = show(" ".join(last_user_text(prompt).split()))
+            where = f"{source.source}, the row whose last question is {begins}"
+            _check_prompt(engine, turns_of(prompt), where)
+
+
+def check_examples(engine: Engine, examples: Iterable[Example]) -> None:
+    """Check the prompts of training examples as `check_conversations` does."""
+    prompts = {_pattern(tuple(example.prompt)): example for example in examples}
+    for example in prompts.values():
+        begins = show(" ".join(last_user_text(tuple(example.prompt)).split()))
+        where = f'a training example of kind "{example.kind}", to the question {begins}'
+        _check_prompt(engine, example.prompt, where)
+
+
+def _pattern(prompt: Prompt) -> Hashable:
+    """Return what a chat template may take or refuse of a conversation, other than its texts."""
+    return tuple(
+        (turn.role, bool(turn.content.strip()), len(turn.tool_calls or ()), turn.name is None)
+        for turn in (() if isinstance(prompt, str) else prompt)
+    )
+
+
+def _check_prompt(engine: Engine, messages: Sequence[Message], where: str) -> None:
+    if engine.system is None and [message.role for message in messages] == ["user"]:
+        return  # `check_chat` has rendered one
+    try:
+        check_conversation(_tokenizer(engine.model_dump_json()), engine, messages)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(spec: str) -> Any:
+    return load_tokenizer(Engine.model_validate_json(spec))
+
+
 @cache
 def _check_chat(spec: str, trains: bool) -> None:
     """Check one model, and warn once: the runs of a comparison share their models."""
     engine = Engine.model_validate_json(spec)
-    check_chat(load_tokenizer(engine), engine, trains=trains)
+    check_chat(_tokenizer(spec), engine, trains=trains)
 
 
 def check_judge_and_model(spec: JudgeSpec) -> None:

@@ -30,6 +30,7 @@ from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.checks import (
     check_chat_of,
+    check_conversations,
     check_judge_of_texts,
     induces,
     keys_of_judge,
@@ -302,6 +303,8 @@ def check(recipe: Recipe) -> None:
         if recipe.induce.judge:
             check_judge_of_texts(recipe.induce.judge, recipe)
     check_chat_of(recipe.model, trains=True)
+    if open_method(recipe).uses_mistakes and recipe.induce.source != "existing":
+        check_conversations(recipe.model, recipe.instructions)
 
 
 STAGE = Stage(

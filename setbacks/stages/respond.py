@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
 from setbacks.errors import InputError
-from setbacks.messages import Prompt
+from setbacks.measure.degeneration import guidance
+from setbacks.messages import Prompt, transcript
 from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
 from setbacks.plugins import plugin
@@ -27,7 +28,7 @@ from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
-from setbacks.stages.checks import check_chat_of, notice_languages
+from setbacks.stages.checks import check_chat_of, check_conversations, notice_languages
 
 
 class Respondent(NamedTuple):
@@ -117,7 +118,9 @@ def check(recipe: Recipe) -> None:
             "choose a draft by; remove it, or set model.engine=local"
         )
     planned_arms(recipe)
+    sources = [source for suite in recipe.respond.suites for source in suite.sources]
     if not recipe.evaluate:
+        check_conversations(recipe.model, sources)
         return
     prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
@@ -126,6 +129,7 @@ def check(recipe: Recipe) -> None:
         if evaluated.answers:
             answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
+        check_conversations(evaluated.model, sources)
 
 
 def request(recipe: Recipe, arm: Arm, text: Prompt, language: str = "en") -> Request:
@@ -152,6 +156,14 @@ def _prompt(recipe: Recipe, arm: Arm, text: Prompt, language: str) -> Prompt:
     if method := trained_method(recipe, arm):
         return method.guided_prompt(recipe.words_for(language), text)
     return ask(recipe.words_for(language)["guided"], text)
+
+
+def _own_guidance(recipe: Recipe, arm: Arm, language: str) -> str | None:
+    """Return the guidance of an arm, if it is not that of a built-in language pack."""
+    if arm.way != "guided":
+        return None
+    told = transcript(_prompt(recipe, arm, "", language)).strip()
+    return None if told in guidance() else told
 
 
 def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
@@ -188,6 +200,7 @@ def _answer(
         return _response(
             arm,
             question,
+            guidance=_own_guidance(recipe, arm, question.instruction.language),
             **split_answer(recipe, arm, kept.text, question.instruction.language),
             thought=kept.thought,
             thought_tokens=kept.thought_tokens,

@@ -23,7 +23,7 @@ from setbacks.records import Analysis, Example
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
-from setbacks.stages.checks import OURS, check_judge_of_texts, keys_of_judge
+from setbacks.stages.checks import OURS, check_examples, check_judge_of_texts, keys_of_judge
 from setbacks.training import processes
 from setbacks.training.follower import Follower
 from setbacks.training.targets import check_served, look_up, look_up_start
@@ -128,11 +128,12 @@ def check(recipe: Recipe) -> None:
     """
     check_quantize(recipe)
     method = open_method(recipe)
-    examples_of(method, recipe, [])
+    examples = examples_of(method, recipe, [])
     if method.checks_texts or recipe.train.helpful_from == "model":
         check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:
         return
+    check_examples(recipe.model, examples)
     if recipe.train.start is not None:
         look_up_start(recipe, recipe.train.start)
     else:

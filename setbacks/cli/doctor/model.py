@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 
 from setbacks.cli.doctor import Check, memory
 from setbacks.engines.fidelity import Way, find_way
 from setbacks.errors import InputError, SetbacksError
+from setbacks.messages import Function, ToolCall, with_system
 from setbacks.methods import Method
-from setbacks.models.chat_template import chat_notes, encode_answer, ending, plain, stop_tokens
+from setbacks.models.chat_template import encode_answer, ending, plain, stop_tokens
+from setbacks.models.fitting import fitted
 from setbacks.models.loading import (
     check_model,
     context,
@@ -19,6 +21,7 @@ from setbacks.models.loading import (
     load_tokenizer,
     skeleton,
 )
+from setbacks.models.template_checks import chat_notes
 from setbacks.plugins import load_all, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Message
@@ -146,24 +149,34 @@ def _chat_template(examined: _Examined) -> Iterator[Check]:
 
 
 def _roles(examined: _Examined) -> Iterator[Check]:
-    if examined.spec.chat_template != "own":
+    spec, tokenizer = examined.spec, examined.tokenizer
+    if spec.chat_template != "own":
         return
 
-    def takes(*roles: str) -> bool:
-        turns = [{"role": role, "content": f"<{n}>"} for n, role in enumerate(roles)]
+    def takes(messages: Sequence[Message]) -> str:
         try:
-            text = examined.tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # templates raise what they like
-            return False
-        return all(turn["content"] in text for turn in turns)
+            fit = fitted(tokenizer, messages, {**spec.template, "add_generation_prompt": True})
+        except InputError:
+            return "no"
+        return "changed" if fit.notes else "yes"
 
+    user, answer = Message(role="user", content="<1>"), Message(role="assistant", content="<2>")
+    call = ToolCall(id="abcdefghi", function=Function(name="f", arguments='{"x": 1}'))
+    used = [
+        Message(role="assistant", tool_calls=(call,)),
+        Message(role="tool", content="<3>", tool_call_id=call.id, name="f"),
+    ]
     shapes = {
-        "a system prompt": ("system", "user"),
-        "several turns": ("user", "assistant", "user"),
-        "two turns of one role": ("user", "user"),
+        "a system turn": with_system([user], "<0>"),
+        "several turns": [user, answer, user],
+        "two turns of one role": [user, user],
+        "tool turns": [user, *used],
     }
-    words = [f"{shape}: {'yes' if takes(*roles) else 'no'}" for shape, roles in shapes.items()]
-    yield Check("roles", True, ", ".join(words))
+    found = {shape: takes(messages) for shape, messages in shapes.items()}
+    words = ", ".join(f"{shape}: {answer}" for shape, answer in found.items())
+    if "changed" in found.values():
+        words += "; what is changed is made as the model's makers do it, and a run says it once"
+    yield Check("roles", True, words)
 
 
 def _turn_end(examined: _Examined) -> Iterator[Check]:
