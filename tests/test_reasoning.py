@@ -186,4 +186,4 @@ def test_a_run_on_a_model_that_thinks(recipe_of, tmp_path):
         0,
     )
     page = report.path.read_text()
-    assert "Its thought" in page and "Thoughts that never ended" in page
+    assert "Thought before the answer" in page and "Thoughts that never ended" in page
