@@ -263,6 +263,20 @@ def test_a_conversation_to_be_read(serve):
     assert sent["chat_template_kwargs"] == {"category": "x"}
 
 
+def test_turns_of_tools_are_sent_in_openais_form(serve):
+    server = serve()
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    turns = [
+        {"role": "user", "content": "<p>"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "<r>", "tool_call_id": "call_1", "name": "f"},
+    ]
+    request = Request(tuple(Message.model_validate(turn) for turn in turns), 1)
+    engine_of(server, system="<s>").generate([request], Sampling())
+    (sent,) = server.bodies
+    assert sent["messages"] == [{"role": "system", "content": "<s>"}, *turns]
+
+
 @pytest.mark.parametrize(
     ("body", "text", "finish"),
     [
