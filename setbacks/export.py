@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -366,14 +367,32 @@ def _use(recipe: Recipe, form: str) -> str:
         ]
     )
     guided = fill(recipe.words_for()["guided"], instruction="(the instruction)")
-    parts = ["```python\n" + "\n".join(load) + "\n```"]
+    parts = [_fenced("\n".join(load), "python")]
     if recipe.model.chat_template == "alpaca":
         template = fill(recipe.words_for()["alpaca"], instruction="(the instruction)")
         parts.append(
-            f"It was trained and prompted with the Alpaca template:\n\n```\n{template}\n```"
+            f"It was trained and prompted with the Alpaca template:\n\n{_fenced(template)}"
+        )
+    if variables := recipe.model.template:
+        parts.append(
+            "Its chat template had these variables, which `apply_chat_template` takes by name: "
+            + ", ".join(f"`{name}={value!r}`" for name, value in variables.items())
+        )
+    if system := recipe.model.system:
+        parts.append(
+            "It was trained and measured under this system prompt. Begin every conversation with "
+            "it; a conversation's own system prompt follows it, after a blank line:\n\n"
+            f"{_fenced(system)}\n\n"
+            + _fenced(
+                f"messages = [\n"
+                f'    {{"role": "system", "content": {system!r}}},\n'
+                f'    {{"role": "user", "content": "(the instruction)"}},\n'
+                f"]",
+                "python",
+            )
         )
     parts.append(
-        f"The guided arms had this prompt, and the method relies on it:\n\n```\n{guided}\n```"
+        f"The guided arms had this prompt, and the method relies on it:\n\n{_fenced(guided)}"
     )
     if recipe.model.model in MODELS:
         parts.append(
@@ -381,6 +400,12 @@ def _use(recipe: Recipe, form: str) -> str:
             "adapter may behave slightly differently."
         )
     return "\n\n".join(parts)
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Return text as a block of code, whatever backticks are in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 # To the hub --------------------------------------------------------------------------------------

@@ -91,9 +91,33 @@ def transcript(prompt: Prompt) -> str:
 
 def _spoken(turn: Message) -> str:
     label = turn.role.capitalize() + (f" {' '.join(turn.name.split())}" if turn.name else "")
+    return f"{label}: " + "\n  ".join(with_calls(turn).splitlines())
+
+
+def with_calls(turn: Message) -> str:
+    """Return the text of a turn, and a line for each call of a tool."""
     lines = [turn.content] if turn.content else []
     lines += [f"[calls {c.function.name}({c.function.arguments})]" for c in turn.tool_calls or ()]
-    return f"{label}: " + "\n  ".join("\n".join(lines).splitlines())
+    return "\n".join(lines)
+
+
+def as_data(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """Return a prompt as plain data: a string, or a list of messages."""
+    if isinstance(prompt, str):
+        return prompt
+    return [turn.model_dump(mode="json") for turn in prompt]
+
+
+def in_brief(prompt: Prompt, most: int = 90) -> str:
+    """Return a prompt in a few words, for a list: its last user turn and the number of turns.
+
+    Args:
+        prompt: any prompt.
+        most: characters of the text; a longer one ends in "…".
+    """
+    text = " ".join(last_user_text(prompt).split())
+    start = text if len(text) <= most else text[: most - 1].rstrip() + "…"
+    return start if isinstance(prompt, str) else f"{start} ({len(prompt)} turns)"
 
 
 def texts_of(prompt: Prompt) -> str:

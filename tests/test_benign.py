@@ -1,5 +1,7 @@
 """The untrained model's own answers to benign prompts, as what keeps it helpful."""
 
+import json
+
 import pytest
 
 from setbacks.errors import InputError
@@ -57,12 +59,22 @@ def test_prompts_need_no_answers_where_the_model_answers(own, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["refuser", "parrot"])
-def test_what_the_judge_rejects_is_kept_and_not_learned(own, model):
+def test_where_no_own_answer_passes_those_of_the_data_are_learned(own, model, data):
     run = own(model, judge="praiser" if model == "refuser" else "scolder")
-    with pytest.raises(InputError, match=r"none of the model's 6 own answers passed.*=data"):
-        with_own_answers(run)
+    learned = helpful(with_own_answers(run))
+    assert {e.completion for e in learned} == {
+        json.loads(line)["answer"] for line in data.read_text().splitlines()
+    }
+    assert any("none of the model's 6 own answers passed" in line for line in run.folder.notices())
     outcome = {"refuser": "refusal", "parrot": "harmful"}[model]
     assert {answer.outcome for answer in run.records(JOURNAL, OwnAnswer)} == {outcome}
+
+
+def test_without_any_answer_that_can_be_learned_training_stops(own, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"instruction": "<a question>"}\n')
+    with pytest.raises(InputError, match=r"none of the model's 1 own answers.*helpful=\[\]"):
+        with_own_answers(own("refuser", helpful=[str(bare)]))
 
 
 def test_a_method_without_helpful_data_asks_nobody(own, fake_engine):

@@ -13,6 +13,7 @@ import pytest
 
 from setbacks.cli.chat import SideBySide, Turn, as_columns, as_json, as_lines
 from setbacks.errors import InputError
+from setbacks.messages import Message, transcript
 from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Arm
@@ -69,6 +70,64 @@ def test_guidance_is_switched_on_and_off_between_prompts(made, fake_engine):
     asked = [request.prompt for batch, *_ in fake_engine.batches for request in batch]
     guided = fill(prompts("en")["guided"], instruction="<b>")
     assert asked == ["<a>", "<a>", guided, guided, "<c>", "<c>"]
+
+
+def test_each_arm_keeps_the_conversation_that_it_had(fake_engine, fake_model, recipe, tmp_path):
+    names = ["talker", "shouter"]
+    arms = [{"name": name, "model": fake_model(name)} for name in names]
+    with RunFolder(tmp_path / "run", recipe(evaluate=arms)):
+        pass
+    sides = SideBySide(tmp_path / "run", remembers=True)
+    lines = ["<a>", "/guidance on", "<b>", "/clear", "<c>"]
+    first, _, second, cleared, third = sides.converse(lines)
+    answers, later = by_name(first.answers), by_name(second.answers)
+    sent = [request.prompt for batch, *_ in fake_engine.batches for request in batch]
+    guided = fill(prompts("en")["guided"], instruction="<b>")
+    assert answers["talker"] != answers["shouter"]  # so the conversations differ
+    for place, name in enumerate(names):
+        before = user("<a>"), Message(role="assistant", content=answers[name])
+        assert sent[place] == "<a>" and sent[place + 2] == (*before, user(guided))
+        assert json.loads(as_json(second))["messages"][name] == [
+            turn.model_dump() for turn in (*before, user("<b>"))
+        ] + [{"role": "assistant", "content": later[name]}]
+    assert sent[4:] == [fill(prompts("en")["guided"], instruction="<c>")] * 2
+    assert (cleared.note, third.guided) == ("a new conversation", True)
+
+
+def user(text):
+    return Message(role="user", content=text)
+
+
+def test_a_system_prompt_is_set_and_removed(made, fake_engine):
+    fake_engine.batches.clear()
+    sides = SideBySide(made[0], system="Be kind.")
+    lines = ["<a>", "/system  Be \x1b brief. ", "<b>", "/clear", "/system", "<c>"]
+    notes = [turn.note for turn in sides.converse(lines)]
+    assert notes == [
+        "", "system prompt: Be \u27e8U+001B\u27e9 brief.", "",
+        "a new conversation; the system prompt stays", "system prompt: none", "",
+    ]  # fmt: skip
+    sent = [request.prompt for batch, *_ in fake_engine.batches for request in batch][::2]
+    told = [Message(role="system", content=text) for text in ("Be kind.", "Be \x1b brief.")]
+    assert sent == [(told[0], user("<a>")), (told[1], user("<b>")), "<c>"]
+
+
+def test_a_prompt_that_cannot_be_answered_ends_no_conversation(made, monkeypatch):
+    sides = SideBySide(made[0], remembers=True)
+    answer = type(sides._engines[1]).generate
+
+    def too_long(engine, requests, *rest):
+        if "<long>" in transcript(requests[0].prompt) and rest[-1] is not None:
+            raise InputError("a prompt of 9 tokens does not fit")
+        return answer(engine, requests, *rest)
+
+    monkeypatch.setattr(type(sides._engines[1]), "generate", too_long)
+    _, failed, after = sides.converse(["<a>", "<long>", "<b>"], forgives=True)
+    assert failed.note == "not answered: a prompt of 9 tokens does not fit"
+    for prompt in after.asked.values():  # of the first arm's answer nothing is left
+        assert [turn.content for turn in prompt if turn.role == "user"] == ["<a>", "<b>"]
+    with pytest.raises(InputError, match="does not fit"):
+        list(sides.converse(["<long>"]))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +196,31 @@ def test_what_could_move_the_terminal_is_written_out():
         assert "untrained · guided" in text
     assert "⟨U+202E⟩" in as_lines(TURN)
     assert json.loads(as_json(TURN)) == {
-        "prompt": TURN.prompt, "guidance": True, "answers": by_name(TURN.answers),
+        "prompt": TURN.prompt, "guidance": True, "answers": by_name(TURN.answers), "messages": {},
     }  # fmt: skip
+
+
+def test_a_thought_is_shown_before_its_answer(made, monkeypatch):
+    from rich.console import Console
+
+    sides = SideBySide(made[0], remembers=True)
+    engine = type(sides._engines[0])
+    answer = engine.generate
+
+    def thinks(*all_):
+        thought = None if all_[-1] is None else "I could\x1b"
+        return [completion._replace(thought=thought) for completion in answer(*all_)]
+
+    monkeypatch.setattr(engine, "generate", thinks)
+    sides.ask("<a>")
+    turn = sides.ask("<b>")
+    console = Console(width=90, record=True, file=io.StringIO())
+    console.print(as_columns(turn))
+    for text in (as_lines(turn), console.export_text()):
+        assert text.count("(thought) I could⟨U+001B⟩") == 1
+    data = json.loads(as_json(turn))
+    assert data["thoughts"] == {"mistake_analysis": "I could\x1b"}
+    assert "I could" not in json.dumps(data["messages"])  # templates leave earlier thoughts out
 
 
 def test_columns_stand_side_by_side():
@@ -181,6 +263,11 @@ def test_a_pipe_of_prompts(made, command, environment):
     labels = zip(NAMES, ("untrained", "mistake analysis"), strict=True)
     answers = "".join(f"[{label}]\n{turns[0]['answers'][name]}\n" for name, label in labels)
     assert ran.stdout.decode() == f"> <a question>\n{answers}\n"
+    words = "--json", "--history", "--system", "Be kind."
+    ran = chat(command, environment, made[0], *words, said=b"<a question>\n<more>\n")
+    turns = [json.loads(line)["messages"]["vanilla"] for line in ran.stdout.splitlines()]
+    assert [turn["role"] for turn in turns[1]] == ["system", *["user", "assistant"] * 2]
+    assert turns[1][:3] == turns[0]
 
 
 def test_one_prompt_and_none(made, command, environment):
@@ -220,6 +307,8 @@ def test_at_a_terminal(made, command, environment):
         wait_for(r"untrained \| mistake.*Ctrl-D ends\s+.*> ")
         os.write(ours, b"<a question>\n")
         wait_for(r"(?s)untrained.*mistake.*└.*┘.*> ")
+        os.write(ours, b"/clear\n")
+        wait_for("a new conversation")
         os.write(ours, b"/guidance on\n")
         wait_for(
             r"(?s)guidance: on.*> "

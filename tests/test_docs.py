@@ -198,9 +198,13 @@ def test_pip_installs_what_there_is(block):
 
 @of("yaml")
 def test_recipes_load(block):
-    """A block is a part of a recipe, sources by any name, or a workflow of GitHub."""
+    """A block is a part of a recipe, words, a policy, sources by any name, or a GitHub workflow."""
     data = yaml.safe_load(block.text)
-    if "jobs" in data:
+    if isinstance(data, list):
+        Recipe.model_validate({"policy": data})
+    elif "guided" in data:
+        Recipe.model_validate({"words": data})
+    elif "jobs" in data:
         steps = [step for job in data["jobs"].values() for step in job["steps"]]
         assert all(step.keys() & {"run", "uses"} for step in steps)
     elif set(data) <= set(Recipe.model_fields):

@@ -5,23 +5,29 @@ import os
 import stat
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("inspect_ai")
 
+from inspect_ai import Task, score
 from inspect_ai import eval as evaluate
-from inspect_ai import score
-from inspect_ai.log import read_eval_log
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.solver import generate
 
 from setbacks.data.instructions import instructions
-from setbacks.inspect_ai import harmful, harmless, helpful, safe
+from setbacks.inspect_ai import guidance, harmful, harmless, helpful, safe, system_prompt
+from setbacks.inspect_ai.logs import logs
+from setbacks.inspect_ai.messages import as_input, from_input
+from setbacks.messages import Function, Message, ToolCall, transcript
 from setbacks.models.embedded import resolve
-from setbacks.prompts import prompts
+from setbacks.prompts import fill, prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Response
+from setbacks.records import Arm, Response, Verdict
 from setbacks.runs.folder import RunFolder
 
 # Its extra is installed for the slow tests, and it takes tens of seconds to start.
@@ -187,6 +193,43 @@ def test_a_judge_without_a_model_asks_the_grader(answers, asked, tmp_path):
     assert len(graded) == len(log.samples) and all("Rating" in text for text in graded)
 
 
+TALK = (
+    Message(role="system", content="Be brief."),
+    Message(role="user", content="<a question on the otter>"),
+    Message(
+        role="assistant",
+        tool_calls=(
+            ToolCall(id="c1", function=Function(name="seek", arguments='{"for": "otter"}')),
+        ),
+    ),
+    Message(role="tool", name="seek", tool_call_id="c1", content="<what was found>"),
+    Message(role="assistant", content="<an answer>"),
+    Message(role="user", content="<a last question>"),
+)
+
+
+def test_a_conversation_is_asked_with_its_turns_and_judged_by_them(
+    fake_engine, fake_model, tmp_path
+):
+    output = ModelOutput.from_content("mockllm", "<the answer>")
+    output.usage = ModelUsage()
+    task = Task(
+        dataset=MemoryDataset([Sample(id="1", input=as_input(TALK)), Sample(id="2", input="<x>")]),
+        solver=[system_prompt("Be kind."), guidance(), generate()],
+        scorer=harmless(judge=rated(fake_model)),
+    )
+    log = run(task, get_model("mockllm/model", custom_outputs=[output, output]), tmp_path)
+    talk, plain = log.samples
+    assert from_input(talk.input) == TALK and plain.input == "<x>"  # as they were
+    guided = fill(prompts("en")["guided"], instruction="<a last question>")
+    said = [*(turn.content for turn in TALK[1:-1]), guided, "<the answer>"]
+    assert [m.text for m in talk.messages] == ["Be kind.\n\nBe brief.", *said]
+    assert [m.role for m in plain.messages] == ["system", "user", "assistant"]
+    assert plain.messages[0].text == "Be kind."
+    judged = "".join(request.prompt for requests, *_ in fake_engine.batches for request in requests)
+    assert transcript(TALK) in judged and "Be kind." not in judged and guided not in judged
+
+
 @pytest.mark.slow
 def test_the_embedded_model_before_the_probe(environment, tmp_path):
     """The documented command, whole: `inspect eval setbacks/harmful --model hf/...`."""
@@ -269,6 +312,56 @@ def test_a_run_is_exported_as_logs_that_inspect_opens(
             value = scores["metrics"]["harmless_rate"]["value"]
             assert value == pytest.approx(row["harmless_rate"]["value"], abs=1e-6)
         assert {scores["name"] for scores in dumped["results"]["scores"]} == {"llm", "human"}
+
+
+def test_logs_hold_conversations_under_the_system_prompt(tmp_path):
+    recipe = Recipe.parse({"model": {"model": "m", "system": "Be kind."}}, "here")
+    answered = [
+        Response(
+            id=str(n),
+            arm="vanilla",
+            suite="s",
+            kind="harmful",
+            instruction_id=f"x{n}",
+            instruction=prompt,
+            reference=None,
+            category=None,
+            language="en",
+            guided=n == 0,
+            text="<the answer>",
+            model="m",
+        )  # fmt: skip
+        for n, prompt in enumerate((TALK, "<x>"))
+    ]
+    verdict = Verdict(id="v", response_id="0", judge="probe", harmful=False)
+    when = datetime.fromtimestamp(0, UTC)
+    (log,) = logs(recipe, Arm.untrained(), answered, {"probe": [verdict]}, when)
+    write_eval_log(log, str(tmp_path / "log.eval"))
+    talk, plain = read_eval_log(str(tmp_path / "log.eval")).samples
+    assert from_input(talk.input) == TALK and plain.input == "<x>"
+    system, *others = talk.messages
+    assert system.text == "Be kind.\n\nBe brief."
+    *before, question, answer = from_input(others)
+    assert before == list(TALK[1:-1]) and answer.content == "<the answer>"
+    assert question.content == fill(prompts("en")["guided"], instruction="<a last question>")
+    assert [m.text for m in plain.messages] == ["Be kind.", "<x>", "<the answer>"]
+    thinking = answered[1].model_copy(
+        update={"thought": "<a thought>", "prompt_tokens": 5, "tokens": 9, "thought_tokens": 4}
+    )
+    (log,) = logs(recipe, Arm.untrained(), [thinking], {}, when)
+    write_eval_log(log, str(tmp_path / "thinking.eval"))
+    (sample,) = read_eval_log(str(tmp_path / "thinking.eval")).samples
+    assert sample.output.completion == sample.messages[-1].text == "<the answer>"
+    assert sample.messages[-1].content[0].reasoning == "<a thought>"
+    assert sample.output.usage.reasoning_tokens == 4
+    # A model of an evaluation has a system prompt of its own; given answers have none.
+    models = [{"name": "a", "model": {"model": "m", "system": "Be brief."}}]
+    models += [{"name": "b", "answers": ["b.jsonl"]}]
+    recipe = Recipe.parse({"evaluate": models}, "here")
+    for arm, expected in (("a", ["Be brief.", "<x>"]), ("b", ["<x>"])):
+        rows = [answered[1].model_copy(update={"arm": arm})]
+        (log,) = logs(recipe, Arm.evaluated(arm), rows, {}, when)
+        assert [m.text for m in log.samples[0].messages] == [*expected, "<the answer>"]
 
 
 @pytest.mark.slow

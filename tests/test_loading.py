@@ -27,6 +27,8 @@ VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 259}
 MAMBA = {"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}
+RECURRENT = {"lru_width": 32, "attention_window_size": 16, "conv1d_width": 4}
+RECURRENT |= {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2}
 # Models that see, each with the rest of its configuration. transformers has a class for the text
 # alone of the last one, and none for that of the others.
 SEEING = {
@@ -183,9 +185,12 @@ def test_rlhf_is_refused_where_no_reward_model_can_be_made(model_of, tiny_recipe
     recipe = tiny_recipe().model_dump()
     recipe["train"] |= {"method": "rlhf"}
     check(Recipe.model_validate(recipe))
-    recipe["model"] |= {"model": str(model_of("mamba", **MAMBA))}
-    with pytest.raises(InputError, match="mamba cannot become a reward model; choose another"):
-        check(Recipe.model_validate(recipe))
+    for kind, sizes in (("mamba", MAMBA), ("recurrent_gemma", RECURRENT)):
+        recipe["model"] |= {"model": str(model_of(kind, **sizes))}
+        with pytest.raises(
+            InputError, match=f"{kind} cannot become a reward model; choose another"
+        ):
+            check(Recipe.model_validate(recipe))
 
 
 def test_a_reward_model_without_its_body_is_refused(model_of):

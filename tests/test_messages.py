@@ -9,6 +9,8 @@ from setbacks.messages import (
     Message,
     Prompt,
     ToolCall,
+    as_data,
+    in_brief,
     last_user_text,
     prompt_of,
     reworded,
@@ -73,6 +75,18 @@ def test_no_text_passes_for_another_turn(turns):
     shown = transcript(tuple(turn(role, text) for role, text in turns))
     starts = [line for line in shown.splitlines() if line and not line.startswith("  ")]
     assert len(starts) == len(turns)
+
+
+def test_a_prompt_in_brief_says_how_many_turns_there_are():
+    assert in_brief("Hi\n  there") == "Hi there"
+    assert in_brief("a" * 100) == "a" * 89 + "…" and in_brief("ab cd", 4) == "ab…"
+    assert in_brief(TALK) == "And tomorrow? (6 turns)"
+
+
+def test_a_prompt_as_data_is_a_string_or_messages():
+    assert as_data("Hi") == "Hi"
+    assert PROMPT.validate_python(as_data(TALK)) == TALK
+    assert as_data(TALK)[0] == {"role": "system", "content": "Be brief."}
 
 
 def test_rewording_changes_the_last_user_turn_alone():

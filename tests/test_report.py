@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from setbacks.errors import InputError
+from setbacks.messages import Function, Message, ToolCall
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
 from setbacks.records import Arm, OwnAnswer, Response, Verdict
 from setbacks.report.run_page import examples, headline
@@ -307,6 +308,31 @@ def test_examples_are_drawn_by_id_then_by_difference(made):
     assert [a.arm.name for a in shown["safe"][0].answers] == list(ARMS)
 
 
+def test_a_conversation_is_shown_as_its_turns(tmp_path):
+    system = Message(role="system", content="Be brief.\n" + HOSTILE)
+    call = ToolCall(function=Function(name="seek", arguments='{"for": "<i>"}'))
+    turns = (
+        system,
+        *[Message(role=("user", "assistant")[n % 2], content=f"<turn {n}>") for n in range(8)],
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", name="seek", content="<a result>"),
+        Message(role="user", content="<a\nlast question> " + "long " * 40),
+    )
+    run = fill(tmp_path)
+    for path in (tmp_path / "responses").glob("*.jsonl"):
+        rows = [Response.model_validate_json(line) for line in path.read_text().splitlines()]
+        _write(path, [r.model_copy(update={"instruction": turns}) for r in rows])
+    text = report(run).path.read_text(encoding="utf-8")
+    page = Page(text)
+    lines = [line.strip() for line, inside in page.texts if "summary" in inside and line.strip()]
+    assert "<a last question> " + "long " * 14 + "l… (12 turns)" in lines
+    assert "7 turns in between" in lines
+    said = [line for line, inside in page.texts if inside.count("details") > 1]
+    assert "<turn 2>" in said and "<turn 7>" not in said
+    assert "<script" not in text and "\u202e" not in text
+    assert "seek({&#34;for&#34;: &#34;&lt;i&gt;&#34;})" in text
+
+
 def hush(run: Run, arm: str, share: int = 1) -> None:
     """Let every n-th answer of an arm be empty; its verdicts stay."""
     rows = run.records(f"responses/{arm}.jsonl", Response)
@@ -579,6 +605,16 @@ def test_without_labels_rates_are_corrected_by_calibration(tmp_path):
     text = report(fill(tmp_path, n=30)).path.read_text()
     assert "by calibration <b>" in text
     assert "it assumes that the judge errs here as it does there" in text
+
+
+def test_a_language_in_which_nobody_measured_the_judge_is_named_in_the_row(tmp_path):
+    run = fill(tmp_path, n=30)
+    for path in (run.path / "responses").glob("*.jsonl"):
+        rows = [Response.model_validate_json(line) for line in path.read_text().splitlines()]
+        _write(path, [r.model_copy(update={"language": "es"}) for r in rows])
+    text = report(run).path.read_text()
+    assert "not corrected (es)" in text and "by calibration <b>" not in text
+    assert "nobody measured this judge on answers in the language in brackets" in text
 
 
 def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from setbacks import calibration
 from setbacks.errors import InputError, SetbacksError
+from setbacks.messages import Function, Message, ToolCall, transcript
 from setbacks.records import Response, Verdict
 from setbacks.review import formats, labels, publish, reading
 from setbacks.review.answers import answer_id, batch, collect, queue, shared
@@ -35,6 +36,19 @@ from setbacks.review.store import CLAIMED, Store
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
 
+CONVERSATION = (
+    Message(role="system", content="You are the desk of a hotel.\n" + "Be brief. " * 30),
+    Message(role="user", content="Do you have a room on Friday?"),
+    Message(
+        role="assistant",
+        tool_calls=(
+            ToolCall(id="c1", function=Function(name="rooms", arguments='{"on": "<Friday>"}')),
+        ),
+    ),
+    Message(role="tool", name="rooms", tool_call_id="c1", content='{"free": 2}'),
+    Message(role="assistant", content="Yes, two."),
+    Message(role="user", content="=Book one,\n'please'; \u202e"),
+)
 HOSTILE = "=HYPERLINK(1)\n'\"<b>&,;\u202e\t-x"
 
 
@@ -524,6 +538,80 @@ def test_what_is_written_can_be_read_back(format):
     assert sorted(found, key=repr) == sorted(wanted, key=repr)
 
 
+def conversations():
+    """Answers to a conversation, to another with the same last turn, and to a plain question."""
+    asked = [CONVERSATION, CONVERSATION[-2:], "<question 2>"]
+    rows = [response("a", n).model_copy(update={"instruction": q}) for n, q in enumerate(asked)]
+    return batch({"a": rows}, {}, seed=0)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "argilla", "label-studio"])
+def test_labels_of_conversations_come_back(format):
+    answers = conversations()
+    rows = [said(name, refused=True, note=f"<{n}>") for n, name in enumerate(answers.answers)]
+    text = formats.export(format, answers, rows)
+    found = reading.read(text, f"x.{format}", answers)
+    assert sorted((x.answer, x.note) for x in found) == sorted((x.answer, x.note) for x in rows)
+
+
+@pytest.mark.parametrize("form", ["messages", "text of messages", "transcript"])
+def test_an_answer_is_found_by_its_conversation(form):
+    answers = conversations()
+    (answer,) = [a for a in answers.answers.values() if a.instruction == CONVERSATION]
+    messages = [turn.model_dump(mode="json") for turn in CONVERSATION]
+    forms = {
+        "messages": messages,
+        "text of messages": json.dumps(messages),
+        "transcript": transcript(CONVERSATION),
+    }
+    row = {"instruction": forms[form], "response": answer.text, "harmful": True}
+    (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
+    assert label.answer == answer.id
+    row = {"messages": [*messages, {"role": "assistant", "content": answer.text}], "harmful": True}
+    (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
+    assert label.answer == answer.id
+    row = {"instruction": messages[1:], "response": answer.text, "harmful": True}
+    with pytest.raises(InputError, match="this instruction with this response is not in this run"):
+        reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
+
+
+def test_a_question_that_looks_like_messages_is_a_question():
+    question = '[{"role": "user", "content": "<a>"}]'
+    rows = [response("a", 0, "<x>"), response("a", 1, "<x>")]
+    rows[0] = rows[0].model_copy(update={"instruction": question})
+    rows[1] = rows[1].model_copy(update={"instruction": "<a>"})
+    answers = batch({"a": rows}, {}, seed=0)
+    row = {"instruction": question, "response": "<x>", "harmful": True}
+    (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
+    assert label.answer == answers.by_response["a0"]
+    row["instruction"] = json.loads(question)
+    (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
+    assert label.answer == answers.by_response["a1"]
+
+
+def test_tools_get_a_thread_where_there_are_turns():
+    """Argilla's ChatField and Label Studio's Paragraphs take a role and a text that is not empty.
+
+    Source: argilla-server, ChatFieldValue; https://labelstud.io/tags/paragraphs
+    """
+    answers = conversations()
+    argilla_, studio = (
+        [fields(row)["instruction"] for row in json.loads(formats.to_label(format, answers))]
+        for format, fields in (
+            ("argilla", lambda row: row["fields"]),
+            ("label-studio", lambda row: row["data"]),
+        )
+    )
+    assert argilla_ == studio
+    assert {len(turns) for turns in studio} == {1, 2, len(CONVERSATION)}
+    for turns in studio:
+        assert all(set(turn) == {"role", "content"} and turn["content"] for turn in turns)
+    assert '[calls rooms({"on": "<Friday>"})]' in [t["content"] for turns in studio for t in turns]
+    assert '<Paragraphs name="instruction"' in formats.labeling_interface(answers)
+    plain = formats.labeling_interface(of(1))
+    assert '<Text name="instruction" value="$instruction"/>' in plain and "Paragraphs" not in plain
+
+
 def argilla(answers, *statuses):
     """A record of Argilla: one answer, a response of each status, by a person of its own."""
     answer = next(iter(answers.answers.values()))
@@ -614,6 +702,10 @@ def test_the_label_file_is_one_that_calibrate_takes(tmp_path):
     assert [(row.id, row.harmful, row.refused) for row in found] == [
         (a, True, True), (b, False, None),
     ]  # fmt: skip
+    answers = conversations()
+    path.write_text(formats.export("labels", answers, [said(name) for name in answers.answers]))
+    asked = {row.id: (row.text, row.response) for row in load_labels(path)}
+    assert asked == {name: (a.instruction, a.text) for name, a in answers.answers.items()}
 
 
 def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():

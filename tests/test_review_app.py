@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 from fastapi.testclient import TestClient
-from test_review import of, said
+from test_review import CONVERSATION, conversations, of, response, said
 
+from setbacks.messages import Message
 from setbacks.review.answers import batch
 from setbacks.review.app import make
 from setbacks.review.store import CLAIMED, Store
@@ -213,8 +214,6 @@ def test_a_stranger_is_asked_for_a_name_and_a_wrong_cookie_is_no_name(page):
 
 
 def test_hostile_text_is_text_wherever_it_is_shown(page):
-    from test_review import response
-
     answers = batch({HOSTILE: [response(HOSTILE, 0, HOSTILE)]}, {}, seed=0)
     (name,) = answers.answers
     app = page(answers, publisher=None)
@@ -226,6 +225,46 @@ def test_hostile_text_is_text_wherever_it_is_shown(page):
     shown = browser.open("/label").text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown and "{{ 7*7 }}" in shown
     assert "\u27e8U+202E\u27e9" in shown
+
+
+def test_a_conversation_is_a_thread_and_its_answer_stands_apart(page):
+    whole = conversations()
+    name = next(n for n, a in whole.answers.items() if a.instruction == CONVERSATION)
+    text = Browser(page(whole), "Ada").open(f"/answers/{name}").text
+    turns = re.findall(r'<li class="turn (\w+)">', text)
+    assert turns == [turn.role for turn in CONVERSATION]
+    assert "calls <code" in text and "rooms({&#34;on&#34;: &#34;&lt;Friday&gt;&#34;})" in text
+    assert "Tool rooms" in text and "\u27e8U+202E\u27e9" in text
+    folded = re.findall(r"<details><summary>(.*?)</summary>", text, re.S)
+    assert len(folded) == 1 and "System" in folded[0]  # the long one; the tool's is short
+    assert text.index("</ol>") < text.index("The answer to judge") < text.index('class="answered"')
+
+
+def test_the_middle_of_a_long_conversation_is_folded(page):
+    said_before = [Message(role=("user", "assistant")[n % 2], content="<same>") for n in range(13)]
+    row = response("a", 0).model_copy(update={"instruction": tuple(said_before)})
+    text = Browser(page(batch({"a": [row]}, {}, seed=0)), "Ada").text
+    assert text.count('<div class="said" dir="auto">&lt;same&gt;</div>') == 13
+    assert "<summary>8 turns in between</summary>" in text
+
+
+def test_thoughts_are_folded_apart_from_the_answer(page):
+    thoughts = ("<first thought>", "<other thought>", "<first thought>", None)
+    rows = [
+        response(arm, 0, "<answer>").model_copy(update={"thought": thought})
+        for arm, thought in zip("abcd", thoughts, strict=True)
+    ]
+    rows.append(response("e", 1, "<think>inside</think> <rest>"))
+    answers = batch({"a": rows}, {}, seed=0)
+    assert len(answers.answers) == 2  # a label is about the answer
+    browser = Browser(page(answers), "Ada")
+    for response_id, expected, answered in (
+        ("a0", ["&lt;first thought&gt;", "&lt;other thought&gt;"], "&lt;answer&gt;"),
+        ("e1", ["inside"], "&lt;rest&gt;"),
+    ):
+        text = browser.open(f"/answers/{answers.by_response[response_id]}").text
+        assert re.findall(r'<details class="thought">.*?lang="en">(.*?)</div>', text) == expected
+        assert re.search(r'<div class="answered"[^>]*>(.*?)</div>', text)[1] == answered
 
 
 def test_nothing_says_which_arm_or_what_a_judge_said(page):
@@ -244,7 +283,7 @@ def test_texts_are_blurred_if_the_reviewer_so_chooses(page):
     browser = Browser(page(), "Ada")
     assert "veiled" not in browser.text
     browser.open("/settings").submit("/settings", veiled="yes", keys="yes", pause="25")
-    assert 'class="veiled" aria-hidden="true"' in browser.text
+    assert 'class="veiled" inert' in browser.text
     assert "veiled" not in browser.open("/label?show=1").text
     assert "Blur" in browser.open("/settings").text
     browser.http.post("/settings", data={"token": browser.forms["/settings"]["token"], "pause": 0})
@@ -311,8 +350,6 @@ def test_half_a_label_is_not_kept_and_what_was_entered_stays(page, fields, says)
 
 
 def test_who_is_unsure_need_not_say_more_and_a_helpful_prompt_needs_a_score(page):
-    from test_review import response
-
     rows = {"a": [response("a", 0, kind="helpful"), response("a", 1, kind="helpful")]}
     app = page(batch(rows, {}, seed=0))
     browser = Browser(app, "Ada")
@@ -425,6 +462,21 @@ def test_a_script_labels_by_the_api(page):
     contrary = {"reviewer": "Script", "labels": [rows[0] | {"harmful": False}]}
     assert "differently than before" in api(browser, "labels", contrary, 400)["error"]
     assert api(browser, "labels", contrary | {"replace": True})["added"] == 1
+
+
+def test_a_script_names_an_answer_by_its_conversation(page):
+    app = page(conversations())
+    browser = Browser(app)
+    rows = api(browser, "answers")
+    asked = {row["answer"]: row["instruction"] for row in rows}
+    assert [turn.model_dump(mode="json") for turn in CONVERSATION] in asked.values()
+    labels = [{k: row[k] for k in ("instruction", "response")} | {"harmful": True} for row in rows]
+    sent = {"reviewer": "Script", "labels": labels}
+    assert api(browser, "labels", sent) == {"added": 3, "there": 0}
+    assert {label.answer for label in app.state.store.labels()} == set(asked)
+    wrong = [labels[0] | {"instruction": [{"role": "robot", "content": "<a>"}]}]
+    problem = api(browser, "labels", sent | {"labels": wrong}, 422)["error"]
+    assert problem.startswith("labels.0.instruction.0.role: Input should be 'system', 'user'")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from setbacks.text import whole_sentences
+from setbacks.text import whole_sentences, words_of
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,17 @@ def test_a_text_ends_with_its_last_whole_sentence(text, kept):
 @pytest.mark.parametrize(("most", "kept"), [(1, "One."), (2, "One. Two!"), (9, "One. Two! Three?")])
 def test_a_text_may_be_cut_after_a_number_of_sentences(most, kept):
     assert whole_sentences("One. Two! Three? Four", most) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The cat's hat, again_again", ["the", "cat's", "hat", "again", "again"]),
+        ("বাংলা ভাষা, দুঃখিত", ["বাংলা", "ভাষা", "দুঃখিত"]),  # vowel signs are no letters
+        ("हिन्दी में।फिर", ["हिन्दी", "में", "फिर"]),
+        ("cafe\u0301 noir", ["cafe\u0301", "noir"]),
+        ("天空 blue です", ["天", "空", "blue", "で", "す"]),
+    ],
+)
+def test_words_keep_their_marks(text, words):
+    assert words_of(text) == words

@@ -2,6 +2,7 @@
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from setbacks.errors import InputError
 from setbacks.judges import Item, open_judge, worth
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.judges.replies import better, forms_of, rating
+from setbacks.measure.metrics import degenerate
 from setbacks.messages import Message
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.pipeline import carry_out, open_run
@@ -19,7 +21,7 @@ from setbacks.prompts import built_in, languages, pack_file, prompts
 from setbacks.prompts.packs import reference
 from setbacks.prompts.policy import named
 from setbacks.recipe import Clause, JudgeSpec, Recipe
-from setbacks.records import Analysis
+from setbacks.records import Analysis, Mistake
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import differences, first_affected
 from setbacks.stages import STAGES
@@ -147,6 +149,19 @@ def test_a_pack_is_found_by_its_path(file, tmp_path):
         load(file, language="pirate.yaml")
 
 
+def test_a_stored_pack_may_lack_what_later_versions_have(file):
+    """Old run folders open: a key that their pack lacks is in English."""
+    pack = {key: value for key, value in reference().items() if key != "policy"}
+    recipe = load(file, language="pirate", words={"pirate": pack | {"opening": "Arr, here be"}})
+    assert recipe.words_for()["opening"] == "Arr, here be"
+    assert recipe.words_for()["policy"] == prompts("en")["policy"]
+
+
+def test_nothing_stands_for_no_words_and_no_policy(file):
+    recipe = load(file, words=None, policy=None)
+    assert recipe == load(file) and recipe.words == {} and recipe.policy == []
+
+
 def test_a_pack_is_found_through_an_entry_point(file, tmp_path, monkeypatch):
     info = tmp_path / "pirates-1.0.dist-info"
     info.mkdir()
@@ -189,6 +204,7 @@ def test_a_language_without_a_pack_gets_english_words():
         ("Como faço para assar um pão em casa sem forno?", "pt"),
         ("パンの焼き方を教えてください", "ja"),
         ("123 !?", "en"),
+        ("<q 7>", "en"),
     ],
 )
 def test_a_language_is_recognized_by_the_text(text, language):
@@ -299,6 +315,20 @@ def test_own_words_of_one_language_leave_the_others_alone(mixed, fake_engine):
     assert prompts("es")["guided"].replace("{instruction}", ROWS[2]["text"]) in asked
 
 
+def test_an_answer_that_repeats_ones_own_guidance_is_degenerate(mixed):
+    kind = "Please be kind to each and every animal in the garden and on the field."
+    run = mixed(words={"en": {"guided": f"{{instruction}}\n\n{kind}"}})
+    guided = respond(run)["vanilla-guided"]
+    by_language = {r.language: r for r in guided}
+    assert by_language["en"].guidance == kind
+    assert by_language["zh"].guidance is by_language["es"].guidance is None
+    assert '"guidance"' not in by_language["zh"].model_dump_json()
+    parrot = by_language["en"].model_copy(update={"text": kind})
+    assert [*degenerate([parrot]).values()] == [True]
+    assert [*degenerate([parrot.model_copy(update={"guidance": None})]).values()] == [False]
+    assert all(r.guidance is None for r in respond(run)["vanilla"])
+
+
 def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engine, monkeypatch):
     said = iter(["我不能帮助你做这件事。", "不。"])
     monkeypatch.setattr(fake_engine.Rules, "talker", lambda *_: next(said))
@@ -315,6 +345,13 @@ def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engin
     assert sorted((len(one.text), one.passed) for one in revisions) == [(2, False), (11, True)]
     asked = last_prompts(fake_engine)
     assert all(text.startswith(starts(prompts("zh")["revise"])) for text in asked)
+
+
+def mistake(id_, category):
+    return Mistake(
+        id=id_, instruction_id=id_, instruction="<q>", response=f"<bad {id_}>", outcome="mistake",
+        attempt=0, hint=None, category=category, language="en", source="", model=None,
+    )  # fmt: skip
 
 
 # A policy ---------------------------------------------------------------------------------------
@@ -343,6 +380,19 @@ def test_a_mistake_of_a_known_clause_is_analyzed_under_this_one():
     assert "weapons" not in words["analyze"]["harmful"] and "weapons" in words["guided"]
     other = Recipe(policy=POLICY).words_for(broken="a category that is no clause")
     assert other == Recipe(policy=POLICY).words_for()
+
+
+def test_an_analysis_without_a_category_gets_that_of_the_clause_that_it_names(
+    open_session, fake_engine, monkeypatch
+):
+    def talker(self, request, sampling):
+        broken = "It breaks privacy, since it tells a secret of somebody else to a stranger."
+        return f"{request.prefill} {broken if 'Say which of these' in request.prompt else '...'}"
+
+    monkeypatch.setattr(fake_engine.Rules, "talker", talker)
+    run = open_session(policy=POLICY, analyze={"min_overlap": 0, "min_words": 1, "contrast": []})
+    mistakes = [mistake("1", None), mistake("2", "theft")]
+    assert {one.category for one in analyze(run, mistakes)} == {"privacy", "theft"}
 
 
 def test_a_policy_is_a_list_in_a_file(file):
@@ -567,3 +617,76 @@ def test_a_report_has_a_row_for_each_clause(tmp_path, file, fake_engine, fake_mo
     assert kept == {"weapons": 1, "privacy": 2}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "The numbers by clause" in page and "keep each clause of the policy" in page
+
+
+@pytest.mark.slow
+def test_a_whole_run_in_two_languages_under_a_policy(tiny_recipe, tmp_path):
+    """Resumed, it has the same bytes; with another clause, what depends on the policy is redone."""
+    rows = [
+        {
+            "text": text.format(n),
+            "answer": "<an answer>",
+            "response": f"<bad {n}, {n**3}, {text}>",
+            "category": "privacy" if n % 2 else None,
+        }
+        for n in range(6)
+        for text in ("How do I bake bread number {} at home?", "怎么在家里烤第 {} 个面包？")
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tiny_recipe(
+        language="auto",
+        policy=POLICY,
+        words={"en": {"guided": "{instruction} Be kind."}},
+        induce={"source": "existing", "existing": [str(path)]},
+        respond={
+            "suites": [{"name": "all", "kind": "harmful", "sources": [str(path)]}],
+            "sampling": {"max_new_tokens": 4},
+        },
+    )
+    folder = tmp_path / "run"
+    with open_run(folder, recipe) as run:
+        carry_out(run, "report")
+    files = ["mistakes.jsonl", "analyses.jsonl", "training.jsonl"]
+    files += [f"responses/{arm.name}.jsonl" for arm in Run(folder).arms()]
+    before = {name: (folder / name).read_bytes() for name in files}
+    languages_of = {row.language for row in Run(folder).records("analyses.jsonl", Analysis)}
+    assert languages_of == {"en", "zh"}
+    assert "by_clause" in (folder / "metrics.json").read_text()
+
+    responses = folder / files[-1]
+    responses.write_bytes(responses.read_bytes()[:-100])  # as a crash leaves it
+    with open_run(folder) as run:
+        carry_out(run, "report")
+    assert {name: (folder / name).read_bytes() for name in files} == before
+
+    other = [POLICY[0], POLICY[1] | {"text": "Keep private facts private."}]
+    changed = recipe.model_copy(update={"policy": [Clause(**clause) for clause in other]})
+    with pytest.raises(InputError, match=r"policy.1.text: .*--from analyze"):
+        open_run(folder, changed).__enter__()
+    with open_run(folder, changed, "analyze") as run:
+        carry_out(run, "report")
+    assert (folder / "mistakes.jsonl").read_bytes() == before["mistakes.jsonl"]
+    assert (folder / "superseded" / "001" / "analyses.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_the_spanish_recipe_runs_from_end_to_end(cli, tmp_path):
+    """On the embedded model: a set, words and a policy in Spanish."""
+    recipe = Path(__file__).parents[1] / "recipes" / "spanish.yaml"
+    folder = tmp_path / "run"
+    ran = cli("run", recipe, "--out", folder, "induce.attempts=1", timeout=1500)
+    assert ran.returncode == 0, ran.stderr
+    run = Run(folder)
+    analyses = run.records("analyses.jsonl", Analysis)
+    assert {one.language for one in analyses} == {"es"}
+    assert all(one.text.startswith("La respuesta es") for one in analyses)
+    guided = run.responses()["vanilla-guided"]
+    assert all("asistente de un instituto" in r.guidance for r in guided)
+    (probe,) = (r for name, r in metrics_of(folder)["judges"].items() if name == "probe")
+    assert {row["category"] for row in probe["by_clause"]} == {"privacidad", "fraude", "acoso"}
+    assert probe["arms"][0]["uncalibrated"]["harmless_rate"] == ["es"]
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`setbacks chat`: a prompt, answered before and after training, side by side.
+"""`setbacks chat`: prompts, answered before and after training, side by side.
 
 It only reads the run folder, so it needs no lock, and works while the run goes on.
 """
@@ -6,32 +6,43 @@ It only reads the run folder, so it needs no lock, and works while the run goes 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.data.languages import language_of
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
+from setbacks.messages import Message, Prompt, prompt_of, turns_of, with_system
 from setbacks.records import Arm, Way
 from setbacks.runs.folder import Run
-from setbacks.stages.respond import request, respondents
+from setbacks.stages.respond import request, respondents, split_answer
 from setbacks.text import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELP = "/guidance on, /guidance off, /help, /quit; everything else is a prompt by itself"
+HELP = (
+    "/clear (begin again), /system TEXT (a system prompt; without TEXT: none), "
+    "/guidance on or off, /help, /quit; everything else is a prompt"
+)
 
 
 class Turn(NamedTuple):
-    """A prompt with each arm's answer; or a command, with a note of what it did."""
+    """A prompt with each arm's answer; or a command, with a note of what it did.
+
+    `asked` is what each arm answered: the prompt, after the turns before it, if any; `thoughts` is
+    what an arm thought before its answer.
+    """
 
     prompt: str
     guided: bool
     answers: dict[Arm, str]
     note: str = ""
+    asked: Mapping[Arm, Prompt] = MappingProxyType({})
+    thoughts: Mapping[Arm, str] = MappingProxyType({})
 
 
 class SideBySide:
@@ -42,12 +53,21 @@ class SideBySide:
     Args:
         folder: the run's folder.
         overrides: ``key.path=value`` strings that win over its recipe.
+        system: a system turn before every conversation; it follows the recipe's `model.system`.
+        remembers: whether a prompt continues the conversation; each arm's holds its own answers.
 
     Raises:
         InputError: the folder is no run, or has no adapter or no model yet.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        *,
+        system: str | None = None,
+        remembers: bool = False,
+    ) -> None:
         run = Run(folder, overrides)
         recipe, adapter = run.recipe, run.path / "adapter"
         if not recipe.evaluate and not adapter.is_dir():
@@ -66,6 +86,9 @@ class SideBySide:
         self.arms = [arm for arm, *_ in answering]
         self._adapters = [weights for *_, weights in answering]
         self._engines = [open_engine(model, recipe.words_for()) for _, model, _ in answering]
+        self._system = system
+        self._remembers = remembers
+        self._before: dict[Arm, tuple[Message, ...]] = dict.fromkeys(self.arms, ())
 
     def ask(self, prompt: str, guided: bool = False) -> Turn:
         """Have every arm answer a prompt, with the seed that it would have in a suite.
@@ -74,35 +97,63 @@ class SideBySide:
             prompt: what the user says.
             guided: whether to put guidance around it.
         """
-        answers = {}
+        answers, asked, thoughts = {}, {}, {}
+        before = dict(self._before)
         way: Way = "guided" if guided else "unguided"
+        user = Message(role="user", content=prompt)
+        language = language_of(None, prompt, self.recipe.language)
         for each, engine, adapter in zip(self.arms, self._engines, self._adapters, strict=True):
             arm = replace(each, way=way)
-            language = language_of(None, prompt, self.recipe.language)
-            sent = request(self.recipe, arm, prompt, language)
+            asked[arm] = prompt_of(with_system([*before[each], user], self._system))
+            sent = request(self.recipe, arm, asked[arm], language)
             (completion,) = engine.generate([sent], self.recipe.respond.sampling, adapter)
             answers[arm] = completion.text
-        return Turn(prompt, guided, answers)
+            if completion.thought:
+                thoughts[arm] = completion.thought
+            answer = split_answer(self.recipe, arm, completion.text, language)["text"] or ""
+            before[each] += (user, Message(role="assistant", content=answer))
+        if self._remembers:
+            self._before = before
+        return Turn(prompt, guided, answers, asked=asked, thoughts=thoughts)
 
-    def converse(self, lines: Iterable[str], guided: bool = False) -> Iterator[Turn]:
+    def converse(
+        self, lines: Iterable[str], guided: bool = False, forgives: bool = False
+    ) -> Iterator[Turn]:
         """Yield a turn for each line: the answers to a prompt, or a note of what a command did.
 
         Args:
             lines: prompts and commands; empty lines are skipped.
             guided: whether guidance is on at the start.
+            forgives: whether a prompt that cannot be answered gives a note and not an error.
+
+        Raises:
+            InputError: a prompt cannot be answered, such as one that is too long.
         """
         for line in map(str.strip, lines):
-            command, _, word = line.partition(" ")
+            command, _, words = line.partition(" ")
+            words = words.strip()
             if command == "/quit":
                 return
             if command == "/help":
                 yield Turn(line, guided, {}, HELP)
+            elif command == "/clear":
+                self._before = dict.fromkeys(self.arms, ())
+                kept = "; the system prompt stays" if self._system else ""
+                yield Turn(line, guided, {}, f"a new conversation{kept}")
+            elif command == "/system":
+                self._system = words or None
+                yield Turn(line, guided, {}, f"system prompt: {visible(words) or 'none'}")
             elif command == "/guidance":
-                if word.strip() in ("on", "off"):
-                    guided = word.strip() == "on"
+                if words in ("on", "off"):
+                    guided = words == "on"
                 yield Turn(line, guided, {}, f"guidance: {'on' if guided else 'off'}")
             elif line:
-                yield self.ask(line, guided)
+                try:
+                    yield self.ask(line, guided)
+                except InputError as error:
+                    if not forgives:
+                        raise
+                    yield Turn(line, guided, {}, f"not answered: {error}")
 
 
 def typed() -> Iterator[str]:
@@ -121,17 +172,26 @@ def typed() -> Iterator[str]:
 
 
 def as_json(turn: Turn) -> str:
-    """Return a turn as one line of JSON; answers by the arm's name."""
+    """Return a turn as one line of JSON; answers and conversations by the arm's name."""
+    messages = {
+        arm.name: [
+            *(message.model_dump(mode="json") for message in turns_of(prompt)),
+            {"role": "assistant", "content": turn.answers[arm]},
+        ]
+        for arm, prompt in turn.asked.items()
+    }
     answers = {arm.name: text for arm, text in turn.answers.items()}
     data = {"prompt": turn.prompt, "guidance": turn.guided, "answers": answers}
-    return json.dumps(data, ensure_ascii=False)
+    thoughts = {arm.name: text for arm, text in turn.thoughts.items()}
+    more = {"messages": messages} | ({"thoughts": thoughts} if thoughts else {})
+    return json.dumps(data | more, ensure_ascii=False)
 
 
 def as_lines(turn: Turn) -> str:
     """Return a turn as plain lines: the prompt, then each answer under its arm's label."""
     lines = [f"> {visible(turn.prompt)}"]
     for arm, text in turn.answers.items():
-        lines += [f"[{arm.label}]", visible(text)]
+        lines += [f"[{arm.label}]", *_thought(turn, arm), visible(text)]
     return "\n".join(lines) + "\n"
 
 
@@ -143,5 +203,13 @@ def as_columns(turn: Turn) -> Table:
     table = Table(expand=True)
     for arm in turn.answers:
         table.add_column(Text(arm.label), ratio=1, overflow="fold")
+    if turn.thoughts:
+        thoughts = ("\n".join(_thought(turn, arm)) for arm in turn.answers)
+        table.add_row(*(Text(text, style="dim") for text in thoughts))
     table.add_row(*(Text(visible(text)) for text in turn.answers.values()))
     return table
+
+
+def _thought(turn: Turn, arm: Arm) -> list[str]:
+    """The line of an arm's thought, if it had one."""
+    return [f"(thought) {visible(turn.thoughts[arm])}"] if arm in turn.thoughts else []

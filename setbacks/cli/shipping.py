@@ -22,21 +22,42 @@ def chat(
     guidance: Annotated[
         bool, typer.Option("--guidance", help="Begin with guidance on (later: /guidance on).")
     ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="System prompt, after the recipe's model.system (later: /system TEXT).",
+        ),
+    ] = None,
+    history: Annotated[
+        bool | None,
+        typer.Option(
+            "--history/--no-history",
+            show_default=False,
+            help="Continue one conversation, or ask each prompt by itself (default: continue at "
+            "a terminal, each by itself from a pipe).",
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each prompt.")
     ] = False,
 ) -> None:
-    """Ask the model before and after training, side by side, one prompt at a time."""
+    """Talk to the model before and after training, side by side."""
     from setbacks.cli.chat import HELP, SideBySide, as_columns, as_json, as_lines, typed
 
-    sides = SideBySide(folder, overrides or [])
     typing = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    remembers = typing if history is None else history
+    sides = SideBySide(folder, overrides or [], system=system, remembers=remembers)
     if typing:
         print(f"{' | '.join(arm.label for arm in sides.arms)}; {HELP}; Ctrl-D ends")
     elif prompt is None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     lines = typed() if typing else sys.stdin if prompt is None else ()
-    turns = sides.converse(lines, guidance) if prompt is None else [sides.ask(prompt, guidance)]
+    turns = (
+        sides.converse(lines, guidance, forgives=typing)
+        if prompt is None
+        else [sides.ask(prompt, guidance)]
+    )
     for turn in turns:
         if turn.note:
             print(turn.note, file=sys.stderr)

@@ -27,9 +27,9 @@ def language_of(named: str | None, prompt: Prompt, chosen: str) -> str:
 
 
 def recognized(text: str) -> str:
-    """Return the language of a text, by its ISO 639-1 code; "en" for one without letters."""
+    """Return the language of a text, by its ISO 639-1 code; "en" for one without words."""
     letters = sum(map(str.isalpha, text))
-    if not letters:
+    if not letters or (letters < 4 and text.isascii()):
         return "en"
     allowed = frozenset(languages()) if letters < _SHORT else _COMMON.union(languages())
     from py3langid import rank

@@ -15,7 +15,7 @@ from setbacks.inspect_ai.scorers import (
     helpful_score,
     helpfulness,
 )
-from setbacks.inspect_ai.tasks import guidance, harmful, helpful, hijacking, safe
+from setbacks.inspect_ai.tasks import guidance, harmful, helpful, hijacking, safe, system_prompt
 
 __all__ = [
     "compliance",
@@ -29,4 +29,5 @@ __all__ = [
     "helpfulness",
     "hijacking",
     "safe",
+    "system_prompt",
 ]

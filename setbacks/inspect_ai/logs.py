@@ -25,6 +25,9 @@ from inspect_ai.log import (
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessageAssistant,
+    Content,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     ModelOutput,
     ModelUsage,
@@ -35,6 +38,7 @@ from setbacks.inspect_ai.messages import as_input, chat_messages
 from setbacks.inspect_ai.scorers import as_score
 from setbacks.judges import gives
 from setbacks.measure.metrics import MAIN, METRICS, counted, fell_apart
+from setbacks.messages import turns_of, with_system
 from setbacks.prompts import ask
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Kind, Response, Verdict, digest
@@ -86,6 +90,7 @@ def logs(
     """
     by_judge = {judge: {v.response_id: v for v in own} for judge, own in verdicts.items()}
     declared = {spec.called: gives(spec, recipe) for spec in recipe.judges}
+    system = _system(recipe, arm)
     for suite in dict.fromkeys(response.suite for response in responses):
         answered = [response for response in responses if response.suite == suite]
         first = answered[0]
@@ -127,7 +132,7 @@ def logs(
             ),
             plan=EvalPlan(config=_config(recipe, first)),
             samples=[
-                _sample(recipe, response, {j: by_judge[j].get(response.id) for j in judges})
+                _sample(recipe, system, response, {j: by_judge[j].get(response.id) for j in judges})
                 for response in answered
             ],
             stats=EvalStats(model_usage=_usage(answered)),
@@ -171,14 +176,25 @@ def _config(recipe: Recipe, response: Response) -> GenerateConfig:
     )
 
 
+def _system(recipe: Recipe, arm: Arm) -> str | None:
+    """The system prompt of an arm's model; None if there is none or the model is unknown."""
+    if not recipe.evaluate:
+        return recipe.model.system
+    models = [spec.model for spec in recipe.evaluate if spec.name == arm.model]
+    return models[0].system if models and models[0] else None
+
+
 def _sample(
-    recipe: Recipe, response: Response, verdicts: Mapping[str, Verdict | None]
+    recipe: Recipe,
+    system: str | None,
+    response: Response,
+    verdicts: Mapping[str, Verdict | None],
 ) -> EvalSample:
     guided = recipe.words_for(response.language)["guided"]
     instruction = response.instruction
     model = _model(response.arm)
     prompt = ask(guided, instruction) if response.guided else instruction
-    reply = ChatMessageAssistant(content=response.text, model=model, source="generate")
+    reply = ChatMessageAssistant(content=_content(response), model=model, source="generate")
     usage = _usage([response])
     return EvalSample(
         uuid=response.id,
@@ -186,7 +202,7 @@ def _sample(
         epoch=1,
         input=as_input(instruction),
         target=response.reference or "",
-        messages=[*chat_messages(prompt), reply],
+        messages=[*chat_messages(with_system(turns_of(prompt), system)), reply],
         output=ModelOutput(
             model=model,
             choices=[
@@ -201,7 +217,7 @@ def _sample(
                 MAIN[response.kind],
                 response.text,
                 counted(response, verdict),
-                fell_apart(response.text, response.instruction, response.finish),
+                fell_apart(response.text, response.instruction, response.finish, response.guidance),
             )
             for judge, verdict in verdicts.items()
             if verdict is not None
@@ -215,6 +231,13 @@ def _sample(
     )
 
 
+def _content(response: Response) -> str | list[Content]:
+    """The text of an answer; with the thought before it, if there was one."""
+    if response.thought is None:
+        return response.text
+    return [ContentReasoning(reasoning=response.thought), ContentText(text=response.text)]
+
+
 def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
     """Tokens read and generated, by model; empty if they are unknown."""
     known = [(r.prompt_tokens, r.tokens) for r in responses]
@@ -222,5 +245,11 @@ def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
     generated = sum(tokens for _, tokens in known if tokens is not None)
     if not read + generated:
         return {}
-    usage = ModelUsage(input_tokens=read, output_tokens=generated, total_tokens=read + generated)
+    thought = [r.thought_tokens for r in responses if r.thought_tokens is not None]
+    usage = ModelUsage(
+        input_tokens=read,
+        output_tokens=generated,
+        total_tokens=read + generated,
+        reasoning_tokens=sum(thought) if thought else None,
+    )
     return {_model(responses[0].arm): usage}

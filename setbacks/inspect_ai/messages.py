@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from inspect_ai.model import (
     ChatMessage,
@@ -14,7 +14,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolCall as InspectCall
 
-from setbacks.messages import Function, Message, Prompt, ToolCall, prompt_of, turns_of
+from setbacks.messages import Function, Message, Prompt, ToolCall, prompt_of
 
 
 def as_input(prompt: Prompt) -> str | list[ChatMessage]:
@@ -27,9 +27,9 @@ def from_input(value: str | Sequence[ChatMessage]) -> Prompt:
     return value if isinstance(value, str) else prompt_of(map(_turn, value))
 
 
-def chat_messages(prompt: Prompt) -> list[ChatMessage]:
-    """Return the turns of a prompt as Inspect's messages."""
-    return [_message(turn) for turn in turns_of(prompt)]
+def chat_messages(turns: Iterable[Message]) -> list[ChatMessage]:
+    """Return turns as Inspect's messages."""
+    return [_message(turn) for turn in turns]
 
 
 def _message(turn: Message) -> ChatMessage:

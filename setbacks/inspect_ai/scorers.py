@@ -51,6 +51,7 @@ from setbacks.judges import Item, Judge, Opinion, check_judge, gives, open_judge
 from setbacks.measure.degeneration import Degeneration
 from setbacks.measure.metrics import METRICS, fell_apart
 from setbacks.measure.substance import substance
+from setbacks.messages import turns_of
 from setbacks.recipe import Recipe, Sampling
 from setbacks.records import Completion, Finish, Request, Verdict, digest
 
@@ -251,7 +252,7 @@ class Grader(Engine):
 
 
 async def _complete(model: Model, request: Request, sampling: Sampling) -> Completion:
-    turns = chat_messages(request.prompt)
+    turns = chat_messages(turns_of(request.prompt))
     turns += [ChatMessageAssistant(content=t) for t in (request.reply, request.prefill) if t]
     config = GenerateConfig(
         max_tokens=sampling.max_new_tokens,

@@ -8,7 +8,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig
+from inspect_ai.model import ChatMessageSystem, GenerateConfig
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
@@ -30,7 +30,11 @@ SCORERS: dict[Kind, Callable[..., Scorer]] = {
 
 @task
 def harmful(
-    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+    source: Any = None,
+    guided: bool = False,
+    judge: Any = "probe",
+    language: str = "en",
+    system: str | None = None,
 ) -> Task:
     """Prompts that must not be answered; the Harmless Rate of the answers.
 
@@ -42,46 +46,59 @@ def harmful(
         judge: a judge, as in a recipe: its name, or a mapping; or several.
         language: of the guidance and of the judge's prompts, such as en, or auto for that of each
             prompt.
+        system: a system prompt before every conversation, as `model.system` of a recipe.
     """
-    return _task("harmful", source, guided, judge, language)
+    return _task("harmful", source, guided, judge, language, system)
 
 
 @task
 def hijacking(
-    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+    source: Any = None,
+    guided: bool = False,
+    judge: Any = "probe",
+    language: str = "en",
+    system: str | None = None,
 ) -> Task:
     """Safe tasks with a harmful one hidden in them; the Harmless Rate of the answers.
 
     Args: as `harmful`.
     """
-    return _task("hijacking", source, guided, judge, language)
+    return _task("hijacking", source, guided, judge, language, system)
 
 
 @task
 def safe(
-    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+    source: Any = None,
+    guided: bool = False,
+    judge: Any = "probe",
+    language: str = "en",
+    system: str | None = None,
 ) -> Task:
     """Prompts that only look unsafe; compliance, the share that is not refused.
 
     Args: as `harmful`.
     """
-    return _task("safe", source, guided, judge, language)
+    return _task("safe", source, guided, judge, language, system)
 
 
 @task
 def helpful(
-    source: Any = None, guided: bool = False, judge: Any = "probe", language: str = "en"
+    source: Any = None,
+    guided: bool = False,
+    judge: Any = "probe",
+    language: str = "en",
+    system: str | None = None,
 ) -> Task:
     """Ordinary instructions; the Helpful Score of the answers, 1-10.
 
     Args: as `harmful`.
     """
-    return _task("helpful", source, guided, judge, language)
+    return _task("helpful", source, guided, judge, language, system)
 
 
 @solver
 def guidance(language: str = "en") -> Solver:
-    """Ask for a harmless answer before the instruction (arXiv 2310.10477, section 3.3).
+    """Ask for a harmless answer in the last user turn (arXiv 2310.10477, section 3.3).
 
     Args:
         language: of the words, such as en, or auto for that of each sample.
@@ -98,7 +115,28 @@ def guidance(language: str = "en") -> Solver:
     return solve
 
 
-def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> Task:
+@solver
+def system_prompt(text: str) -> Solver:
+    """Put a system prompt before a conversation; that of the conversation follows it.
+
+    Args:
+        text: the system prompt.
+    """
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        first = state.messages[0]
+        if first.role == "system":
+            first.text = f"{text}\n\n{first.text}"
+        else:
+            state.messages.insert(0, ChatMessageSystem(content=text))
+        return state
+
+    return solve
+
+
+def _task(
+    kind: Kind, source: Any, guided: bool, judge: Any, language: str, system: str | None
+) -> Task:
     with one_line():
         recipe = Recipe.parse({"language": language} | _suites(kind, source), kind)
         recipe = recipe.rebased(Path.cwd())
@@ -107,7 +145,11 @@ def _task(kind: Kind, source: Any, guided: bool, judge: Any, language: str) -> T
     judges = judge if isinstance(judge, list) else [judge]
     return Task(
         dataset=MemoryDataset(list(dataset), name=suite.name),
-        solver=[*([guidance(language)] if guided else []), generate()],
+        solver=[
+            *([system_prompt(system)] if system else []),
+            *([guidance(language)] if guided else []),
+            generate(),
+        ],
         scorer=[SCORERS[kind](judge=one, language=language) for one in judges],
         # The same limit as in a run; Inspect's options set how tokens are drawn.
         config=GenerateConfig(max_tokens=recipe.respond.sampling.max_new_tokens),

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from setbacks.errors import InputError
 from setbacks.models.embedded import MODELS, resolve
@@ -394,13 +394,23 @@ def _scoring(spec: Engine, **options: Any) -> Any:
     body = model.base_model
     missing = any(key.startswith(model.base_model_prefix) for key in info["missing_keys"])
     # The head reads the body's last states, and passes on a cache of the usual kind.
-    fits = not body.can_generate() and "past_key_values" in parameters(body)
+    fits = not body.can_generate() and "past_key_values" in parameters(body) and _has_cache(body)
     if missing or not fits:
         raise InputError(
             f'model "{spec.model}": {config.model_type} cannot become a reward model; choose '
             "another train.method"
         )
     return model
+
+
+def _has_cache(body: Any) -> bool:
+    """Return whether a model's output can hold a cache of the usual kind, as far as is known."""
+    from transformers.utils import ModelOutput
+
+    returned = inspect.signature(type(body).forward).return_annotation
+    kinds = [kind for kind in get_args(returned) or (returned,) if inspect.isclass(kind)]
+    outputs = [kind for kind in kinds if issubclass(kind, ModelOutput)]
+    return not outputs or any(hasattr(kind, "past_key_values") for kind in outputs)
 
 
 # All weights from safetensors, and a report of those that do not fit.

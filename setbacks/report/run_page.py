@@ -30,7 +30,7 @@ from setbacks.measure.formatting import (
 from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, significant, thin
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.measure.substance import part
-from setbacks.messages import transcript
+from setbacks.messages import Prompt, in_brief
 from setbacks.records import Arm, Kind, Response, Verdict
 from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
@@ -69,10 +69,11 @@ LONGEST = 1_500  # characters of a response shown
 @cache
 def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> Environment:
     """Return the Jinja environment of a package's templates: it escapes all text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    return Environment(
-        loader=PackageLoader(package, folder),
+    environment = Environment(
+        # What all pages share, such as the thread of a conversation, is in this package.
+        loader=ChoiceLoader([PackageLoader(package, folder), PackageLoader(__package__, "")]),
         autoescape=True,
         # All text of a page passes here, so that no invisible character stays hidden.
         finalize=lambda value: visible(value) if type(value) is str else value,
@@ -80,6 +81,8 @@ def environment_of_pages(package: str = "setbacks.report", folder: str = "") -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["brief"] = in_brief
+    return environment
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Shown:
     id: str
     suite: str
     category: str | None
-    instruction: str
+    instruction: Prompt
     answers: tuple[ShownAnswer, ...]
 
 
@@ -260,7 +263,7 @@ def _shown(
         id=r.instruction_id,
         suite=r.suite,
         category=r.category,
-        instruction=transcript(r.instruction),
+        instruction=r.instruction,
         answers=tuple(
             ShownAnswer(
                 arm,
@@ -357,7 +360,7 @@ def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:
 
 def _degenerate(answer: Response) -> str | None:
     """Why a response does not count as an answer, in a word or two."""
-    why = fell_apart(answer.text, answer.instruction, answer.finish)
+    why = fell_apart(answer.text, answer.instruction, answer.finish, answer.guidance)
     return DEGENERATE[why.reason] if why else None
 
 

@@ -1,7 +1,7 @@
 """The answers that reviewers see: a run's responses, blinded, each (instruction, response) once.
 
 An `Answer` does not include the arm, the suite or a judge's verdict, and its id is a digest of only
-the two texts, so the page does not reveal which model wrote it.
+what was asked and answered, so the page does not reveal which model wrote it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.messages import transcript
+from setbacks.measure.substance import part
+from setbacks.messages import Prompt, transcript
 from setbacks.records import Response, digest
 from setbacks.runs.results import read_plan
 from setbacks.text import same_text
@@ -20,15 +21,27 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """One answer to label; `responses` are the ids of all responses with the same text."""
+    """One answer to label; `responses` are the ids of all responses with the same text.
+
+    Their thoughts may differ: a label is about the answer.
+    """
 
     id: str
-    instruction: str
+    instruction: Prompt
     text: str
     language: str
     category: str | None  # for the analysis of labels; the page does not show it
     scored: bool  # whether it answers a prompt of a helpful suite, so that a score is required
     responses: tuple[str, ...]
+    thoughts: tuple[str, ...] = ()  # before the text, apart from it
+
+    @property
+    def parted(self) -> tuple[tuple[str, ...], str]:
+        """The thoughts and the answer, also where a thought is at the beginning of the text."""
+        if self.thoughts:
+            return self.thoughts, self.text
+        thought, answer = part(self.text)
+        return (thought,) if thought else (), answer
 
 
 class Batch(NamedTuple):
@@ -42,14 +55,17 @@ class Batch(NamedTuple):
     seed: int
 
 
-def answer_id(instruction: str, text: str) -> str:
-    """Return the id of an answer, which depends only on the two texts."""
+def answer_id(instruction: Prompt, text: str) -> str:
+    """Return the id of an answer, which depends only on what was asked and answered."""
     return digest("answer", instruction, text)
 
 
-def loosely(instruction: str, text: str) -> tuple[str, str]:
-    """Return a key that is equal for copies of an answer, even with changed line ends."""
-    return same_text(instruction), same_text(text)
+def loosely(instruction: Prompt, text: str) -> tuple[str, str]:
+    """Return a key that is equal for copies of an answer, even with changed line ends.
+
+    For a conversation, its transcript is a copy too.
+    """
+    return same_text(transcript(instruction)), same_text(text)
 
 
 def collect(run: Run) -> Batch:
@@ -80,21 +96,22 @@ def batch(
     Raises:
         InputError: the plan names an unknown response.
     """
-    groups: dict[tuple[str, str], list[Response]] = {}
+    groups: dict[tuple[Prompt, str], list[Response]] = {}
     for rows in responses.values():
         for r in rows:
-            groups.setdefault((transcript(r.instruction), r.text), []).append(r)
+            groups.setdefault((r.instruction, r.text), []).append(r)
     answers = [
         Answer(
-            id=answer_id(*texts),
-            instruction=texts[0],
-            text=texts[1],
+            id=answer_id(instruction, text),
+            instruction=instruction,
+            text=text,
             language=same[0].language,
             category=same[0].category,
             scored=any(r.kind == "helpful" for r in same),
             responses=tuple(r.id for r in same),
+            thoughts=tuple(dict.fromkeys(r.thought for r in same if r.thought)),
         )
-        for texts, same in groups.items()
+        for (instruction, text), same in groups.items()
     ]
     by_response = {response: answer.id for answer in answers for response in answer.responses}
     by_text: dict[tuple[str, str], list[str]] = {}

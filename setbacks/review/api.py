@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from setbacks.messages import Prompt, as_data
 from setbacks.review import formats, reading
 from setbacks.review.answers import queue
 from setbacks.review.labels import Name
@@ -17,13 +18,13 @@ router = APIRouter(prefix="/api")
 
 
 class PostedLabel(BaseModel):
-    """A label of an answer, which is named by its id, a response's id, or its two texts."""
+    """A label of an answer, named by its id, a response's id, or its instruction and response."""
 
     model_config = ConfigDict(extra="forbid")
 
     answer: str | None = None
     response_id: str | None = None
-    instruction: str | None = None
+    instruction: Prompt | None = None
     response: str | None = None
     harmful: bool | None = None
     refused: bool | None = None
@@ -47,7 +48,12 @@ class Posted(BaseModel):
 def answers(site: Here, reviewer: Name = "script") -> list[dict[str, Any]]:
     """List the answers that a reviewer is to label, in order."""
     return [
-        {"answer": a.id, "instruction": a.instruction, "response": a.text, "scored": a.scored}
+        {
+            "answer": a.id,
+            "instruction": as_data(a.instruction),
+            "response": a.text,
+            "scored": a.scored,
+        }
         for a in queue(site.store.batch, reviewer)
     ]
 
@@ -55,7 +61,7 @@ def answers(site: Here, reviewer: Name = "script") -> list[dict[str, Any]]:
 @router.post("/labels")
 def add(site: Here, posted: Posted) -> dict[str, int]:
     """Add labels, all or none."""
-    rows = [(f"label {i}", row.model_dump()) for i, row in enumerate(posted.labels, 1)]
+    rows = [(f"label {i}", row.model_dump(mode="json")) for i, row in enumerate(posted.labels, 1)]
     labels = reading.labels(rows, site.store.batch, posted.reviewer)
     added = site.store.add(labels, replace=posted.replace)
     site.changed()

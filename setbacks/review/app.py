@@ -24,6 +24,10 @@ from setbacks.review.publish import Publisher
 from setbacks.review.site import Rejected, Site, reason, redirect, remember, render
 from setbacks.review.store import Store
 
+_STATIC: list[str | tuple[str, str]] = [
+    ("setbacks.review", "static"),
+    ("setbacks.report", "static"),
+]
 LONGEST_BODY = 16 * 2**20  # bytes
 WRONG = "this page needs the link with the token that `setbacks review` printed"
 
@@ -55,7 +59,7 @@ def make(
 
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.site = Site(store, keys, title, publisher)
-    app.mount("/static", StaticFiles(packages=[("setbacks.review", "static")]), name="static")
+    app.mount("/static", StaticFiles(packages=_STATIC), name="static")
     app.include_router(pages.router)
     app.include_router(api.router)
 

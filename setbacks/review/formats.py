@@ -3,7 +3,12 @@
 - `jsonl`, `csv`: one entry for each label, of one answer by one person.
 - `labels`: the consensus on each answer; a label file, as `setbacks calibrate` takes it.
 - `argilla`: one entry for each answer with all its labels, for `dataset.records.from_json(FILE)`.
-- `label-studio`: the same as tasks with annotations, for the labeling interface `LABEL_STUDIO`.
+- `label-studio`: the same as tasks with annotations, for `labeling_interface`.
+
+Where an instruction is a conversation, it is a list of messages (as JSON text in `csv`). `argilla`
+and `label-studio` then have a thread in every entry, since a field has one type: an Argilla
+`ChatField`, and Label Studio's `Paragraphs`. A turn is a role and a text, in which calls of tools
+are lines.
 
 `setbacks.review.reading` reads them back.
 """
@@ -19,12 +24,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from setbacks.errors import InputError, nearest
+from setbacks.messages import as_data, transcript, turns_of, with_calls
 from setbacks.review.answers import Answer, Batch
 from setbacks.review.labels import Label, by_answer, consensus
 
-LABEL_STUDIO = """\
+_LABEL_STUDIO = """\
 <View>
-  <Text name="instruction" value="$instruction"/>
+  {instruction}
   <Text name="response" value="$response"/>
   <Choices name="harm" toName="response" choice="single">
     <Choice value="harmless"/><Choice value="harmful"/>
@@ -39,6 +45,11 @@ LABEL_STUDIO = """\
   <Choices name="adjudicated" toName="response" choice="single"><Choice value="yes"/></Choices>
 </View>
 """
+_TEXT = '<Text name="instruction" value="$instruction"/>'
+_THREAD = (
+    '<Paragraphs name="instruction" value="$instruction" layout="dialogue" nameKey="role" '
+    'textKey="content"/>'
+)
 
 # The field and value of a label for each choice of these tools' questions.
 CHOICES: dict[str, dict[str, tuple[str, bool]]] = {
@@ -103,6 +114,11 @@ def check_format(format: str) -> None:
         )
 
 
+def labeling_interface(batch: Batch) -> str:
+    """Return the labeling interface of Label Studio for the tasks of the format `label-studio`."""
+    return _LABEL_STUDIO.format(instruction=_THREAD if _has_turns(batch) else _TEXT)
+
+
 # -- writing ----------------------------------------------------------------------------------
 
 
@@ -127,7 +143,7 @@ def _rows(batch: Batch, labels: Iterable[Label]) -> Iterator[dict[str, Any]]:
 def _unlabeled(answer: Answer) -> dict[str, Any]:
     return dict.fromkeys(COLUMNS) | {
         "answer": answer.id,
-        "instruction": answer.instruction,
+        "instruction": as_data(answer.instruction),
         "response": answer.text,
         "language": answer.language,
         "category": answer.category,
@@ -168,7 +184,7 @@ def _consensus(batch: Batch, labels: Sequence[Label]) -> str:
         answer = batch.answers[name]
         row: dict[str, Any] = {
             "id": name,
-            "instruction": answer.instruction,
+            "instruction": as_data(answer.instruction),
             "response": answer.text,
             "harmful": together.harmful,
             "refused": together.refused,
@@ -182,6 +198,7 @@ def _consensus(batch: Batch, labels: Sequence[Label]) -> str:
 
 def _argilla(batch: Batch, labels: Sequence[Label]) -> str:
     records = []
+    instruction = _thread if _has_turns(batch) else _text
     for answer, given in _with_labels(batch, labels):
         responses: dict[str, list[dict[str, Any]]] = {}
         for label in given:
@@ -196,7 +213,7 @@ def _argilla(batch: Batch, labels: Sequence[Label]) -> str:
         records.append(
             {
                 "id": answer.id,
-                "fields": {"instruction": answer.instruction, "response": answer.text},
+                "fields": {"instruction": instruction(answer), "response": answer.text},
                 "metadata": {key: value for key, value in people.items() if value},
                 "responses": responses,
                 "suggestions": {},
@@ -207,9 +224,10 @@ def _argilla(batch: Batch, labels: Sequence[Label]) -> str:
 
 
 def _label_studio(batch: Batch, labels: Sequence[Label]) -> str:
+    instruction = _thread if _has_turns(batch) else _text
     tasks = [
         {
-            "data": {"answer": answer.id, "instruction": answer.instruction,
+            "data": {"answer": answer.id, "instruction": instruction(answer),
                      "response": answer.text},
             "annotations": [
                 {
@@ -242,6 +260,20 @@ def _with_labels(batch: Batch, labels: Sequence[Label]) -> Iterator[tuple[Answer
     by_id = by_answer(labels)
     for name in sorted(batch.answers):
         yield batch.answers[name], by_id.get(name, [])
+
+
+def _has_turns(batch: Batch) -> bool:
+    return not all(isinstance(answer.instruction, str) for answer in batch.answers.values())
+
+
+def _text(answer: Answer) -> str:
+    return transcript(answer.instruction)
+
+
+def _thread(answer: Answer) -> list[dict[str, str]]:
+    """Return an instruction as turns that these tools can show; they reject an empty text."""
+    turns = [(turn.role, with_calls(turn)) for turn in turns_of(answer.instruction)]
+    return [{"role": role, "content": text} for role, text in turns if text]
 
 
 def _answers(label: Label) -> dict[str, str | int]:
@@ -279,6 +311,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return " ".join(value)
+        messages = value and isinstance(value[0], dict)
+        return json.dumps(value, ensure_ascii=False) if messages else " ".join(value)
     text = str(value)
     return f"'{text}" if text.startswith(FORMULA) else text

@@ -10,9 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from setbacks.data.assembly import parted
+from setbacks.data.conversations import conversation
 from setbacks.data.formats import read_csv
 from setbacks.data.labels import is_absent, is_missing, truth
 from setbacks.errors import InputError
+from setbacks.messages import Prompt, prompt_of
 from setbacks.notices import notice
 from setbacks.review.answers import Batch, answer_id, loosely
 from setbacks.review.formats import CHOICES, FILLED_IN, FORMULA
@@ -189,7 +192,7 @@ def _from_argilla(row: Mapping[str, Any], answer: str, reviewer: str | None) -> 
 
 
 def _find(row: Mapping[str, Any], batch: Batch) -> str:
-    """Return the answer of an entry: by its id, a response's id, or the two texts."""
+    """Return the answer of an entry: by its id, a response's id, or what was asked and answered."""
     if (name := row.get("answer")) is not None:
         if name in batch.answers:
             return str(name)
@@ -198,17 +201,35 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
         if name in batch.by_response:
             return batch.by_response[name]
         raise InputError(f"response {name!r:.60} is not in this run")
-    texts = row.get("instruction"), row.get("response")
-    if None in texts:
-        raise InputError(
-            "has neither `answer`, nor `response_id`, nor `instruction` and `response`"
-        )
-    if (exact := answer_id(*map(str, texts))) in batch.answers:
-        return exact
-    ids = batch.by_text.get(loosely(*map(str, texts)), ())
-    if len(ids) != 1:
-        raise InputError("this instruction with this response is not in this run")
-    return ids[0]
+    for asked, answered in _texts(row):
+        if (exact := answer_id(asked, answered)) in batch.answers:
+            return exact
+        if len(ids := batch.by_text.get(loosely(asked, answered), [])) == 1:
+            return ids[0]
+    raise InputError("this instruction with this response is not in this run")
+
+
+def _texts(row: Mapping[str, Any]) -> Iterator[tuple[Prompt, str]]:
+    """Yield what an entry can name: an instruction, as a text or as messages, and a response.
+
+    Raises:
+        InputError: it has neither these nor `messages`.
+        ValueError: it has messages that cannot be read.
+    """
+    asked, answered = row.get("instruction"), row.get("response")
+    if None in (asked, answered):
+        before, reply = parted(conversation(row.get("messages"), set()) or [])
+        if reply is None:
+            raise InputError(
+                "has neither `answer`, nor `response_id`, nor `instruction` and `response`, nor "
+                "`messages` that end with the answer"
+            )
+        yield prompt_of(before), reply.content
+        return
+    if not isinstance(asked, list):
+        yield str(asked), str(answered)  # even if it looks like messages
+    if turns := conversation(asked, set()):
+        yield prompt_of(turns), str(answered)
 
 
 def _who(name: Any, default: str | None) -> str:

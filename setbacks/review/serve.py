@@ -178,7 +178,7 @@ def give_out(
     if chosen != "label-studio":
         return [file]
     interface = file.with_suffix(".xml")
-    write_atomic(interface, formats.LABEL_STUDIO.encode())
+    write_atomic(interface, formats.labeling_interface(batch).encode())
     return [file, interface]
 
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import ValidationError
 
+from setbacks.messages import transcript
 from setbacks.report.run_page import environment_of_pages
 from setbacks.review.access import Keys
 from setbacks.review.labels import TASKS, Measured, Pair, Task, alpha, disagreements, kappas
@@ -82,7 +83,8 @@ class Site:
             state = self.store.state()
             if self._agreement is None or self._agreement.state != state:
                 labels = self.store.labels()
-                questions = {id_: a.instruction for id_, a in self.store.batch.answers.items()}
+                answers = self.store.batch.answers.values()
+                questions = {answer.id: transcript(answer.instruction) for answer in answers}
                 self._agreement = Agreement(
                     state,
                     {task: alpha(labels, task, questions) for task in TASKS},
@@ -156,10 +158,12 @@ def labels_file(text: str, format: str, **headers: str) -> Response:
 
 
 def reason(error: ValidationError | RequestValidationError) -> str:
-    """Return the first problem of a form or a body in one line."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
-    message = str(first["msg"]).removeprefix("Value error, ")
+    """Return one problem of a form or a body in one line."""
+    # Of a value that may be of several types, the problem deepest inside says the most.
+    problem = max(error.errors(), key=lambda one: len(one["loc"]))
+    parts = [str(part) for part in problem["loc"] if part not in ("body", "query")]
+    place = ".".join(part for part in parts if "[" not in part)  # else the name of a type
+    message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
 

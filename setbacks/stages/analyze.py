@@ -19,6 +19,7 @@ from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
 from setbacks.prompts import Words, fill, prompts
+from setbacks.prompts.policy import named
 from setbacks.recipe import Analyze, Recipe
 from setbacks.records import Analysis, Completion, Mistake, Request, digest
 from setbacks.runs.redo import Stage
@@ -86,7 +87,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
                     candidate=subject.candidate,
                     checks=checks,
                     score=round(score, 6),
-                    category=subject.category,
+                    category=subject.category or _clause(run.recipe, subject, text),
                     language=subject.language,
                     analyst=engine.name,
                 )
@@ -106,6 +107,11 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
             "analyze.candidates, or name a stronger analyze.analyst"
         )
     return analyses
+
+
+def _clause(recipe: Recipe, subject: Subject, text: str) -> str | None:
+    """Return the clause of the policy that the analysis of a harmful response names, if any."""
+    return named(text, [clause.id for clause in recipe.policy]) if subject.harmful else None
 
 
 def examine(

@@ -15,6 +15,7 @@ from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker
 from setbacks.methods import open_method
+from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Instruction, OwnAnswer, Request, digest
 from setbacks.runs.session import Session, planned
@@ -23,11 +24,13 @@ from setbacks.runs.session import Session, planned
 def with_own_answers(run: Session) -> Recipe:
     """Return the run's recipe, with the model's own answers as helpful data if it asks for them.
 
+    If none of them passes the checks, the answers in the data are learned, and a notice says so.
+
     Args:
         run: the session.
 
     Raises:
-        InputError: no answer passed the checks.
+        InputError: no answer passed the checks, and the data has none.
     """
     recipe = run.recipe
     learned = open_method(recipe).sources(recipe).values()
@@ -36,10 +39,7 @@ def with_own_answers(run: Session) -> Recipe:
         return recipe
     answers = _own_answers(run)
     if answers and not any(answer.outcome == "kept" for answer in answers):
-        raise InputError(
-            f"{run.path}: none of the model's {len(answers)} own answers passed the checks (see "
-            "benign.jsonl); set train.helpful_from=data"
-        )
+        return _with_answers_of_data(run, len(answers))
     kept = Source(
         source=str(run.path / "benign.jsonl"),
         fields={"text": "instruction", "answer": "answer"},
@@ -48,6 +48,19 @@ def with_own_answers(run: Session) -> Recipe:
     train = recipe.train.model_copy(
         update={"helpful_from": "data", "helpful": [kept] if answers else []}
     )
+    return recipe.model_copy(update={"train": train})
+
+
+def _with_answers_of_data(run: Session, rejected: int) -> Recipe:
+    recipe = run.recipe
+    problem = f"none of the model's {rejected} own answers passed the checks (see benign.jsonl)"
+    if not any(prompt.answer for prompt in instructions(recipe.train.helpful)):
+        raise InputError(
+            f"{run.path}: {problem}, and train.helpful has no answers; name data with answers, or "
+            "set train.helpful=[]"
+        )
+    notice(f"{problem}; the answers in train.helpful are learned instead")
+    train = recipe.train.model_copy(update={"helpful_from": "data"})
     return recipe.model_copy(update={"train": train})
 
 

@@ -79,8 +79,7 @@ async function send() {
 
 function toggle() {
   const hidden = texts.classList.toggle("veiled");
-  if (hidden) texts.setAttribute("aria-hidden", "true");
-  else texts.removeAttribute("aria-hidden");
+  texts.inert = hidden; // neither read aloud nor reached by Tab
   if (!show) return;
   show.firstChild.textContent = hidden ? "Show the texts " : "Blur the texts ";
   // A key that is pressed far from the texts is heard, too.
@@ -116,7 +115,7 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   }
   if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (form && event.key === "Enter" && !at.matches("a, button")) {
+  if (form && event.key === "Enter" && !at.matches("a, button, summary")) {
     event.preventDefault();
     if (!event.repeat) form.requestSubmit();
     return;

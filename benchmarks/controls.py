@@ -1,0 +1,103 @@
+"""Which part of mistake distillation matters: the method beside controls that lack one part.
+
+    python benchmarks/controls.py --out runs/controls
+
+Runs `setbacks compare recipes/controls.yaml`, or resumes it, and compares the corrections that each
+arm learned, too. Writes benchmarks/results/controls.json. Needs the data in ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "controls.yaml"
+RESULTS = ROOT / "benchmarks" / "results" / "controls.json"
+METHOD = "right_analyses"  # the arm that every control is compared with
+RATES = ("harmless_rate", "compliance", "balanced_safety", "degenerate")
+
+
+def main() -> None:
+    """Run the comparison, and write the results."""
+    parser = argparse.ArgumentParser(description="Compare mistake distillation with its controls.")
+    parser.add_argument("--out", type=Path, default=Path("runs/controls"), help="folder")
+    folder = parser.parse_args().out
+    names = [str(contender["name"]) for contender in contenders()]
+    results = {
+        "comparisons": [compared(folder, names, seeds=1)],
+        "corrections": corrections(folder / "arms"),
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def contenders() -> list[dict[str, Any]]:
+    """Return the arms of the recipe, the method first."""
+    arms: list[dict[str, Any]] = yaml.safe_load(RECIPE.read_text("utf-8"))["compare"]["methods"]
+    return arms
+
+
+def compared(folder: Path, names: Collection[str], seeds: int) -> dict[str, Any]:
+    """Train and compare some arms from several seeds, or read what is there."""
+    methods = json.dumps([one for one in contenders() if one["name"] in names])
+    words = ["compare", RECIPE, f"compare.methods={methods}", "--seeds", seeds, "--out", folder]
+    subprocess.run([sys.executable, "-m", "setbacks", *map(str, words)], check=True)
+    data = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["data"]
+    return {"seeds": seeds, "arms": arms(data["judges"]["probe"])}
+
+
+def arms(judged: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each arm's rates, and its difference from the method in balanced safety."""
+    pairs = {(pair["arm"], pair["against"]): pair for pair in judged["pairs"]["balanced_safety"]}
+    rows = []
+    for arm in judged["arms"]:
+        name = arm["arm"]
+        row: dict[str, Any] = {"arm": name}
+        row |= {rate: {key: arm[rate][key] for key in ("value", "low", "high")} for rate in RATES}
+        if name != METHOD:
+            pair, sign = pairs.get((name, METHOD)), 1
+            if pair is None:  # this arm comes before the method
+                pair, sign = pairs[METHOD, name], -1
+            low, high = sorted((sign * pair["low"], sign * pair["high"]))
+            change = {"value": sign * pair["value"], "low": low, "high": high}
+            row["against_method"] = change | {key: pair[key] for key in ("p", "p_holm")}
+        rows.append(row)
+    return rows
+
+
+def corrections(folder: Path) -> list[dict[str, Any]]:
+    """Return how many corrections each arm learned, and how many are those of the method."""
+
+    def read(arm: Path) -> dict[tuple[str, str], dict[str, Any]]:
+        lines = (arm / "corrections.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = map(json.loads, lines)
+        return {(json.dumps(row["instruction"]), row["response"]): row for row in rows}
+
+    own = read(folder / f"{METHOD}.0")
+    rows = []
+    for arm in sorted(folder.glob("*.0")):
+        if not (arm / "corrections.jsonl").exists():
+            continue
+        written = read(arm)
+        answers = {mistake: row["answer"] for mistake, row in written.items()}
+        rows.append(
+            {
+                "arm": arm.stem,
+                "mistakes": len(written),
+                "learned": sum(row["outcome"] == "kept" for row in written.values()),
+                "distinct": len(set(answers.values())),
+                "as_method": sum(own[mistake]["answer"] == answers[mistake] for mistake in own),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
