@@ -28,7 +28,7 @@ from setbacks.judges import Item, open_judge
 from setbacks.pipeline import carry_out, check
 from setbacks.prompts import prompts
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
-from setbacks.records import Completion, Request, Response, Verdict
+from setbacks.records import Completion, Message, Request, Response, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 
@@ -160,7 +160,7 @@ def serve():
         server.server_close()
 
 
-OUTER = ("batch_size", "model", "chat_template", "template", "thinking")
+OUTER = ("batch_size", "model", "chat_template", "template", "thinking", "system")
 
 
 def spec_of(server, **more):
