@@ -509,6 +509,14 @@ def test_a_changed_word_redoes_what_depends_on_it(method, words, stage):
     assert affected(plain, own) == affected(own, plain) == stage
 
 
+def test_every_place_that_differs_is_named():
+    words = {"words": {"en": {"opening": "Yes"}}}
+    (change,) = differences({"words": {}}, words)
+    assert change == ("words.en.opening", "(not set)", "'Yes'")
+    assert [*differences({}, {"a": {}})] == [("a", "(not set)", "{}")]
+    assert [*differences({"a": {}}, {})] == [("a", "{}", "(not set)")]
+
+
 def test_a_changed_rubric_redoes_the_verdicts_of_a_judge_that_has_one():
     rubric = {"judge": {"harmless": "{instruction}{response} Rating: N"}}
     for judges, stage in ((["llm"], "judge"), (["probe"], "report")):
