@@ -232,3 +232,27 @@ def by_prompt(
             if r.kind == metric.kind and value is not None:
                 outcomes[key][r.suite, r.instruction_id] = value
     return outcomes
+
+
+def predictions(
+    rows: Sequence[Response], verdicts: Mapping[str, Verdict], outcomes: Outcomes
+) -> Outcomes:
+    """Return the outcomes, and what a judge expects of the answers on which it is unsure.
+
+    A judge that gives a probability but no verdict abstains. Its answer is in no rate, but a rate
+    that people's labels correct is about all answers: there, the probability stands for it.
+
+    Args:
+        rows: the responses of one arm.
+        verdicts: by the response's id.
+        outcomes: what `by_prompt` makes of them.
+    """
+    predicted = {key: dict(values) for key, values in outcomes.items()}
+    for r in rows:
+        for key, task in TASKS.items():
+            if r.id not in verdicts or not about(key, r):
+                continue
+            p = getattr(counted(r, verdicts[r.id]), f"p_{task}")
+            if p is not None:
+                predicted[key].setdefault((r.suite, r.instruction_id), 1 - p)
+    return predicted
