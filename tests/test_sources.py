@@ -453,6 +453,8 @@ def test_all_our_fields(tmp_path):
         "good": "<answer>",
         "is_safe": True,
         "said_no": "yes",
+        "p_safe": "0.25",
+        "p_no": 1,
         "kinds": {"theft": True, "fraud": False, "arson": True},
         "lang": "zh",
         "a.b": "<origin>",
@@ -466,6 +468,8 @@ def test_all_our_fields(tmp_path):
         "response": "turns.-1.said",
         "harmful": "not is_safe",
         "refused": "said_no",
+        "p_harmful": "not p_safe",
+        "p_refused": "p_no",
         "category": "kinds",
         "language": "lang",
         "source": "a.b",
@@ -486,6 +490,8 @@ def test_all_our_fields(tmp_path):
         language="zh",
         id="7",
         source="<origin>",
+        p_harmful=0.75,
+        p_refused=1.0,
     )
 
 
@@ -892,10 +898,28 @@ def test_presets_read_what_their_documentation_shows(tmp_path):
             {"conversations": ["<a>", "<b>"], "source": "wikihow"},
             ("<a>", "<b>", None, None, "wikihow", "en"),
         ),
+        (
+            "hh-rlhf.jsonl",
+            {
+                "chosen": "\n\nHuman: <a>\n\nAssistant: <b>",
+                "rejected": "\n\nHuman: <a>\n\nAssistant: <c>",
+            },
+            ("<a>", "<b>", "<c>", None, None, "en"),
+        ),
     ]:
         path = write(tmp_path, name, content)
         (row,) = load(Source(source=f"preset:{Path(name).stem}", path=path))
         assert row[:6] == expected
+
+
+def test_lima_has_conversations(tmp_path):
+    turns = ["<a>", "<b>", "<c>", "<d>"]
+    held = write(tmp_path, "a.jsonl", {"conversations": turns, "source": "multi_turn"})
+    copy = write(tmp_path, "a.csv", f'conversations,source\n"{turns}",multi_turn\n')
+    for path in (held, copy):
+        (row,) = load(Source(source="preset:lima", path=path))
+        assert transcript(row.text) == "User: <a>\nAssistant: <b>\nUser: <c>"
+        assert (row.answer, row.category) == ("<d>", "multi_turn")
 
 
 def test_copies_of_presets_in_csv(tmp_path):
@@ -1189,6 +1213,7 @@ COPIES = [
     ),
     ("xstest/xstest_v2_completions_gpt4.csv", dict(fields=XSTEST), 450, {"response", "refused"}),
     ("hh-rlhf/harmless-base-test.jsonl.gz", HH, 2312, {"response"}),
+    ("hh-rlhf/harmless-base-test.jsonl.gz", dict(source="preset:hh-rlhf"), 2312, {"response"}),
     (
         "self-instruct/user_oriented_instructions.jsonl",
         dict(

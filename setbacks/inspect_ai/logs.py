@@ -217,7 +217,7 @@ def _sample(
                 MAIN[response.kind],
                 response.text,
                 counted(response, verdict),
-                fell_apart(response.text, response.instruction, response.finish),
+                fell_apart(response.text, response.instruction, response.finish, response.guidance),
             )
             for judge, verdict in verdicts.items()
             if verdict is not None
