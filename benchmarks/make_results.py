@@ -256,7 +256,8 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
         rows: list[list[object]] = []
         for arm in one["arms"]:
             change = arm.get("against_method")
-            rows.append([arm["arm"].replace("_", " "), *(cell(arm[name]) for name in names)])
+            label = "untrained" if arm["arm"] == "vanilla" else arm["arm"].replace("_", " ")
+            rows.append([label, *(cell(arm[name]) for name in names)])
             if change:
                 rows[-1] += [cell(change), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
             else:

@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from setbacks.data import Source, load, load_labels
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
-from setbacks.messages import Function, Message, ToolCall, transcript
+from setbacks.messages import Function, Message, Prompt, ToolCall, prompt_of, transcript, turns_of
 from setbacks.records import Instruction, digest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -31,6 +34,7 @@ S, U1, A1 = says("system", "<be terse>"), says("user", "<a>"), says("assistant",
 U2, A2, A3 = says("user", "<c>"), says("assistant", "<d>"), says("assistant", "<e>")
 LONG = (turn("user", "<a>"), turn("assistant", "<b>"), turn("user", "<c>"))
 WITH_SYSTEM = (turn("system", "<be terse>"), *LONG)
+TALK = "\n\nHuman: <a>\n\nAssistant: <b>\n\nHuman: <c>\n\nAssistant: "
 
 
 def write(folder, name, content):
@@ -112,6 +116,11 @@ def problem(folder, *records, **more):
          (WITH_SYSTEM[:2], "<d>", "<e>")),
         ({"prompt": [U1, A1, U2], "chosen": "<d>", "rejected": "<e>"}, (LONG, "<d>", "<e>")),
         ({"question": "<a>", "chosen": "<d>", "rejected": "<e>"}, ("<a>", "<d>", "<e>")),
+        ({"conversations": [{"from": "human", "value": "<a>"}],
+          "chosen": {"from": "gpt", "value": "<d>"}, "rejected": {"from": "gpt", "value": "<e>"}},
+         ("<a>", "<d>", "<e>")),
+        ({"instruction": "<a>", "input": "", "chosen": "<d>", "rejected": "<e>"},
+         ("<a>", "<d>", "<e>")),
         # A column that repeats a turn, or not
         ({"prompt": "<a>", "prompt_id": "1", "messages": [U1, A1, U2, A2]}, (LONG, "<d>", None)),
         ({"prompt": "<a>", "messages": [U1, A2], "chosen": [U1, A2], "rejected": [U1, A3]},
@@ -187,6 +196,24 @@ def test_tools(tmp_path):
     assert [one.content for one in row.text[2:]] == ['{"sky": "blue", "type": "weather"}', ""]
 
 
+def test_a_saved_dataset(tmp_path):
+    import datasets
+
+    rows = [{"messages": [S, U1, A1, U2, A2]}, {"messages": [U1, A1]}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    read = load(str(tmp_path / "saved"))
+    assert [row[:2] for row in read] == [(WITH_SYSTEM, "<d>"), ("<a>", "<b>")]
+
+
+def test_paths_into_a_log_of_requests(tmp_path):
+    record = {
+        "request": {"messages": [S, U1, A1, U2]},
+        "response": {"choices": [{"message": A2 | {"tool_calls": None}}]},
+    }
+    fields = {"text": "request.messages", "answer": "response.choices.0.message"}
+    assert rows_of(tmp_path, record, fields=fields) == [(WITH_SYSTEM, "<d>", None)]
+
+
 def test_parts_of_a_turn(tmp_path):
     parts = [{"type": "text", "text": "<a"}, {"type": "input_text", "text": ">"}]
     no = {"role": "assistant", "content": None, "refusal": "No."}
@@ -247,9 +274,65 @@ def test_history_of_another_form(tmp_path):
     assert "system must be a string" in said
 
 
-# HH-RLHF ----------------------------------------------------------------------------------------
+# Anything ---------------------------------------------------------------------------------------
 
-TALK = "\n\nHuman: <a>\n\nAssistant: <b>\n\nHuman: <c>\n\nAssistant: "
+SCRAPS = st.one_of(
+    st.none(), st.booleans(), st.integers(0, 2), st.just(float("nan")),
+    st.sampled_from(["", " ", "<a>", "\0", "[]", "{}", TALK, '{"name": "f"}', '[["a", "b"]]']),
+)  # fmt: skip
+ROLE = st.one_of(st.sampled_from(["user", "assistant"]), st.sampled_from(["system", "tool", "x"]))
+PART = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "text", "image_url", "thinking", None])},
+    optional={"text": SCRAPS},
+)
+CONTENT = st.one_of(st.just("<b>"), SCRAPS, st.lists(st.one_of(PART, SCRAPS), max_size=3), PART)
+FUNCTION = st.fixed_dictionaries({"name": st.just("f")}, optional={"arguments": CONTENT})
+CALLS = st.one_of(
+    st.lists(st.fixed_dictionaries({"function": FUNCTION}, optional={"id": SCRAPS}), min_size=1),
+    FUNCTION,
+    SCRAPS,
+)
+SPOKEN = st.fixed_dictionaries({"role": ROLE, "content": st.sampled_from(["<a>", "<b>"])})
+MESSAGE = st.fixed_dictionaries(
+    {"role": ROLE, "content": CONTENT},
+    optional=dict.fromkeys(("tool_calls", "function_call"), CALLS)
+    | dict.fromkeys(("name", "tool_call_id", "refusal", "reasoning_content"), SCRAPS),
+)
+CHAT = st.lists(st.one_of(SPOKEN, SPOKEN, SPOKEN, MESSAGE, SCRAPS), max_size=4)
+COLUMNS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("chosen", "rejected", "completion"), st.one_of(CHAT, SCRAPS))
+    | {"system": CONTENT, "tools": CONTENT}
+    | {"history": st.one_of(CHAT, st.lists(st.lists(SCRAPS, max_size=3), max_size=2))},
+)
+ROW = st.builds(
+    lambda name, chat, rest: {name: chat} | rest,
+    st.sampled_from(["messages", "prompt"]), CHAT, st.one_of(st.just({}), COLUMNS),
+)  # fmt: skip
+PROMPT = TypeAdapter(Prompt)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(rows=st.lists(ROW, min_size=1, max_size=3), name=st.sampled_from(["a.json", "a.jsonl"]))
+def test_anything_is_read_or_refused_in_one_line(tmp_path, rows, name):
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    path = write(tmp_path, name, rows if name == "a.json" else lines)
+    try:
+        read = load(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    for row in read:
+        turns = turns_of(row.text)
+        assert prompt_of(turns) == row.text and turns[-1].role in ("user", "tool")
+        assert any(one.role == "user" for one in turns)
+        # What a run writes of it is read as it was.
+        line = f'{{"instruction": {PROMPT.dump_json(row.text).decode()}}}'
+        again = load(write(tmp_path, "again.jsonl", line))
+        assert [one.text for one in again] == [row.text]
+
+
+# HH-RLHF ----------------------------------------------------------------------------------------
 
 
 def test_dialogues_of_hh_rlhf(tmp_path):

@@ -52,6 +52,20 @@ def test_what_a_template_does_not_take_is_changed_as_its_makers_do(name, message
     assert talker.decode(encode(talker, messages, thinks=True)) == own(talker, same)
 
 
+@pytest.mark.parametrize(
+    ("name", "in_user_turn"), [("chatml", False), ("phi3", True), ("mistral v0.1", True)]
+)
+def test_tools_are_in_words_where_a_template_knows_none(name, in_user_turn):
+    talker = build("bytes", TEMPLATES[name])
+    call = answer('[calls N1n({"k": "v"})]')
+    back = user("Tool N1n: R1r") if in_user_turn else result("R1r")
+    messages = [user(), calls(("abcdefgh1", "N1n", {"k": "v"})), result("R1r")]
+    notes = fitted(talker, messages, OPENS).notes
+    assert "knows no calls of tools; they are written as text" in notes
+    assert any("knows no results" in note for note in notes) is in_user_turn
+    assert talker.decode(encode(talker, messages, thinks=True)) == own(talker, [user(), call, back])
+
+
 def test_as_little_as_possible_is_changed():
     """This template has a system role, and only wants turns to alternate."""
     talker = build("bytes", TEMPLATES["llama 2"])
@@ -76,11 +90,8 @@ def test_a_system_prompt_stays_where_the_template_puts_it():
     [
         ("gemma", [answer(), user()], r"refuses a conversation of assistant, user \(.*alternate"),
         ("mistral v0.1", [user(), system()], "refuses a conversation of user, system"),
-        ("chatml", [user(), calls(ASK), result()], "does not write every call of a tool"),
-        ("phi3", [user(), calls(ASK), result()], "leaves out what tools return"),
         ("llama3_1", [user(), OPENAI, result(), result()], "only supports single tool-calls"),
         ("gptoss", [user(), OPENAI, result(), result()], "does not write every call of a tool"),
-        ("mistral v0.1", [user(), calls(ASK), result()], r"user, assistant \(tool calls\), tool"),
     ],
 )
 def test_what_cannot_be_changed_is_one_line_with_the_roles_and_a_remedy(name, messages, says):

@@ -898,10 +898,28 @@ def test_presets_read_what_their_documentation_shows(tmp_path):
             {"conversations": ["<a>", "<b>"], "source": "wikihow"},
             ("<a>", "<b>", None, None, "wikihow", "en"),
         ),
+        (
+            "hh-rlhf.jsonl",
+            {
+                "chosen": "\n\nHuman: <a>\n\nAssistant: <b>",
+                "rejected": "\n\nHuman: <a>\n\nAssistant: <c>",
+            },
+            ("<a>", "<b>", "<c>", None, None, "en"),
+        ),
     ]:
         path = write(tmp_path, name, content)
         (row,) = load(Source(source=f"preset:{Path(name).stem}", path=path))
         assert row[:6] == expected
+
+
+def test_lima_has_conversations(tmp_path):
+    turns = ["<a>", "<b>", "<c>", "<d>"]
+    held = write(tmp_path, "a.jsonl", {"conversations": turns, "source": "multi_turn"})
+    copy = write(tmp_path, "a.csv", f'conversations,source\n"{turns}",multi_turn\n')
+    for path in (held, copy):
+        (row,) = load(Source(source="preset:lima", path=path))
+        assert transcript(row.text) == "User: <a>\nAssistant: <b>\nUser: <c>"
+        assert (row.answer, row.category) == ("<d>", "multi_turn")
 
 
 def test_copies_of_presets_in_csv(tmp_path):
@@ -1195,6 +1213,7 @@ COPIES = [
     ),
     ("xstest/xstest_v2_completions_gpt4.csv", dict(fields=XSTEST), 450, {"response", "refused"}),
     ("hh-rlhf/harmless-base-test.jsonl.gz", HH, 2312, {"response"}),
+    ("hh-rlhf/harmless-base-test.jsonl.gz", dict(source="preset:hh-rlhf"), 2312, {"response"}),
     (
         "self-instruct/user_oriented_instructions.jsonl",
         dict(

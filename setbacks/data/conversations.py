@@ -12,6 +12,7 @@ import ast
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -46,6 +47,7 @@ ROLES = {
 CALLERS = {"function_call", "tool_call"}
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text", "parts")
+CALL_KEYS = {"tool_calls", "function_call"}
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 # Parts of a turn that are not used.
 THOUGHTS = "the assistant's thoughts"
@@ -200,8 +202,8 @@ def roles_before(messages: Sequence[Any], place: int) -> list[str | None]:
 
 
 def is_message(value: object) -> bool:
-    """Return whether a value is one message: it has a role and a content."""
-    return _has_role(value) and role_of(value) in ROLES.values()
+    """Return whether a value is one message: it has a known role, and content or calls of tools."""
+    return _role_name(value) in ROLES and _is_spoken(value)
 
 
 def role_of(message: Any) -> str | None:
@@ -232,17 +234,21 @@ def _reject_half_characters(value: Any) -> None:
 def _role_name(message: Any) -> str | None:
     if not isinstance(message, dict):
         return None
-    role = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
-    return role and role.strip().casefold()
+    for key in ROLE_KEYS:
+        if isinstance(role := message.get(key), str):
+            return role if role in ROLES else role.strip().casefold() or None
+    return None
 
 
-def _has_role(message: object) -> bool:
-    """Return whether an object has a role, known or not, and content or calls of tools."""
-    return (
-        isinstance(message, dict)
-        and bool(_role_name(message))
-        and any(key in message for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
-    )
+def _is_spoken(message: Any) -> bool:
+    """Return whether a message has content, or calls of tools in place of it."""
+    return "content" in message or not message.keys().isdisjoint((*CONTENT_KEYS, *CALL_KEYS))
+
+
+def _begins(message: Any) -> bool:
+    """Return whether a list that begins with this value is a conversation, readable or not."""
+    name = _role_name(message)
+    return name is not None and (name in ROLES or _is_spoken(message))
 
 
 def _messages(value: object) -> list[Any] | None:
@@ -254,7 +260,7 @@ def _messages(value: object) -> list[Any] | None:
     if isinstance(value, list):
         if value and isinstance(value[0], list) and _messages(value[0]):
             raise ValueError("a list of conversations, but one is expected")
-        return value if value and _has_role(value[0]) else None
+        return value if value and _begins(value[0]) else None
     if not isinstance(value, dict):
         return None
     if is_message(value):
@@ -287,39 +293,61 @@ def _written(text: str) -> Any:
 
 
 def _turn(number: int, message: Any, unused: set[str]) -> Message:
-    name, role = _role_name(message), role_of(message)
-    if role is None or not _has_role(message):
+    name = _role_name(message)
+    role = name and ROLES.get(name, name)
+    if role is None or not _is_spoken(message):
         raise ValueError(f"message {number} has no role or no content")
     if role not in ROLES.values():
         raise ValueError(
             f"message {number} has the unknown role {show(role)}; use system, user, assistant or "
             "tool"
         )
-    more: dict[str, Any] = {}
     content = _text(number, message, role, unused)
+    if "\0" in content:
+        raise ValueError(f"message {number} has a NUL character; remove it")
     if role == "assistant":
-        calls = message.get("tool_calls") or message.get("function_call")
-        if name in CALLERS and not calls:
-            calls, content = content, ""
-        more["tool_calls"] = _calls(number, calls) or None
-        if any(_name(message.get(key)) for key in THOUGHT_KEYS):
-            unused.add(THOUGHTS)
+        return _reply(number, message, content, name in CALLERS, unused)
     if role == "tool":
         more = {key: _name(message.get(key)) for key in ("name", "tool_call_id")}
-    elif _name(message.get("name")):
+        return Message(role="tool", content=content, **more)
+    if len(message) > 2 and _name(message.get("name")):
         unused.add(SPEAKERS)
-    if "\0" in content or any("\0" in value for value in more.values() if isinstance(value, str)):
-        raise ValueError(f"message {number} has a NUL character; remove it")
-    return Message.model_validate({"role": role, "content": content, **more})
+    return _system(content) if role == "system" else Message(role="user", content=content)
+
+
+def _reply(
+    number: int, message: dict[str, Any], content: str, is_call: bool, unused: set[str]
+) -> Message:
+    """Return a turn of the assistant; a call's content is a call of a tool, or several."""
+    calls = message.get("tool_calls") or message.get("function_call")
+    if is_call and not calls:
+        calls, content = content, ""
+    if len(message) > 2:
+        if _name(message.get("name")):
+            unused.add(SPEAKERS)
+        if any(_name(message.get(key)) for key in THOUGHT_KEYS):
+            unused.add(THOUGHTS)
+    if calls is None:
+        return Message(role="assistant", content=content)
+    return Message(role="assistant", content=content, tool_calls=_calls(number, calls) or None)
+
+
+@lru_cache(maxsize=128)
+def _system(content: str) -> Message:
+    """Return a system turn: all conversations of a log have the same, maybe a long one."""
+    return Message(role="system", content=content)
 
 
 def _name(value: Any) -> str | None:
-    """Return a name or an id as text; None where there is none."""
-    return None if is_absent(value) or value == "" else str(value)
+    """Return a name or an id as text, without NUL characters; None where there is none."""
+    return None if is_absent(value) or value == "" else str(value).replace("\0", "")
 
 
 def _content(message: dict[str, Any]) -> Any:
     """Return the content of a message, or the refusal that OpenAI's models give instead."""
+    content = message.get("content")
+    if content and isinstance(content, str):
+        return content
     content = next((message[key] for key in CONTENT_KEYS if key in message), None)
     content = None if is_absent(content) else content
     refusal = message.get("refusal")
@@ -367,8 +395,10 @@ def _calls(number: int, calls: Any) -> tuple[ToolCall, ...]:
         calls = unwritten(calls)
     if not calls or is_absent(calls):
         return ()
-    if isinstance(calls, dict):
-        calls = _as_objects(calls) if isinstance(calls.get("function"), list) else [calls]
+    if isinstance(calls, dict) and isinstance(calls.get("function"), list):
+        calls = _as_objects(calls)
+    if not isinstance(calls, list):
+        calls = [calls]
     return tuple(_call(number, call) for call in calls)
 
 
@@ -386,10 +416,12 @@ def _call(number: int, call: Any) -> ToolCall:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False, default=str)
     _check_escapes(number, arguments)
-    id_, name = _name(call.get("id")), function["name"]
-    if "\0" in f"{id_}{name}{arguments}":
+    if "\0" in function["name"] + arguments:
         raise ValueError(f"message {number} has a NUL character; remove it")
-    return ToolCall(id=id_, function=Function(name=name, arguments=arguments or "{}"))
+    return ToolCall(
+        id=_name(call.get("id")),
+        function=Function(name=function["name"], arguments=arguments or "{}"),
+    )
 
 
 def _check_escapes(number: int, arguments: str) -> None:

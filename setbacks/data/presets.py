@@ -91,6 +91,15 @@ PRESETS: dict[str, Preset] = {
         "where: {less_safe_is_harmful: true} keeps the pairs with a harmful one",
         reshape=_safer_and_less_safe,
     ),
+    "hh-rlhf": Preset(
+        "hub:Anthropic/hh-rlhf/harmless-base/train.jsonl.gz",
+        None,
+        {"text": "chosen", "answer": "chosen", "response": "rejected"},
+        "MIT",
+        "https://github.com/anthropics/hh-rlhf",
+        "preference pairs of several turns: answer is the preferred reply, which is not always "
+        "harmless",
+    ),
     "beavertails": Preset(
         "hub:PKU-Alignment/BeaverTails",
         "30k_train",

@@ -31,7 +31,8 @@ from pydantic import ValidationError
 from setbacks.data.formats import parse, read
 from setbacks.data.hub import download, from_datasets
 from setbacks.data.presets import PRESETS
-from setbacks.data.rows import Reader, check_fields, check_path, columns, dig, recognize, whole
+from setbacks.data.recognition import columns, recognize
+from setbacks.data.rows import Reader, check_fields, check_path, dig, whole
 from setbacks.data.source import Record, Row, Scalar, Source, bad, show
 from setbacks.errors import nearest
 from setbacks.files import expanded

@@ -170,11 +170,21 @@ def few(scored: int, expected: int) -> bool:
 
 
 @lru_cache(maxsize=2**14)  # a report looks at each answer several times, once for each judge
-def fell_apart(text: str, instruction: Prompt, finish: Finish | None = None) -> Degeneration | None:
-    """Return why a response is degenerate; None if it is not, or has no text."""
+def fell_apart(
+    text: str, instruction: Prompt, finish: Finish | None = None, own_guidance: str | None = None
+) -> Degeneration | None:
+    """Return why a response is degenerate; None if it is not, or has no text.
+
+    Args:
+        text: the response.
+        instruction: the prompt without guidance.
+        finish: why it ended, if known.
+        own_guidance: guidance in the prompt that is not that of a language pack, if any.
+    """
     if substance(text, finish) != "text":
         return None
-    return degeneration(answer(text), instruction, guidance())
+    told = guidance() if own_guidance is None else f"{guidance()}\n{own_guidance}"
+    return degeneration(answer(text), instruction, told)
 
 
 def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
@@ -183,10 +193,14 @@ def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
     Responses without text are left out.
     """
     return {
-        (r.suite, r.instruction_id): fell_apart(r.text, r.instruction, r.finish) is not None
+        (r.suite, r.instruction_id): _failed(r)
         for r in rows
         if substance(r.text, r.finish) == "text"
     }
+
+
+def _failed(r: Response) -> bool:
+    return fell_apart(r.text, r.instruction, r.finish, r.guidance) is not None
 
 
 def by_prompt(
@@ -210,7 +224,7 @@ def by_prompt(
         if r.id not in verdicts:
             continue
         verdict = counted(r, verdicts[r.id])
-        failed = not as_judged and fell_apart(r.text, r.instruction, r.finish) is not None
+        failed = not as_judged and _failed(r)
         for key, metric in METRICS.items():
             value = metric.value(verdict, failed)
             if value is None and failed and key in given and about(key, r):

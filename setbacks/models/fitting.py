@@ -1,7 +1,7 @@
 """Conversations that a chat template refuses, in the form that the model's makers give them.
 
-Some templates have no system role, and some want the roles to alternate. The fewest changes that
-the template needs are made, and the user is told.
+Some templates have no system role, some want the roles to alternate, and some know no tools. The
+fewest changes that the template needs are made, and the user is told.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.messages import Message
+from setbacks.messages import Message, transcript, with_calls
 from setbacks.models.rendering import Layout, Turn, layout, marked
 
 
@@ -43,24 +43,27 @@ def fitted(
             conversation as it is.
     """
     refusal: InputError | None = None
-    for size in range(len(_CHANGES) + 1):
-        for changes in combinations(_CHANGES, size):
-            changed = list(messages)
-            for change in changes:
-                before, changed = changed, change.make(changed)
-                if changed == before:
-                    break  # fewer changes give the same
-            else:
-                turns, texts = marked(changed)
-                try:
-                    found = layout(tokenizer, turns, variables)
-                except InputError as error:
-                    refusal = refusal or error
-                    continue
-                notes = [change.note for change in changes]
-                if found.leaves_out:
-                    notes.append("leaves out the text that an assistant's turn has beside a call")
-                return Fitted(turns, texts, found, tuple(notes))
+    source = (variables or {}).get("chat_template") or tokenizer.chat_template
+    in_words = "tool_calls" not in str(source)  # else the model knows calls in a form of its own
+    for changes in _SETS:
+        if not in_words and any(change.in_words for change in changes):
+            continue
+        changed = list(messages)
+        for change in changes:
+            before, changed = changed, change.make(changed)
+            if changed == before:
+                break  # fewer changes give the same
+        else:
+            turns, texts = marked(changed)
+            try:
+                found = layout(tokenizer, turns, variables)
+            except InputError as error:
+                refusal = refusal or error
+                continue
+            notes = [change.note for change in changes]
+            if found.leaves_out:
+                notes.append("leaves out the text that an assistant's turn has beside a call")
+            return Fitted(turns, texts, found, tuple(notes))
     raise refusal or AssertionError("a conversation without changes was tried")
 
 
@@ -119,17 +122,45 @@ def _linked_calls(messages: Sequence[Message]) -> list[Message]:
     return changed
 
 
+def _calls_in_words(messages: Sequence[Message]) -> list[Message]:
+    """Write calls of tools into the text of their turn."""
+    return [
+        message.model_copy(update={"content": with_calls(message), "tool_calls": None})
+        if message.tool_calls
+        else message
+        for message in messages
+    ]
+
+
+def _results_in_words(messages: Sequence[Message]) -> list[Message]:
+    """Have the user report what tools return."""
+    return [
+        Message(role="user", content=transcript((message,))) if message.role == "tool" else message
+        for message in messages
+    ]
+
+
 class _Change(NamedTuple):
-    """A change of a conversation, and what is said of it after "its chat template"."""
+    """A change of a conversation, and what is said of it after "its chat template".
+
+    `in_words` is whether it takes the place of a form that the model does not know.
+    """
 
     make: Callable[[Sequence[Message]], list[Message]]
     note: str
+    in_words: bool = False
 
 
 _CHANGES = (
     _Change(
         _system_in_user,
         "takes no such system turn; its text goes before that of the next user turn",
+    ),
+    _Change(_calls_in_words, "knows no calls of tools; they are written as text", in_words=True),
+    _Change(
+        _results_in_words,
+        "knows no results of tools; they are written as user turns",
+        in_words=True,
     ),
     _Change(
         _joined,
@@ -140,4 +171,9 @@ _CHANGES = (
         _linked_calls,
         "needs ids of nine characters, or a name with each result; calls of tools get them",
     ),
+)
+# What to try, in order: the model's own forms before words, and few changes before many.
+_SETS = sorted(
+    (changes for size in range(len(_CHANGES) + 1) for changes in combinations(_CHANGES, size)),
+    key=lambda changes: (sum(change.in_words for change in changes), len(changes)),
 )
