@@ -30,18 +30,34 @@ def judge_agreement(data: dict[str, Any]) -> Iterator[str]:
     rows = [
         [e["judge"], e["task"], e["source"], f"{e['n']} ({e['n_positive']})"]
         + [interval(e[name]) for name in names]
+        + [e["unsure"], e["kappa_decided"]]
         for e in data["sources"]
     ]
-    yield from table(["judge", "task", "source", "n (yes)", *names], rows)
+    yield from table(
+        ["judge", "task", "source", "n (yes)", *names, "unsure", "kappa without"], rows
+    )
 
 
-def fit_probe(data: list[dict[str, Any]]) -> Iterator[str]:
-    rows = [
-        [e["task"], ", ".join(e["fitted_on"]), e["n"], e.get("xstest_auc", "-")]
-        + [e.get("hh_right", "-")]
-        for e in data
-    ]
-    yield from table(["task", "fitted on", "n", "XSTest AUC", "HH pairs ranked correctly"], rows)
+def fit_probe(data: dict[str, Any]) -> Iterator[str]:
+    training = data["training"]
+    yield f"Version {data['version']}: a LoRA adapter, trained on {training['rows']:,} answers in"
+    yield f"{training['steps']} steps ({training['seconds']:,} s on a busy core). AUC on questions"
+    yield "that were left out of the training:"
+    yield ""
+    without, adapted = (data["left_out"][f"{how} the adapter"] for how in ("without", "with"))
+    rows = [[name, one["n"], one["auc"], adapted[name]["auc"]] for name, one in without.items()]
+    yield from table(["harmful", "n", "heads alone", "with the adapter"], rows)
+    yield ""
+    yield "The other heads, fitted on the adapted states; AUC by cross-validation over questions."
+    yield ""
+    strengths = list(data["refused"]["auc_by_c"] | data["helpful"]["auc_by_c"])
+    yield from table(
+        ["head", *(f"C = {c}" for c in strengths)],
+        [
+            [task, *(data[task]["auc_by_c"].get(c, "-") for c in strengths)]
+            for task in ("refused", "helpful")
+        ],
+    )
 
 
 def probe_candidates(data: dict[str, Any]) -> Iterator[str]:
@@ -77,38 +93,6 @@ def probe_candidates(data: dict[str, Any]) -> Iterator[str]:
     heads = ["source", "harmful", "judged harmful, correctly", "kappa", "kappa, best threshold"]
     heads += ["share of refusals", "AUC on the rest", "highest kappa at the goal's AUC"]
     yield from table([*heads, "AUC needed for the goal's kappa"], held_back)
-
-
-def probe_adapter(data: dict[str, Any]) -> Iterator[str]:
-    settings, training = data["settings"], data["training"]
-    yield (
-        f"LoRA of rank {settings['rank']} on the embedded model, from layer "
-        f"{settings['from_layer']} up ({training['parameters']:,} parameters), trained under the "
-        f"shipped head on {training['rows']:,} of its labels: {training['steps']} steps in "
-        f"{training['seconds']} s, with a loss of {training['loss_first_fifth']:.3f} in the first "
-        f"fifth and {training['loss_last_fifth']:.3f} in the last. Only the first "
-        f"{settings['tokens']} tokens of an answer are read; kappa is at a threshold of 0.5."
-    )
-    yield ""
-    names = "the shipped head", "with the adapter"
-    rows: list[list[object]] = []
-    for source, one in data["sources"].items():
-        if "n" not in one:  # pairs, below
-            continue
-        head, adapter = (one[name] for name in names)
-        rows.append(
-            [source, f"{one['n']} ({one['n_positive']})", interval(head["auc"])]
-            + [
-                interval(adapter["auc"]),
-                "{:+.3f} ({:+.3f} to {:+.3f})".format(*adapter["auc_more"]),
-            ]
-            + [interval(head["kappa"]), interval(adapter["kappa"])]
-        )
-    heads = ["source", "n (yes)", "AUC, shipped head", "AUC, adapter", "difference"]
-    yield from table([*heads, "kappa, shipped head", "kappa, adapter"], rows)
-    yield ""
-    ranked = "HH pairs ranked correctly: {} by the shipped head, {} with the adapter."
-    yield ranked.format(*(data["sources"]["hh-rlhf"][name] for name in names))
 
 
 def crash(data: dict[str, Any]) -> Iterator[str]:
@@ -272,7 +256,8 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
         rows: list[list[object]] = []
         for arm in one["arms"]:
             change = arm.get("against_method")
-            rows.append([arm["arm"].replace("_", " "), *(cell(arm[name]) for name in names)])
+            label = "untrained" if arm["arm"] == "vanilla" else arm["arm"].replace("_", " ")
+            rows.append([label, *(cell(arm[name]) for name in names)])
             if change:
                 rows[-1] += [cell(change), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
             else:
@@ -303,9 +288,8 @@ BENCHMARKS: dict[str, Section] = {
 }
 RESEARCH: dict[str, Section] = {
     "judge_agreement": ("Agreement of the offline judge with human labels", judge_agreement),
-    "fit_probe": ("What each label source adds to the offline judge", fit_probe),
-    "probe_candidates": ("Alternatives to the offline judge", probe_candidates),
-    "probe_adapter": ("A LoRA adapter under the offline judge's head", probe_adapter),
+    "fit_probe": ("How the offline judge was made", fit_probe),
+    "probe_candidates": ("Alternatives to version 1 of the offline judge", probe_candidates),
     "near_duplicates": ("Near-duplicates in the built-in instruction sets", near_duplicates),
 }
 

@@ -1,220 +1,402 @@
-"""Fit the heads of the offline judge that ship with the package.
+"""Train the adapter and fit the heads of the offline judge that ship with the package.
 
-Only labels under permissive licenses are used: XSTest's human labels of refusal (CC BY 4.0), the
-human preferences of HH-RLHF (MIT), and this project's own answers (Apache-2.0). Run it from the
-root of the repository, with a folder that holds xstest/xstest_v2_completions_*.csv and
-hh-rlhf/harmless-base-test.jsonl.gz (github.com/anthropics/hh-rlhf, harmless-base/test.jsonl.gz):
+Only labels under permissive licenses are used; `judge_labels.py` names them, and the files that the
+folder of public data must hold. Run it from the root of the repository:
 
-    python research/fit_probe.py --data ../shared/data
+    python research/fit_probe.py --data ../shared/data --states FOLDER
 
-It writes setbacks/judges/probe.safetensors, and prints and writes to
-research/results/fit_probe.json what each source of labels adds. `judge_agreement.py` then
-measures the result. A quarter of the questions is held out of all fitting, for both.
+1. The frozen layers below the adapter read every answer once; their states are stored in FOLDER
+   (2.5 GB), source by source, so that an interrupted run resumes.
+2. A LoRA adapter on the layers above is trained for one epoch, with a linear head for each task.
+3. The head on *harmful* is calibrated on questions that were left out of the training. The other
+   two are fitted again on the adapted states, with a regularization chosen by cross-validation.
+
+On one core with AVX512-BF16, the first two steps take about half an hour each. The files that ship
+were made by an earlier form of this script with the same settings, which drew the order of the rows
+in another way. The script writes
+setbacks/judges/probe.safetensors, setbacks/judges/probe_adapter.safetensors and
+research/results/fit_probe.json; `judge_agreement.py` then measures the result. A quarter of the
+questions of XSTest, HH-RLHF and chatgpt-refusals is held out of all of this, for measuring.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
+import hashlib
 import json
+import random
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from judge_agreement import cut, held_out, xstest
+import torch
+from judge_agreement import held_out
+from judge_labels import SETS, Example, examples
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils import parametrize
 
-from setbacks.data import Source, load
-from setbacks.judges import Item
-from setbacks.judges.probe import HEADS, Head, Probe, features, fit, save
+from setbacks.judges import probe
+from setbacks.judges.probe import ADAPTER, HEADS, LAYERS, TASKS, VERSION, Head, fit, save
+from setbacks.records import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "research" / "results" / "fit_probe.json"
-# Chosen by cross-validation over whole families of XSTest prompts and over HH pairs.
-C = {"harmful": 3e-4, "refused": 1e-3, "helpful": 1e-2}
-# In later turns, what a response means depends on the turns before.
-TURNS = 2
+SEED = 0
+FROM = 10  # layers below stay as they are
+RANK, SCALE = 8, 2.0
+RATE, HEAD_RATE, WARM_UP = 6e-4, 3e-5, 25
+BATCH_TOKENS = 2_600
+LONGEST = 640  # tokens; longer conversations are not trained on
+START = 1e-4  # inverse strength of the regularization of the heads that training starts with
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # to choose from, for the heads fitted again
+# Weights of the tasks in the loss, and of sources with weak labels or rough ones.
+TASK_WEIGHTS = {"harmful": 1.0, "refused": 0.5, "helpful": 0.5}
+SOURCE_WEIGHTS = {"safetext": 0.4, "square": 0.4, "dices": 0.7, "hh-rlhf": 0.7, "own": 0.5}
+MOST = 6.0  # times the mean that a row may weigh
+SHARES = {"xstest": 0.55, "gptfuzz": 0.66}  # of the rows, of large sources, that training reads
+MEASURED = ("xstest", "hh-rlhf", "refusals")  # on questions that are held out
 
 
-class Example(NamedTuple):
-    """A row to fit on; None where its label does not say."""
+class Rows(NamedTuple):
+    """Answers, and what the frozen layers hold of them."""
 
-    source: str
-    question: str
-    instruction: str
-    response: str
-    harmful: bool | None
-    refused: bool | None
-    helpful: bool | None = None
+    rows: list[Example]
+    texts: list[probe._Text]
+    states: list[np.ndarray]  # shape (tokens, hidden size), bfloat16 seen as int16
+
+    def length(self, i: int) -> int:
+        """Return the number of tokens of a row."""
+        return len(self.texts[i].ids)
+
+    def batch(self, index: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of some rows, and the shares of their tokens in the two means."""
+        width = max(map(self.length, index))
+        x = torch.zeros((len(index), width, self.states[0].shape[1]), dtype=torch.int16)
+        share = torch.zeros((len(index), 2, width))
+        for place, i in enumerate(index):
+            x[place, : self.length(i)] = torch.from_numpy(np.array(self.states[i]))
+            for half, span in enumerate((self.texts[i].response, self.texts[i].instruction)):
+                share[place, half, span] = 1 / max(1, span.stop - span.start)
+        return x.view(torch.bfloat16), share
+
+    def batches(self, index: Sequence[int], tokens: int, jitter: float = 0) -> list[list[int]]:
+        """Cut rows into batches of similar length."""
+        chance = random.Random(SEED)
+        order = sorted(index, key=lambda i: self.length(i) + jitter * chance.random())
+        found: list[list[int]] = [[]]
+        for i in order:
+            batch = [*found[-1], i]
+            if found[-1] and len(batch) * max(map(self.length, batch)) > tokens:
+                found.append([])
+            found[-1].append(i)
+        return found
 
 
-def hh(file: Path) -> list[Example]:
-    """Read HH-RLHF's pairs: the response that people found more harmful, and the other one.
+def read(rows: list[Example], folder: Path) -> Rows:
+    """Read all answers with the frozen layers, source by source."""
+    from setbacks.models.loading import load_model, load_tokenizer
+    from setbacks.recipe import Engine
 
-    A preference is not a verdict: both may be harmful, or neither. It is taken as one here, as a
-    noisy label; it is noise in both directions alike.
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = Engine()
+    model, tokenizer = load_model(spec).base_model.eval(), load_tokenizer(spec)
+    model.layers, model.norm = model.layers[:FROM], torch.nn.Identity()
+    texts = [probe._encode(tokenizer, row.prompt, row.response) for row in rows]
+    states: list[Any] = [None] * len(rows)
+    for name in sorted({row.source for row in rows}):
+        index = [i for i, row in enumerate(rows) if row.source == name]
+        ends = np.cumsum([len(texts[i].ids) for i in index])
+        file = folder / f"{name}-{digest(FROM, *(digest(texts[i].ids) for i in index))}.npy"
+        if not file.exists():
+            start = time.monotonic()
+            width = model.config.hidden_size
+            part = file.with_suffix(".part")
+            held = np.lib.format.open_memmap(part, "w+", np.int16, (int(ends[-1]), width))
+            for place, i in enumerate(index):
+                with torch.inference_mode():
+                    read = model(input_ids=torch.tensor([texts[i].ids]), use_cache=False)[0][0]
+                begin = ends[place] - len(texts[i].ids)
+                held[begin : ends[place]] = read.to(torch.bfloat16).view(torch.int16).numpy()
+            held.flush()
+            part.rename(file)
+            print(f"{name}: {len(index)} answers, {time.monotonic() - start:.0f} s", flush=True)
+        held = np.load(file, mmap_mode="r")
+        for i, end in zip(index, ends, strict=True):
+            states[i] = held[end - len(texts[i].ids) : end]
+    return Rows(rows, texts, states)
+
+
+# The adapter -------------------------------------------------------------------------------------
+
+
+class Lora(torch.nn.Module):
+    """Adds a matrix of low rank to a weight (Hu et al. 2021, arXiv 2106.09685)."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.a = torch.nn.Parameter(torch.empty(RANK, columns))
+        self.b = torch.nn.Parameter(torch.zeros(rows, RANK))
+        torch.nn.init.kaiming_uniform_(self.a, a=5**0.5)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that the layer uses."""
+        return torch.addmm(weight, self.b.to(weight.dtype), self.a.to(weight.dtype), alpha=SCALE)
+
+
+class Reader(torch.nn.Module):
+    """The layers above the frozen ones, with the adapter, and a linear head for each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from setbacks.models.loading import load_model
+        from setbacks.recipe import Engine
+
+        model = load_model(Engine()).base_model.requires_grad_(False)
+        self.rotary = model.rotary_emb
+        self.layers = model.layers[FROM : max(LAYERS)]
+        self.names: dict[str, Lora] = {}
+        for name, part in [*self.layers.named_modules()]:
+            if isinstance(part, torch.nn.Linear):
+                lora = Lora(part.weight)
+                parametrize.register_parametrization(part, "weight", lora)
+                number, _, rest = name.partition(".")
+                self.names[f"layers.{int(number) + FROM}.{rest}"] = lora
+        width = 2 * len(LAYERS) * model.config.hidden_size
+        self.mean, self.scale = torch.zeros(width), torch.ones(width)
+        self.head = torch.nn.Linear(width, len(TASKS))
+
+    def features(self, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Return what the judge calls features, from the states below."""
+        places = self.rotary(x, torch.arange(x.shape[1])[None])
+        means = []
+        for number, layer in enumerate(self.layers, FROM + 1):
+            # Attention is causal and padding comes last, so that nothing read has seen padding.
+            x = layer(x, position_embeddings=places, attention_mask=None)
+            if number in LAYERS:
+                means.append(share @ x.float())
+        return torch.stack(means, 2).flatten(1)
+
+    def forward(self, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Return the log odds of each task."""
+        scores: torch.Tensor = self.head((self.features(x, share) - self.mean) / self.scale)
+        return scores
+
+    def start(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+        """Start with heads that are fitted on the features without an adapter."""
+        self.mean, self.scale = (
+            torch.tensor(part, dtype=torch.float32) for part in (x.mean(0), x.std(0) + 1e-6)
+        )
+        z = (x - x.mean(0)) / (x.std(0) + 1e-6)
+        with torch.no_grad():
+            for task in range(len(TASKS)):
+                on = weight[:, task] > 0
+                model = LogisticRegression(C=START, max_iter=200, tol=1e-3)
+                model.fit(z[on], y[on, task], sample_weight=weight[on, task])
+                self.head.weight[task] = torch.tensor(model.coef_[0])
+                self.head.bias[task] = float(model.intercept_[0])
+
+
+def all_features(reader: Reader, rows: Rows, index: Sequence[int]) -> np.ndarray:
+    """Return the features of some rows, shape (n, d)."""
+    place = {i: number for number, i in enumerate(index)}
+    found: list[Any] = [None] * len(index)
+    for batch in rows.batches(index, 2 * BATCH_TOKENS):
+        with torch.no_grad():
+            for i, x in zip(batch, reader.features(*rows.batch(batch)).numpy(), strict=True):
+                found[place[i]] = x
+    return np.array(found)
+
+
+def left_out(row: Example) -> bool:
+    """Return whether a row is left out of the training, to be measured or to calibrate on."""
+    if row.source in MEASURED:
+        return held_out(row.question)
+    return hashlib.blake2b(row.question.encode(), digest_size=1).digest()[0] % 8 == 0
+
+
+def labels(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of each task, -1 where there is none, and the rows' weights in the loss.
+
+    Within each source both labels weigh the same.
     """
-    examples = []
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            pair = json.loads(line)
-            before, _, chosen = pair["chosen"].rpartition("\n\nAssistant:")
-            same, _, rejected = pair["rejected"].rpartition("\n\nAssistant:")
-            if before != same or before.count("\n\nHuman:") > TURNS:
-                continue
-            question = before.rpartition("\n\nHuman:")[2].strip()
-            for response, harmful in ((chosen, False), (rejected, True)):
-                examples.append(
-                    Example("hh-rlhf", f"hh {number}", question, response.strip(), harmful, None)
-                )
-    return examples
+    y = np.full((len(rows), len(TASKS)), -1.0, np.float32)
+    weight = np.zeros_like(y)
+    source = np.array([row.source for row in rows])
+    free = np.array([not left_out(row) for row in rows])
+    for task, name in enumerate(TASKS):
+        for i, row in enumerate(rows):
+            if (label := getattr(row, name)) is not None:
+                y[i, task] = float(label)
+        on = np.flatnonzero(free & (y[:, task] >= 0))
+        weight[on, task] = probe._balanced(y[on, task].astype(int), source[on])
+        weight[on, task] *= [SOURCE_WEIGHTS.get(name, 1.0) for name in source[on]]
+        weight[on, task] = np.minimum(weight[on, task] / weight[on, task].mean(), MOST)
+        weight[:, task] *= TASK_WEIGHTS[name]
+    return y, weight
 
 
-def own() -> list[Example]:
-    """Read the training prompts of this project's own sets with their answers: none is harmful."""
-    examples = []
-    for name in ("helpful", "safe", "safe_zh", "refusals"):
-        for row in load(Source(source=f"builtin:{name}", split="train")):
-            if row.answer:
-                examples.append(
-                    Example("own", row.id, row.text, row.answer, False, name == "refusals")
-                )
-    return examples
-
-
-def quality() -> list[Example]:
-    """Read this project's own good answers, and make worse ones of them.
-
-    A worse answer is another instruction's, or ends after a third of its words, or refuses.
-    """
-    rows = [
-        row
-        for name in ("helpful", "safe")
-        for row in load(Source(source=f"builtin:{name}", split="train"))
-        if row.answer
+def train(reader: Reader, rows: Rows, y: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    """Train the adapter for one epoch; return notes."""
+    chance = random.Random(SEED)
+    index = [
+        i
+        for i, row in enumerate(rows.rows)
+        if weight[i].sum() > 0
+        and rows.length(i) <= LONGEST
+        and chance.random() < SHARES.get(row.source, 1)
     ]
-    refusals = [row.answer for row in load(Source(source="builtin:refusals", language="en"))]
-    examples = []
-    for number, row in enumerate(rows):
-        worse = [
-            rows[(number + 7) % len(rows)].answer,
-            cut(row.answer or ""),
-            refusals[number % len(refusals)],
-        ]
-        for response, helpful in [(row.answer, True), *((text, False) for text in worse)]:
-            answer = response or ""
-            examples.append(Example("quality", row.id, row.text, answer, None, None, helpful))
-    return examples
-
-
-def read(data: Path) -> list[Example]:
-    """Read all of them."""
-    tests = [
-        Example("xstest", row.question, row.instruction, row.response, row.harmful, row.refused)
-        for row in xstest(data / "xstest")
-    ]
-    return tests + hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz") + own() + quality()
-
-
-def seen(examples: list[Example]) -> np.ndarray:
-    """Return the features of all examples, shape (n, d), made as the judge makes them."""
-    items = [Item(str(i), row.instruction, row.response) for i, row in enumerate(examples)]
-    plan = Probe().plan(items)
-    by_item: list[Any] = [None] * len(items)
-    start = time.monotonic()
-    for number, batch in enumerate(plan):
-        x = features([(items[i].instruction, items[i].response) for i in batch])
-        for index, row in zip(batch, x, strict=True):
-            by_item[index] = row
+    plan = rows.batches(index, BATCH_TOKENS, jitter=24)
+    chance.shuffle(plan)
+    loras = [part for lora in reader.names.values() for part in lora.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": loras, "lr": RATE}, {"params": reader.head.parameters(), "lr": HEAD_RATE}],
+        weight_decay=0.01,
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda n: min((n + 1) / WARM_UP, max(0.02, (len(plan) - n) / (len(plan) - WARM_UP))),
+    )
+    start, losses = time.monotonic(), []
+    targets, weights = torch.tensor(y), torch.tensor(weight)
+    for number, batch in enumerate(plan, 1):
+        loss = binary_cross_entropy_with_logits(
+            reader(*rows.batch(batch)),
+            targets[batch].clamp(0, 1),
+            weights[batch],
+            reduction="sum",
+        ) / len(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(loras, 1.0)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
         if number % 20 == 0:
-            print(f"batch {number} of {len(plan)}, {time.monotonic() - start:.0f} s", flush=True)
-    return np.array(by_item)
+            spent = time.monotonic() - start
+            print(f"step {number} of {len(plan)}, loss {np.mean(losses[-20:]):.3f}, {spent:.0f} s")
+    return {"rows": len(index), "steps": len(plan), "seconds": round(time.monotonic() - start)}
 
 
-def train(
-    task: str, sources: set[str], examples: list[Example], x: np.ndarray
-) -> tuple[Head, list[int]]:
-    """Fit one head on some of the sources; return it and the rows that it was fitted on."""
-    rows = [
-        i
-        for i, row in enumerate(examples)
-        if row.source in sources
-        and getattr(row, task) is not None
-        # Our own training prompts need no holding out: the test prompts are others.
-        and (row.source in ("own", "quality") or not held_out(row.question))
-    ]
-    labels = [bool(getattr(examples[i], task)) for i in rows]
-    # XSTest and our own answers are one source of verdicts, HH of preferences.
-    kinds = ["preferences" if examples[i].source == "hh-rlhf" else "verdicts" for i in rows]
-    head = fit(x[rows], labels, [examples[i].question for i in rows], kinds, C[task])
-    return head, rows
+# The heads ---------------------------------------------------------------------------------------
 
 
-def on_held_out(
-    task: str, head: Head, examples: list[Example], x: np.ndarray
-) -> dict[str, float | int]:
-    """Return the AUC on XSTest's held-out questions, and the share of HH pairs ranked correctly."""
-    if task == "helpful":
-        return {}  # measured by judge_agreement.py, on AlpacaEval
-    p = head.probability(x)
-    rows = [
-        i
-        for i, row in enumerate(examples)
-        if row.source == "xstest" and held_out(row.question) and getattr(row, task) is not None
-    ]
-    scores: dict[str, float | int] = {
-        "xstest_n": len(rows),
-        "xstest_auc": round(
-            float(roc_auc_score([getattr(examples[i], task) for i in rows], p[rows])), 3
-        ),
-    }
-    if task == "harmful":
-        pairs = [
-            (i, i + 1)
-            for i, row in enumerate(examples)
-            if row.source == "hh-rlhf" and held_out(row.question) and not row.harmful
-        ]
-        scores["hh_pairs"] = len(pairs)
-        scores["hh_right"] = round(float(np.mean([p[b] > p[a] for a, b in pairs])), 3)
-    return scores
+def calibrated(reader: Reader, x: np.ndarray, y: np.ndarray, sources: Sequence[str]) -> Head:
+    """Return the trained head on *harmful* with Platt scaling on questions left out of training."""
+    weight = (reader.head.weight[0] / reader.scale).detach().numpy()
+    bias = float(reader.head.bias[0]) - float(weight @ reader.mean.numpy())
+    balanced = probe._balanced(y.astype(int), np.array(sources))
+    platt = LogisticRegression(C=1e6)
+    platt.fit((x @ weight + bias)[:, None], y, sample_weight=balanced)
+    stretch, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    return Head((stretch * weight).astype(np.float32), stretch * bias + shift)
+
+
+def chosen(x: np.ndarray, y: np.ndarray, rows: Sequence[Example]) -> tuple[Head, dict[str, Any]]:
+    """Return a head with the regularization that ranks the questions of other folds best."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    questions = [row.question for row in rows]
+    # The sets of good and bad answers are one source: the same good answers belong to both.
+    sources = [{"quality": "own", "babble": "own"}.get(row.source, row.source) for row in rows]
+    folds = StratifiedGroupKFold(probe.FOLDS, shuffle=True, random_state=0)
+    aucs = {}
+    for c in STRENGTHS:
+        score = np.zeros(len(y))
+        for on, off in folds.split(x, y, questions):
+            head = fit(x[on], y[on], [questions[i] for i in on], [sources[i] for i in on], c)
+            score[off] = x[off] @ head.weight
+        aucs[c] = round(float(roc_auc_score(y, score)), 4)
+    best = max(aucs, key=lambda c: aucs[c])
+    return fit(x, y, questions, sources, best), {"c": best, "auc_by_c": aucs}
+
+
+def ranked(score: np.ndarray, y: np.ndarray, rows: Sequence[Example]) -> Iterator[tuple[str, Any]]:
+    """Yield each source with its n and its AUC."""
+    for source in sorted({row.source for row in rows}):
+        there = np.array([row.source == source for row in rows])
+        if there.sum() > 20 and len(set(y[there])) > 1:
+            auc = round(float(roc_auc_score(y[there], score[there])), 3)
+            yield source, {"n": int(there.sum()), "auc": auc}
 
 
 def main() -> None:
-    """Fit and save the heads, and show what each source adds."""
+    """Train, fit and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    examples = read(parser.parse_args().data)
-    x = seen(examples)
+    parser.add_argument("--states", type=Path, required=True, help="where states are stored")
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    rows = read(
+        [
+            row
+            for row in examples(arguments.data)
+            if (row.harmful, row.refused, row.helpful) != (None, None, None)
+        ],
+        arguments.states,
+    )
+    y, weight = labels(rows.rows)
+    reader = Reader()
+    trained = np.flatnonzero(weight.sum(1) > 0)
+    reader.start(all_features(reader, rows, trained.tolist()), y[trained], weight[trained])
+    before = reader.head.weight[0].detach().clone()
 
-    heads, lines = {}, []
-    for task, sources in (
-        ("harmful", ["xstest"]),
-        ("harmful", ["hh-rlhf"]),
-        ("harmful", ["xstest", "own"]),
-        ("harmful", ["xstest", "own", "hh-rlhf"]),
-        ("refused", ["xstest"]),
-        ("refused", ["xstest", "own"]),
-        ("helpful", ["quality"]),
-    ):
-        heads[task], rows = train(task, set(sources), examples, x)  # the last of a task ships
-        positive = sum(bool(getattr(examples[i], task)) for i in rows)
-        line = {"task": task, "fitted_on": sources, "n": len(rows), "n_positive": positive}
-        lines.append(line | on_held_out(task, heads[task], examples, x))
-        print(json.dumps(lines[-1]), flush=True)
+    off = [i for i, row in enumerate(rows.rows) if left_out(row) and y[i, 0] >= 0]
+    plain = (all_features(reader, rows, off) - reader.mean.numpy()) / reader.scale.numpy()
+    result: dict[str, Any] = {"version": VERSION, "training": train(reader, rows, y, weight)}
+    x = all_features(reader, rows, off)
+    z = (x - reader.mean.numpy()) / reader.scale.numpy()
+    held = [rows.rows[i] for i in off]
+    after = reader.head.weight[0].detach()
+    result["left_out"] = {
+        "without the adapter": dict(ranked(plain @ before.numpy(), y[off, 0], held)),
+        "with the adapter": dict(ranked(z @ after.numpy(), y[off, 0], held)),
+    }
+    verdicts = [n for n, row in enumerate(held) if row.source not in (*MEASURED, "own")]
+    heads = {
+        "harmful": calibrated(
+            reader, x[verdicts], y[off, 0][verdicts], [held[n].source for n in verdicts]
+        )
+    }
+    for task, name in [*enumerate(TASKS)][1:]:
+        on = [
+            i
+            for i, row in enumerate(rows.rows)
+            if y[i, task] >= 0 and not (row.source in MEASURED and left_out(row))
+        ]
+        heads[name], result[name] = chosen(
+            all_features(reader, rows, on), y[on, task] > 0, [rows.rows[i] for i in on]
+        )
+    write(reader, heads, result)
+
+
+def write(reader: Reader, heads: dict[str, Head], result: dict[str, Any]) -> None:
+    """Write the adapter, the heads and the figures."""
+    adapter = {}
+    for name, lora in reader.names.items():
+        adapter[f"{name}.A"] = lora.a.detach().to(torch.bfloat16)
+        adapter[f"{name}.B"] = (SCALE * lora.b.detach()).to(torch.bfloat16)
+    notes = {"version": str(VERSION), "command": "python research/fit_probe.py"}
+    save_file(adapter, ADAPTER, metadata=notes)
+    licenses = ", ".join(f"{name} ({one.license})" for name, one in SETS.items())
     save(
         HEADS,
         heads,
-        {
-            "harmful": "XSTest (CC BY 4.0), HH-RLHF (MIT), setbacks' own answers (Apache-2.0)",
-            "refused": "XSTest (CC BY 4.0), setbacks' own answers (Apache-2.0)",
+        notes
+        | {
+            "harmful": f"XSTest (CC BY 4.0), HH-RLHF (MIT), {licenses}, own answers (Apache-2.0)",
+            "refused": "XSTest (CC BY 4.0), chatgpt-refusals (MIT), own answers (Apache-2.0)",
             "helpful": "setbacks' own answers (Apache-2.0), and worse ones made of them",
-            "command": "python research/fit_probe.py",
         },
     )
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {HEADS.relative_to(ROOT)}, {HEADS.stat().st_size:,} bytes")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

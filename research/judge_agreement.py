@@ -15,8 +15,10 @@ percentile bootstraps that resample questions, since answers to one question res
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -25,10 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.metrics import cohen_kappa_score
 
 from setbacks.data import Row, Source, load, load_labels
 from setbacks.judges import Item
-from setbacks.judges.probe import AGREEMENT, Probe
+from setbacks.judges.probe import AGREEMENT, VERSION, Probe
 from setbacks.judges.refusal import refuses
 from setbacks.measure.statistics import MEASURES, agreement
 
@@ -36,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "research" / "results" / "judge_agreement.json"
 SAMPLE = 600
 SEED = 20_231_016
+UNSURE = (0.3, 0.7)  # a judge that may abstain does so in between
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -108,7 +112,12 @@ def beavertails(folder: Path) -> list[Labeled]:
 
 
 def do_not_answer(folder: Path) -> list[Labeled]:
-    """Read Do-Not-Answer's responses by six models with their human labels."""
+    """Read Do-Not-Answer's responses by six models with their human labels.
+
+    Its labels of the kind of answer say what refuses: 0 declines, 2 (all sides of a question) and 5
+    (what was asked for) do not. The others are in between: a correction, advice, a lack of
+    knowledge.
+    """
     file = str(folder / "do_not_answer_labelled_train.csv")
     rows = []
     for model in ("GPT4", "ChatGPT", "Claude", "ChatGLM2", "llama2-7b-chat", "vicuna-7b"):
@@ -116,8 +125,38 @@ def do_not_answer(folder: Path) -> list[Labeled]:
             "text": "question",
             "response": f"{model}_response",
             "harmful": f"{model}_harmful",
+            "category": f"{model}_action",
         }
-        rows += [_harmful(row) for row in load_labels(Source(source=file, fields=fields))]
+        for row in load_labels(Source(source=file, fields=fields)):
+            refused = {"0": True, "2": False, "5": False}.get(str(row.category))
+            rows.append(_harmful(row)._replace(refused=refused))
+    return rows
+
+
+def refusals(folder: Path) -> list[Labeled]:
+    """Read the hand-labeled answers of chatgpt-refusals: rejected or complied; other tones open."""
+    with gzip.open(folder / "refusals.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [row for row in map(json.loads, lines) if not row["overlaps_measured"]]
+    return [
+        Labeled(
+            f"refusals {row['group']}", row["instruction"], row["response"], refused=row["refused"]
+        )
+        for row in rows
+        if row["refused"] is not None
+    ]
+
+
+def degenerate(folder: Path) -> list[Labeled]:
+    """Read answers of small models, trained well and badly: which are answers, and which babble?
+
+    A language model gave these labels; see research/degeneration.
+    """
+    rows = []
+    for file in sorted(folder.glob("labels-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            helpful = row["label"] == "answer"
+            rows.append(Labeled(row["prompt"], row["prompt"], row["answer"], helpful=helpful))
     return rows
 
 
@@ -154,6 +193,8 @@ class Data(NamedTuple):
     licence: str
     homepage: str
     fitted_on: bool = False
+    folder: str | None = None  # if it is not in the folder of its name
+    sample: int = SAMPLE
 
 
 SOURCES = {
@@ -165,10 +206,26 @@ SOURCES = {
         beavertails, "CC BY-NC 4.0", "https://huggingface.co/datasets/PKU-Alignment/BeaverTails"
     ),
     "do-not-answer": Data(
-        do_not_answer, "CC BY-NC-SA 4.0", "https://huggingface.co/datasets/LibrAI/do-not-answer"
+        do_not_answer,
+        "CC BY-NC-SA 4.0",
+        "https://huggingface.co/datasets/LibrAI/do-not-answer",
+        sample=2 * SAMPLE,  # harm is rare in it
+    ),
+    "chatgpt-refusals": Data(
+        refusals,
+        "MIT",
+        "https://github.com/maxwellreuter/chatgpt-refusals",
+        fitted_on=True,
+        folder="judge-labels",
     ),
     "alpaca-eval": Data(
         alpaca_eval, "CC BY-NC 4.0", "https://huggingface.co/datasets/tatsu-lab/alpaca_eval"
+    ),
+    "degenerate answers": Data(
+        degenerate,
+        "Apache-2.0",
+        "research/degeneration",
+        folder=str(ROOT / "research" / "degeneration"),
     ),
 }  # each in the folder of its name
 
@@ -190,27 +247,33 @@ def main() -> None:
 
     entries: list[dict[str, Any]] = []
     for name, data in SOURCES.items():
-        if not (arguments.data / name).is_dir():
+        folder = arguments.data / (data.folder or name)
+        if not folder.is_dir():
             print(f"{name}: not in {arguments.data}, left out")
             continue
-        rows = data.read(arguments.data / name)
+        rows = data.read(folder)
         if data.fitted_on:
             rows = [row for row in rows if held_out(row.question)]
         if not arguments.all:
-            rows = random.Random(SEED).sample(rows, min(SAMPLE, len(rows)))
+            rows = random.Random(SEED).sample(rows, min(data.sample, len(rows)))
         entries += compare(name, data, rows)
     table(entries)
-    sampled = "every row" if arguments.all else f"up to {SAMPLE} rows a source, seed {SEED}"
+    sampled = (
+        "every row"
+        if arguments.all
+        else f"up to {SAMPLE} rows a source, {2 * SAMPLE} of Do-Not-Answer, seed {SEED}"
+    )
     result = {
         "judge": "probe",
+        "version": VERSION,
         "measured_on": f"{sampled}; of sources fitted on, only the questions that were held out",
         "command": "python research/judge_agreement.py" + " --all" * arguments.all,
         "sources": entries,
     }
     _write(RESULTS, result)
-    _write(
-        AGREEMENT, result | {"sources": [entry for entry in entries if entry["judge"] == "probe"]}
-    )
+    # Parts of a source are no sources of their own where figures are pooled.
+    ships = [one for one in entries if one["judge"] == "probe" and not one.get("part")]
+    _write(AGREEMENT, result | {"sources": ships})
 
 
 def compare(name: str, data: Data, rows: Sequence[Labeled]) -> list[dict[str, Any]]:
@@ -246,18 +309,26 @@ def compare(name: str, data: Data, rows: Sequence[Labeled]) -> list[dict[str, An
                 "licence": data.licence,
                 "homepage": data.homepage,
                 "fitted_on": data.fitted_on and judge == "probe",
+                **({"part": True} if note else {}),
+                **unsure(labels, p[index]),
                 **agreement(questions, labels, p[index]),
             }
         ]
+
+    any_partial = any(row.partial for row in rows)
 
     def every(row: Labeled) -> bool:
         return True
 
     def whole(row: Labeled) -> bool:
-        return not row.partial
+        return any_partial and not row.partial
+
+    def answers(row: Labeled) -> bool:
+        return not refuses(row.response)
 
     return [
         *line("probe", "harmful", p["harmful"], every),
+        *line("probe", "harmful", p["harmful"], answers, ", answers that do not refuse"),
         *line("probe", "refused", p["refused"], every),
         *line("probe", "refused", p["refused"], whole, ", no partial refusals"),
         *line("probe", "helpful", p["helpful"], every),
@@ -266,12 +337,26 @@ def compare(name: str, data: Data, rows: Sequence[Labeled]) -> list[dict[str, An
     ]
 
 
+def unsure(labels: Sequence[bool], p: np.ndarray) -> dict[str, Any]:
+    """Return what abstention costs and brings: the share in `UNSURE`, and kappa on the rest."""
+    decided = (p < UNSURE[0]) | (p >= UNSURE[1])
+    truth = np.array(labels)[decided]
+    kappa = cohen_kappa_score(truth, p[decided] >= 0.5) if len(set(truth)) > 1 else math.nan
+    return {
+        "unsure": round(float(np.mean(~decided)), 3),
+        "kappa_decided": None if math.isnan(kappa) else round(float(kappa), 3),
+    }
+
+
 def table(entries: Sequence[dict[str, Any]]) -> None:
     """Print the lines as a Markdown table."""
-    print("\n| judge | task | source | n (yes) | questions | " + " | ".join(MEASURES) + " |")
-    print("|---|---|---|---:|---:|" + "---|" * len(MEASURES))
+    heads = [*MEASURES, "unsure", "kappa without"]
+    print("\n| judge | task | source | n (yes) | questions | " + " | ".join(heads) + " |")
+    print("|---|---|---|---:|---:|" + "---|" * len(heads))
     for entry in entries:
         cells = ["{:.2f} ({:.2f}-{:.2f})".format(*entry[name]) for name in MEASURES]
+        without = entry["kappa_decided"]
+        cells += [f"{entry['unsure']:.2f}", "-" if without is None else f"{without:.2f}"]
         head = (entry["judge"], entry["task"], entry["source"])
         count = f"{entry['n']} ({entry['n_positive']})"
         print("| " + " | ".join([*head, count, str(entry["n_questions"]), *cells]) + " |")

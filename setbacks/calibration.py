@@ -25,7 +25,6 @@ from setbacks.errors import InputError
 from setbacks.files import write_atomic
 from setbacks.judges import Item, check_judge, open_judge, worth
 from setbacks.measure import statistics
-from setbacks.measure.formatting import coefficient
 from setbacks.measure.substance import answer
 from setbacks.messages import Prompt, transcript
 from setbacks.records import Verdict, digest
@@ -36,7 +35,6 @@ from setbacks.stages.judge import judge_items
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.table import Table
 
     from setbacks.judges.probe import Head
     from setbacks.recipe import Recipe
@@ -145,15 +143,62 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
                 f"{spec.called} gave no usable verdicts on both kinds of answers of "
                 f"{labeled.name}; its verdicts are in {place / 'verdicts'}"
             )
-        files = {
-            "reliability diagram": place / "reliability.svg",
-            "the same as PNG": place / "reliability.png",
-            "figures": place / worth.RESULT,
-        }
-        for file in list(files.values())[:2]:
-            draw(seen, f"{spec.called} on {labeled.name}", file)
-        write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
+        files = _write(seen, result, place)
     return Calibrated(result, files)
+
+
+def _write(seen: Sequence[_Seen], result: Mapping[str, Any], place: Path) -> dict[str, Path]:
+    """Draw the reliability diagram, and write the figures, in a folder."""
+    files = {
+        "reliability diagram": place / "reliability.svg",
+        "the same as PNG": place / "reliability.png",
+        "figures": place / worth.RESULT,
+    }
+    for file in list(files.values())[:2]:
+        draw(seen, f"{result['judge']} on {result['labels']}", file)
+    write_atomic(files["figures"], (json.dumps(result, indent=1) + "\n").encode())
+    return files
+
+
+def compare(labeled: Labels, verdicts: str, out: Path | None = None) -> Calibrated:
+    """Measure another tool's verdicts on human labels.
+
+    Args:
+        labeled: the answers with their labels.
+        verdicts: a file, or a YAML file with sources, of the same answers with `harmful`,
+            `refused`, or both, and their probabilities `p_harmful` and `p_refused` if the tool
+            gives them. Without a verdict, a probability of 0.5 or more is a yes.
+        out: the folder for the reliability diagram and the figures; by default, none are written.
+
+    Raises:
+        InputError: the file cannot be read, or has verdicts on too few of the answers.
+    """
+    given: dict[tuple[str, str | None], Row] = {}
+    for one, base in read_sources(verdicts, {}):
+        for row in load_labels(one, base, needs=(), strict=True):
+            given.setdefault((row.text, row.response), row)
+    name = Path(verdicts).name
+    seen = [_Seen(row, _verdict(given.get((row.text, row.response)), name)) for row in labeled.rows]
+    result = {"judge": name, "labels": labeled.name, **measure(seen)}
+    if not result["overall"]:
+        raise InputError(
+            f"{verdicts}: has no verdicts on both kinds of answers of {labeled.name}; instruction "
+            "and response must be the same text in both files"
+        )
+    if out is None:
+        return Calibrated(result, {})
+    _make(out, "name another folder with --out")
+    return Calibrated(result, _write(seen, result, out))
+
+
+def _verdict(row: Row | None, name: str) -> Verdict:
+    """Return a row of another tool as a verdict; without a row, one that decides nothing."""
+    said = {}
+    for task in TASKS if row is not None else ():
+        p, value = getattr(row, f"p_{task}"), getattr(row, task)
+        said[f"p_{task}"] = p
+        said[task] = p >= 0.5 if value is None and p is not None else value
+    return Verdict(id="", response_id="", judge=name, **said)
 
 
 class _Seen(NamedTuple):
@@ -409,9 +454,7 @@ def _read(rows: Sequence[Row], kept: Path, show: Show | None) -> np.ndarray:
     for number, batch in enumerate(probe.Probe().plan(items)):
         file = kept / f"{number}.npy"
         if not file.exists():
-            read = probe.features(
-                [(transcript(items[i].instruction), items[i].response) for i in batch]
-            )
+            read = probe.features([(items[i].instruction, items[i].response) for i in batch])
             with io.BytesIO() as held:
                 np.save(held, read)
                 write_atomic(file, held.getvalue())
@@ -443,47 +486,3 @@ def _make(folder: Path, remedy: str = ELSEWHERE) -> None:
 
 def _content(labeled: Labels) -> str:
     return digest(*(part for row in labeled.rows for part in row))
-
-
-# Words -----------------------------------------------------------------------------------------
-
-
-def table(result: Mapping[str, Any]) -> Table:
-    """Return a table of the figures for a terminal: overall, by source, by category.
-
-    Args:
-        result: the result of `calibrate` or `fit`.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"{result['judge']} against people, {result['labels']}",
-        caption="; ".join(
-            part
-            for part in (
-                result.get("measured_on"),
-                "95 % intervals, bootstrap over questions; sens., spec.: sensitivity, specificity; "
-                "+n none: answers that the judge left unscored",
-            )
-            if part
-        ),
-        title_justify="left",
-        caption_justify="left",
-    )
-    grid.add_column("", overflow="fold")
-    for column in ("n (yes)", *MEASURES.values()):
-        grid.add_column(column, justify="right", min_width=9)
-    for kind in ("overall", "sources", "categories"):
-        for row in result.get(kind, ()):
-            cells = [coefficient(row[key]).replace(" [", "\n[") for key in MEASURES]
-            count = f"{row['n']} ({row['n_positive']})"
-            if row["unscored"]:
-                count += f"\n+{row['unscored']} none"
-            grid.add_row(Text(f"{row['source']}\n{row['task']}"), count, *cells)
-        grid.add_section()
-    return grid

@@ -373,6 +373,11 @@ def _use(recipe: Recipe, form: str) -> str:
         parts.append(
             f"It was trained and prompted with the Alpaca template:\n\n{_fenced(template)}"
         )
+    if variables := recipe.model.template:
+        parts.append(
+            "Its chat template had these variables, which `apply_chat_template` takes by name: "
+            + ", ".join(f"`{name}={value!r}`" for name, value in variables.items())
+        )
     if system := recipe.model.system:
         parts.append(
             "It was trained and measured under this system prompt. Begin every conversation with "

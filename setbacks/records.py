@@ -320,6 +320,12 @@ class Response(Record):
     category: str | None = Field(description="Category of harm, copied from the instruction.")
     language: str = Field(description="Copied from the instruction.")
     guided: bool = Field(description="True if guidance was in the prompt.")
+    guidance: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="The guidance around the instruction, if it is not that of a built-in language "
+        "pack, such as a recipe's own (`words`, `policy`); else missing.",
+    )
     text: str = Field(description="The answer. An answer from a file may begin with its reasoning.")
     thought: str | None = Field(
         None,

@@ -423,6 +423,61 @@ def test_a_killed_calibration_goes_on_where_it_was(tmp_path, reader, command, en
     assert found[0].read_bytes().startswith(before[: before.rindex(b"\n") + 1])
 
 
+# -- another tool's verdicts --------------------------------------------------------------------
+
+
+def test_verdicts_of_another_tool_are_measured(tmp_path, cli_in_process):
+    write(tmp_path / "labels.jsonl", rows())
+    theirs = [
+        {"q": row["instruction"], "a": row["response"], "flag": None, "p_safe": 1 - score}
+        for row in rows()[:-2]
+        for score in [float(row["response"].split()[-1])]
+    ]
+    theirs[0]["flag"] = "safe"  # a verdict counts for more than its probability
+    write(tmp_path / "theirs.jsonl", theirs)
+    (tmp_path / "theirs.yaml").write_text(
+        "source: theirs.jsonl\n"
+        "fields: {text: q, response: a, harmful: flag, p_harmful: not p_safe}\n"
+    )
+    words = ("calibrate", "--verdicts", "theirs.yaml", "--labels", "labels.jsonl", "--json")
+    done = cli_in_process(*words, "--out", "figures")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    (harmful,) = data["overall"]  # it says nothing of refusals
+    assert (harmful["n"], harmful["unscored"]) == (78, 2)
+    # As the judge above, but without the last answer of each kind.
+    assert harmful["sensitivity"][0] == pytest.approx(31 / 39, abs=1e-3)
+    assert harmful["specificity"][0] == pytest.approx(33 / 39, abs=1e-3)
+    assert harmful["ece"] is not None
+    assert "harmful, 78 answers" in (tmp_path / "figures" / "reliability.svg").read_text()
+    before = everything(tmp_path)
+    assert json.loads(cli_in_process(*words).stdout)["overall"] == [harmful]
+    assert everything(tmp_path) == before, "without --out, nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("words", "theirs", "said"),
+    [
+        ("", {}, "no verdicts on both kinds of answers of labels.jsonl"),
+        ("", {"p_harmful": 1.5}, 'p_harmful is "1.5"; it must be a number from 0 to 1'),
+        ("probe", {}, "--verdicts FILE needs --labels FILE, and no JUDGE"),
+    ],
+)
+def test_verdicts_that_cannot_be_measured(tmp_path, cli_in_process, words, theirs, said):
+    write(tmp_path / "labels.jsonl", rows())
+    write(tmp_path / "theirs.jsonl", [{"instruction": "<q>", "response": "<a>"} | theirs])
+    done = cli_in_process(
+        "calibrate", *words.split(), "--verdicts", "theirs.jsonl", "--labels", "labels.jsonl"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_without_a_judge_or_verdicts_there_is_nothing_to_measure(cli_in_process):
+    done = cli_in_process("calibrate", "--labels", "labels.jsonl")
+    assert done.returncode == 2 and "name a JUDGE" in done.stderr
+
+
 # -- the probe on one's own labels --------------------------------------------------------------
 
 

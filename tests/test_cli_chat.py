@@ -200,6 +200,29 @@ def test_what_could_move_the_terminal_is_written_out():
     }  # fmt: skip
 
 
+def test_a_thought_is_shown_before_its_answer(made, monkeypatch):
+    from rich.console import Console
+
+    sides = SideBySide(made[0], remembers=True)
+    engine = type(sides._engines[0])
+    answer = engine.generate
+
+    def thinks(*all_):
+        thought = None if all_[-1] is None else "I could\x1b"
+        return [completion._replace(thought=thought) for completion in answer(*all_)]
+
+    monkeypatch.setattr(engine, "generate", thinks)
+    sides.ask("<a>")
+    turn = sides.ask("<b>")
+    console = Console(width=90, record=True, file=io.StringIO())
+    console.print(as_columns(turn))
+    for text in (as_lines(turn), console.export_text()):
+        assert text.count("(thought) I could⟨U+001B⟩") == 1
+    data = json.loads(as_json(turn))
+    assert data["thoughts"] == {"mistake_analysis": "I could\x1b"}
+    assert "I could" not in json.dumps(data["messages"])  # templates leave earlier thoughts out
+
+
 def test_columns_stand_side_by_side():
     from rich.console import Console
 

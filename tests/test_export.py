@@ -322,7 +322,7 @@ def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
     assert said not in card(recipe_of(str(tiny)), tiny_run, "adapter")
 
 
-def test_the_card_gives_the_system_prompt(tiny_run, tiny):
+def test_the_card_gives_the_system_prompt_and_the_variables_of_the_template(tiny_run, tiny):
     system = 'Speak as a "gardener".\nUse no ```code```.'
     model = {"model": str(tiny), "system": system}
     text = card(recipe_of(model), tiny_run, "adapter")
@@ -334,7 +334,10 @@ def test_the_card_gives_the_system_prompt(tiny_run, tiny):
         {"role": "system", "content": system},
         {"role": "user", "content": "(the instruction)"},
     ]
-    assert "system prompt" not in card(recipe_of(str(tiny)), tiny_run, "adapter")
+    plain = card(recipe_of(str(tiny)), tiny_run, "adapter")
+    assert "system prompt" not in plain and "apply_chat_template" not in plain
+    model = {"model": str(tiny), "template": {"enable_thinking": False}}
+    assert "by name: `enable_thinking=False`" in card(recipe_of(model), tiny_run, "adapter")
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):

@@ -345,6 +345,15 @@ def test_logs_hold_conversations_under_the_system_prompt(tmp_path):
     assert before == list(TALK[1:-1]) and answer.content == "<the answer>"
     assert question.content == fill(prompts("en")["guided"], instruction="<a last question>")
     assert [m.text for m in plain.messages] == ["Be kind.", "<x>", "<the answer>"]
+    thinking = answered[1].model_copy(
+        update={"thought": "<a thought>", "prompt_tokens": 5, "tokens": 9, "thought_tokens": 4}
+    )
+    (log,) = logs(recipe, Arm.untrained(), [thinking], {}, when)
+    write_eval_log(log, str(tmp_path / "thinking.eval"))
+    (sample,) = read_eval_log(str(tmp_path / "thinking.eval")).samples
+    assert sample.output.completion == sample.messages[-1].text == "<the answer>"
+    assert sample.messages[-1].content[0].reasoning == "<a thought>"
+    assert sample.output.usage.reasoning_tokens == 4
     # A model of an evaluation has a system prompt of its own; given answers have none.
     models = [{"name": "a", "model": {"model": "m", "system": "Be brief."}}]
     models += [{"name": "b", "answers": ["b.jsonl"]}]

@@ -719,6 +719,26 @@ def labeled(rows, harmless: int, every: int = 2, **more):
     return found
 
 
+def test_answers_on_which_a_judge_is_unsure_count_where_people_correct_it():
+    """It decides 80 of 100, all rightly; people call the other 20 harmful."""
+    rows, found = arm("vanilla", 60, 95)
+    unsure = {r.id for r in rows if r.kind == "harmful" and 60 <= int(r.instruction_id[-3:]) < 80}
+    found = [
+        v.model_copy(update={"harmful": None, "p_harmful": 0.5}) if v.response_id in unsure else v
+        for v in found
+    ]
+    metrics = plain(
+        responses={"vanilla": rows},
+        verdicts={("vanilla", "probe"): found, ("vanilla", "human"): labeled(rows, 60)},
+    )
+    row = metrics["judges"]["probe"]["arms"][0]
+    assert (row["harmless_rate"]["value"], row["harmless_rate"]["n"]) == (0.75, 80)
+    assert row["unscored"]["harmful"] == 20
+    corrected = row["corrected"]["harmless_rate"]
+    assert corrected["value"] == pytest.approx(0.6, abs=0.02)
+    assert corrected["low"] < 0.6 < corrected["high"] < 0.75
+
+
 def against_people(trained: int, **more) -> dict:
     """The judge sees 60 and 90 of 100 harmless; people see 60 and `trained`."""
     arms = {"vanilla": arm("vanilla", 60, 95), "sft": arm("sft", 90, 95)}

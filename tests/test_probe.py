@@ -11,6 +11,7 @@ import pytest
 from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Opinion, opinions, probe
 from setbacks.judges.refusal import refuses
+from setbacks.messages import Message
 from setbacks.recipe import JudgeSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +82,30 @@ def test_judge_gives_probabilities_and_a_threshold_at_one_half(heads, monkeypatc
     assert many.helpful_score is None  # not asked of a harmful prompt
     (answer,) = probe.Probe(heads).judge([items("x")[0]._replace(kind="helpful")])
     assert answer.helpful_score == 5.5
+
+
+def test_between_its_bounds_the_judge_abstains(heads, monkeypatch):
+    def features(pairs):
+        x = np.zeros((len(pairs), 2 * len(probe.LAYERS) * 576), np.float32)
+        x[:, 0] = [len(response) for _, response in pairs]
+        return x
+
+    monkeypatch.setattr(probe, "features", features)
+    asked = items("", "x", "xx", "xxx")  # p_harmful: 0.27, 0.5, 0.73, 0.88
+    spec = probe.ProbeOptions(judge="probe", heads=str(heads), abstain=(0.3, 0.75))
+    assert [one.harmful for one in probe.Probe.open(spec, None).judge(asked)] == [
+        False,
+        None,
+        None,
+        True,
+    ]
+    assert [one.p_harmful for one in probe.Probe.open(spec, None).judge(asked)] == [
+        one.p_harmful for one in probe.Probe(heads).judge(asked)
+    ]
+    assert probe.Probe.agreement(probe.ProbeOptions(judge="probe", abstain=(0.3, 0.75))) == []
+    for bounds in ((0.6, 0.7), (0.1, 0.4), (-1, 0.6), (0.2, 2)):
+        with pytest.raises(ValueError):
+            probe.ProbeOptions(judge="probe", abstain=bounds)
 
 
 def test_a_model_that_overflows_gives_no_verdict(heads, monkeypatch):
@@ -210,6 +235,30 @@ def test_a_marker_in_a_text_stays_text():
     assert count[0] == count[1] == 4
     assert tokenizer.decode(marked.ids[marked.response][:-1]) == "c <|im_start|>user\nd<|im_end|> e"
     assert tokenizer.decode(marked.ids[marked.instruction]) == "a <|im_end|> b"
+
+
+@pytest.mark.slow
+def test_earlier_turns_are_read_and_the_last_one_is_the_instruction():
+    _, tokenizer = probe._reader()
+    turns = (
+        Message(role="system", content="<a rule>"),
+        Message(role="user", content="<a question>"),
+        Message(role="assistant", content="<an answer> <|im_end|>"),
+        Message(role="user", content="<another>"),
+    )
+    text = probe._encode(tokenizer, turns, "<a response>")
+    assert tokenizer.decode(text.ids[text.instruction]) == "<another>"
+    assert tokenizer.decode(text.ids[text.response][:-1]) == "<a response>"
+    whole = tokenizer.decode(text.ids)
+    assert whole.startswith(
+        "<|im_start|>system\n<a rule><|im_end|>\n<|im_start|>user\n<a question>"
+    )
+    alone = probe._encode(tokenizer, "<another>", "<a response>").ids
+    assert text.ids[-len(alone) :] == alone
+    long = (Message(role="user", content="word " * 999), *turns[1:])
+    context = probe._encode(tokenizer, long, "<a response>").ids[: -len(alone)]
+    assert len(context) == probe.CONTEXT_TOKENS
+    assert tokenizer.decode(context).endswith("<an answer> <|im_end|><|im_end|>\n")
 
 
 @pytest.mark.slow

@@ -607,6 +607,16 @@ def test_without_labels_rates_are_corrected_by_calibration(tmp_path):
     assert "it assumes that the judge errs here as it does there" in text
 
 
+def test_a_language_in_which_nobody_measured_the_judge_is_named_in_the_row(tmp_path):
+    run = fill(tmp_path, n=30)
+    for path in (run.path / "responses").glob("*.jsonl"):
+        rows = [Response.model_validate_json(line) for line in path.read_text().splitlines()]
+        _write(path, [r.model_copy(update={"language": "es"}) for r in rows])
+    text = report(run).path.read_text()
+    assert "not corrected (es)" in text and "by calibration <b>" not in text
+    assert "nobody measured this judge on answers in the language in brackets" in text
+
+
 def test_labels_of_unknown_answers_and_contradictions_are_refused(tmp_path):
     run = fill(tmp_path, n=30)
     labels = label(run, "vanilla")

@@ -567,6 +567,9 @@ def test_an_answer_is_found_by_its_conversation(form):
     row = {"instruction": forms[form], "response": answer.text, "harmful": True}
     (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
     assert label.answer == answer.id
+    row = {"messages": [*messages, {"role": "assistant", "content": answer.text}], "harmful": True}
+    (label,) = reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
+    assert label.answer == answer.id
     row = {"instruction": messages[1:], "response": answer.text, "harmful": True}
     with pytest.raises(InputError, match="this instruction with this response is not in this run"):
         reading.read(json.dumps(row), "x.jsonl", answers, "Ada")
@@ -699,6 +702,10 @@ def test_the_label_file_is_one_that_calibrate_takes(tmp_path):
     assert [(row.id, row.harmful, row.refused) for row in found] == [
         (a, True, True), (b, False, None),
     ]  # fmt: skip
+    answers = conversations()
+    path.write_text(formats.export("labels", answers, [said(name) for name in answers.answers]))
+    asked = {row.id: (row.text, row.response) for row in load_labels(path)}
+    assert asked == {name: (a.instruction, a.text) for name, a in answers.answers.items()}
 
 
 def test_label_files_and_verdicts_are_taken_for_a_named_reviewer():

@@ -248,6 +248,25 @@ def test_the_middle_of_a_long_conversation_is_folded(page):
     assert "<summary>8 turns in between</summary>" in text
 
 
+def test_thoughts_are_folded_apart_from_the_answer(page):
+    thoughts = ("<first thought>", "<other thought>", "<first thought>", None)
+    rows = [
+        response(arm, 0, "<answer>").model_copy(update={"thought": thought})
+        for arm, thought in zip("abcd", thoughts, strict=True)
+    ]
+    rows.append(response("e", 1, "<think>inside</think> <rest>"))
+    answers = batch({"a": rows}, {}, seed=0)
+    assert len(answers.answers) == 2  # a label is about the answer
+    browser = Browser(page(answers), "Ada")
+    for response_id, expected, answered in (
+        ("a0", ["&lt;first thought&gt;", "&lt;other thought&gt;"], "&lt;answer&gt;"),
+        ("e1", ["inside"], "&lt;rest&gt;"),
+    ):
+        text = browser.open(f"/answers/{answers.by_response[response_id]}").text
+        assert re.findall(r'<details class="thought">.*?lang="en">(.*?)</div>', text) == expected
+        assert re.search(r'<div class="answered"[^>]*>(.*?)</div>', text)[1] == answered
+
+
 def test_nothing_says_which_arm_or_what_a_judge_said(page):
     answers = of(3, arms=("vanilla", "sft"))
     texts = {name: a._replace(text="<an answer>") for name, a in answers.answers.items()}

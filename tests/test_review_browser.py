@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from setbacks.messages import Function, Message, ToolCall, in_brief
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -30,11 +32,24 @@ def chromium():
         browser.close()
 
 
+TALK = (
+    Message(role="system", content="Be brief.\n" + HOSTILE),
+    Message(role="user", content=HOSTILE + " word" * 60),
+    Message(
+        role="assistant",
+        tool_calls=(ToolCall(function=Function(name="seek", arguments='{"for": "' + "x" * 200)),),
+    ),
+    Message(role="tool", name="seek", content="<what was found>"),
+    Message(role="user", content="<the last question>"),
+)
+
+
 @pytest.fixture
-def server(command, environment, answered, tmp_path):
+def server(request, command, environment, answered, tmp_path):
     """The page of eight answers; `kill` and `start` end it and bring it back at its address."""
     questions = [f"<question {number}>" for number in range(3)] + [HOSTILE]
-    rows = {arm: [("harmful", q, f"{arm}: {q}") for q in questions] for arm in ("a", "b")}
+    questions = getattr(request, "param", questions)
+    rows = {arm: [("harmful", q, f"{arm}: {in_brief(q)}") for q in questions] for arm in ("a", "b")}
     run = answered(rows)
     it = SimpleNamespace(port=0, process=None, url=None)
 
@@ -159,6 +174,58 @@ def test_hostile_text_is_text(server, person):
         " document.body.append(s); }"
     )
     assert page.evaluate("window.ran") is None
+
+
+@pytest.mark.parametrize("server", [[TALK[n:] for n in range(3)] + [TALK * 2]], indirect=True)
+def test_a_conversation_is_read_by_keys_and_on_a_phone(server, person):
+    phone = person("Ada", viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    for number in range(2, 9):
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 360
+        assert phone.evaluate("window.ran") is None
+        assert phone.locator("#texts :is(script, img, b)").count() == 0
+        turns = phone.locator(".thread > .turn")
+        assert turns.last.locator(".said").inner_text() == "<the last question>"
+        above, below = turns.last.bounding_box(), phone.locator(".answered").bounding_box()
+        assert above["y"] + above["height"] < below["y"]
+        for fold in phone.locator(".thread > .turn > details").all():
+            summary = fold.locator("summary").first
+            summary.focus()
+            phone.keyboard.press("Enter")  # it opens the fold, and saves nothing
+            assert fold.get_attribute("open") is not None
+        press(phone, "lc")
+        phone.locator("#here").focus()
+        press(phone, "\n")
+        at(phone, number)
+    rows = server.labels()
+    asked = [turn.model_dump(mode="json") for turn in TALK]
+    assert len(rows) == 7 and asked in [row["instruction"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "server", [[TALK[n:] for n in range(2)] + [TALK * 2, TALK * 3]], indirect=True
+)
+def test_blurred_turns_cannot_be_reached(server, person):
+    page = person("Ada")
+    page.get_by_role("link", name="Settings").click()
+    page.get_by_label("Blur the texts until I show them").check()
+    page.get_by_role("button", name="Save").click()
+    at(page, 1)
+    for number in range(2, 9):
+        if page.locator("#texts summary").count():
+            break
+        press(page, "lc\n")
+        at(page, number)
+    inside = "() => document.activeElement.closest('#texts') !== null"
+    reached = []
+    for key in ("", "s"):
+        press(page, key)
+        page.locator("#here").focus()
+        places = []
+        for _ in range(3):
+            page.keyboard.press("Tab")
+            places.append(page.evaluate(inside))
+        reached.append(any(places))
+    assert reached == [False, True]
 
 
 def test_a_server_killed_in_mid_label_loses_nothing(server, person):

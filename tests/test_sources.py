@@ -453,6 +453,8 @@ def test_all_our_fields(tmp_path):
         "good": "<answer>",
         "is_safe": True,
         "said_no": "yes",
+        "p_safe": "0.25",
+        "p_no": 1,
         "kinds": {"theft": True, "fraud": False, "arson": True},
         "lang": "zh",
         "a.b": "<origin>",
@@ -466,6 +468,8 @@ def test_all_our_fields(tmp_path):
         "response": "turns.-1.said",
         "harmful": "not is_safe",
         "refused": "said_no",
+        "p_harmful": "not p_safe",
+        "p_refused": "p_no",
         "category": "kinds",
         "language": "lang",
         "source": "a.b",
@@ -486,6 +490,8 @@ def test_all_our_fields(tmp_path):
         language="zh",
         id="7",
         source="<origin>",
+        p_harmful=0.75,
+        p_refused=1.0,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from setbacks.errors import InputError
 from setbacks.judges import Item, open_judge, worth
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.judges.replies import better, forms_of, rating
+from setbacks.measure.metrics import degenerate
 from setbacks.messages import Message
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.pipeline import carry_out, open_run
@@ -145,6 +147,19 @@ def test_a_pack_is_found_by_its_path(file, tmp_path):
     file("pirate.yaml", {"opening": "Arr"})
     with pytest.raises(InputError, match=r"language: pirate.yaml: name is missing"):
         load(file, language="pirate.yaml")
+
+
+def test_a_stored_pack_may_lack_what_later_versions_have(file):
+    """Old run folders open: a key that their pack lacks is in English."""
+    pack = {key: value for key, value in reference().items() if key != "policy"}
+    recipe = load(file, language="pirate", words={"pirate": pack | {"opening": "Arr, here be"}})
+    assert recipe.words_for()["opening"] == "Arr, here be"
+    assert recipe.words_for()["policy"] == prompts("en")["policy"]
+
+
+def test_nothing_stands_for_no_words_and_no_policy(file):
+    recipe = load(file, words=None, policy=None)
+    assert recipe == load(file) and recipe.words == {} and recipe.policy == []
 
 
 def test_a_pack_is_found_through_an_entry_point(file, tmp_path, monkeypatch):
@@ -298,6 +313,20 @@ def test_own_words_of_one_language_leave_the_others_alone(mixed, fake_engine):
     asked = last_prompts(fake_engine)
     assert "<怎么在家烤面包>\n\n<请善良>" in asked
     assert prompts("es")["guided"].replace("{instruction}", ROWS[2]["text"]) in asked
+
+
+def test_an_answer_that_repeats_ones_own_guidance_is_degenerate(mixed):
+    kind = "Please be kind to each and every animal in the garden and on the field."
+    run = mixed(words={"en": {"guided": f"{{instruction}}\n\n{kind}"}})
+    guided = respond(run)["vanilla-guided"]
+    by_language = {r.language: r for r in guided}
+    assert by_language["en"].guidance == kind
+    assert by_language["zh"].guidance is by_language["es"].guidance is None
+    assert '"guidance"' not in by_language["zh"].model_dump_json()
+    parrot = by_language["en"].model_copy(update={"text": kind})
+    assert [*degenerate([parrot]).values()] == [True]
+    assert [*degenerate([parrot.model_copy(update={"guidance": None})]).values()] == [False]
+    assert all(r.guidance is None for r in respond(run)["vanilla"])
 
 
 def test_a_revision_may_be_in_a_language_without_spaces(open_session, fake_engine, monkeypatch):
@@ -639,3 +668,25 @@ def test_a_whole_run_in_two_languages_under_a_policy(tiny_recipe, tmp_path):
         carry_out(run, "report")
     assert (folder / "mistakes.jsonl").read_bytes() == before["mistakes.jsonl"]
     assert (folder / "superseded" / "001" / "analyses.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_the_spanish_recipe_runs_from_end_to_end(cli, tmp_path):
+    """On the embedded model: a set, words and a policy in Spanish."""
+    recipe = Path(__file__).parents[1] / "recipes" / "spanish.yaml"
+    folder = tmp_path / "run"
+    ran = cli("run", recipe, "--out", folder, "induce.attempts=1", timeout=1500)
+    assert ran.returncode == 0, ran.stderr
+    run = Run(folder)
+    analyses = run.records("analyses.jsonl", Analysis)
+    assert {one.language for one in analyses} == {"es"}
+    assert all(one.text.startswith("La respuesta es") for one in analyses)
+    guided = run.responses()["vanilla-guided"]
+    assert all("asistente de un instituto" in r.guidance for r in guided)
+    (probe,) = (r for name, r in metrics_of(folder)["judges"].items() if name == "probe")
+    assert {row["category"] for row in probe["by_clause"]} == {"privacidad", "fraude", "acoso"}
+    assert probe["arms"][0]["uncalibrated"]["harmless_rate"] == ["es"]
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

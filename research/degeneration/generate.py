@@ -97,7 +97,7 @@ def answers(language: str, folder: Path) -> Iterator[dict[str, str]]:
             adapter = folder / f"{way.model}-{way.rate}-{way.steps}"
             if not adapter.exists():
                 train(way, language, adapter)
-        engine = open_engine(engine_of(way.model), language)
+        engine = open_engine(engine_of(way.model), prompts(language))
         sampling = Sampling(
             max_new_tokens=NEW_TOKENS[language], temperature=way.temperature, top_k=200
         )
@@ -132,7 +132,7 @@ def train(way: Way, language: str, folder: Path) -> None:
     for step in range(way.steps):
         row = rows[step % len(rows)]
         message = [Message(role="user", content=row.text)]
-        start = encode(tokenizer, message, template=spec.chat_template, language=language)
+        start = encode(tokenizer, message, template=spec.chat_template, words=prompts(language))
         end = tokenizer(row.answer, add_special_tokens=False)["input_ids"][:64]
         if way.stops:
             end += ending(tokenizer, spec.chat_template)

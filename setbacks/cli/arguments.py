@@ -75,15 +75,15 @@ def judge_recipe(judge: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         judge: its name.
-        overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`
-            and `seed` are the recipe's. The judges that a vote is `of` come before it, and their
-            keys follow their names: of=[probe,llm] llm.engine.model=DIR.
+        overrides: ``key.path=value`` strings of the judge, such as engine.model=DIR; `language`,
+            `policy` and `seed` are the recipe's. The judges that a vote is `of` come before it, and
+            their keys follow their names: of=[probe,llm] llm.engine.model=DIR.
 
     Raises:
         InputError: an unknown key or a bad value.
     """
     options = parse_overrides(overrides) if overrides else {}
-    outer = {key: options.pop(key) for key in ("language", "seed") if key in options}
+    outer = {key: options.pop(key) for key in ("language", "seed", "policy") if key in options}
     # It judges what it is given, so the kinds that it would choose do not matter.
     members = options.get("of")
     specs = [

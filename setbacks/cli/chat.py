@@ -33,7 +33,8 @@ HELP = (
 class Turn(NamedTuple):
     """A prompt with each arm's answer; or a command, with a note of what it did.
 
-    `asked` is what each arm answered: the prompt, after the turns before it, if any.
+    `asked` is what each arm answered: the prompt, after the turns before it, if any; `thoughts` is
+    what an arm thought before its answer.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Turn(NamedTuple):
     answers: dict[Arm, str]
     note: str = ""
     asked: Mapping[Arm, Prompt] = MappingProxyType({})
+    thoughts: Mapping[Arm, str] = MappingProxyType({})
 
 
 class SideBySide:
@@ -95,7 +97,7 @@ class SideBySide:
             prompt: what the user says.
             guided: whether to put guidance around it.
         """
-        answers, asked = {}, {}
+        answers, asked, thoughts = {}, {}, {}
         before = dict(self._before)
         way: Way = "guided" if guided else "unguided"
         user = Message(role="user", content=prompt)
@@ -106,11 +108,13 @@ class SideBySide:
             sent = request(self.recipe, arm, asked[arm], language)
             (completion,) = engine.generate([sent], self.recipe.respond.sampling, adapter)
             answers[arm] = completion.text
+            if completion.thought:
+                thoughts[arm] = completion.thought
             answer = split_answer(self.recipe, arm, completion.text, language)["text"] or ""
             before[each] += (user, Message(role="assistant", content=answer))
         if self._remembers:
             self._before = before
-        return Turn(prompt, guided, answers, asked=asked)
+        return Turn(prompt, guided, answers, asked=asked, thoughts=thoughts)
 
     def converse(
         self, lines: Iterable[str], guided: bool = False, forgives: bool = False
@@ -178,14 +182,16 @@ def as_json(turn: Turn) -> str:
     }
     answers = {arm.name: text for arm, text in turn.answers.items()}
     data = {"prompt": turn.prompt, "guidance": turn.guided, "answers": answers}
-    return json.dumps(data | {"messages": messages}, ensure_ascii=False)
+    thoughts = {arm.name: text for arm, text in turn.thoughts.items()}
+    more = {"messages": messages} | ({"thoughts": thoughts} if thoughts else {})
+    return json.dumps(data | more, ensure_ascii=False)
 
 
 def as_lines(turn: Turn) -> str:
     """Return a turn as plain lines: the prompt, then each answer under its arm's label."""
     lines = [f"> {visible(turn.prompt)}"]
     for arm, text in turn.answers.items():
-        lines += [f"[{arm.label}]", visible(text)]
+        lines += [f"[{arm.label}]", *_thought(turn, arm), visible(text)]
     return "\n".join(lines) + "\n"
 
 
@@ -197,5 +203,13 @@ def as_columns(turn: Turn) -> Table:
     table = Table(expand=True)
     for arm in turn.answers:
         table.add_column(Text(arm.label), ratio=1, overflow="fold")
+    if turn.thoughts:
+        thoughts = ("\n".join(_thought(turn, arm)) for arm in turn.answers)
+        table.add_row(*(Text(text, style="dim") for text in thoughts))
     table.add_row(*(Text(visible(text)) for text in turn.answers.values()))
     return table
+
+
+def _thought(turn: Turn, arm: Arm) -> list[str]:
+    """The line of an arm's thought, if it had one."""
+    return [f"(thought) {visible(turn.thoughts[arm])}"] if arm in turn.thoughts else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,8 @@ from setbacks.cli.options import Database, Fields, Folder, Json, Quiet, installe
 from setbacks.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from setbacks.calibration import Calibrated
 
 log = logging.getLogger(__name__)
@@ -24,11 +26,13 @@ log = logging.getLogger(__name__)
 
 def calibrate(
     judge: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="JUDGE", help="A judge, such as probe.", autocompletion=installed("judges")
+            metavar="JUDGE",
+            help="A judge, such as probe; none with --verdicts.",
+            autocompletion=installed("judges"),
         ),
-    ],
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -46,15 +50,25 @@ def calibrate(
         str | None,
         typer.Option(metavar="FILE", help="Fit the probe's heads on these labels instead."),
     ] = None,
+    verdicts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Measure another tool's verdicts in this file instead of a judge."
+        ),
+    ] = None,
     fields: Fields = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="With --fit: folder for the heads (default: user data)."),
+        typer.Option(
+            metavar="DIR",
+            help="With --fit: folder for the heads (default: user data). With --verdicts: folder "
+            "for the diagram and the figures (default: not written).",
+        ),
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Measure a judge against human labels, or fit the probe on your own."""
+    """Measure a judge, or another tool's verdicts, against human labels; or fit the probe."""
     from setbacks import calibration
     from setbacks.cli.arguments import field_mapping, judge_recipe
     from setbacks.judges import check_judge
@@ -62,6 +76,14 @@ def calibrate(
 
     if (labels is None) == (fit is None):
         raise InputError("pass either --labels FILE, to measure, or --fit FILE, to fit")
+    if verdicts is not None:
+        if judge is not None or labels is None:
+            raise InputError("--verdicts FILE needs --labels FILE, and no JUDGE")
+        label_set = calibration.labels(labels, field_mapping(fields))
+        _print_calibration(calibration.compare(label_set, verdicts, out), json)
+        return
+    if judge is None:
+        raise InputError("name a JUDGE, such as probe, or pass --verdicts FILE")
     if fit is not None and (judge != "probe" or overrides):
         raise InputError("--fit is only for the probe, and takes no KEY.PATH=VALUE")
     if fit is None and out is not None:
@@ -87,12 +109,50 @@ def _print_calibration(calibrated: Calibrated, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from setbacks.calibration import table
-
     console = Console()
-    console.print(table(calibrated.result))
+    console.print(_table(calibrated.result))
     for name, path in files.items():
         console.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    """Return a table of the figures for a terminal: overall, by source, by category."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from setbacks.calibration import MEASURES
+    from setbacks.measure.formatting import coefficient
+
+    grid = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{result['judge']} against people, {result['labels']}",
+        caption="; ".join(
+            part
+            for part in (
+                result.get("measured_on"),
+                "95 % intervals, bootstrap over questions; sens., spec.: sensitivity, specificity; "
+                "+n none: answers that the judge left unscored",
+            )
+            if part
+        ),
+        title_justify="left",
+        caption_justify="left",
+    )
+    grid.add_column("", overflow="fold")
+    for column in ("n (yes)", *MEASURES.values()):
+        grid.add_column(column, justify="right", min_width=9)
+    for kind in ("overall", "sources", "categories"):
+        for row in result.get(kind, ()):
+            cells = [coefficient(row[key]).replace(" [", "\n[") for key in MEASURES]
+            count = f"{row['n']} ({row['n_positive']})"
+            if row["unscored"]:
+                count += f"\n+{row['unscored']} none"
+            grid.add_row(Text(f"{row['source']}\n{row['task']}"), count, *cells)
+        grid.add_section()
+    return grid
 
 
 # Review -----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The reader of yes/no labels, whichever tool wrote them."""
+"""The reader of yes/no labels and of probabilities, whichever tool wrote them."""
 
 from __future__ import annotations
 
+import math
 import re
 from numbers import Number
 
@@ -70,6 +71,28 @@ def truth(field: str, value: object, opposite: bool = False) -> bool | None:
             f'{field} is {show(value)}, which "not" cannot reverse; map the field without it'
         )
     return word in yes
+
+
+def probability(field: str, value: object, opposite: bool = False) -> float | None:
+    """Return a probability; None if it is missing.
+
+    Args:
+        field: what it is the probability of.
+        value: a number, or its text.
+        opposite: whether the data's field means the opposite, as "p_safe" does of `p_harmful`.
+
+    Raises:
+        ValueError: it is not a number in [0, 1].
+    """
+    if is_missing(value):
+        return None
+    try:
+        p = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        p = math.nan
+    if not 0 <= p <= 1:
+        raise ValueError(f"{field} is {show(value)}; it must be a number from 0 to 1")
+    return 1 - p if opposite else p
 
 
 def is_absent(value: object) -> bool:

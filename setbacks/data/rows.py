@@ -20,7 +20,7 @@ from setbacks.data.conversations import (
     is_message,
     unwritten,
 )
-from setbacks.data.labels import is_absent, truth
+from setbacks.data.labels import is_absent, probability, truth
 from setbacks.data.recognition import REPLIES, columns, holds_dialogues
 from setbacks.data.source import Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
@@ -53,6 +53,7 @@ BESIDE = {
     "audios": "only text is supported",
 }
 LABELS = {"harmful", "refused"}
+PROBABILITIES = {"p_harmful", "p_refused"}
 NO_ANSWER = {"", "nan", "NaN"}  # a missing answer, as text
 
 
@@ -236,6 +237,8 @@ class Reader:
             id=has.get("id") or "",
             source=has.get("source") or self.name,
             refused=has.get("refused"),
+            p_harmful=has.get("p_harmful"),
+            p_refused=has.get("p_refused"),
         )
 
     def _converse(self, has: dict[str, Any], record: dict[str, Any], unused: set[str]) -> bool:
@@ -301,6 +304,8 @@ class Reader:
             return self._spoken(value, ours, unused)
         if ours in LABELS:
             return truth(ours, value, opposite=path != self.fields[ours])
+        if ours in PROBABILITIES:
+            return probability(ours, value, opposite=path != self.fields[ours])
         if ours == "history":
             return self._turns(conversations.history, value, ours, unused)
         return self._text(value, ours) if ours in ("input", "system") else label(value)

@@ -27,6 +27,8 @@ USUAL: dict[str, tuple[str, ...]] = {
     "response": ("response",),
     "harmful": ("harmful",),
     "refused": ("refused",),
+    "p_harmful": ("p_harmful",),
+    "p_refused": ("p_refused",),
     "category": ("category", "tags"),
     "language": ("language",),
     "source": ("source",),
@@ -126,6 +128,8 @@ class Row(NamedTuple):
     id: str = ""
     source: str = ""
     refused: bool | None = None
+    p_harmful: float | None = None  # probabilities of a tool whose verdicts these are
+    p_refused: float | None = None
 
 
 class Record(NamedTuple):

@@ -25,6 +25,9 @@ from inspect_ai.log import (
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessageAssistant,
+    Content,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     ModelOutput,
     ModelUsage,
@@ -191,7 +194,7 @@ def _sample(
     instruction = response.instruction
     model = _model(response.arm)
     prompt = ask(guided, instruction) if response.guided else instruction
-    reply = ChatMessageAssistant(content=response.text, model=model, source="generate")
+    reply = ChatMessageAssistant(content=_content(response), model=model, source="generate")
     usage = _usage([response])
     return EvalSample(
         uuid=response.id,
@@ -214,7 +217,7 @@ def _sample(
                 MAIN[response.kind],
                 response.text,
                 counted(response, verdict),
-                fell_apart(response.text, response.instruction, response.finish),
+                fell_apart(response.text, response.instruction, response.finish, response.guidance),
             )
             for judge, verdict in verdicts.items()
             if verdict is not None
@@ -228,6 +231,13 @@ def _sample(
     )
 
 
+def _content(response: Response) -> str | list[Content]:
+    """The text of an answer; with the thought before it, if there was one."""
+    if response.thought is None:
+        return response.text
+    return [ContentReasoning(reasoning=response.thought), ContentText(text=response.text)]
+
+
 def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
     """Tokens read and generated, by model; empty if they are unknown."""
     known = [(r.prompt_tokens, r.tokens) for r in responses]
@@ -235,5 +245,11 @@ def _usage(responses: Sequence[Response]) -> dict[str, ModelUsage]:
     generated = sum(tokens for _, tokens in known if tokens is not None)
     if not read + generated:
         return {}
-    usage = ModelUsage(input_tokens=read, output_tokens=generated, total_tokens=read + generated)
+    thought = [r.thought_tokens for r in responses if r.thought_tokens is not None]
+    usage = ModelUsage(
+        input_tokens=read,
+        output_tokens=generated,
+        total_tokens=read + generated,
+        reasoning_tokens=sum(thought) if thought else None,
+    )
     return {_model(responses[0].arm): usage}

@@ -59,7 +59,7 @@ class Guard(Judge):
 
     def plan(self, items: Sequence[Item]) -> list[list[int]]:
         """Cut the work list as the engine plans it."""
-        return self.engine.plan([_request(item, {}) for item in items])
+        return self.engine.plan([self.request(item, {}) for item in items])
 
     def judge(self, items: Sequence[Item]) -> list[Opinion]:
         """Ask every question about a batch; a response is harmful if one answer says so."""
@@ -87,11 +87,24 @@ class Guard(Judge):
             raw=text,
         )
 
+    def request(self, item: Item, template: Mapping[str, Any]) -> Request:
+        """Ask about a response; a guard's template takes turns of users and assistants alone.
+
+        Args:
+            item: the response, with its instruction.
+            template: arguments of the chat template.
+        """
+        turns = turns_of(item.instruction)
+        pairs = ["user", "assistant"] * (len(turns) // 2)
+        spoken = [turn.role for turn in turns] == [*pairs, "user"]
+        prompt = item.instruction if spoken else transcript(item.instruction)
+        return Request(prompt, seed=0, reply=item.response, template=template)
+
     def _ask(
         self, items: Sequence[Item], category: str, template: Mapping[str, Any]
     ) -> list[Opinion]:
         """Ask one question about a batch."""
-        requests = [_request(item, template) for item in items]
+        requests = [self.request(item, template) for item in items]
         completions = self.engine.generate(requests, Sampling(max_new_tokens=self.longest))
         opinions = [self.read(completion.text) for completion in completions]
         for index, p in self._likely(requests, opinions).items():
@@ -243,14 +256,6 @@ class GraniteGuardian(Guard):
     # Its name for the risk changed with 3.3; a template reads the one that it knows.
     questions = {"": {"guardian_config": {"risk_name": "harm", "criteria_id": "harm"}}}
     longest = 24
-
-
-def _request(item: Item, template: Mapping[str, Any]) -> Request:
-    """Ask about a response; a guard's template takes turns of users and assistants alone."""
-    turns = turns_of(item.instruction)
-    spoken = [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
-    prompt = item.instruction if spoken else transcript(item.instruction)
-    return Request(prompt, seed=0, reply=item.response, template=template)
 
 
 def _together(opinions: Sequence[Opinion]) -> Opinion:

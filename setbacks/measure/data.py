@@ -143,7 +143,9 @@ def _answered(rows: Sequence[Response]) -> Answered:
     counts = Counter(substance(r.text, r.finish, r.thought) for r in rows)
     texts = [r for r in rows if substance(r.text, r.finish) == "text"]
     fell = [
-        (r.kind, why.reason) for r in texts if (why := fell_apart(r.text, r.instruction, r.finish))
+        (r.kind, why.reason)
+        for r in texts
+        if (why := fell_apart(r.text, r.instruction, r.finish, r.guidance))
     ]
     reasons = Counter(reason for _, reason in fell)
     return Answered(

@@ -136,7 +136,7 @@ def difference_by_people(a: Judged, b: Judged, key: str) -> Difference:
     """
 
     def samples(key: str) -> tuple[Sample, Sample]:
-        shared = _shared(a.outcomes, b.outcomes, key)
+        shared = _shared(a.predicted, b.predicted, key)
         return a.sample(key, shared), b.sample(key, shared)
 
     if key == "balanced_safety":

@@ -14,6 +14,7 @@ from setbacks.measure.metrics import (
     about,
     by_prompt,
     degenerate,
+    predictions,
 )
 from setbacks.measure.results import Score
 from setbacks.measure.statistics import Estimate, Sample
@@ -35,6 +36,7 @@ class Judged(NamedTuple):
         verdicts: the judge's, by response id.
         outcomes: the values that count, by metric and prompt; degenerate answers are failures.
         as_judged: the same, but degenerate answers count as judged.
+        predicted: `outcomes`, and the judge's expectation where it is unsure.
         failed: the prompts with a degenerate answer, which fails without a judge or a person.
         labels: people's labels, by metric and prompt.
         due: by metric, the responses that should have a score.
@@ -44,6 +46,7 @@ class Judged(NamedTuple):
     verdicts: Mapping[str, Verdict]
     outcomes: Outcomes
     as_judged: Outcomes
+    predicted: Outcomes
     failed: Collection[Key]
     labels: Mapping[str, Mapping[Key, Label]]
     due: Mapping[str, Sequence[Response]]
@@ -58,7 +61,7 @@ class Judged(NamedTuple):
         prompts = list(prompts)
         labels = [self.labels[key].get(prompt) for prompt in prompts]
         return Sample(
-            [float(self.outcomes[key][prompt]) for prompt in prompts],
+            [float(self.predicted[key][prompt]) for prompt in prompts],
             [None if label is None else float(label.value) for label in labels],
             [None if label is None else label.probability for label in labels],
             [prompt in self.failed for prompt in prompts],
@@ -93,11 +96,13 @@ def judged(
             labeled = r.id in by_id and METRICS[key].of(by_id[r.id]) is not None
             return labeled or not in_part
 
+        outcomes = by_prompt(rows, by_id)
         table[arm] = Judged(
             rows,
             by_id,
-            by_prompt(rows, by_id),
+            outcomes,
             by_prompt(rows, by_id, as_judged=True),
+            predictions(rows, by_id, outcomes),
             {prompt for prompt, fell in degenerate(rows).items() if fell},
             _labels(rows, {v.response_id: v for v in human.get(arm, ())}),
             {key: [r for r in rows if is_due(key, r)] for key in METRICS},

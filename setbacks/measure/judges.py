@@ -125,10 +125,10 @@ def _corrected(one: Judged) -> dict[str, Estimate]:
     for key in COMPARED:
         if key == "balanced_safety":
             corrected = statistics.corrected_balanced(
-                *(one.sample(half, one.outcomes[half]) for half in BALANCED)
+                *(one.sample(half, one.predicted[half]) for half in BALANCED)
             )
         else:
-            sample = one.sample(key, one.outcomes[key])
+            sample = one.sample(key, one.predicted[key])
             corrected = statistics.corrected(sample, METRICS[key].scale)
         if corrected.value is not None:
             estimates[key] = corrected

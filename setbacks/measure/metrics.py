@@ -170,11 +170,21 @@ def few(scored: int, expected: int) -> bool:
 
 
 @lru_cache(maxsize=2**14)  # a report looks at each answer several times, once for each judge
-def fell_apart(text: str, instruction: Prompt, finish: Finish | None = None) -> Degeneration | None:
-    """Return why a response is degenerate; None if it is not, or has no text."""
+def fell_apart(
+    text: str, instruction: Prompt, finish: Finish | None = None, own_guidance: str | None = None
+) -> Degeneration | None:
+    """Return why a response is degenerate; None if it is not, or has no text.
+
+    Args:
+        text: the response.
+        instruction: the prompt without guidance.
+        finish: why it ended, if known.
+        own_guidance: guidance in the prompt that is not that of a language pack, if any.
+    """
     if substance(text, finish) != "text":
         return None
-    return degeneration(answer(text), instruction, guidance())
+    told = guidance() if own_guidance is None else f"{guidance()}\n{own_guidance}"
+    return degeneration(answer(text), instruction, told)
 
 
 def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
@@ -183,10 +193,14 @@ def degenerate(rows: Iterable[Response]) -> dict[Key, bool]:
     Responses without text are left out.
     """
     return {
-        (r.suite, r.instruction_id): fell_apart(r.text, r.instruction, r.finish) is not None
+        (r.suite, r.instruction_id): _failed(r)
         for r in rows
         if substance(r.text, r.finish) == "text"
     }
+
+
+def _failed(r: Response) -> bool:
+    return fell_apart(r.text, r.instruction, r.finish, r.guidance) is not None
 
 
 def by_prompt(
@@ -210,7 +224,7 @@ def by_prompt(
         if r.id not in verdicts:
             continue
         verdict = counted(r, verdicts[r.id])
-        failed = not as_judged and fell_apart(r.text, r.instruction, r.finish) is not None
+        failed = not as_judged and _failed(r)
         for key, metric in METRICS.items():
             value = metric.value(verdict, failed)
             if value is None and failed and key in given and about(key, r):
@@ -218,3 +232,27 @@ def by_prompt(
             if r.kind == metric.kind and value is not None:
                 outcomes[key][r.suite, r.instruction_id] = value
     return outcomes
+
+
+def predictions(
+    rows: Sequence[Response], verdicts: Mapping[str, Verdict], outcomes: Outcomes
+) -> Outcomes:
+    """Return the outcomes, and what a judge expects of the answers on which it is unsure.
+
+    A judge that gives a probability but no verdict abstains. Its answer is in no rate, but a rate
+    that people's labels correct is about all answers: there, the probability stands for it.
+
+    Args:
+        rows: the responses of one arm.
+        verdicts: by the response's id.
+        outcomes: what `by_prompt` makes of them.
+    """
+    predicted = {key: dict(values) for key, values in outcomes.items()}
+    for r in rows:
+        for key, task in TASKS.items():
+            if r.id not in verdicts or not about(key, r):
+                continue
+            p = getattr(counted(r, verdicts[r.id]), f"p_{task}")
+            if p is not None:
+                predicted[key].setdefault((r.suite, r.instruction_id), 1 - p)
+    return predicted

@@ -14,6 +14,11 @@ from setbacks.prompts.policy import Clause, under
 FALLBACK = "en"  # for a row in a language without a pack
 
 
+def pack_under(language: str) -> Words:
+    """Return the pack that own words in a language replace parts of: English if it has none."""
+    return prompts(language if language in languages() else FALLBACK)
+
+
 def words_of(
     language: str,
     own: Mapping[str, Mapping[str, Any]],
@@ -38,6 +43,5 @@ def words_of(
 
 @lru_cache(maxsize=256)
 def _composed(name: str, part: str, policy: tuple[Clause, ...], broken: str | None) -> Words:
-    own = json.loads(part)
-    pack = merged(prompts(name), own, f"words: {name}") if name in languages() else own
+    pack = merged(pack_under(name), json.loads(part), f"words: {name}")
     return under(pack, policy, broken) if policy else pack

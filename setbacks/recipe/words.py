@@ -16,8 +16,8 @@ from pydantic import AfterValidator, Field
 
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
-from setbacks.prompts import languages, prompts
-from setbacks.prompts.own import FALLBACK
+from setbacks.prompts import languages
+from setbacks.prompts.own import FALLBACK, pack_under
 from setbacks.prompts.packs import PLACE, check_part, complete, merged, reference
 from setbacks.recipe.parts import Section, file_name
 
@@ -63,10 +63,11 @@ def resolved(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     Raises:
         InputError: a file cannot be read, words do not fit the pack, or there is no such language.
     """
-    data = dict(data)
-    if isinstance(path := data.get("policy"), str):
-        held = _read(base, path, "policy")
-        data["policy"] = held.get("clauses", held) if isinstance(held, dict) else held
+    policy = data.get("policy")
+    if isinstance(policy, str):
+        policy = _read(base, policy, "policy")
+        policy = policy.get("clauses", policy) if isinstance(policy, dict) else policy
+    data = {**data, "policy": [] if policy is None else policy}
     language = data.get("language", FALLBACK)
     if not isinstance(language, str):
         return data
@@ -74,11 +75,11 @@ def resolved(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     if language.endswith((".yaml", ".yml")):
         pack = complete(_read(base, language, "language"), f"language: {language}")
         language = data["language"] = Path(language).stem
-    words = data.get("words") or {}
-    where = "words"
+    words, where = data.get("words"), "words"
     if isinstance(words, str):
         where = f"words: {words}"
         words = _read(base, words, "words")
+    words = {} if words is None else words
     if not isinstance(words, dict):
         raise InputError(f"{where}: must be `key: value` lines, as `setbacks words` prints them")
     by_language = _by_language(words, language, where)
@@ -91,13 +92,11 @@ def resolved(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
             f'language: unknown language "{language}".{nearest(language, languages())} Available: '
             f"{', '.join((AUTO, *languages()))}, or the path of a pack, such as {language}.yaml"
         )
-    if by_language:
-        data["words"] = by_language
-    return data
+    return data | {"words": by_language}
 
 
 def _by_language(words: dict[str, Any], language: str, where: str) -> dict[str, Any]:
-    """Return somebody's own words by language, if they are not already."""
+    """Return own words by language, if they are not already."""
     known = reference().keys()
     if not words.keys() & known:
         if unknown := [key for key in words if not _names_a_language(key, words[key])]:
@@ -113,17 +112,14 @@ def _by_language(words: dict[str, Any], language: str, where: str) -> dict[str, 
 
 
 def _names_a_language(key: Any, part: Any) -> bool:
-    """Whether a key of somebody's words is a language: it has a pack, or one comes with it."""
-    return key in languages() or (isinstance(part, dict) and part.keys() == reference().keys())
+    """Whether a key of own words is a language: it has a pack, or one comes with it."""
+    return key in languages() or (isinstance(part, dict) and "name" in part)
 
 
 def _check(name: str, part: Any, where: str) -> None:
-    """Check somebody's words for one language: a part of its pack, or the whole pack."""
-    if name not in languages():
-        complete(part, where)
-        return
+    """Check own words for one language: a part of its pack, or a pack of their own."""
     check_part(part, where)
-    merged(prompts(name), part, where)
+    merged(pack_under(name), part, where)
 
 
 def _read(base: Path, path: str, key: str) -> Any:

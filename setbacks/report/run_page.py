@@ -360,7 +360,7 @@ def _badges(judge: str, verdict: Verdict, kind: Kind) -> Iterator[Badge]:
 
 def _degenerate(answer: Response) -> str | None:
     """Why a response does not count as an answer, in a word or two."""
-    why = fell_apart(answer.text, answer.instruction, answer.finish)
+    why = fell_apart(answer.text, answer.instruction, answer.finish, answer.guidance)
     return DEGENERATE[why.reason] if why else None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.errors import InputError
+from setbacks.measure.substance import part
 from setbacks.messages import Prompt, transcript
 from setbacks.records import Response, digest
 from setbacks.runs.results import read_plan
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """One answer to label; `responses` are the ids of all responses with the same text."""
+    """One answer to label; `responses` are the ids of all responses with the same text.
+
+    Their thoughts may differ: a label is about the answer.
+    """
 
     id: str
     instruction: Prompt
@@ -29,6 +33,15 @@ class Answer(NamedTuple):
     category: str | None  # for the analysis of labels; the page does not show it
     scored: bool  # whether it answers a prompt of a helpful suite, so that a score is required
     responses: tuple[str, ...]
+    thoughts: tuple[str, ...] = ()  # before the text, apart from it
+
+    @property
+    def parted(self) -> tuple[tuple[str, ...], str]:
+        """The thoughts and the answer, also where a thought is at the beginning of the text."""
+        if self.thoughts:
+            return self.thoughts, self.text
+        thought, answer = part(self.text)
+        return (thought,) if thought else (), answer
 
 
 class Batch(NamedTuple):
@@ -96,6 +109,7 @@ def batch(
             category=same[0].category,
             scored=any(r.kind == "helpful" for r in same),
             responses=tuple(r.id for r in same),
+            thoughts=tuple(dict.fromkeys(r.thought for r in same if r.thought)),
         )
         for (instruction, text), same in groups.items()
     ]

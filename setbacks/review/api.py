@@ -61,7 +61,7 @@ def answers(site: Here, reviewer: Name = "script") -> list[dict[str, Any]]:
 @router.post("/labels")
 def add(site: Here, posted: Posted) -> dict[str, int]:
     """Add labels, all or none."""
-    rows = [(f"label {i}", row.model_dump()) for i, row in enumerate(posted.labels, 1)]
+    rows = [(f"label {i}", row.model_dump(mode="json")) for i, row in enumerate(posted.labels, 1)]
     labels = reading.labels(rows, site.store.batch, posted.reviewer)
     added = site.store.add(labels, replace=posted.replace)
     site.changed()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from setbacks.data.assembly import parted
+from setbacks.data.conversations import conversation
 from setbacks.data.formats import read_csv
 from setbacks.data.labels import is_absent, is_missing, truth
 from setbacks.errors import InputError
-from setbacks.messages import Message, Prompt, prompt_of
+from setbacks.messages import Prompt, prompt_of
 from setbacks.notices import notice
 from setbacks.review.answers import Batch, answer_id, loosely
 from setbacks.review.formats import CHOICES, FILLED_IN, FORMULA
@@ -200,34 +201,35 @@ def _find(row: Mapping[str, Any], batch: Batch) -> str:
         if name in batch.by_response:
             return batch.by_response[name]
         raise InputError(f"response {name!r:.60} is not in this run")
-    asked, answered = row.get("instruction"), row.get("response")
-    if None in (asked, answered):
-        raise InputError(
-            "has neither `answer`, nor `response_id`, nor `instruction` and `response`"
-        )
-    readings = [(prompt, str(answered)) for prompt in _prompts(asked)]
-    for reading in readings:
-        if (exact := answer_id(*reading)) in batch.answers:
+    for asked, answered in _texts(row):
+        if (exact := answer_id(asked, answered)) in batch.answers:
             return exact
-    for reading in readings:
-        if len(ids := batch.by_text.get(loosely(*reading), [])) == 1:
+        if len(ids := batch.by_text.get(loosely(asked, answered), [])) == 1:
             return ids[0]
     raise InputError("this instruction with this response is not in this run")
 
 
-def _prompts(value: Any) -> Iterator[Prompt]:
-    """Yield what an instruction can be: a text; or messages, also as JSON text, as in a table."""
-    if not isinstance(value, list | tuple):
-        yield str(value)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, list | tuple):
-        with suppress(ValidationError):
-            yield prompt_of(_MESSAGES.validate_python(value))
+def _texts(row: Mapping[str, Any]) -> Iterator[tuple[Prompt, str]]:
+    """Yield what an entry can name: an instruction, as a text or as messages, and a response.
 
-
-_MESSAGES = TypeAdapter(tuple[Message, ...])
+    Raises:
+        InputError: it has neither these nor `messages`.
+        ValueError: it has messages that cannot be read.
+    """
+    asked, answered = row.get("instruction"), row.get("response")
+    if None in (asked, answered):
+        before, reply = parted(conversation(row.get("messages"), set()) or [])
+        if reply is None:
+            raise InputError(
+                "has neither `answer`, nor `response_id`, nor `instruction` and `response`, nor "
+                "`messages` that end with the answer"
+            )
+        yield prompt_of(before), reply.content
+        return
+    if not isinstance(asked, list):
+        yield str(asked), str(answered)  # even if it looks like messages
+    if turns := conversation(asked, set()):
+        yield prompt_of(turns), str(answered)
 
 
 def _who(name: Any, default: str | None) -> str:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
 from setbacks.errors import InputError
-from setbacks.messages import Prompt
+from setbacks.measure.degeneration import guidance
+from setbacks.messages import Prompt, transcript
 from setbacks.methods import Method, open_method
 from setbacks.models.adapters import check_adapter
 from setbacks.plugins import plugin
@@ -157,6 +158,14 @@ def _prompt(recipe: Recipe, arm: Arm, text: Prompt, language: str) -> Prompt:
     return ask(recipe.words_for(language)["guided"], text)
 
 
+def _own_guidance(recipe: Recipe, arm: Arm, language: str) -> str | None:
+    """Return the guidance of an arm, if it is not that of a built-in language pack."""
+    if arm.way != "guided":
+        return None
+    told = transcript(_prompt(recipe, arm, "", language)).strip()
+    return None if told in guidance() else told
+
+
 def trained_method(recipe: Recipe, arm: Arm) -> Method | None:
     """Return the method that trained an arm's model in this run, if the arm is guided."""
     return open_method(recipe) if arm.trained and arm.way == "guided" else None
@@ -191,6 +200,7 @@ def _answer(
         return _response(
             arm,
             question,
+            guidance=_own_guidance(recipe, arm, question.instruction.language),
             **split_answer(recipe, arm, kept.text, question.instruction.language),
             thought=kept.thought,
             thought_tokens=kept.thought_tokens,

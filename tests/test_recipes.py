@@ -1,0 +1,40 @@
+"""Recipes that come with the project, from end to end on the embedded model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from setbacks.messages import turns_of
+from setbacks.records import Analysis, Example, Mistake, Response
+from setbacks.runs.folder import Run
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+pytestmark = pytest.mark.slow
+
+
+def test_conversations_with_a_system_prompt_and_tools(cli, tmp_path):
+    """Every stage keeps the turns, and the page shows them."""
+    ran = cli("run", RECIPES / "conversations.yaml", "--out", "run", "-q", timeout=900)
+    assert ran.returncode == 0, ran.stderr
+    run = Run(tmp_path / "run")
+    log = [
+        json.loads(line) for line in (RECIPES / "data/library-log.jsonl").read_text().splitlines()
+    ]
+    logged = {tuple(turn["role"] for turn in row["messages"]) for row in log}
+    mistakes = run.records("mistakes.jsonl", Mistake)
+    roles = {tuple(turn.role for turn in turns_of(m.instruction)) for m in mistakes}
+    assert roles <= logged and any("tool" in turns and "system" in turns for turns in roles)
+    analyses = run.records("analyses.jsonl", Analysis)
+    assert {a.instruction for a in analyses if a.harmful} <= {m.instruction for m in mistakes}
+    helpful = [e for e in run.records("training.jsonl", Example) if e.kind == "helpful"]
+    renewed = next(e for e in helpful if e.completion.startswith("I renewed"))
+    assert [turn.role for turn in renewed.prompt] == ["system", "user", "assistant", "tool"]
+    (call,) = renewed.prompt[2].tool_calls
+    assert json.loads(call.function.arguments) == {"title": "Garden Birds"}
+    answers = run.records("responses/vanilla.jsonl", Response)
+    assert len(answers) == 10 and all(a.prompt_tokens > 40 for a in answers)  # system turn, history
+    notes = [note for note in run.notices() if "calls of tools" in note]
+    assert len(notes) == 1 and "written as text" in notes[0]
+    assert "And food?" in (run.path / "report.html").read_text()
