@@ -40,7 +40,7 @@ UNUSED = {
     EARLIER: "the fields name a single turn",
     REPLY: "no field takes it",
     CALLS: "an answer is text",
-    SYSTEM_COLUMN: "fields does not map it",
+    SYSTEM_COLUMN: "no field takes it",
     THOUGHTS: "an answer is judged and learned without them",
     SPEAKERS: "only tools have names",
 }
@@ -271,10 +271,8 @@ class Reader:
             raise ValueError(
                 f"{where}: the turns before the last are not those of {self._at('text')}"
             )
-        for column in BESIDE:
-            if record.get(column) not in (None, "", "[]") and record[column] != []:
-                unused.add(column)
-        if "system" not in self.fields and str(record.get("system") or "").strip():
+        unused.update(column for column in BESIDE if _is_held(record.get(column)))
+        if "system" not in self.fields and _is_held(record.get("system")):
             unused.add(SYSTEM_COLUMN)
         try:
             has["text"] = assembled(
@@ -376,6 +374,11 @@ def _said(reply: Message | None, unused: set[str]) -> str | None:
     if reply.tool_calls:
         unused.add(CALLS)
     return None if reply.tool_calls and not reply.content else reply.content
+
+
+def _is_held(value: Any) -> bool:
+    """Return whether a column holds something, and not an empty list, maybe as text."""
+    return not is_absent(value) and value != [] and str(value).strip() not in ("", "[]")
 
 
 def label(value: Any) -> str | None:
