@@ -147,7 +147,12 @@ def test_with_thinking_turned_off_the_answer_follows_an_empty_thought(name, kind
     ids = encode_request(tokenizer, Request("Why?", 0), NOT_THINKING, WORDS)
     assert without_spaces(tokenizer.decode(ids)).endswith(without_spaces(OFF[name]))
     variables = {"enable_thinking": False}
-    assert encode_answer(tokenizer, user("Why?"), "So.", variables=variables)[0] == ids
+    prompt, learned = encode_answer(tokenizer, user("Why?"), "So.", variables=variables)
+    assert prompt == ids
+    assert tokenizer.decode(learned).startswith("So.")
+    if FAMILIES[name].end is not None:
+        whole = rendered(tokenizer, "Why?", "So.", **variables)
+        assert prompt + learned == whole[: len(prompt + learned)]
 
 
 @pytest.mark.parametrize("name", THINKERS)

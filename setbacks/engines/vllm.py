@@ -108,11 +108,12 @@ class VLLM(Engine):
 
         lora, tokenizer = self._load(adapter), self._tokenizer
         prompts = [encode_request(tokenizer, r, self.spec, self.words) for r in requests]
-        rows: list[Row | None] = []
-        for request, prompt in zip(requests, prompts, strict=True):
-            way = thinking_before(tokenizer, request, self.spec)
-            room = self._context - len(prompt)
-            rows.append(Row(Markers(tokenizer, way), sampling, (), room) if way else None)
+        ways = [thinking_before(tokenizer, request, self.spec) for request in requests]
+        markers = {way: Markers(tokenizer, way) for way in {*ways} if way}
+        rows = [
+            Row(markers[way], sampling, (), self._context - len(prompt)) if way else None
+            for way, prompt in zip(ways, prompts, strict=True)
+        ]
         # vLLM itself applies those of the generation config.
         ends = sorted(stop_tokens(None, tokenizer, self.spec.chat_template))
 
