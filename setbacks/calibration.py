@@ -173,7 +173,7 @@ def compare(labeled: Labels, verdicts: str, out: Path | None = None) -> Calibrat
     Raises:
         InputError: the file cannot be read, or has verdicts on too few of the answers.
     """
-    given: dict[tuple[str, str | None], Row] = {}
+    given: dict[tuple[Prompt, str | None], Row] = {}
     for one, base in read_sources(verdicts, {}):
         for row in load_labels(one, base, needs=(), strict=True):
             given.setdefault((row.text, row.response), row)

@@ -1,8 +1,8 @@
-"""`setbacks export`: a run's adapter, merged model or Inspect logs, in a folder for others.
+"""`setbacks export`: a run's adapter, merged model, training examples or Inspect logs, in a folder.
 
 `FORMATS` has a function for each format, which fills a new folder. A format for others contains
 only the files that its function names: mistakes, answers and training examples stay in the run. A
-format of `PRIVATE` holds answers, so only the owner can read its folder.
+format of `PRIVATE` holds them, so only the owner can read its folder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from setbacks.hub import connect
 from setbacks.measure.formatting import amount, coefficient, of_asked, unit_of, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.results import Score
+from setbacks.messages import as_data, with_system
 from setbacks.methods import open_method
 from setbacks.models.adapters import merged as merge
 from setbacks.models.chat_template import stop_tokens
@@ -30,6 +31,7 @@ from setbacks.models.embedded import MODELS, resolve
 from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.prompts import Words, fill
 from setbacks.recipe import Lora, Recipe, Source
+from setbacks.records import Example
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
 from setbacks.runs.folder import Run
@@ -111,6 +113,31 @@ def _copy_processors(recipe: Recipe, place: Path) -> None:
             shutil.copyfile(path, place / name)
 
 
+def _trl(run: Run, place: Path) -> None:
+    """The training examples as messages, for other trainers: see TRL's dataset formats.
+
+    Source: https://huggingface.co/docs/trl/dataset_formats, conversational prompt-completion and
+    preference.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "preferences.jsonl": []}
+    for example in run.records("training.jsonl", Example):
+        prompt = as_data(tuple(with_system(example.prompt, run.recipe.model.system)))
+        thought = {"reasoning_content": example.thought} if example.thought else {}
+        reply = {"role": "assistant", "content": example.completion} | thought
+        if example.rejected is None:
+            rows["train.jsonl"].append({"prompt": prompt, "completion": [reply]})
+        else:
+            worse = [{"role": "assistant", "content": example.rejected}]
+            pair = {"prompt": prompt, "chosen": [reply], "rejected": worse}
+            rows["preferences.jsonl"].append(pair)
+    if not any(rows.values()):
+        raise InputError(f"{run.path}: no training examples yet; first `setbacks train {run.path}`")
+    for name, lines in rows.items():
+        if lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            (place / name).write_text(text, encoding="utf-8", errors="replace")
+
+
 def _inspect(run: Run, place: Path) -> None:
     """Inspect's logs of every arm's answers, with the verdicts of every judge."""
     try:
@@ -127,9 +154,10 @@ def _inspect(run: Run, place: Path) -> None:
 FORMATS: dict[str, Callable[[Run, Path], None]] = {
     "adapter": _adapter,
     "merged": _merged,
+    "trl": _trl,
     "inspect": _inspect,
 }
-PRIVATE = {"inspect"}
+PRIVATE = {"trl", "inspect"}
 
 
 def _trained(run: Run) -> Path:

@@ -275,6 +275,23 @@ def test_labels_of_another_shape_are_read_by_fields(tmp_path):
     assert [row.harmful for row in found.rows] == [True, False, True, False]
 
 
+def test_labels_of_conversations_are_measured_as_those_of_questions(tmp_path, reader):
+    before = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<q>"}]
+    before.append({"role": "assistant", "content": "<a>"})
+    talks = [
+        row | {"instruction": [*before, {"role": "user", "content": row["instruction"]}]}
+        for row in rows()
+    ]
+    figures = []
+    for made in (rows(), talks):
+        found = calibration.labels(write(tmp_path / "labels.jsonl", made))
+        result = calibration.calibrate(judge_recipe("reader"), found).result
+        keys = ("n", "n_positive", "n_questions", "sensitivity", "specificity")
+        figures.append([[row[key] for key in keys] for row in result["overall"]])
+    assert [turn.role for turn in found.rows[0].text] == ["system", "user", "assistant", "user"]
+    assert [[row[:3], row[3][0]] for row in figures[0]] == [[r[:3], r[3][0]] for r in figures[1]]
+
+
 def test_yaml_names_several_sources_from_its_own_folder(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "a.jsonl", rows(4))

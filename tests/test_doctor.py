@@ -38,14 +38,15 @@ def test_all_that_works_is_said(cli_in_process, tiny):
         "ok weights complete",
         "ok chat template the tokenizer's own",
         "ok roles a system turn: yes, several turns: yes, two turns of one role: yes, tool turns: "
-        "no",
+        "changed; a run says once what it changes",
         "ok end of turn '<|im_end|>' is learned; answers end at <|im_end|>",
         "ok padding <|pad|>",
         "ok special tokens in data they stay text",
         "ok training row the template's own rendering, token by token",
         "ok context 4,096 tokens",
         "ok LoRA 14 modules (mlp.down_proj, ",
-        "ok method dpo possible ok method rlhf possible",
+        "ok method dpo possible",
+        "ok method rlhf possible",
         "ok memory for weights 0 MiB in float32 of ",
         "agrees with plain forward passes",
         "- CUDA graphs not used: they need a CUDA GPU",
@@ -106,7 +107,7 @@ def test_what_a_template_takes_of_a_conversation_is_said(cli_in_process, copied)
     folder = copied()
     for template, says in (
         (FAMILIES["gemma"].template, "a system turn: changed, several turns: yes, two turns of one "
-         "role: changed, tool turns: no; what is changed is made as the model's makers do it"),
+         "role: changed, tool turns: changed; a run says once what it changes"),
         (CONVERSING["command r7b"].template, "a system turn: yes, several turns: yes, two turns of "
          "one role: yes, tool turns: yes"),
     ):  # fmt: skip

@@ -28,7 +28,7 @@ from setbacks.judges import Item, open_judge
 from setbacks.pipeline import carry_out, check
 from setbacks.prompts import prompts
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Sampling
-from setbacks.records import Completion, Request, Response, Verdict
+from setbacks.records import Completion, Message, Request, Response, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 
@@ -160,7 +160,7 @@ def serve():
         server.server_close()
 
 
-OUTER = ("batch_size", "model", "chat_template", "template", "thinking")
+OUTER = ("batch_size", "model", "chat_template", "template", "thinking", "system")
 
 
 def spec_of(server, **more):
@@ -261,6 +261,20 @@ def test_a_conversation_to_be_read(serve):
     (sent,) = server.bodies
     assert sent["messages"][1] == {"role": "assistant", "content": "<r>"}
     assert sent["chat_template_kwargs"] == {"category": "x"}
+
+
+def test_turns_of_tools_are_sent_in_openais_form(serve):
+    server = serve()
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    turns = [
+        {"role": "user", "content": "<p>"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "<r>", "tool_call_id": "call_1", "name": "f"},
+    ]
+    request = Request(tuple(Message.model_validate(turn) for turn in turns), 1)
+    engine_of(server, system="<s>").generate([request], Sampling())
+    (sent,) = server.bodies
+    assert sent["messages"] == [{"role": "system", "content": "<s>"}, *turns]
 
 
 @pytest.mark.parametrize(

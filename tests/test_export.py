@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import stat
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +21,7 @@ from setbacks.models.chat_template import encode
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.prompts import prompts
 from setbacks.recipe import Engine, Recipe
-from setbacks.records import Arm, Message, Response, Verdict
+from setbacks.records import Arm, Example, Message, Response, Verdict
 from setbacks.runs.folder import RunFolder
 
 CANARY = "[a harmful answer stands here]"
@@ -277,6 +278,47 @@ def test_an_unknown_format(tiny_run, tmp_path):
 
 def front(text):
     return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_training_examples_are_exported_as_messages(tiny, tmp_path):
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+    from trl.data_utils import is_conversational, maybe_apply_chat_template
+
+    turns = [
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="<a>"),
+        Message(role="assistant", content="<b>"),
+        Message(role="user", content="<c>"),
+    ]
+    rows = [
+        Example(id="1", kind="helpful", prompt=turns, completion="<d>", parents=[]),
+        Example(id="2", kind="pair", prompt=turns[1:2], completion="<e>", rejected="<f>",
+                thought="<why>", parents=[]),
+    ]  # fmt: skip
+    folder = tmp_path / "run"
+    with RunFolder(folder, recipe_of({"model": str(tiny), "system": "Be kind."})) as run:
+        with pytest.raises(InputError, match="no training examples yet.*setbacks train"):
+            export(folder, tmp_path / "out", "trl")
+        run.journal("training.jsonl", Example).write(rows)
+    to = export(folder, tmp_path / "out", "trl")
+    assert stat.S_IMODE(to.stat().st_mode) == 0o700
+    (train,), (pair,) = (
+        load_dataset("json", data_files=str(to / f"{name}.jsonl"), split="train",
+                     cache_dir=str(tmp_path / "cache"))
+        for name in ("train", "preferences")
+    )  # fmt: skip
+    assert [turn["content"] for turn in train["prompt"]] == [
+        "Be kind.\n\nBe brief.", "<a>", "<b>", "<c>",
+    ]  # fmt: skip
+    assert train["completion"] == [{"role": "assistant", "content": "<d>"}]
+    assert [turn["content"] for turn in pair["prompt"]] == ["Be kind.", "<a>"]
+    assert pair["chosen"][0]["reasoning_content"] == "<why>"
+    assert pair["rejected"] == [{"role": "assistant", "content": "<f>"}]
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    for row, end in ((train, "completion"), (pair, "rejected")):
+        assert is_conversational(row)
+        assert row[end][0]["content"] in maybe_apply_chat_template(row, tokenizer)[end]
 
 
 def test_the_card_holds_the_measured_table(tiny_run, tmp_path):

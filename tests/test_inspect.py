@@ -251,7 +251,7 @@ def test_the_embedded_model_before_the_probe(environment, tmp_path):
     [
         (["judge=nosuch"], "nosuch"),
         (["source=missing.jsonl"], "missing.jsonl"),
-        (["language=fr"], "language"),
+        (["language=nosuch"], "language"),
     ],
 )
 def test_bad_words_are_one_line_of_inspects_command(environment, tmp_path, words, said):

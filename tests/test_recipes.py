@@ -38,3 +38,20 @@ def test_conversations_with_a_system_prompt_and_tools(cli, tmp_path):
     notes = [note for note in run.notices() if "calls of tools" in note]
     assert len(notes) == 1 and "written as text" in notes[0]
     assert "And food?" in (run.path / "report.html").read_text()
+
+
+def test_a_set_with_words_and_a_policy_in_spanish(cli, tmp_path):
+    recipe = RECIPES / "spanish.yaml"
+    ran = cli("run", recipe, "--out", "run", "-q", "induce.attempts=1", timeout=900)
+    assert ran.returncode == 0, ran.stderr
+    run = Run(tmp_path / "run")
+    analyses = run.records("analyses.jsonl", Analysis)
+    assert {one.language for one in analyses} == {"es"}
+    assert all(one.text.startswith("La respuesta es") for one in analyses)
+    guided = run.responses()["vanilla-guided"]
+    assert all("asistente de un instituto" in r.guidance for r in guided)
+    assert all("privacidad: No ayudes" in r.guidance for r in guided)
+    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    probe = metrics["judges"]["probe"]
+    assert {row["category"] for row in probe["by_clause"]} == {"privacidad", "fraude", "acoso"}
+    assert probe["arms"][0]["uncalibrated"]["harmless_rate"] == ["es"]

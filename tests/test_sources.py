@@ -384,10 +384,10 @@ def test_what_a_conversation_has_besides_is_counted(tmp_path, caplog):
         'the column "tools" in 1 of 1 rows: definitions of tools are not supported'
     ]
     fields = {"text": "messages", "answer": "messages"}
-    assert 'the column "system" in 1 of 1 rows: fields does not map it' in left_out(
-        chat, fields=fields
-    )
-    assert left_out(chat | {"tools": "[]"}, {"messages": [USER], "tools": None}) == []
+    assert 'the column "system" in 1 of 1 rows: no field takes it' in left_out(chat, fields=fields)
+    none = {"messages": [USER], "tools": None, "system": " "}
+    assert left_out(chat | {"tools": "[]"}, none, none | {"tools": float("nan")}) == []
+    assert load(write(tmp_path, "b.json", [none]))[0].text == "<a>"
     (line,) = left_out({"messages": [USER, BOT]}, {"messages": [USER]}, fields={"text": "messages"})
     assert line == "the assistant's last turn in 1 of 2 rows: no field takes it"
     assert len(left_out({"prompt": [USER, BOT], "answer": "<x>"})) == 1

@@ -2,7 +2,6 @@
 
 import json
 from importlib import resources
-from pathlib import Path
 
 import pytest
 import yaml
@@ -509,6 +508,14 @@ def test_a_changed_word_redoes_what_depends_on_it(method, words, stage):
     assert affected(plain, own) == affected(own, plain) == stage
 
 
+def test_every_place_that_differs_is_named():
+    words = {"words": {"en": {"opening": "Yes"}}}
+    (change,) = differences({"words": {}}, words)
+    assert change == ("words.en.opening", "(not set)", "'Yes'")
+    assert [*differences({}, {"a": {}})] == [("a", "(not set)", "{}")]
+    assert [*differences({"a": {}}, {})] == [("a", "{}", "(not set)")]
+
+
 def test_a_changed_rubric_redoes_the_verdicts_of_a_judge_that_has_one():
     rubric = {"judge": {"harmless": "{instruction}{response} Rating: N"}}
     for judges, stage in ((["llm"], "judge"), (["probe"], "report")):
@@ -668,25 +675,3 @@ def test_a_whole_run_in_two_languages_under_a_policy(tiny_recipe, tmp_path):
         carry_out(run, "report")
     assert (folder / "mistakes.jsonl").read_bytes() == before["mistakes.jsonl"]
     assert (folder / "superseded" / "001" / "analyses.jsonl").exists()
-
-
-@pytest.mark.slow
-def test_the_spanish_recipe_runs_from_end_to_end(cli, tmp_path):
-    """On the embedded model: a set, words and a policy in Spanish."""
-    recipe = Path(__file__).parents[1] / "recipes" / "spanish.yaml"
-    folder = tmp_path / "run"
-    ran = cli("run", recipe, "--out", folder, "induce.attempts=1", timeout=1500)
-    assert ran.returncode == 0, ran.stderr
-    run = Run(folder)
-    analyses = run.records("analyses.jsonl", Analysis)
-    assert {one.language for one in analyses} == {"es"}
-    assert all(one.text.startswith("La respuesta es") for one in analyses)
-    guided = run.responses()["vanilla-guided"]
-    assert all("asistente de un instituto" in r.guidance for r in guided)
-    (probe,) = (r for name, r in metrics_of(folder)["judges"].items() if name == "probe")
-    assert {row["category"] for row in probe["by_clause"]} == {"privacidad", "fraude", "acoso"}
-    assert probe["arms"][0]["uncalibrated"]["harmless_rate"] == ["es"]
-
-
-def metrics_of(folder):
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

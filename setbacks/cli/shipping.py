@@ -79,8 +79,9 @@ def export(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="adapter (PEFT; the default), merged (weights), or inspect: logs of all answers "
-            "and verdicts for Inspect AI. Logs hold harmful text, and only you can read them.",
+            help="adapter (PEFT; the default), merged (weights), trl (training examples as "
+            "messages, for other trainers), or inspect (logs of all answers and verdicts for "
+            "Inspect AI). The last two hold harmful text, and only you can read them.",
         ),
     ] = "adapter",
     merge: Annotated[bool, typer.Option("--merge", help="Short for --format merged.")] = False,
@@ -96,7 +97,7 @@ def export(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write the adapter or merged weights with a model card, or logs, into a new folder."""
+    """Write the adapter, merged weights, training examples or logs into a new folder."""
     from setbacks import export as exports
     from setbacks.hub import connect
 

@@ -63,7 +63,7 @@ def assembled(
             f"the last turn, or the last one before the reply, has the role {last}; it must be "
             "user or tool"
         )
-    if turns[0] != Message(role="system", content=system or ""):
+    if system and system.strip() and turns[0] != Message(role="system", content=system):
         turns = with_system(turns, system)
     prompt = prompt_of(turns)
     return reworded(prompt, lambda text: with_input(text, extra))

@@ -1,13 +1,14 @@
-"""The offline default judge: three linear heads on the embedded model's own hidden states.
+"""The offline default judge: three linear heads on the embedded model's hidden states.
 
-The embedded model reads an instruction and its response *together*. Logistic heads on its middle
-layers then give the probabilities that the response is harmful, that it refuses, and that it is a
-complete answer to this instruction, which becomes the Helpful Score. This needs no network, key or
-GPU. A model of this size knows more than it can say: its written verdicts hardly separate harmful
-from harmless answers. Linear probes on hidden states: Alain and Bengio (2016), arXiv 1610.01644.
+The embedded model reads a conversation and the response *together*, with a LoRA adapter that was
+trained for judging. Logistic heads on its middle layers then give the probabilities that the
+response is harmful, that it refuses, and that it is a complete answer to this instruction, which
+becomes the Helpful Score. This needs no network, key or GPU. A model of this size knows more than
+it can say: its written verdicts hardly separate harmful from harmless answers. Linear probes on
+hidden states: Alain and Bengio (2016), arXiv 1610.01644.
 
-The heads that ship were fitted on human labels with permissive licenses only. `probe.md` names
-them, reports the agreement, and says how to fit the heads again.
+The adapter and the heads that ship were fitted on human labels with permissive licenses only.
+`probe.md` names them, reports the agreement, and says how to fit them again.
 
 From top to bottom: the judge, its `features`, and heads: fitted, saved and loaded.
 """

@@ -183,7 +183,7 @@ def layout(
         InputError: there is no template, or it does not write every text once and in order. System
             turns may be out of order.
     """
-    key = json.dumps(dict(variables or {}), sort_keys=True)
+    key = json.dumps(dict(variables or {}))  # in order: templates write a list of tools
     found = _layout_of(tokenizer, state_of(tokenizer), tuple(turns), key)
     if isinstance(found, Layout):
         return found

@@ -154,8 +154,14 @@ def _notes_on_thinking(
         )
     elif rendered is not None:
         opening, _ = answer_opening(question[-1], rendered[1])
-        if more := opening[len(commonprefix([opening, question[-1]])) :].strip():
+        shared = len(commonprefix([opening, question[-1]]))
+        if more := opening[shared:].strip():
             yield (
                 f"its chat template writes {more!r} before an answer, but its generation prompt "
                 "does not; prompts here end with it"
+            )
+        elif more := question[-1][shared:].strip():
+            yield (
+                f"its generation prompt ends with {more!r}, but its rendering of an answer does "
+                "not; prompts here omit it"
             )

@@ -138,9 +138,9 @@ def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe)
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, old value, new value) for each place where two recipes differ."""
-    if old is ABSENT and isinstance(new, dict):
+    if old is ABSENT and isinstance(new, dict) and new:
         old = {}
-    elif new is ABSENT and isinstance(old, dict):
+    elif new is ABSENT and isinstance(old, dict) and old:
         new = {}
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:

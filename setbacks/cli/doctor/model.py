@@ -175,7 +175,7 @@ def _roles(examined: _Examined) -> Iterator[Check]:
     found = {shape: takes(messages) for shape, messages in shapes.items()}
     words = ", ".join(f"{shape}: {answer}" for shape, answer in found.items())
     if "changed" in found.values():
-        words += "; what is changed is made as the model's makers do it, and a run says it once"
+        words += "; a run says once what it changes"
     yield Check("roles", True, words)
 
 
