@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Opinion, opinions, probe
@@ -184,7 +185,20 @@ def test_the_shipped_heads_are_small_and_whole():
         assert np.isfinite(head.weight).all() and np.isfinite(head.bias)
 
 
+def test_the_shipped_adapter_is_small_and_belongs_to_the_heads():
+    assert probe.ADAPTER.stat().st_size < 3_000_000
+    with (
+        safe_open(probe.ADAPTER, framework="numpy") as adapter,
+        safe_open(probe.HEADS, framework="numpy") as heads,
+    ):
+        versions = adapter.metadata()["version"], heads.metadata()["version"]
+        layers = {int(name.split(".")[1]) for name in list(adapter.keys())}
+    assert versions == (str(probe.VERSION),) * 2
+    assert max(layers) == max(probe.LAYERS) - 1  # nothing above is read
+
+
 def test_what_the_judge_is_worth_ships_with_it():
+    assert json.loads(probe.AGREEMENT.read_text())["version"] == probe.VERSION
     sources = probe.Probe.agreement(JudgeSpec(judge="probe"))
     assert sources == json.loads(probe.AGREEMENT.read_text())["sources"]
     assert {source["task"] for source in sources} == {"harmful", "refused", "helpful"}
@@ -223,6 +237,22 @@ def test_refusals_are_found(response):
 )
 def test_answers_are_not_refusals(response):
     assert not refuses(response)
+
+
+@pytest.mark.slow
+def test_the_adapter_is_in_the_weights():
+    from setbacks.models.loading import load_model
+    from setbacks.recipe import Engine
+
+    adapted, _ = probe._reader()
+    base = load_model(Engine()).base_model
+    with safe_open(probe.ADAPTER, framework="pt") as adapter:
+        name = "layers.15.mlp.down_proj"
+        more = adapter.get_tensor(f"{name}.B").float() @ adapter.get_tensor(f"{name}.A").float()
+    apart = adapted.get_submodule(name).weight.float() - base.get_submodule(name).weight.float()
+    assert more.abs().max() > 0.005 and (apart.cpu() - more).abs().max() < 0.005
+    below = "layers.3.mlp.down_proj"
+    assert (adapted.get_submodule(below).weight == base.get_submodule(below).weight).all()
 
 
 @pytest.mark.slow

@@ -167,6 +167,15 @@ def test_the_texts_of_a_tool_are_written_as_the_template_writes_them(name, kind)
         assert ids == own_ids(talker, messages)
 
 
+def test_a_list_of_tools_can_be_given_to_a_template():
+    talker = build("bytes", TEMPLATES["qwen2_5"])
+    tool = {"type": "function", "function": {"name": "N1n", "description": "d", "parameters": {}}}
+    variables = {"tools": [tool]}
+    ids = encode(talker, CONVERSATIONS["a tool"], variables=variables)
+    assert ids == own_ids(talker, CONVERSATIONS["a tool"], **variables)
+    assert '"type": "function", "function": {"name": "N1n"' in talker.decode(ids)
+
+
 @pytest.mark.parametrize("arguments", ["not JSON", "[1, 2]", "", '{"a": ', "[" * 100_000])
 def test_arguments_that_are_no_object_are_passed_as_text(arguments):
     talker = build("bytes", TEMPLATES["qwen2_5"])

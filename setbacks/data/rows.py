@@ -158,6 +158,9 @@ class Reader:
         self.extract = {ours: re.compile(pattern) for ours, pattern in source.extract.items()}
         self.replies = [ours for ours in REPLIES if ours in fields]
         self.shared = [ours for ours in self.replies if self.paths[ours] == self.paths["text"]]
+        # A conversation that is both the text and the reply is read once.
+        self.again = [ours for ours in self.shared if ours not in self.extract]
+        self.once = [ours for ours in fields if ours not in self.again]
         self.dialogues: set[str] = set()
         self.unused: Counter[str] = Counter()
         self.apart: list[str] = []  # places of pairs whose replies follow different turns
@@ -202,13 +205,10 @@ class Reader:
 
     def _read(self, record: Record) -> Row | None:
         unused: set[str] = set()
-        has: dict[str, Any] = {}
-        for ours in self.fields:
-            again = ours in self.shared and ours not in self.extract
-            turns = has.get("text") if again else None
-            has[ours] = (
-                turns if isinstance(turns, list) else self._value(record.value, ours, unused)
-            )
+        has = {ours: self._value(record.value, ours, unused) for ours in self.once}
+        for ours in self.again:
+            turns = has["text"]
+            has[ours] = turns if type(turns) is list else self._value(record.value, ours, unused)
         text, extra = has.get("text"), has.get("input")
         if text is None or (isinstance(text, str) and not text.strip()):
             raise ValueError(f"the text (field {show(self.fields['text'])}) is missing or empty")

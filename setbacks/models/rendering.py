@@ -34,8 +34,6 @@ _WAYS: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 _MARKS = re.compile("|".join(f"({mark})" for mark, _ in _WAYS.values()))
 
-_as_key = json.JSONEncoder(sort_keys=True).encode
-
 
 class Turn(NamedTuple):
     """What a template sees of a message: its role, and the white space at either end of its text.
@@ -185,7 +183,7 @@ def layout(
         InputError: there is no template, or it does not write every text once and in order. System
             turns may be out of order.
     """
-    key = _as_key(dict(variables or {}))
+    key = json.dumps(dict(variables or {}))  # in order: templates write a list of tools
     found = _layout_of(tokenizer, state_of(tokenizer), tuple(turns), key)
     if isinstance(found, Layout):
         return found
