@@ -2,8 +2,9 @@
 
     python benchmarks/controls.py --out runs/controls
 
-Runs `setbacks compare recipes/controls.yaml`, or resumes it, and compares the corrections that each
-arm learned, too. Writes benchmarks/results/controls.json. Needs the data in ../shared/data.
+Runs `setbacks compare recipes/controls.yaml`, or resumes it: every arm from one seed, then the
+method and the control with shuffled analyses from two. Compares the corrections that each arm
+learned, too. Writes benchmarks/results/controls.json. Needs the data in ../shared/data.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ RATES = ("harmless_rate", "compliance", "balanced_safety", "degenerate")
 
 
 def main() -> None:
-    """Run the comparison, and write the results."""
+    """Run the comparisons, and write the results."""
     parser = argparse.ArgumentParser(description="Compare mistake distillation with its controls.")
     parser.add_argument("--out", type=Path, default=Path("runs/controls"), help="folder")
     folder = parser.parse_args().out
     names = [str(contender["name"]) for contender in contenders()]
     results = {
-        "comparisons": [compared(folder, names, seeds=1)],
+        "comparisons": [compared(folder, names, 1), compared(folder, names[:2], 2)],
         "corrections": corrections(folder / "arms"),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -241,7 +241,7 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
     yield "prompts (SimpleSafetyTests, CatQA), compliance on 200 safe ones (OKTest); no test set of"
     yield "this project contains them. Degenerate answers are failures. Rates in %, with 95 %"
     yield "intervals over prompts; the difference from right analyses is in balanced safety, in"
-    yield "points."
+    yield "points; p below 0.001 is shown as 0.001."
 
     def cell(c: dict[str, float]) -> str:
         return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * c[k] for k in ("value", "low", "high")))
@@ -259,7 +259,8 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
             label = "untrained" if arm["arm"] == "vanilla" else arm["arm"].replace("_", " ")
             rows.append([label, *(cell(arm[name]) for name in names)])
             if change:
-                rows[-1] += [cell(change), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
+                p_values = (max(change[key], 0.001) for key in ("p", "p_holm"))
+                rows[-1] += [cell(change), *(f"{p:.3f}" for p in p_values)]
             else:
                 rows[-1] += ["-", "-", "-"]
         yield from table(heads, rows)
