@@ -373,6 +373,9 @@ class Verdict(Record):
 
     response_id: str = Field(description="`id` of the response.")
     judge: str = Field(description="Name of the judge.")
+    version: int = Field(
+        1, exclude_if=lambda value: value == 1, description="Version of the judge; missing if 1."
+    )
     harmful: bool | None = Field(None, description="True if the answer is harmful.")
     refused: bool | None = Field(None, description="True if the answer refuses.")
     p_harmful: float | None = Field(None, description="Probability of harm, 0 to 1.")

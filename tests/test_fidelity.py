@@ -2,14 +2,16 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
 
 from setbacks.engines import answering, decoding, fidelity, graphs, local, reading
 from setbacks.engines.answering import SideBySide, forward
-from setbacks.engines.local import Local
+from setbacks.engines.local import Local, pick
 from setbacks.errors import InputError
+from setbacks.models.chat_template import stop_tokens
 from setbacks.models.loading import load_model
 from setbacks.recipe import Engine, Sampling
 from setbacks.records import Request
@@ -141,6 +143,18 @@ def loaded(folder):
     return engine, load_model(engine.spec).eval()
 
 
+def generated(engine, prompts, seeds, sampling):
+    """The tokens that an engine generates after prompts, and whether the model ended them."""
+    stops = stop_tokens(engine._model, engine._tokenizer, engine.spec.chat_template)
+    most = sampling.max_new_tokens
+    draws = np.stack([np.random.default_rng(seed).random(most) for seed in seeds])
+
+    def picked(logits, rows, step):
+        return pick(logits, torch.as_tensor(draws[rows, step], dtype=torch.float32), sampling)
+
+    return engine._answering.answer(prompts, [most] * len(prompts), stops, picked)
+
+
 def check_answers(model, answers):
     """Each token must be the likeliest after what is before it, read whole and without a cache."""
     ends = set(model.generation_config.eos_token_id)
@@ -164,7 +178,7 @@ def test_a_model_answers_in_batches_as_it_does_in_plain_forward_passes(
     assert way_of(engine) == way
     assert bool(caplog.records) is (way != OURS), "whoever falls back says so"
     assert all("\n" not in record.getMessage() for record in caplog.records)
-    answers = engine._generate(ASKED, [0] * len(ASKED), GREEDY)
+    answers = generated(engine, ASKED, [0] * len(ASKED), GREEDY)
     assert len({len(tokens) for tokens, _ in answers}) > 1, "or no row ends before another"
     check_answers(model, answers)
     options = [[[5], [6, 7, 8], [6, 9]]] * len(ASKED)
@@ -178,11 +192,11 @@ def test_a_draw_is_its_own_in_every_way(model_of, kind):
     """One by one, and in batches with some rows apart, a row has its own random numbers."""
     engine, _ = loaded(model_of(kind, **KINDS[kind][0]))
     drawn = Sampling(max_new_tokens=10, temperature=1.0)
-    together = engine._generate(PROMPTS, list(range(len(PROMPTS))), drawn)
+    together = generated(engine, PROMPTS, list(range(len(PROMPTS))), drawn)
     assert together == [
-        engine._generate([prompt], [seed], drawn)[0] for seed, prompt in enumerate(PROMPTS)
+        generated(engine, [prompt], [seed], drawn)[0] for seed, prompt in enumerate(PROMPTS)
     ]
-    assert together != engine._generate(PROMPTS, [7] * len(PROMPTS), drawn)
+    assert together != generated(engine, PROMPTS, [7] * len(PROMPTS), drawn)
 
 
 REPLAYED = {
@@ -255,7 +269,7 @@ def test_a_wrong_loop_is_found_and_not_used(model_of, monkeypatch, caplog, wrong
     assert record.levelno == logging.WARNING
     assert "answered one at a time" in record.getMessage() and OURS in record.getMessage()
     if dtype == "float32":
-        answers = engine._generate(ASKED, [0] * len(ASKED), GREEDY)
+        answers = generated(engine, ASKED, [0] * len(ASKED), GREEDY)
         check_answers(load_model(engine.spec).eval(), answers)
 
 
@@ -272,7 +286,7 @@ def test_what_is_wrong_in_choosing_alone_gives_way_to_the_next(model_of, monkeyp
         monkeypatch.setitem(fidelity.WAYS, way, Swapped)
     engine, model = loaded(model_of("llama"))
     assert way_of(engine) == then
-    check_answers(model, engine._generate(ASKED, [0] * len(ASKED), GREEDY))
+    check_answers(model, generated(engine, ASKED, [0] * len(ASKED), GREEDY))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from setbacks.data import Source, load
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.messages import Message, Prompt, prompt_of
 from setbacks.notices import drop_notices, keep_notices
 
 REFUSED = "refused"
@@ -44,13 +45,12 @@ NO_ANSWERS = [None, "", "  ", "\n", "NaN", "nan"]
 
 
 class Expected(NamedTuple):
-    """What a row should be read as, and whether a system turn of it is left out."""
+    """What a row should be read as."""
 
-    text: str
+    text: Prompt
     answer: str | None
     response: str
     harmful: bool | str | None
-    system: bool
 
 
 class Table:
@@ -82,19 +82,23 @@ class Table:
         label, harm = self._label()
         roles = []
         if self.messages:
-            wrong = [["user", "assistant", "user"], ["assistant"], ["tool"]]
+            wrong = [["assistant"], ["tool"]]
             right = [["user"], ["system", "user"], ["user", "assistant"]]
+            right += [["user", "assistant", "user"]]
             roles = draw.choice(wrong if self.wrong and draw.random() < 0.3 else right)
             said = {"system": "<be terse>", "user": text, "assistant": "<y>", "tool": "<3>"}
             prompt = [{"role": role, "content": said[role]} for role in roles]
             prompt = draw.choice([json.dumps, repr])(prompt) if self.messages_as_text else prompt
-            text = REFUSED if roles in wrong else text
+            turns = [Message(role=role, content=said[role]) for role in roles]
+            while turns and turns[-1].role == "assistant":  # the answer has a column of its own
+                turns.pop()
+            text = REFUSED if roles in wrong else prompt_of(turns)
         answer = draw.choice([*NO_ANSWERS, "<x>", "NA", "None"])
         response = draw.choice(["", f"<response {number}>", "NA", "null"])
         record = {"id": f"n{number}", "prompt": prompt, "answer": answer, "response": response}
         self.records.append(record | {self.label: label})
         answer = None if answer in NO_ANSWERS else answer
-        self.expected.append(Expected(text, answer, response, harm, "system" in roles))
+        self.expected.append(Expected(text, answer, response, harm))
 
     def _label(self):
         """A label as it is in the file, and what it says of harm."""
@@ -211,8 +215,6 @@ def test_every_label_is_right_or_refused_and_what_is_left_out_is_counted(tmp_pat
             (row.text, row.response, row.harmful) for row in wanted
         ], seed
         assert len(table.records) == len(rows) + counted(said, r"dropped (\d+) of"), seed
-        systems = sum(row.system for row in table.expected)
-        assert counted(said, r"the system turn in (\d+) of") == systems, seed
         check_answers(source, wanted, seed)
     assert min(outcomes.values()) > number / 20, "tables of both kinds were tried"
 

@@ -77,6 +77,8 @@ class Judge(ABC):
         embedded: name of an embedded model that the judge reads with, if any. It is unpacked
             before a run begins.
         needs_engine: whether the judge asks a model: its own `engine`, or else the recipe's model.
+        version: of the judge. It grows when the same answer can get another verdict: figures by two
+            versions cannot be compared.
         weights: for a judge that works with one kind of model only, where such a model is
             published. A recipe must then name the judge's engine.
         reads: keys of the recipe that verdicts depend on besides the judge's section, such as
@@ -89,6 +91,7 @@ class Judge(ABC):
     gives: ClassVar[Collection[str] | None] = None
     embedded: ClassVar[str | None] = None
     needs_engine: ClassVar[bool] = False
+    version: ClassVar[int] = 1
     weights: ClassVar[str | None] = None
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -152,6 +155,11 @@ class Judge(ABC):
         Returns:
             Rows as `setbacks.measure.measure` takes them; none if it was not measured.
         """
+        return []
+
+    @classmethod
+    def earlier_agreement(cls, spec: Any, version: int) -> list[dict[str, Any]]:
+        """Return the same for an earlier version, whose verdicts an older run folder holds."""
         return []
 
     @classmethod

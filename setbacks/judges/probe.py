@@ -93,6 +93,7 @@ class Probe(Judge):
     """
 
     Options = ProbeOptions
+    version = VERSION
     embedded = ALIAS
     gives = (
         "harmless_rate",
@@ -176,6 +177,15 @@ class Probe(Judge):
             return []  # on the answers that it decides, it makes fewer errors
         measured = _heads_of(spec).with_suffix(".json")
         if spec.heads is not None and not measured.exists():
+            return []
+        rows: list[dict[str, Any]] = read(measured)["sources"]
+        return rows
+
+    @classmethod
+    def earlier_agreement(cls, spec: ProbeOptions, version: int) -> list[dict[str, Any]]:
+        """Return the figures of an earlier version's heads, measured when they shipped."""
+        measured = AGREEMENT.with_stem(f"{AGREEMENT.stem}-{version}")
+        if spec.heads is not None or spec.abstain is not None or not measured.exists():
             return []
         rows: list[dict[str, Any]] = read(measured)["sources"]
         return rows

@@ -9,7 +9,7 @@ Environment: SETBACKS_DATA (the data folder).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,39 +20,70 @@ from setbacks.records import digest
 
 if TYPE_CHECKING:
     from setbacks.recipe import JudgeSpec, Recipe
+    from setbacks.records import Verdict
 
 RESULT = "calibration.json"
 # Keys of an engine that change its speed, not its answers.
 SPEED = {"device", "dtype", "batch_size", "cuda_graphs"}
 
 
-def worth(spec: JudgeSpec, recipe: Recipe) -> list[dict[str, Any]]:
+def worth(spec: JudgeSpec, recipe: Recipe, version: int | None = None) -> list[dict[str, Any]]:
     """Return a judge's agreement with human labels, a row per source; empty if unmeasured.
 
     The user's calibrations come first and are marked `own`; then what comes with the judge or its
     files.
+
+    Args:
+        spec: the judge.
+        recipe: as `folder`.
+        version: of the judge that gave the verdicts; None for today's.
 
     Raises:
         InputError: the judge is unknown.
         SetbacksError: a stored calibration is broken.
     """
     try:
-        files = list(folder(spec, recipe).glob(f"*/{RESULT}"))
+        files = list(folder(spec, recipe, version).glob(f"*/{RESULT}"))
     except NoHome:  # no data folder, so no calibrations
         files = []
     files.sort(key=lambda file: file.stat().st_mtime)
     newest = {result["labels"]: result for result in map(read, files)}  # the later one wins
     own = [row | {"own": True} for result in newest.values() for row in result["sources"]]
-    return own + judge_class(spec).agreement(spec)
+    kind = judge_class(spec)
+    if version in (None, kind.version):
+        return own + kind.agreement(spec)
+    return own + kind.earlier_agreement(spec, version)
 
 
-def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
+def worth_of_verdicts(
+    spec: JudgeSpec, recipe: Recipe, verdicts: Iterable[Verdict]
+) -> list[dict[str, Any]]:
+    """Return the agreement of the version of a judge that gave these verdicts.
+
+    Args:
+        spec: the judge.
+        recipe: as `folder`.
+        verdicts: on the answers of a run.
+
+    Returns:
+        As `worth`; empty if there are no verdicts, or if two versions gave them.
+
+    Raises:
+        InputError: as `worth`.
+        SetbacksError: as `worth`.
+    """
+    versions = {verdict.version for verdict in verdicts}
+    return worth(spec, recipe, *versions) if len(versions) == 1 else []
+
+
+def folder(spec: JudgeSpec, recipe: Recipe, version: int | None = None) -> Path:
     """Return the folder for the calibrations of exactly this judge; it may not exist yet.
 
     Args:
         spec: the judge.
         recipe: the recipe, with all that the spec leaves open: the model, the language, the judges
             to count.
+        version: of the judge; None for today's.
     """
     kind = judge_class(spec)
     files = kind.files(spec)
@@ -68,6 +99,8 @@ def folder(spec: JudgeSpec, recipe: Recipe) -> Path:
         identity["of"] = [folder(counted[name], recipe).name for name in spec.counts]
     for option, file in files.items():
         identity[option] = digest(file.read_bytes()) if file.exists() else None
+    if (version or kind.version) > 1:
+        identity["version"] = version or kind.version
     key = digest(json.dumps(identity, sort_keys=True))
     return data() / "calibrations" / f"{spec.judge}-{key}"
 

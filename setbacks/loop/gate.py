@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, cast
 
 from setbacks.errors import InputError, nearest
 from setbacks.judges import gives
-from setbacks.judges.worth import worth
+from setbacks.judges.worth import worth_of_verdicts
 from setbacks.loop.results import parts
 from setbacks.measure import statistics
 from setbacks.measure.differences import difference, difference_by_people
@@ -227,7 +227,10 @@ def _judged(
 def _worth(side: Side) -> list[Worth]:
     """Return how far the judge agrees with people."""
     specs = [spec for spec in side.run.recipe.judges if spec.called == side.judge]
-    return cast(list[Worth], worth(specs[0], side.run.recipe)) if specs else []
+    verdicts = side.judged.verdicts.values()
+    return (
+        cast(list[Worth], worth_of_verdicts(specs[0], side.run.recipe, verdicts)) if specs else []
+    )
 
 
 def _missing(claim: Claim, old: Side, new: Side) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from setbacks.errors import InputError
 from setbacks.judges import Item, Judge, gives, open_judge, opinions
 from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
@@ -36,7 +37,8 @@ def judge(
         responses: what each arm answered.
 
     Raises:
-        InputError: the recipe names an unknown judge.
+        InputError: the recipe names an unknown judge, or an answer is not judged yet and the others
+            were judged by another version of the judge.
     """
     verdicts = labels(run, responses)
     for spec in run.recipe.judges:
@@ -83,9 +85,22 @@ def judge_items(
         Verdict,
     )
     work = run.work(journal, "judge", batches, " ".join((f"{spec.called}: {arm}", *kind)))
-    for batch in work:
+    for number, batch in enumerate(work):
+        if number == 0:
+            _check_version(run, spec, judge)
         work.commit(batch, _weigh(judge, spec.called, metrics, batch))
     return journal.finish()
+
+
+def _check_version(run: Session, spec: JudgeSpec, judge: Judge) -> None:
+    """Refuse to add verdicts to those of another version: their figures cannot be compared."""
+    others = {v.version for v in run.verdicts(spec.called).values()} - {judge.version}
+    if others:
+        raise InputError(
+            f"{run.path}: holds verdicts by version {min(others)} of {spec.called}, which is "
+            f"version {judge.version} now; judge all answers again with --from judge (the old "
+            "verdicts move to superseded/)"
+        )
 
 
 def _weigh(
@@ -94,7 +109,13 @@ def _weigh(
     """Have one batch judged."""
     verdicts = opinions(judge, [case.item for case in cases], name, gives)
     return [
-        Verdict(id=case.id, response_id=case.item.id, judge=name, **opinion._asdict())
+        Verdict(
+            id=case.id,
+            response_id=case.item.id,
+            judge=name,
+            version=judge.version,
+            **opinion._asdict(),
+        )
         for case, opinion in zip(cases, verdicts, strict=True)
     ]
 

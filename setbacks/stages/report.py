@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from setbacks.data.overlap import overlaps
 from setbacks.judges import gives
-from setbacks.judges.worth import worth
+from setbacks.judges.worth import worth_of_verdicts
 from setbacks.measure import Measurement, RunInfo, measure, to_json
 from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
@@ -68,7 +68,20 @@ def report(run: RunFolder) -> Report:
         introspected=run.records("introspection.jsonl", Reading),
         overlap=overlaps(responses, _adapters(run)),
         worth={
-            spec.called: cast(list[Worth], worth(spec, run.recipe)) for spec in run.recipe.judges
+            spec.called: cast(
+                list[Worth],
+                worth_of_verdicts(
+                    spec,
+                    run.recipe,
+                    [
+                        v
+                        for (_, judge), rows in verdicts.items()
+                        if judge == spec.called
+                        for v in rows
+                    ],
+                ),
+            )
+            for spec in run.recipe.judges
         },
         gives={
             spec.called: metrics
