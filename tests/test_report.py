@@ -499,7 +499,9 @@ def test_several_judges_stand_side_by_side(tmp_path, monkeypatch):
     }
     bare = {"source": "b", "n": 9, "task": "refused", "auc": [0.9, 0.8, 1.0], "ece": [0.1, 0, 0.2]}
     worth = {"probe": [row, bare], "llm": []}
-    monkeypatch.setattr("setbacks.stages.report.worth", lambda spec, recipe: worth[spec.judge])
+    monkeypatch.setattr(
+        "setbacks.stages.report.worth_of_verdicts", lambda spec, recipe, _: worth[spec.judge]
+    )
     text = report(run).path.read_text()
     page = Page(text)
     ids = [a["id"] for _, a in page.tags if "id" in a]
