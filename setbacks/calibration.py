@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from setbacks.data.languages import language_of
+from setbacks.data.languages import language_of, languages_measured
 from setbacks.data.source import Row
 from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError
@@ -266,7 +266,7 @@ def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] 
     return {
         "source": name,
         "task": task,
-        "languages": sorted({one.row.language or "en" for one in labeled}),
+        "languages": languages_measured([one.row for one in labeled], task),
         "fitted_on": False,
         "unscored": unscored,
     } | figures
@@ -400,7 +400,14 @@ def fit(labeled: Labels, out: Path | None = None, show: Show | None = None) -> C
                 [q for _, q in there],
             )
             sources.append(
-                {"source": name, "task": task, "fitted_on": True, "unscored": 0} | figures
+                {
+                    "source": name,
+                    "task": task,
+                    "languages": languages_measured([row for row, _ in there], task),
+                    "fitted_on": True,
+                    "unscored": 0,
+                }
+                | figures
             )
     result = {
         "judge": "probe",

@@ -434,3 +434,16 @@ def test_ids_and_repeats(tmp_path, caplog):
     assert transcript(first.text) == "User: <a>\nAssistant: <b>\nUser: <c>"
     (unique,) = load(Source(source=write(tmp_path, "a.json", rows[::2]), unique=True))
     assert unique.id == first.id
+
+
+def test_a_labeled_reply_is_no_good_answer(tmp_path):
+    """It may be a bad one: nothing is learned from it unless fields say so."""
+    talk = [{"role": "user", "content": "<q>"}, {"role": "assistant", "content": "PLACEHOLDER"}]
+    path = tmp_path / "labeled.jsonl"
+    path.write_text(json.dumps({"messages": talk, "harmful": True}) + "\n")
+    (row,) = load(str(path))
+    assert (row.answer, row.response, row.harmful) == (None, "PLACEHOLDER", True)
+    kto = {"prompt": talk[:1], "completion": talk[1:], "label": False}  # TRL's unpaired preferences
+    path.write_text(json.dumps(kto) + "\n")
+    (row,) = load(str(path))
+    assert (row.answer, row.response) == (None, "PLACEHOLDER")

@@ -310,6 +310,7 @@ GRADED = """#overall_reasoning The response does what was asked.
         (GRADED.format(1, 5, 5), True, 0),
         (GRADED.format("**0**", "<answer: 3>", "1."), False, 2 / 8),
         ("**1.b** 0\n- 2.b: 2\n3 . b = ５", False, 5 / 8),
+        ("1.b 0\n2.b (1-5): 4\n3.b on a scale of 1 to 5: 5", False, 7 / 8),
         ("<think>1.b 1</think>" + GRADED.format(0, 1, 1), False, 0),
     ],
 )

@@ -675,3 +675,16 @@ def test_a_whole_run_in_two_languages_under_a_policy(tiny_recipe, tmp_path):
         carry_out(run, "report")
     assert (folder / "mistakes.jsonl").read_bytes() == before["mistakes.jsonl"]
     assert (folder / "superseded" / "001" / "analyses.jsonl").exists()
+
+
+def test_a_clause_is_found_beside_any_script():
+    assert named("违反了privacy条款", ["privacy"]) == "privacy"
+    assert named("no-privacy, Privacy2", ["privacy"]) is None
+
+
+@pytest.mark.parametrize(
+    ("called", "code"),
+    [("Chinese", "zh"), ("zh-CN", "zh"), ("ES", "es"), ("es_MX", "es"), ("pt", "pt"), (None, "en")],
+)
+def test_data_may_name_a_language_in_several_ways(called, code):
+    assert language_of(called, "Where is the station?", "auto") == code

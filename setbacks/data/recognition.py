@@ -53,9 +53,16 @@ def recognize(records: Sequence[Record], needs: Iterable[str]) -> dict[str, str]
         fields["response"] = fields["response"] or chat("completion", fields["text"])
     else:
         good, bad_ = _pair_of_replies(records, names)
-        fields["answer"] = fields["answer"] or chat("completion", "chosen") or good
-        fields["answer"] = fields["answer"] or chat(fields["text"])
+        if isinstance(_first(records, "label"), bool):  # TRL's KTO: the completion may be a bad one
+            fields["response"] = fields["response"] or chat("completion")
+        else:
+            fields["answer"] = fields["answer"] or chat("completion")
+        fields["answer"] = fields["answer"] or chat("chosen") or good
         fields["response"] = fields["response"] or chat("rejected") or bad_
+        if not fields["answer"]:
+            # A reply with a label of harm or refusal may be a bad one, too.
+            labeled = (fields["harmful"] or fields["refused"]) and not fields["response"]
+            fields["response" if labeled else "answer"] = chat(fields["text"])
     if fields["system"] and not _is_prompt(_first(records, fields["system"])):
         fields["system"] = None
     if fields["history"] and not _is_history(_first(records, fields["history"])):

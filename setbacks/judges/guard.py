@@ -35,7 +35,7 @@ class Guard(Judge):
 
     gives = ("harmless_rate", "hijacking_harmless_rate", "compliance", "refusal_rate_on_helpful")
     needs_engine = True
-    reads = ("words.*.refusal",)
+    reads: ClassVar[tuple[str, ...]] = ("words.*.refusal",)
     weights: ClassVar[str]  # a model of the family, as its makers publish it
     # The format of an answer, with the groups verdict and, if the family has them, categories and
     # refused.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 from setbacks.engines import Engine
 from setbacks.judges import Bench, Item
 from setbacks.judges.guard import Guard
+from setbacks.judges.refusal import Phrases, phrases_of
 from setbacks.judges.replies import END, MARKS
 from setbacks.messages import Message, Prompt
 from setbacks.prompts import fill, guards
@@ -27,20 +28,24 @@ class PolicyGuard(Guard):
     Args:
         engine: the guard model.
         policy: the clauses; empty for the default ones.
+        phrases: of refusals; None for the built-in ones.
     """
 
-    reads = ("policy",)
+    reads: ClassVar[tuple[str, ...]] = (*Guard.reads, "policy")
     key: ClassVar[str]  # of its words in guards.yaml
 
-    def __init__(self, engine: Engine, policy: Iterable[Clause] = ()) -> None:
-        super().__init__(engine)
+    def __init__(
+        self, engine: Engine, policy: Iterable[Clause] = (), phrases: Phrases | None = None
+    ) -> None:
+        super().__init__(engine, phrases)
         self.told: dict[str, Any] = guards()[self.key]
         self.policy = "\n".join(map(self.clause, policy)) or self.told["policy"]
 
     @classmethod
     def open(cls, spec: JudgeSpec, bench: Bench) -> Self:
         """Open the judge with the guard model and the policy of the recipe."""
-        return cls(bench.engine(spec.engine or bench.recipe.model), bench.recipe.policy)
+        engine = bench.engine(spec.engine or bench.recipe.model)
+        return cls(engine, bench.recipe.policy, phrases_of(bench.recipe))
 
     def clause(self, clause: Clause) -> str:
         """Return a clause as the family takes it."""

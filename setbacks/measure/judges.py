@@ -173,12 +173,18 @@ def unknown_languages(
 ) -> tuple[str, ...]:
     """The languages in which a judge was not measured, if it was in others."""
     measured = [row for row in worth if row["task"] == task]
-    return tuple(sorted({*spoken} - _languages(measured))) if measured else ()
+    known = _languages(measured)
+    return tuple(sorted({*spoken} - known)) if known else ()
 
 
 def _languages(rows: Iterable[Worth]) -> set[str]:
-    """The languages of the answers on which a judge was measured."""
-    return {language for row in rows for language in row.get("languages", ("en",))}
+    """The languages of the answers on which a judge's errors of both kinds were measured."""
+    return {
+        language
+        for row in rows
+        if row.get("sensitivity") and row.get("specificity")
+        for language in row.get("languages", ("en",))
+    }
 
 
 class Accuracy(NamedTuple):

@@ -87,7 +87,10 @@ def under(
 
 def named(reply: str, ids: Sequence[str]) -> str | None:
     """Return the one clause that a reply names; None if it names none, or several."""
-    found = [id_ for id_ in ids if re.search(rf"(?<![\w-]){re.escape(id_)}(?![\w-])", reply, re.I)]
+    edge = "[A-Za-z0-9_-]"  # ids are ASCII; text in scripts without spaces may stand beside them
+    found = [
+        id_ for id_ in ids if re.search(rf"(?<!{edge}){re.escape(id_)}(?!{edge})", reply, re.I)
+    ]
     return found[0] if len(found) == 1 else None
 
 

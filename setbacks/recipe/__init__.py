@@ -26,7 +26,7 @@ from pydantic import (
 
 from setbacks.data import Source
 from setbacks.errors import InputError
-from setbacks.prompts import Words, built_in
+from setbacks.prompts import Words, languages
 from setbacks.prompts.own import words_of
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
@@ -178,9 +178,9 @@ class Recipe(Section):
         return words_of(chosen, self.words, self.policy, broken)
 
     def all_words(self) -> dict[str, Words]:
-        """Return the words of every language that is built in or that the recipe has words for."""
+        """Return the words of every language with a pack, or that the recipe has words for."""
         own = () if self.language == AUTO else (self.language,)
-        names = dict.fromkeys((*built_in(), *self.words, *own))
+        names = dict.fromkeys((*languages(), *self.words, *own))
         return {name: words_of(name, self.words, self.policy) for name in names}
 
     def spoken_words(self) -> list[Words]:

@@ -179,7 +179,7 @@ def _csv(batch: Batch, labels: Sequence[Label]) -> str:
 def _consensus(batch: Batch, labels: Sequence[Label]) -> str:
     lines = []
     for name, together in consensus(labels).items():
-        if together.harmful is None:
+        if together.harmful is None and together.refused is None:
             continue
         answer = batch.answers[name]
         row: dict[str, Any] = {

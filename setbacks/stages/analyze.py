@@ -18,6 +18,7 @@ from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
+from setbacks.notices import notice
 from setbacks.prompts import Words, fill, prompts
 from setbacks.prompts.policy import named
 from setbacks.recipe import Analyze, Recipe
@@ -179,7 +180,12 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
         InputError: a source is missing or broken, or has no answers.
     """
     for source in recipe.analyze.contrast:
-        for row in load_having(source, "a contrast analysis", ("answer", "response")):
+        rows = load_having(source, "a contrast analysis", ("answer", "response"))
+        fit = [row for row in rows if row.answer is not None or not row.harmful]
+        if len(fit) < len(rows):
+            lost = len(rows) - len(fit)
+            notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmful")
+        for row in fit:
             answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)
             language = language_of(row.language, row.text, recipe.language)
