@@ -51,7 +51,8 @@ class Row:
         """The most tokens that the row can get in all."""
         if self.budget is None:
             return int(min(self.room, self.context))
-        whole = self._opening + self.budget + len(self.markers.closing) + self.room
+        opening = max(self.room, self._opening)  # a thought may begin that late
+        whole = opening + self.budget + len(self.markers.closing) + self.room
         return int(min(whole, self.context))
 
     @property
@@ -68,7 +69,7 @@ class Row:
 
     def take(self, token: int) -> bool:
         """Take the next token, unless the row has ended; return whether it goes on."""
-        if len(self.ids) >= self.context:
+        if len(self.ids) >= self.most:
             return False
         if self.forced:
             self.ids.append(self.forced.popleft())
@@ -135,8 +136,9 @@ class Row:
         if self._thought is not None:
             end = len(self.ids) if self._answer is None else self._answer
         thought, rest = self.markers.part(self.ids[: self.cut or end]) if end else ("", "")
+        tail: str = tokenizer.decode(self.ids[end:], skip_special_tokens=True)
         return Completion(
-            text=rest.lstrip() + written(tokenizer, prompt, self.ids[end:], ""),
+            text=(rest + tail).strip() if end else written(tokenizer, prompt, self.ids, ""),
             finish="stop" if self.stopped else "length",
             prompt_tokens=len(prompt),
             tokens=len(self.ids),

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from setbacks.errors import InputError
 from setbacks.files import write_atomic
@@ -16,6 +17,7 @@ from setbacks.loop.results import Key, Results, shared
 from setbacks.measure import statistics
 from setbacks.measure.differences import corrected
 from setbacks.measure.results import Change
+from setbacks.measure.statistics import Difference
 from setbacks.text import one_line
 
 
@@ -95,11 +97,7 @@ def diff(a: Results, b: Results, metrics: Sequence[str] = ()) -> Diff:
                 f"{', '.join(a.metrics()) or 'none'}, the second {', '.join(b.metrics()) or 'none'}"
             )
         )
-    differences = []
-    for metric, keys in pairs.items():
-        sides = [[side.items[key].scores[metric] for key in keys] for side in (b, a)]
-        kind = bool if all(isinstance(value, bool) for side in sides for value in side) else float
-        differences.append(statistics.paired_difference(*([*map(kind, side)] for side in sides)))
+    differences = [_difference(a, b, metric, keys) for metric, keys in pairs.items()]
     return Diff(
         a,
         b,
@@ -111,6 +109,19 @@ def diff(a: Results, b: Results, metrics: Sequence[str] = ()) -> Diff:
         len(a.items.keys() - b.items.keys()),
         len(b.items.keys() - a.items.keys()),
     )
+
+
+def _difference(a: Results, b: Results, metric: str, keys: Sequence[Key]) -> Difference:
+    """Test the second against the first; repeats of a prompt count as one, by their mean."""
+    sides = []
+    for side in (b, a):
+        by_prompt: dict[str, list[bool | float]] = {}
+        for key in keys:
+            by_prompt.setdefault(key[0], []).append(side.items[key].scores[metric])
+        sides.append([one[0] if len(one) == 1 else mean(one) for one in by_prompt.values()])
+    kind = bool if all(isinstance(value, bool) for side in sides for value in side) else float
+    first, second = ([*map(kind, side)] for side in sides)
+    return statistics.paired_difference(first, second)
 
 
 def _metric(a: Results, b: Results, metric: str, keys: Sequence[Key], change: Change) -> MetricDiff:

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, cast
 
 from setbacks.errors import InputError, nearest
 from setbacks.judges import gives
-from setbacks.judges.worth import worth_of_verdicts
+from setbacks.judges.worth import folder, worth_of_verdicts
 from setbacks.loop.results import parts
 from setbacks.measure import statistics
 from setbacks.measure.differences import difference, difference_by_people
@@ -160,6 +160,13 @@ def gate(base: str, candidate: str, claims: Sequence[Claim], judge: str | None =
     old = _side(base, new.judge, trained=False)
     if not {prompt_of(r) for r in old.judged.rows} & {prompt_of(r) for r in new.judged.rows}:
         raise InputError(one_line(f"{base} and {candidate} answered none of the same prompts"))
+    if _identity(old) != _identity(new):
+        raise InputError(
+            one_line(
+                f"{base} and {candidate} were judged by other judges, or by versions or options of "
+                f"{new.judge} that differ; judge one again: setbacks report RUN --from judge"
+            )
+        )
     measured = _worth(new)
     evidence = [_evidence(claim, old, new, measured, len(claims)) for claim in claims]
     incomplete = [line for claim in claims for line in _missing(claim, old, new)]
@@ -224,6 +231,13 @@ def _judged(
     return table[arm]
 
 
+def _identity(side: Side) -> tuple[frozenset[int], str]:
+    """What tells judges apart: their versions, and what a calibration of theirs depends on."""
+    versions = frozenset(verdict.version for verdict in side.judged.verdicts.values())
+    specs = [spec for spec in side.run.recipe.judges if spec.called == side.judge]
+    return versions, folder(specs[0], side.run.recipe).name if specs else ""
+
+
 def _worth(side: Side) -> list[Worth]:
     """Return how far the judge agrees with people."""
     specs = [spec for spec in side.run.recipe.judges if spec.called == side.judge]
@@ -254,7 +268,7 @@ def _evidence(
     if change.value is None:
         by = "calibration"
         change = _calibrated(claim.metric, new, old, measured)
-    if change.value is None:
+    if change.value is None and not change.n:  # else its judge is no better than chance
         by = "judge"
         change = difference(new.judged.outcomes, old.judged.outcomes, claim.metric)
     return Evidence(claim, _outcome(claim, change, claims), change, by)
@@ -294,7 +308,9 @@ def _step(one: Evidence, old: Side, new: Side) -> str:
     """Say what would decide an open claim."""
     claim, change = one.claim, one.difference
     if change.value is None or change.high is None:
-        return f"{claim.text}: nothing is measured yet"
+        chance = one.by == "calibration" and change.n
+        why = "the judge is no better than chance here" if chance else "nothing is measured yet"
+        return f"{claim.text}: {why}"
     distance = abs(change.value - claim.least)
     if claim.metric in TASKS and old.run.path == new.run.path and distance:
         return (
@@ -304,5 +320,7 @@ def _step(one: Evidence, old: Side, new: Side) -> str:
         )
     if not distance:
         return f"{claim.text}: the estimate is at the margin; no number of prompts decides that"
+    if one.by != "judge":
+        return f"{claim.text}: more prompts, and more human labels of answers like these"
     prompts = math.ceil(change.n * ((change.high - change.value) / distance) ** 2)
     return f"{claim.text}: about {prompts:,} prompts like these, instead of {change.n:,}"

@@ -102,14 +102,16 @@ def _linked_calls(messages: Sequence[Message]) -> list[Message]:
     Mistral's models know such ids only, and vLLM shortens others too.
     """
     changed, waiting, ids = [], list[tuple[str, str]](), dict[str, tuple[str, str]]()
+    given: set[str] = set()  # logs may use an id again in a later turn
     for message in messages:
         update: dict[str, Any] = {}
         if message.tool_calls:
             calls = []
             for call in message.tool_calls:
                 short = "".join(filter(str.isalnum, call.id or ""))[-9:]
-                if len(short) < 9 or short in {known for known, _ in ids.values()}:
-                    short = f"call{len(ids):05}"
+                if len(short) < 9 or short in given:
+                    short = f"call{len(given):05}"
+                given.add(short)
                 waiting.append((short, call.function.name))
                 ids[call.id or short] = waiting[-1]
                 calls.append(call.model_copy(update={"id": short}))

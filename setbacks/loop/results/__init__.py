@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,9 @@ def _numbered(items: Iterable[Item]) -> dict[Key, Item]:
     seen: Counter[str] = Counter()
     by_key: dict[Key, Item] = {}
     for item in items:
-        by_key[item.prompt, seen[item.prompt]] = item
+        # NaN and infinity are no scores: Inspect writes NaN for an answer without one.
+        scores = {name: score for name, score in item.scores.items() if math.isfinite(score)}
+        by_key[item.prompt, seen[item.prompt]] = item._replace(scores=scores)
         seen[item.prompt] += 1
     return by_key
 

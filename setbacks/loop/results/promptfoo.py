@@ -15,6 +15,8 @@ from setbacks.loop.results.files import document
 from setbacks.loop.results.item import Item
 from setbacks.text import one_line
 
+_ERROR = 2  # of promptfoo's ResultFailureReason
+
 
 def recognizes(path: Path) -> bool:
     """Return whether a file has promptfoo's form."""
@@ -41,7 +43,8 @@ def items(path: Path) -> Iterator[Item]:
             for name, value in (row.get("namedScores") or {}).items()
             if isinstance(value, bool | int | float)
         }
-        yield Item(_prompt(row), _output(row), scores | named, str(of or ""))
+        failed = row.get("failureReason") == _ERROR  # the provider gave no answer
+        yield Item(_prompt(row), _output(row), {} if failed else scores | named, str(of or ""))
 
 
 def _rows(data: dict[str, Any]) -> list[Any] | None:

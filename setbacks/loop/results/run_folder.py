@@ -18,15 +18,17 @@ def recognizes(path: Path) -> bool:
 
 
 def items(path: Path) -> Iterator[Item]:
-    """Yield the answers of every arm; a metric is named with its judge where there are several."""
-    responses, verdicts = collect(Run(path))
+    """Yield the answers of every arm; a metric is named with its judge unless that is the first."""
+    run = Run(path)
+    responses, verdicts = collect(run)
     judges = sorted({judge for _, judge in verdicts})
+    first = next((spec.called for spec in run.recipe.judges), judges[0])
     for arm, rows in responses.items():
         scores: dict[tuple[str, str], dict[str, bool | float]] = {}
         for judge in judges:
             by_id = {v.response_id: v for v in verdicts.get((arm, judge), ())}
             for metric, values in by_prompt(rows, by_id).items():
-                name = metric if len(judges) == 1 else f"{metric} ({judge})"
+                name = metric if judge == first else f"{metric} ({judge})"
                 for prompt, value in values.items():
                     scores.setdefault(prompt, {})[name] = value
         for r in rows:
