@@ -115,7 +115,7 @@ def in_brief(prompt: Prompt, most: int = 90) -> str:
         prompt: any prompt.
         most: characters of the text; a longer one ends in "…".
     """
-    text = " ".join(last_user_text(prompt).split())
+    text = last_question(prompt)
     start = text if len(text) <= most else text[: most - 1].rstrip() + "…"
     return start if isinstance(prompt, str) else f"{start} ({len(prompt)} turns)"
 
@@ -132,6 +132,11 @@ def last_user_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return next((turn.content for turn in reversed(prompt) if turn.role == "user"), "")
+
+
+def last_question(prompt: Prompt) -> str:
+    """Return the text of the last user turn as one line, for messages and lists."""
+    return " ".join(last_user_text(prompt).split())
 
 
 def reworded(prompt: Prompt, change: Callable[[str], str]) -> Prompt:

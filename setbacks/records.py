@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from setbacks.messages import Message, Prompt, prompt_of, transcript, turns_of
+from setbacks.text import same_text
 
 SCHEMA_VERSION = 2
 
@@ -76,6 +77,11 @@ class Record(BaseModel):
         description="16 hex digits, derived from the content that the record came from."
     )
     v: int = Field(SCHEMA_VERSION, le=SCHEMA_VERSION, description="Version of the schema.")
+
+
+def same_prompt(prompt: Prompt) -> str:
+    """Return a prompt in a form that is equal for copies of it, as `same_text` does for texts."""
+    return same_text(transcript(prompt))
 
 
 class Instruction(NamedTuple):

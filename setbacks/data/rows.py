@@ -24,7 +24,7 @@ from setbacks.data.labels import is_absent, probability, truth
 from setbacks.data.recognition import REPLIES, columns, holds_dialogues
 from setbacks.data.source import Record, Row, Source, bad, plain, show
 from setbacks.errors import nearest
-from setbacks.messages import Message
+from setbacks.messages import Message, turns_of
 from setbacks.notices import notice
 
 # Our fields that may come from a conversation, and the role of each.
@@ -247,10 +247,7 @@ class Reader:
         Returns:
             False if the replies follow different turns: a pair of no use.
         """
-        text = has["text"]
-        prompt, last = parted(
-            [Message(role="user", content=text)] if isinstance(text, str) else text
-        )
+        prompt, last = parted(turns_of(has["text"]))
         if last and (last.content or last.tool_calls) and not self.shared:
             unused.add(REPLY)
         befores = []

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from importlib import resources
 from importlib.metadata import EntryPoint
@@ -86,11 +86,15 @@ def load_having(source: Source, purpose: str, *needed: str | tuple[str, ...]) ->
                 f"{place}: none of {len(rows)} rows has {' or '.join(names)} (field {theirs}), "
                 f"which {purpose} needs"
             )
-        if len(having) < len(rows):
-            lost = len(rows) - len(having)
-            notice(f"{place}: left out {lost} of {len(rows)} rows: no {' or '.join(names)}")
+        notice_left_out(place, rows, having, f"no {' or '.join(names)}")
         rows = having
     return rows
+
+
+def notice_left_out(place: str, rows: Sized, kept: Sized, why: str) -> None:
+    """Give a notice of the rows that are not used, if there are any."""
+    if lost := len(rows) - len(kept):
+        notice(f"{place}: left out {lost} of {len(rows)} rows: {why}")
 
 
 def read_sources(text: str, fields: Mapping[str, str]) -> list[tuple[Source, Path | None]]:

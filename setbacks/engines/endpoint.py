@@ -26,7 +26,7 @@ from setbacks.engines.replies import Problem, Reply
 from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.files import failed_write, private
 from setbacks.measure.substance import part
-from setbacks.messages import Message, last_user_text, transcript, with_system
+from setbacks.messages import Message, last_question, transcript, with_system
 from setbacks.prompts import Words, ask, prompts
 from setbacks.records import Completion, Request, digest
 from setbacks.text import encodable
@@ -429,7 +429,7 @@ def _estimate(text: str) -> int:
 
 
 def _does_not_fit(request: Request) -> str:
-    begin = " ".join(last_user_text(request.prompt).split())[:60]
+    begin = last_question(request.prompt)[:60]
     return (
         f'the prompt of {request.size:,} characters that begins "{begin}" does not fit into the '
         "context window of the model; shorten it, or lower max_new_tokens"

@@ -99,8 +99,8 @@ def folder(spec: JudgeSpec, recipe: Recipe, version: int | None = None) -> Path:
         identity["of"] = [folder(counted[name], recipe).name for name in spec.counts]
     for option, file in files.items():
         identity[option] = digest(file.read_bytes()) if file.exists() else None
-    if (version or kind.version) > 1:
-        identity["version"] = version or kind.version
+    if (version := version or kind.version) > 1:
+        identity["version"] = version
     key = digest(json.dumps(identity, sort_keys=True))
     return data() / "calibrations" / f"{spec.judge}-{key}"
 

@@ -15,7 +15,7 @@ Non-inferiority by the end of an interval: ICH E9 (1998), section 3.3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, NamedTuple, cast
@@ -26,13 +26,14 @@ from setbacks.judges.worth import folder, worth_of_verdicts
 from setbacks.loop.results import parts
 from setbacks.measure import statistics
 from setbacks.measure.differences import difference, difference_by_people
-from setbacks.measure.formatting import in_unit, unit_of_change
+from setbacks.measure.formatting import in_unit, is_score, unit_of_change
 from setbacks.measure.judged import Judged, judged, prompt_of
 from setbacks.measure.judges import accuracy, unknown_languages
-from setbacks.measure.metrics import BALANCED, COMPARED, METRICS, TASKS
+from setbacks.measure.metrics import BALANCED, COMPARED, TASKS
 from setbacks.measure.results import Worth
 from setbacks.measure.statistics import Difference
-from setbacks.records import Arm, Response, Verdict
+from setbacks.recipe import JudgeSpec
+from setbacks.records import Arm
 from setbacks.runs.folder import Run
 from setbacks.runs.results import collect
 from setbacks.text import one_line
@@ -130,17 +131,20 @@ def claim(text: str, better: bool) -> Claim:
         points = -1.0
     if not 0 <= points < math.inf:
         raise InputError(f"{text}: a margin is a number of points, such as {metric}:2")
-    is_score = metric in METRICS and not METRICS[metric].is_rate
-    return Claim(metric, better, points if is_score else points / 100)
+    return Claim(metric, better, points if is_score(metric) else points / 100)
 
 
 class Side(NamedTuple):
-    """One arm, as one judge sees it."""
+    """One arm, as one judge sees it.
+
+    `spec` is the judge in the run's recipe; None for verdicts that somebody added.
+    """
 
     name: str
     run: Run
     arm: Arm
     judge: str
+    spec: JudgeSpec | None
     judged: Judged
 
 
@@ -208,18 +212,8 @@ def _side(source: str, judge: str | None, trained: bool) -> Side:
         raise InputError(
             one_line(f"{source}: no verdicts by {judge}; it has {', '.join(there) or 'none'}")
         )
-    return Side(source, run, arm, judge, _judged(run, arm, judge, responses, verdicts))
-
-
-def _judged(
-    run: Run,
-    arm: Arm,
-    judge: str,
-    responses: Mapping[str, Sequence[Response]],
-    verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
-) -> Judged:
-    specs = [spec for spec in run.recipe.judges if spec.called == judge]
-    metrics = gives(specs[0], run.recipe) if specs else None
+    spec = next((spec for spec in run.recipe.judges if spec.called == judge), None)
+    metrics = gives(spec, run.recipe) if spec else None
     table = judged(
         {arm: responses[arm.name]},
         {arm: verdicts[arm.name, judge]},
@@ -228,23 +222,21 @@ def _judged(
         {r.kind for r in responses[arm.name]},
         in_part=False,
     )
-    return table[arm]
+    return Side(source, run, arm, judge, spec, table[arm])
 
 
 def _identity(side: Side) -> tuple[frozenset[int], str]:
     """What tells judges apart: their versions, and what a calibration of theirs depends on."""
     versions = frozenset(verdict.version for verdict in side.judged.verdicts.values())
-    specs = [spec for spec in side.run.recipe.judges if spec.called == side.judge]
-    return versions, folder(specs[0], side.run.recipe).name if specs else ""
+    return versions, folder(side.spec, side.run.recipe).name if side.spec else ""
 
 
 def _worth(side: Side) -> list[Worth]:
     """Return how far the judge agrees with people."""
-    specs = [spec for spec in side.run.recipe.judges if spec.called == side.judge]
-    verdicts = side.judged.verdicts.values()
-    return (
-        cast(list[Worth], worth_of_verdicts(specs[0], side.run.recipe, verdicts)) if specs else []
-    )
+    if side.spec is None:
+        return []
+    rows = worth_of_verdicts(side.spec, side.run.recipe, side.judged.verdicts.values())
+    return cast(list[Worth], rows)
 
 
 def _missing(claim: Claim, old: Side, new: Side) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from setbacks.loop.gate import By, Evidence, Gate
-from setbacks.measure.formatting import in_unit, unit_of_change
+from setbacks.measure.formatting import change_in_words, unit_of_change
 
 BY: dict[By, str] = {
     "labels": "corrected by people's labels",
@@ -16,11 +16,9 @@ BY: dict[By, str] = {
 
 def difference(one: Evidence) -> str:
     """Return a claim's difference with its interval, such as "+8.3 points (95 % +2.1 to +14.5)"."""
-    unit, change = unit_of_change(one.claim.metric), one.difference
-    if change.value is None:
+    if one.difference.value is None:
         return "not measured"
-    low, high = in_unit(change.low, unit), in_unit(change.high, unit)
-    return f"{in_unit(change.value, unit)} {unit.name} (95 % interval {low} to {high})"
+    return change_in_words(one.difference, unit_of_change(one.claim.metric))
 
 
 def lines(gate: Gate) -> list[str]:

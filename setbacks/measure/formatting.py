@@ -134,11 +134,16 @@ def percent(value: float | None, places: int = 1) -> str:
     return MISSING if value is None else f"{number(100 * value, places)} %"
 
 
+def change_in_words(change: Estimated, unit: Unit = POINTS, then: str = "") -> str:
+    """Write a difference for a sentence, with its interval, and what is to follow that."""
+    value, low, high = (in_unit(end, unit) for end in (change.value, change.low, change.high))
+    return f"{value} {unit.name} (95 % interval {low} to {high}{then})"
+
+
 def change_with_p(change: Changed, unit: Unit = POINTS) -> str:
     """Write a difference for a sentence, with its interval and its corrected p value."""
-    value, low, high = (in_unit(end, unit) for end in (change.value, change.low, change.high))
     p = "no test" if change.p_holm is None else f"{p_equals(change.p_holm)} corrected"
-    return f"{value} {unit.name} (95 % interval {low} to {high}, {p})"
+    return change_in_words(change, unit, f", {p}")
 
 
 def p_value(value: float | None) -> str:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, SetbacksError
-from setbacks.messages import Prompt, transcript, turns_of
+from setbacks.messages import Prompt, turns_of
 from setbacks.plugins import describe, plugin
 from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example, digest
-from setbacks.text import same_text
+from setbacks.records import Analysis, Example, Instruction, digest, same_prompt
 
 if TYPE_CHECKING:
     from setbacks.runs.session import Session
@@ -227,14 +226,44 @@ def example(
     )
 
 
-def answers(kind: str, sources: Sources) -> list[Example]:
-    """Make an example of every instruction that has an answer.
+def answered(kind: str, sources: Sources, language: str = "en") -> list[Instruction]:
+    """Return every instruction that has an answer.
+
+    Args:
+        kind: of the examples that are made of them, for messages.
+        sources: of the instructions.
+        language: as `setbacks.data.instructions.instructions` takes it.
 
     Raises:
         InputError: a source has no answers at all.
     """
-    rows = instructions(sources, answered_for=f"a {kind} example")
-    return [example(kind, i.text, i.answer, [i.id]) for i in rows if i.answer]
+    rows = instructions(sources, answered_for=f"a {kind} example", language=language)
+    return [row for row in rows if row.answer]
+
+
+def answers(kind: str, sources: Sources) -> list[Example]:
+    """Make an example of every instruction that has an answer.
+
+    Raises:
+        InputError: as `answered`.
+    """
+    return _taught(kind, answered(kind, sources))
+
+
+def _taught(kind: str, rows: Iterable[Instruction]) -> list[Example]:
+    return [example(kind, row.text, row.answer or "", [row.id]) for row in rows]
+
+
+def safely_answered(recipe: Recipe, method: str) -> list[Instruction]:
+    """Return every red-team instruction that has a safe answer.
+
+    Raises:
+        InputError: the recipe names none.
+    """
+    rows = answered("safe", recipe.train.safe, recipe.language)
+    if not rows:
+        raise InputError(f"train.method {method} needs safe answers: name data in train.safe")
+    return rows
 
 
 def safe(recipe: Recipe, method: str) -> list[Example]:
@@ -243,10 +272,7 @@ def safe(recipe: Recipe, method: str) -> list[Example]:
     Raises:
         InputError: the recipe names none.
     """
-    examples = answers("safe", recipe.train.safe)
-    if not examples:
-        raise InputError(f"train.method {method} needs safe answers: name data in train.safe")
-    return examples
+    return _taught("safe", safely_answered(recipe, method))
 
 
 def helpful_answers(recipe: Recipe) -> list[Example]:
@@ -278,7 +304,7 @@ def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
     by_instruction: dict[str, Analysis] = {}
     for analysis in sorted(analyses, key=lambda analysis: analysis.response_id):
         if analysis.harmful:
-            by_instruction.setdefault(same_text(transcript(analysis.instruction)), analysis)
+            by_instruction.setdefault(same_prompt(analysis.instruction), analysis)
     return by_instruction
 
 

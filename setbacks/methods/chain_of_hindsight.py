@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from setbacks.data.instructions import instructions
-from setbacks.messages import transcript
-from setbacks.methods import Method, example, mistake_sources, mistakes, mixed, safe, share
+from setbacks.methods import (
+    Method,
+    example,
+    mistake_sources,
+    mistakes,
+    mixed,
+    safely_answered,
+    share,
+)
 from setbacks.prompts import ask
 from setbacks.recipe import Recipe, Sources
-from setbacks.records import Analysis, Example
-from setbacks.text import same_text
+from setbacks.records import Analysis, Example, same_prompt
 
 
 class ChainOfHindsight(Method):
@@ -26,19 +31,14 @@ class ChainOfHindsight(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, at most as many mistakes, and helpful answers."""
-        language = {
-            row.id: row.language
-            for row in instructions(recipe.train.safe, language=recipe.language)
-        }
         good, bad = [], []
         by_instruction = mistakes(analyses)
-        for answer in safe(recipe, self.name):
-            text = answer.instruction
-            words = recipe.words_for(language[answer.parents[0]])
-            prompt = ask(words["guided"], text)
-            good.append(example("hindsight_good", prompt, answer.completion, answer.parents))
-            if mistake := by_instruction.get(same_text(transcript(text))):
-                prompt = ask(words["hindsight"], text)
+        for row in safely_answered(recipe, self.name):
+            words = recipe.words_for(row.language)
+            prompt = ask(words["guided"], row.text)
+            good.append(example("hindsight_good", prompt, row.answer or "", [row.id]))
+            if mistake := by_instruction.get(same_prompt(row.text)):
+                prompt = ask(words["hindsight"], row.text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))
         return mixed(recipe, [*good, *share(bad, len(good))])

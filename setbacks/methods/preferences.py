@@ -14,7 +14,6 @@ from pydantic import Field
 
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
-from setbacks.messages import transcript
 from setbacks.methods import (
     Method,
     example,
@@ -25,8 +24,7 @@ from setbacks.methods import (
     share,
 )
 from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example
-from setbacks.text import same_text
+from setbacks.records import Analysis, Example, same_prompt
 
 
 class PreferenceOptions(Train):
@@ -78,7 +76,7 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
         own = [
             _pair("pair", answer, rejected.response, [*answer.parents, rejected.response_id])
             for answer in refusals
-            if (rejected := by_instruction.get(same_text(transcript(answer.instruction))))
+            if (rejected := by_instruction.get(same_prompt(answer.instruction)))
             and rejected.response.strip() != answer.completion.strip()
         ]
     mix = [

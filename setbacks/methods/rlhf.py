@@ -14,10 +14,9 @@ from typing import Any, cast
 
 from pydantic import Field
 
-from setbacks.messages import with_system
 from setbacks.methods.dpo import check_pairs, pair_rows, pairs_too_long
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
-from setbacks.models.chat_template import encode, stop_tokens
+from setbacks.models.chat_template import stop_tokens
 from setbacks.models.loading import check_reward_model, load_reward_model, load_tokenizer
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Example
@@ -29,6 +28,7 @@ from setbacks.training import (
     last_checkpoint,
     learner,
     options,
+    prompt_ids,
     save,
     save_adapter,
     schedule,
@@ -149,8 +149,8 @@ def _reinforce(
     scorer = PeftModel.from_pretrained(
         load_reward_model(recipe.model, tokenizer), str(reward)
     ).eval()
-    prompt_ids = [_prompt_ids(tokenizer, pair, recipe) for pair in examples]
-    lengths = [*map(len, prompt_ids)]
+    asked = [prompt_ids(tokenizer, pair.prompt, recipe) for pair in examples]
+    lengths = [*map(len, asked)]
     # The length of a step is unknown before its responses exist, so assume the longest.
     group = max(1, recipe.train.batch_size // reinforcement.generations)
     longest = sum(lengths) / len(lengths) + reinforcement.max_new_tokens
@@ -175,7 +175,7 @@ def _reinforce(
         """TRL's trainer, with the prompts of generation; a prompt is the number of its example."""
 
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
-            return [prompt_ids[int(number)] for number in prompts], None, {}
+            return [asked[int(number)] for number in prompts], None, {}
 
     set_seed(recipe.train_seed)
     model, new = learner(recipe)
@@ -203,13 +203,3 @@ def _reinforce(
     )
     follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
     return save(run, trainer, adapter, round(total * a_step), too_long)
-
-
-def _prompt_ids(tokenizer: Any, example: Example, recipe: Recipe) -> list[int]:
-    return encode(
-        tokenizer,
-        with_system(example.prompt, recipe.model.system),
-        template=recipe.model.chat_template,
-        words=recipe.words_for(),
-        variables=recipe.model.template,
-    )

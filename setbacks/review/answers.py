@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.measure.substance import part
-from setbacks.messages import Prompt, transcript
-from setbacks.records import Response, digest
+from setbacks.messages import Prompt
+from setbacks.records import Response, digest, same_prompt
 from setbacks.runs.results import read_plan
 from setbacks.text import same_text
 
@@ -65,7 +65,7 @@ def loosely(instruction: Prompt, text: str) -> tuple[str, str]:
 
     For a conversation, its transcript is a copy too.
     """
-    return same_text(transcript(instruction)), same_text(text)
+    return same_prompt(instruction), same_text(text)
 
 
 def collect(run: Run) -> Batch:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from setbacks.data.languages import language_of
-from setbacks.data.sources import load_having
+from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
-from setbacks.notices import notice
 from setbacks.prompts import Words, fill, prompts
 from setbacks.prompts.policy import named
 from setbacks.recipe import Analyze, Recipe
@@ -182,9 +181,7 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
     for source in recipe.analyze.contrast:
         rows = load_having(source, "a contrast analysis", ("answer", "response"))
         fit = [row for row in rows if row.answer is not None or not row.harmful]
-        if len(fit) < len(rows):
-            lost = len(rows) - len(fit)
-            notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmful")
+        notice_left_out(source.source, rows, fit, "labeled harmful")
         for row in fit:
             answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from setbacks.data import Row, load_labels
 from setbacks.errors import InputError
-from setbacks.messages import Prompt, last_user_text, transcript
+from setbacks.messages import Prompt, last_question
 from setbacks.notices import notice
 from setbacks.recipe import Evaluated, Suite
-from setbacks.records import Instruction, Response, Verdict, digest
+from setbacks.records import Instruction, Response, Verdict, digest, same_prompt
 from setbacks.runs.session import Session
-from setbacks.text import same_text
 
 
 def answers(arm: Evaluated, prompts: Sequence[tuple[Suite, Instruction]]) -> dict[str, Row]:
@@ -98,7 +97,7 @@ class _Answers:
                         f'{source.source}: two answers to one prompt ("{_short(row.text)}"); keep '
                         "one, or set unique: true on the source to take the first of each"
                     )
-                self._loose.setdefault(same_text(transcript(row.text)), []).append(row)
+                self._loose.setdefault(same_prompt(row.text), []).append(row)
 
     def __len__(self) -> int:
         return len(self._exact)
@@ -115,7 +114,7 @@ class _Answers:
         """
         if id_ in self._exact:
             return self._exact[id_]
-        rows = self._loose.get(same_text(transcript(prompt)), [])
+        rows = self._loose.get(same_prompt(prompt), [])
         if len(rows) > 1:
             raise InputError(
                 f'{self.name}: two answers to one prompt, "{_short(prompt)}", whose copies differ '
@@ -125,4 +124,4 @@ class _Answers:
 
 
 def _short(prompt: Prompt) -> str:
-    return " ".join(last_user_text(prompt).split())[:60]
+    return last_question(prompt)[:60]

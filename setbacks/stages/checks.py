@@ -12,7 +12,7 @@ from setbacks.data.source import show
 from setbacks.errors import InputError
 from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
-from setbacks.messages import Message, Prompt, last_user_text, turns_of
+from setbacks.messages import Message, Prompt, last_question, turns_of
 from setbacks.methods import open_method
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
@@ -111,7 +111,7 @@ def check_conversations(engine: Engine | None, sources: Iterable[Source]) -> Non
     for source in sources:
         prompts = {_pattern(row.text): row.text for row in reversed(load(source))}
         for prompt in prompts.values():
-            begins = show(" ".join(last_user_text(prompt).split()))
+            begins = show(last_question(prompt))
             where = f"{source.source}, the row whose last question is {begins}"
             _check_prompt(engine, turns_of(prompt), where)
 
@@ -120,7 +120,7 @@ def check_examples(engine: Engine, examples: Iterable[Example]) -> None:
     """Check the prompts of training examples as `check_conversations` does."""
     prompts = {_pattern(tuple(example.prompt)): example for example in examples}
     for example in prompts.values():
-        begins = show(" ".join(last_user_text(tuple(example.prompt)).split()))
+        begins = show(last_question(tuple(example.prompt)))
         where = f'a training example of kind "{example.kind}", to the question {begins}'
         _check_prompt(engine, example.prompt, where)
 

@@ -14,7 +14,7 @@ from typing import Any
 from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.languages import language_of
-from setbacks.data.sources import load_having
+from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker
@@ -218,9 +218,7 @@ def _mistaken(source: Source) -> list[Row]:
     rows = load_having(source, "a mistake", "response")
     mistaken = [row for row in rows if row.harmful is not False]
     unlabeled = sum(row.harmful is None for row in mistaken)
-    if len(mistaken) < len(rows):
-        lost = len(rows) - len(mistaken)
-        notice(f"{source.source}: left out {lost} of {len(rows)} rows: labeled harmless")
+    notice_left_out(source.source, rows, mistaken, "labeled harmless")
     if 0 < unlabeled < len(rows):
         notice(
             f"{source.source}: {unlabeled} of {len(rows)} rows have no harmful label, and count "
@@ -298,12 +296,13 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: a source is missing, broken or has no responses, or the model cannot be used.
     """
-    if open_method(recipe).uses_mistakes:
+    uses_mistakes = open_method(recipe).uses_mistakes
+    if uses_mistakes:
         existing(recipe)
         if recipe.induce.judge:
             check_judge_of_texts(recipe.induce.judge, recipe)
     check_chat_of(recipe.model, trains=True)
-    if open_method(recipe).uses_mistakes and recipe.induce.source != "existing":
+    if uses_mistakes and recipe.induce.source != "existing":
         check_conversations(recipe.model, recipe.instructions)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from setbacks.engines import by_length
-from setbacks.messages import with_system
+from setbacks.messages import turns_of
 from setbacks.recipe import Recipe
-from setbacks.records import Message
 from setbacks.runs.progress import Show
 
 DEPTH = 0.65  # the layer that is read, as a share of all: middle layers are best (docs/judges.md)
@@ -25,21 +24,14 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
     import numpy as np
     import torch
 
-    from setbacks.models.chat_template import encode
     from setbacks.models.loading import load_model, load_tokenizer
+    from setbacks.training import prompt_ids
 
     spec = recipe.model
     tokenizer, model = load_tokenizer(spec), load_model(spec).eval()
     layer = round(DEPTH * model.config.num_hidden_layers)
     ids = [
-        encode(
-            tokenizer,
-            with_system([Message(role="user", content=text)], spec.system),
-            template=spec.chat_template,
-            words=recipe.words_for(),
-            variables=spec.template,
-        )[: recipe.train.max_length]
-        for text in texts
+        prompt_ids(tokenizer, turns_of(text), recipe)[: recipe.train.max_length] for text in texts
     ]
     rows: list[Any] = [None] * len(ids)
     done = 0

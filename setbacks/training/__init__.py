@@ -21,7 +21,7 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.files import sync, write_atomic
 from setbacks.messages import with_system
 from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, untouched
-from setbacks.models.chat_template import encode_answer
+from setbacks.models.chat_template import encode, encode_answer
 from setbacks.models.embedded import hub_id
 from setbacks.models.loading import context, device, load_base, load_config
 from setbacks.models.thinking import thinking_of
@@ -80,6 +80,20 @@ def tokenize(
         variables=recipe.model.template,
         thought=thought,
         thinking=thinking_of(tokenizer, recipe.model) if thought is not None else None,
+    )
+
+
+def prompt_ids(
+    tokenizer: Any, prompt: Sequence[Message], recipe: Recipe, prefill: str = ""
+) -> list[int]:
+    """Return the ids of a prompt, as `tokenize` does, and of the given beginning of an answer."""
+    return encode(
+        tokenizer,
+        with_system(prompt, recipe.model.system),
+        prefill=prefill,
+        template=recipe.model.chat_template,
+        words=recipe.words_for(),
+        variables=recipe.model.template,
     )
 
 

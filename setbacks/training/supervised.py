@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.messages import with_system
-from setbacks.models.chat_template import encode, ending
+from setbacks.models.chat_template import ending
 from setbacks.models.loading import load_tokenizer
 from setbacks.recipe import Recipe
 from setbacks.records import Example
@@ -22,6 +21,7 @@ from setbacks.training import (
     learner,
     options,
     processes,
+    prompt_ids,
     save,
     schedule,
     tokenize,
@@ -145,14 +145,7 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
     )
     verdict = 0
     if example.verdict:
-        opening = encode(
-            tokenizer,
-            with_system(example.prompt, recipe.model.system),
-            prefill=example.verdict,
-            template=recipe.model.chat_template,
-            words=recipe.words_for(),
-            variables=recipe.model.template,
-        )
+        opening = prompt_ids(tokenizer, example.prompt, recipe, example.verdict)
         verdict = len(opening) - len(prompt)
     weights = [train.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
     if len(prompt) >= train.max_length:

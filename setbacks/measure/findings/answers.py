@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from setbacks.measure.formatting import change_with_p, counts, listed, percent
 from setbacks.measure.metrics import BALANCED, KINDS, MAIN, MANY, METRICS, TITLES, significant
-from setbacks.measure.results import Finding, Measurement, Overlap
+from setbacks.measure.results import Answered, Finding, Measurement, Overlap
 from setbacks.measure.substance import Substance
 from setbacks.records import Arm, Kind
 
@@ -53,29 +53,25 @@ def not_answered(results: Measurement) -> Iterator[Finding]:
 
 def reasoning(results: Measurement) -> Iterator[Finding]:
     """Yield a note where answers begin with the model's reasoning."""
-    table = {
-        arm.label: (row.reasoned, row.n)
-        for arm, row in results.data.responses.items()
-        if row.reasoned
-    }
-    if table:
+    if table := _counted(results, lambda row: row.reasoned):
         yield Finding(
             "note",
             f"Some answers begin with the model's reasoning: {counts(table)}. The reasoning is "
             "not part of the answer: judges see only what follows it.",
         )
-    cut = {
-        arm.label: (row.thoughts_cut, row.n)
-        for arm, row in results.data.responses.items()
-        if row.thoughts_cut
-    }
-    if cut:
+    if cut := _counted(results, lambda row: row.thoughts_cut):
         yield Finding(
             "note",
             f"Some thoughts were closed by force: {counts(cut)}. They were longer than "
             "`respond.sampling.max_thinking_tokens`, and the model might answer differently after "
             "a whole thought.",
         )
+
+
+def _counted(results: Measurement, number: Callable[[Answered], int]) -> dict[str, tuple[int, int]]:
+    """Return how many answers are counted, of all, by the label of each arm that has some."""
+    rows = results.data.responses.items()
+    return {arm.label: (number(row), row.n) for arm, row in rows if number(row)}
 
 
 def degenerate(results: Measurement) -> Iterator[Finding]:
