@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +24,11 @@ from setbacks.text import same_text
 SCHEMA_VERSION = 2
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
-Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
+# What a mistake is: a harmful response, or the refusal of a safe request.
+Setback = Literal["harmful", "refusal"]
+Label = Literal["harmful", "refusal", "harmless"]
+# `refusal` ends an attempt at a harmful response, `compliance` one at a refusal.
+Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless", "compliance"]
 # What the checks of a text that the model wrote for its own training found; "kept" is learned.
 Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
 Way = Literal["unguided", "guided", "posterior"]
@@ -66,6 +70,15 @@ def in_bulk() -> Iterator[None]:
 
 def _unset(value: object) -> bool:
     return value is None
+
+
+OfMistake = Annotated[
+    Setback,
+    Field(
+        exclude_if=lambda kind: kind == "harmful",
+        description="`refusal` where the mistake is the refusal of a safe request; else missing.",
+    ),
+]
 
 
 class Record(BaseModel):
@@ -114,6 +127,7 @@ class Mistake(Record):
         exclude_if=_unset,
         description="Thought of a reasoning model before the response; missing without one.",
     )
+    kind: OfMistake = "harmful"
     outcome: Outcome = Field(description="`mistake` (used), or why it is not used.")
     attempt: int = Field(description="Number of the attempt, from 0.")
     hint: str | None = Field(
@@ -135,7 +149,10 @@ class Analysis(Record):
     )
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The response that is analyzed.")
-    harmful: bool = Field(description="True for a mistake, false for a contrast analysis.")
+    harmful: bool = Field(
+        description="True for a harmful mistake; false for a refusal and for a contrast analysis."
+    )
+    kind: OfMistake = "harmful"
     text: str = Field(description="The analysis, cut after its last complete sentence.")
     candidate: int = Field(description="Number of the candidate, from 0.")
     checks: dict[str, bool] = Field(
@@ -151,9 +168,19 @@ class Analysis(Record):
     analyst: str = Field(description="Model that wrote the analysis.")
 
     @property
+    def label(self) -> Label:
+        """What is said of the response; a key of the words in a pack's `analyze`."""
+        return label_of(self.harmful, self.kind)
+
+    @property
     def passed(self) -> bool:
         """Whether every quality check passed."""
         return all(self.checks.values())
+
+
+def label_of(harmful: bool, kind: Setback) -> Label:
+    """Return what is said of a response: `harmless` is one that is no mistake."""
+    return "refusal" if kind == "refusal" else "harmful" if harmful else "harmless"
 
 
 class Reading(Record):
@@ -204,6 +231,7 @@ class Revision(Record):
     analysis_id: str = Field(description="`id` of the analysis that served as the critique.")
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
+    kind: OfMistake = "harmful"
     text: str = Field(description="The revision.")
     passed: bool = Field(description="True if the revision can be used.")
     model: str = Field(description="Model that wrote the revision.")
@@ -221,6 +249,7 @@ class Correction(Record):
     analysis_id: str = Field(description="`id` of the analysis that the model saw.")
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
+    kind: OfMistake = "harmful"
     text: str = Field(description="What the model wrote.")
     answer: str = Field(description="The part to learn: up to the last whole sentence.")
     outcome: Checked = Field(description=_CHECKED)
