@@ -188,6 +188,7 @@ class Reading(Record):
 
     response_id: str = Field(description="`id` of the mistake, or of the benign response.")
     harmful: bool = Field(description="Label of the response.")
+    kind: OfMistake = "harmful"
     p_harmful: float = Field(
         description='Probability, 0 to 1, that the model says "harmful" rather than "harmless" '
         "to the neutral question."
@@ -195,6 +196,11 @@ class Reading(Record):
     text: str | None = Field(
         None, description="The analysis that the trained model writes; null before training."
     )
+
+    @property
+    def label(self) -> Label:
+        """As `Analysis.label`."""
+        return label_of(self.harmful, self.kind)
 
 
 class Example(Record):
@@ -246,7 +252,10 @@ _CHECKED = (
 class Correction(Record):
     """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
 
-    analysis_id: str = Field(description="`id` of the analysis that the model saw.")
+    analysis_id: str = Field(
+        description="`id` of the analysis of the mistake, which the model saw unless it wrote the "
+        "first answer to a refused request."
+    )
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
     kind: OfMistake = "harmful"

@@ -293,6 +293,7 @@ class Analyses:
     failures: Mapping[str, int]
     mistakes: AnalysesOf
     contrast: AnalysesOf
+    refusals: AnalysesOf | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,7 @@ class Data:
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]
     mislabelled: tuple[Mislabeled, ...]
+    refusals: Induction | None = field(default=None, metadata=OPTIONAL)  # of safe prompts
 
 
 class LossRow(TypedDict):
@@ -418,6 +420,14 @@ class Writing:
 
 
 @dataclass(frozen=True)
+class Refusals:
+    """Shares of the trained model's analyses that say that it was wrong to refuse."""
+
+    of_refusals: Estimate
+    of_benign: Estimate  # responses that refuse nothing
+
+
+@dataclass(frozen=True)
 class Introspection:
     """The model's own verdicts before and after training, and its analyses afterwards."""
 
@@ -425,6 +435,7 @@ class Introspection:
     after: Spoken | None
     written: Writing | None
     words_learnt: float | None
+    refusals: Refusals | None = field(default=None, metadata=OPTIONAL)
 
 
 # -- all of it --------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ A teacher with privileged context is the idea of self-distillation fine-tuning (
 2601.19897) and of on-policy self-alignment (OPSA, arXiv 2605.15239). This is its offline form: the
 teacher writes first, a judge checks its texts for form and harm, and the student learns those that
 pass.
+
+For a refused safe request, the teacher is the untrained model without guidance, which mostly
+answers by itself. Only where it does not, it is given its refusal and the analysis of it.
 """
 
 from __future__ import annotations
@@ -20,11 +23,28 @@ from pydantic import Field
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker
 from setbacks.messages import Prompt, reworded, transcript
-from setbacks.methods import Method, answers, example, mistake_sources, mixed
+from setbacks.methods import (
+    Method,
+    answers,
+    example,
+    mistake_sources,
+    mixed,
+    refusal_sources,
+    share_of_refusals,
+)
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill
 from setbacks.recipe import Recipe, Sampling, Source, Sources, Train
-from setbacks.records import Analysis, Completion, Correction, Example, Request, digest
+from setbacks.records import (
+    Analysis,
+    Completion,
+    Correction,
+    Example,
+    Request,
+    Setback,
+    digest,
+)
+from setbacks.runs.journal import Journal
 from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
@@ -68,12 +88,26 @@ class Options(Train):
     )
 
 
+MAX_HARMFUL = 0.5  # of an answer to a safe request: the judge rates it as if that were harmful
+KINDS: dict[Setback, str] = {"harmful": "correction", "refusal": "refusal_correction"}
+
+
 class Draft(NamedTuple):
-    """One answer to generate by the teacher."""
+    """One answer to generate by the teacher.
+
+    Args:
+        id: of the correction.
+        analysis: of the mistake.
+        prompt: what the teacher is told.
+        told: whether that is more than the instruction.
+        opening: how the answer begins.
+        sample: number of the answer.
+    """
 
     id: str
     analysis: Analysis
     prompt: Prompt
+    told: bool
     opening: str
     sample: int
 
@@ -86,73 +120,45 @@ class MistakeDistillation(Method):
     uses_mistakes = True
     checks_texts = True
     outputs = ("corrections.jsonl",)
-    reads = ("words.*.guided", "words.*.correct", "words.*.policy.guided", "policy")
+    reads = (
+        "words.*.guided",
+        "words.*.correct",
+        "words.*.revise_refusal",
+        "words.*.policy.guided",
+        "policy",
+    )
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake; check the answers."""
-        recipe, options = run.recipe, _options(run.recipe)
-        engine = run.engine(recipe.model)
-        drafts = [draft for one in _subjects(recipe, analyses) for draft in _drafts(recipe, one)]
-        checker = Checker(options.judge, run)
-
-        def about_prompt(draft: Draft, answer: str) -> bool:
-            words = recipe.words_for(draft.analysis.language)
-            return re.search(words["correct"]["about_prompt"], answer) is not None
-
-        def request(draft: Draft) -> Request:
-            return Request(draft.prompt, seed=int(draft.id, 16), prefill=draft.opening)
-
-        def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
-            items = [
-                Item(
-                    draft.id,
-                    draft.analysis.instruction,
-                    _beginning(one.text, draft.opening, options.sentences),
-                    language=draft.analysis.language,
-                    finish=one.finish,
-                )
-                for draft, one in zip(batch, completions, strict=True)
-            ]
-            checks = checker.check(
-                items,
-                declines=True,
-                max_harmful=options.max_harmful,
-                guidance=[transcript(draft.prompt) for draft in batch],
-            )
-            return [
-                Correction(
-                    id=draft.id,
-                    analysis_id=draft.analysis.id,
-                    instruction=draft.analysis.instruction,
-                    response=draft.analysis.response,
-                    text=one.text,
-                    answer=check.answer,
-                    outcome="degenerate" if about_prompt(draft, check.answer) else check.outcome,
-                    sample=draft.sample,
-                    model=engine.name,
-                )
-                for draft, one, check in zip(batch, completions, checks, strict=True)
-            ]
-
+        recipe = run.recipe
         journal = run.journal("corrections.jsonl", Correction)
-        work = run.work(journal, "train", planned(engine, drafts, request), "corrections")
-        for batch, completions in work.generated(engine, request, options.correct):
-            work.commit(batch, records(batch, completions), completions)
+        harmful = _subjects(recipe, analyses, "harmful")
+        _write(
+            run, journal, "harmful", [draft for one in harmful for draft in _drafts(recipe, one)]
+        )
+        refusals = _subjects(recipe, analyses, "refusal")
+        answered = _write(run, journal, "refusal", [_plain_draft(recipe, one) for one in refusals])
+        if _options(recipe).context == "analysis":
+            left = [one for one in refusals if one.id not in answered]
+            _write(run, journal, "refusal", [_told_draft(recipe, one) for one in left])
         return journal.finish()
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, every safe answer, and helpful answers."""
-        own = {
-            (learned := example("correction", one.instruction, one.answer, [one.id])).id: learned
-            for one in corrections
-            if one.outcome == "kept"
-        }
-        return mixed(recipe, [*own.values(), *answers("safe", recipe.train.safe)])
+        own: dict[Setback, dict[str, Example]] = {kind: {} for kind in KINDS}
+        for one in corrections:
+            if one.outcome == "kept":
+                learned = example(KINDS[one.kind], one.instruction, one.answer, [one.id])
+                own[one.kind][learned.id] = learned
+        harmful, refusals = own["harmful"].values(), [*own["refusal"].values()]
+        put_right = share_of_refusals(recipe, refusals, len(harmful))
+        return mixed(recipe, [*harmful, *put_right, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
         return {
             "correction": mistake_sources(recipe),
+            "refusal_correction": refusal_sources(recipe),
             "safe": recipe.train.safe,
             "helpful": recipe.train.helpful,
         }
@@ -160,6 +166,64 @@ class MistakeDistillation(Method):
 
 def _options(recipe: Recipe) -> Options:
     return cast(Options, recipe.train)
+
+
+def _write(
+    run: Session, journal: Journal[Correction], kind: Setback, drafts: Sequence[Draft]
+) -> set[str]:
+    """Have the teacher write drafts, and check them; return the ids of the analyses put right."""
+    recipe, options = run.recipe, _options(run.recipe)
+    engine = run.engine(recipe.model)
+    checker = Checker(options.judge, run)
+    harmful = kind == "harmful"
+    sampling = options.correct if harmful else options.helpful_sampling
+
+    def about_prompt(draft: Draft, answer: str) -> bool:
+        words = recipe.words_for(draft.analysis.language)
+        return draft.told and re.search(words["correct"]["about_prompt"], answer) is not None
+
+    def request(draft: Draft) -> Request:
+        return Request(draft.prompt, seed=int(draft.id, 16), prefill=draft.opening)
+
+    def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
+        items = [
+            Item(
+                draft.id,
+                draft.analysis.instruction,
+                _beginning(one.text, draft.opening, options.sentences if harmful else None),
+                language=draft.analysis.language,
+                finish=one.finish,
+            )
+            for draft, one in zip(batch, completions, strict=True)
+        ]
+        checks = checker.check(
+            items,
+            declines=harmful,
+            max_harmful=options.max_harmful if harmful else MAX_HARMFUL,
+            guidance=[transcript(draft.prompt) if draft.told else "" for draft in batch],
+        )
+        return [
+            Correction(
+                id=draft.id,
+                analysis_id=draft.analysis.id,
+                instruction=draft.analysis.instruction,
+                response=draft.analysis.response,
+                kind=kind,
+                text=one.text,
+                answer=check.answer,
+                outcome="degenerate" if about_prompt(draft, check.answer) else check.outcome,
+                sample=draft.sample,
+                model=engine.name,
+            )
+            for draft, one, check in zip(batch, completions, checks, strict=True)
+        ]
+
+    start = len(journal)
+    work = run.work(journal, "train", planned(engine, drafts, request), "corrections")
+    for batch, completions in work.generated(engine, request, sampling):
+        work.commit(batch, records(batch, completions), completions)
+    written = journal.records[start : start + len(drafts)]
+    return {one.analysis_id for one in written if one.outcome == "kept"}
 
 
 def _beginning(text: str, opening: str, sentences: int | None) -> str:
@@ -170,12 +234,12 @@ def _beginning(text: str, opening: str, sentences: int | None) -> str:
     return opening + kept if kept else text
 
 
-def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Return the best analysis of every mistake, by id, even if it failed its checks."""
-    harmful = [analysis for analysis in analyses if analysis.harmful]
-    by_response = {one.response_id: one for one in best(harmful, filtered=False)}
+def _subjects(recipe: Recipe, analyses: Sequence[Analysis], kind: Setback) -> list[Analysis]:
+    """Return the best analysis of every mistake of a kind, by id, even if it failed its checks."""
+    of_kind = [analysis for analysis in analyses if analysis.label == kind]
+    by_response = {one.response_id: one for one in best(of_kind, filtered=False)}
     if recipe.train.analyses != "unfiltered":
-        by_response |= {one.response_id: one for one in best(harmful)}
+        by_response |= {one.response_id: one for one in best(of_kind)}
     subjects = sorted(by_response.values(), key=lambda analysis: analysis.response_id)
     subjects = subjects[: recipe.train.most_analyses]
     if recipe.train.analyses != "shuffled":
@@ -188,7 +252,7 @@ def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
 
 
 def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
-    """Return the answers to generate for one analysis."""
+    """Return the answers to generate for the analysis of one harmful mistake."""
     words, options = recipe.words_for(analysis.language), _options(recipe)
     template = words["correct"]["prompt"] if options.context == "analysis" else "{guided}"
 
@@ -204,8 +268,27 @@ def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
             digest("correction", recipe.seed, analysis.response_id, analysis.id, number),
             analysis,
             prompt,
+            True,
             openings[(first + number) % len(openings)],
             number,
         )
         for number in range(options.samples)
     ]
+
+
+def _plain_draft(recipe: Recipe, analysis: Analysis) -> Draft:
+    """Return the answer to a refused request to generate from the request alone."""
+    id_ = digest("correction", recipe.seed, analysis.response_id, "plain")
+    return Draft(id_, analysis, analysis.instruction, False, "", 0)
+
+
+def _told_draft(recipe: Recipe, analysis: Analysis) -> Draft:
+    """Return the answer to generate given the refusal and the analysis of it."""
+    prompt = fill(
+        recipe.words_for(analysis.language)["revise_refusal"],
+        instruction=analysis.instruction,
+        response=analysis.response,
+        critique=analysis.text,
+    )
+    id_ = digest("correction", recipe.seed, analysis.response_id, analysis.id)
+    return Draft(id_, analysis, prompt, True, "", 1)

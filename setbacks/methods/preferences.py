@@ -2,7 +2,8 @@
 
 They come from a preference data set, or pair each safe answer with the mistake for the same
 instruction. The helpful mix becomes pairs, too: an answer is preferred to a refusal, so that
-refusing everything does not pay.
+refusing everything does not pay. The refusal of a safe request is rejected in favor of the answer
+in its data.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from setbacks.methods import (
     helpful_answers,
     mistake_sources,
     mistakes,
+    refused,
     safe,
     share,
 )
@@ -53,6 +55,7 @@ class PreferenceMethod(Method):
         refusals = recipe.train.safe
         return {
             "pair": _options(recipe).pairs or [*refusals, *mistake_sources(recipe)],
+            "refusal_pair": recipe.induce.refusals,
             "helpful_pair": [*recipe.train.helpful, *refusals],
         }
 
@@ -79,6 +82,16 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
             if (rejected := by_instruction.get(same_prompt(answer.instruction)))
             and rejected.response.strip() != answer.completion.strip()
         ]
+    own += [
+        example(
+            "refusal_pair",
+            row.text,
+            row.answer or "",
+            [row.id, refusal.response_id],
+            rejected=refusal.response,
+        )
+        for row, refusal in refused(recipe, analyses, len(own))
+    ]
     mix = [
         _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
         for index, answer in enumerate(

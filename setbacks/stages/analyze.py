@@ -78,7 +78,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     ]
 
     def request(subject: Subject) -> Request:
-        words = run.recipe.words_for(subject.language, broken=subject.category)["analyze"]
+        words = run.recipe.words_for(subject.language, broken=_broken(subject))["analyze"]
         label = subject.label
         return Request(
             prompt=fill(words[label], instruction=subject.instruction, response=subject.response),
@@ -125,6 +125,11 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     return analyses
 
 
+def _broken(subject: Subject) -> str | None:
+    """Return the clause that a response is known to break; one that is harmless breaks none."""
+    return subject.category if subject.harmful else None
+
+
 def _clause(recipe: Recipe, subject: Subject, text: str) -> str | None:
     """Return the clause of the policy that the analysis of a harmful response names, if any."""
     return named(text, [clause.id for clause in recipe.policy]) if subject.harmful else None
@@ -146,6 +151,7 @@ def examine(
         content words taken up from instruction and response (up to 10), and the distinct 3-grams.
     """
     contrary = words["analyze"][f"contradicts_{subject.label}"]
+    stated = words["analyze"]["states_refusal"] if subject.kind == "refusal" else ""
     stop = stop_words(words)
     said = words_of(text)
     # Refusals are alike: an analysis that takes up only their words fits all of them.
@@ -154,7 +160,8 @@ def examine(
     taken_up = {*said}.intersection(source) - stop
     varied = distinct(said)
     checks = {
-        "agrees": re.search(contrary, text, re.IGNORECASE) is None,
+        "agrees": re.search(contrary, text, re.IGNORECASE) is None
+        and re.search(stated, text, re.IGNORECASE) is not None,
         "on_topic": len(taken_up) >= recipe.min_overlap,
         "length": recipe.min_words <= len(said) <= recipe.max_words,
         "no_repetition": varied >= recipe.min_distinct,

@@ -48,6 +48,7 @@ def report(run: RunFolder) -> Report:
             comes first; or human labels belong to no response, or contradict each other.
     """
     responses, verdicts = collect(run)
+    corrections = run.records("corrections.jsonl", Correction)
     by_arm = {arm: responses[arm.name] for arm in run.arms()}
     results = measure(
         _info(run.recipe),
@@ -61,7 +62,8 @@ def report(run: RunFolder) -> Report:
         loss=cast(list[LossRow], json_lines(run.path / "loss.jsonl")),
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
-            "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "Corrections of mistakes": [one for one in corrections if one.kind == "harmful"],
+            "Answers to refused requests": [one for one in corrections if one.kind == "refusal"],
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
