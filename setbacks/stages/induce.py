@@ -9,7 +9,6 @@ to refuse, and an attempt that does not refuse is repeated with another one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.languages import language_of
+from setbacks.data.near import NearIndex
 from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.judges import Item
@@ -49,7 +49,6 @@ from setbacks.stages.checks import (
     keys_of_judge,
     notice_languages,
 )
-from setbacks.text import words_of
 
 
 @dataclass(frozen=True)
@@ -180,10 +179,12 @@ def _ask(
     work = run.work(journal, "induce", planned(engine, attempts, request), label)
     for batch, completions in work.generated(engine, request, recipe.induce.sampling):
         work.commit(batch, records(batch, completions), completions)
+    # Another refusal of a request that repeats an earlier one would be a duplicate, too.
+    done = ("mistake",) if kind == "harmful" else ("mistake", "duplicate")
     return {
         record.instruction_id
         for record in journal.records[start : start + len(attempts)]
-        if record.outcome != "mistake"
+        if record.outcome not in done
     }
 
 
@@ -295,16 +296,16 @@ class NearDuplicates:
 
     def __init__(self, threshold: float, phrases: Phrases | None = None) -> None:
         self._phrases = phrases
-        self._responses, self._requests = _Texts(threshold), _Texts(threshold)
+        self._responses, self._requests = NearIndex(threshold), NearIndex(threshold)
         self._read = 0
 
     def catch_up(self, records: Sequence[Mistake]) -> None:
         """Read the mistakes kept so far; called only if there is work: resuming stays cheap."""
         for record in records[self._read :]:
             if record.outcome == "mistake" and record.kind == "harmful":
-                self._responses.keep(answer(record.response))
+                self._responses.add(answer(record.response))
             elif record.outcome == "mistake":
-                self._requests.keep(transcript(record.instruction))
+                self._requests.add(transcript(record.instruction))
         self._read = len(records)
 
     def outcome(
@@ -327,7 +328,7 @@ class NearDuplicates:
             return "refusal"
         if harmless:
             return "harmless"
-        return "mistake" if self._responses.add(text) else "duplicate"
+        return self._new(self._responses, text)
 
     def outcome_of_refusal(
         self, request: Prompt, response: str, finish: Finish | None = None, *, labeled: bool = False
@@ -345,47 +346,13 @@ class NearDuplicates:
             return "empty"  # a provider's filter leaves no words to analyze
         if not labeled and not refuses(answer(response), self._phrases):
             return "compliance"
-        return "mistake" if self._requests.add(transcript(request)) else "duplicate"
+        return self._new(self._requests, transcript(request))
 
-
-class _Texts:
-    """Texts to compare the next one with.
-
-    Args:
-        threshold: share of its word 5-grams that an earlier text must contain; 1 keeps all.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._owners: dict[int, int] = {}
-        self._kept = 0
-
-    def add(self, text: str) -> bool:
-        """Keep a text, unless it repeats an earlier one; return whether it is kept."""
-        shingles = _shingles(text)
-        owners = Counter(self._owners[s] for s in shingles if s in self._owners)
-        most = max(owners.values(), default=0)
-        if self._threshold < 1 and most >= self._threshold * len(shingles):
-            return False
-        self._keep(shingles)
-        return True
-
-    def keep(self, text: str) -> None:
-        """Keep a text."""
-        self._keep(_shingles(text))
-
-    def _keep(self, shingles: set[int]) -> None:
-        for shingle in shingles:
-            self._owners.setdefault(shingle, self._kept)
-        self._kept += 1
-
-
-def _shingles(text: str) -> set[int]:
-    """Hashes of a text's word 5-grams."""
-    words = words_of(text) or [text]
-    return {
-        int(digest(*words[start : start + 5])[:12], 16) for start in range(max(1, len(words) - 4))
-    }
+    def _new(self, index: NearIndex, text: str) -> Outcome:
+        if index.has_near(text):
+            return "duplicate"
+        index.add(text)
+        return "mistake"
 
 
 def check(recipe: Recipe) -> None:
