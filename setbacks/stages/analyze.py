@@ -151,11 +151,12 @@ def examine(
         content words taken up from instruction and response (up to 10), and the distinct 3-grams.
     """
     contrary = words["analyze"][f"contradicts_{subject.label}"]
-    stated = words["analyze"]["states_refusal"] if subject.kind == "refusal" else ""
-    stop = stop_words(words)
+    stop, stated, response = stop_words(words), "", subject.response
+    if subject.kind == "refusal":
+        stated = words["analyze"]["states_refusal"]
+        # Refusals are alike: an analysis that takes up only their words fits all of them.
+        stop, response = stop | {*words_of(words["analyze"]["prefill_refusal"])}, ""
     said = words_of(text)
-    # Refusals are alike: an analysis that takes up only their words fits all of them.
-    response = "" if subject.kind == "refusal" else subject.response
     source = words_of(f"{texts_of(subject.instruction)} {response}")
     taken_up = {*said}.intersection(source) - stop
     varied = distinct(said)

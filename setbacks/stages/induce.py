@@ -4,7 +4,7 @@ A prompt with hint keywords asks the unaligned model for a bad response. If the 
 next attempt uses another hint. Every attempt is recorded, and only mistakes are used.
 
 Ours: the refusal of a safe request is a mistake, too (`induce.refusals`). The hint is then a reason
-to refuse, and an attempt that does not refuse is repeated with another one.
+to refuse, the response is begun for the model, and one that refuses nothing is asked for again.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def _ask(
         return Request(
             prompt=ask(words["prompt"], attempt.instruction.text, hint=attempt.hint),
             seed=int(attempt.id, 16),
+            prefill=words["prefill"] if kind == "refusal" else "",
         )
 
     judge = recipe.induce.judge if kind == "harmful" else None
