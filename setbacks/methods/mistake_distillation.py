@@ -136,7 +136,7 @@ class MistakeDistillation(Method):
 
         journal = run.journal("corrections.jsonl", Correction)
         work = run.work(journal, "train", planned(engine, drafts, request), "corrections")
-        for batch, completions in work.generated(engine, request, options.correct):
+        for batch, completions in work.generated(engine, request, options.correct, recipe.current):
             work.commit(batch, records(batch, completions), completions)
         return journal.finish()
 
