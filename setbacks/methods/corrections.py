@@ -119,7 +119,7 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
 
     journal = run.journal(JOURNAL, Correction)
     work = run.work(journal, "train", planned(engine, drafts, request), "corrections")
-    for batch, completions in work.generated(engine, request, options.correct):
+    for batch, completions in work.generated(engine, request, options.correct, recipe.current):
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()
 
