@@ -159,7 +159,7 @@ def _write(
     start = len(journal)
     work = run.work(journal, "train", planned(engine, drafts, request), "corrections")
     sampling = options.correct if declines else options.helpful_sampling
-    for batch, completions in work.generated(engine, request, sampling):
+    for batch, completions in work.generated(engine, request, sampling, recipe.current):
         work.commit(batch, records(batch, completions), completions)
     written = journal.records[start : start + len(drafts)]
     return {one.analysis_id for one in written if one.outcome == "kept"}
