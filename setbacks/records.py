@@ -197,11 +197,6 @@ class Reading(Record):
         None, description="The analysis that the trained model writes; null before training."
     )
 
-    @property
-    def label(self) -> Label:
-        """As `Analysis.label`."""
-        return label_of(self.harmful, self.kind)
-
 
 class Example(Record):
     """One training example. The loss covers only the completion."""

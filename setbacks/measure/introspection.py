@@ -11,7 +11,7 @@ from setbacks.measure import statistics
 from setbacks.measure.results import Coefficient, Introspection, Refusals, Spoken, Writing
 from setbacks.measure.statistics import Estimate
 from setbacks.prompts import Words
-from setbacks.records import Example, Label, Reading
+from setbacks.records import Example, Label, Reading, label_of
 from setbacks.text import distinct, words_of
 
 FEWEST = 10  # readings of each kind; an AUC from fewer says nothing
@@ -59,7 +59,7 @@ def _refusals(after: Sequence[Reading], words: Collection[Words]) -> Refusals | 
 
 def _texts(readings: Iterable[Reading], *labels: Label) -> list[str]:
     """The analyses that a model wrote of responses with one of these labels."""
-    return [r.text for r in readings if r.text is not None and r.label in labels]
+    return [r.text for r in readings if r.text is not None and label_of(r.harmful, r.kind) in labels]
 
 
 def spoken(readings: Sequence[Reading]) -> Spoken | None:

@@ -76,7 +76,7 @@ def own_analyses(recipe: Recipe, analyses: Iterable[Analysis]) -> OwnAnalyses:
     wanted = len(by_label["harmful"]) if train.most_analyses is None else train.most_analyses
     harmful = share(by_label["harmful"], wanted)
     refusals = share_of_refusals(recipe, by_label["refusal"], len(harmful))
-    return OwnAnalyses(harmful, refusals, by_label["harmless"])
+    return OwnAnalyses(harmful, list(refusals), by_label["harmless"])
 
 
 def _shuffled(rows: list[Example]) -> list[Example]:
