@@ -61,6 +61,7 @@ from setbacks.recipe.sections import (
     Lora,
     Mix,
     Posterior,
+    Preflight,
     Respond,
     Suite,
     Train,
@@ -88,6 +89,7 @@ __all__ = [
     "OptionsOf",
     "PartSection",
     "Posterior",
+    "Preflight",
     "Recipe",
     "Respond",
     "Sampling",
@@ -135,6 +137,7 @@ class Recipe(Section):
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
+    preflight: Preflight = Field(Preflight(), description="Checks before training.")
     train: SerializeAsAny[Train] = Field(
         default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
     )
