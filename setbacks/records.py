@@ -219,6 +219,12 @@ class Example(Record):
         "weight.",
     )
     rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
+    replayed_from: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Name of the earlier run that it was taken from (`train.replay`); missing in "
+        "an example of this run.",
+    )
 
     @property
     def instruction(self) -> Prompt:

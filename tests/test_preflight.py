@@ -99,6 +99,12 @@ def test_the_teacher_is_that_of_the_recipe(opened, fake_engine):
     assert sum(len(batch) for batch, _ in batches) == 48
 
 
+def test_the_teacher_has_the_adapter_of_the_model_to_align(opened, fake_engine, tmp_path):
+    preflight(opened(adapter=str(tmp_path / "adapter")), ANALYSES, alone=True)
+    teacher = [a for batch, _, a in fake_engine.batches if "Rating" not in batch[0].prompt]
+    assert {*teacher} == {tmp_path / "adapter"}
+
+
 def test_the_sample_has_the_best_analysis_of_each_mistake_up_to_a_limit(opened):
     given = [analysis(1, passed=False, candidate=1), *ANALYSES, analysis(99, harmful=False)]
     flips = preflight(opened(preflight={"mistakes": 10}), given, alone=True).flips
@@ -198,9 +204,8 @@ def test_what_is_said_before_training(analysis, shuffled, level, says):
     rates = flip_report(flips_of(none=30, guidance=50, analysis=analysis, shuffled=shuffled))
     finding = flip_finding(rates)
     assert finding.level == level and says in finding.text
-    assert ("Guidance alone turns 83.3 %, and the instruction alone 50.0 %" in finding.text) == (
-        level == "warning"
-    )
+    others = "Guidance alone turns 83.3 %, and the instruction alone 50.0 %"
+    assert (others in finding.text) == (level == "warning")
 
 
 def test_the_warning_comes_before_training(opened, fake_engine, monkeypatch, caplog):

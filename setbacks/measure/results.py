@@ -298,10 +298,11 @@ class Analyses:
 
 @dataclass(frozen=True)
 class Examples:
-    """Training examples of one kind."""
+    """Training examples of one kind; `replayed` of them come from earlier runs."""
 
     n: int
     mean_characters: float
+    replayed: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
 
     journal = run.journal("corrections.jsonl", Correction)
     work = run.work(journal, "train", planned(engine, drafts, Draft.request), "corrections")
-    for batch, completions in work.generated(engine, Draft.request, teacher.options.correct):
+    answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
+    for batch, completions in answers:
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()
 

@@ -62,6 +62,7 @@ from setbacks.recipe.sections import (
     Mix,
     Posterior,
     Preflight,
+    Replay,
     Respond,
     Suite,
     Train,
@@ -91,6 +92,7 @@ __all__ = [
     "Posterior",
     "Preflight",
     "Recipe",
+    "Replay",
     "Respond",
     "Sampling",
     "Section",
@@ -130,6 +132,12 @@ class Recipe(Section):
         "They go into the guidance, the analysis, and the rubric of the judge `llm`.",
     )
     model: EngineField = Field(default_factory=Engine, description="Model to align.")
+    adapter: LocalPath = Field(
+        None,
+        description="Folder of a PEFT adapter of `model`: the model to align has it. That model "
+        "makes and analyzes the mistakes and is the untrained arm, and training continues from "
+        "it; null: none.",
+    )
     instructions: Sources = Field(
         [Source(source="builtin:redteam", split="train")],
         description="Data sets with red-team instructions, to induce mistakes.",
@@ -209,6 +217,16 @@ class Recipe(Section):
     def train_seed(self) -> int:
         """The seed of the training."""
         return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def current(self) -> Path | None:
+        """The adapter of the model before training; None without one."""
+        return None if self.adapter is None else Path(self.adapter)
+
+    @property
+    def start(self) -> Path | None:
+        """The adapter that training continues; None for a new one."""
+        return self.current if self.train.start is None else Path(self.train.start)
 
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Recipe:

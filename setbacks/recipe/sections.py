@@ -10,6 +10,7 @@ from setbacks.data import Source
 from setbacks.recipe.models import EngineField, JudgeField, Sampling
 from setbacks.recipe.parts import (
     DOTTED,
+    LOCAL,
     LocalPath,
     PartSection,
     Section,
@@ -169,6 +170,20 @@ class Lora(Section):
     )
 
 
+class Replay(Section):
+    """Examples of earlier runs, mixed in so that the model keeps what it has learned."""
+
+    runs: Annotated[list[str], LOCAL] = Field(
+        [], description="Folders of earlier runs, trained by the same method; []: no replay."
+    )
+    share: float = Field(
+        0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Examples of earlier runs per example of this run.",
+    )
+
+
 class Train(PartSection):
     """Step 3, unguided-analysis fine-tuning, with the method's options."""
 
@@ -240,8 +255,11 @@ class Train(PartSection):
         None, ge=1, description="Number of training steps; replaces `epochs`."
     )
     start: LocalPath = Field(
-        None, description="Folder of an adapter to start from; null: a new adapter."
+        None,
+        description="Folder of an adapter to start from; null: the recipe's `adapter`, or a new "
+        "one. Mistakes and the untrained arm come from the model without it.",
     )
+    replay: Replay = Field(Replay(), description="Examples of earlier runs to mix in.")
     quantize: Literal["4bit"] | None = Field(
         None,
         description="Quantization of the base weights: `4bit` (QLoRA; needs CUDA and bitsandbytes) "

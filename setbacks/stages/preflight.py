@@ -88,7 +88,8 @@ def flips(run: Session, analyses: Sequence[Analysis]) -> Sequence[Flip]:
     journal = run.journal("flips.jsonl", Flip)
     plan = planned(engine, [draft for _, draft in drafts], Draft.request)
     work = run.work(journal, "preflight", plan, "flip rate")
-    for batch, completions in work.generated(engine, Draft.request, teacher.options.correct):
+    answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
+    for batch, completions in answers:
         work.commit(batch, records(batch, completions), completions)
     measured = journal.finish()
     finding = flip_finding(flip_report(measured))

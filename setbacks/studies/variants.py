@@ -33,11 +33,12 @@ from setbacks.signals import Tie
 # The recipe's keys that mistakes, and the untrained model's answers to suites and to
 # `train.helpful`, depend on.
 _WORDS = ("language", "words", "policy")
-_MISTAKES = ("seed", *_WORDS, "model", "instructions", "induce")
-_ANSWERS = ("seed", *_WORDS, "model", "evaluate", "respond")
+_MODEL = ("model", "adapter")
+_MISTAKES = ("seed", *_WORDS, *_MODEL, "instructions", "induce")
+_ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
 _FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
 _OWN_ANSWERS = (
-    *("seed", *_WORDS, "model"),
+    *("seed", *_WORDS, *_MODEL),
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
 )
 
