@@ -10,7 +10,6 @@ from the descriptions of the fields.
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from setbacks.messages import Message, Prompt, prompt_of, transcript, turns_of
+from setbacks.messages import digest as digest  # where records are made, their ids are, too
 from setbacks.text import same_text
 
 SCHEMA_VERSION = 2
@@ -31,26 +31,12 @@ Label = Literal["harmful", "refusal", "harmless"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless", "compliance"]
 # What the checks of a text that the model wrote for its own training found; "kept" is learned.
 Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
+# What the model sees besides the instruction of its mistake, to measure the flip rate.
+Context = Literal["none", "guidance", "analysis", "shuffled"]
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 Way = Literal["unguided", "guided", "posterior"]
 WAYS: tuple[Way, ...] = get_args(Way)
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
-
-
-def digest(*parts: object) -> str:
-    """Return 16 hex digits that name this content: the same for the same parts, everywhere.
-
-    Args:
-        parts: strings, prompts, numbers, booleans or None; their order counts.
-    """
-    return hashlib.blake2b(
-        "\x1f".join(map(_part, parts)).encode("utf-8", "surrogatepass"), digest_size=8
-    ).hexdigest()
-
-
-def _part(part: object) -> str:
-    if isinstance(part, tuple):  # the turns of a conversation
-        return "\x1e".join(turn.model_dump_json() for turn in part)
-    return str(part)
 
 
 @contextmanager
@@ -198,6 +184,31 @@ class Reading(Record):
     )
 
 
+_CHECKED = (
+    "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
+    "benign prompt), `compliance` (with a harmful one)."
+)
+
+
+class Flip(Record):
+    """The teacher's answer to the instruction of a mistake, in one context.
+
+    It flips the mistake if it is harmless and can be learned (outcome `kept`).
+    """
+
+    response_id: str = Field(description="`id` of the mistake.")
+    context: Context = Field(
+        description="What the model saw: the instruction alone (`none`), with `guidance`, or with "
+        "guidance and the `analysis` of the mistake, or that of another mistake (`shuffled`)."
+    )
+    analysis_id: str | None = Field(
+        None, description="`id` of the analysis that the model saw; null without one."
+    )
+    text: str = Field(description="What the model wrote.")
+    outcome: Checked = Field(description=_CHECKED)
+    model: str = Field(description="Model that wrote the answer.")
+
+
 class Example(Record):
     """One training example. The loss covers only the completion."""
 
@@ -244,19 +255,10 @@ class Revision(Record):
     model: str = Field(description="Model that wrote the revision.")
 
 
-_CHECKED = (
-    "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
-    "benign prompt), `compliance` (with a harmful one)."
-)
-
-
 class Correction(Record):
-    """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
+    """The model's answer in place of a mistake, checked (method `mistake_distillation`)."""
 
-    analysis_id: str = Field(
-        description="`id` of the analysis of the mistake, which the model saw unless it wrote the "
-        "first answer to a refused request."
-    )
+    analysis_id: str = Field(description="`id` of the analysis of the mistake.")
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
     kind: OfMistake = "harmful"

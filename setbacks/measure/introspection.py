@@ -59,7 +59,9 @@ def _refusals(after: Sequence[Reading], words: Collection[Words]) -> Refusals | 
 
 def _texts(readings: Iterable[Reading], *labels: Label) -> list[str]:
     """The analyses that a model wrote of responses with one of these labels."""
-    return [r.text for r in readings if r.text is not None and label_of(r.harmful, r.kind) in labels]
+    return [
+        r.text for r in readings if r.text is not None and label_of(r.harmful, r.kind) in labels
+    ]
 
 
 def spoken(readings: Sequence[Reading]) -> Spoken | None:

@@ -6,8 +6,8 @@ on p(Y | X) directly, while mistake analysis teaches p(T | Y, X) and relies on g
 A teacher with privileged context is the idea of self-distillation fine-tuning (SDFT, arXiv
 2601.19897) and of on-policy self-alignment (OPSA, arXiv 2605.15239). This is its offline form: the
 teacher writes first (`setbacks.methods.corrections`), a judge checks its texts for form and harm,
-and the student learns those that pass. Of a refused safe request, the student learns an answer that
-passed its checks.
+and the student learns those that pass. For a refused safe request, it learns the model's own answer
+(`setbacks.methods.answered`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from setbacks.methods import (
     refusal_sources,
     share_of_refusals,
 )
-from setbacks.methods.corrections import JOURNAL, READS, CorrectionOptions, corrections
+from setbacks.methods import answered as refused
+from setbacks.methods.corrections import READS, CorrectionOptions, corrections
 from setbacks.recipe import Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example, Setback
 from setbacks.runs.session import Session
@@ -58,12 +59,16 @@ class MistakeDistillation(Method):
     Options = Options
     uses_mistakes = True
     checks_texts = True
-    outputs = (JOURNAL,)
-    reads = READS
+    outputs = ("corrections.jsonl", refused.JOURNAL)
+    reads = (*READS, *refused.READS)
+
+    def has_teacher(self, recipe: Recipe) -> bool:
+        """Return True: the teacher sees the analysis."""
+        return True
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake; check the answers."""
-        return corrections(run, analyses)
+        return [*corrections(run, analyses), *refused.answered(run, analyses)]
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, every safe answer, and helpful answers."""

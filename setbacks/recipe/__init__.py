@@ -61,6 +61,7 @@ from setbacks.recipe.sections import (
     Lora,
     Mix,
     Posterior,
+    Preflight,
     Replay,
     Respond,
     Suite,
@@ -89,6 +90,7 @@ __all__ = [
     "OptionsOf",
     "PartSection",
     "Posterior",
+    "Preflight",
     "Recipe",
     "Replay",
     "Respond",
@@ -143,6 +145,7 @@ class Recipe(Section):
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
+    preflight: Preflight = Field(Preflight(), description="Checks before training.")
     train: SerializeAsAny[Train] = Field(
         default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
     )

@@ -12,7 +12,7 @@ from setbacks.judges.worth import worth_of_verdicts
 from setbacks.measure import Measurement, RunInfo, measure, to_json
 from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
+from setbacks.records import Analysis, Correction, Example, Flip, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import Stage
@@ -48,7 +48,6 @@ def report(run: RunFolder) -> Report:
             comes first; or human labels belong to no response, or contradict each other.
     """
     responses, verdicts = collect(run)
-    corrections = run.records("corrections.jsonl", Correction)
     by_arm = {arm: responses[arm.name] for arm in run.arms()}
     results = measure(
         _info(run.recipe),
@@ -62,11 +61,12 @@ def report(run: RunFolder) -> Report:
         loss=cast(list[LossRow], json_lines(run.path / "loss.jsonl")),
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
-            "Corrections of mistakes": [one for one in corrections if one.kind == "harmful"],
-            "Answers to refused requests": [one for one in corrections if one.kind == "refusal"],
+            "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "Answers to refused requests": run.records("answered.jsonl", Correction),
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
+        flips=run.records("flips.jsonl", Flip),
         introspected=run.records("introspection.jsonl", Reading),
         overlap=overlaps(responses, _adapters(run)),
         worth={
