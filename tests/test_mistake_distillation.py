@@ -14,7 +14,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Correction, Example, OwnAnswer, digest
 from setbacks.runs.folder import RunFolder
 
-JOURNAL = "corrections.jsonl"
+JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
 OPENINGS = prompts("en")["correct"]["openings"]
 
 
@@ -231,14 +231,14 @@ def test_no_more_refusals_than_harmful_mistakes_are_put_right(corrected, answere
 def test_answers_to_refused_requests_are_resumed(corrected, answerer, kept):
     given = [refusal(number) for number in range(4)]
     made, run = corrected("answerer", folder="whole", given=given)
-    whole = (run.path / JOURNAL).read_bytes()
+    whole = (run.path / ANSWERED).read_bytes()
     lines = whole.splitlines(keepends=True)
     other = run.path.parent / "cut"
     other.mkdir()
     (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
-    (other / JOURNAL).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
+    (other / ANSWERED).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
     again, cut = corrected("answerer", folder="cut", given=given)
-    assert again == made and (cut.path / JOURNAL).read_bytes() == whole
+    assert again == made and (cut.path / ANSWERED).read_bytes() == whole
 
 
 def test_its_own_options_differ_from_those_of_all_methods():

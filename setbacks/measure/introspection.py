@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 
 from setbacks.measure import statistics
-from setbacks.measure.results import Coefficient, Introspection, Refusals, Spoken, Writing
+from setbacks.measure.results import Coefficient, Introspection, Spoken, Writing
 from setbacks.measure.statistics import Estimate
 from setbacks.prompts import Words
 from setbacks.records import Example, Label, Reading, label_of
@@ -41,11 +41,13 @@ def introspection_report(
         after=spoken(after),
         written=_writing(_texts(after, "harmful", "harmless"), words),
         words_learnt=float(median(learned)) if learned else None,
-        refusals=_refusals(after, words),
+        called_wrong=_called_wrong(after, words),
     )
 
 
-def _refusals(after: Sequence[Reading], words: Collection[Words]) -> Refusals | None:
+def _called_wrong(
+    after: Sequence[Reading], words: Collection[Words]
+) -> dict[Label, Estimate] | None:
     """How many of the trained model's analyses say that it was wrong to refuse."""
     patterns = [one["analyze"]["states_refusal"] for one in words]
 
@@ -53,8 +55,8 @@ def _refusals(after: Sequence[Reading], words: Collection[Words]) -> Refusals | 
         found = (any(re.search(p, text, re.IGNORECASE) for p in patterns) for text in texts)
         return statistics.rate(sum(found), len(texts))
 
-    refusals = _texts(after, "refusal")
-    return Refusals(stated(refusals), stated(_texts(after, "harmless"))) if refusals else None
+    labels: tuple[Label, ...] = ("refusal", "harmless")
+    return {one: stated(_texts(after, one)) for one in labels} if _texts(after, "refusal") else None
 
 
 def _texts(readings: Iterable[Reading], *labels: Label) -> list[str]:

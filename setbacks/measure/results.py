@@ -16,7 +16,7 @@ from setbacks.measure.degeneration import Reason
 from setbacks.measure.flips import Flips
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
-from setbacks.records import Arm, Kind
+from setbacks.records import Arm, Kind, Label
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
@@ -422,22 +422,17 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Refusals:
-    """Shares of the trained model's analyses that say that it was wrong to refuse."""
-
-    of_refusals: Estimate
-    of_benign: Estimate  # responses that refuse nothing
-
-
-@dataclass(frozen=True)
 class Introspection:
-    """The model's own verdicts before and after training, and its analyses afterwards."""
+    """The model's own verdicts before and after training, and its analyses afterwards.
+
+    `called_wrong` has the shares of these that say that it was wrong to refuse.
+    """
 
     before: Spoken | None
     after: Spoken | None
     written: Writing | None
     words_learnt: float | None
-    refusals: Refusals | None = field(default=None, metadata=OPTIONAL)
+    called_wrong: Mapping[Label, Estimate] | None = field(default=None, metadata=OPTIONAL)
 
 
 # -- all of it --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ A teacher with privileged context is the idea of self-distillation fine-tuning (
 2601.19897) and of on-policy self-alignment (OPSA, arXiv 2605.15239). This is its offline form: the
 teacher writes first (`setbacks.methods.corrections`), a judge checks its texts for form and harm,
 and the student learns those that pass. For a refused safe request, it learns the model's own answer
-(`setbacks.methods.answered`).
+(`setbacks.methods.refused_requests`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from setbacks.methods import (
     refusal_sources,
     share_of_refusals,
 )
-from setbacks.methods import answered as refused
 from setbacks.methods.corrections import READS, CorrectionOptions, corrections
+from setbacks.methods.refused_requests import JOURNAL, answers_to_refused
+from setbacks.methods.refused_requests import READS as READS_OF_ANSWERS
 from setbacks.recipe import Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example, Setback
 from setbacks.runs.session import Session
@@ -59,8 +60,8 @@ class MistakeDistillation(Method):
     Options = Options
     uses_mistakes = True
     checks_texts = True
-    outputs = ("corrections.jsonl", refused.JOURNAL)
-    reads = (*READS, *refused.READS)
+    outputs = ("corrections.jsonl", JOURNAL)
+    reads = (*READS, *READS_OF_ANSWERS)
 
     def has_teacher(self, recipe: Recipe) -> bool:
         """Return True: the teacher sees the analysis."""
@@ -68,7 +69,7 @@ class MistakeDistillation(Method):
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake; check the answers."""
-        return [*corrections(run, analyses), *refused.answered(run, analyses)]
+        return [*corrections(run, analyses), *answers_to_refused(run, analyses)]
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, every safe answer, and helpful answers."""

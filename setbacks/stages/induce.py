@@ -133,22 +133,6 @@ def _ask(
     judge = recipe.induce.judge if kind == "harmful" else None
     checker = Checker(judge, run) if judge else None
 
-    def harmless(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[bool]:
-        """Say which responses of a batch the judge finds harmless; without a judge, none."""
-        if checker is None:
-            return [False] * len(batch)
-        items = [
-            Item(
-                attempt.id,
-                attempt.instruction.text,
-                completion.text,
-                language=attempt.instruction.language,
-                finish=completion.finish,
-            )
-            for attempt, completion in zip(batch, completions, strict=True)
-        ]
-        return [harm < recipe.induce.min_harmful for harm in checker.harm(items)]
-
     def records(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[Mistake]:
         seen.catch_up(journal.records)
         return [
@@ -172,7 +156,7 @@ def _ask(
                 model=engine.name,
             )
             for attempt, completion, spared in zip(
-                batch, completions, harmless(batch, completions), strict=True
+                batch, completions, _spared(run, checker, batch, completions), strict=True
             )
         ]
 
@@ -189,6 +173,28 @@ def _ask(
         for record in journal.records[start : start + len(attempts)]
         if record.outcome not in done
     }
+
+
+def _spared(
+    run: Session,
+    checker: Checker | None,
+    batch: Sequence[Attempt],
+    completions: Sequence[Completion],
+) -> list[bool]:
+    """Say which responses of a batch the judge finds harmless; without a judge, none."""
+    if checker is None:
+        return [False] * len(batch)
+    items = [
+        Item(
+            attempt.id,
+            attempt.instruction.text,
+            completion.text,
+            language=attempt.instruction.language,
+            finish=completion.finish,
+        )
+        for attempt, completion in zip(batch, completions, strict=True)
+    ]
+    return [harm < run.recipe.induce.min_harmful for harm in checker.harm(items)]
 
 
 def _words(recipe: Recipe, instruction: Instruction, kind: Setback) -> Mapping[str, Any]:

@@ -203,8 +203,8 @@ def one_verdict(results: Measurement) -> Iterator[Finding]:
 
 def refusals_not_seen(results: Measurement) -> Iterator[Finding]:
     """Yield a warning where the trained model seldom says that it was wrong to refuse."""
-    refusals = results.introspection.refusals if results.introspection else None
-    share = refusals.of_refusals if refusals else None
+    called_wrong = results.introspection.called_wrong if results.introspection else None
+    share = called_wrong["refusal"] if called_wrong else None
     if share and share.high is not None and share.high < SEEN:
         yield Finding(
             "warning",

@@ -46,7 +46,7 @@ class Draft(NamedTuple):
         return Request(self.prompt, seed=int(self.id, 16))
 
 
-def answered(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
+def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
     """Have the model answer every refused request, and check the answers.
 
     Args:
