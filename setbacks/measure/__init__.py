@@ -33,6 +33,7 @@ from setbacks.records import (
     Arm,
     Correction,
     Example,
+    LeftOut,
     Mistake,
     OwnAnswer,
     Reading,
@@ -87,6 +88,7 @@ def measure(
     preflight: Sequence[Reading] = (),
     introspected: Sequence[Reading] = (),
     overlap: Sequence[Overlap] = (),
+    left_out: Sequence[LeftOut] = (),
     worth: Mapping[str, Sequence[Worth]] | None = None,
     gives: Mapping[str, Collection[str]] | None = None,
     costs: Sequence[Cost] = (),
@@ -109,16 +111,15 @@ def measure(
         preflight: what the model says of responses before training.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
-        worth: by judge, its agreement with human labels, a row for each source. A judge that is
-            missing was never measured. Without human labels of this run, rates are corrected by
-            these (Rogan-Gladen).
+        left_out: training prompts that were left out since a suite has them.
+        worth: by judge, its agreement with human labels, a row for each source; none if it was
+            not measured. Without human labels of this run, these correct rates (Rogan-Gladen).
         gives: by judge, the metrics that it is meant to give (`setbacks.judges.gives`), so that a
             metric without any score is noticed. Default: the metrics of which it gave scores.
         costs: what each stage took.
 
     Returns:
-        Rates in [0, 1], scores in 1-10; each estimate has its value, 95 % interval and n, in an
-        arm's row also the number of answers that should have a score.
+        Rates in [0, 1], scores in 1-10; each estimate with 95 % interval, n and the n expected.
 
     Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
     """
@@ -143,7 +144,7 @@ def measure(
         seed=run.seed,
         judges={judge: of_judge(judge) for judge in judges},
         agreement=agreement_report(responses, verdicts, [j for j in judges if j not in run.votes]),
-        data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
+        data=data_report(mistakes, analyses, checked or {}, examples, overlap, left_out, responses),
         thoughts=thought_report(responses, verdicts, thoughts or {}),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.words),

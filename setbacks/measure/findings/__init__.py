@@ -45,6 +45,7 @@ ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
     training.long_examples,
     training.loss_did_not_fall,
     answers.overlap,
+    answers.left_out,
     training.verdict_near_chance,
     training.verdict_moved,
     training.analyses_repeat,
