@@ -7,7 +7,6 @@ have the form of OpenAI's chat messages.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -165,20 +164,3 @@ def with_system(turns: Sequence[Message], system: str | None) -> list[Message]:
         both = f"{system}\n\n{turns[0].content}"
         return [turns[0].model_copy(update={"content": both}), *turns[1:]]
     return [Message(role="system", content=system), *turns]
-
-
-def digest(*parts: object) -> str:
-    """Return 16 hex digits that name this content: the same for the same parts, everywhere.
-
-    Args:
-        parts: strings, prompts, numbers, booleans or None; their order counts.
-    """
-    return hashlib.blake2b(
-        "\x1f".join(map(_part, parts)).encode("utf-8", "surrogatepass"), digest_size=8
-    ).hexdigest()
-
-
-def _part(part: object) -> str:
-    if isinstance(part, tuple):  # the turns of a conversation
-        return "\x1e".join(turn.model_dump_json() for turn in part)
-    return str(part)

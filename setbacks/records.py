@@ -1,4 +1,4 @@
-"""What flows through a run: records, one on each line of a journal, and requests to an engine.
+"""What flows through a run: records, one on each line of a journal.
 
 A record's `id` is derived from the content that it came from, never from the order of work, and a
 record names the records that it came from. `v` is the version of the schema. It grows when a field
@@ -10,15 +10,18 @@ from the descriptions of the fields.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from setbacks.messages import Message, Prompt, prompt_of, transcript, turns_of
-from setbacks.messages import digest as digest  # where records are made, their ids are, too
+from setbacks.messages import Message, Prompt, prompt_of, transcript
+from setbacks.requests import Completion as Completion
+from setbacks.requests import Finish as Finish
+from setbacks.requests import Request as Request
 from setbacks.text import same_text
 
 SCHEMA_VERSION = 2
@@ -36,7 +39,23 @@ Context = Literal["none", "guidance", "analysis", "shuffled"]
 CONTEXTS: tuple[Context, ...] = get_args(Context)
 Way = Literal["unguided", "guided", "posterior"]
 WAYS: tuple[Way, ...] = get_args(Way)
-Finish = Literal["stop", "length", "filter", "refusal", "failed"]
+
+
+def digest(*parts: object) -> str:
+    """Return 16 hex digits that name this content: the same for the same parts, everywhere.
+
+    Args:
+        parts: strings, prompts, numbers, booleans or None; their order counts.
+    """
+    return hashlib.blake2b(
+        "\x1f".join(map(_part, parts)).encode("utf-8", "surrogatepass"), digest_size=8
+    ).hexdigest()
+
+
+def _part(part: object) -> str:
+    if isinstance(part, tuple):  # the turns of a conversation
+        return "\x1e".join(turn.model_dump_json() for turn in part)
+    return str(part)
 
 
 @contextmanager
@@ -256,7 +275,7 @@ class Revision(Record):
 
 
 class Correction(Record):
-    """The model's answer in place of a mistake, checked (method `mistake_distillation`)."""
+    """The model's own answer in place of a mistake, checked (`setbacks.methods.corrections`)."""
 
     analysis_id: str = Field(description="`id` of the analysis of the mistake.")
     instruction: Prompt = Field(description="The instruction.")
@@ -280,6 +299,22 @@ class OwnAnswer(Record):
     language: str = Field(description="Language of the instruction.")
     source: str = Field(description="Source of the instruction.")
     model: str = Field(description="Model that wrote the answer.")
+
+
+class LeftOut(Record):
+    """A training prompt that was left out, since a suite has it, or nearly."""
+
+    source: str = Field(description="Source of the prompt, as in the recipe.")
+    instruction: Prompt = Field(description="The prompt.")
+    suite: str = Field(description="Name of the suite.")
+    like: Prompt = Field(description="The prompt of the suite that it is like.")
+    exact: bool = Field(
+        description="True if they differ only in case, spaces, Unicode form or final punctuation, "
+        "or if one is a turn of the other."
+    )
+    share: float = Field(
+        description="Share of word 3-grams in common; 1 if one is wholly inside the other."
+    )
 
 
 class Choice(Record):
@@ -442,57 +477,3 @@ class Verdict(Record):
         description="For `human`: probability with which the answer was sampled for labeling, "
         "above 0 and up to 1; null if it was not sampled.",
     )
-
-
-@dataclass(frozen=True)
-class Request:
-    """One thing to generate.
-
-    Args:
-        prompt: what the user says, or the turns of a conversation.
-        seed: where this request's random draws start; derived from its content, so that a draw does
-            not depend on what else is in the batch.
-        prefill: how the answer begins, when it is begun for the model; part of the text returned.
-        reply: an assistant's turn that follows the prompt, where the model is to read a
-            conversation and not to answer it, as guard models do.
-        template: further variables of the chat template, by name.
-    """
-
-    prompt: Prompt
-    seed: int
-    prefill: str = ""
-    reply: str | None = None
-    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def size(self) -> int:
-        """Its length in characters."""
-        words = self.prompt if isinstance(self.prompt, str) else transcript(self.prompt)
-        return len(words) + len(self.prefill) + len(self.reply or "")
-
-    @property
-    def turns(self) -> list[Message]:
-        """The turns that the model reads."""
-        turns = turns_of(self.prompt)
-        if self.reply is not None:
-            turns.append(Message(role="assistant", content=self.reply))
-        return turns
-
-
-class Completion(NamedTuple):
-    """What was generated: the text (prefill included), why it ended, and what it cost.
-
-    `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
-    the provider says that the model refused, and "failed" where there was no answer after all
-    tries; the text may then be empty. `thought` is what a reasoning model wrote before the text;
-    if it never ended, the text is empty. `tokens` counts both, and `thought_tokens` the thought
-    with its markers. `thought_cut` is whether the thought was too long and was closed by force.
-    """
-
-    text: str
-    finish: Finish
-    prompt_tokens: int
-    tokens: int
-    thought: str | None = None
-    thought_tokens: int | None = None
-    thought_cut: bool = False

@@ -26,6 +26,7 @@ LAYERS = [
     {"report", "data"},
     {"measure"},
     {"records", "prompts", "hub", "notices"},
+    {"requests"},
     {"text", "files", "signals", "plugins", "messages"},
     {"errors"},
 ]

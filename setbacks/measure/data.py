@@ -9,16 +9,12 @@ from typing import get_args
 from setbacks.measure import statistics
 from setbacks.measure.degeneration import REASONS
 from setbacks.measure.differences import corrected, pairs
+from setbacks.measure.material import Analyses, AnalysesOf, CheckedTexts, Examples, Induction
 from setbacks.measure.metrics import KINDS, degenerate, fell_apart
 from setbacks.measure.results import (
-    Analyses,
-    AnalysesOf,
     Answered,
-    CheckedTexts,
     Data,
     Degenerate,
-    Examples,
-    Induction,
     LossRow,
     Mislabeled,
     Overlap,
@@ -35,6 +31,7 @@ from setbacks.records import (
     Correction,
     Example,
     Kind,
+    LeftOut,
     Mistake,
     Outcome,
     OwnAnswer,
@@ -52,6 +49,7 @@ def data_report(
     checked: Mapping[str, Sequence[Correction | OwnAnswer]],
     examples: Iterable[Example],
     overlap: Iterable[Overlap],
+    left_out: Iterable[LeftOut],
     arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
     """Return the data of a run, and what was dropped."""
@@ -62,6 +60,7 @@ def data_report(
         analysis=_analysis(analyses),
         checked={what: _checked(rows) for what, rows in checked.items() if rows},
         overlap=tuple(overlap),
+        left_out=_left_out(left_out),
         examples=_examples(examples),
         responses={arm: _answered(rows) for arm, rows in arms.items()},
         degenerate=_changes(arms),
@@ -131,6 +130,14 @@ def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
     outcomes = Counter(row.outcome for row in rows)
     dropped = {key: outcomes[key] for key in get_args(Checked) if key != "kept" and outcomes[key]}
     return CheckedTexts(n=len(rows), kept=outcomes["kept"], dropped=dropped)
+
+
+def _left_out(rows: Iterable[LeftOut]) -> dict[str, dict[str, dict[str, int]]]:
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for row in rows:
+        of_suite = counts.setdefault(row.source, {}).setdefault(row.suite, {"exact": 0, "near": 0})
+        of_suite["exact" if row.exact else "near"] += 1
+    return counts
 
 
 def _examples(examples: Iterable[Example]) -> dict[str, Examples]:

@@ -20,17 +20,15 @@ from pydantic import Field
 from setbacks.methods import (
     Method,
     answers,
-    example,
     mistake_sources,
     mixed,
     refusal_sources,
     share_of_refusals,
 )
-from setbacks.methods.corrections import READS, CorrectionOptions, corrections
-from setbacks.methods.refused_requests import JOURNAL, answers_to_refused
-from setbacks.methods.refused_requests import READS as READS_OF_ANSWERS
+from setbacks.methods.corrections import CorrectionOptions, corrections, learned
+from setbacks.methods.refused_requests import answers_to_refused
 from setbacks.recipe import Recipe, Source, Sources, Train
-from setbacks.records import Analysis, Correction, Example, Setback
+from setbacks.records import Analysis, Correction, Example
 from setbacks.runs.session import Session
 
 
@@ -50,18 +48,12 @@ class Options(CorrectionOptions):
     epochs: int = Field(1, ge=1, description=str(Train.model_fields["epochs"].description))
 
 
-KINDS: dict[Setback, str] = {"harmful": "correction", "refusal": "refusal_correction"}
-
-
 class MistakeDistillation(Method):
     """Supervised fine-tuning on checked answers that the model wrote, given its analysis."""
 
     name = "mistake_distillation"
     Options = Options
     uses_mistakes = True
-    checks_texts = True
-    outputs = ("corrections.jsonl", JOURNAL)
-    reads = (*READS, *READS_OF_ANSWERS)
 
     def has_teacher(self, recipe: Recipe) -> bool:
         """Return True: the teacher sees the analysis."""
@@ -73,14 +65,10 @@ class MistakeDistillation(Method):
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, every safe answer, and helpful answers."""
-        own: dict[Setback, dict[str, Example]] = {kind: {} for kind in KINDS}
-        for one in corrections:
-            if one.outcome == "kept":
-                learned = example(KINDS[one.kind], one.instruction, one.answer, [one.id])
-                own[one.kind][learned.id] = learned
-        harmful, refusals = (list(own[kind].values()) for kind in KINDS)
-        put_right = share_of_refusals(recipe, refusals, len(harmful))
-        return mixed(recipe, [*harmful, *put_right, *answers("safe", recipe.train.safe)])
+        own = learned("correction", corrections)
+        answered = learned("refusal_correction", corrections, "refusal")
+        put_right = share_of_refusals(recipe, answered, len(own))
+        return mixed(recipe, [*own, *put_right, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""

@@ -20,7 +20,6 @@ from setbacks.records import Analysis, Completion, Correction, Request, digest
 from setbacks.runs.journal import Journal
 from setbacks.runs.session import Session, planned
 
-JOURNAL = "answered.jsonl"
 READS = ("words.*.revise_refusal",)
 
 
@@ -58,7 +57,7 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
     refusals = best_of_each(analyses, filtered=filtered, kind="refusal")
     if not refusals:
         return []
-    journal = run.journal(JOURNAL, Correction)
+    journal = run.journal("answered.jsonl", Correction)
     fit = _write(run, journal, [_plain(recipe, one) for one in refusals])
     if options.context == "analysis":
         _write(run, journal, [_told(recipe, one) for one in refusals if one.id not in fit])
