@@ -18,10 +18,10 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from setbacks.messages import Completion as Completion
+from setbacks.messages import Finish as Finish
 from setbacks.messages import Message, Prompt, prompt_of, transcript
-from setbacks.requests import Completion as Completion
-from setbacks.requests import Finish as Finish
-from setbacks.requests import Request as Request
+from setbacks.messages import Request as Request
 from setbacks.text import same_text
 
 SCHEMA_VERSION = 2

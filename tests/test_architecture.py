@@ -26,7 +26,6 @@ LAYERS = [
     {"report", "data"},
     {"measure"},
     {"records", "prompts", "hub", "notices"},
-    {"requests"},
     {"text", "files", "signals", "plugins", "messages"},
     {"errors"},
 ]
