@@ -110,8 +110,7 @@ def measure(
         mistakes: all attempts at induction, failed ones included.
         analyses: all candidates, failed ones included.
         examples: what the model was trained on.
-        loss: the lines of `loss.jsonl`.
-        trained: what `trained.json` says of the training.
+        loss, trained: the lines of `loss.jsonl`; what `trained.json` says of the training.
         checked: texts that the model wrote for its own training, by what they are.
         preflight, flips: what it says of responses before training; its answers in contexts.
         introspected: what it says and writes of the same responses afterwards.
