@@ -17,9 +17,10 @@ from pathlib import Path
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
+from setbacks.methods.corrections import READS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Example, LeftOut
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
@@ -60,6 +61,7 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
             else "check train.mix; its `uses_mistakes` is False, so no mistakes were analyzed"
         )
         raise InputError(f"{run.path}: {method.name} has nothing to train on; {cause}")
+    run.journal("left_out.jsonl", LeftOut).write(run.decontamination.left_out)
     journal = run.journal("training.jsonl", Example)
     journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
@@ -132,7 +134,7 @@ def check(recipe: Recipe) -> None:
     method = open_method(recipe)
     examples = examples_of(method, recipe, [])
     replayed(recipe, [])
-    if method.checks_texts or recipe.train.helpful_from == "model":
+    if _checks_texts(method, recipe):
         check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:
         return
@@ -144,6 +146,12 @@ def check(recipe: Recipe) -> None:
         if left_out := look_up(recipe).left_out:
             _warn_once(left_out)
     method.check(recipe)
+
+
+def _checks_texts(method: Method, recipe: Recipe) -> bool:
+    """Return whether the judge `train.judge` checks texts that the model writes."""
+    own_answers = recipe.train.helpful_from == "model"
+    return method.checks_texts or method.has_teacher(recipe) or own_answers
 
 
 @cache
@@ -159,15 +167,18 @@ def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
-    checks = method.checks_texts or recipe.train.helpful_from == "model"
+    checks = _checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
-    return () if recipe.evaluate else (*method.reads, *judge)
+    teacher = READS if method.has_teacher(recipe) else ()
+    return () if recipe.evaluate else (*method.reads, *teacher, *judge)
 
 
 STAGE = Stage(
     "train",
     outputs=(
+        "corrections.jsonl",
         "benign.jsonl",
+        "left_out.jsonl",
         "training.jsonl",
         "loss.jsonl",
         "trained.json",
