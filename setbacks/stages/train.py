@@ -20,7 +20,7 @@ from setbacks.methods import Method, examples_of, open_method
 from setbacks.methods.corrections import READS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Example, LeftOut
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
@@ -61,6 +61,7 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
             else "check train.mix; its `uses_mistakes` is False, so no mistakes were analyzed"
         )
         raise InputError(f"{run.path}: {method.name} has nothing to train on; {cause}")
+    run.journal("left_out.jsonl", LeftOut).write(run.decontamination.left_out)
     journal = run.journal("training.jsonl", Example)
     journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
@@ -177,6 +178,7 @@ STAGE = Stage(
     outputs=(
         "corrections.jsonl",
         "benign.jsonl",
+        "left_out.jsonl",
         "training.jsonl",
         "loss.jsonl",
         "trained.json",
