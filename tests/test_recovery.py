@@ -5,6 +5,7 @@ from chat_templates import FAMILIES, KINDS, build
 from test_preferences import correction
 
 from setbacks.methods import example, open_method
+from setbacks.methods.corrections import learned
 from setbacks.methods.recovery import LONGEST, SHORTEST, beginning, recoveries
 from setbacks.models.chat_template import encode, ending
 from setbacks.recipe import Recipe
@@ -39,8 +40,8 @@ def test_only_what_puts_it_right_is_learned(kind, family):
     begun = encode(talker, asked, prefill=GIVEN)
     assert row["input_ids"][: len(begun)] == begun, "as in generation from such a beginning"
     assert row["labels"] == [IGNORED] * len(begun) + row["input_ids"][len(begun) :]
-    learned = row["labels"][len(begun) : -len(ending(talker))]
-    assert talker.decode(learned).strip() == RIGHT
+    right = row["labels"][len(begun) : -len(ending(talker))]
+    assert talker.decode(right).strip() == RIGHT
     plain = example_row(talker, example("helpful", "Why?", made.completion, []), Recipe())
     assert plain["input_ids"] == row["input_ids"] and plain["labels"] != row["labels"]
 
@@ -98,15 +99,17 @@ def test_a_text_without_a_part_to_give_is_not_cut(tokenizer, text):
 
 @pytest.mark.parametrize(("wanted", "number"), [(0, 0), (0.5, 10), (1, 20), (1.5, 30), (2, 40)])
 def test_as_many_are_made_as_wanted(recipe, wanted, number):
-    made = recoveries(recipe, corrections(20), wanted)
+    every = corrections(20)
+    made = recoveries(recipe, learned("correction", every), every, wanted)
     assert len(made) == number == len({e.id for e in made})
-    again = recoveries(recipe, corrections(20)[::-1], wanted)
+    again = recoveries(recipe, learned("correction", every), every[::-1], wanted)
     assert [e.id for e in again] == [e.id for e in made]
 
 
 def test_each_begins_like_its_mistake_and_ends_with_its_correction(recipe):
     by_id = {one.id: one for one in corrections(20)}
-    made = recoveries(recipe, [*by_id.values(), correction("bad", "harmful")], 1)
+    every = [*by_id.values(), correction("bad", "harmful", response=MISTAKE)]
+    made = recoveries(recipe, learned("correction", every), every, 1)
     assert len(made) == 20
     for e in made:
         one = by_id[e.parents[0]]
@@ -114,7 +117,8 @@ def test_each_begins_like_its_mistake_and_ends_with_its_correction(recipe):
         assert e.completion == f"{e.given} {RIGHT}"
     assert len({len(e.given) for e in made}) > 3, "cut at different places"
     mistake = "这个回答是有害的,因为它会伤害他人。"
-    (zh,) = recoveries(recipe, [correction(0, answer="我不能这样做。", response=mistake)], 1)
+    one = correction(0, answer="我不能这样做。", response=mistake)
+    (zh,) = recoveries(recipe, learned("correction", [one]), [one], 1)
     assert zh.completion == f"{zh.given}我不能这样做。"
 
 

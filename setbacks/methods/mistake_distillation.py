@@ -64,8 +64,9 @@ class MistakeDistillation(Method):
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, recoveries, safe answers, and helpful answers."""
+        own = learned("correction", corrections)
         wanted = cast(Options, recipe.train).recovery
-        own = [*learned("correction", corrections), *recoveries(recipe, corrections, wanted)]
+        own += recoveries(recipe, own, corrections, wanted)
         return mixed(recipe, [*own, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:

@@ -22,24 +22,31 @@ from setbacks.text import is_unspaced
 SHORTEST, LONGEST = 8, 24  # tokens of a mistake that are given
 
 
-def recoveries(recipe: Recipe, corrections: Sequence[Correction], wanted: float) -> list[Example]:
+def recoveries(
+    recipe: Recipe,
+    learned: Sequence[Example],
+    corrections: Sequence[Correction],
+    wanted: float,
+) -> list[Example]:
     """Make examples that begin like a mistake and continue with its correction.
 
     Args:
         recipe: names the model, with the tokenizer, and the seed.
-        corrections: all of them; those that passed their checks are used.
+        learned: examples of the corrections that are learned.
+        corrections: all of them.
         wanted: examples per correction; several for one differ in where the mistake is cut.
     """
-    kept = [one for one in corrections if one.outcome == "kept"]
-    if not wanted or not kept:
+    if not wanted or not learned:
         return []
+    ids = {parent for each in learned for parent in each.parents}
+    chosen = [one for one in corrections if one.id in ids]
     tokenizer = load_tokenizer(recipe.model)
     made = {
         each.id: each
         for number in range(math.ceil(wanted))
-        for each in _cut(tokenizer, recipe.seed, kept, number)
+        for each in _cut(tokenizer, recipe.seed, chosen, number)
     }
-    return share(made.values(), wanted * len(kept))
+    return share(made.values(), wanted * len(chosen))
 
 
 def _cut(
