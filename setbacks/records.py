@@ -199,7 +199,7 @@ class Flip(Record):
 
 
 class Example(Record):
-    """One training example. The loss covers only the completion."""
+    """One training example. The loss covers only the completion, after what is `given` of it."""
 
     kind: str = Field(
         description="`analysis`, `contrast`, `helpful`, `safe`, or a method's own kind, such as "
@@ -219,6 +219,12 @@ class Example(Record):
         "weight.",
     )
     rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
+    given: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Start of the completion that is given and has no loss, as in an answer that "
+        "begins wrongly and is put right; missing without one.",
+    )
     replayed_from: str | None = Field(
         None,
         exclude_if=_unset,

@@ -12,12 +12,13 @@ and the student learns those that pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 
 from setbacks.methods import Method, answers, mistake_sources, mixed
 from setbacks.methods.corrections import CorrectionOptions, corrections, learned
+from setbacks.methods.recovery import recoveries
 from setbacks.recipe import Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example
 from setbacks.runs.session import Session
@@ -37,6 +38,13 @@ class Options(CorrectionOptions):
         "model", description=str(Train.model_fields["helpful_from"].description)
     )
     epochs: int = Field(1, ge=1, description=str(Train.model_fields["epochs"].description))
+    recovery: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Examples per correction that begin like the mistake (8 to 24 tokens, without "
+        "loss) and then put it right.",
+    )
 
 
 class MistakeDistillation(Method):
@@ -55,14 +63,17 @@ class MistakeDistillation(Method):
         return corrections(run, analyses)
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
-        """Return every correction that passed, every safe answer, and helpful answers."""
+        """Return every correction that passed, recoveries, safe answers, and helpful answers."""
         own = learned("correction", corrections)
+        wanted = cast(Options, recipe.train).recovery
+        own += recoveries(recipe, own, corrections, wanted)
         return mixed(recipe, [*own, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
         return {
             "correction": mistake_sources(recipe),
+            "recovery": mistake_sources(recipe),
             "safe": recipe.train.safe,
             "helpful": recipe.train.helpful,
         }
