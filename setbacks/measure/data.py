@@ -126,12 +126,16 @@ def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
 
 
 def _examples(examples: Iterable[Example]) -> dict[str, Examples]:
-    lengths: dict[str, list[int]] = {}
+    by_kind: dict[str, list[Example]] = {}
     for example in examples:
-        lengths.setdefault(example.kind, []).append(len(example.completion))
+        by_kind.setdefault(example.kind, []).append(example)
     return {
-        kind: Examples(n=len(chars), mean_characters=sum(chars) / len(chars))
-        for kind, chars in sorted(lengths.items())
+        kind: Examples(
+            n=len(rows),
+            mean_characters=sum(len(row.completion) for row in rows) / len(rows),
+            replayed=sum(row.replayed_from is not None for row in rows) or None,
+        )
+        for kind, rows in sorted(by_kind.items())
     }
 
 
