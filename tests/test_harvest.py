@@ -324,6 +324,8 @@ def test_what_learned_from_logs_is_known_by_its_mistakes_its_data_or_its_start(t
         "plain": {},
         "data": {"train": {"safe": [str(tmp_path / "harvest" / "setbacks.jsonl")]}},
         "later": {"train": {"start": str(tmp_path / "mistakes" / "adapter")}},
+        "current": {"adapter": str(tmp_path / "later" / "adapter")},
+        "replayed": {"train": {"replay": {"runs": [str(tmp_path / "data")]}}},
         "mistakes": {},
     }.items():
         runs[name] = tmp_path / name
@@ -346,7 +348,7 @@ def test_what_learned_from_logs_is_known_by_its_mistakes_its_data_or_its_start(t
     )
     (runs["mistakes"] / "mistakes.jsonl").write_text(mistake.model_dump_json() + "\n")
     learned = {name for name, folder in runs.items() if learned_from_logs(folder)}
-    assert learned == {"data", "later", "mistakes"}
+    assert learned == {*runs} - {"plain"}
 
 
 def test_a_push_of_what_learned_from_logs_must_be_asked_for_twice(

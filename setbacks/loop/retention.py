@@ -78,22 +78,24 @@ def _delete_texts(folder: Path) -> None:
 
 
 def learned_from_logs(folder: Path) -> bool:
-    """Return whether a run, or one that it started from, learned from harvested logs.
+    """Return whether a run, or one that it continues or replays, learned from harvested logs.
 
     Args:
         folder: the run's.
     """
-    seen: set[Path] = set()
-    while (folder / "recipe.yaml").is_file() and folder.resolve() not in seen:
+    left, seen = [folder], set()
+    while left:
+        folder = left.pop()
+        if folder.resolve() in seen or not (folder / "recipe.yaml").is_file():
+            continue
         seen.add(folder.resolve())
         run = Run(folder)
+        sources = run.recipe.parts(Source)
+        if any((Path(source.source).parent / ABOUT).is_file() for source in sources):
+            return True
         if any(m.source.startswith(MARK) for m in run.records("mistakes.jsonl", Mistake)):
             return True
-        if any(
-            (Path(source.source).parent / ABOUT).is_file() for source in run.recipe.parts(Source)
-        ):
-            return True
-        if run.recipe.train.start is None:
-            return False
-        folder = Path(run.recipe.train.start).parent
+        left += map(Path, run.recipe.train.replay.runs)
+        if run.recipe.start is not None:
+            left.append(run.recipe.start.parent)
     return False
