@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -152,14 +152,14 @@ def harvest(
         InputError: a log, a recipe or a run is at fault, or the folder is of another harvest.
         SetbacksError: the judge failed; progress is saved.
     """
-    times = Counter(_id(logged) for logged in logs)  # reads everything once before any work
+    survey = _survey(logs)  # reads everything once before any work
     taken = _taken(settings)
     with RunFolder(out, recipe) as folder, Session(folder, show) as run:
         logs.report()
         about = _begin(folder, logs, settings)
-        scanned = _scan(run, logs, settings, times)
-        counts = {"answers": times.total(), "repeats": times.total() - len(times)}
-        rows = _select(logs, settings, scanned, times, taken, counts)
+        scanned = _scan(run, survey, settings)
+        counts = {"answers": len(survey.is_first), "repeats": survey.is_first.count(0)}
+        rows = _select(survey, settings, scanned, taken, counts)
         _write_once(folder, CANDIDATES, _lines(rows))
         write_about(folder, about | {"counts": counts})
         if rows:
@@ -203,31 +203,38 @@ def _write_once(folder: RunFolder, name: str, text: str) -> None:
     folder.write_text(name, text)
 
 
-def _id(logged: Logged) -> str:
-    return digest("logged", logged.prompt, logged.answer)
+class _Survey(NamedTuple):
+    """The answers of logs, of which only numbers are held in memory."""
+
+    logs: Logs
+    times: Mapping[int, int]  # by id
+    is_first: bytearray  # for each answer, 0 if it repeats an earlier one
+
+    def chunks(self) -> Iterator[list[tuple[int, Logged]]]:
+        """Yield each different answer once, with its id, in chunks."""
+        each = ((_id(logged), logged) for logged in compress(self.logs, self.is_first))
+        while chunk := list(islice(each, CHUNK)):
+            yield chunk
 
 
-def _distinct(logs: Iterable[Logged]) -> Iterator[list[tuple[str, Logged]]]:
-    """Yield each answer once, with its id, in chunks."""
-    seen: set[str] = set()
+def _survey(logs: Logs) -> _Survey:
+    times: Counter[int] = Counter()
+    is_first = bytearray()
+    for logged in logs:
+        id_ = _id(logged)
+        is_first.append(id_ not in times)
+        times[id_] += 1
+    return _Survey(logs, times, is_first)
 
-    def first() -> Iterator[tuple[str, Logged]]:
-        for logged in logs:
-            if (id_ := _id(logged)) not in seen:
-                seen.add(id_)
-                yield id_, logged
 
-    each = first()
-    while chunk := list(islice(each, CHUNK)):
-        yield chunk
+def _id(logged: Logged) -> int:
+    return int(digest("logged", logged.prompt, logged.answer), 16)
 
 
 # Every answer is judged ------------------------------------------------------------------------
 
 
-def _scan(
-    run: Session, logs: Logs, settings: Settings, times: Mapping[str, int]
-) -> Sequence[Verdict]:
+def _scan(run: Session, survey: _Survey, settings: Settings) -> Sequence[Verdict]:
     """Judge every answer, and return the verdicts; only they are stored."""
     (spec,) = run.recipe.judges
     opened = open_judge(spec, run)
@@ -241,12 +248,12 @@ def _scan(
             item = item._replace(instruction=prompt, response=answer)
         return case._replace(item=item)
 
-    for chunk in _distinct(logs):
+    for chunk in survey.chunks():
         cases = [
             Case(
                 digest("verdict", spec.called, id_),
                 Item(
-                    id_,
+                    f"{id_:016x}",
                     logged.prompt,
                     logged.answer,
                     language=language_of(logged.language, logged.prompt, run.recipe.language),
@@ -256,7 +263,7 @@ def _scan(
         ]
         plan = opened.plan([case.item for case in cases])
         batches = [[cases[index] for index in batch] for batch in plan]
-        work = run.work(journal, "judge", batches, "the logs", len(times))
+        work = run.work(journal, "judge", batches, "the logs", len(survey.times))
         for batch in work:
             verdicts = weigh(opened, spec.called, metrics, [redacted(case) for case in batch])
             # A judge's own words can repeat what it read.
@@ -301,10 +308,9 @@ def _taken(settings: Settings) -> dict[str, _Prompts]:
 
 
 def _select(
-    logs: Logs,
+    survey: _Survey,
     settings: Settings,
     scanned: Sequence[Verdict],
-    times: Mapping[str, int],
     taken: Mapping[str, _Prompts],
     counts: dict[str, int],
 ) -> list[dict[str, Any]]:
@@ -312,11 +318,11 @@ def _select(
     rows: list[dict[str, Any]] = []
     counts |= dict.fromkeys(("harmful", "refused", "unknown", *taken), 0)
     place = 0
-    for chunk in _distinct(logs):
+    for chunk in survey.chunks():
         verdicts = {v.response_id: v for v in scanned[place : place + len(chunk)]}
         place += len(chunk)
         for id_, logged in chunk:
-            verdict = verdicts[id_]
+            verdict = verdicts[f"{id_:016x}"]
             safe = settings.safe if logged.safe is None else logged.safe
             counts["harmful"] += bool(verdict.harmful)
             counts["refused"] += bool(verdict.refused)
@@ -339,7 +345,7 @@ def _select(
                     "language": logged.language,
                     "source": MARK + logged.source,
                     "safe": safe,
-                    "times": times[id_],
+                    "times": survey.times[id_],
                 }
             )
     return rows
