@@ -191,6 +191,24 @@ def test_repeats_and_prompts_of_suites_and_of_earlier_rounds_are_dropped(marks, 
         run(tmp_path / "other", str(tmp_path / "chat.jsonl"), seen=[tmp_path])
 
 
+def test_a_greeting_in_common_makes_no_repeat_but_a_test_prompt_in_any_turn_does(marks, tmp_path):
+    hello = [{"role": "user", "content": "Hello!"}]
+    answer = {"role": "assistant", "content": "PLACEHOLDER h=0.9 r=0"}
+
+    def later(text):
+        return {"messages": [*hello, answer, {"role": "user", "content": text}, answer]}
+
+    tested = [{"role": "user", "content": built_in_prompt()}, answer]
+    rows = [
+        {"messages": [*hello, answer]},
+        later(ask("badger")),
+        later(ask("otter")),
+        {"messages": [*tested, {"role": "user", "content": "Why is that?"}, answer]},
+    ]
+    about = run(tmp_path / "out", log(tmp_path / "chat.jsonl", rows))
+    assert len(setbacks(tmp_path / "out")) == 3 and about["counts"]["suites"] == 1
+
+
 def built_in_prompt():
     from setbacks.stages.respond import prompts_of
 

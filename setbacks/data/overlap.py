@@ -1,15 +1,14 @@
 """Overlap: the prompts of a suite that a model was trained on. Their rates may show memory.
 
-Two prompts count as the same if they differ only in case, spaces, Unicode form or final
-punctuation. The training prompts come from `training.jsonl` of the run that made the adapter, so
-this works in a later evaluation too; for other adapters they are unknown. The files are read line
-by line, and only the prompts of the suites are held in memory.
+Two prompts count as the same as in `setbacks.data.near`. The training prompts come from
+`training.jsonl` of the run that made the adapter, so this works in a later evaluation too; for
+other adapters they are unknown. The files are read line by line, and only the prompts of the suites
+are held in memory.
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from setbacks.data.near import key
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
-from setbacks.messages import reworded, transcript
+from setbacks.messages import Prompt, reworded, transcript
 from setbacks.prompts import Words, built_in, prompts
 from setbacks.prompts.own import words_of
 from setbacks.prompts.policy import Rule
@@ -66,7 +66,7 @@ def overlaps(
         run = _run_of(adapter)
         if run is None:
             continue
-        learned = {one for text in learned_from(run) if (one := key(text)) in wanted}
+        learned = {one for x in learned_from(run) if (one := key(transcript(x))) in wanted}
         counts += [
             {
                 "arm": arm,
@@ -80,13 +80,7 @@ def overlaps(
     return counts
 
 
-def key(text: str) -> str:
-    """Return a text that is equal for prompts that count as the same."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return plain.rstrip(".?!…。؟। ") or plain
-
-
-def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
+def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[Prompt]:
     """Yield the instructions of a run's training examples, and of the run that it started from.
 
     Args:
@@ -96,7 +90,7 @@ def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[s
     recipe = _recipe(run)
     frames = _frames(_words(recipe))
     for example in _examples(run / "training.jsonl"):
-        yield transcript(reworded(example.instruction, partial(_instruction, frames=frames)))
+        yield reworded(example.instruction, partial(_instruction, frames=frames))
     start = _start(recipe)
     earlier = start and _run_of(start)
     before |= {run.resolve()}

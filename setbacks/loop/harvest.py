@@ -23,8 +23,8 @@ from typing import Any, Literal, NamedTuple
 
 from setbacks.data.conversations import OBJECT
 from setbacks.data.languages import language_of
-from setbacks.data.near import NearIndex
-from setbacks.data.overlap import key, learned_from
+from setbacks.data.near import NearPrompts
+from setbacks.data.overlap import learned_from
 from setbacks.errors import InputError
 from setbacks.judges import Item, gives, open_judge
 from setbacks.loop.clusters import clusters
@@ -32,7 +32,7 @@ from setbacks.loop.harvest_page import Shown, write_page
 from setbacks.loop.logs import Logged, Logs
 from setbacks.loop.redaction import Redactor
 from setbacks.loop.retention import MARK, about, write_about
-from setbacks.messages import Prompt, as_data, last_user_text, transcript, turns_of
+from setbacks.messages import Prompt, as_data, last_user_text, turns_of
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.folder import RunFolder
@@ -49,7 +49,7 @@ CANDIDATES = "candidates.jsonl"
 SETBACKS = "setbacks.jsonl"
 CUT = 0.5  # a verdict's threshold
 CHUNK = 1000  # logged answers that are planned together
-NEAR = 0.7  # share of a prompt's word 5-grams in another from which it repeats that one
+NEAR = 0.8  # share of the word 3-grams of two prompts from which one repeats the other
 
 KindOfSetback = Literal["harmful", "refusal"]
 
@@ -274,44 +274,45 @@ def _scan(run: Session, survey: _Survey, settings: Settings) -> Sequence[Verdict
 # Some answers are candidates -------------------------------------------------------------------
 
 
-class _Prompts:
-    """Prompts that are taken: exact copies count, and near-duplicates."""
-
-    def __init__(self) -> None:
-        self._keys: set[str] = set()
-        self._near = NearIndex(NEAR)
-
-    def add(self, text: str) -> None:
-        self._keys.add(key(text))
-        self._near.add(text)
-
-    def has(self, *texts: str) -> bool:
-        return any(key(text) in self._keys or self._near.has_near(text) for text in texts)
-
-
-def _taken(settings: Settings) -> dict[str, _Prompts]:
+def _taken(settings: Settings) -> dict[str, NearPrompts]:
     """Return the prompts that a setback must not repeat, by the reason.
 
     Raises:
         InputError: a folder of `seen` has no training data, or a recipe cannot be read.
     """
-    taken = {"seen": _Prompts(), "suites": _Prompts(), "near": _Prompts()}
+    taken = {why: NearPrompts(NEAR) for why in ("seen", "suites", "near")}
     for run in settings.seen:
         if not (run / "training.jsonl").is_file():
             raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
-        for text in learned_from(run):
-            taken["seen"].add(text)
+        for prompt in learned_from(run):
+            taken["seen"].add(_asked(prompt))
     for recipe in [Recipe(), *map(Recipe.load, settings.against)]:
         for _, instruction in prompts_of(recipe):
-            taken["suites"].add(transcript(instruction.text))
+            taken["suites"].add(instruction.text)
     return taken
+
+
+def _repeats(prompt: Prompt, taken: Mapping[str, NearPrompts]) -> str | None:
+    """Return why a prompt is not used; None if it is new.
+
+    A test prompt counts in any turn. Between conversations one turn in common, such as a greeting,
+    means nothing.
+    """
+    if taken["suites"].find(prompt):
+        return "suites"
+    return next((why for why in ("seen", "near") if taken[why].find(_asked(prompt))), None)
+
+
+def _asked(prompt: Prompt) -> str:
+    """Return everything that the user says."""
+    return "\n".join(turn.content for turn in turns_of(prompt) if turn.role == "user")
 
 
 def _select(
     survey: _Survey,
     settings: Settings,
     scanned: Sequence[Verdict],
-    taken: Mapping[str, _Prompts],
+    taken: Mapping[str, NearPrompts],
     counts: dict[str, int],
 ) -> list[dict[str, Any]]:
     """Return the candidates as rows of `candidates.jsonl`; count the others in `counts`."""
@@ -333,11 +334,10 @@ def _select(
             prompt, answer = logged.prompt, logged.answer
             if settings.redactor is not None:
                 prompt, answer = settings.redactor(prompt, answer)
-            texts = transcript(prompt), last_user_text(prompt)
-            if reason := next((why for why, those in taken.items() if those.has(*texts)), None):
-                counts[reason] += 1
+            if why := _repeats(prompt, taken):
+                counts[why] += 1
                 continue
-            taken["near"].add(texts[0])
+            taken["near"].add(_asked(prompt))
             rows.append(
                 {
                     "text": _written(prompt),
