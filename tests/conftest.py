@@ -48,6 +48,7 @@ from setbacks.records import Completion
 
 ENDS = "ran lop mik tus".split()
 WORDS = [begin + end for begin in "ba ce di fo gu ly".split() for end in ENDS]
+PLANTS = "amber basil cedar dahlia"
 batches = []  # every batch, in order: (requests, sampling, adapter)
 
 
@@ -93,6 +94,10 @@ class Rules(Engine):
 
     def mumbler(self, request, sampling):
         return "It depends, perhaps a 7."
+
+    def grader(self, request, sampling):
+        said = max(n for n in range(len(PLANTS) + 1) if PLANTS[:n] in request.prompt)
+        return f"Rating: {1 + 9 * said // len(PLANTS)}"
 
     def hesitant(self, request, sampling):
         return "Rating: 9" if sampling.temperature else "Well."

@@ -1,4 +1,4 @@
-"""Commands for deployed models: `diff` compares results, `gate` decides about a release."""
+"""Commands for deployed models: `loop` trains on failures, `gate` decides, `diff` compares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from setbacks.cli.options import Json
+from setbacks.cli.options import Json, Overrides, Quiet, RecipeFile
+from setbacks.cli.runs import several
 
 if TYPE_CHECKING:
     from setbacks.loop.diff import Diff
@@ -15,6 +16,28 @@ if TYPE_CHECKING:
 RESULTS = "A run folder, an Inspect log, or results of lm-eval, garak or promptfoo; PATH:NAME " + (
     "for one arm or provider of several."
 )
+
+
+def rounds(
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the loop (default: runs/NAME-loop)."),
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train in rounds on a deployed model's failures, or resume.
+
+    Each round is accepted only if it passes the gate. With more loop.rounds, or a further source
+    at the end of loop.harvest, the same folder continues with the next round.
+    """
+    from setbacks.cli.arguments import default_folder, load_recipe
+    from setbacks.loop.rounds import carry_out
+
+    loaded = load_recipe(recipe, overrides)
+    several(carry_out, loaded, out or default_folder(loaded, "-loop"), quiet, json)
 
 
 def diff(

@@ -156,10 +156,9 @@ def _recipe(run: Path) -> Mapping[str, Any]:
 
 def _start(recipe: Mapping[str, Any]) -> Path | None:
     """Return the adapter that a run's training started from."""
-    try:
-        return Path(recipe["train"]["start"])
-    except (KeyError, TypeError):
-        return None
+    train = recipe.get("train")
+    start = (train.get("start") if isinstance(train, dict) else None) or recipe.get("adapter")
+    return Path(start) if isinstance(start, str) else None
 
 
 def _examples(path: Path) -> Iterator[Example]:

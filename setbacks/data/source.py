@@ -74,8 +74,9 @@ class Source(BaseModel, extra="forbid", frozen=True):
     shuffle: int | None = Field(
         default=None, description="a seed to shuffle with; none keeps the order"
     )
+    skip: int = Field(default=0, ge=0, description="rows to leave out first, after shuffling")
     limit: int | None = Field(
-        default=None, gt=0, description="largest number of rows, after shuffling"
+        default=None, gt=0, description="largest number of rows, after shuffling and `skip`"
     )
     category: str | None = Field(default=None, description="the category of all the rows")
     language: str | None = Field(

@@ -244,7 +244,10 @@ def _rows(
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(rows)
-    return _Loaded(place, fields, rows[: source.limit])
+    if source.skip >= len(rows):
+        raise bad(f"{place} has {len(rows)} rows, and skip leaves out {source.skip}; skip fewer")
+    end = None if source.limit is None else source.skip + source.limit
+    return _Loaded(place, fields, rows[source.skip : end])
 
 
 def _named(kind: str, known: Mapping[str, Any], source: str) -> Any:
