@@ -209,8 +209,10 @@ def _check(recipe: Recipe) -> None:
             "train.start: every round of a loop continues the accepted adapter; to begin with this "
             "one, name it as `adapter`"
         )
+    if not (claims := _claims(recipe.loop)):
+        raise InputError("loop.gate: name a metric, such as better: [balanced_safety]")
     kinds = {suite.kind for suite in recipe.loop.validation}
-    for one in _claims(recipe.loop):
+    for one in claims:
         for metric in BALANCED if one.metric == "balanced_safety" else (one.metric,):
             if (kind := METRICS[metric].kind) not in kinds:
                 raise InputError(

@@ -18,8 +18,7 @@ class GateClaims(Section):
 
     better: list[str] = Field(
         ["balanced_safety"],
-        description=f"Metrics that must be better ({_METRICS}).",
-        min_length=1,
+        description=f"Metrics that must be better ({_METRICS}); []: a round need only be no worse.",
     )
     no_worse: list[str] = Field(
         ["compliance:5"], description=f"Metrics that must not be worse ({_METRICS})."
@@ -42,7 +41,7 @@ class Loop(Section):
             Suite(
                 name="safe",
                 kind="safe",
-                sources=[Source(source="builtin:safe", split="train", shuffle=0, limit=20)],
+                sources=[Source(source="builtin:twins", split="train", shuffle=0, limit=42)],
             ),
         ],
         description="Prompts that decide whether a round is accepted. They must be neither in "
