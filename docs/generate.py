@@ -36,6 +36,7 @@ JOURNALS: dict[str, type[records.Record]] = {
     "analyses.jsonl": records.Analysis,
     "preflight.jsonl": records.Reading,
     "introspection.jsonl": records.Reading,
+    "flips.jsonl": records.Flip,
     "revisions.jsonl": records.Revision,
     "corrections.jsonl": records.Correction,
     "benign.jsonl": records.OwnAnswer,

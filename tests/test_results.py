@@ -18,6 +18,7 @@ from test_measure import (
     usual,
     verdict,
 )
+from test_preflight import flips_of
 
 from setbacks.measure import RunInfo, measure
 from setbacks.measure.results import Change, Coefficient, Finding, Score, Spoken, to_json
@@ -71,6 +72,7 @@ def whole() -> dict:
         loss=[{"step": n, "loss": 1 / n, "loss_analysis": 1 / n} for n in range(1, 9)],
         trained={"examples": 9, "cut": 2, "left_out": 1},
         preflight=read([0.9, 0.1] * 30),
+        flips=flips_of(none=30, guidance=45, analysis=57, shuffled=45),
         introspected=read([0.9, 0.1] * 30, sound()),
         overlap=[{"arm": "sft", "suite": "safe", "kind": "safe", "n": 100, "seen": 3}],
         worth={"probe": [WORTH]},

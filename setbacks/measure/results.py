@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from setbacks.measure.degeneration import Reason
+from setbacks.measure.flips import Flips
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
 from setbacks.records import Arm, Kind
@@ -469,6 +470,7 @@ class Measurement:
     findings: tuple[Finding, ...] = ()
     summary: str = ""
     costs: tuple[Cost, ...] = ()
+    flips: Flips | None = field(default=None, metadata=OPTIONAL)
 
 
 def to_json(value: Any) -> Any:

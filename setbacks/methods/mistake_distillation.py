@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from setbacks.methods import Method, answers, example, mistake_sources, mixed
-from setbacks.methods.corrections import JOURNAL, READS, CorrectionOptions, corrections
+from setbacks.methods.corrections import READS, CorrectionOptions, corrections
 from setbacks.recipe import Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example
 from setbacks.runs.session import Session
@@ -46,8 +46,12 @@ class MistakeDistillation(Method):
     Options = Options
     uses_mistakes = True
     checks_texts = True
-    outputs = (JOURNAL,)
+    outputs = ("corrections.jsonl",)
     reads = READS
+
+    def has_teacher(self, recipe: Recipe) -> bool:
+        """Return True: the teacher sees the analysis."""
+        return True
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake; check the answers."""

@@ -63,6 +63,7 @@ from setbacks.recipe.sections import (
     Lora,
     Mix,
     Posterior,
+    Preflight,
     Replay,
     Respond,
     Suite,
@@ -92,6 +93,7 @@ __all__ = [
     "OptionsOf",
     "PartSection",
     "Posterior",
+    "Preflight",
     "Recipe",
     "Replay",
     "Respond",
@@ -146,6 +148,7 @@ class Recipe(Section):
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
+    preflight: Preflight = Field(Preflight(), description="Checks before training.")
     train: SerializeAsAny[Train] = Field(
         default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
     )

@@ -104,6 +104,20 @@ class Analyze(Section):
     )
 
 
+class Preflight(Section):
+    """Before step 3: check what training can be expected to do."""
+
+    flip_rate: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="When to measure the flip rate, the share of mistakes that a context turns "
+        "into harmless, usable answers: `auto` (by the command `setbacks preflight`, if the method "
+        "has a teacher), `always` (in every run whose method uses mistakes) or `never`.",
+    )
+    mistakes: int = Field(
+        60, ge=10, description="Maximum number of mistakes on which the flip rate is measured."
+    )
+
+
 class Mix(Section):
     """How many examples of other kinds are mixed in, per example of the method."""
 

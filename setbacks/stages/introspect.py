@@ -102,12 +102,11 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
 
 
-def _keys(recipe: Recipe) -> tuple[str, ...]:
-    """The words of the questions, and of the verdicts that are looked for in the analyses."""
+def keys_of_readings(recipe: Recipe) -> tuple[str, ...]:
+    """Return the words of the questions, and of the verdicts that are looked for in analyses."""
     if recipe.evaluate or not open_method(recipe).learns_analyses:
         return ()
     return "words.*.unguided", "words.*.spoken", "words.*.verdict"
 
 
-PREFLIGHT = Stage("preflight", outputs=("preflight.jsonl",), more_keys=_keys)
-INTROSPECT = Stage("introspect", outputs=("introspection.jsonl",), more_keys=_keys)
+STAGE = Stage("introspect", outputs=("introspection.jsonl",), more_keys=keys_of_readings)

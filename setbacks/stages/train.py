@@ -132,7 +132,7 @@ def check(recipe: Recipe) -> None:
     method = open_method(recipe)
     examples = examples_of(method, recipe, [])
     replayed(recipe, [])
-    if method.checks_texts or recipe.train.helpful_from == "model":
+    if _checks_texts(method, recipe):
         check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:
         return
@@ -144,6 +144,12 @@ def check(recipe: Recipe) -> None:
         if left_out := look_up(recipe).left_out:
             _warn_once(left_out)
     method.check(recipe)
+
+
+def _checks_texts(method: Method, recipe: Recipe) -> bool:
+    """Return whether the judge `train.judge` checks texts that the model writes."""
+    own_answers = recipe.train.helpful_from == "model"
+    return method.checks_texts or method.has_teacher(recipe) or own_answers
 
 
 @cache
@@ -159,7 +165,7 @@ def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
-    checks = method.checks_texts or recipe.train.helpful_from == "model"
+    checks = _checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
     return () if recipe.evaluate else (*method.reads, *judge)
 
