@@ -196,6 +196,17 @@ def test_recipes_that_make_no_loop_are_one_line(more, message, tmp_path):
     assert not (tmp_path / "loop").exists()
 
 
+def test_the_command_says_in_one_line_what_is_wrong_and_shows_the_page(
+    cli_in_process, loop_recipe, tmp_path
+):
+    refused = cli_in_process("loop", "loop.gate.better=[nope]")
+    assert refused.returncode == 2 and refused.stderr.startswith('setbacks: unknown metric "nope".')
+    (tmp_path / "recipe.yaml").write_text(loop_recipe(rounds=1, stream=[]).to_yaml())
+    ran = cli_in_process("loop", "recipe.yaml", "--out", "loop", "--quiet")
+    assert ran.returncode == 0 and "1 of 1 round accepted" in ran.stdout
+    assert "report: loop/report.html" in ran.stdout.replace(str(tmp_path) + "/", "")
+
+
 def test_several_processes_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="runs in one process"):
