@@ -578,6 +578,9 @@ def test_where_split_unique_shuffle_skip_limit(tmp_path):
     assert texts(load(Source(source=path, where={"n": [3, 5], "label": "safe"}))) == ["<3>", "<5>"]
     assert texts(load(Source(source=path, split="test"))) == ["<0>"]
     assert texts(load(Source(source=path, limit=2))) == ["<0>", "<1>"]
+    assert texts(load(Source(source=path, skip=2, limit=2))) == ["<2>", "<3>"]
+    assert texts(load(Source(source=path, skip=18, where={"split": "train"}))) == ["<18>", "<19>"]
+    assert "has 20 rows, and skip leaves out 20" in refused(path, skip=20, split="train")
     shuffled = texts(load(Source(source=path, shuffle=1, where={"split": "train"})))
     assert shuffled != [f"<{n}>" for n in range(20)] and len(shuffled) == 20
     # The order is part of what makes a run repeatable: it may not change with a version.
