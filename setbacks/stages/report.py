@@ -71,6 +71,7 @@ def report(run: RunFolder) -> Report:
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
             "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "Answers to refused requests": run.records("answered.jsonl", Correction),
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
