@@ -378,7 +378,9 @@ def fit(labeled: Labels, out: Path | None = None, show: Show | None = None) -> C
                     f"{labeled.name}: {task} is {str(value).lower()} on {len(on)} questions; a "
                     f"head needs at least {2 * probe.FOLDS} with each label"
                 )
-    kept = worth.data() / "heads" / f".{_content(labeled)}-{digest(probe.FEATURES)}"
+    kept = (
+        worth.data() / "heads" / f".{_content(labeled)}-{digest(probe.FEATURES, probe.BATCH_SIZE)}"
+    )
     _make(kept)
     x = _read(rows, kept, show)
     heads = dict(probe.load())

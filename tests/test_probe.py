@@ -362,3 +362,32 @@ def test_the_phrases_agree_with_people(monkeypatch):
     rows = xstest(DATA / "xstest")
     assert len(rows) == 1_800 and len({row.question for row in rows}) == 200
     assert np.mean([refuses(row.response) == row.refused for row in rows]) > 0.9
+
+
+@pytest.mark.slow
+def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
+    read = []
+    whole = probe._read
+    monkeypatch.setattr(
+        probe, "_read", lambda *given: (read.append(len(given[1])), whole(*given))[1]
+    )
+    monkeypatch.setattr(probe, "_known", {})
+    asked = "How do I bake bread?"
+    first = probe.features([(asked, "Mix flour and water."), (asked, "No.")])
+    assert sorted(read) == [1, 2], "the prompt, then both responses"
+    later = probe.features([(asked, "Mix flour and water."), (asked, "No.")])
+    assert sorted(read) == [1, 2, 2] and (first == later).all()
+    probe._known.clear()
+    anew = probe.features([(asked, "Mix flour and water."), (asked, "No.")])
+    assert (first == anew).all()
+
+
+@pytest.mark.slow
+def test_prompts_are_remembered_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(probe, "_known", {})
+    monkeypatch.setattr(probe, "OPENING_TOKENS", 30)
+    for text in ("a", "b", "a", "c d e f g h"):
+        probe.features([(text, "Yes.")])
+    _, tokenizer = probe._reader()
+    left = [tokenizer.decode(ids).split("user\n")[-1][:1] for ids in probe._known]
+    assert left == ["a", "c"], "the one used longest ago is forgotten first"

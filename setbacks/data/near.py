@@ -1,4 +1,4 @@
-"""Prompts that are the same, or nearly: an index of texts by their word n-grams.
+"""Texts that repeat an earlier one, and prompts that are the same or nearly: indexes of n-grams.
 
 Two prompts are the *same* if they differ only in case, spaces, Unicode form or final punctuation,
 or if one is a whole user turn of the other. They are *nearly the same* if most of their word
@@ -64,6 +64,33 @@ class Grams:
             if owners := self._owners.get(gram):
                 counts.update(owners)
         return counts
+
+
+class NearIndex:
+    """Texts, such as answers, in which a text that repeats most of one is found.
+
+    A text is near an earlier one if that one contains at least a given share of its word 5-grams.
+    Each 5-gram belongs to the first text that has it, so memory grows only with new ones.
+
+    Args:
+        threshold: the share, above 0; from 1 on, nothing is near.
+    """
+
+    def __init__(self, threshold: float = 0.7) -> None:
+        self.threshold = threshold
+        self._grams = Grams(owners=1)
+
+    def add(self, text: str) -> None:
+        """Remember a text."""
+        self._grams.add(grams(text, 5))
+
+    def has_near(self, text: str) -> bool:
+        """Return whether an earlier text contains most of this one."""
+        if self.threshold >= 1:
+            return False
+        own = grams(text, 5)
+        most = max(self._grams.shared(own).values(), default=0)
+        return most >= self.threshold * len(own)
 
 
 class Match(NamedTuple):

@@ -57,10 +57,10 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
         same = 0
     start = _part(model, None, [prompts[0][:same]], pad).cache if same else None
     tails = [prompt[same:] for prompt in prompts]
-    parts = _parts(tails, PART.get(model.device.type, LARGE))
-    if len(parts) == 1:
+    rows_of_parts = parts(tails, PART.get(model.device.type, LARGE))
+    if len(rows_of_parts) == 1:
         return _part(model, start, tails, pad)
-    read_parts = [_part(model, start, [tails[row] for row in rows], pad) for rows in parts]
+    read_parts = [_part(model, start, [tails[row] for row in rows], pad) for rows in rows_of_parts]
     mask = _mask(tails, same, longest - same, model.device)
     cache = cache_for(model)
     for number, layers in enumerate(zip(*(part.cache.layers for part in read_parts), strict=True)):
@@ -68,7 +68,7 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
             layers[0].keys.new_zeros(len(prompts), x.shape[1], longest, x.shape[3])
             for x in (layers[0].keys, layers[0].values)
         )
-        for rows, part, layer in zip(parts, read_parts, layers, strict=True):
+        for rows, part, layer in zip(rows_of_parts, read_parts, layers, strict=True):
             end = part.mask.shape[1]
             for whole, read_ in ((keys, layer.keys), (values, layer.values)):
                 whole[rows, :, :same] = read_[:, :, :same]
@@ -76,7 +76,7 @@ def read(model: Any, prompts: Sequence[Sequence[int]], pad: int, more: int) -> R
             layer.keys = layer.values = None  # to hold it only once
         cache.update(keys, values, number)
     logits = read_parts[0].logits.new_empty(len(prompts), read_parts[0].logits.shape[1])
-    for rows, part in zip(parts, read_parts, strict=True):
+    for rows, part in zip(rows_of_parts, read_parts, strict=True):
         logits[rows] = part.logits
     return Read(cache, mask, mask.sum(dim=1, keepdim=True) - 1, logits)
 
@@ -129,16 +129,16 @@ def keeps_all(model: Any, length: int) -> bool:
     return within and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def _parts(tails: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+def parts(tails: Sequence[Sequence[int]], most: int) -> list[list[int]]:
     """Cut into parts of similar length, each of at most `most` tokens, or of one row."""
     order = sorted(range(len(tails)), key=lambda row: -len(tails[row]))
-    parts: list[list[int]] = []
+    found: list[list[int]] = []
     for row in order:
-        if parts and (len(parts[-1]) + 1) * len(tails[parts[-1][0]]) <= most:
-            parts[-1].append(row)
+        if found and (len(found[-1]) + 1) * len(tails[found[-1][0]]) <= most:
+            found[-1].append(row)
         else:
-            parts.append([row])
-    return parts
+            found.append([row])
+    return found
 
 
 def _part(model: Any, start: Any, tails: Sequence[Sequence[int]], pad: int) -> Read:

@@ -2,22 +2,27 @@
 
 `measure` computes them in the order of the report. Each part has a module: the results of each
 judge (`judges`), differences between arms (`differences`), agreement between judges (`agreement`),
-the data (`data`), and the model's own verdict (`introspection`). `findings` puts the numbers into
-sentences, and `formatting` writes them for people.
+the data (`data`), the model's own verdict (`introspection`), and the flip rate (`flips`).
+`findings` puts the numbers into sentences, and `formatting` writes them for people.
+
+Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from setbacks.measure.agreement import agreement_report
 from setbacks.measure.data import data_report, training_report
 from setbacks.measure.findings import all_findings, summary
+from setbacks.measure.flips import flip_report
 from setbacks.measure.introspection import introspection_report, spoken
 from setbacks.measure.judges import judge_report
 from setbacks.measure.results import (
     Cost,
+    Decontaminated,
     JudgeReport,
     LossRow,
     Measurement,
@@ -33,7 +38,7 @@ from setbacks.records import (
     Arm,
     Correction,
     Example,
-    LeftOut,
+    Flip,
     Mistake,
     OwnAnswer,
     Reading,
@@ -41,7 +46,7 @@ from setbacks.records import (
     Verdict,
 )
 
-__all__ = ["Measurement", "RunInfo", "measure", "spoken", "to_json"]
+__all__ = ["Measurement", "RunInfo", "flip_report", "measure", "spoken", "to_json"]
 
 SCHEMA = 1
 HUMAN = "human"  # the judge whose verdicts are people's labels
@@ -86,14 +91,15 @@ def measure(
     trained: Trained | None = None,
     checked: Mapping[str, Sequence[Correction | OwnAnswer]] | None = None,
     preflight: Sequence[Reading] = (),
+    flips: Sequence[Flip] = (),
     introspected: Sequence[Reading] = (),
     overlap: Sequence[Overlap] = (),
-    left_out: Sequence[LeftOut] = (),
+    left_out: Decontaminated = MappingProxyType({}),
     worth: Mapping[str, Sequence[Worth]] | None = None,
     gives: Mapping[str, Collection[str]] | None = None,
     costs: Sequence[Cost] = (),
 ) -> Measurement:
-    """Return every number of a report; the same input gives the same result.
+    """Return every number of a report: rates in [0, 1], scores in 1-10, with 95 % intervals.
 
     Args:
         run: what the recipe says.
@@ -109,19 +115,15 @@ def measure(
         trained: what `trained.json` says of the training.
         checked: texts that the model wrote for its own training, by what they are.
         preflight: what the model says of responses before training.
+        flips: its answers to mistakes before training, in several contexts.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
-        left_out: training prompts that were left out since a suite has them.
-        worth: by judge, its agreement with human labels, a row for each source; none if it was
-            not measured. Without human labels of this run, these correct rates (Rogan-Gladen).
+        left_out: number of training prompts that were left out since a suite has them.
+        worth: by judge, its agreement with human labels, a row for each source; without labels of
+            this run, rates are corrected by these (Rogan-Gladen). A missing judge was not measured.
         gives: by judge, the metrics that it is meant to give (`setbacks.judges.gives`), so that a
             metric without any score is noticed. Default: the metrics of which it gave scores.
         costs: what each stage took.
-
-    Returns:
-        Rates in [0, 1], scores in 1-10; each estimate with 95 % interval, n and the n expected.
-
-    Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
     """
     judges = _judges(run, verdicts)
 
@@ -150,6 +152,7 @@ def measure(
         introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},
         costs=tuple(costs),
+        flips=flip_report(flips),
     )
     return replace(result, findings=tuple(all_findings(result)), summary=summary(result))
 

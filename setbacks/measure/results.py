@@ -1,9 +1,7 @@
 """The results of a run: frozen dataclasses, and `to_json`, which turns them into plain data.
 
 `measure` returns a `Measurement`. Findings, pages, model cards and studies read it; `to_json` turns
-it into `metrics.json`. A new number needs one field here and one line where it is computed. Rows
-from files (`LossRow`, `Worth`, `Overlap`, `Cost`) are typed dictionaries, which keep all keys of
-their file, including those of later versions and other packages.
+it into `metrics.json`. Rows from files are typed dictionaries, which keep all keys of their file.
 """
 
 from __future__ import annotations
@@ -13,12 +11,14 @@ from dataclasses import astuple, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from setbacks.measure.degeneration import Reason
+from setbacks.measure.flips import Flips
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
 from setbacks.records import Arm, Kind
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
+Decontaminated = Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
 OPTIONAL = {"optional": True}  # a key that JSON omits if there is no value
 
 
@@ -297,10 +297,11 @@ class Analyses:
 
 @dataclass(frozen=True)
 class Examples:
-    """Training examples of one kind."""
+    """Training examples of one kind; `replayed` of them come from earlier runs."""
 
     n: int
     mean_characters: float
+    replayed: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ class Data:
     analysis: Analyses
     checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
-    left_out: Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
+    left_out: Decontaminated
     examples: Mapping[str, Examples]
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]
@@ -469,6 +470,7 @@ class Measurement:
     findings: tuple[Finding, ...] = ()
     summary: str = ""
     costs: tuple[Cost, ...] = ()
+    flips: Flips | None = field(default=None, metadata=OPTIONAL)
 
 
 def to_json(value: Any) -> Any:

@@ -61,6 +61,8 @@ from setbacks.recipe.sections import (
     Lora,
     Mix,
     Posterior,
+    Preflight,
+    Replay,
     Respond,
     Suite,
     Train,
@@ -88,7 +90,9 @@ __all__ = [
     "OptionsOf",
     "PartSection",
     "Posterior",
+    "Preflight",
     "Recipe",
+    "Replay",
     "Respond",
     "Sampling",
     "Section",
@@ -130,6 +134,12 @@ class Recipe(Section):
         "They go into the guidance, the analysis, and the rubric of the judge `llm`.",
     )
     model: EngineField = Field(default_factory=Engine, description="Model to align.")
+    adapter: LocalPath = Field(
+        None,
+        description="Folder of a PEFT adapter of `model`: the model to align has it. That model "
+        "makes and analyzes the mistakes and is the untrained arm, and training continues from "
+        "it; null: none.",
+    )
     instructions: Sources = Field(
         [Source(source="builtin:redteam", split="train")],
         description="Data sets with red-team instructions, to induce mistakes.",
@@ -144,6 +154,7 @@ class Recipe(Section):
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
+    preflight: Preflight = Field(Preflight(), description="Checks before training.")
     train: SerializeAsAny[Train] = Field(
         default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
     )
@@ -215,6 +226,16 @@ class Recipe(Section):
     def train_seed(self) -> int:
         """The seed of the training."""
         return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def current(self) -> Path | None:
+        """The adapter of the model before training; None without one."""
+        return None if self.adapter is None else Path(self.adapter)
+
+    @property
+    def start(self) -> Path | None:
+        """The adapter that training continues; None for a new one."""
+        return self.current if self.train.start is None else Path(self.train.start)
 
     @classmethod
     def load(

@@ -13,7 +13,7 @@ from typing import Any
 from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.languages import language_of
-from setbacks.data.near import Grams, grams
+from setbacks.data.near import NearIndex
 from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.judges import Item
@@ -145,7 +145,9 @@ def _ask(
 
     start, label = len(journal), f"(attempt {number + 1})"
     work = run.work(journal, "induce", planned(engine, attempts, request), label)
-    for batch, completions in work.generated(engine, request, recipe.induce.sampling):
+    for batch, completions in work.generated(
+        engine, request, recipe.induce.sampling, recipe.current
+    ):
         work.commit(batch, records(batch, completions), completions)
     return {
         record.instruction_id
@@ -235,16 +237,15 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float, phrases: Phrases | None = None) -> None:
-        self.threshold = threshold
+        self._index = NearIndex(threshold)
         self._phrases = phrases
-        self._earlier = Grams(owners=1)
         self._read = 0
 
     def catch_up(self, records: Sequence[Mistake]) -> None:
         """Read the mistakes kept so far; called only if there is work: resuming stays cheap."""
         for record in records[self._read :]:
             if record.outcome == "mistake":
-                self._earlier.add(grams(answer(record.response), 5))
+                self._index.add(answer(record.response))
         self._read = len(records)
 
     def outcome(
@@ -267,11 +268,9 @@ class NearDuplicates:
             return "refusal"
         if harmless:
             return "harmless"
-        own = grams(text, 5)
-        most = max(self._earlier.shared(own).values(), default=0)
-        if self.threshold < 1 and most >= self.threshold * len(own):
+        if self._index.has_near(text):
             return "duplicate"
-        self._earlier.add(own)
+        self._index.add(text)
         return "mistake"
 
 
@@ -295,7 +294,7 @@ STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
     keys=(
-        *("seed", "language", "model", "instructions", "decontaminate", "induce"),
+        *("seed", "language", "model", "adapter", "instructions", "decontaminate", "induce"),
         "words.*.alpaca",
     ),
     check=check,

@@ -1,0 +1,230 @@
+"""Corrections: the model answers again, with the analysis of its own mistake in view.
+
+The teacher is the untrained model with guidance and the analysis of its mistake in the prompt. Its
+answers are checked for form, harm and refusal by a judge, and those that pass are *corrections*.
+`mistake_distillation` learns them as answers, and `dpo` and `rlhf` prefer them to the mistakes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
+
+from pydantic import Field
+
+from setbacks.judges import Item
+from setbacks.judges.checks import Check, Checker
+from setbacks.messages import Prompt, reworded, transcript
+from setbacks.methods.mistake_analysis import best
+from setbacks.prompts import Words, fill
+from setbacks.recipe import Recipe, Sampling, Train
+from setbacks.records import Analysis, Completion, Context, Correction, Request, digest
+from setbacks.runs.session import Session, planned
+from setbacks.text import whole_sentences
+
+# Options of how the teacher answers, and keys of the recipe besides `train` that this depends on.
+TEACHER = ("openings", "sentences", "correct", "max_harmful")
+READS = ("words.*.guided", "words.*.correct", "words.*.policy.guided", "policy")
+
+
+class CorrectionOptions(Train):
+    """How corrections are written and checked."""
+
+    context: Literal["analysis", "guidance"] = Field(
+        "analysis",
+        description="What the teacher sees besides the instruction: the `analysis` of the model's "
+        "mistake and the guidance, or, as a control, the `guidance` alone.",
+    )
+    openings: bool = Field(
+        True, description="Begin the teacher's answers with the words of a refusal ('I won't ...')."
+    )
+    samples: int = Field(
+        1, ge=1, description="Answers per mistake, each with another opening and another seed."
+    )
+    sentences: int | None = Field(
+        1,
+        ge=1,
+        description="Whole sentences of an answer to learn, the one that the opening begins first; "
+        "null: all.",
+    )
+    correct: Sampling = Field(
+        Sampling(max_new_tokens=40), description="How the teacher's answers are sampled."
+    )
+    max_harmful: float = Field(
+        0.3, ge=0, le=1, description="Highest probability of harm of an answer that is learned."
+    )
+
+
+class Draft(NamedTuple):
+    """One answer to generate by the teacher."""
+
+    id: str
+    analysis: Analysis
+    prompt: Prompt
+    opening: str
+    number: int
+
+    def request(self) -> Request:
+        """Return the request for it."""
+        return Request(self.prompt, seed=int(self.id, 16), prefill=self.opening)
+
+
+class Teacher:
+    """The model with more context than the student: what it is asked, and what is usable of it.
+
+    Args:
+        recipe: the run's recipe.
+        options: how it answers; None for those of the recipe's method.
+    """
+
+    def __init__(self, recipe: Recipe, options: CorrectionOptions | None = None) -> None:
+        self._recipe = recipe
+        self.options = options or cast(CorrectionOptions, recipe.train)
+
+    def draft(self, id_: str, analysis: Analysis, context: Context, number: int = 0) -> Draft:
+        """Return an answer to generate.
+
+        Args:
+            id_: of the draft.
+            analysis: the analysis to show, with the mistake that it is shown for.
+            context: what the teacher sees besides the instruction.
+            number: of the answer, among those for this mistake; each has another opening.
+        """
+        words = self._recipe.words_for(analysis.language)
+        openings = words["correct"]["openings"] if self.options.openings else [""]
+        first = int(analysis.response_id, 16)  # mistakes start at different openings
+        opening = openings[(first + number) % len(openings)]
+        return Draft(id_, analysis, _prompt(words, analysis, context), opening, number)
+
+    def check(
+        self, checker: Checker, batch: Sequence[Draft], completions: Sequence[Completion]
+    ) -> list[Check]:
+        """Return what is usable of the answers of one planned batch, up to a number of sentences.
+
+        Args:
+            checker: has the judge.
+            batch: the drafts.
+            completions: what was generated for them.
+        """
+        items = [
+            Item(
+                draft.id,
+                draft.analysis.instruction,
+                _beginning(one.text, draft.opening, self.options.sentences),
+                language=draft.analysis.language,
+                finish=one.finish,
+            )
+            for draft, one in zip(batch, completions, strict=True)
+        ]
+        checks = checker.check(
+            items,
+            declines=True,
+            max_harmful=self.options.max_harmful,
+            guidance=[transcript(draft.prompt) for draft in batch],
+        )
+        return [
+            check._replace(outcome="degenerate") if self._about_prompt(draft, check) else check
+            for draft, check in zip(batch, checks, strict=True)
+        ]
+
+    def _about_prompt(self, draft: Draft, check: Check) -> bool:
+        """Whether an answer is about the teacher's prompt and not the instruction."""
+        words = self._recipe.words_for(draft.analysis.language)
+        return re.search(words["correct"]["about_prompt"], check.answer) is not None
+
+
+def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
+    """Have the teacher answer the instruction of every mistake, and check the answers.
+
+    Args:
+        run: the session; its method has `CorrectionOptions`.
+        analyses: every candidate analysis.
+    """
+    recipe, teacher = run.recipe, Teacher(run.recipe)
+    engine, checker = run.engine(recipe.model), Checker(recipe.train.judge, run)
+    drafts = [
+        teacher.draft(
+            digest("correction", recipe.seed, one.response_id, one.id, number),
+            one,
+            teacher.options.context,
+            number,
+        )
+        for one in _subjects(recipe, analyses)
+        for number in range(teacher.options.samples)
+    ]
+
+    def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
+        checks = teacher.check(checker, batch, completions)
+        return [
+            Correction(
+                id=draft.id,
+                analysis_id=draft.analysis.id,
+                instruction=draft.analysis.instruction,
+                response=draft.analysis.response,
+                text=one.text,
+                answer=check.answer,
+                outcome=check.outcome,
+                sample=draft.number,
+                model=engine.name,
+            )
+            for draft, one, check in zip(batch, completions, checks, strict=True)
+        ]
+
+    journal = run.journal("corrections.jsonl", Correction)
+    work = run.work(journal, "train", planned(engine, drafts, Draft.request), "corrections")
+    answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
+    for batch, completions in answers:
+        work.commit(batch, records(batch, completions), completions)
+    return journal.finish()
+
+
+def best_of_each(analyses: Sequence[Analysis], *, filtered: bool = True) -> list[Analysis]:
+    """Return the best analysis of every mistake, in the order of the mistakes' ids.
+
+    Args:
+        analyses: every candidate analysis.
+        filtered: prefer analyses that passed their checks.
+    """
+    harmful = [analysis for analysis in analyses if analysis.harmful]
+    by_response = {one.response_id: one for one in best(harmful, filtered=False)}
+    if filtered:
+        by_response |= {one.response_id: one for one in best(harmful)}
+    return sorted(by_response.values(), key=lambda analysis: analysis.response_id)
+
+
+def shuffled(analyses: Sequence[Analysis]) -> list[Analysis]:
+    """Give each mistake the analysis of another one, as a control."""
+    others = [*analyses[1:], *analyses[:1]]
+    return [
+        one.model_copy(update={"id": other.id, "text": other.text})
+        for one, other in zip(analyses, others, strict=True)
+    ]
+
+
+def _prompt(words: Words, analysis: Analysis, context: Context) -> Prompt:
+    """Return the instruction of a mistake with the teacher's context around it."""
+    if context == "none":
+        return analysis.instruction
+    template = "{guided}" if context == "guidance" else words["correct"]["prompt"]
+
+    def correct(text: str) -> str:
+        guided = fill(words["guided"], instruction=text)
+        return fill(template, guided=guided, analysis=analysis.text)
+
+    return reworded(analysis.instruction, correct)
+
+
+def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
+    """Return the analysis that the teacher sees of every mistake."""
+    train = recipe.train
+    chosen = best_of_each(analyses, filtered=train.analyses != "unfiltered")[: train.most_analyses]
+    return shuffled(chosen) if train.analyses == "shuffled" else chosen
+
+
+def _beginning(text: str, opening: str, sentences: int | None) -> str:
+    """Return a text up to the given number of sentences after its opening, if one ends there."""
+    if sentences is None:
+        return text
+    kept = whole_sentences(text.removeprefix(opening), sentences)
+    return opening + kept if kept else text
