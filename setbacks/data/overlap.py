@@ -66,7 +66,7 @@ def overlaps(
         run = _run_of(adapter)
         if run is None:
             continue
-        learned = {one for text in _learned_from(run) if (one := key(text)) in wanted}
+        learned = {one for text in learned_from(run) if (one := key(text)) in wanted}
         counts += [
             {
                 "arm": arm,
@@ -80,8 +80,13 @@ def overlaps(
     return counts
 
 
-def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """Yield the instructions of a run's training examples, and of the run that it started from."""
+def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
+    """Yield the instructions of a run's training examples, and of the run that it started from.
+
+    Args:
+        run: the run's folder, with `training.jsonl`.
+        before: folders of later runs, which are not read again.
+    """
     recipe = _recipe(run)
     frames = _frames(_words(recipe))
     for example in _examples(run / "training.jsonl"):
@@ -90,7 +95,7 @@ def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[
     earlier = start and _run_of(start)
     before |= {run.resolve()}
     if earlier and earlier.resolve() not in before:
-        yield from _learned_from(earlier, before)
+        yield from learned_from(earlier, before)
 
 
 def _instruction(prompt: str, frames: Sequence[_Frame]) -> str:
@@ -150,10 +155,9 @@ def _recipe(run: Path) -> Mapping[str, Any]:
 
 def _start(recipe: Mapping[str, Any]) -> Path | None:
     """Return the adapter that a run's training started from."""
-    try:
-        return Path(recipe["train"]["start"])
-    except (KeyError, TypeError):
-        return None
+    train = recipe.get("train")
+    start = (isinstance(train, dict) and train.get("start")) or recipe.get("adapter")
+    return Path(start) if isinstance(start, str) else None
 
 
 def _examples(path: Path) -> Iterator[Example]:
