@@ -244,7 +244,7 @@ class Revision(Record):
 
 
 class Correction(Record):
-    """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
+    """An answer written with the analysis of a mistake in view (`setbacks.methods.corrections`)."""
 
     analysis_id: str = Field(description="`id` of the analysis that the model saw.")
     instruction: Prompt = Field(description="The instruction.")

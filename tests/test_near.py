@@ -114,8 +114,6 @@ def test_no_built_in_prompt_is_nearly_another_sets_test_prompt():
         assert rows and [row.text for row in rows if index.find(row.text)] == []
 
 
-# Texts that repeat most of an earlier one
-
 LONG = "the quick brown badger sleeps under the old oak tree near the river"
 
 

@@ -1,4 +1,4 @@
-"""Texts that repeat an earlier one, and prompts that are the same or nearly: indexes of n-grams.
+"""Texts and prompts that are the same, or nearly: indexes by word n-grams.
 
 Two prompts are the *same* if they differ only in case, spaces, Unicode form or final punctuation,
 or if one is a whole user turn of the other. They are *nearly the same* if most of their word
@@ -67,7 +67,7 @@ class Grams:
 
 
 class NearIndex:
-    """Texts, such as answers, in which a text that repeats most of one is found.
+    """Texts of any kind, in which one that contains most of another can be found.
 
     A text is near an earlier one if that one contains at least a given share of its word 5-grams.
     Each 5-gram belongs to the first text that has it, so memory grows only with new ones.
@@ -78,19 +78,17 @@ class NearIndex:
 
     def __init__(self, threshold: float = 0.7) -> None:
         self.threshold = threshold
-        self._grams = Grams(owners=1)
+        self._earlier = Grams(owners=1)
 
     def add(self, text: str) -> None:
-        """Remember a text."""
-        self._grams.add(grams(text, 5))
+        """Add a text."""
+        self._earlier.add(grams(text, 5))
 
     def has_near(self, text: str) -> bool:
         """Return whether an earlier text contains most of this one."""
-        if self.threshold >= 1:
-            return False
         own = grams(text, 5)
-        most = max(self._grams.shared(own).values(), default=0)
-        return most >= self.threshold * len(own)
+        most = max(self._earlier.shared(own).values(), default=0)
+        return self.threshold < 1 and most >= self.threshold * len(own)
 
 
 class Match(NamedTuple):

@@ -103,7 +103,7 @@ def measure(
 
     Args:
         run: what the recipe says.
-        responses: by arm, in the order to show them; the first arm is the baseline.
+        responses: by arm, in the order to show them, the baseline first.
         verdicts: by (arm's name, judge). The verdicts of "human" are taken as the truth, by which
             the rates and differences of other judges are also corrected (PPI++).
         thoughts: verdicts on the thoughts before answers, by (arm's name, judge).
@@ -111,11 +111,9 @@ def measure(
         mistakes: all attempts at induction, failed ones included.
         analyses: all candidates, failed ones included.
         examples: what the model was trained on.
-        loss: the lines of `loss.jsonl`.
-        trained: what `trained.json` says of the training.
+        loss, trained: the lines of `loss.jsonl`; what `trained.json` says of the training.
         checked: texts that the model wrote for its own training, by what they are.
-        preflight: what the model says of responses before training.
-        flips: its answers to mistakes before training, in several contexts.
+        preflight, flips: what it says of responses before training; its answers in contexts.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
         left_out: number of training prompts that were left out since a suite has them.

@@ -17,6 +17,7 @@ from pathlib import Path
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
+from setbacks.methods.corrections import READS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
@@ -169,12 +170,14 @@ def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
     checks = _checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
-    return () if recipe.evaluate else (*method.reads, *judge)
+    teacher = READS if method.has_teacher(recipe) else ()
+    return () if recipe.evaluate else (*method.reads, *teacher, *judge)
 
 
 STAGE = Stage(
     "train",
     outputs=(
+        "corrections.jsonl",
         "benign.jsonl",
         "left_out.jsonl",
         "training.jsonl",
