@@ -307,22 +307,6 @@ class OwnAnswer(Record):
     model: str = Field(description="Model that wrote the answer.")
 
 
-class LeftOut(Record):
-    """A training prompt that was left out, since a suite has it, or nearly."""
-
-    source: str = Field(description="Source of the prompt, as in the recipe.")
-    instruction: Prompt = Field(description="The prompt.")
-    suite: str = Field(description="Name of the suite.")
-    like: Prompt = Field(description="The prompt of the suite that it is like.")
-    exact: bool = Field(
-        description="True if they differ only in case, spaces, Unicode form or final punctuation, "
-        "or if one is a turn of the other."
-    )
-    share: float = Field(
-        description="Share of word 3-grams in common; 1 if one is wholly inside the other."
-    )
-
-
 class Choice(Record):
     """Drafts of an answer, ranked by the model itself (method `posterior_distillation`)."""
 
