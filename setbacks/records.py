@@ -229,7 +229,7 @@ class Flip(Record):
 
 
 class Example(Record):
-    """One training example. The loss covers only the completion."""
+    """One training example. The loss covers only the completion, after what is `given` of it."""
 
     kind: str = Field(
         description="`analysis`, `contrast`, `helpful`, `safe`, or a method's own kind, such as "
@@ -249,6 +249,12 @@ class Example(Record):
         "weight.",
     )
     rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
+    given: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Start of the completion that is given and has no loss, as in an answer that "
+        "begins wrongly and is put right; missing without one.",
+    )
     replayed_from: str | None = Field(
         None,
         exclude_if=_unset,
@@ -299,22 +305,6 @@ class OwnAnswer(Record):
     language: str = Field(description="Language of the instruction.")
     source: str = Field(description="Source of the instruction.")
     model: str = Field(description="Model that wrote the answer.")
-
-
-class LeftOut(Record):
-    """A training prompt that was left out, since a suite has it, or nearly."""
-
-    source: str = Field(description="Source of the prompt, as in the recipe.")
-    instruction: Prompt = Field(description="The prompt.")
-    suite: str = Field(description="Name of the suite.")
-    like: Prompt = Field(description="The prompt of the suite that it is like.")
-    exact: bool = Field(
-        description="True if they differ only in case, spaces, Unicode form or final punctuation, "
-        "or if one is a turn of the other."
-    )
-    share: float = Field(
-        description="Share of word 3-grams in common; 1 if one is wholly inside the other."
-    )
 
 
 class Choice(Record):

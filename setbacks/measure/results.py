@@ -1,9 +1,7 @@
 """The results of a run: frozen dataclasses, and `to_json`, which turns them into plain data.
 
 `measure` returns a `Measurement`. Findings, pages, model cards and studies read it; `to_json` turns
-it into `metrics.json`. A new number needs one field here and one line where it is computed. Rows
-from files (`LossRow`, `Worth`, `Overlap`, `Cost`) are typed dictionaries, which keep all keys of
-their file, including those of later versions and other packages.
+it into `metrics.json`. Rows from files are typed dictionaries, which keep all keys of their file.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from setbacks.records import Arm, Kind, Label
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
+Decontaminated = Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
 
 
 class Coefficient(NamedTuple):
@@ -307,7 +306,7 @@ class Data:
     analysis: Analyses
     checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
-    left_out: Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
+    left_out: Decontaminated
     examples: Mapping[str, Examples]
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]

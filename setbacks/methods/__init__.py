@@ -229,7 +229,7 @@ def example(
         prompt: what the user says, or the turns of a conversation.
         completion: the model's turn.
         parents: ids of the records that it comes from.
-        more: the example's `verdict`, `rejected` or `thought`.
+        more: the example's `verdict`, `rejected`, `given` or `thought`.
     """
     return Example(
         id=digest("example", kind, prompt, completion, *filter(None, more.values())),

@@ -13,7 +13,7 @@ and the student learns those that pass. For a refused safe request, it learns th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ from setbacks.methods import (
     share_of_refusals,
 )
 from setbacks.methods.corrections import CorrectionOptions, corrections, learned
+from setbacks.methods.recovery import recoveries
 from setbacks.methods.refused_requests import answers_to_refused
 from setbacks.recipe import Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example
@@ -46,6 +47,13 @@ class Options(CorrectionOptions):
         "model", description=str(Train.model_fields["helpful_from"].description)
     )
     epochs: int = Field(1, ge=1, description=str(Train.model_fields["epochs"].description))
+    recovery: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Examples per correction that begin like the mistake (8 to 24 tokens, without "
+        "loss) and then put it right.",
+    )
 
 
 class MistakeDistillation(Method):
@@ -64,16 +72,18 @@ class MistakeDistillation(Method):
         return [*corrections(run, analyses), *answers_to_refused(run, analyses)]
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
-        """Return every correction that passed, every safe answer, and helpful answers."""
+        """Return every correction that passed, recoveries, safe answers, and helpful answers."""
         own = learned("correction", corrections)
         answered = learned("refusal_correction", corrections, "refusal")
         put_right = share_of_refusals(recipe, answered, len(own))
+        own += recoveries(recipe, own, corrections, cast(Options, recipe.train).recovery)
         return mixed(recipe, [*own, *put_right, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
         return {
             "correction": mistake_sources(recipe),
+            "recovery": mistake_sources(recipe),
             "refusal_correction": refusal_sources(recipe),
             "safe": recipe.train.safe,
             "helpful": recipe.train.helpful,

@@ -331,14 +331,21 @@ class Respond(Section):
             Suite(
                 name="harmful",
                 kind="harmful",
-                sources=[Source(source="builtin:redteam", split="test")],
+                sources=[Source(source="builtin:redteam", split="test", shuffle=0, limit=84)],
             ),
             Suite(
                 name="hijacking",
                 kind="hijacking",
-                sources=[Source(source="builtin:hijacking", split="test")],
+                sources=[Source(source="builtin:hijacking", split="test", shuffle=0, limit=40)],
             ),
-            Suite(name="safe", kind="safe", sources=[Source(source="builtin:safe", split="test")]),
+            Suite(
+                name="safe",
+                kind="safe",
+                sources=[
+                    Source(source="builtin:safe", split="test", shuffle=0, limit=42),
+                    Source(source="builtin:twins", split="test", shuffle=0, limit=42),
+                ],
+            ),
             Suite(
                 name="helpful",
                 kind="helpful",

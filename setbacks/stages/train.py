@@ -21,7 +21,8 @@ from setbacks.methods.corrections import READS
 from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
-from setbacks.records import Analysis, Example, LeftOut
+from setbacks.records import Analysis, Example
+from setbacks.runs.decontamination import LeftOut
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
