@@ -15,7 +15,7 @@ from rich.console import Console
 from setbacks.errors import InputError
 from setbacks.messages import Function, Message, ToolCall
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
-from setbacks.records import Arm, OwnAnswer, Response, Verdict
+from setbacks.records import Arm, Mistake, OwnAnswer, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.runs.arms import write_arms
 from setbacks.runs.folder import Run, RunFolder
@@ -374,6 +374,24 @@ def test_texts_that_the_model_wrote_for_its_training_are_counted(tmp_path):
     ]
     assert "<td>4</td><td>2</td><td>50</td>" in row
     assert "unfinished 1, refusal 1" in row
+
+
+def test_refusals_of_safe_prompts_have_rows_of_their_own(tmp_path):
+    run = fill(tmp_path)
+    assert "Refusals" not in report(run).path.read_text()
+    refusals = [
+        Mistake(
+            id=str(number), instruction_id=str(number), instruction="<x>", response="<y>",
+            kind="refusal", outcome=outcome, attempt=0, hint="<h>", category=None, language="en",
+            source="s", model="m",
+        )
+        for number, outcome in enumerate(("mistake", "compliance", "duplicate", "mistake"))
+    ]  # fmt: skip
+    _write(tmp_path / "mistakes.jsonl", refusals)
+    page = report(run).path.read_text().splitlines()
+    (attempts,) = [line for line in page if "Refusals of safe prompts, attempts" in line]
+    assert "<td>4</td><td>2</td><td>50</td>" in attempts
+    assert "compliance 1, empty 0, duplicate 1" in attempts
 
 
 def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):
