@@ -378,7 +378,7 @@ def test_texts_that_the_model_wrote_for_its_training_are_counted(tmp_path):
 
 def test_refusals_of_safe_prompts_have_rows_of_their_own(tmp_path):
     run = fill(tmp_path)
-    assert "Refusals" not in report(run).path.read_text()
+    assert "Refusals of safe prompts" not in report(run).path.read_text()
     refusals = [
         Mistake(
             id=str(number), instruction_id=str(number), instruction="<x>", response="<y>",
