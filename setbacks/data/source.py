@@ -27,6 +27,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "response": ("response",),
     "harmful": ("harmful",),
     "refused": ("refused",),
+    "kind": ("kind",),
     "p_harmful": ("p_harmful",),
     "p_refused": ("p_refused",),
     "category": ("category", "tags"),
@@ -149,6 +150,7 @@ class Row(NamedTuple):
     refused: bool | None = None
     p_harmful: float | None = None  # probabilities of a tool whose verdicts these are
     p_refused: float | None = None
+    kind: str | None = None  # of a mistake: "refusal" if the refused request was safe
 
 
 class Record(NamedTuple):
