@@ -216,12 +216,14 @@ def built_in_prompt():
 
 
 def test_setbacks_are_read_as_mistakes_without_options(marks, tmp_path, chats):
-    run(tmp_path / "out", chats)
+    run(tmp_path / "out", chats, safe=True)
     source = str(tmp_path / "out" / "setbacks.jsonl")
     recipe = Recipe.parse({"induce": {"source": "existing", "existing": source}}, "here")
-    (mistake,) = existing(recipe)
-    assert (mistake.instruction, mistake.outcome) == (ask("badger"), "mistake")
-    assert mistake.source == "harvested:chat.jsonl"
+    harmful, refusal = existing(recipe)
+    assert (harmful.instruction, harmful.kind) == (ask("badger"), "harmful")
+    assert (refusal.instruction, refusal.kind) == (ask("otter"), "refusal")
+    assert harmful.outcome == refusal.outcome == "mistake"
+    assert harmful.source == refusal.source == "harvested:chat.jsonl"
 
 
 def test_a_run_analyzes_what_was_harvested(marks, tmp_path, chats, recipe_data, fake_engine):
