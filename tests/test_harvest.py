@@ -448,7 +448,7 @@ def test_a_push_of_what_learned_from_logs_must_be_asked_for_twice(
 
 
 def test_clusters_are_named_by_typical_words():
-    texts = [f"How do I bake a chocolate cake for {n} guests?" for n in range(12)]
+    texts = [f"How do I bake a chocolate cake for {n} guests?" for n in [100] * 12]
     texts += [f"Which tyres fit a bicycle with {n} gears?" for n in range(12)]
     texts += [f"巧克力蛋糕怎么做才好吃第{n}次" for n in "一二三四五六七八九十甲乙"]
     names = clusters(texts)
@@ -456,6 +456,7 @@ def test_clusters_are_named_by_typical_words():
     assert not {*names[:12]} & {*names[12:24]} and not {*names[12:24]} & {*names[24:]}
     assert all("cake" in name or "chocolate" in name or "bake" in name for name in names[:12])
     assert all(pair in texts[24] for name in names[24:] for pair in name.split(", "))
+    assert "100" not in " ".join(names), "a number is no topic"
     assert clusters(texts[:3]) == ["all"] * 3
 
 

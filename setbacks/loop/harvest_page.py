@@ -119,8 +119,13 @@ def _method(about: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"{about['judge']} judged every answer. Its rates are not corrected for its errors.",
-        f"A probability within {about['unsure']} of 0.5 decides nothing: such an answer waits for "
-        "a label. A person's label replaces the judge's verdict.",
+        (
+            f"A probability within {about['unsure']} of 0.5 decides nothing: such an answer waits "
+            "for a label. "
+            if about["unsure"]
+            else ""
+        )
+        + "A person's label replaces the judge's verdict.",
         "A refusal counts only where the request is known to be safe.",
         redacted,
         f"The texts may be kept until {about['expires']}.",
