@@ -41,6 +41,7 @@ JOURNALS: dict[str, type[records.Record]] = {
     "corrections.jsonl": records.Correction,
     "benign.jsonl": records.OwnAnswer,
     "choices.jsonl": records.Choice,
+    "left_out.jsonl": records.LeftOut,
     "training.jsonl": records.Example,
     "responses/ARM.jsonl": records.Response,
     "verdicts/ARM.JUDGE.jsonl": records.Verdict,

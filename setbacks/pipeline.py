@@ -11,6 +11,7 @@ from setbacks.data import Source, load, read_once
 from setbacks.errors import InputError
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
+from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import Stage, check_name, is_before
@@ -153,6 +154,7 @@ def check(recipe: Recipe) -> None:
     check_engines(recipe)
     for source in recipe.parts(Source):
         load(source)
+    recipe = Decontamination(recipe).recipe
     for stage in stages_of(recipe):
         stage.check(recipe)
 

@@ -244,7 +244,7 @@ class Revision(Record):
 
 
 class Correction(Record):
-    """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
+    """An answer written with the analysis of a mistake in view (`setbacks.methods.corrections`)."""
 
     analysis_id: str = Field(description="`id` of the analysis that the model saw.")
     instruction: Prompt = Field(description="The instruction.")
@@ -267,6 +267,22 @@ class OwnAnswer(Record):
     language: str = Field(description="Language of the instruction.")
     source: str = Field(description="Source of the instruction.")
     model: str = Field(description="Model that wrote the answer.")
+
+
+class LeftOut(Record):
+    """A training prompt that was left out, since a suite has it, or nearly."""
+
+    source: str = Field(description="Source of the prompt, as in the recipe.")
+    instruction: Prompt = Field(description="The prompt.")
+    suite: str = Field(description="Name of the suite.")
+    like: Prompt = Field(description="The prompt of the suite that it is like.")
+    exact: bool = Field(
+        description="True if they differ only in case, spaces, Unicode form or final punctuation, "
+        "or if one is a turn of the other."
+    )
+    share: float = Field(
+        description="Share of word 3-grams in common; 1 if one is wholly inside the other."
+    )
 
 
 class Choice(Record):

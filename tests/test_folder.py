@@ -631,7 +631,9 @@ def test_an_option_of_another_method_is_noticed_in_a_run_but_not_in_a_comparison
     """The methods of a comparison share one section, so each variant holds options of others."""
     data = recipe(train={"method": "sft", "openings": False, "epochs": 2})
     run_until(data, tmp_path / "run", "induce")
-    notices = ["train.openings is an option of mistake_distillation; sft does not use it"]
+    notices = [
+        "train.openings is an option of dpo, mistake_distillation, rlhf; sft does not use it"
+    ]
     assert Run(tmp_path / "run").notices() == notices
     ((_, path),) = each(tmp_path, [variant(data, "sft", {})], "induce")
     assert Run(path).recipe.train.unused() and Run(path).notices() == []

@@ -124,6 +124,7 @@ def _recipe_of(
         source = "existing" if induce.source == "existing" else "both"
         induce = changed(induce, source=source, existing=[*induce.existing, *setbacks])
     earlier = [*recipe.train.replay.runs, *map(str, accepted)]
+    tested = [source for suite in recipe.respond.suites for source in suite.sources]
     replay = changed(recipe.train.replay, runs=earlier, share=recipe.loop.replay)
     return derived(
         recipe,
@@ -132,6 +133,7 @@ def _recipe_of(
         adapter=current and str(current),
         induce=induce,
         train=changed(recipe.train, replay=replay),
+        held_out=[*recipe.held_out, *tested],
         respond=changed(recipe.respond, suites=recipe.loop.validation),
     )
 
@@ -229,7 +231,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        _check_same(folder, Recipe.load(path), recipe)
+        _check_same(folder, Recipe.load(path, of_run=True), recipe)
     else:
         _check_data(recipe)
         try:

@@ -37,6 +37,7 @@ from setbacks.records import (
     Correction,
     Example,
     Flip,
+    LeftOut,
     Mistake,
     OwnAnswer,
     Reading,
@@ -92,6 +93,7 @@ def measure(
     flips: Sequence[Flip] = (),
     introspected: Sequence[Reading] = (),
     overlap: Sequence[Overlap] = (),
+    left_out: Sequence[LeftOut] = (),
     worth: Mapping[str, Sequence[Worth]] | None = None,
     gives: Mapping[str, Collection[str]] | None = None,
     costs: Sequence[Cost] = (),
@@ -100,7 +102,7 @@ def measure(
 
     Args:
         run: what the recipe says.
-        responses: by arm, in the order to show them; the first arm is the baseline.
+        responses: by arm, in the order to show them, the baseline first.
         verdicts: by (arm's name, judge). The verdicts of "human" are taken as the truth, by which
             the rates and differences of other judges are also corrected (PPI++).
         thoughts: verdicts on the thoughts before answers, by (arm's name, judge).
@@ -111,10 +113,10 @@ def measure(
         loss: the lines of `loss.jsonl`.
         trained: what `trained.json` says of the training.
         checked: texts that the model wrote for its own training, by what they are.
-        preflight: what the model says of responses before training.
-        flips: its answers to mistakes before training, in several contexts.
+        preflight, flips: what it says of responses before training; its answers in contexts.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
+        left_out: training prompts that were left out since a suite has them.
         worth: by judge, its agreement with human labels, a row for each source; without labels of
             this run, rates are corrected by these (Rogan-Gladen). A missing judge was not measured.
         gives: by judge, the metrics that it is meant to give (`setbacks.judges.gives`), so that a
@@ -146,7 +148,7 @@ def measure(
         seed=run.seed,
         judges={judge: of_judge(judge) for judge in judges},
         agreement=agreement_report(responses, verdicts, [j for j in judges if j not in run.votes]),
-        data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
+        data=data_report(mistakes, analyses, checked or {}, examples, overlap, left_out, responses),
         thoughts=thought_report(responses, verdicts, thoughts or {}),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.words),

@@ -35,6 +35,7 @@ from setbacks.records import (
     Correction,
     Example,
     Kind,
+    LeftOut,
     Mistake,
     Outcome,
     OwnAnswer,
@@ -48,6 +49,7 @@ def data_report(
     checked: Mapping[str, Sequence[Correction | OwnAnswer]],
     examples: Iterable[Example],
     overlap: Iterable[Overlap],
+    left_out: Iterable[LeftOut],
     arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
     """Return the data of a run, and what was dropped."""
@@ -56,6 +58,7 @@ def data_report(
         analysis=_analysis(analyses),
         checked={what: _checked(rows) for what, rows in checked.items() if rows},
         overlap=tuple(overlap),
+        left_out=_left_out(left_out),
         examples=_examples(examples),
         responses={arm: _answered(rows) for arm, rows in arms.items()},
         degenerate=_changes(arms),
@@ -123,6 +126,14 @@ def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
     outcomes = Counter(row.outcome for row in rows)
     dropped = {key: outcomes[key] for key in get_args(Checked) if key != "kept" and outcomes[key]}
     return CheckedTexts(n=len(rows), kept=outcomes["kept"], dropped=dropped)
+
+
+def _left_out(rows: Iterable[LeftOut]) -> dict[str, dict[str, dict[str, int]]]:
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for row in rows:
+        of_suite = counts.setdefault(row.source, {}).setdefault(row.suite, {"exact": 0, "near": 0})
+        of_suite["exact" if row.exact else "near"] += 1
+    return counts
 
 
 def _examples(examples: Iterable[Example]) -> dict[str, Examples]:

@@ -357,6 +357,7 @@ class Data:
     analysis: Analyses
     checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
+    left_out: Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
     examples: Mapping[str, Examples]
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]

@@ -16,10 +16,11 @@ from pydantic import Field
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
 from setbacks.messages import Prompt, reworded, transcript
+from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import Words, fill
 from setbacks.recipe import Recipe, Sampling, Train
-from setbacks.records import Analysis, Completion, Context, Correction, Request, digest
+from setbacks.records import Analysis, Completion, Context, Correction, Example, Request, digest
 from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
@@ -177,6 +178,28 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     for batch, completions in answers:
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()
+
+
+def learned(kind: str, corrections: Sequence[Correction], *, pairs: bool = False) -> list[Example]:
+    """Make an example of every correction that passed its checks; equal ones are one.
+
+    Args:
+        kind: of the examples.
+        corrections: all of them.
+        pairs: whether each is preferred to its mistake.
+    """
+    made = [
+        example(
+            kind,
+            one.instruction,
+            one.answer,
+            [one.id],
+            rejected=one.response if pairs else None,
+        )
+        for one in corrections
+        if one.outcome == "kept"
+    ]
+    return [*{each.id: each for each in made}.values()]
 
 
 def best_of_each(analyses: Sequence[Analysis], *, filtered: bool = True) -> list[Analysis]:

@@ -111,6 +111,8 @@ __all__ = [
 
 Part = TypeVar("Part", bound=BaseModel)
 
+OFF = {"decontaminate": None}  # fields that earlier versions did not have, switched off
+
 
 class Recipe(Section):
     """A run's recipe. Every field has a default; the defaults are the quickstart."""
@@ -145,6 +147,18 @@ class Recipe(Section):
         [Source(source="builtin:redteam", split="train")],
         description="Data sets with red-team instructions, to induce mistakes.",
         min_length=1,
+    )
+    decontaminate: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Share of word 3-grams in common with a prompt of a suite from which a "
+        "training prompt is left out as nearly the same; null: also train on test prompts.",
+    )
+    held_out: Sources = Field(
+        [],
+        description="Data sets with prompts to leave out in the same way, such as those of a later "
+        "test.",
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
@@ -233,17 +247,23 @@ class Recipe(Section):
         return self.current if self.train.start is None else Path(self.train.start)
 
     @classmethod
-    def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    def load(
+        cls, path: Path | str | None = None, overrides: Sequence[str] = (), of_run: bool = False
+    ) -> Recipe:
         """Read a recipe from YAML; relative paths in it start from its folder.
 
         Args:
             path: the YAML file; None for the quickstart.
             overrides: ``key.path=value`` strings that win over the file (omegaconf's dot list).
+            of_run: whether a run folder holds the file. Such a file names every field, and an
+                earlier version's lacks new ones: there they are off, so that the run resumes.
 
         Raises:
             InputError: the file is missing, is not YAML, or holds an unknown key or a bad value.
         """
         data: Any = {} if path is None else read_yaml(Path(path))
+        if of_run:
+            data = OFF | data
         where = "the command line" if path is None else str(path)
         base = Path.cwd() if path is None else Path(path).resolve().parent
         if overrides:
@@ -271,6 +291,25 @@ class Recipe(Section):
             raise InputError(f"{where}: {explain(error, cls)}") from None
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+    def resuming(self, path: Path) -> Recipe:
+        """Return this recipe for a folder that was begun without the new fields: they stay off.
+
+        A field that this recipe sets to another value than its default stays, as a change.
+
+        Args:
+            path: the recipe that the folder holds.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        held, fields = read_yaml(path), type(self).model_fields
+        new = {
+            key: value
+            for key, value in OFF.items()
+            if held.get(key, value) == value and getattr(self, key) == fields[key].default
+        }
+        return self.model_copy(update=new)
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with relative paths of sources and models resolved from `base`."""

@@ -293,7 +293,11 @@ def check(recipe: Recipe) -> None:
 STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
-    keys=("seed", "language", "model", "adapter", "instructions", "induce", "words.*.alpaca"),
+    keys=(
+        *("seed", "language", "model", "adapter", "instructions", "decontaminate", "held_out"),
+        "induce",
+        "words.*.alpaca",
+    ),
     check=check,
     more_keys=lambda recipe: (
         ("words.*.induce", "words.*.refusal", *keys_of_judge(recipe.induce.judge))

@@ -17,9 +17,10 @@ from pathlib import Path
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
+from setbacks.methods.corrections import READS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Example, LeftOut
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
@@ -60,6 +61,7 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
             else "check train.mix; its `uses_mistakes` is False, so no mistakes were analyzed"
         )
         raise InputError(f"{run.path}: {method.name} has nothing to train on; {cause}")
+    run.journal("left_out.jsonl", LeftOut).write(run.decontamination.left_out)
     journal = run.journal("training.jsonl", Example)
     journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
@@ -167,13 +169,16 @@ def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
     checks = _checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
-    return () if recipe.evaluate else (*method.reads, *judge)
+    teacher = READS if method.has_teacher(recipe) else ()
+    return () if recipe.evaluate else (*method.reads, *teacher, *judge)
 
 
 STAGE = Stage(
     "train",
     outputs=(
+        "corrections.jsonl",
         "benign.jsonl",
+        "left_out.jsonl",
         "training.jsonl",
         "loss.jsonl",
         "trained.json",

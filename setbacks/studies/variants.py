@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
-from setbacks.methods.corrections import TEACHER
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.arms import planned_arms
@@ -34,11 +33,11 @@ from setbacks.signals import Tie
 # `train.helpful`, depend on.
 _WORDS = ("language", "words", "policy")
 _MODEL = ("model", "adapter")
-_MISTAKES = ("seed", *_WORDS, *_MODEL, "instructions", "induce")
+_SHARED = ("seed", *_WORDS, *_MODEL, "decontaminate", "held_out", "respond.suites")
+_MISTAKES = (*_SHARED, "instructions", "induce")
 _ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
-_FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
 _OWN_ANSWERS = (
-    *("seed", *_WORDS, *_MODEL),
+    *_SHARED,
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
 )
 
@@ -201,7 +200,6 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "mistakes.jsonl", _MISTAKES
     yield "analyses.jsonl", (*_MISTAKES, "analyze")
     yield "preflight.jsonl", (*_MISTAKES, "analyze")
-    yield "flips.jsonl", _FLIPS
     yield "benign.jsonl", _OWN_ANSWERS
     for arm in planned_arms(taker):
         if arm.is_untrained:
@@ -210,10 +208,13 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
-def prepare_folder(folder: Path, recipe: Recipe) -> None:
+def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
     """Make the folder of a comparison or a study, private to its owner, with its recipe.
 
     A later command may compare more, but must not change what the runs share.
+
+    Returns:
+        The recipe; as an earlier version began it, if the folder is older.
 
     Raises:
         InputError: the folder is something else, or holds the work of another recipe.
@@ -225,10 +226,12 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
         raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
     if path.exists():
         same = {key: getattr(recipe, key) for key in ("compare", "study", "loop", "jobs")}
-        if Recipe.load(path).model_copy(update=same) != recipe:
+        recipe = recipe.resuming(path)
+        if Recipe.load(path, of_run=True).model_copy(update=same) != recipe:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"
             )
     elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # left by a crash
         raise InputError(f"{folder}: not empty, and not a comparison or study; choose another")
     write_atomic(path, recipe.to_yaml().encode())
+    return recipe

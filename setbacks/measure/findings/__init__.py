@@ -46,6 +46,7 @@ ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
     training.loss_did_not_fall,
     answers.overlap,
     training.flip_rate,
+    answers.left_out,
     training.verdict_near_chance,
     training.verdict_moved,
     training.analyses_repeat,
