@@ -226,6 +226,12 @@ def test_each_suite_is_counted_by_itself(tmp_path):
     assert seen(rows, run) == {"s": (1, 2), "t": (2, 2), "u": (0, 1)}
 
 
+def test_an_adapter_brings_what_the_current_model_of_its_run_learned(tmp_path):
+    first = train(tmp_path / "first", examples_of("A?"))
+    second = train(tmp_path / "second", examples_of("B?"), adapter=str(first / "adapter"))
+    assert seen(asked("a", "b", "c"), second) == {"s": (2, 3)}
+
+
 def test_an_adapter_brings_what_the_one_it_started_from_learned(tmp_path):
     first = train(tmp_path / "first", examples_of("A?"), start=tmp_path / "second" / "adapter")
     second = train(tmp_path / "second", examples_of("B?"), start=first / "adapter")

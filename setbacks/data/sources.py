@@ -245,9 +245,8 @@ def _rows(
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(rows)
     if source.skip >= len(rows):
-        raise bad(f"{place} has {len(rows)} rows, and skip leaves out {source.skip}; skip fewer")
-    end = None if source.limit is None else source.skip + source.limit
-    return _Loaded(place, fields, rows[source.skip : end])
+        raise bad(f"{place}: skip: {source.skip} leaves none of the {len(rows)} rows")
+    return _Loaded(place, fields, rows[source.skip :][: source.limit])
 
 
 def _named(kind: str, known: Mapping[str, Any], source: str) -> Any:
