@@ -59,7 +59,7 @@ def carry_out(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """
     folder, recipe = expanded(folder).absolute(), recipe.rebased(Path.cwd())
     _check(recipe)
-    _prepare(folder, recipe)
+    recipe = _prepare(folder, recipe)
     rounds = read_rounds(folder)
     while number := _next(recipe.loop, rounds):
         rounds = [*rounds, _round(recipe, folder, number, rounds, show)]
@@ -223,14 +223,17 @@ def _check(recipe: Recipe) -> None:
                 )
 
 
-def _prepare(folder: Path, recipe: Recipe) -> None:
-    """Make the folder of a loop, private to its owner, with its recipe.
+def _prepare(folder: Path, recipe: Recipe) -> Recipe:
+    """Make the folder of a loop, private to its owner, with its recipe; return the recipe.
+
+    In a folder that an earlier version began, fields that it did not have stay off.
 
     Raises:
         InputError: the folder is something else, or holds the loop of another recipe.
     """
     path = folder / "recipe.yaml"
     if path.exists():
+        recipe = recipe.resuming(path)
         _check_same(folder, Recipe.load(path, of_run=True), recipe)
     else:
         _check_data(recipe)
@@ -243,6 +246,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
         with writing(folder):
             folder.chmod(0o700)  # an empty folder may exist already
     write_atomic(path, recipe.to_yaml().encode())
+    return recipe
 
 
 def _check_data(recipe: Recipe) -> None:
