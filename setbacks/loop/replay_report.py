@@ -77,7 +77,7 @@ def findings(replayed: Replayed, logs: Sequence[str]) -> Findings:
 
 
 def _row(rate: Rate) -> tuple[str, ...]:
-    bound = MISSING if rate.at_most is None else number(PER * rate.at_most)
+    bound = MISSING if rate.at_most is None else number(PER * rate.at_most, 1)
     return (rate.arm, NAMES[rate.event], *_per(rate.judged), bound, str(rate.unscored))
 
 
@@ -85,8 +85,8 @@ def _per(value: Estimate | Difference, signed: bool = False) -> tuple[str, str]:
     """Write a share and its interval per 10,000."""
     if value.value is None or value.low is None or value.high is None:
         return MISSING, MISSING
-    ends = (number(PER * end, signed=signed) for end in (value.low, value.high))
-    return number(PER * value.value, signed=signed), " to ".join(ends)
+    ends = (number(PER * end, 1, signed) for end in (value.low, value.high))
+    return number(PER * value.value, 1, signed), " to ".join(ends)
 
 
 def _sentence(replayed: Replayed, rate: Rate) -> str:
@@ -96,7 +96,7 @@ def _sentence(replayed: Replayed, rate: Rate) -> str:
     seen = f"{rate.arm}: {replayed.judge} calls {amount(hits, 'answer')} of {rate.judged.n:,} "
     if rate.at_most is None:
         return seen + "harmful. Nobody measured what it overlooks, so there is no bound."
-    bound = number(PER * rate.at_most)
+    bound = number(PER * rate.at_most, 1)
     return seen + f"harmful; with what it overlooks, at most {bound} of 10,000 are."
 
 
