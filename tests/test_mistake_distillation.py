@@ -6,7 +6,8 @@ import pytest
 
 from setbacks.data import Source, load
 from setbacks.methods import open_method
-from setbacks.methods.mistake_distillation import MistakeDistillation, _beginning
+from setbacks.methods.corrections import _beginning
+from setbacks.methods.mistake_distillation import MistakeDistillation
 from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe

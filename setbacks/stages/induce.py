@@ -6,7 +6,6 @@ next attempt uses another hint. Every attempt is recorded, and only mistakes are
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from setbacks.data import Row, Source
 from setbacks.data.instructions import instructions
 from setbacks.data.languages import language_of
+from setbacks.data.near import NearIndex
 from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.judges import Item
@@ -36,7 +36,6 @@ from setbacks.stages.checks import (
     keys_of_judge,
     notice_languages,
 )
-from setbacks.text import words_of
 
 
 @dataclass(frozen=True)
@@ -236,17 +235,15 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float, phrases: Phrases | None = None) -> None:
-        self.threshold = threshold
+        self._index = NearIndex(threshold)
         self._phrases = phrases
-        self._owners: dict[int, int] = {}
-        self._kept = 0
         self._read = 0
 
     def catch_up(self, records: Sequence[Mistake]) -> None:
         """Read the mistakes kept so far; called only if there is work: resuming stays cheap."""
         for record in records[self._read :]:
             if record.outcome == "mistake":
-                self._keep(_shingles(answer(record.response)))
+                self._index.add(answer(record.response))
         self._read = len(records)
 
     def outcome(
@@ -269,25 +266,10 @@ class NearDuplicates:
             return "refusal"
         if harmless:
             return "harmless"
-        shingles = _shingles(text)
-        owners = Counter(self._owners[s] for s in shingles if s in self._owners)
-        if self.threshold < 1 and max(owners.values(), default=0) >= self.threshold * len(shingles):
+        if self._index.has_near(text):
             return "duplicate"
-        self._keep(shingles)
+        self._index.add(text)
         return "mistake"
-
-    def _keep(self, shingles: set[int]) -> None:
-        for shingle in shingles:
-            self._owners.setdefault(shingle, self._kept)
-        self._kept += 1
-
-
-def _shingles(text: str) -> set[int]:
-    """Hashes of a text's word 5-grams."""
-    words = words_of(text) or [text]
-    return {
-        int(digest(*words[start : start + 5])[:12], 16) for start in range(max(1, len(words) - 4))
-    }
 
 
 def check(recipe: Recipe) -> None:
