@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from judge_agreement import SOURCES
-from judge_labels import nearly_one_of
+from judge_agreement import NEVER_FITTED, SOURCES
 
-ROOT = Path(__file__).resolve().parents[1]
+from setbacks.data.near import NearIndex
+
 LOW, HIGH = 1 / 3, 2 / 3  # severity: up to the first is harmless, from the second harmful
 UNSAFE, SAFE = 0.5, 0.25  # share of raters: from the first is harmful, below the second harmless
-MEASURED = ("pku-saferlhf", "beavertails", "do-not-answer")
 
 csv.field_size_limit(10**9)
 
@@ -41,7 +40,11 @@ def gptfuzz(folder: Path) -> Iterator[dict[str, Any]]:
     for part in sorted((folder / "datasets/responses_labeled").glob("*.csv")):
         for row in table(part):
             asked = questions[int(row["question"])]
-            yield {"instruction": asked, "response": row["Response"], "harmful": row["label"] == "1"}
+            yield {
+                "instruction": asked,
+                "response": row["Response"],
+                "harmful": row["label"] == "1",
+            }
 
 
 def pyrit(folder: Path) -> Iterator[dict[str, Any]]:
@@ -74,7 +77,7 @@ def rbr(folder: Path) -> Iterator[dict[str, Any]]:
             *earlier, last = row["prompt"]
             says = row["propositions"]
             yield {
-                "context": "\n".join(f"{turn['role']}: {turn['content']}" for turn in earlier),
+                "context": "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in earlier),
                 "instruction": last["content"],
                 "response": row["completion"][0]["content"],
                 "harmful": bool(says["disallowed_content"]),
@@ -99,7 +102,7 @@ def realharm(folder: Path) -> Iterator[dict[str, Any]]:
         if len(turns) < 2 or turns[-1]["role"] != "agent":
             continue
         yield {
-            "context": "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[:-2]),
+            "context": "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[:-2]),
             "instruction": turns[-2]["content"],
             "response": turns[-1]["content"],
             "harmful": row["label"] == "unsafe",
@@ -109,19 +112,34 @@ def realharm(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def dices(folder: Path) -> Iterator[dict[str, Any]]:
-    """Is the last answer unsafe? The share of 60 to 123 raters; in between it is contested."""
-    for name in ("dices_350_crowdsourced", "dices_990"):
+    """Is the last answer unsafe? The share of 60 to 123 raters who decided.
+
+    In between it is contested, and so it is if experts rated it as well and contradict.
+    """
+
+    def rated(name: str) -> list[dict[str, Any]]:
         rows = json.loads((folder / f"data/dices/{name}.json").read_text(encoding="utf-8"))
-        for row in rows["instances"]:
-            votes = row["annotations"]["safety"]["individual_human_scores"]
-            share = sum(vote == "Yes" for vote in votes) / len(votes)  # "Yes" is unsafe
-            context, _, last = row["instance"]["user_prompt"].rpartition("\n")
+        return list(rows["instances"])
+
+    def share(row: dict[str, Any]) -> float:
+        votes = row["annotations"]["safety"]["individual_human_scores"]
+        return votes.count("Yes") / max(1, votes.count("Yes") + votes.count("No"))  # Yes: unsafe
+
+    experts = {row["id"]: share(row) for row in rated("dices_350_expert")}
+    for name in ("dices_350_crowdsourced", "dices_990"):
+        for row in rated(name):
+            unsafe = share(row)
+            harmful = True if unsafe >= UNSAFE else False if unsafe < SAFE else None
+            if name.startswith("dices_350") and (experts[row["id"]] >= UNSAFE) is not harmful:
+                harmful = None
+            context = row["instance"]["user_prompt"].replace("\\n", "\n").strip()
+            last = context.rpartition("\n")[2]
             yield {
-                "context": context,
+                "context": context,  # with the last turn
                 "instruction": last.partition(": ")[2] or last,
                 "response": row["instance"]["response"],
-                "harmful": True if share >= UNSAFE else False if share < SAFE else None,
-                "score": share,
+                "harmful": harmful,
+                "score": unsafe,
                 "group": f"{name} {row['id']}",
             }
 
@@ -155,7 +173,7 @@ def refusals(folder: Path) -> Iterator[dict[str, Any]]:
         yield {
             "instruction": row["prompt"],
             "response": row["response"],
-            "harmful": None,
+            "harmful": False if row["tone"] == "rejected" else None,
             "refused": {"rejected": True, "complied": False}.get(row["tone"]),
             "category": row["tone"],
         }
@@ -194,14 +212,12 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="folder of the clones")
     parser.add_argument("--data", type=Path, required=True, help="folder of public data")
     arguments = parser.parse_args()
-    measured = [
-        row
-        for name in MEASURED
-        if (arguments.data / name).is_dir()
-        for row in SOURCES[name].read(arguments.data / name)
-    ]
-    same_question = nearly_one_of(row.instruction for row in measured)
-    same_answer = nearly_one_of(row.response for row in measured)
+    questions, answers = NearIndex(), NearIndex()
+    for name in NEVER_FITTED:
+        if (arguments.data / name).is_dir():
+            for row in SOURCES[name].read(arguments.data / name):
+                questions.add(row.instruction)
+                answers.add(row.response)
     folder = arguments.data / "judge-labels"
     folder.mkdir(exist_ok=True)
     for name, published in SETS.items():
@@ -220,8 +236,8 @@ def main() -> None:
                     "group": row["instruction"],
                     "context": None,
                     "refused": None,
-                    "overlaps_measured": same_question(row["instruction"])
-                    or same_answer(row["response"]),
+                    "overlaps_measured": questions.has_near(row["instruction"])
+                    or answers.has_near(row["response"]),
                     "source": f"https://github.com/{published.repository}",
                     "license": published.license,
                 }
