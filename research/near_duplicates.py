@@ -32,7 +32,7 @@ DATA = ROOT / "setbacks" / "data" / "sets"
 RESULTS = ROOT / "research" / "results" / "near_duplicates.json"
 
 # refusals.jsonl is left out: it repeats the training prompts of the two red-team sets on purpose.
-SETS = ("redteam", "hijacking", "safe", "helpful", "redteam_zh", "safe_zh")
+SETS = ("redteam", "hijacking", "safe", "twins", "helpful", "redteam_zh", "safe_zh")
 
 # A pair at or above any of these is a near-duplicate, whatever the split.
 THRESHOLDS = {
@@ -96,6 +96,7 @@ class Row(NamedTuple):
     category: str
     language: str
     split: str
+    twin_of: str | None = None  # the red-team prompt with the same alarming words
 
 
 class Pair(NamedTuple):
@@ -115,7 +116,7 @@ def load_rows(data: Path = DATA) -> list[Row]:
     for name in SETS:
         for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            rows.append(Row(name, *(record[field] for field in Row._fields[1:])))
+            rows.append(Row(name, *(record.get(field) for field in Row._fields[1:])))
     return rows
 
 
@@ -183,18 +184,32 @@ def minilm() -> Measure | None:
 
 
 def compare(rows: Sequence[Row], measure: Measure, languages: Sequence[str]) -> list[Pair]:
-    """Every pair of prompts in one language, nearest first."""
-    pairs = []
+    """Each prompt with the nearest one of its split and of the other splits, nearest first.
+
+    A twin is not compared with its red-team prompt: it shares the words on purpose, and the two are
+    in the same split.
+    """
+    pairs = set()
     for language in languages:
         group = [row for row in rows if row.language == language]
-        similarity = measure([row.text for row in group], language)
-        upper = zip(*np.triu_indices(len(group), k=1), strict=True)
-        pairs += [Pair(float(similarity[i, j]), group[i], group[j]) for i, j in upper]
+        similarity = np.array(measure([row.text for row in group], language), dtype=float)
+        place = {row.id: i for i, row in enumerate(group)}
+        excluded = [(i, i) for i in range(len(group))]
+        excluded += [(place[row.twin_of], place[row.id]) for row in group if row.twin_of]
+        first, second = np.array(excluded).T
+        similarity[first, second] = similarity[second, first] = -np.inf
+        splits = np.array([row.split for row in group])
+        same_split = splits[:, None] == splits
+        for compared in (same_split, ~same_split):
+            candidates = np.where(compared, similarity, -np.inf)
+            for i, j in enumerate(candidates.argmax(axis=1)):
+                if np.isfinite(candidates[i, j]):
+                    pairs.add(Pair(float(candidates[i, j]), group[min(i, j)], group[max(i, j)]))
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.first.id, pair.second.id))
 
 
 def across_split(pair: Pair) -> bool:
-    """Does the pair join a training prompt and a test prompt, of the same set or of two?"""
+    """Does the pair join prompts of two splits, of the same set or of two?"""
     return pair.first.split != pair.second.split
 
 
@@ -260,7 +275,6 @@ def measure_all(rows: Sequence[Row]) -> dict[str, Any]:
         result["measures"][name] = {
             "threshold": THRESHOLDS[name],
             "languages": languages,
-            "pairs_across_split": len(across),
             "maximum_across_split": _maximum(across),
             "maximum_across_split_by_set": {of: _maximum(across, of) for of in SETS},
             "maximum_within_split": _maximum(within),
@@ -307,7 +321,7 @@ def show(result: dict[str, Any]) -> None:
     )
     print(f"{'paraphrases caught':<59}" + "".join(f"{c:>13}" for c in caught))
     for name, measure in measured.items():
-        print(f"\nNearest across the split by {name} ({measure['pairs_across_split']} pairs)")
+        print(f"\nNearest across the split by {name}")
         for pair in measure["nearest_across_split"]:
             print(f"  {pair['similarity']:.2f}  {pair['first']}: {pair['first_text']}")
             print(f"        {pair['second']}: {pair['second_text']}")

@@ -11,6 +11,7 @@ from setbacks.data import Source, load, read_once
 from setbacks.errors import InputError
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
+from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import Stage, check_name, is_before
@@ -21,22 +22,27 @@ from setbacks.stages.checks import check_engines
 from setbacks.stages.induce import induce
 from setbacks.stages.introspect import introspect
 from setbacks.stages.judge import judge
+from setbacks.stages.preflight import preflight
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import respond
 from setbacks.stages.train import train, train_along
 from setbacks.training import processes
 
 
-def steps(run: Session) -> Iterator[tuple[str, Any]]:
+def steps(run: Session, until: str = "report") -> Iterator[tuple[str, Any]]:
     """The method of arXiv 2310.10477, section 3: yield each step's name and its result.
 
     Each step does only what is missing in the run folder.
+
+    Args:
+        run: the session.
+        until: the last step that the caller wants.
     """
-    adapter = None
+    adapter, alone = None, until == "preflight"
     if not run.recipe.evaluate:  # an evaluation takes models as they are
         yield "induce", (mistakes := induce(run))  # 1. guided: draw harmful responses
         yield "analyze", (analyses := analyze(run, mistakes))  # 2. guided: explain the harm
-        yield "preflight", introspect(run, analyses)  # can it tell harm at all?
+        yield "preflight", preflight(run, analyses, alone=alone)  # can it learn?
         yield "train", (adapter := train(run, analyses))  # 3. unguided: learn to say so unprompted
         yield "introspect", introspect(run, analyses, adapter)  # and what does it say now?
     yield "respond", (responses := respond(run, adapter))  # 4. answer, with and without guidance
@@ -135,7 +141,7 @@ def carry_out(folder: RunFolder, until: str, on_progress: Show | None = None) ->
     if until not in {stage.name for stage in stages_of(folder.recipe)}:
         raise InputError(f"{folder.path}: an evaluation; it trains nothing, so it has no {until}")
     with Session(folder, on_progress) as session:
-        return next(result for name, result in steps(session) if name == until)
+        return next(result for name, result in steps(session, until) if name == until)
 
 
 def check(recipe: Recipe) -> None:
@@ -148,6 +154,7 @@ def check(recipe: Recipe) -> None:
     check_engines(recipe)
     for source in recipe.parts(Source):
         load(source)
+    recipe = Decontamination(recipe).recipe
     for stage in stages_of(recipe):
         stage.check(recipe)
 

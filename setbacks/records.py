@@ -27,6 +27,9 @@ Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
 # What the checks of a text that the model wrote for its own training found; "kept" is learned.
 Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
+# What the model sees besides the instruction of its mistake, to measure the flip rate.
+Context = Literal["none", "guidance", "analysis", "shuffled"]
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 Way = Literal["unguided", "guided", "posterior"]
 WAYS: tuple[Way, ...] = get_args(Way)
 Finish = Literal["stop", "length", "filter", "refusal", "failed"]
@@ -170,6 +173,31 @@ class Reading(Record):
     )
 
 
+_CHECKED = (
+    "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
+    "benign prompt), `compliance` (with a harmful one)."
+)
+
+
+class Flip(Record):
+    """The teacher's answer to the instruction of a mistake, in one context.
+
+    It flips the mistake if it is harmless and can be learned (outcome `kept`).
+    """
+
+    response_id: str = Field(description="`id` of the mistake.")
+    context: Context = Field(
+        description="What the model saw: the instruction alone (`none`), with `guidance`, or with "
+        "guidance and the `analysis` of the mistake, or that of another mistake (`shuffled`)."
+    )
+    analysis_id: str | None = Field(
+        None, description="`id` of the analysis that the model saw; null without one."
+    )
+    text: str = Field(description="What the model wrote.")
+    outcome: Checked = Field(description=_CHECKED)
+    model: str = Field(description="Model that wrote the answer.")
+
+
 class Example(Record):
     """One training example. The loss covers only the completion."""
 
@@ -191,6 +219,12 @@ class Example(Record):
         "weight.",
     )
     rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
+    replayed_from: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Name of the earlier run that it was taken from (`train.replay`); missing in "
+        "an example of this run.",
+    )
 
     @property
     def instruction(self) -> Prompt:
@@ -209,14 +243,8 @@ class Revision(Record):
     model: str = Field(description="Model that wrote the revision.")
 
 
-_CHECKED = (
-    "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
-    "benign prompt), `compliance` (with a harmful one)."
-)
-
-
 class Correction(Record):
-    """An answer written with the analysis of a mistake in view (method `mistake_distillation`)."""
+    """An answer written with the analysis of a mistake in view (`setbacks.methods.corrections`)."""
 
     analysis_id: str = Field(description="`id` of the analysis that the model saw.")
     instruction: Prompt = Field(description="The instruction.")
@@ -239,6 +267,22 @@ class OwnAnswer(Record):
     language: str = Field(description="Language of the instruction.")
     source: str = Field(description="Source of the instruction.")
     model: str = Field(description="Model that wrote the answer.")
+
+
+class LeftOut(Record):
+    """A training prompt that was left out, since a suite has it, or nearly."""
+
+    source: str = Field(description="Source of the prompt, as in the recipe.")
+    instruction: Prompt = Field(description="The prompt.")
+    suite: str = Field(description="Name of the suite.")
+    like: Prompt = Field(description="The prompt of the suite that it is like.")
+    exact: bool = Field(
+        description="True if they differ only in case, spaces, Unicode form or final punctuation, "
+        "or if one is a turn of the other."
+    )
+    share: float = Field(
+        description="Share of word 3-grams in common; 1 if one is wholly inside the other."
+    )
 
 
 class Choice(Record):

@@ -171,6 +171,7 @@ def recipe_data(data, fake_model):
         recipe = {
             "model": fake_model(model),
             "instructions": [str(data)],
+            "decontaminate": None,  # the suite has the same prompts
             "analyze": {"contrast": [str(data)]},
             "train": {"helpful": [str(data)], "safe": [str(data)]},
             "respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}]},

@@ -9,23 +9,27 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "setbacks" / "data" / "sets"
 
 FIELDS = ["id", "text", "category", "language", "split"]
-PROMPT_SETS = ("redteam", "hijacking", "safe", "helpful", "redteam_zh", "safe_zh")
+PROMPT_SETS = ("redteam", "hijacking", "safe", "twins", "helpful", "redteam_zh", "safe_zh")
 
 # File -> its fields, language, prompts by split, and number of categories.
 PROMISED = {
     "redteam": (FIELDS, "en", {"train": 84, "test": 84}, 14),
     "hijacking": (FIELDS, "en", {"train": 20, "test": 40}, 5),
     "safe": ([*FIELDS, "answer"], "en", {"train": 40, "test": 80}, 10),
+    "twins": ([*FIELDS, "answer", "twin_of"], "en", {"train": 84, "test": 84}, 14),
     "helpful": ([*FIELDS, "answer"], "en", {"train": 160, "test": 80}, 16),
     "redteam_zh": (FIELDS, "zh", {"train": 20, "test": 20}, 14),
     "safe_zh": ([*FIELDS, "answer"], "zh", {"train": 20, "test": 20}, 10),
     "refusals": ([*FIELDS, "answer"], None, {"train": 104}, 14),
 }
+# Words of a request that say nothing about its topic.
+REQUEST_WORDS = set("best draft explain help list make people tell use write".split())
 ANSWER_WORDS = 70
 ANSWER_CHARACTERS_ZH = 120
 
@@ -104,7 +108,7 @@ def test_no_text_stands_twice() -> None:
     assert [text for text, n in texts.items() if n > 1] == []
 
 
-@pytest.mark.parametrize("name", ["safe", "helpful", "safe_zh", "refusals"])
+@pytest.mark.parametrize("name", ["safe", "twins", "helpful", "safe_zh", "refusals"])
 def test_answers_are_where_promised_and_short(name: str) -> None:
     answers = []
     for row in read(name):
@@ -129,10 +133,29 @@ def test_refusals_answer_exactly_the_training_red_team_prompts() -> None:
     assert answered == asked
 
 
-def test_refusals_are_one_or_two_sentences() -> None:
-    for row in read("refusals"):
-        sentences = re.findall(r"[.!?。！？]+(?=\s|$|[\u4e00-\u9fff])", row["answer"])
-        assert 1 <= len(sentences) <= 2, row["id"]
+def content_words(text: str) -> set[str]:
+    words = set(re.findall(r"[a-z]{3,}", text.lower()))
+    return words - ENGLISH_STOP_WORDS - REQUEST_WORDS
+
+
+def test_every_red_team_prompt_has_a_twin_of_the_same_category_and_split() -> None:
+    shared = ("category", "language", "split")
+    of_pairs = [(row["id"], *(row[field] for field in shared)) for row in read("redteam")]
+    assert [(t["twin_of"], *(t[field] for field in shared)) for t in read("twins")] == of_pairs
+
+
+def test_a_twin_shares_a_content_word_with_its_red_team_prompt() -> None:
+    red_team = {row["id"]: row["text"] for row in read("redteam")}
+    for twin in read("twins"):
+        assert content_words(twin["text"]) & content_words(red_team[twin["twin_of"]]), twin["id"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("refusals", 2), ("twins", 3)])
+def test_answers_are_a_few_sentences(name: str, most: int) -> None:
+    for row in read(name):
+        if row["answer"] is not None:
+            sentences = re.findall(r"[.!?。！？]+\"?(?=\s|$|[\u4e00-\u9fff])", row["answer"])
+            assert 1 <= len(sentences) <= most, row["id"]
 
 
 @pytest.mark.parametrize("name", ["jaccard", "containment", "tfidf"])
@@ -176,3 +199,13 @@ def test_the_check_sees_a_copy(name: str, language: str, first: str, second: str
     (pair,) = benchmark.compare(rows, getattr(benchmark, name), [language])
     assert benchmark.across_split(pair)
     assert benchmark.near_duplicates([pair], benchmark.THRESHOLDS[name]) == [pair]
+
+
+def test_a_twin_is_compared_with_all_prompts_but_its_own() -> None:
+    benchmark = load_near_duplicates()
+    text = "How do I kill a Python process?"
+    own = benchmark.Row("redteam", "a", text, "c", "en", "train")
+    other = benchmark.Row("safe", "b", text, "c", "en", "train")
+    twin = benchmark.Row("twins", "t", text, "c", "en", "train", twin_of="a")
+    pairs = benchmark.compare([own, other, twin], benchmark.tfidf, ["en"])
+    assert {(pair.first.id, pair.second.id) for pair in pairs} == {("a", "b"), ("b", "t")}

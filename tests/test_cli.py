@@ -308,13 +308,14 @@ def test_the_preflight_prints_the_auc(cli_in_process, tiny_recipe, write):
     printed = json.loads(ran.stdout)
     value, low, high = printed.pop("auc")
     assert 0 <= low <= value <= high <= 1
-    assert printed == {"stage": "preflight", "folder": "run"}
+    assert printed == {"stage": "preflight", "folder": "run", "flips": None}
     assert (
         f"AUC of the model's own verdict: {value:.2f} ["
         in cli_in_process("preflight", "run").stdout
     )
     few = write(train={"method": "sft"})
-    assert "preflight: skipped" in cli_in_process("preflight", few, "--out", "few").stdout
+    shown = cli_in_process("preflight", few, "--out", "few").stdout
+    assert "AUC of the model's own verdict: skipped" in shown and "flip rate: skipped" in shown
     assert json.loads(cli_in_process("preflight", "few", "--json").stdout)["auc"] is None
 
 

@@ -1,8 +1,118 @@
-"""Near-duplicates among texts."""
+"""Prompts that are the same or nearly the same, and those that only look alike."""
 
 import pytest
 
-from setbacks.data.near import NearIndex
+from setbacks.data import load
+from setbacks.data.near import Grams, Match, NearIndex, NearPrompts, grams, key
+from setbacks.data.source import Source
+from setbacks.messages import Message
+
+
+def find(tested, prompt, threshold=0.8):
+    index = NearPrompts(threshold)
+    index.add(tested)
+    return index.find(prompt)
+
+
+def turns(*texts, system=None):
+    roles = ["user", "assistant"] * len(texts)
+    said = [Message(role=role, content=text) for role, text in zip(roles, texts, strict=False)]
+    return (Message(role="system", content=system), *said) if system else tuple(said)
+
+
+QUESTION = "How do I descale a kettle?"
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        QUESTION,
+        "how do I  descale a KETTLE",
+        "How do I descale a kettle!?",
+        "How do I descale a \u212aettle?",  # the sign of the kelvin
+        turns(QUESTION, system="You are a plumber."),
+        turns("Hello.", "Hello, what is it?", QUESTION),
+        turns(QUESTION, "With vinegar.", "And an iron?"),
+    ],
+)
+def test_copies_are_the_same(copy):
+    assert find(QUESTION, copy) == Match(0, True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("tested", "prompt"),
+    [
+        # Words before or after
+        ("How do I descale a kettle?", "Please, how do I descale a kettle?"),
+        # Wholly inside a longer one, either way around
+        (
+            "Which kind of vinegar is the best one for descaling a kettle?",
+            "I am new here. Which kind of vinegar is the best one for descaling a kettle? Thanks.",
+        ),
+        (
+            "I am new here. Which kind of vinegar is the best one for descaling a kettle? Thanks.",
+            "Which kind of vinegar is the best one for descaling a kettle?",
+        ),
+        # One other word in a long text
+        (" ".join(map(str, range(40))), " ".join(map(str, [*range(20), "x", *range(21, 40)]))),
+        # A script without spaces
+        ("请问应该怎样清除烧水壶里面的水垢？", "请问应该怎样清除烧水壶里面的水垢呢"),
+    ],
+)
+def test_small_changes_make_near_duplicates(tested, prompt):
+    match = find(tested, prompt)
+    assert match is not None and not match.exact and 0.8 <= match.share <= 1
+
+
+@pytest.mark.parametrize(
+    ("tested", "prompt"),
+    [
+        ("Write a poem about love.", "Write a poem about war."),
+        ("How do I kill a person?", "How do I kill a Python process?"),
+        ("What is love?", "What is love? Explain it in the words of a chemist, with sources."),
+        ("What is 12 * 13?", "What is 12 * 14?"),
+        ("如何杀死一个进程？", "如何杀死一个人？"),
+        ("Yes", turns("Shall we?", "Yes")),  # what the assistant says is no prompt
+        ("?", "!"),
+    ],
+)
+def test_other_subjects_are_other_prompts(tested, prompt):
+    assert find(tested, prompt) is None
+
+
+def test_the_most_similar_prompt_is_found():
+    index = NearPrompts(0.5)
+    index.add("a b c d e f g")
+    index.add("a b c d e f g h")
+    index.add("x y z")
+    assert index.find("a b c d e f g h i") == Match(1, False, 6 / 7)
+    assert index.find("X Y Z.") == Match(2, True, 1.0)
+    assert len(index) == 3
+
+
+def test_an_index_counts_shared_grams_and_may_remember_only_the_first_owner():
+    for owners, expected in ((None, {0: 1, 1: 2}), (1, {0: 1, 1: 1})):
+        index = Grams(owners)
+        index.add(grams("a b c", 2))
+        index.add(grams("b c d", 2))
+        assert index.shared(grams("b c d", 2)) == expected
+
+
+def test_a_text_without_words_is_one_gram():
+    assert grams("?!", 3) == {"?!"}
+    assert key("?!") == "?!"
+
+
+def test_no_built_in_prompt_is_nearly_another_sets_test_prompt():
+    names = ("redteam", "hijacking", "safe", "helpful", "redteam_zh", "safe_zh")
+    index = NearPrompts(0.8)
+    for name in names:
+        for row in load(Source(source=f"builtin:{name}", split="test")):
+            index.add(row.text)
+    for name in (*names, "refusals"):
+        rows = load(Source(source=f"builtin:{name}", split="train"))
+        assert rows and [row.text for row in rows if index.find(row.text)] == []
+
 
 LONG = "the quick brown badger sleeps under the old oak tree near the river"
 

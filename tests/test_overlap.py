@@ -6,7 +6,8 @@ from itertools import cycle
 import pytest
 
 from setbacks.data import load
-from setbacks.data.overlap import key, overlaps
+from setbacks.data.near import key
+from setbacks.data.overlap import overlaps
 from setbacks.measure.findings import overlap_finding
 from setbacks.messages import Message
 from setbacks.plugins import plugin

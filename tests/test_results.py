@@ -18,11 +18,12 @@ from test_measure import (
     usual,
     verdict,
 )
+from test_preflight import flips_of
 
 from setbacks.measure import RunInfo, measure
 from setbacks.measure.results import Change, Coefficient, Finding, Score, Spoken, to_json
 from setbacks.measure.statistics import Estimate
-from setbacks.records import OwnAnswer
+from setbacks.records import LeftOut, OwnAnswer
 
 # Every key of a report that has all parts, a line each: to add one, write it there as well.
 KEYS = Path(__file__).parent / "data" / "metrics-keys.txt"
@@ -37,6 +38,16 @@ OWN = OwnAnswer(
     language="en",
     source="<a source>",
     model="some-model",
+)
+
+LEFT_OUT = LeftOut(
+    id="left",
+    source="<a source>",
+    instruction="<a prompt>",
+    suite="<a suite>",
+    like="<a prompt>",
+    exact=True,
+    share=1.0,
 )
 
 
@@ -71,18 +82,20 @@ def whole() -> dict:
         loss=[{"step": n, "loss": 1 / n, "loss_analysis": 1 / n} for n in range(1, 9)],
         trained={"examples": 9, "cut": 2, "left_out": 1},
         preflight=read([0.9, 0.1] * 30),
+        flips=flips_of(none=30, guidance=45, analysis=57, shuffled=45),
         introspected=read([0.9, 0.1] * 30, sound()),
         overlap=[{"arm": "sft", "suite": "safe", "kind": "safe", "n": 100, "seen": 3}],
+        left_out=[LEFT_OUT],
         worth={"probe": [WORTH]},
         costs=[{"stage": "judge", "seconds": 1.5, "records": 9, "prompt_tokens": 5, "tokens": 50}],
     )
 
 
-NAMES = {*usual(), "sft", "probe", "llm", "human"}
+NAMES = {*usual(), "sft", "probe", "llm", "human", LEFT_OUT.source, LEFT_OUT.suite}
 
 
 def keys(value, path="") -> set[str]:
-    """The path of every value and its type; * is any arm or judge, [] any place of a list."""
+    """The path of every value and its type; * is any name of NAMES, [] any place of a list."""
     if isinstance(value, dict) and value:
         return {
             line

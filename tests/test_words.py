@@ -498,7 +498,7 @@ def recipe_with(method="mistake_analysis", **data):
         ("chain_of_hindsight", {"hindsight": "{instruction} Be bad."}, "train"),
         ("mistake_analysis", {"hindsight": "{instruction} Be bad."}, "report"),
         ("critique_revise", {"revise": "{instruction}{response}{critique}"}, "train"),
-        ("mistake_distillation", {"correct": {"openings": ["No."]}}, "train"),
+        ("mistake_distillation", {"correct": {"openings": ["No."]}}, "preflight"),
         ("sft", {"induce": {"hints": ["rude"]}}, "report"),
         ("mistake_analysis", {"opening": "Yes"}, "report"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,9 @@ from setbacks.cli.options import (
 
 if TYPE_CHECKING:
     from setbacks.recipe import Recipe
+    from setbacks.records import Reading
     from setbacks.runs.progress import Show
+    from setbacks.stages.preflight import Preflight
     from setbacks.stages.report import Report
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ log = logging.getLogger(__name__)
 STAGES = {
     "induce": "Step 1: induce mistakes.",
     "analyze": "Step 2: generate analyses of the mistakes.",
-    "preflight": "Check whether the model can tell harmful from harmless; near chance, training "
-    "will not help.",
+    "preflight": "Check before training whether the model can tell harmful from harmless, and "
+    "whether analyses help it to answer its mistakes better.",
     "train": "Step 3: fine-tune an adapter on the analyses.",
     "introspect": "Have the trained model analyze responses, and check whether it can tell harm.",
     "respond": "Step 4: answer the suites before and after training, with and without guidance.",
@@ -249,27 +251,55 @@ def _announcing(progress: Show | None, folder: Path, until: str) -> Show:
 
 
 def _print_stage(name: str, folder: Path, result: Any, as_json: bool) -> None:
-    """Print that a stage is done; of the model's own verdicts, also how good they are."""
+    """Print that a stage is done, and what it measured of the model."""
     data: dict[str, Any] = {"stage": name, "folder": str(folder)}
     text = f"{name}: done, in {folder}"
-    if name in ("preflight", "introspect"):
-        from setbacks.measure import spoken
-        from setbacks.measure.formatting import coefficient
-
-        verdicts = spoken(result)
-        data["auc"] = verdicts and verdicts.auc
-        if verdicts:
-            text += f"; AUC of the model's own verdict: {coefficient(verdicts.auc)}"
-        elif result:
-            text += "; an AUC takes 10 responses of each kind"
-        else:
-            text = f"{name}: skipped; the method learns no analyses, or the engine gives no "
-            text += "probabilities"
+    if name == "preflight":
+        about_flips, flips = _flips(result)
+        about, auc = _own_verdict(result.readings)
+        text = f"{text}\n{about}\n{about_flips}"
+        data |= {"auc": auc, "flips": flips}
+    elif name == "introspect":
+        about, data["auc"] = _own_verdict(result)
+        text = f"{text}\n{about}"
     if as_json:
         import json
 
         text = json.dumps(data)
     print(text)
+
+
+def _own_verdict(readings: Sequence[Reading]) -> tuple[str, Any]:
+    """Return how good the model's own verdict is: a line, and the AUC as data."""
+    from setbacks.measure import spoken
+    from setbacks.measure.formatting import coefficient
+
+    verdicts = spoken(readings)
+    what = "AUC of the model's own verdict"
+    if verdicts:
+        return f"{what}: {coefficient(verdicts.auc)}", verdicts.auc
+    if readings:
+        return f"{what}: needs 10 responses of each kind", None
+    why = "the method learns no analyses, or the engine gives no probabilities"
+    return f"{what}: skipped; {why}", None
+
+
+def _flips(result: Preflight) -> tuple[str, Any]:
+    """Return the flip rates: lines, and data."""
+    from setbacks.measure import flip_report, to_json
+    from setbacks.measure.formatting import change_with_p, with_interval
+
+    report = flip_report(result.flips)
+    if not result.flips:
+        return "flip rate: skipped; see preflight.flip_rate in the recipe", None
+    if report is None:
+        return "flip rate: needs 10 mistakes", None
+    lines = [f"flip rate: harmless, usable answers in % of {report.n} mistakes"]
+    lines += [f"  {context}: {with_interval(rate)}" for context, rate in report.rates.items()]
+    lines += [
+        f"  {one.context} - {one.against}: {change_with_p(one)}" for one in report.differences
+    ]
+    return "\n".join(lines), to_json(report)
 
 
 def _print_report(report: Report, as_json: bool) -> None:

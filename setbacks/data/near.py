@@ -1,15 +1,73 @@
-"""Near-duplicates: a text that repeats most of an earlier one."""
+"""Texts and prompts that are the same, or nearly: indexes by word n-grams.
+
+Two prompts are the *same* if they differ only in case, spaces, Unicode form or final punctuation,
+or if one is a whole user turn of the other. They are *nearly the same* if most of their word
+3-grams are in both (the Jaccard index), or if the shorter one is wholly inside the longer one and
+has ten words or more. One other word among ten changes three 3-grams of eight, so a short question
+with another subject is another question: "How do I kill a process?", "How do I kill a person?".
+In scripts without spaces, a character counts as a word.
+
+An inverted index gives the exact shares, and takes seconds for 200,000 prompts against 5,000.
+MinHash, the usual method for whole corpora, estimates them, which is imprecise for a question of
+a few words.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from setbacks.records import digest
+from setbacks.messages import Prompt, transcript
 from setbacks.text import words_of
+
+FEWEST = 8  # 3-grams, of ten words, in a prompt that is found inside a longer one
+
+
+def key(text: str) -> str:
+    """Return a text that is equal for prompts that count as the same."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return plain.rstrip(".?!…。؟। ") or plain
+
+
+def grams(text: str, size: int) -> set[str]:
+    """Return a text's word n-grams; a shorter text is one n-gram."""
+    words = words_of(text) or [text]
+    return {" ".join(words[at : at + size]) for at in range(max(1, len(words) - size + 1))}
+
+
+class Grams:
+    """An inverted index: which texts, by number, contain an n-gram.
+
+    Args:
+        owners: number of texts to remember for an n-gram, the earliest; None for all.
+    """
+
+    def __init__(self, owners: int | None = None) -> None:
+        self._owners: dict[str, list[int]] = {}
+        self._most = owners
+        self._texts = 0
+
+    def add(self, of_text: Iterable[str]) -> None:
+        """Add the n-grams of the next text."""
+        for gram in of_text:
+            owners = self._owners.setdefault(gram, [])
+            if self._most is None or len(owners) < self._most:
+                owners.append(self._texts)
+        self._texts += 1
+
+    def shared(self, of_text: Iterable[str]) -> Counter[int]:
+        """Return how many n-grams of a text are in each text of the index that has any."""
+        counts: Counter[int] = Counter()
+        for gram in of_text:
+            if owners := self._owners.get(gram):
+                counts.update(owners)
+        return counts
 
 
 class NearIndex:
-    """Texts, looked up by what they share.
+    """Texts of any kind, in which one that contains most of another can be found.
 
     A text is near an earlier one if that one contains at least a given share of its word 5-grams.
     Each 5-gram belongs to the first text that has it, so memory grows only with new ones.
@@ -20,27 +78,91 @@ class NearIndex:
 
     def __init__(self, threshold: float = 0.7) -> None:
         self.threshold = threshold
-        self._owners: dict[int, int] = {}
-        self._texts = 0
+        self._earlier = Grams(owners=1)
 
     def add(self, text: str) -> None:
-        """Remember a text."""
-        for shingle in _shingles(text):
-            self._owners.setdefault(shingle, self._texts)
-        self._texts += 1
+        """Add a text."""
+        self._earlier.add(grams(text, 5))
 
     def has_near(self, text: str) -> bool:
         """Return whether an earlier text contains most of this one."""
-        if self.threshold >= 1:
-            return False
-        shingles = _shingles(text)
-        owners = Counter(self._owners[s] for s in shingles if s in self._owners)
-        return max(owners.values(), default=0) >= self.threshold * len(shingles)
+        own = grams(text, 5)
+        most = max(self._earlier.shared(own).values(), default=0)
+        return self.threshold < 1 and most >= self.threshold * len(own)
 
 
-def _shingles(text: str) -> set[int]:
-    """Return hashes of a text's word 5-grams."""
-    words = words_of(text) or [text]
-    return {
-        int(digest(*words[start : start + 5])[:12], 16) for start in range(max(1, len(words) - 4))
-    }
+class Match(NamedTuple):
+    """What was found for a prompt.
+
+    Args:
+        number: of the found prompt, in the order in which prompts were added.
+        exact: whether it is the same, and not only nearly.
+        share: of the 3-grams that are in both; 1 if one prompt is wholly inside the other.
+    """
+
+    number: int
+    exact: bool
+    share: float
+
+
+class NearPrompts:
+    """Prompts in which the same prompt, or nearly the same, can be found again.
+
+    Args:
+        threshold: share of the 3-grams of two prompts, above 0 and up to 1, that makes them nearly
+            the same.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._exact: dict[str, int] = {}
+        self._grams = Grams()
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add(self, prompt: Prompt) -> None:
+        """Add a prompt; its number is how many came before."""
+        for turn in _keys(prompt)[:1]:
+            self._exact.setdefault(turn, len(self))
+        own = grams(_asked(prompt), 3)
+        self._grams.add(own)
+        self._sizes.append(len(own))
+
+    def find(self, prompt: Prompt) -> Match | None:
+        """Return the most similar prompt of those that are the same or nearly; None if none is."""
+        for turn in _keys(prompt):
+            if turn in self._exact:
+                return Match(self._exact[turn], True, 1.0)
+        own = grams(_asked(prompt), 3)
+        best = None
+        for number, shared in self._grams.shared(own).items():
+            share = _share(shared, len(own), self._sizes[number])
+            if share >= self._threshold and (best is None or share > best.share):
+                best = Match(number, False, share)
+        return best
+
+
+def _share(shared: int, size: int, other: int) -> float:
+    shorter = min(size, other)
+    if shared == shorter >= FEWEST:
+        return 1.0
+    return shared / (size + other - shared)
+
+
+def _turns(prompt: Prompt) -> list[str]:
+    """Return what the user says; system prompts and answers come with many prompts."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [turn.content for turn in prompt if turn.role == "user"] or [transcript(prompt)]
+
+
+def _asked(prompt: Prompt) -> str:
+    return "\n".join(_turns(prompt))
+
+
+def _keys(prompt: Prompt) -> list[str]:
+    """Return the keys of a prompt: of the whole, then of each user turn."""
+    turns = _turns(prompt)
+    return [key("\n".join(turns)), *(map(key, turns) if len(turns) > 1 else ())]

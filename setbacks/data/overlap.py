@@ -1,15 +1,14 @@
 """Overlap: the prompts of a suite that a model was trained on. Their rates may show memory.
 
-Two prompts count as the same if they differ only in case, spaces, Unicode form or final
-punctuation. The training prompts come from `training.jsonl` of the run that made the adapter, so
-this works in a later evaluation too; for other adapters they are unknown. The files are read line
-by line, and only the prompts of the suites are held in memory.
+Two prompts count as the same as in `setbacks.data.near`. The training prompts come from
+`training.jsonl` of the run that made the adapter, so this works in a later evaluation too; for
+other adapters they are unknown. The files are read line by line, and only the prompts of the suites
+are held in memory.
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from setbacks.data.near import key
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
 from setbacks.messages import reworded, transcript
@@ -78,12 +78,6 @@ def overlaps(
             for suite, keys in suites.items()
         ]
     return counts
-
-
-def key(text: str) -> str:
-    """Return a text that is equal for prompts that count as the same."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return plain.rstrip(".?!…。؟। ") or plain
 
 
 def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:

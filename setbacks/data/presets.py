@@ -70,6 +70,8 @@ SETS = {
     "refusals": "safe answers to the training prompts of redteam and redteam_zh; train: 104",
     "safe": "120 harmless prompts that look alarming; train: 40 with answers, test: 80",
     "safe_zh": "40 harmless prompts that look alarming, in Chinese; train: 20, test: 20",
+    "twins": "a harmless prompt with the same alarming words for each prompt of redteam; train: 84 "
+    "with answers, test: 84",
 }
 
 # Some name one file of their repository: AlpacaEval and LIMA come with a loading script, which

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from setbacks.errors import InputError, nearest
 from setbacks.messages import Prompt
@@ -81,6 +81,22 @@ class Source(BaseModel, extra="forbid", frozen=True):
     language: str | None = Field(
         default=None, description="the language of all the rows, such as en, zh"
     )
+
+    _keep: Callable[[Source, Sequence[Row]], list[Row]] | None = PrivateAttr(None)
+
+    def filtered(self, keep: Callable[[Source, Sequence[Row]], list[Row]]) -> Source:
+        """Return this source with a filter, which its data and its recipe do not show.
+
+        Args:
+            keep: returns the rows to use.
+        """
+        copy = self.model_copy()
+        copy._keep = keep
+        return copy
+
+    def kept(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that its filter keeps; without a filter, all."""
+        return self._keep(self, rows) if self._keep else rows
 
     @model_validator(mode="before")
     @classmethod

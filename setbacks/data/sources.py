@@ -195,7 +195,7 @@ def _load(
             _held[key] = loaded, notices
     for line in notices:  # each run that reads the source has them in its log
         notice(line)
-    return loaded._replace(rows=list(loaded.rows))
+    return loaded._replace(rows=source.kept(list(loaded.rows)))
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 `measure` computes them in the order of the report. Each part has a module: the results of each
 judge (`judges`), differences between arms (`differences`), agreement between judges (`agreement`),
-the data (`data`), and the model's own verdict (`introspection`). `findings` puts the numbers into
-sentences, and `formatting` writes them for people.
+the data (`data`), the model's own verdict (`introspection`), and the flip rate (`flips`).
+`findings` puts the numbers into sentences, and `formatting` writes them for people.
+
+Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from setbacks.measure.agreement import agreement_report
 from setbacks.measure.data import data_report, training_report
 from setbacks.measure.findings import all_findings, summary
+from setbacks.measure.flips import flip_report
 from setbacks.measure.introspection import introspection_report, spoken
 from setbacks.measure.judges import judge_report
 from setbacks.measure.results import (
@@ -33,6 +36,8 @@ from setbacks.records import (
     Arm,
     Correction,
     Example,
+    Flip,
+    LeftOut,
     Mistake,
     OwnAnswer,
     Reading,
@@ -40,7 +45,7 @@ from setbacks.records import (
     Verdict,
 )
 
-__all__ = ["Measurement", "RunInfo", "measure", "spoken", "to_json"]
+__all__ = ["Measurement", "RunInfo", "flip_report", "measure", "spoken", "to_json"]
 
 SCHEMA = 1
 HUMAN = "human"  # the judge whose verdicts are people's labels
@@ -85,8 +90,10 @@ def measure(
     trained: Trained | None = None,
     checked: Mapping[str, Sequence[Correction | OwnAnswer]] | None = None,
     preflight: Sequence[Reading] = (),
+    flips: Sequence[Flip] = (),
     introspected: Sequence[Reading] = (),
     overlap: Sequence[Overlap] = (),
+    left_out: Sequence[LeftOut] = (),
     worth: Mapping[str, Sequence[Worth]] | None = None,
     gives: Mapping[str, Collection[str]] | None = None,
     costs: Sequence[Cost] = (),
@@ -95,7 +102,7 @@ def measure(
 
     Args:
         run: what the recipe says.
-        responses: by arm, in the order to show them; the first arm is the baseline.
+        responses: by arm, in the order to show them, the baseline first.
         verdicts: by (arm's name, judge). The verdicts of "human" are taken as the truth, by which
             the rates and differences of other judges are also corrected (PPI++).
         thoughts: verdicts on the thoughts before answers, by (arm's name, judge).
@@ -106,12 +113,12 @@ def measure(
         loss: the lines of `loss.jsonl`.
         trained: what `trained.json` says of the training.
         checked: texts that the model wrote for its own training, by what they are.
-        preflight: what the model says of responses before training.
+        preflight, flips: what it says of responses before training; its answers in contexts.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
-        worth: by judge, its agreement with human labels, a row for each source. A judge that is
-            missing was never measured. Without human labels of this run, rates are corrected by
-            these (Rogan-Gladen).
+        left_out: training prompts that were left out since a suite has them.
+        worth: by judge, its agreement with human labels, a row for each source; without labels of
+            this run, rates are corrected by these (Rogan-Gladen). A missing judge was not measured.
         gives: by judge, the metrics that it is meant to give (`setbacks.judges.gives`), so that a
             metric without any score is noticed. Default: the metrics of which it gave scores.
         costs: what each stage took.
@@ -119,8 +126,6 @@ def measure(
     Returns:
         Rates in [0, 1], scores in 1-10; each estimate has its value, 95 % interval and n, in an
         arm's row also the number of answers that should have a score.
-
-    Source: arXiv 2310.10477, section 4; what it leaves out is in `docs/reading-a-report.md`.
     """
     judges = _judges(run, verdicts)
 
@@ -143,12 +148,13 @@ def measure(
         seed=run.seed,
         judges={judge: of_judge(judge) for judge in judges},
         agreement=agreement_report(responses, verdicts, [j for j in judges if j not in run.votes]),
-        data=data_report(mistakes, analyses, checked or {}, examples, overlap, responses),
+        data=data_report(mistakes, analyses, checked or {}, examples, overlap, left_out, responses),
         thoughts=thought_report(responses, verdicts, thoughts or {}),
         training=training_report(loss, trained or {}),
         introspection=introspection_report(preflight, introspected, examples, run.words),
         environment=environment or {},
         costs=tuple(costs),
+        flips=flip_report(flips),
     )
     return replace(result, findings=tuple(all_findings(result)), summary=summary(result))
 

@@ -35,6 +35,7 @@ from setbacks.records import (
     Correction,
     Example,
     Kind,
+    LeftOut,
     Mistake,
     Outcome,
     OwnAnswer,
@@ -48,6 +49,7 @@ def data_report(
     checked: Mapping[str, Sequence[Correction | OwnAnswer]],
     examples: Iterable[Example],
     overlap: Iterable[Overlap],
+    left_out: Iterable[LeftOut],
     arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
     """Return the data of a run, and what was dropped."""
@@ -56,6 +58,7 @@ def data_report(
         analysis=_analysis(analyses),
         checked={what: _checked(rows) for what, rows in checked.items() if rows},
         overlap=tuple(overlap),
+        left_out=_left_out(left_out),
         examples=_examples(examples),
         responses={arm: _answered(rows) for arm, rows in arms.items()},
         degenerate=_changes(arms),
@@ -125,13 +128,25 @@ def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
     return CheckedTexts(n=len(rows), kept=outcomes["kept"], dropped=dropped)
 
 
+def _left_out(rows: Iterable[LeftOut]) -> dict[str, dict[str, dict[str, int]]]:
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for row in rows:
+        of_suite = counts.setdefault(row.source, {}).setdefault(row.suite, {"exact": 0, "near": 0})
+        of_suite["exact" if row.exact else "near"] += 1
+    return counts
+
+
 def _examples(examples: Iterable[Example]) -> dict[str, Examples]:
-    lengths: dict[str, list[int]] = {}
+    by_kind: dict[str, list[Example]] = {}
     for example in examples:
-        lengths.setdefault(example.kind, []).append(len(example.completion))
+        by_kind.setdefault(example.kind, []).append(example)
     return {
-        kind: Examples(n=len(chars), mean_characters=sum(chars) / len(chars))
-        for kind, chars in sorted(lengths.items())
+        kind: Examples(
+            n=len(rows),
+            mean_characters=sum(len(row.completion) for row in rows) / len(rows),
+            replayed=sum(row.replayed_from is not None for row in rows) or None,
+        )
+        for kind, rows in sorted(by_kind.items())
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from setbacks.measure.degeneration import Reason
+from setbacks.measure.flips import Flips
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
 from setbacks.records import Arm, Kind
@@ -297,10 +298,11 @@ class Analyses:
 
 @dataclass(frozen=True)
 class Examples:
-    """Training examples of one kind."""
+    """Training examples of one kind; `replayed` of them come from earlier runs."""
 
     n: int
     mean_characters: float
+    replayed: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,7 @@ class Data:
     analysis: Analyses
     checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
+    left_out: Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
     examples: Mapping[str, Examples]
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]
@@ -468,6 +471,7 @@ class Measurement:
     findings: tuple[Finding, ...] = ()
     summary: str = ""
     costs: tuple[Cost, ...] = ()
+    flips: Flips | None = field(default=None, metadata=OPTIONAL)
 
 
 def to_json(value: Any) -> Any:

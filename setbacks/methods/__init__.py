@@ -92,6 +92,13 @@ class Method(ABC):
             InputError: it cannot.
         """
 
+    def has_teacher(self, recipe: Recipe) -> bool:
+        """Return whether the model learns from corrections that it wrote with more context.
+
+        If so, the judge `train.judge` checks them, and the preflight measures the flip rate.
+        """
+        return False
+
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind, for the model card."""
         return {

@@ -14,26 +14,25 @@ from typing import Literal, NamedTuple, cast
 from pydantic import Field
 
 from setbacks.judges import Item
-from setbacks.judges.checks import Checker
+from setbacks.judges.checks import Check, Checker
 from setbacks.messages import Prompt, reworded, transcript
+from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import Words, fill
 from setbacks.recipe import Recipe, Sampling, Train
-from setbacks.records import Analysis, Completion, Correction, Request, digest
+from setbacks.records import Analysis, Completion, Context, Correction, Example, Request, digest
 from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
-JOURNAL = "corrections.jsonl"
-# Keys of the recipe besides `train` that corrections depend on.
+# Options of how the teacher answers, and keys of the recipe besides `train` that this depends on.
+TEACHER = ("openings", "sentences", "correct", "max_harmful")
 READS = ("words.*.guided", "words.*.correct", "words.*.policy.guided", "policy")
-
-Context = Literal["analysis", "guidance"]
 
 
 class CorrectionOptions(Train):
     """How corrections are written and checked."""
 
-    context: Context = Field(
+    context: Literal["analysis", "guidance"] = Field(
         "analysis",
         description="What the teacher sees besides the instruction: the `analysis` of the model's "
         "mistake and the guidance, or, as a control, the `guidance` alone.",
@@ -65,7 +64,75 @@ class Draft(NamedTuple):
     analysis: Analysis
     prompt: Prompt
     opening: str
-    sample: int
+    number: int
+
+    def request(self) -> Request:
+        """Return the request for it."""
+        return Request(self.prompt, seed=int(self.id, 16), prefill=self.opening)
+
+
+class Teacher:
+    """The model with more context than the student: what it is asked, and what is usable of it.
+
+    Args:
+        recipe: the run's recipe.
+        options: how it answers; None for those of the recipe's method.
+    """
+
+    def __init__(self, recipe: Recipe, options: CorrectionOptions | None = None) -> None:
+        self._recipe = recipe
+        self.options = options or cast(CorrectionOptions, recipe.train)
+
+    def draft(self, id_: str, analysis: Analysis, context: Context, number: int = 0) -> Draft:
+        """Return an answer to generate.
+
+        Args:
+            id_: of the draft.
+            analysis: the analysis to show, with the mistake that it is shown for.
+            context: what the teacher sees besides the instruction.
+            number: of the answer, among those for this mistake; each has another opening.
+        """
+        words = self._recipe.words_for(analysis.language)
+        openings = words["correct"]["openings"] if self.options.openings else [""]
+        first = int(analysis.response_id, 16)  # mistakes start at different openings
+        opening = openings[(first + number) % len(openings)]
+        return Draft(id_, analysis, _prompt(words, analysis, context), opening, number)
+
+    def check(
+        self, checker: Checker, batch: Sequence[Draft], completions: Sequence[Completion]
+    ) -> list[Check]:
+        """Return what is usable of the answers of one planned batch, up to a number of sentences.
+
+        Args:
+            checker: has the judge.
+            batch: the drafts.
+            completions: what was generated for them.
+        """
+        items = [
+            Item(
+                draft.id,
+                draft.analysis.instruction,
+                _beginning(one.text, draft.opening, self.options.sentences),
+                language=draft.analysis.language,
+                finish=one.finish,
+            )
+            for draft, one in zip(batch, completions, strict=True)
+        ]
+        checks = checker.check(
+            items,
+            declines=True,
+            max_harmful=self.options.max_harmful,
+            guidance=[transcript(draft.prompt) for draft in batch],
+        )
+        return [
+            check._replace(outcome="degenerate") if self._about_prompt(draft, check) else check
+            for draft, check in zip(batch, checks, strict=True)
+        ]
+
+    def _about_prompt(self, draft: Draft, check: Check) -> bool:
+        """Whether an answer is about the teacher's prompt and not the instruction."""
+        words = self._recipe.words_for(draft.analysis.language)
+        return re.search(words["correct"]["about_prompt"], check.answer) is not None
 
 
 def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
@@ -75,31 +142,21 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
         run: the session; its method has `CorrectionOptions`.
         analyses: every candidate analysis.
     """
-    recipe, options = run.recipe, _options(run.recipe)
-    engine = run.engine(recipe.model)
-    drafts = [draft for one in subjects(recipe, analyses) for draft in _drafts(recipe, one)]
-    checker = Checker(options.judge, run)
-
-    def request(draft: Draft) -> Request:
-        return Request(draft.prompt, seed=int(draft.id, 16), prefill=draft.opening)
+    recipe, teacher = run.recipe, Teacher(run.recipe)
+    engine, checker = run.engine(recipe.model), Checker(recipe.train.judge, run)
+    drafts = [
+        teacher.draft(
+            digest("correction", recipe.seed, one.response_id, one.id, number),
+            one,
+            teacher.options.context,
+            number,
+        )
+        for one in _subjects(recipe, analyses)
+        for number in range(teacher.options.samples)
+    ]
 
     def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
-        items = [
-            Item(
-                draft.id,
-                draft.analysis.instruction,
-                _beginning(one.text, draft.opening, options.sentences),
-                language=draft.analysis.language,
-                finish=one.finish,
-            )
-            for draft, one in zip(batch, completions, strict=True)
-        ]
-        checks = checker.check(
-            items,
-            declines=True,
-            max_harmful=options.max_harmful,
-            guidance=[transcript(draft.prompt) for draft in batch],
-        )
+        checks = teacher.check(checker, batch, completions)
         return [
             Correction(
                 id=draft.id,
@@ -108,34 +165,55 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
                 response=draft.analysis.response,
                 text=one.text,
                 answer=check.answer,
-                outcome="degenerate"
-                if about_prompt(recipe.words_for(draft.analysis.language), check.answer)
-                else check.outcome,
-                sample=draft.sample,
+                outcome=check.outcome,
+                sample=draft.number,
                 model=engine.name,
             )
             for draft, one, check in zip(batch, completions, checks, strict=True)
         ]
 
-    journal = run.journal(JOURNAL, Correction)
-    work = run.work(journal, "train", planned(engine, drafts, request), "corrections")
-    for batch, completions in work.generated(engine, request, options.correct):
+    journal = run.journal("corrections.jsonl", Correction)
+    work = run.work(journal, "train", planned(engine, drafts, Draft.request), "corrections")
+    answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
+    for batch, completions in answers:
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()
 
 
-def subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Return the analysis that the teacher sees of every mistake, by the mistake's id.
+def learned(kind: str, corrections: Sequence[Correction], *, pairs: bool = False) -> list[Example]:
+    """Make an example of every correction that passed its checks; equal ones are one.
 
-    It is the best one that passed its checks, or else the best one.
+    Args:
+        kind: of the examples.
+        corrections: all of them.
+        pairs: whether each is preferred to its mistake.
+    """
+    made = [
+        example(
+            kind,
+            one.instruction,
+            one.answer,
+            [one.id],
+            rejected=one.response if pairs else None,
+        )
+        for one in corrections
+        if one.outcome == "kept"
+    ]
+    return [*{each.id: each for each in made}.values()]
+
+
+def best_of_each(analyses: Sequence[Analysis], *, filtered: bool = True) -> list[Analysis]:
+    """Return the best analysis of every mistake, in the order of the mistakes' ids.
+
+    Args:
+        analyses: every candidate analysis.
+        filtered: prefer analyses that passed their checks.
     """
     harmful = [analysis for analysis in analyses if analysis.harmful]
     by_response = {one.response_id: one for one in best(harmful, filtered=False)}
-    if recipe.train.analyses != "unfiltered":
+    if filtered:
         by_response |= {one.response_id: one for one in best(harmful)}
-    chosen = sorted(by_response.values(), key=lambda analysis: analysis.response_id)
-    chosen = chosen[: recipe.train.most_analyses]
-    return shuffled(chosen) if recipe.train.analyses == "shuffled" else chosen
+    return sorted(by_response.values(), key=lambda analysis: analysis.response_id)
 
 
 def shuffled(analyses: Sequence[Analysis]) -> list[Analysis]:
@@ -147,15 +225,11 @@ def shuffled(analyses: Sequence[Analysis]) -> list[Analysis]:
     ]
 
 
-def teacher_prompt(words: Words, analysis: Analysis, context: Context) -> Prompt:
-    """Return the instruction of a mistake with the teacher's context around it.
-
-    Args:
-        words: of the instruction's language.
-        analysis: of the mistake.
-        context: what the teacher sees.
-    """
-    template = words["correct"]["prompt"] if context == "analysis" else "{guided}"
+def _prompt(words: Words, analysis: Analysis, context: Context) -> Prompt:
+    """Return the instruction of a mistake with the teacher's context around it."""
+    if context == "none":
+        return analysis.instruction
+    template = "{guided}" if context == "guidance" else words["correct"]["prompt"]
 
     def correct(text: str) -> str:
         guided = fill(words["guided"], instruction=text)
@@ -164,13 +238,11 @@ def teacher_prompt(words: Words, analysis: Analysis, context: Context) -> Prompt
     return reworded(analysis.instruction, correct)
 
 
-def about_prompt(words: Words, answer: str) -> bool:
-    """Return whether an answer is about the teacher's prompt and not the instruction."""
-    return re.search(words["correct"]["about_prompt"], answer) is not None
-
-
-def _options(recipe: Recipe) -> CorrectionOptions:
-    return cast(CorrectionOptions, recipe.train)
+def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
+    """Return the analysis that the teacher sees of every mistake."""
+    train = recipe.train
+    chosen = best_of_each(analyses, filtered=train.analyses != "unfiltered")[: train.most_analyses]
+    return shuffled(chosen) if train.analyses == "shuffled" else chosen
 
 
 def _beginning(text: str, opening: str, sentences: int | None) -> str:
@@ -179,21 +251,3 @@ def _beginning(text: str, opening: str, sentences: int | None) -> str:
         return text
     kept = whole_sentences(text.removeprefix(opening), sentences)
     return opening + kept if kept else text
-
-
-def _drafts(recipe: Recipe, analysis: Analysis) -> list[Draft]:
-    """Return the answers to generate for one analysis."""
-    words, options = recipe.words_for(analysis.language), _options(recipe)
-    prompt = teacher_prompt(words, analysis, options.context)
-    first = int(analysis.response_id, 16)  # mistakes start at different openings
-    openings = words["correct"]["openings"] if options.openings else [""]
-    return [
-        Draft(
-            digest("correction", recipe.seed, analysis.response_id, analysis.id, number),
-            analysis,
-            prompt,
-            openings[(first + number) % len(openings)],
-            number,
-        )
-        for number in range(options.samples)
-    ]

@@ -73,7 +73,9 @@ class CritiqueRevise(Method):
 
         journal = run.journal("revisions.jsonl", Revision)
         work = run.work(journal, "train", planned(engine, drafts, request), "revisions")
-        for batch, completions in work.generated(engine, request, recipe.analyze.sampling):
+        for batch, completions in work.generated(
+            engine, request, recipe.analyze.sampling, recipe.current
+        ):
             work.commit(batch, records(batch, completions), completions)
         return journal.finish()
 

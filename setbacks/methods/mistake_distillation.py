@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from setbacks.methods import Method, answers, example, mistake_sources, mixed
-from setbacks.methods.corrections import JOURNAL, READS, CorrectionOptions, corrections
+from setbacks.methods import Method, answers, mistake_sources, mixed
+from setbacks.methods.corrections import CorrectionOptions, corrections, learned
 from setbacks.recipe import Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example
 from setbacks.runs.session import Session
@@ -45,9 +45,10 @@ class MistakeDistillation(Method):
     name = "mistake_distillation"
     Options = Options
     uses_mistakes = True
-    checks_texts = True
-    outputs = (JOURNAL,)
-    reads = READS
+
+    def has_teacher(self, recipe: Recipe) -> bool:
+        """Return True: the teacher sees the analysis."""
+        return True
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
         """Have the teacher answer the instruction of every mistake; check the answers."""
@@ -55,12 +56,8 @@ class MistakeDistillation(Method):
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, every safe answer, and helpful answers."""
-        own = {
-            (learned := example("correction", one.instruction, one.answer, [one.id])).id: learned
-            for one in corrections
-            if one.outcome == "kept"
-        }
-        return mixed(recipe, [*own.values(), *answers("safe", recipe.train.safe)])
+        own = learned("correction", corrections)
+        return mixed(recipe, [*own, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""

@@ -3,13 +3,13 @@
 Our method. A model that has learned p(T | Y, X) can tell which of its own drafts is harmless
 (`setbacks.engines.own_verdict`). To need no drafts at inference, the model is trained on its
 choices, as in rejection sampling (arXiv 2304.06767), with its own verdict in place of a reward
-model. `train.start` names the adapter that drafts and judges, and from which training starts.
+model. `train.start`, or else `adapter`, names the adapter that drafts and judges, and from which
+training starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from setbacks.data.instructions import instructions
@@ -42,7 +42,6 @@ class PosteriorDistillation(Method):
         """Generate drafts of an answer to every red-team instruction, and rank them."""
         recipe = run.recipe
         posterior = recipe.respond.posterior or Posterior()
-        start = Path(recipe.train.start) if recipe.train.start else None
         engine = run.engine(recipe.model)
         questions = [
             x._replace(id=digest("choice", recipe.seed, x.id))
@@ -56,7 +55,7 @@ class PosteriorDistillation(Method):
         work = run.work(journal, "train", planned(engine, questions, request), "drafts")
         for batch in work:
             requests, languages = [*map(request, batch)], [x.language for x in batch]
-            ranked_drafts = drafts(engine, recipe, posterior, requests, languages, start)
+            ranked_drafts = drafts(engine, recipe, posterior, requests, languages, recipe.start)
             records = [
                 Choice(
                     id=x.id,
@@ -73,7 +72,7 @@ class PosteriorDistillation(Method):
 
     def examples(self, recipe: Recipe, choices: Sequence[Choice]) -> list[Example]:
         """Return the best draft for every instruction, and helpful answers."""
-        if recipe.train.start is None:
+        if recipe.start is None:
             raise InputError(
                 "train.method posterior_distillation needs train.start: the adapter of a run that "
                 "learned to judge, such as runs/NAME/adapter"

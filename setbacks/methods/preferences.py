@@ -1,14 +1,15 @@
 """Preference pairs for DPO and RLHF: a chosen answer and a rejected one.
 
 They come from a preference data set, or pair each safe answer with the mistake for the same
-instruction. The helpful mix becomes pairs, too: an answer is preferred to a refusal, so that
-refusing everything does not pay.
+instruction, or the model's own correction of a mistake with that mistake: then both sides are its
+own words. The helpful mix becomes pairs, too: an answer is preferred to a refusal, so that refusing
+everything does not pay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -23,17 +24,24 @@ from setbacks.methods import (
     safe,
     share,
 )
-from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example, same_prompt
+from setbacks.methods.corrections import CorrectionOptions, corrections, learned
+from setbacks.recipe import Recipe, Sources
+from setbacks.records import Analysis, Correction, Example, same_prompt
+from setbacks.runs.session import Session
 
 
-class PreferenceOptions(Train):
+class PreferenceOptions(CorrectionOptions):
     """Options of methods that learn from preference pairs."""
 
     pairs: Sources = Field(
         [],
         description="Preference pairs: data sets with `text`, the chosen `answer` and the rejected "
         "`response`; [] pairs each safe answer with an induced mistake.",
+    )
+    pairs_from: Literal["data", "corrections"] = Field(
+        "data",
+        description="Source of the pairs: `data` (`pairs`, or safe answers and mistakes) or the "
+        "model's own `corrections`, each preferred to its mistake.",
     )
 
 
@@ -44,17 +52,64 @@ class PreferenceMethod(Method):
     uses_mistakes = True
     one_process = True
 
-    def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
+    def has_teacher(self, recipe: Recipe) -> bool:
+        """Return whether the pairs come from corrections."""
+        return _options(recipe).pairs_from == "corrections"
+
+    def prepare(
+        self, run: Session, analyses: Sequence[Analysis]
+    ) -> Sequence[Analysis] | Sequence[Correction]:
+        """Have the model correct its mistakes, if the pairs come from corrections.
+
+        Raises:
+            InputError: no correction passed its checks.
+        """
+        if not self.has_teacher(run.recipe):
+            return analyses
+        written = corrections(run, analyses)
+        if not any(one.outcome == "kept" for one in written):
+            raise InputError(
+                f"{run.path}: none of {len(written)} corrections passed the checks (see "
+                "corrections.jsonl), so there are no pairs; raise train.samples, or set "
+                "train.pairs_from=data"
+            )
+        return written
+
+    def examples(self, recipe: Recipe, material: Sequence[Any]) -> list[Example]:
         """Return the preference pairs."""
-        return pairs(recipe, analyses, self.name)
+        if self.has_teacher(recipe):
+            return own_pairs(recipe, material)
+        return pairs(recipe, material, self.name)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
+        if self.has_teacher(recipe):
+            mistaken = mistake_sources(recipe)
+            return {"pair": mistaken, "helpful_pair": [*recipe.train.helpful, *mistaken]}
         refusals = recipe.train.safe
         return {
             "pair": _options(recipe).pairs or [*refusals, *mistake_sources(recipe)],
             "helpful_pair": [*recipe.train.helpful, *refusals],
         }
+
+
+def own_pairs(recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
+    """Return pairs whose sides the model wrote, the helpful mix included.
+
+    Args:
+        recipe: names the helpful data.
+        corrections: all of them; each that passed its checks is preferred to its mistake, and a
+            helpful answer is preferred to it as a refusal.
+
+    Raises:
+        InputError: `train.pairs` names other pairs.
+    """
+    if _options(recipe).pairs:
+        raise InputError(
+            "train.pairs names data, but train.pairs_from is corrections; remove one of them"
+        )
+    own = learned("pair", corrections, pairs=True)
+    return [*own, *_helpful(recipe, len(own), own)]
 
 
 def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Example]:
@@ -79,14 +134,17 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
             if (rejected := by_instruction.get(same_prompt(answer.instruction)))
             and rejected.response.strip() != answer.completion.strip()
         ]
-    mix = [
+    return [*own, *_helpful(recipe, len(own), refusals)]
+
+
+def _helpful(recipe: Recipe, number: int, refusals: Sequence[Example]) -> list[Example]:
+    """Return helpful answers in proportion to a number of pairs, each preferred to a refusal."""
+    answers = share(helpful_answers(recipe), recipe.train.mix.helpful * number)
+    return [
         _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
-        for index, answer in enumerate(
-            share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))
-        )
+        for index, answer in enumerate(answers)
         for refusal in [refusals[index % len(refusals)]]
     ]
-    return [*own, *mix]
 
 
 def _options(recipe: Recipe) -> PreferenceOptions:

@@ -61,6 +61,8 @@ from setbacks.recipe.sections import (
     Lora,
     Mix,
     Posterior,
+    Preflight,
+    Replay,
     Respond,
     Suite,
     Train,
@@ -88,7 +90,9 @@ __all__ = [
     "OptionsOf",
     "PartSection",
     "Posterior",
+    "Preflight",
     "Recipe",
+    "Replay",
     "Respond",
     "Sampling",
     "Section",
@@ -103,6 +107,8 @@ __all__ = [
 ]
 
 Part = TypeVar("Part", bound=BaseModel)
+
+OFF = {"decontaminate": None}  # fields that earlier versions did not have, switched off
 
 
 class Recipe(Section):
@@ -128,13 +134,27 @@ class Recipe(Section):
         "They go into the guidance, the analysis, and the rubric of the judge `llm`.",
     )
     model: EngineField = Field(default_factory=Engine, description="Model to align.")
+    adapter: LocalPath = Field(
+        None,
+        description="Folder of a PEFT adapter of `model`: the model to align has it. That model "
+        "makes and analyzes the mistakes and is the untrained arm, and training continues from "
+        "it; null: none.",
+    )
     instructions: Sources = Field(
         [Source(source="builtin:redteam", split="train")],
         description="Data sets with red-team instructions, to induce mistakes.",
         min_length=1,
     )
+    decontaminate: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Share of word 3-grams in common with a prompt of a suite from which a "
+        "training prompt is left out as nearly the same; null: also train on test prompts.",
+    )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
+    preflight: Preflight = Field(Preflight(), description="Checks before training.")
     train: SerializeAsAny[Train] = Field(
         default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
     )
@@ -207,18 +227,34 @@ class Recipe(Section):
         """The seed of the training."""
         return self.seed if self.train.seed is None else self.train.seed
 
+    @property
+    def current(self) -> Path | None:
+        """The adapter of the model before training; None without one."""
+        return None if self.adapter is None else Path(self.adapter)
+
+    @property
+    def start(self) -> Path | None:
+        """The adapter that training continues; None for a new one."""
+        return self.current if self.train.start is None else Path(self.train.start)
+
     @classmethod
-    def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    def load(
+        cls, path: Path | str | None = None, overrides: Sequence[str] = (), of_run: bool = False
+    ) -> Recipe:
         """Read a recipe from YAML; relative paths in it start from its folder.
 
         Args:
             path: the YAML file; None for the quickstart.
             overrides: ``key.path=value`` strings that win over the file (omegaconf's dot list).
+            of_run: whether a run folder holds the file. Such a file names every field, and an
+                earlier version's lacks new ones: there they are off, so that the run resumes.
 
         Raises:
             InputError: the file is missing, is not YAML, or holds an unknown key or a bad value.
         """
         data: Any = {} if path is None else read_yaml(Path(path))
+        if of_run:
+            data = OFF | data
         where = "the command line" if path is None else str(path)
         base = Path.cwd() if path is None else Path(path).resolve().parent
         if overrides:
@@ -246,6 +282,25 @@ class Recipe(Section):
             raise InputError(f"{where}: {explain(error, cls)}") from None
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+    def resuming(self, path: Path) -> Recipe:
+        """Return this recipe for a folder that was begun without the new fields: they stay off.
+
+        A field that this recipe sets to another value than its default stays, as a change.
+
+        Args:
+            path: the recipe that the folder holds.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        held, fields = read_yaml(path), type(self).model_fields
+        new = {
+            key: value
+            for key, value in OFF.items()
+            if held.get(key, value) == value and getattr(self, key) == fields[key].default
+        }
+        return self.model_copy(update=new)
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with relative paths of sources and models resolved from `base`."""

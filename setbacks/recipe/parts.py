@@ -76,11 +76,11 @@ class PartSection(Section):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     def unused(self) -> list[tuple[str, str]]:
-        """Return (option, part that has it) for each option of another part that was kept."""
+        """Return (option, parts that have it) for each option of other parts that was kept."""
         return [
-            (key, owner)
+            (key, ", ".join(owners))
             for key in self.model_extra or {}
-            if (owner := _owner(type(self), key)) is not None
+            if (owners := _owners(type(self), key))
         ]
 
     @model_validator(mode="wrap")
@@ -151,31 +151,31 @@ def _with_others(cls: type[PartSection], data: dict[str, Any]) -> dict[str, Any]
             continue
         if key in cls.ignored:
             continue
-        owner = _owner(cls, key)
+        owners = _owners(cls, key)
         problem: Any = {"type": "extra_forbidden", "loc": (key,), "input": value}
-        if owner is None:
+        if not owners:
             raise ValidationError.from_exception_data(cls.__name__, [problem])
         if value is None:
             continue
-        options = options_of(cls.group, owner)
-        value = getattr(options.model_validate({cls.names: owner, key: value}), key)
+        options = options_of(cls.group, owners[0])
+        value = getattr(options.model_validate({cls.names: owners[0], key: value}), key)
         if value == options.model_fields[key].get_default(call_default_factory=True):
             continue
         if not cls.keeps_others:
             own = data.get(cls.names, cls.model_fields[cls.names].default)
             problem["type"] = PydanticCustomError(
-                "other_part", f"an option of {owner}, not of {own}; remove it"
+                "other_part", f"an option of {', '.join(owners)}, not of {own}; remove it"
             )
             raise ValidationError.from_exception_data(cls.__name__, [problem])
         kept[key] = value
     return kept
 
 
-def _owner(cls: type[PartSection], key: Any) -> str | None:
-    """The installed part that has an option of this name."""
+def _owners(cls: type[PartSection], key: Any) -> list[str]:
+    """The installed parts that have an option of this name; a part of the same name comes first."""
     usable, _ = load_all(cls.group)
     names = sorted(usable, key=lambda name: (name != key, name))
-    return next((name for name in names if key in usable[name].Options.model_fields), None)
+    return [name for name in names if key in usable[name].Options.model_fields]
 
 
 def short_for(key: str) -> BeforeValidator:

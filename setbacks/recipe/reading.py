@@ -169,7 +169,9 @@ def rebase(value: Any, base: Path) -> Any:
         parts = {key: rebase(inner, base) for key, inner in value}
         for key, field in type(value).model_fields.items():
             if LOCAL in field.metadata and parts[key] is not None:
-                parts[key] = _from(base, parts[key])
+                inner = parts[key]
+                several = isinstance(inner, list)
+                parts[key] = [_from(base, p) for p in inner] if several else _from(base, inner)
         if isinstance(value, Engine) and value.on_disk and _is_folder(value.model, base):
             parts["model"] = _from(base, value.model)
         return value.model_copy(update=parts)

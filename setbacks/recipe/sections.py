@@ -10,6 +10,7 @@ from setbacks.data import Source
 from setbacks.recipe.models import EngineField, JudgeField, Sampling
 from setbacks.recipe.parts import (
     DOTTED,
+    LOCAL,
     LocalPath,
     PartSection,
     Section,
@@ -103,6 +104,20 @@ class Analyze(Section):
     )
 
 
+class Preflight(Section):
+    """Before step 3: check what training can be expected to do."""
+
+    flip_rate: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="When to measure the flip rate, the share of mistakes that a context turns "
+        "into harmless, usable answers: `auto` (by the command `setbacks preflight`, if the method "
+        "has a teacher), `always` (in every run whose method uses mistakes) or `never`.",
+    )
+    mistakes: int = Field(
+        60, ge=10, description="Maximum number of mistakes on which the flip rate is measured."
+    )
+
+
 class Mix(Section):
     """How many examples of other kinds are mixed in, per example of the method."""
 
@@ -152,6 +167,20 @@ class Lora(Section):
         False,
         description="Multiply the update by alpha / sqrt(r) (rank-stabilized LoRA, "
         "arXiv 2312.03732).",
+    )
+
+
+class Replay(Section):
+    """Examples of earlier runs, mixed in so that the model keeps what it has learned."""
+
+    runs: Annotated[list[str], LOCAL] = Field(
+        [], description="Folders of earlier runs, trained by the same method; []: no replay."
+    )
+    share: float = Field(
+        0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Examples of earlier runs per example of this run.",
     )
 
 
@@ -226,8 +255,11 @@ class Train(PartSection):
         None, ge=1, description="Number of training steps; replaces `epochs`."
     )
     start: LocalPath = Field(
-        None, description="Folder of an adapter to start from; null: a new adapter."
+        None,
+        description="Folder of an adapter to start from; null: the recipe's `adapter`, or a new "
+        "one. Mistakes and the untrained arm come from the model without it.",
     )
+    replay: Replay = Field(Replay(), description="Examples of earlier runs to mix in.")
     quantize: Literal["4bit"] | None = Field(
         None,
         description="Quantization of the base weights: `4bit` (QLoRA; needs CUDA and bitsandbytes) "

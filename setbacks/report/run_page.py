@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.differences import first_places
 from setbacks.measure.formatting import (
+    POINTS,
     clock,
     coefficient,
     is_score,
@@ -31,7 +32,7 @@ from setbacks.measure.metrics import KINDS, MAIN, TITLES, counted, fell_apart, s
 from setbacks.measure.results import ArmRow, Comparison, JudgeReport, Measurement
 from setbacks.measure.substance import part
 from setbacks.messages import Prompt, in_brief
-from setbacks.records import Arm, Kind, Response, Verdict
+from setbacks.records import Arm, Context, Kind, Response, Verdict
 from setbacks.report.terminal import WholeWords
 from setbacks.text import visible
 
@@ -61,6 +62,13 @@ DEGENERATE: dict[Reason, str] = {
     "parrots": "repeats the prompt",
     "runs_on": "made-up turns",
     "fragment": "fragment",
+}
+# What the model sees when the flip rate is measured.
+SEEN: dict[Context, str] = {
+    "none": "the instruction alone",
+    "guidance": "guidance",
+    "analysis": "guidance and the right analysis",
+    "shuffled": "guidance and the analysis of another mistake",
 }
 SHOWN = 3  # examples of each kind and choice
 LONGEST = 1_500  # characters of a response shown
@@ -171,6 +179,8 @@ def render(
             for judge, report in results.judges.items()
         },
         answered=ANSWERED,
+        contexts=SEEN,
+        points=POINTS,
         shown=shown,
         glyphs={arm: Markup(plots.glyph(mark)) for arm, mark in look.items()},
         pictures={

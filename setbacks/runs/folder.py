@@ -68,7 +68,7 @@ class Run:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
         if not is_run:
             raise InputError(f"{self.path}: not a run folder (no recipe.yaml)")
-        self.recipe = Recipe.load(self.path / "recipe.yaml", overrides)
+        self.recipe = Recipe.load(self.path / "recipe.yaml", overrides, of_run=True)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -269,7 +269,9 @@ class RunFolder(Run):
             assert self._given is not None
             write_atomic(path, self._given.to_yaml().encode())
             return self._given
-        held = Recipe.load(path)
+        held = Recipe.load(path, of_run=True)
+        if self._given is not None and self._redo != STAGE_NAMES[0]:
+            self._given = self._given.resuming(path)
         if self._given is None or self._given == held:
             return held
         changes = list(

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from setbacks.engines import Engine, Requests, in_turn, open_engine
 from setbacks.recipe import Sampling
 from setbacks.records import Completion, Record, Request, digest
+from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.journal import Identified, Journal
 from setbacks.runs.progress import Show
@@ -43,7 +44,9 @@ class Session:
 
     def __init__(self, folder: RunFolder, on_progress: Show | None = None) -> None:
         self.folder = folder
-        self.path, self.recipe = folder.path, folder.recipe
+        self.path = folder.path
+        self.decontamination = Decontamination(folder.recipe)
+        self.recipe = self.decontamination.recipe
         self.journal, self.records, self.verdicts = folder.journal, folder.records, folder.verdicts
         self.log, self.write_text = folder.log, folder.write_text
         self._on_progress = on_progress

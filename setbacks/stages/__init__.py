@@ -1,13 +1,13 @@
 """The stages in order. Each declares its outputs and what it depends on, and checks a recipe."""
 
-from setbacks.stages import analyze, induce, introspect, judge, report, respond, train
+from setbacks.stages import analyze, induce, introspect, judge, preflight, report, respond, train
 
 STAGES = (
     induce.STAGE,
     analyze.STAGE,
-    introspect.PREFLIGHT,
+    preflight.STAGE,
     train.STAGE,
-    introspect.INTROSPECT,
+    introspect.STAGE,
     respond.STAGE,
     judge.STAGE,
     report.STAGE,

@@ -56,6 +56,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         return []
     recipe = run.recipe.analyze
     engine = run.engine(recipe.analyst or run.recipe.model)
+    adapter = None if recipe.analyst else run.recipe.current
     subjects = [
         subject
         for response in [*_mistaken(mistakes), *benign(run.recipe)]
@@ -96,7 +97,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
 
     journal = run.journal("analyses.jsonl", Analysis)
     work = run.work(journal, "analyze", planned(engine, subjects, request))
-    for batch, completions in work.generated(engine, request, recipe.sampling):
+    for batch, completions in work.generated(engine, request, recipe.sampling, adapter):
         work.commit(batch, records(batch, completions), completions)
     analyses = journal.finish()
     filtered = run.recipe.train.analyses != "unfiltered"

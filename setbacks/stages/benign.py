@@ -99,6 +99,8 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
 
     journal = run.journal("benign.jsonl", OwnAnswer)
     work = run.work(journal, "train", planned(engine, questions, request), "own helpful answers")
-    for batch, completions in work.generated(engine, request, recipe.train.helpful_sampling):
+    for batch, completions in work.generated(
+        engine, request, recipe.train.helpful_sampling, recipe.current
+    ):
         work.commit(batch, records(batch, completions), completions)
     return journal.finish()

@@ -14,6 +14,7 @@ from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
 from setbacks.messages import Message, Prompt, last_question, turns_of
 from setbacks.methods import open_method
+from setbacks.models.adapters import check_adapter
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import check_model, load_tokenizer
 from setbacks.models.template_checks import check_chat, check_conversation
@@ -55,8 +56,11 @@ def check_engines(recipe: Recipe) -> None:
     """Look up every engine that a recipe names, and the models that are loaded here.
 
     Raises:
-        InputError: an engine or a model is not known, or cannot be used as the recipe says.
+        InputError: an engine or a model is not known or cannot be used as the recipe says, or the
+            adapter is not one of the model.
     """
+    if recipe.adapter is not None and not recipe.evaluate:
+        check_adapter(recipe.adapter, recipe.model.model)
     for engine in recipe.parts(Engine):
         kind = plugin("engines", engine.engine)
         if kind.elsewhere and engine is recipe.model and not recipe.evaluate:

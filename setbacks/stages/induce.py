@@ -145,7 +145,9 @@ def _ask(
 
     start, label = len(journal), f"(attempt {number + 1})"
     work = run.work(journal, "induce", planned(engine, attempts, request), label)
-    for batch, completions in work.generated(engine, request, recipe.induce.sampling):
+    for batch, completions in work.generated(
+        engine, request, recipe.induce.sampling, recipe.current
+    ):
         work.commit(batch, records(batch, completions), completions)
     return {
         record.instruction_id
@@ -291,7 +293,10 @@ def check(recipe: Recipe) -> None:
 STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
-    keys=("seed", "language", "model", "instructions", "induce", "words.*.alpaca"),
+    keys=(
+        *("seed", "language", "model", "adapter", "instructions", "decontaminate", "induce"),
+        "words.*.alpaca",
+    ),
     check=check,
     more_keys=lambda recipe: (
         ("words.*.induce", "words.*.refusal", *keys_of_judge(recipe.induce.judge))

@@ -51,6 +51,7 @@ def introspect(
     if not open_method(run.recipe).learns_analyses or not engine.shows_probabilities:
         return []
     recipe = run.recipe
+    weights = adapter or recipe.current
     stage: StageName = "introspect" if adapter else "preflight"
     questions = [
         Asked(
@@ -60,7 +61,7 @@ def introspect(
         )
         for x in chosen(analyses)
     ]
-    first = says_first(recipe, adapter)
+    first = says_first(recipe, weights)
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
     journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
@@ -68,7 +69,7 @@ def introspect(
         journal, stage, planned(engine, questions, lambda x: Request(x.question.text, 0))
     )
     for batch in work:
-        shares = verdicts(engine, [x.question for x in batch], adapter, first)
+        shares = verdicts(engine, [x.question for x in batch], weights, first)
         requests = [Request(x.question.text, seed=int(x.id, 16)) for x in batch]
         written = engine.generate(requests, sampling, adapter) if adapter else []
         texts = [completion.text for completion in written] or [None] * len(batch)
@@ -101,12 +102,11 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
 
 
-def _keys(recipe: Recipe) -> tuple[str, ...]:
-    """The words of the questions, and of the verdicts that are looked for in the analyses."""
+def keys_of_readings(recipe: Recipe) -> tuple[str, ...]:
+    """Return the words of the questions, and of the verdicts that are looked for in analyses."""
     if recipe.evaluate or not open_method(recipe).learns_analyses:
         return ()
     return "words.*.unguided", "words.*.spoken", "words.*.verdict"
 
 
-PREFLIGHT = Stage("preflight", outputs=("preflight.jsonl",), more_keys=_keys)
-INTROSPECT = Stage("introspect", outputs=("introspection.jsonl",), more_keys=_keys)
+STAGE = Stage("introspect", outputs=("introspection.jsonl",), more_keys=keys_of_readings)

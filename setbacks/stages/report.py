@@ -12,7 +12,16 @@ from setbacks.judges.worth import worth_of_verdicts
 from setbacks.measure import Measurement, RunInfo, measure, to_json
 from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, Reading
+from setbacks.records import (
+    Analysis,
+    Correction,
+    Example,
+    Flip,
+    LeftOut,
+    Mistake,
+    OwnAnswer,
+    Reading,
+)
 from setbacks.report.run_page import examples, render
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import Stage
@@ -65,8 +74,10 @@ def report(run: RunFolder) -> Report:
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
+        flips=run.records("flips.jsonl", Flip),
         introspected=run.records("introspection.jsonl", Reading),
         overlap=overlaps(responses, _adapters(run)),
+        left_out=run.records("left_out.jsonl", LeftOut),
         worth={
             spec.called: cast(
                 list[Worth],

@@ -97,7 +97,10 @@ def respondents(recipe: Recipe, adapter: Path | None = None) -> list[Respondent]
     """
     arms = planned_arms(recipe)
     if not recipe.evaluate:
-        return [Respondent(arm, recipe.model, adapter if arm.trained else None) for arm in arms]
+        return [
+            Respondent(arm, recipe.model, adapter if arm.trained else recipe.current)
+            for arm in arms
+        ]
     evaluated = {spec.name: spec for spec in recipe.evaluate}
     return [
         Respondent(arm, spec.model, None if spec.adapter is None else Path(spec.adapter))

@@ -17,13 +17,15 @@ from pathlib import Path
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
+from setbacks.methods.corrections import READS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Example, LeftOut
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
 from setbacks.stages.checks import OURS, check_examples, check_judge_of_texts, keys_of_judge
+from setbacks.stages.replayed import replayed
 from setbacks.training import processes
 from setbacks.training.follower import Follower
 from setbacks.training.targets import check_served, look_up, look_up_start
@@ -50,7 +52,8 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
         analyses = [a for a in analyses if not a.harmful or a.category in only]
     material = method.prepare(run, analyses)
     recipe = with_own_answers(run)
-    examples = sorted(examples_of(method, recipe, material), key=lambda example: example.id)
+    own = examples_of(method, recipe, material)
+    examples = sorted([*own, *replayed(recipe, own)], key=lambda example: example.id)
     if not examples:
         cause = (
             "check train.mix"
@@ -58,6 +61,7 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
             else "check train.mix; its `uses_mistakes` is False, so no mistakes were analyzed"
         )
         raise InputError(f"{run.path}: {method.name} has nothing to train on; {cause}")
+    run.journal("left_out.jsonl", LeftOut).write(run.decontamination.left_out)
     journal = run.journal("training.jsonl", Example)
     journal.write(examples)  # what is trained on is on disk before training
     journal.finish()
@@ -129,18 +133,25 @@ def check(recipe: Recipe) -> None:
     check_quantize(recipe)
     method = open_method(recipe)
     examples = examples_of(method, recipe, [])
-    if method.checks_texts or recipe.train.helpful_from == "model":
+    replayed(recipe, [])
+    if _checks_texts(method, recipe):
         check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
     if recipe.model.engine not in OURS:
         return
     check_examples(recipe.model, examples)
-    if recipe.train.start is not None:
-        look_up_start(recipe, recipe.train.start)
+    if recipe.start is not None:
+        look_up_start(recipe, recipe.start)
     else:
         check_served(recipe)
         if left_out := look_up(recipe).left_out:
             _warn_once(left_out)
     method.check(recipe)
+
+
+def _checks_texts(method: Method, recipe: Recipe) -> bool:
+    """Return whether the judge `train.judge` checks texts that the model writes."""
+    own_answers = recipe.train.helpful_from == "model"
+    return method.checks_texts or method.has_teacher(recipe) or own_answers
 
 
 @cache
@@ -156,15 +167,18 @@ def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
-    checks = method.checks_texts or recipe.train.helpful_from == "model"
+    checks = _checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
-    return () if recipe.evaluate else (*method.reads, *judge)
+    teacher = READS if method.has_teacher(recipe) else ()
+    return () if recipe.evaluate else (*method.reads, *teacher, *judge)
 
 
 STAGE = Stage(
     "train",
     outputs=(
+        "corrections.jsonl",
         "benign.jsonl",
+        "left_out.jsonl",
         "training.jsonl",
         "loss.jsonl",
         "trained.json",

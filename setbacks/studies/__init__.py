@@ -103,7 +103,7 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     study: Study = plugin("studies", name)()
     options = study.options(recipe)
     study.check(recipe, options)
-    prepare_folder(folder, recipe)
+    recipe = prepare_folder(folder, recipe)
     return write(folder, study.run(recipe, options, folder, show))
 
 

@@ -142,7 +142,7 @@ def _tuned(
 ) -> dict[Arm, dict[int, Path | None]]:
     """Train every model, and further; return its adapter after each number of further steps."""
     aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
-    starts: dict[Arm, Path | None] = {UNTRAINED: None}
+    starts: dict[Arm, Path | None] = {UNTRAINED: recipe.current}
     trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
     starts |= {trained_arm(v.name): path / "adapter" for v, path in trained}
     overrides: dict[str, Any] = {

@@ -32,10 +32,12 @@ from setbacks.signals import Tie
 # The recipe's keys that mistakes, and the untrained model's answers to suites and to
 # `train.helpful`, depend on.
 _WORDS = ("language", "words", "policy")
-_MISTAKES = ("seed", *_WORDS, "model", "instructions", "induce")
-_ANSWERS = ("seed", *_WORDS, "model", "evaluate", "respond")
+_MODEL = ("model", "adapter")
+_SHARED = ("seed", *_WORDS, *_MODEL, "decontaminate", "respond.suites")
+_MISTAKES = (*_SHARED, "instructions", "induce")
+_ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
 _OWN_ANSWERS = (
-    *("seed", *_WORDS, "model"),
+    *_SHARED,
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
 )
 
@@ -206,10 +208,13 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
-def prepare_folder(folder: Path, recipe: Recipe) -> None:
+def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
     """Make the folder of a comparison or a study, private to its owner, with its recipe.
 
     A later command may compare more, but must not change what the runs share.
+
+    Returns:
+        The recipe; as an earlier version began it, if the folder is older.
 
     Raises:
         InputError: the folder is something else, or holds the work of another recipe.
@@ -221,10 +226,12 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
         raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
     if path.exists():
         same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
-        if Recipe.load(path).model_copy(update=same) != recipe:
+        recipe = recipe.resuming(path)
+        if Recipe.load(path, of_run=True).model_copy(update=same) != recipe:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"
             )
     elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # left by a crash
         raise InputError(f"{folder}: not empty, and not a comparison or study; choose another")
     write_atomic(path, recipe.to_yaml().encode())
+    return recipe

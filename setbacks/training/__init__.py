@@ -185,16 +185,16 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
     """Return the model to train and, if its adapter is new, the adapter's configuration.
 
     They are a TRL trainer's `model` and `peft_config`. Preference trainers use the starting adapter
-    (`train.start`), or else the base model, as their reference model.
+    (`Recipe.start`), or else the base model, as their reference model.
 
     Raises:
         InputError: the model does not exist, or the adapter does not fit it.
     """
-    base, start = load_base(recipe), recipe.train.start
+    base, start = load_base(recipe), recipe.start
     name_for_trl(base)
     if start is None:
         return base, adapter_config(recipe)
-    return attached(base, Path(start), trainable=True), None
+    return attached(base, start, trainable=True), None
 
 
 def name_for_trl(model: Any) -> None:

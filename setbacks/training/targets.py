@@ -74,7 +74,7 @@ def look_up(recipe: Recipe, task: str = "CAUSAL_LM") -> Targets:
     return Targets(_config(lora, parts, task, refused), covered, left_out)
 
 
-def look_up_start(recipe: Recipe, start: str) -> Coverage:
+def look_up_start(recipe: Recipe, start: Path) -> Coverage:
     """Find the modules of the adapter that training continues.
 
     Args:
@@ -88,7 +88,7 @@ def look_up_start(recipe: Recipe, start: str) -> Coverage:
     parts = _parts(skeleton(recipe.model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights without a place
-        covered = coverage(attached(copy.deepcopy(parts.model), Path(start), trainable=True))
+        covered = coverage(attached(copy.deepcopy(parts.model), start, trainable=True))
     _check_head(covered, parts)
     return covered
 

@@ -244,8 +244,8 @@ CHAT: dict[str, Callable[[_Examined], Iterator[Check]]] = {
 
 def _lora(examined: _Examined) -> Iterator[Check]:
     recipe = examined.recipe
-    if recipe.train.start is not None:
-        yield Check("LoRA", True, str(look_up_start(recipe, recipe.train.start)))
+    if recipe.start is not None:
+        yield Check("LoRA", True, str(look_up_start(recipe, recipe.start)))
         return
     found = look_up(recipe)
     yield Check("LoRA", True, str(found.coverage))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from setbacks.measure.findings import answers, judges, training
 from setbacks.measure.findings.answers import overlap_finding
 from setbacks.measure.findings.summary import summary
-from setbacks.measure.findings.training import near_chance
+from setbacks.measure.findings.training import flip_finding, near_chance
 from setbacks.measure.results import Finding, Measurement
 
-__all__ = ["ALARMS", "all_findings", "near_chance", "overlap_finding", "summary"]
+__all__ = ["ALARMS", "all_findings", "flip_finding", "near_chance", "overlap_finding", "summary"]
 
 
 def each_judge(results: Measurement) -> Iterator[Finding]:
@@ -45,6 +45,8 @@ ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
     training.long_examples,
     training.loss_did_not_fall,
     answers.overlap,
+    training.flip_rate,
+    answers.left_out,
     training.verdict_near_chance,
     training.verdict_moved,
     training.analyses_repeat,

@@ -194,6 +194,27 @@ def overlap_finding(rows: Iterable[Overlap], arms: Iterable[Arm]) -> Iterator[Fi
         )
 
 
+def left_out(results: Measurement) -> Iterator[Finding]:
+    """Yield a note where training prompts were left out since a suite has them."""
+    rows = [
+        (source, suite, count["exact"], count["near"])
+        for source, by_suite in results.data.left_out.items()
+        for suite, count in by_suite.items()
+    ]
+    if rows:
+        parts = [
+            f"{source}, in the suite {suite}: {exact} the same, {near} nearly the same"
+            for source, suite, exact, near in rows
+        ]
+        number = sum(exact + near for _, _, exact, near in rows)
+        yield Finding(
+            "note",
+            f"{number} training prompts were left out, because suites have them too: "
+            f"{'; '.join(parts)}. `left_out.jsonl` holds each pair. `decontaminate: null` trains "
+            "on them.",
+        )
+
+
 def _kinds(results: Measurement) -> list[Kind]:
     """The kinds of prompts that were answered."""
     answered = results.data.responses.values()

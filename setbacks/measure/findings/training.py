@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from setbacks.measure.formatting import coefficient, number, percent
+from setbacks.measure.flips import Flips
+from setbacks.measure.formatting import change_with_p, coefficient, number, percent
+from setbacks.measure.metrics import significant
 from setbacks.measure.results import Finding, Measurement, Spoken
+from setbacks.records import CONTEXTS
 
 FEW_MISTAKES = 0.5  # share of instructions that gave a mistake
 FEW_ANALYSES = 0.4  # share of candidates that passed
@@ -105,6 +108,37 @@ def verdict_near_chance(results: Measurement) -> Iterator[Finding]:
     warning = near_chance(results.introspection.before if results.introspection else None)
     if warning:
         yield Finding("warning", warning)
+
+
+def flip_finding(flips: Flips | None) -> Finding | None:
+    """Return what the flip rates say about the content of the analyses; None without rates.
+
+    Args:
+        flips: what `setbacks.measure.flip_report` returned.
+    """
+    if flips is None:
+        return None
+    change = flips.of("analysis", "shuffled")
+    none, guided, right, other = (percent(flips.rates[context].value) for context in CONTEXTS)
+    seen = (
+        f"of {flips.n} mistakes, the right analysis turns {right} into harmless, usable "
+        f"answers, and the analysis of another mistake {other}: {change_with_p(change)}"
+    )
+    if significant(change) and (change.low or 0) > 0:
+        return Finding("good", f"What the analyses say helps the teacher: {seen}.")
+    return Finding(
+        "warning",
+        f"Nothing shows that what the analyses say helps the teacher: {seen}. Guidance alone turns "
+        f"{guided}, and the instruction alone {none}. Training cannot gain from what the analyses "
+        "say; `train.context: guidance` needs none. Try a stronger analyst (`analyze.analyst`) or "
+        "a larger model.",
+    )
+
+
+def flip_rate(results: Measurement) -> Iterator[Finding]:
+    """Yield what the flip rates say about the content of the analyses."""
+    if finding := flip_finding(results.flips):
+        yield finding
 
 
 def verdict_moved(results: Measurement) -> Iterator[Finding]:

@@ -1,0 +1,123 @@
+"""Decontamination: train and test never share a prompt.
+
+The recipe of a session carries the suites' prompts with each source of training data. Whatever
+reads such a source, a stage or a method, gets no row whose prompt is, or nearly is, a prompt of a
+suite (`setbacks.data.near`). So nothing is generated for such a row, and it is not learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from setbacks.data.near import NearPrompts
+from setbacks.data.source import Row, Source
+from setbacks.data.sources import load
+from setbacks.errors import InputError
+from setbacks.measure.formatting import listed
+from setbacks.messages import Prompt
+from setbacks.notices import notice
+from setbacks.recipe import Recipe, Section
+from setbacks.records import LeftOut, digest
+
+TRAINING = ("instructions", "induce", "analyze", "train")  # sections with training data
+
+
+class Decontamination:
+    """Leaves training rows out whose prompts are in a suite.
+
+    Args:
+        recipe: names the suites and the threshold; null for no threshold leaves nothing out, nor
+            does an evaluation, which trains nothing.
+
+    Attributes:
+        recipe: the same, with training sources that leave such rows out.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._suites = recipe.respond.suites
+        self._threshold = recipe.decontaminate
+        self._found: dict[str, list[LeftOut | None]] = {}  # by source: what each row is like
+        self.recipe = recipe
+        if self._threshold is not None and not recipe.evaluate:
+            training = {key: self._marked(getattr(recipe, key)) for key in TRAINING}
+            self.recipe = recipe.model_copy(update=training)
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The rows left out of every source that was read so far, in an order of their own."""
+        rows = {row.id: row for found in self._found.values() for row in found if row}
+        return sorted(rows.values(), key=lambda row: (row.source, row.id))
+
+    def _marked(self, value: Any) -> Any:
+        """Return a part of a recipe in which each source leaves rows out."""
+        if isinstance(value, Source):
+            return value.filtered(self._kept)
+        if isinstance(value, Section):
+            return value.model_copy(update={key: self._marked(inner) for key, inner in value})
+        return [self._marked(item) for item in value] if isinstance(value, list) else value
+
+    def _kept(self, source: Source, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows of a source that may be learned.
+
+        Raises:
+            InputError: none may.
+        """
+        key = source.model_dump_json()
+        if key not in self._found:
+            self._found[key] = [self._like(source, row) for row in rows]
+        found = self._found[key]
+        kept = [row for row, like in zip(rows, found, strict=True) if like is None]
+        lost = [like for like in found if like is not None]
+        if lost and not kept:
+            raise InputError(
+                f"{source.source}: each of its {len(rows)} prompts is also in a suite "
+                f"({_suites(lost)}); use other data, or set decontaminate=null to train on test "
+                "prompts"
+            )
+        if lost:
+            exact = sum(like.exact for like in lost)
+            notice(
+                f"{source.source}: left out {len(lost)} of {len(rows)} rows whose prompts are also "
+                f"in a suite ({exact} the same, {len(lost) - exact} nearly the same): "
+                f"{_suites(lost)}"
+            )
+        return kept
+
+    def _like(self, source: Source, row: Row) -> LeftOut | None:
+        """Return the test prompt that a row is like, if there is one."""
+        tested, places = self._tested
+        match = tested.find(row.text)
+        if match is None:
+            return None
+        suite, prompt = places[match.number]
+        return LeftOut(
+            id=digest("left out", source.source, row.text),
+            source=source.source,
+            instruction=row.text,
+            suite=suite,
+            like=prompt,
+            exact=match.exact,
+            share=round(match.share, 6),
+        )
+
+    @cached_property
+    def _tested(self) -> tuple[NearPrompts, list[tuple[str, Prompt]]]:
+        """Every prompt of the suites, to find again, and the suite of each."""
+        assert self._threshold is not None
+        places = [
+            (suite.name, row.text)
+            for suite in self._suites
+            for source in suite.sources
+            for row in load(source)
+        ]
+        tested = NearPrompts(self._threshold)
+        for _, prompt in places:
+            tested.add(prompt)
+        return tested, places
+
+
+def _suites(rows: Iterable[LeftOut]) -> str:
+    """Return the suites that rows are like, in words."""
+    return listed(list(dict.fromkeys(row.suite for row in rows)))

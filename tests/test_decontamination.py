@@ -1,0 +1,155 @@
+"""Train and test never share a prompt, whatever reads the training data."""
+
+import json
+
+import pytest
+import yaml
+
+from setbacks import pipeline
+from setbacks.data.sources import load
+from setbacks.errors import InputError
+from setbacks.recipe import Recipe
+from setbacks.records import Example, LeftOut
+from setbacks.runs.decontamination import Decontamination
+from setbacks.runs.folder import Run, RunFolder
+
+LONG = "Which kind of vinegar is the best one for descaling a kettle?"
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Write a file of prompts, each with an answer and a response; return its path."""
+
+    def write(name, *prompts):
+        rows = [
+            {"instruction": text, "answer": f"<answer to {text}>", "response": f"<bad {text}>"}
+            for text in prompts
+        ]
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def recipe_of(learned, *tests, **more):
+    suites = [
+        {"name": f"s{number}", "kind": "safe", "sources": [test]}
+        for number, test in enumerate(tests, 1)
+    ]
+    sources = {"instructions": [learned], "analyze": {"contrast": [learned]}}
+    helpful = {"train": {"helpful": [learned], "safe": [learned]}, "respond": {"suites": suites}}
+    return Recipe.model_validate(sources | helpful | more)
+
+
+def prompts(sources):
+    return [row.text for source in sources for row in load(source)]
+
+
+def test_no_section_of_training_data_keeps_a_prompt_of_a_suite(source):
+    tests = source("a.jsonl", "An otter?"), source("b.jsonl", LONG, "Why?")
+    train = source("train.jsonl", "an  OTTER", "A badger?", f"Hello. {LONG} Thanks.")
+    pairs = {"method": "dpo", "pairs": [train], "safe": [train], "helpful": [train]}
+    taken = {"source": "existing", "existing": [train]}
+    recipe = recipe_of(train, *tests, train=pairs, induce=taken)
+    work = Decontamination(recipe)
+    clean = work.recipe
+    sections = [clean.instructions, clean.induce.existing, clean.analyze.contrast]
+    for sources in (*sections, clean.train.helpful, clean.train.safe, clean.train.pairs):
+        assert prompts(sources) == ["A badger?"]
+    rows = {row.instruction: row for row in work.left_out}
+    assert len(work.left_out) == len(rows) == 2
+    assert (rows["an  OTTER"].suite, rows["an  OTTER"].exact) == ("s1", True)
+    near = rows[f"Hello. {LONG} Thanks."]
+    assert (near.suite, near.exact, near.share, near.like) == ("s2", False, 1.0, LONG)
+    assert prompts(recipe.instructions) == prompts([train]), "the recipe itself is as it was"
+    assert clean.model_dump() == recipe.model_dump()
+    assert prompts(clean.respond.suites[1].sources) == [LONG, "Why?"]
+
+
+@pytest.mark.parametrize(
+    "more", [{"decontaminate": None}, {"evaluate": [{"name": "m", "model": "m/m"}]}]
+)
+def test_nothing_is_left_out_if_it_is_off_or_nothing_is_trained(source, more):
+    train = source("train.jsonl", "An otter?", "A badger?")
+    work = Decontamination(recipe_of(train, source("test.jsonl", "An otter?"), **more))
+    assert prompts(work.recipe.instructions) == ["An otter?", "A badger?"]
+    assert work.left_out == []
+
+
+def test_the_threshold_decides_what_is_nearly_the_same(source):
+    train = source("train.jsonl", "a b c d e f g h", "x")
+    test = source("test.jsonl", "a b c d e f g i")  # 5 of 7 word 3-grams in common
+    for threshold, kept in ((0.71, ["x"]), (0.72, ["a b c d e f g h", "x"])):
+        work = Decontamination(recipe_of(train, test, decontaminate=threshold))
+        assert prompts(work.recipe.instructions) == kept
+
+
+def test_a_source_without_other_prompts_is_an_error(source):
+    same = source("same.jsonl", "An otter?", "A badger?")
+    recipe = recipe_of(same, same)
+    with pytest.raises(InputError, match=r"each of its 2 prompts is also in a suite \(s1\); use"):
+        prompts(Decontamination(recipe).recipe.instructions)
+    with pytest.raises(InputError, match="decontaminate=null"):
+        pipeline.check(recipe)
+
+
+def sft(tiny_recipe, source, **more):
+    """A recipe that has the tiny model learn safe and helpful answers."""
+    data = [source("train.jsonl", "<q 1>", "A badger?", "A mole?", LONG)]
+    train = {"method": "sft", "steps": 2, "lora": {"r": 2}, "safe": data, "helpful": data}
+    return tiny_recipe(8, train=train, **more)
+
+
+def files(folder):
+    """The bytes of a run's records and of its adapter."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".jsonl", ".safetensors") and path.name != "costs.jsonl"
+    }
+
+
+def test_a_run_does_not_learn_test_prompts_and_its_report_counts_them(
+    tiny_recipe, source, tmp_path
+):
+    recipe = sft(tiny_recipe, source, decontaminate=0.8)
+    folder = tmp_path / "run"
+    made = pipeline.run(recipe, folder)
+    run = Run(folder)
+    learned = {example.instruction for example in run.records("training.jsonl", Example)}
+    assert learned == {"A badger?", "A mole?", LONG}
+    (row,) = run.records("left_out.jsonl", LeftOut)
+    assert (row.instruction, row.suite, row.exact) == ("<q 1>", "harmful", True)
+    source_of = recipe.train.safe[0].source
+    assert made.metrics["data"]["left_out"] == {source_of: {"harmful": {"exact": 1, "near": 0}}}
+    assert made.metrics["data"]["overlap"][0]["seen"] == 0
+    (text,) = [f["text"] for f in made.metrics["findings"] if "left out" in f["text"]]
+    assert f"{source_of}, in the suite harmful: 1 the same, 0 nearly the same" in text
+    assert any("left out 1 of 4 rows whose prompts are also in a suite" in n for n in run.notices())
+    before = files(folder)
+    pipeline.run(recipe, folder)
+    assert files(folder) == before
+
+
+def test_a_run_of_an_earlier_version_keeps_what_it_learned(tiny_recipe, source, tmp_path):
+    """Its recipe lacks the field: nothing is left out, unless it starts from the beginning."""
+    folder, recipe = tmp_path / "run", sft(tiny_recipe, source, decontaminate=None)
+    pipeline.run_until(recipe, folder, "train")
+    old = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del old["decontaminate"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+    before = files(folder)
+    assert Run(folder).recipe.decontaminate is None
+    today = recipe.model_copy(update={"decontaminate": 0.8})  # the default
+    pipeline.run_until(today, folder, "train")
+    assert files(folder) == before
+    with (
+        pytest.raises(InputError, match=r"decontaminate: null -> 0\.5.*--from induce"),
+        RunFolder(folder, today.model_copy(update={"decontaminate": 0.5}), stages=pipeline.STAGES),
+    ):
+        pass
+    pipeline.run_until(today, folder, "train", redo="train")
+    assert files(folder)["training.jsonl"] == before["training.jsonl"]
+    pipeline.run_until(today, folder, "train", redo="induce")
+    assert len(Run(folder).records("left_out.jsonl", LeftOut)) == 1
