@@ -41,8 +41,8 @@ def judge_agreement(data: dict[str, Any]) -> Iterator[str]:
 def fit_probe(data: dict[str, Any]) -> Iterator[str]:
     yield f"Version {data['version']}: a LoRA adapter, trained in {len(data['epochs'])} epochs:"
     for epoch in data["epochs"]:
-        yield f"{epoch['rows']:,} answers in {epoch['steps']} steps ({epoch['seconds']:,} s on a busy"
-        yield "core)."
+        steps, seconds = epoch["steps"], epoch["seconds"]
+        yield f"{epoch['rows']:,} answers in {steps} steps ({seconds:,} s on a busy core)."
     yield "AUC on questions that were left out of the training:"
     yield ""
     left_out = data["left_out"]

@@ -9,7 +9,8 @@ folder of public data must hold. Run it from the root of the repository:
    (4 GB), source by source, so that an interrupted run resumes.
 2. A LoRA adapter on the layers above is trained for two epochs (`EPOCHS`), with a linear head for
    each task. The first is what made version 2. The second adds sources, reads what the first left
-   unread, and takes HH-RLHF for what it is: which of two responses is worse.
+   unread, and takes HH-RLHF for what it is: which of two responses is worse. What ships is the
+   mean of the adapters after each epoch (Wortsman et al. 2022, arXiv 2203.05482).
 3. The head on *harmful* is calibrated on questions that were left out of the training. The other
    two are fitted again on the adapted states, with a regularization chosen by cross-validation.
 
@@ -263,6 +264,24 @@ class Reader(torch.nn.Module):
         scores: torch.Tensor = self.head((self.features(x, share) - self.mean) / self.scale)
         return scores
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the adapter and the heads."""
+        state = {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        for name, lora in self.names.items():
+            state |= {f"{name}.a": lora.a, f"{name}.b": lora.b}
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def take_mean(self, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Become the mean of several states: of the matrices that adapters add, and of heads."""
+        for name, lora in self.names.items():
+            lora.a = torch.nn.Parameter(torch.cat([state[f"{name}.a"] for state in states]))
+            b = torch.cat([state[f"{name}.b"] for state in states], dim=1)
+            lora.b = torch.nn.Parameter(b / len(states))
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                parts = torch.stack([state[f"head.{name}"] for state in states])
+                getattr(self.head, name).copy_(parts.mean(dim=0))
+
     def start(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
         """Start with heads that are fitted on the features without an adapter."""
         self.mean, self.scale = (
@@ -461,9 +480,13 @@ def main() -> None:
     result: dict[str, Any] = {"version": VERSION, "epochs": []}
     result["left_out"] = {"no adapter": on_rows_left_out()}
     read: set[int] = set()
+    states = []
     for number, epoch in enumerate(EPOCHS, 1):
         result["epochs"].append(train(reader, rows, y, weight, epoch, read))
         result["left_out"][f"epoch {number}"] = on_rows_left_out()
+        states.append(reader.state())
+    reader.take_mean(states)
+    result["left_out"]["mean of both"] = on_rows_left_out()
     x = all_features(reader, rows, off)
     verdicts = [n for n, row in enumerate(held) if row.source not in (*MEASURED, *HARMLESS)]
     heads = {

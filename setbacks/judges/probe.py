@@ -39,7 +39,7 @@ HEADS = Path(__file__).with_suffix(".safetensors")
 ADAPTER = Path(__file__).with_name("probe_adapter.safetensors")
 AGREEMENT = Path(__file__).with_suffix(".json")
 
-VERSION = 2  # of the judge that ships; figures by another version are not comparable
+VERSION = 3  # of the judge that ships; figures by another version are not comparable
 CUT = 0.5  # where sensitivity + specificity is greatest if probabilities are calibrated
 BATCH_SIZE = 32
 OPENING_TOKENS = 12_000  # of prompts that are remembered: about 180 MB in bfloat16
