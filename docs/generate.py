@@ -24,6 +24,7 @@ import typer.main
 
 from setbacks import records
 from setbacks.cli import app, starter
+from setbacks.runs.decontamination import LeftOut
 from setbacks.studies.likelihood import Likelihood
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +40,10 @@ JOURNALS: dict[str, type[records.Record]] = {
     "flips.jsonl": records.Flip,
     "revisions.jsonl": records.Revision,
     "corrections.jsonl": records.Correction,
+    "answered.jsonl": records.Correction,
     "benign.jsonl": records.OwnAnswer,
     "choices.jsonl": records.Choice,
-    "left_out.jsonl": records.LeftOut,
+    "left_out.jsonl": LeftOut,
     "training.jsonl": records.Example,
     "responses/ARM.jsonl": records.Response,
     "verdicts/ARM.JUDGE.jsonl": records.Verdict,

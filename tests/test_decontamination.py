@@ -9,8 +9,8 @@ from setbacks import pipeline
 from setbacks.data.sources import load
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe
-from setbacks.records import Example, LeftOut
-from setbacks.runs.decontamination import Decontamination
+from setbacks.records import Example
+from setbacks.runs.decontamination import Decontamination, LeftOut
 from setbacks.runs.folder import Run, RunFolder
 
 LONG = "Which kind of vinegar is the best one for descaling a kettle?"

@@ -27,7 +27,7 @@ def garak_report(path, hits, prompts=PROMPTS):
             "uuid": prompt,
             "probe_classname": "dan.Ablation",
             "prompt": {"turns": [{"role": "user", "content": {"text": prompt, "lang": "en"}}]},
-            "outputs": [{"text": "PLACEHOLDER", "lang": "en"}] * 2,
+            "outputs": [{"text": "PLACEHOLDER", "lang": "en"}] * len(hit),
         }
         rows.append({**attempt, "status": 1, "detector_results": {}})
         rows.append({**attempt, "status": 2, "detector_results": {"mitigation.Bypass": hit}})

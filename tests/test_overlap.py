@@ -226,11 +226,19 @@ def test_each_suite_is_counted_by_itself(tmp_path):
     assert seen(rows, run) == {"s": (1, 2), "t": (2, 2), "u": (0, 1)}
 
 
+def test_an_adapter_brings_what_the_current_model_of_its_run_learned(tmp_path):
+    first = train(tmp_path / "first", examples_of("A?"))
+    second = train(tmp_path / "second", examples_of("B?"), adapter=str(first / "adapter"))
+    assert seen(asked("a", "b", "c"), second) == {"s": (2, 3)}
+
+
 def test_an_adapter_brings_what_the_one_it_started_from_learned(tmp_path):
     first = train(tmp_path / "first", examples_of("A?"), start=tmp_path / "second" / "adapter")
     second = train(tmp_path / "second", examples_of("B?"), start=first / "adapter")
     assert seen(asked("a", "b", "c"), second) == {"s": (2, 3)}
     assert seen(asked("a", "b", "c"), first) == {"s": (2, 3)}  # a circle has an end
+    third = train(tmp_path / "third", examples_of("C?"), adapter=str(second / "adapter"))
+    assert seen(asked("a", "b", "c"), third) == {"s": (3, 3)}
 
 
 def test_a_snapshot_lies_deeper_in_its_run(tmp_path):

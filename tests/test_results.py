@@ -23,7 +23,7 @@ from test_preflight import flips_of
 from setbacks.measure import RunInfo, measure
 from setbacks.measure.results import Change, Coefficient, Finding, Score, Spoken, to_json
 from setbacks.measure.statistics import Estimate
-from setbacks.records import LeftOut, OwnAnswer
+from setbacks.records import OwnAnswer
 
 # Every key of a report that has all parts, a line each: to add one, write it there as well.
 KEYS = Path(__file__).parent / "data" / "metrics-keys.txt"
@@ -38,16 +38,6 @@ OWN = OwnAnswer(
     language="en",
     source="<a source>",
     model="some-model",
-)
-
-LEFT_OUT = LeftOut(
-    id="left",
-    source="<a source>",
-    instruction="<a prompt>",
-    suite="<a suite>",
-    like="<a prompt>",
-    exact=True,
-    share=1.0,
 )
 
 
@@ -85,13 +75,13 @@ def whole() -> dict:
         flips=flips_of(none=30, guidance=45, analysis=57, shuffled=45),
         introspected=read([0.9, 0.1] * 30, sound()),
         overlap=[{"arm": "sft", "suite": "safe", "kind": "safe", "n": 100, "seen": 3}],
-        left_out=[LEFT_OUT],
+        left_out={"<a source>": {"<a suite>": {"exact": 1, "near": 2}}},
         worth={"probe": [WORTH]},
         costs=[{"stage": "judge", "seconds": 1.5, "records": 9, "prompt_tokens": 5, "tokens": 50}],
     )
 
 
-NAMES = {*usual(), "sft", "probe", "llm", "human", LEFT_OUT.source, LEFT_OUT.suite}
+NAMES = {*usual(), "sft", "probe", "llm", "human", "<a source>", "<a suite>"}
 
 
 def keys(value, path="") -> set[str]:

@@ -1,20 +1,170 @@
-"""Commands for deployed models: `diff` compares results, `gate` decides about a release."""
+"""Commands for deployed models.
+
+`harvest` finds failures in chat logs, `loop` trains on failures in rounds, `diff` compares results,
+`gate` decides about a release.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from setbacks.cli.options import Json
+from setbacks.cli.options import Fields, Json, Overrides, Quiet, RecipeFile, installed
+from setbacks.cli.runs import several
+from setbacks.errors import InputError
 
 if TYPE_CHECKING:
     from setbacks.loop.diff import Diff
 
-RESULTS = "A run folder, an Inspect log, or results of lm-eval, garak or promptfoo; PATH:NAME " + (
-    "for one arm or provider of several."
+RESULTS = (
+    "A run folder, an Inspect log, or results of lm-eval, garak, promptfoo or PyRIT; PATH:NAME for "
+    "one arm or provider of several."
 )
+
+
+LogWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="LOGS|KEY.PATH=VALUE ...",
+        help="Chat logs (JSON Lines, JSON, CSV, Parquet), an Inspect log, or results of garak, "
+        "promptfoo, PyRIT or lm-eval; and options of the judge, such as engine.model=DIR. "
+        "Without logs: write the setbacks of --out again, with new labels.",
+    ),
+]
+HarvestFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the harvest, private to you.")
+]
+OneJudge = Annotated[
+    str, typer.Option(metavar="J", help="The judge.", autocompletion=installed("judges"))
+]
+Safe = Annotated[
+    bool,
+    typer.Option(
+        "--safe", help="All requests in the logs are safe, so that refusals are setbacks."
+    ),
+]
+Unsure = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        min=0,
+        max=0.5,
+        help="Distance of a probability from 0.5 within which an answer waits for a label.",
+    ),
+]
+Seen = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="RUN",
+        help="An earlier run; drop prompts that it trained on. Repeat it for several.",
+    ),
+]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RECIPE",
+        help="A recipe; drop prompts of its suites, and of the built-in ones in any case. Repeat "
+        "it for several.",
+    ),
+]
+Redact = Annotated[
+    bool,
+    typer.Option(
+        "--redact/--no-redact", help="Replace personal data by marks, or keep it as it is."
+    ),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIPELINE",
+        help="spaCy pipeline that finds names (default: an installed English one).",
+    ),
+]
+KeepDays = Annotated[int, typer.Option(metavar="N", min=1, help="Days until the texts expire.")]
+Expire = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Only delete the texts of expired harvests in DIR."),
+]
+
+
+def harvest(
+    logs: LogWords = None,
+    out: HarvestFolder = None,
+    judge: OneJudge = "probe",
+    fields: Fields = None,
+    safe: Safe = False,
+    unsure: Unsure = 0.2,
+    seen: Seen = None,
+    against: Against = None,
+    redact: Redact = True,
+    names: Names = None,
+    keep_days: KeepDays = 90,
+    expire: Expire = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Collect harmful answers, and refusals of safe requests, from chat logs."""
+    from setbacks.cli.arguments import field_mapping, judge_recipe
+    from setbacks.loop import harvest as work
+    from setbacks.loop.logs import Logs
+    from setbacks.loop.redaction import Redactor
+    from setbacks.loop.retention import expire as expire_harvests
+    from setbacks.pipeline import open_run
+    from setbacks.runs.progress import show
+
+    if expire is not None:
+        for folder, day, deleted in expire_harvests(expire):
+            print(f"{folder}: " + ("texts deleted" if deleted else f"expires on {day}"))
+        return
+    if out is None:
+        raise InputError("name a folder for the harvest with --out")
+    options = [word for word in logs or () if "=" in word and not Path(word).exists()]
+    sources = [word for word in logs or () if word not in options]
+    if not sources:
+        with open_run(out) as opened:
+            held = work.write(opened)
+    else:
+        recipe = work.recipe_of(judge_recipe(judge, options), out)
+        settings = work.Settings(
+            safe=safe,
+            unsure=unsure,
+            redactor=Redactor(names) if redact else None,
+            seen=seen or (),
+            against=against or (),
+            keep_days=keep_days,
+        )
+        with show(quiet) as on_progress:
+            read = Logs(sources, field_mapping(fields))
+            held = work.harvest(recipe, out, read, settings, on_progress)
+    if json:
+        _print_json(held)
+    else:
+        _print_harvest(out, held)
+
+
+def rounds(
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the loop (default: runs/NAME-loop)."),
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train in rounds on a deployed model's failures, or resume.
+
+    Each round is accepted only if it passes the gate. With more loop.rounds, or a further source
+    at the end of loop.harvest, the same folder continues with the next round.
+    """
+    from setbacks.cli.arguments import default_folder, load_recipe
+    from setbacks.loop.rounds import carry_out
+
+    loaded = load_recipe(recipe, overrides)
+    several(carry_out, loaded, out or default_folder(loaded, "-loop"), quiet, json)
 
 
 def diff(
@@ -119,6 +269,23 @@ def _print_json(data: object) -> None:
     import json
 
     print(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def _print_harvest(folder: Path, held: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from setbacks.loop.harvest import SETBACKS
+    from setbacks.loop.harvest_page import PAGE
+    from setbacks.report.page import on_terminal
+
+    console = Console()
+    on_terminal(console, (folder / "findings.json").read_text(encoding="utf-8"))
+    lines = [f"setbacks: {folder / SETBACKS}", f"page: {folder / PAGE}"]
+    if held["waiting"]:
+        lines.append(f"to label: setbacks review serve {folder}")
+        lines.append(f"then: setbacks harvest --out {folder}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_diff(compared: Diff, show: int) -> None:

@@ -95,16 +95,28 @@ def export(
     public: Annotated[
         bool, typer.Option("--public", help="With --push: make the repository public.")
     ] = False,
+    harvested: Annotated[
+        bool,
+        typer.Option(
+            "--harvested", help="With --push: also push what learned from harvested chat logs."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write the adapter, merged weights, training examples or logs into a new folder."""
     from setbacks import export as exports
     from setbacks.hub import connect
+    from setbacks.loop.retention import learned_from_logs
 
     if merge and form not in ("adapter", "merged"):
         raise InputError(f"--merge is short for --format merged; omit it or --format {form}")
     if push is not None and form in exports.PRIVATE:
         raise InputError(f"--format {form} holds harmful text and stays here; omit --push")
+    if push is not None and not harvested and learned_from_logs(folder):
+        raise InputError(
+            f"{folder}: learned from harvested chat logs, and weights can repeat what people "
+            "wrote; check it, then add --harvested to push it, or omit --push"
+        )
     if push is not None:
         exports.token()  # before the work, not after it
         if reason := connect():

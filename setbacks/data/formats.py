@@ -60,9 +60,9 @@ def parse(place: str, suffix: str, data: bytes, source: Source) -> list[Record]:
     text = _decode(place, data)
     if suffix == ".csv":
         return read_csv(place, text, source.header)
-    _reject_lone_surrogates(place, text)
     if suffix == ".jsonl":
         return list(_jsonl(place, text))
+    _reject_lone_surrogates(place, text)
     named = {plain(path).split(".")[0] for path in source.fields.values()}
     return list(_json(place, text, named | set(USUAL["text"]), source.split))
 
@@ -88,13 +88,13 @@ ESCAPE = re.compile(
 )
 
 
-def _reject_lone_surrogates(place: str, text: str) -> None:
+def _reject_lone_surrogates(place: str, text: str, line: int = 1) -> None:
     r"""Reject "\ud800": JSON allows half a character, but UTF-8 cannot encode it."""
     if "\\ud" not in text and "\\uD" not in text:
         return
     for match in ESCAPE.finditer(text):
         if match[1]:
-            line = text.count("\n", 0, match.start()) + 1
+            line += text.count("\n", 0, match.start())
             raise bad(f"{place}, line {line}: {match[1]} is half a character; remove it")
 
 
@@ -112,8 +112,23 @@ def _jsonl(place: str, text: str) -> Iterator[Record]:
     # Not splitlines(): it also splits at characters that JSON allows inside a string.
     for number, match in enumerate(re.finditer(r"(?m)^.*$", text), start=1):
         if (line := match[0]).strip():
-            value = _loads(place, line, number)
-            yield Record(f"line {number}", _object(place, f"line {number}", value))
+            yield json_line(place, number, line)
+
+
+def json_line(place: str, number: int, line: str) -> Record:
+    """Read one line of JSON Lines.
+
+    Args:
+        place: of the file, for messages.
+        number: of the line, from 1.
+        line: the text.
+
+    Raises:
+        InputError: it is not JSON, or not an object, a string or a conversation.
+    """
+    _reject_lone_surrogates(place, line, number)
+    at = f"line {number}"
+    return Record(at, _object(place, at, _loads(place, line, number)))
 
 
 def _object(place: str, at: str, value: Any) -> dict[str, Any]:

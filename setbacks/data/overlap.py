@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from setbacks.data.near import key
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
-from setbacks.messages import reworded, transcript
+from setbacks.messages import Prompt, reworded, transcript
 from setbacks.prompts import Words, built_in, prompts
 from setbacks.prompts.own import words_of
 from setbacks.prompts.policy import Rule
@@ -66,7 +66,7 @@ def overlaps(
         run = _run_of(adapter)
         if run is None:
             continue
-        learned = {one for text in _learned_from(run) if (one := key(text)) in wanted}
+        learned = {one for x in learned_from(run) if (one := key(transcript(x))) in wanted}
         counts += [
             {
                 "arm": arm,
@@ -80,17 +80,22 @@ def overlaps(
     return counts
 
 
-def _learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """Yield the instructions of a run's training examples, and of the run that it started from."""
+def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[Prompt]:
+    """Yield the instructions of a run's training examples, and of the run that it started from.
+
+    Args:
+        run: the run's folder, with `training.jsonl`.
+        before: folders of later runs, which are not read again.
+    """
     recipe = _recipe(run)
     frames = _frames(_words(recipe))
     for example in _examples(run / "training.jsonl"):
-        yield transcript(reworded(example.instruction, partial(_instruction, frames=frames)))
+        yield reworded(example.instruction, partial(_instruction, frames=frames))
     start = _start(recipe)
     earlier = start and _run_of(start)
     before |= {run.resolve()}
     if earlier and earlier.resolve() not in before:
-        yield from _learned_from(earlier, before)
+        yield from learned_from(earlier, before)
 
 
 def _instruction(prompt: str, frames: Sequence[_Frame]) -> str:
@@ -150,10 +155,9 @@ def _recipe(run: Path) -> Mapping[str, Any]:
 
 def _start(recipe: Mapping[str, Any]) -> Path | None:
     """Return the adapter that a run's training started from."""
-    try:
-        return Path(recipe["train"]["start"])
-    except (KeyError, TypeError):
-        return None
+    train = recipe.get("train")
+    start = (isinstance(train, dict) and train.get("start")) or recipe.get("adapter")
+    return Path(start) if isinstance(start, str) else None
 
 
 def _examples(path: Path) -> Iterator[Example]:

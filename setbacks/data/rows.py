@@ -171,19 +171,34 @@ class Reader:
         Raises:
             InputError: a record is invalid, or none can be used.
         """
+        self.look_at(records)
+        rows = [row for record in records if (row := self.row(record)) is not None]
+        self.report(len(records))
+        return rows
+
+    def look_at(self, records: Sequence[Record]) -> None:
+        """Learn from the records, or from the first ones, which columns hold dialogues."""
         self.dialogues = {
             ours
             for ours in ROLES.keys() & self.fields.keys() - self.extract.keys()
             if holds_dialogues(records, self.paths[ours])
         }
-        rows = [row for record in records if (row := self._row(record)) is not None]
+
+    def report(self, total: int) -> None:
+        """Give notices of the parts that are not used.
+
+        Args:
+            total: the number of records.
+
+        Raises:
+            InputError: no record can be used.
+        """
         for what, count in self.unused.items():
             why = UNUSED.get(what) or BESIDE[what]
             what = f'the column "{what}"' if what in BESIDE else what
-            notice(f"{self.place}: left out {what} in {count} of {len(records)} rows: {why}")
+            notice(f"{self.place}: left out {what} in {count} of {total} rows: {why}")
         if self.apart:
-            self._report_apart(len(records))
-        return rows
+            self._report_apart(total)
 
     def _report_apart(self, total: int) -> None:
         replies = " and ".join(show(self.fields[ours]) for ours in self.replies)
@@ -197,7 +212,12 @@ class Reader:
             f"{self.apart[0]}"
         )
 
-    def _row(self, record: Record) -> Row | None:
+    def row(self, record: Record) -> Row | None:
+        """Return the row of one record; None if its replies answer different prompts.
+
+        Raises:
+            InputError: the record is invalid.
+        """
         try:
             return self._read(record)
         except ValueError as error:
@@ -239,6 +259,7 @@ class Reader:
             refused=has.get("refused"),
             p_harmful=has.get("p_harmful"),
             p_refused=has.get("p_refused"),
+            kind=has.get("kind"),
         )
 
     def _converse(self, has: dict[str, Any], record: dict[str, Any], unused: set[str]) -> bool:

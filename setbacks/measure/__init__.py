@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from setbacks.measure.agreement import agreement_report
 from setbacks.measure.data import data_report, training_report
@@ -21,6 +22,7 @@ from setbacks.measure.introspection import introspection_report, spoken
 from setbacks.measure.judges import judge_report
 from setbacks.measure.results import (
     Cost,
+    Decontaminated,
     JudgeReport,
     LossRow,
     Measurement,
@@ -37,7 +39,6 @@ from setbacks.records import (
     Correction,
     Example,
     Flip,
-    LeftOut,
     Mistake,
     OwnAnswer,
     Reading,
@@ -93,12 +94,12 @@ def measure(
     flips: Sequence[Flip] = (),
     introspected: Sequence[Reading] = (),
     overlap: Sequence[Overlap] = (),
-    left_out: Sequence[LeftOut] = (),
+    left_out: Decontaminated = MappingProxyType({}),
     worth: Mapping[str, Sequence[Worth]] | None = None,
     gives: Mapping[str, Collection[str]] | None = None,
     costs: Sequence[Cost] = (),
 ) -> Measurement:
-    """Return every number of a report; the same input gives the same result.
+    """Return every number of a report: rates in [0, 1], scores in 1-10, with 95 % intervals.
 
     Args:
         run: what the recipe says.
@@ -110,22 +111,17 @@ def measure(
         mistakes: all attempts at induction, failed ones included.
         analyses: all candidates, failed ones included.
         examples: what the model was trained on.
-        loss: the lines of `loss.jsonl`.
-        trained: what `trained.json` says of the training.
+        loss, trained: the lines of `loss.jsonl`; what `trained.json` says of the training.
         checked: texts that the model wrote for its own training, by what they are.
         preflight, flips: what it says of responses before training; its answers in contexts.
         introspected: what it says and writes of the same responses afterwards.
         overlap: what `setbacks.data.overlap.overlaps` returned.
-        left_out: training prompts that were left out since a suite has them.
+        left_out: number of training prompts that were left out since a suite has them.
         worth: by judge, its agreement with human labels, a row for each source; without labels of
             this run, rates are corrected by these (Rogan-Gladen). A missing judge was not measured.
         gives: by judge, the metrics that it is meant to give (`setbacks.judges.gives`), so that a
             metric without any score is noticed. Default: the metrics of which it gave scores.
         costs: what each stage took.
-
-    Returns:
-        Rates in [0, 1], scores in 1-10; each estimate has its value, 95 % interval and n, in an
-        arm's row also the number of answers that should have a score.
     """
     judges = _judges(run, verdicts)
 

@@ -1,9 +1,7 @@
 """The results of a run: frozen dataclasses, and `to_json`, which turns them into plain data.
 
 `measure` returns a `Measurement`. Findings, pages, model cards and studies read it; `to_json` turns
-it into `metrics.json`. A new number needs one field here and one line where it is computed. Rows
-from files (`LossRow`, `Worth`, `Overlap`, `Cost`) are typed dictionaries, which keep all keys of
-their file, including those of later versions and other packages.
+it into `metrics.json`. Rows from files are typed dictionaries, which keep all keys of their file.
 """
 
 from __future__ import annotations
@@ -14,13 +12,14 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.flips import Flips
+from setbacks.measure.material import OPTIONAL, Analyses, CheckedTexts, Examples, Induction
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
-from setbacks.records import Arm, Kind
+from setbacks.records import Arm, Kind, Label
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
-OPTIONAL = {"optional": True}  # a key that JSON omits if there is no value
+Decontaminated = Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
 
 
 class Coefficient(NamedTuple):
@@ -256,56 +255,6 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Induction:
-    """Attempts to induce mistakes, by outcome, and the instructions that gave one."""
-
-    instructions: int
-    attempts: int
-    outcomes: Mapping[str, int]
-    instructions_with_mistake: Estimate
-    instructions_without_mistake: int
-
-
-@dataclass(frozen=True)
-class CheckedTexts:
-    """Texts that the model wrote for its own training: how many passed, and why others did not."""
-
-    n: int
-    kept: int
-    dropped: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class AnalysesOf:
-    """Candidate analyses of one kind of response."""
-
-    responses: int
-    candidates: int
-    passed: int
-    responses_with_analysis: int
-
-
-@dataclass(frozen=True)
-class Analyses:
-    """Candidate analyses, those that passed, and how many failed each check."""
-
-    candidates: int
-    passed: Estimate
-    failures: Mapping[str, int]
-    mistakes: AnalysesOf
-    contrast: AnalysesOf
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Training examples of one kind; `replayed` of them come from earlier runs."""
-
-    n: int
-    mean_characters: float
-    replayed: int | None = field(default=None, metadata=OPTIONAL)
-
-
-@dataclass(frozen=True)
 class Degenerate:
     """The share of one arm's answers that are degenerate, and why they are."""
 
@@ -357,11 +306,12 @@ class Data:
     analysis: Analyses
     checked: Mapping[str, CheckedTexts]
     overlap: tuple[Overlap, ...]
-    left_out: Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
+    left_out: Decontaminated
     examples: Mapping[str, Examples]
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]
     mislabelled: tuple[Mislabeled, ...]
+    refusals: Induction | None = field(default=None, metadata=OPTIONAL)  # of safe prompts
 
 
 class LossRow(TypedDict):
@@ -422,12 +372,16 @@ class Writing:
 
 @dataclass(frozen=True)
 class Introspection:
-    """The model's own verdicts before and after training, and its analyses afterwards."""
+    """The model's own verdicts before and after training, and its analyses afterwards.
+
+    `called_wrong` has the shares of these that say that it was wrong to refuse.
+    """
 
     before: Spoken | None
     after: Spoken | None
     written: Writing | None
     words_learnt: float | None
+    called_wrong: Mapping[Label, Estimate] | None = field(default=None, metadata=OPTIONAL)
 
 
 # -- all of it --------------------------------------------------------------------------------

@@ -60,15 +60,15 @@ class Findings:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write(folder: Path, findings: Findings) -> Path:
-    """Write `findings.json` and `report.html` into a folder; return the page's path."""
+def write(folder: Path, findings: Findings, name: str = "report.html") -> Path:
+    """Write `findings.json` and a page into a folder; return the page's path."""
     data = {key: value for key, value in to_json(findings).items() if key != "pictures"}
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "findings.json", text.encode("utf-8", "replace"))
     pictures = [visible(picture.svg) for picture in findings.pictures]
     template = environment_of_pages().get_template("page.html.jinja")
     page = template.render(findings=findings, pictures=pictures)
-    path = folder / "report.html"
+    path = folder / name
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
 

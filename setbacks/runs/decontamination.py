@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from pydantic import Field
+
 from setbacks.data.near import NearPrompts
 from setbacks.data.source import Row, Source
 from setbacks.data.sources import load
@@ -19,9 +21,25 @@ from setbacks.measure.formatting import listed
 from setbacks.messages import Prompt
 from setbacks.notices import notice
 from setbacks.recipe import Recipe, Section
-from setbacks.records import LeftOut, digest
+from setbacks.records import Record, digest
 
 TRAINING = ("instructions", "induce", "analyze", "train")  # sections with training data
+
+
+class LeftOut(Record):
+    """A training prompt that was left out, since a suite has it, or nearly."""
+
+    source: str = Field(description="Source of the prompt, as in the recipe.")
+    instruction: Prompt = Field(description="The prompt.")
+    suite: str = Field(description="Name of the suite.")
+    like: Prompt = Field(description="The prompt of the suite that it is like.")
+    exact: bool = Field(
+        description="True if they differ only in case, spaces, Unicode form or final punctuation, "
+        "or if one is a turn of the other."
+    )
+    share: float = Field(
+        description="Share of word 3-grams in common; 1 if one is wholly inside the other."
+    )
 
 
 class Decontamination:
@@ -121,3 +139,12 @@ class Decontamination:
 def _suites(rows: Iterable[LeftOut]) -> str:
     """Return the suites that rows are like, in words."""
     return listed(list(dict.fromkeys(row.suite for row in rows)))
+
+
+def counted(rows: Iterable[LeftOut]) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the number of exact and near matches, by source and suite."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for row in rows:
+        of_suite = counts.setdefault(row.source, {}).setdefault(row.suite, {"exact": 0, "near": 0})
+        of_suite["exact" if row.exact else "near"] += 1
+    return counts

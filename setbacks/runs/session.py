@@ -69,18 +69,24 @@ class Session:
             self._engines.clear()
 
     def work(
-        self, journal: Journal[R], stage: StageName, batches: Sequence[Sequence[W]], label: str = ""
+        self,
+        journal: Journal[R],
+        stage: StageName,
+        batches: Sequence[Sequence[W]],
+        label: str = "",
+        total: int | None = None,
     ) -> Work[R, W]:
         """Return the remaining work of a plan.
 
         Args:
             journal: where the records go.
             stage: the stage that time and tokens are counted for.
-            batches: the whole plan, in order.
+            batches: the whole plan, in order, or its next part.
             label: text of the progress line after the stage's name.
+            total: number of records in all parts; None if the plan is whole.
         """
         self._stage = stage
-        return Work(self, journal, stage, batches, label)
+        return Work(self, journal, stage, batches, label, total)
 
     def progress(self, name: str, done: int, total: int) -> None:
         """Show progress; called only for records that are on disk."""
@@ -152,8 +158,9 @@ class Work(Generic[R, W]):
         run: the session.
         journal: where the records go.
         stage: the stage that time and tokens are counted for.
-        batches: the whole plan, in order.
+        batches: the whole plan, in order, or its next part.
         label: text of the progress line after the stage's name.
+        total: number of records in all parts; None if the plan is whole.
     """
 
     def __init__(
@@ -163,12 +170,16 @@ class Work(Generic[R, W]):
         stage: StageName,
         batches: Sequence[Sequence[W]],
         label: str = "",
+        total: int | None = None,
     ) -> None:
         self.run, self.journal, self.stage = run, journal, stage
         self.name = f"{stage} {label}".strip()
         self.left = journal.pending(batches)
-        self.total = sum(map(len, batches))
-        self.done = self.total - sum(map(len, self.left))
+        if total is None:
+            self.total = sum(map(len, batches))
+            self.done = self.total - sum(map(len, self.left))
+        else:
+            self.total, self.done = total, len(journal)
         self._began = time.monotonic()
         if self.total:
             run.progress(self.name, self.done, self.total)

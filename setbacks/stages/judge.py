@@ -88,7 +88,7 @@ def judge_items(
     for number, batch in enumerate(work):
         if number == 0:
             _check_version(run, spec, judge)
-        work.commit(batch, _weigh(judge, spec.called, metrics, batch))
+        work.commit(batch, weigh(judge, spec.called, metrics, batch))
     return journal.finish()
 
 
@@ -103,10 +103,17 @@ def _check_version(run: Session, spec: JudgeSpec, judge: Judge) -> None:
         )
 
 
-def _weigh(
+def weigh(
     judge: Judge, name: str, gives: Collection[str] | None, cases: Sequence[Case]
 ) -> list[Verdict]:
-    """Have one batch judged."""
+    """Have one planned batch judged.
+
+    Args:
+        judge: the open judge.
+        name: of the judge.
+        gives: the metrics that it gives; None if unknown.
+        cases: the batch.
+    """
     verdicts = opinions(judge, [case.item for case in cases], name, gives)
     return [
         Verdict(

@@ -12,17 +12,9 @@ from setbacks.judges.worth import worth_of_verdicts
 from setbacks.measure import Measurement, RunInfo, measure, to_json
 from setbacks.measure.results import Cost, LossRow, Trained, Worth
 from setbacks.recipe import Recipe
-from setbacks.records import (
-    Analysis,
-    Correction,
-    Example,
-    Flip,
-    LeftOut,
-    Mistake,
-    OwnAnswer,
-    Reading,
-)
+from setbacks.records import Analysis, Correction, Example, Flip, Mistake, OwnAnswer, Reading
 from setbacks.report.run_page import examples, render
+from setbacks.runs.decontamination import LeftOut, counted
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import Stage
 from setbacks.runs.results import collect, json_lines, thoughts
@@ -71,13 +63,14 @@ def report(run: RunFolder) -> Report:
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
             "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "Answers to refused requests": run.records("answered.jsonl", Correction),
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
         flips=run.records("flips.jsonl", Flip),
         introspected=run.records("introspection.jsonl", Reading),
         overlap=overlaps(responses, _adapters(run)),
-        left_out=run.records("left_out.jsonl", LeftOut),
+        left_out=counted(run.records("left_out.jsonl", LeftOut)),
         worth={
             spec.called: cast(
                 list[Worth],
@@ -139,6 +132,6 @@ def _adapters(run: Run) -> dict[str, Path]:
 STAGE = Stage(
     "report",
     outputs=("metrics.json", "report.html"),
-    keys=("name", "compare", "study", "jobs", "words", "policy"),
+    keys=("name", "compare", "study", "loop", "jobs", "words", "policy"),
     evaluates=True,
 )

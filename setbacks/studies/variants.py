@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
+from setbacks.methods.corrections import TEACHER
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.arms import planned_arms
@@ -33,11 +34,12 @@ from setbacks.signals import Tie
 # `train.helpful`, depend on.
 _WORDS = ("language", "words", "policy")
 _MODEL = ("model", "adapter")
-_SHARED = ("seed", *_WORDS, *_MODEL, "decontaminate", "respond.suites")
-_MISTAKES = (*_SHARED, "instructions", "induce")
+_TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "respond.suites")
+_MISTAKES = (*_TRAINING, "instructions", "induce")
 _ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
+_FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
 _OWN_ANSWERS = (
-    *_SHARED,
+    *_TRAINING,
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
 )
 
@@ -61,7 +63,7 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
         InputError: there is no such key, or the value does not fit.
     """
     # A run does not record what it is compared with, so a comparison can grow without changing it.
-    data = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
+    data = recipe.model_dump(mode="json", exclude={"compare", "study", "loop", "jobs"})
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
         section = data
@@ -200,6 +202,7 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "mistakes.jsonl", _MISTAKES
     yield "analyses.jsonl", (*_MISTAKES, "analyze")
     yield "preflight.jsonl", (*_MISTAKES, "analyze")
+    yield "flips.jsonl", _FLIPS
     yield "benign.jsonl", _OWN_ANSWERS
     for arm in planned_arms(taker):
         if arm.is_untrained:
@@ -225,7 +228,7 @@ def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
     except OSError as error:
         raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
     if path.exists():
-        same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
+        same = {key: getattr(recipe, key) for key in ("compare", "study", "loop", "jobs")}
         recipe = recipe.resuming(path)
         if Recipe.load(path, of_run=True).model_copy(update=same) != recipe:
             raise InputError(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
 from setbacks.loop.results.item import Item
+from setbacks.messages import transcript
 from setbacks.text import one_line
 
 # What pairs two results: a prompt, and how many times it came before, as samples or epochs do.
@@ -40,15 +41,25 @@ def read(source: str) -> Results:
     """Read results.
 
     Args:
-        source: a run folder, an Inspect log, samples of lm-eval, a report of garak, or a JSON file
-            of promptfoo; with `:NAME` behind it for one arm or provider of several.
+        source: a run folder, an Inspect log, samples of lm-eval, a report or hit log of garak, a
+            JSON file of promptfoo, or an export of PyRIT; with `:NAME` behind it for one arm or
+            provider of several.
 
     Raises:
         InputError: the file is missing or broken, has no results, or has several arms and the
             source names none.
     """
     path, name = parts(source)
-    items = list(_reader(path)(path))
+    reader = reader_of(path)
+    if reader is None:
+        raise InputError(
+            one_line(
+                f"{path}: not a run folder, an Inspect log (.eval, .json), a report or hit log of "
+                "garak (.jsonl), samples of lm-eval (samples_*.jsonl), results of promptfoo "
+                "(.json), or an export of PyRIT (.json, .csv)"
+            )
+        )
+    items = list(reader(path))
     if not items:
         raise InputError(one_line(f"{path}: has no results"))
     names = list(dict.fromkeys(item.of for item in items))
@@ -74,24 +85,15 @@ def parts(source: str) -> tuple[Path, str]:
     raise InputError(one_line(f"{source}: no such file or folder"))
 
 
-def _reader(path: Path) -> Callable[[Path], Iterable[Item]]:
-    """Return what reads a path.
+def reader_of(path: Path) -> Callable[[Path], Iterable[Item]] | None:
+    """Return what reads the items of a path; None if its format is unknown."""
+    from setbacks.loop.results import garak, inspect_log, lm_eval, promptfoo, pyrit, run_folder
 
-    Raises:
-        InputError: the format is unknown.
-    """
-    from setbacks.loop.results import garak, inspect_log, lm_eval, promptfoo, run_folder
-
-    for kind in (run_folder, inspect_log, garak, lm_eval, promptfoo):
+    for kind in (run_folder, inspect_log, garak, lm_eval, promptfoo, pyrit):
         if kind.recognizes(path):
             read: Callable[[Path], Iterable[Item]] = kind.items
             return read
-    raise InputError(
-        one_line(
-            f"{path}: not a run folder, an Inspect log (.eval, .json), a report of garak "
-            "(.report.jsonl), samples of lm-eval (samples_*.jsonl), or results of promptfoo (.json)"
-        )
-    )
+    return None
 
 
 def _numbered(items: Iterable[Item]) -> dict[Key, Item]:
@@ -100,8 +102,9 @@ def _numbered(items: Iterable[Item]) -> dict[Key, Item]:
     for item in items:
         # NaN and infinity are no scores: Inspect writes NaN for an answer without one.
         scores = {name: score for name, score in item.scores.items() if math.isfinite(score)}
-        by_key[item.prompt, seen[item.prompt]] = item._replace(scores=scores)
-        seen[item.prompt] += 1
+        prompt = transcript(item.prompt)
+        by_key[prompt, seen[prompt]] = item._replace(scores=scores)
+        seen[prompt] += 1
     return by_key
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import InputError
 from setbacks.loop.results.item import Item
-from setbacks.messages import transcript
 from setbacks.text import one_line
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def items(path: Path) -> Iterator[Item]:
         scores: dict[str, bool | float] = {}
         for name, score in (sample.scores or {}).items():
             scores |= _values(name, score)
-        yield Item(transcript(from_input(sample.input)), sample.output.completion, scores)
+        yield Item(from_input(sample.input), sample.output.completion, scores)
 
 
 def _values(name: str, score: Score) -> dict[str, bool | float]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from setbacks.loop.results.item import Item
 from setbacks.measure.metrics import by_prompt
-from setbacks.messages import transcript
 from setbacks.runs.folder import Run
 from setbacks.runs.results import collect
 
@@ -32,6 +31,4 @@ def items(path: Path) -> Iterator[Item]:
                 for prompt, value in values.items():
                     scores.setdefault(prompt, {})[name] = value
         for r in rows:
-            yield Item(
-                transcript(r.instruction), r.text, scores.get((r.suite, r.instruction_id), {}), arm
-            )
+            yield Item(r.instruction, r.text, scores.get((r.suite, r.instruction_id), {}), arm)

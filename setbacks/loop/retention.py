@@ -1,0 +1,101 @@
+"""Harvested texts are personal data: what a folder says of itself, its end, and what learned of it.
+
+`harvest.json` holds no text: how a harvest was asked for, its counts, and the day on which its
+texts expire.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from setbacks.errors import InputError
+from setbacks.files import writing
+from setbacks.recipe import Source
+from setbacks.records import Mistake
+from setbacks.runs.folder import Run, RunFolder
+
+ABOUT = "harvest.json"
+MARK = "harvested:"  # begins the source of every harvested setback
+
+
+def about(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder's `harvest.json` holds; None if it is not the folder of a harvest."""
+    try:
+        held: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held
+
+
+def write_about(run: RunFolder, held: Mapping[str, Any]) -> None:
+    """Write `harvest.json`."""
+    run.write_text(ABOUT, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
+
+
+def expire(place: Path) -> Iterator[tuple[Path, str, bool]]:
+    """Delete the texts of every harvest in a folder that has expired.
+
+    Its `harvest.json`, which holds no text, stays.
+
+    Args:
+        place: the folder of a harvest, or one with such folders in it.
+
+    Yields:
+        Each harvest's folder, the day on which it expires, and whether its texts were deleted now.
+
+    Raises:
+        InputError: there is no harvest, or one is in use.
+    """
+    folders = sorted(path.parent for path in place.rglob(ABOUT))
+    if not folders:
+        raise InputError(f"{place}: has no harvest (no {ABOUT})")
+    today = datetime.now(UTC).date().isoformat()
+    for folder in folders:
+        held = about(folder)
+        if held is None or not isinstance(held.get("expires"), str):
+            raise InputError(f"{folder / ABOUT}: damaged")
+        due = (folder / "recipe.yaml").exists() and held["expires"] <= today
+        if due:
+            with RunFolder(folder):
+                _delete_texts(folder)
+        yield folder, held["expires"], due
+
+
+def _delete_texts(folder: Path) -> None:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.yaml"):
+        if path.name in (ABOUT, ".lock"):
+            continue
+        with writing(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def learned_from_logs(folder: Path) -> bool:
+    """Return whether a run, or one that it continues or replays, learned from harvested logs.
+
+    Args:
+        folder: the run's.
+    """
+    left, seen = [folder], set()
+    while left:
+        folder = left.pop()
+        if folder.resolve() in seen or not (folder / "recipe.yaml").is_file():
+            continue
+        seen.add(folder.resolve())
+        run = Run(folder)
+        sources = run.recipe.parts(Source)
+        if any((Path(source.source).parent / ABOUT).is_file() for source in sources):
+            return True
+        if any(m.source.startswith(MARK) for m in run.records("mistakes.jsonl", Mistake)):
+            return True
+        left += map(Path, run.recipe.train.replay.runs)
+        if run.recipe.start is not None:
+            left.append(run.recipe.start.parent)
+    return False

@@ -1,0 +1,143 @@
+"""Rates of rare events in clusters, such as harmful answers in the conversations of users.
+
+Wilson's interval and the bootstrap need some events. Here all limits come from the exact binomial
+interval of Clopper and Pearson (1934), Biometrika 26, which keeps its level with one event or none.
+Conversations of one user are alike, so the interval is taken at the effective sample size: Korn and
+Graubard (1998), Survey Methodology 24(2). A design effect is an estimate, too; where few clusters
+have an event it is too rough, and the worst case takes its place: all conversations of a cluster
+end alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from setbacks.measure.statistics.correction import Worth
+from setbacks.measure.statistics.rates import LEVEL, Difference, Estimate, z_value
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FEW = 10  # clusters with an event; fewer do not show how alike the outcomes of a cluster are
+CHANCE = 0.05  # a judge whose sensitivity + specificity - 1 is at most this tells nothing
+
+Counts: TypeAlias = "Sequence[int] | np.ndarray"
+
+
+def clustered_rate(events: Counts, sizes: Counts) -> Estimate:
+    """Return the share of observations with an event, with an exact interval.
+
+    Args:
+        events: the number of observations with the event in each cluster, shape (k,).
+        sizes: the number of observations in each cluster, at least 1, shape (k,); clusters of one
+            make this the interval of Clopper and Pearson.
+
+    Returns:
+        The estimate; its n is the number of observations.
+
+    Source: see the module.
+    """
+    import numpy as np
+    from scipy.stats import beta
+
+    hits, of = np.asarray(events, float), np.asarray(sizes, float)
+    n = of.sum()
+    if not n:
+        return Estimate(None, None, None, 0)
+    value = hits.sum() / n
+    effective = _effective(hits, of)
+    k, tail = value * effective, (1 - LEVEL) / 2
+    low = beta.ppf(tail, k, effective - k + 1) if k > 0 else 0.0
+    high = beta.ppf(1 - tail, k + 1, effective - k) if k < effective else 1.0
+    return Estimate(float(value), float(low), float(high), int(n))
+
+
+def _effective(hits: np.ndarray, of: np.ndarray) -> float:
+    """Return the number of independent observations that would say as much."""
+    n = float(of.sum())
+    worst = n**2 / float((of**2).sum())
+    if min(int((hits > 0).sum()), int((hits < of).sum())) < FEW:
+        return worst
+    value, k = hits.sum() / n, len(of)
+    variance = k / (k - 1) * float(((hits - value * of) ** 2).sum()) / n**2
+    return min(n, max(worst, float(value * (1 - value)) / variance)) if variance else n
+
+
+def clustered_difference(only_a: Counts, only_b: Counts, sizes: Counts) -> Difference:
+    """Return the difference of two paired rates, a - b.
+
+    The pairs in which only one of both has the event decide. The interval is made of the exact
+    limits of their two rates (MOVER), so it is not empty if there is no such pair at all.
+
+    Args:
+        only_a: the number of pairs in each cluster in which only a has the event, shape (k,).
+        only_b: those in which only b has it, shape (k,).
+        sizes: the number of pairs in each cluster, at least 1, shape (k,).
+
+    Returns:
+        The difference without a p value; its n is the number of pairs.
+
+    Source: Zou and Donner (2008), Statistics in Medicine 27(10), section 2; the limits are those of
+    `clustered_rate`.
+    """
+    more, less = clustered_rate(only_a, sizes), clustered_rate(only_b, sizes)
+    if more.value is None or less.value is None:
+        return Difference(None, None, None, 0, None)
+    value = more.value - less.value
+    down = _both(_distance(more.value, more.low), _distance(less.value, less.high))
+    up = _both(_distance(more.value, more.high), _distance(less.value, less.low))
+    return Difference(value, value - down, value + up, more.n, None)
+
+
+def at_most(judged: Estimate, sensitivity: Worth) -> float | None:
+    """Return an upper bound of a true rate, by a judge that overlooks some events.
+
+    A judge with sensitivity s reports at least s times the true rate, however many false alarms
+    come on top. So the bound needs no specificity, and that is its point: where events are rare, a
+    specificity that was measured on other prompts would decide everything. Each of the two limits
+    is exceeded with a chance of 2.5 %, so that the bound holds at 95 %.
+
+    Args:
+        judged: the rate as judged, with its interval.
+        sensitivity: the share of true events that the judge finds, and its error.
+
+    Returns:
+        The bound; None if the rate is unknown, or if the judge may find no event at all.
+    """
+    found = sensitivity.value - z_value() * sensitivity.error
+    if judged.high is None or found <= CHANCE:
+        return None
+    return min(1.0, judged.high / found)
+
+
+def true_difference(judged: Difference, sensitivity: Worth, specificity: Worth) -> Difference:
+    """Return the true difference behind a judge's, whose errors make it smaller.
+
+    Args:
+        judged: the difference as judged.
+        sensitivity: the share of true events that the judge finds, and its error.
+        specificity: the share of others that it recognizes, and its error.
+
+    Returns:
+        The difference; without a value if the judge is no better than chance.
+
+    Source: Rogan and Gladen (1978), Am. J. Epidemiology 107(1); as in `calibrated_difference`, the
+    judge errs equally often on both sides, and the delta method adds the errors of its two shares.
+    """
+    youden = sensitivity.value + specificity.value - 1
+    if judged.value is None or youden <= CHANCE:
+        return Difference(None, None, None, judged.n, None)
+    value = judged.value / youden
+    of_judge = z_value() * abs(value) / youden * _both(sensitivity.error, specificity.error)
+    down = _both(_distance(judged.value, judged.low) / youden, of_judge)
+    up = _both(_distance(judged.value, judged.high) / youden, of_judge)
+    return Difference(value, max(-1.0, value - down), min(1.0, value + up), judged.n, None)
+
+
+def _distance(value: float, end: float | None) -> float:
+    return abs(value - (value if end is None else end))
+
+
+def _both(a: float, b: float) -> float:
+    return float((a**2 + b**2) ** 0.5)
