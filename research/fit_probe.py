@@ -74,6 +74,7 @@ MISTAKEN = 0.15  # of the pairs, taken to be in the wrong order
 PAIR_WEIGHT = 1.4
 MEASURED = ("xstest", "hh-rlhf", "hh-later", "refusals", "good")  # on questions held out
 
+GOOD_SHARE = 3  # every third row of "good" fits the helpful head; more made it miss babble
 HARMLESS = ("own", "short", "babble")  # by construction
 
 
@@ -312,7 +313,12 @@ def left_out(row: Example) -> bool:
     """Return whether a row is left out of the training, to be measured or to calibrate on."""
     if row.source in MEASURED:
         return held_out(row.question)
-    return hashlib.blake2b(row.question.encode(), digest_size=1).digest()[0] % 8 == 0
+    return _byte(row.question) % 8 == 0
+
+
+def _byte(question: str) -> int:
+    """Return a number from 0 to 255 for a question, always the same."""
+    return hashlib.blake2b(question.encode(), digest_size=1).digest()[0]
 
 
 def labels(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
@@ -498,7 +504,9 @@ def main() -> None:
         on = [
             i
             for i, row in enumerate(rows.rows)
-            if y[i, task] >= 0 and not (row.source in MEASURED and left_out(row))
+            if y[i, task] >= 0
+            and not (row.source in MEASURED and left_out(row))
+            and (row.source != "good" or _byte(row.question) % GOOD_SHARE == 1)
         ]
         heads[name], result[name] = chosen(
             all_features(reader, rows, on), y[on, task] > 0, [rows.rows[i] for i in on]
