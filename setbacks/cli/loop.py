@@ -1,7 +1,7 @@
 """Commands for deployed models.
 
-`harvest` finds failures in chat logs, `loop` trains on failures in rounds, `replay` has models answer
-logs again, `diff` compares results, `gate` decides about a release.
+`harvest` finds failures in chat logs, `loop` trains on failures in rounds, `replay` has models
+answer logs again, `diff` compares results, `gate` decides about a release.
 """
 
 from __future__ import annotations
