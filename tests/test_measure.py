@@ -937,6 +937,18 @@ def test_loss_is_summed_up_by_its_ends():
     assert measured(usual())["training"] is None
 
 
+def test_the_loss_of_each_kind_is_shown_at_first_and_at_last():
+    rows = [
+        {"step": n, "loss": 3 - n / 20, "loss_helpful": 1.0, "loss_safe" if n % 2 else "loss_x": n}
+        for n in range(40)
+    ]
+    training = measured(usual(), loss=rows)["training"]
+    first, last = training["first_by_kind"], training["last_by_kind"]
+    assert [*first] == [*last] == ["helpful", "safe", "x"]
+    assert (first["helpful"]["value"], first["helpful"]["n"]) == (1.0, 4)
+    assert (first["safe"]["value"], last["safe"]["value"]) == (2.0, 35.0)
+
+
 # -- findings ---------------------------------------------------------------------------------
 
 

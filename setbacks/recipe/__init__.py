@@ -155,6 +155,11 @@ class Recipe(Section):
         description="Share of word 3-grams in common with a prompt of a suite from which a "
         "training prompt is left out as nearly the same; null: also train on test prompts.",
     )
+    held_out: Sources = Field(
+        [],
+        description="Data sets with prompts to leave out in the same way, such as those of a later "
+        "test.",
+    )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
     preflight: Preflight = Field(Preflight(), description="Checks before training.")

@@ -54,7 +54,10 @@ class Decontamination:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self._suites = recipe.respond.suites
+        self._held_out = [
+            *((suite.name, source) for suite in recipe.respond.suites for source in suite.sources),
+            *(("held_out", source) for source in recipe.held_out),
+        ]
         self._threshold = recipe.decontaminate
         self._found: dict[str, list[LeftOut | None]] = {}  # by source: what each row is like
         self.recipe = recipe
@@ -122,14 +125,9 @@ class Decontamination:
 
     @cached_property
     def _tested(self) -> tuple[NearPrompts, list[tuple[str, Prompt]]]:
-        """Every prompt of the suites, to find again, and the suite of each."""
+        """Every prompt that is held out, to find again, and the suite of each."""
         assert self._threshold is not None
-        places = [
-            (suite.name, row.text)
-            for suite in self._suites
-            for source in suite.sources
-            for row in load(source)
-        ]
+        places = [(name, row.text) for name, source in self._held_out for row in load(source)]
         tested = NearPrompts(self._threshold)
         for _, prompt in places:
             tested.add(prompt)

@@ -34,7 +34,7 @@ from setbacks.signals import Tie
 # `train.helpful`, depend on.
 _WORDS = ("language", "words", "policy")
 _MODEL = ("model", "adapter")
-_TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "respond.suites")
+_TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "held_out", "respond.suites")
 _MISTAKES = (*_TRAINING, "instructions", "induce")
 _ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
 _FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
