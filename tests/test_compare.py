@@ -140,14 +140,14 @@ def test_the_mixed_method_learns_both_and_the_control_neither(base, questions):
 
 def test_a_verdict_comes_first_where_it_is_to(base, questions):
     train = base.train.model_copy(update={"verdict": "first"})
-    (made,), _ = own_analyses(base.model_copy(update={"train": train}), [analysis(questions[0])])
+    (made,), *_ = own_analyses(base.model_copy(update={"train": train}), [analysis(questions[0])])
     assert made.completion == "Harmful. It is harmful: 0." and made.verdict == "Harmful."
 
 
 def test_shuffled_analyses_belong_to_others(base, questions):
     train = base.train.model_copy(update={"analyses": "shuffled", "most_analyses": 3})
     recipe = base.model_copy(update={"train": train})
-    rows, _ = own_analyses(recipe, [analysis(q, n) for n, q in enumerate(questions)])
+    rows, *_ = own_analyses(recipe, [analysis(q, n) for n, q in enumerate(questions)])
     assert len(rows) == 3
     for row in rows:
         own = row.parents[0].removeprefix("a")
