@@ -453,6 +453,7 @@ def test_all_our_fields(tmp_path):
         "good": "<answer>",
         "is_safe": True,
         "said_no": "yes",
+        "of": "refusal",
         "p_safe": "0.25",
         "p_no": 1,
         "kinds": {"theft": True, "fraud": False, "arson": True},
@@ -468,6 +469,7 @@ def test_all_our_fields(tmp_path):
         "response": "turns.-1.said",
         "harmful": "not is_safe",
         "refused": "said_no",
+        "kind": "of",
         "p_harmful": "not p_safe",
         "p_refused": "p_no",
         "category": "kinds",
@@ -492,6 +494,7 @@ def test_all_our_fields(tmp_path):
         source="<origin>",
         p_harmful=0.75,
         p_refused=1.0,
+        kind="refusal",
     )
 
 
