@@ -2,12 +2,14 @@
 
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10
     python benchmarks/crash.py --recipe recipes/ci.yaml --kills 10 --command compare
+    python benchmarks/crash.py --recipe recipes/loop.yaml --kills 10 --command loop
 
 Every kill is a SIGKILL to the whole process group. The same command is started again and killed
 after about a tenth of its work, until it finishes, so kills hit every phase, including the loading
 of libraries. Work is counted in CPU seconds, so that other processes do not matter (Linux only).
 The folder is compared with that of a quiet run, and the next attack begins, until --kills kills.
-Only times may differ: run.log, costs.jsonl, the lock, and the seconds in pages and their JSON.
+Only times may differ (run.log, costs.jsonl, the lock, and the seconds in pages and their JSON), and
+the path of the folder itself.
 Exits 1 if anything else differs.
 """
 
@@ -46,7 +48,7 @@ def main() -> int:
     """Kill, finish and compare; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", default="recipes/ci.yaml")
-    parser.add_argument("--command", choices=["run", "compare"], default="run")
+    parser.add_argument("--command", choices=["run", "compare", "loop"], default="run")
     parser.add_argument("--methods", default="mistake_analysis,sft,dpo", help="of a comparison")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no more are killed")
@@ -130,13 +132,14 @@ def spent(pid: int) -> float:
 
 
 def runs(folder: Path) -> list[Path]:
-    """The folders of the runs: of a comparison, those of its arms, the youngest last."""
-    arms = sorted(folder.glob("arms/*"), key=lambda path: path.stat().st_ctime)
-    return arms or [folder]
+    """The folders of the runs: of a comparison or a loop, those in it, the youngest last."""
+    inner = [*folder.glob("arms/*"), *folder.glob("*/recipe.yaml")]
+    parts = {path if path.is_dir() else path.parent for path in inner}
+    return sorted(parts, key=lambda path: path.stat().st_ctime) or [folder]
 
 
 def met(folder: Path) -> str:
-    """The stage whose files a kill has left last, and the arm of a comparison."""
+    """The stage whose files a kill has left last, and the run in a comparison or a loop."""
     run = runs(folder)[-1]
     stage = next((stage for stage, sign in SIGNS.items() if (run / sign).exists()), "opening")
     return stage if run == folder else f"{run.name} {stage}"
@@ -152,7 +155,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in VOLATILE:
-            files[path.relative_to(folder).as_posix()] = timeless(path)
+            content = timeless(path).replace(str(folder).encode(), b"FOLDER")
+            files[path.relative_to(folder).as_posix()] = content
     return files
 
 
@@ -167,14 +171,20 @@ def timeless(path: Path) -> bytes:
         data = json.loads(content)
         for row in data["data"].get("spent", []):
             del row["seconds"]
+            row.pop("money", None)  # of costs.jsonl, as is the number of tokens of a round
+            if "round" in row:
+                del row["tokens"]
         for table in data["tables"]:
-            if table["columns"][-1] == "seconds":
+            if table["columns"][-1] in ("seconds", "cost"):
                 table["rows"] = [row[:-1] for row in table["rows"]]
         return json.dumps(data).encode()
     if path.name == "report.html":
         content = re.sub(rb'<section id="costs".*?</section>', b"", content, flags=re.DOTALL)
         return re.sub(
-            rb"<section>\s*<h2>What each training spent.*?</section>", b"", content, flags=re.DOTALL
+            rb"<section>\s*<h2>(What each training spent|Rounds)<.*?</section>",
+            b"",
+            content,
+            flags=re.DOTALL,
         )
     return content
 

@@ -40,6 +40,7 @@ JOURNALS: dict[str, type[records.Record]] = {
     "flips.jsonl": records.Flip,
     "revisions.jsonl": records.Revision,
     "corrections.jsonl": records.Correction,
+    "answered.jsonl": records.Correction,
     "benign.jsonl": records.OwnAnswer,
     "choices.jsonl": records.Choice,
     "left_out.jsonl": LeftOut,

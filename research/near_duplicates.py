@@ -34,6 +34,8 @@ RESULTS = ROOT / "research" / "results" / "near_duplicates.json"
 # refusals.jsonl is left out: it repeats the training prompts of the two red-team sets on purpose.
 SETS = ("redteam", "hijacking", "safe", "twins", "helpful", "redteam_zh", "safe_zh")
 
+SPLITS = ("train", "validation", "test")
+
 # A pair at or above any of these is a near-duplicate, whatever the split.
 THRESHOLDS = {
     # Half of all word sequences shared: one prompt is the other with a few words replaced.
@@ -231,7 +233,7 @@ def counts(rows: Sequence[Row]) -> dict[str, Any]:
     """Prompts of one set: in all, by split, and by category and split."""
     by_category: dict[str, dict[str, int]] = {}
     for row in rows:
-        in_category = by_category.setdefault(row.category, {"train": 0, "test": 0})
+        in_category = by_category.setdefault(row.category, dict.fromkeys(SPLITS, 0))
         in_category[row.split] += 1
     return {"n": len(rows), **Counter(row.split for row in rows), "categories": by_category}
 
@@ -292,9 +294,9 @@ def _cell(value: float | None) -> str:
 
 
 def _categories(by_category: dict[str, dict[str, int]]) -> str:
-    """Such as '14 of 6 + 6', or '6 of 2 + 2, 8 of 1 + 1' where the categories differ in size."""
-    sizes = Counter((size["train"], size["test"]) for size in by_category.values())
-    return ", ".join(f"{n} of {train} + {test}" for (train, test), n in sizes.items())
+    """Such as '14 of 6 + 18', or '6 of 2 + 2, 8 of 1 + 1' where the categories differ in size."""
+    sizes = Counter(tuple(n for n in size.values() if n) for size in by_category.values())
+    return ", ".join(f"{n} of {' + '.join(map(str, size))}" for size, n in sizes.items())
 
 
 def show(result: dict[str, Any]) -> None:
@@ -302,12 +304,14 @@ def show(result: dict[str, Any]) -> None:
     measured = {name: measure for name, measure in result["measures"].items() if measure}
     titles = "".join(f"{name:>13}" for name in measured)
     print("Highest similarity of a prompt to any of the other split, in its own set or another")
-    print(f"{'set':<12}{'n':>5}{'train':>7}{'test':>6}  {'categories, train + test':<27}{titles}")
+    splits = "".join(f"{split:>11}" for split in SPLITS)
+    print(f"{'set':<12}{'n':>5}{splits}  {'categories, by split':<23}{titles}")
     for name, size in result["sets"].items():
         cells = (measure["maximum_across_split_by_set"][name] for measure in measured.values())
+        splits = "".join(f"{size.get(split, 0):>11}" for split in SPLITS)
         print(
-            f"{name:<12}{size['n']:>5}{size['train']:>7}{size['test']:>6}  "
-            f"{_categories(size['categories']):<27}" + "".join(f"{_cell(c):>13}" for c in cells)
+            f"{name:<12}{size['n']:>5}{splits}  {_categories(size['categories']):<23}"
+            + "".join(f"{_cell(c):>13}" for c in cells)
         )
     for title, key in (
         ("all, across the split", "maximum_across_split"),
@@ -315,11 +319,11 @@ def show(result: dict[str, Any]) -> None:
         ("threshold", "threshold"),
     ):
         cells = (measure[key] for measure in measured.values())
-        print(f"{title:<59}" + "".join(f"{_cell(c):>13}" for c in cells))
+        print(f"{title:<75}" + "".join(f"{_cell(c):>13}" for c in cells))
     caught = (
         f"{measure['paraphrases_caught']} of {len(PARAPHRASES)}" for measure in measured.values()
     )
-    print(f"{'paraphrases caught':<59}" + "".join(f"{c:>13}" for c in caught))
+    print(f"{'paraphrases caught':<75}" + "".join(f"{c:>13}" for c in caught))
     for name, measure in measured.items():
         print(f"\nNearest across the split by {name}")
         for pair in measure["nearest_across_split"]:

@@ -1,4 +1,4 @@
-"""What flows through a run: records, one on each line of a journal, and requests to an engine.
+"""What flows through a run: records, one on each line of a journal.
 
 A record's `id` is derived from the content that it came from, never from the order of work, and a
 record names the records that it came from. `v` is the version of the schema. It grows when a field
@@ -11,20 +11,27 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from setbacks.messages import Message, Prompt, prompt_of, transcript, turns_of
+from setbacks.messages import Completion as Completion
+from setbacks.messages import Finish as Finish
+from setbacks.messages import Message, Prompt, prompt_of, transcript
+from setbacks.messages import Request as Request
 from setbacks.text import same_text
 
 SCHEMA_VERSION = 2
 
 Kind = Literal["harmful", "hijacking", "safe", "helpful"]
-Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless"]
+# What a mistake is: a harmful response, or the refusal of a safe request.
+Setback = Literal["harmful", "refusal"]
+Label = Literal["harmful", "refusal", "harmless"]
+# `refusal` ends an attempt at a harmful response, `compliance` one at a refusal.
+Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless", "compliance"]
 # What the checks of a text that the model wrote for its own training found; "kept" is learned.
 Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
 # What the model sees besides the instruction of its mistake, to measure the flip rate.
@@ -32,7 +39,6 @@ Context = Literal["none", "guidance", "analysis", "shuffled"]
 CONTEXTS: tuple[Context, ...] = get_args(Context)
 Way = Literal["unguided", "guided", "posterior"]
 WAYS: tuple[Way, ...] = get_args(Way)
-Finish = Literal["stop", "length", "filter", "refusal", "failed"]
 
 
 def digest(*parts: object) -> str:
@@ -69,6 +75,15 @@ def in_bulk() -> Iterator[None]:
 
 def _unset(value: object) -> bool:
     return value is None
+
+
+OfMistake = Annotated[
+    Setback,
+    Field(
+        exclude_if=lambda kind: kind == "harmful",
+        description="`refusal` where the mistake is the refusal of a safe request; else missing.",
+    ),
+]
 
 
 class Record(BaseModel):
@@ -117,6 +132,7 @@ class Mistake(Record):
         exclude_if=_unset,
         description="Thought of a reasoning model before the response; missing without one.",
     )
+    kind: OfMistake = "harmful"
     outcome: Outcome = Field(description="`mistake` (used), or why it is not used.")
     attempt: int = Field(description="Number of the attempt, from 0.")
     hint: str | None = Field(
@@ -138,7 +154,10 @@ class Analysis(Record):
     )
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The response that is analyzed.")
-    harmful: bool = Field(description="True for a mistake, false for a contrast analysis.")
+    harmful: bool = Field(
+        description="True for a harmful mistake; false for a refusal and for a contrast analysis."
+    )
+    kind: OfMistake = "harmful"
     text: str = Field(description="The analysis, cut after its last complete sentence.")
     candidate: int = Field(description="Number of the candidate, from 0.")
     checks: dict[str, bool] = Field(
@@ -154,9 +173,19 @@ class Analysis(Record):
     analyst: str = Field(description="Model that wrote the analysis.")
 
     @property
+    def label(self) -> Label:
+        """What is said of the response; a key of the words in a pack's `analyze`."""
+        return label_of(self.harmful, self.kind)
+
+    @property
     def passed(self) -> bool:
         """Whether every quality check passed."""
         return all(self.checks.values())
+
+
+def label_of(harmful: bool, kind: Setback) -> Label:
+    """Return what is said of a response: `harmless` is one that is no mistake."""
+    return "refusal" if kind == "refusal" else "harmful" if harmful else "harmless"
 
 
 class Reading(Record):
@@ -164,6 +193,7 @@ class Reading(Record):
 
     response_id: str = Field(description="`id` of the mistake, or of the benign response.")
     harmful: bool = Field(description="Label of the response.")
+    kind: OfMistake = "harmful"
     p_harmful: float = Field(
         description='Probability, 0 to 1, that the model says "harmful" rather than "harmless" '
         "to the neutral question."
@@ -199,7 +229,7 @@ class Flip(Record):
 
 
 class Example(Record):
-    """One training example. The loss covers only the completion."""
+    """One training example. The loss covers only the completion, after what is `given` of it."""
 
     kind: str = Field(
         description="`analysis`, `contrast`, `helpful`, `safe`, or a method's own kind, such as "
@@ -219,6 +249,12 @@ class Example(Record):
         "weight.",
     )
     rejected: str | None = Field(None, description="The completion that a preference pair rejects.")
+    given: str | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Start of the completion that is given and has no loss, as in an answer that "
+        "begins wrongly and is put right; missing without one.",
+    )
     replayed_from: str | None = Field(
         None,
         exclude_if=_unset,
@@ -238,17 +274,19 @@ class Revision(Record):
     analysis_id: str = Field(description="`id` of the analysis that served as the critique.")
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
+    kind: OfMistake = "harmful"
     text: str = Field(description="The revision.")
     passed: bool = Field(description="True if the revision can be used.")
     model: str = Field(description="Model that wrote the revision.")
 
 
 class Correction(Record):
-    """An answer written with the analysis of a mistake in view (`setbacks.methods.corrections`)."""
+    """The model's own answer in place of a mistake, checked (`setbacks.methods.corrections`)."""
 
-    analysis_id: str = Field(description="`id` of the analysis that the model saw.")
+    analysis_id: str = Field(description="`id` of the analysis of the mistake.")
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
+    kind: OfMistake = "harmful"
     text: str = Field(description="What the model wrote.")
     answer: str = Field(description="The part to learn: up to the last whole sentence.")
     outcome: Checked = Field(description=_CHECKED)
@@ -429,57 +467,3 @@ class Verdict(Record):
         description="For `human`: probability with which the answer was sampled for labeling, "
         "above 0 and up to 1; null if it was not sampled.",
     )
-
-
-@dataclass(frozen=True)
-class Request:
-    """One thing to generate.
-
-    Args:
-        prompt: what the user says, or the turns of a conversation.
-        seed: where this request's random draws start; derived from its content, so that a draw does
-            not depend on what else is in the batch.
-        prefill: how the answer begins, when it is begun for the model; part of the text returned.
-        reply: an assistant's turn that follows the prompt, where the model is to read a
-            conversation and not to answer it, as guard models do.
-        template: further variables of the chat template, by name.
-    """
-
-    prompt: Prompt
-    seed: int
-    prefill: str = ""
-    reply: str | None = None
-    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def size(self) -> int:
-        """Its length in characters."""
-        words = self.prompt if isinstance(self.prompt, str) else transcript(self.prompt)
-        return len(words) + len(self.prefill) + len(self.reply or "")
-
-    @property
-    def turns(self) -> list[Message]:
-        """The turns that the model reads."""
-        turns = turns_of(self.prompt)
-        if self.reply is not None:
-            turns.append(Message(role="assistant", content=self.reply))
-        return turns
-
-
-class Completion(NamedTuple):
-    """What was generated: the text (prefill included), why it ended, and what it cost.
-
-    `finish` is "filter" where a provider's filter ended it or blocked the prompt, "refusal" where
-    the provider says that the model refused, and "failed" where there was no answer after all
-    tries; the text may then be empty. `thought` is what a reasoning model wrote before the text;
-    if it never ended, the text is empty. `tokens` counts both, and `thought_tokens` the thought
-    with its markers. `thought_cut` is whether the thought was too long and was closed by force.
-    """
-
-    text: str
-    finish: Finish
-    prompt_tokens: int
-    tokens: int
-    thought: str | None = None
-    thought_tokens: int | None = None
-    thought_cut: bool = False

@@ -20,6 +20,7 @@ _end = re.compile(
     r"(?:(?<!\d)\.|(?<=\d{3})\.|[!?])(?:[\"'”’“»)\]]|[ \u00a0\u202f]»)*(?=\s|$)"
     r"|[؟۔।॥][\"'”’»)\]]*|[。！？][”’」』）]*",
 )
+_unspaced = re.compile(f"[{UNSPACED}]")
 _words = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w'’{MARKS}])+")
 
 
@@ -35,6 +36,11 @@ def distinct(words: Sequence[str], n: int = 3) -> float:
 def words_of(text: str) -> list[str]:
     """Split into lower-case words, and into characters in scripts without spaces."""
     return _words.findall(text.lower())
+
+
+def is_unspaced(character: str) -> bool:
+    """Return whether a character belongs to a script without spaces between words."""
+    return _unspaced.match(character) is not None
 
 
 def encodable(text: str) -> str:

@@ -543,3 +543,31 @@ def tiny_recipe(tiny, tmp_path, recipe_data, fake_engine):
         return Recipe.model_validate(recipe_data(**parts | more))
 
     return make
+
+
+@pytest.fixture
+def loop_recipe(tiny_recipe, tmp_path):
+    """Make a recipe for `setbacks loop` on the tiny model, whose gate accepts every round."""
+
+    def make(**loop):
+        from setbacks.recipe import Recipe
+
+        def suites(name, *kinds):
+            path = tmp_path / f"{name}.jsonl"
+            rows = [json.dumps({"text": f"<{name} {i}>"}) for i in range(6)]
+            path.write_text("\n".join(rows) + "\n")
+            return [{"name": kind, "kind": kind, "sources": [str(path)]} for kind in kinds]
+
+        data = tiny_recipe(8).model_dump(mode="json")
+        data["train"] |= {"steps": 2, "learning_rate": 0.02}
+        data["respond"] |= {"suites": suites("test", "harmful", "safe", "helpful")}
+        accepting = {"better": [], "no_worse": ["helpful_score:9"]}
+        validation = suites("validation", "harmful", "safe", "helpful")
+        data["loop"] = {"rounds": 3, "validation": validation, "gate": accepting} | {
+            "stream": suites("stream", "harmful"),
+            "slice": 2,
+            **loop,
+        }
+        return Recipe.model_validate(data)
+
+    return make

@@ -163,6 +163,27 @@ def test_contradictions_in_chinese(subject, text, agrees):
 # Whole sentences
 
 
+REFUSAL = Subject(
+    "1", "2", "How do I clean a pond?", "I can't help.", False, 0, None, "en", "refusal"
+)
+WRONG = "The response is harmless, but it was wrong to refuse, because the request only asks"
+
+
+@pytest.mark.parametrize(
+    ("text", "failing"),
+    [
+        (f"{WRONG} how to clean a pond, which keeps its fish and frogs well.", []),
+        (f"{WRONG} for a pond to clean. It sounds dangerous, but it is not harmful at all.", []),
+        (f"{WRONG} for help, and help is something that nobody is ever hurt by.", ["on_topic"]),
+        (f"{WRONG} how to clean a pond. The request is dangerous to the fish.", ["agrees"]),
+        (f"{WRONG} how to clean a pond, but it was right to refuse this once.", ["agrees"]),
+        ("The response is harmless: it does not tell how to clean a pond of fish.", ["agrees"]),
+    ],
+)
+def test_an_analysis_of_a_refusal_says_that_refusing_was_wrong(text, failing):
+    assert failed(text, REFUSAL) == failing
+
+
 # The stage --------------------------------------------------------------------------------------
 
 
@@ -198,6 +219,19 @@ def test_only_mistakes_are_analysed(open_session):
     mistakes = induce(run)
     some = [m.model_copy(update={"outcome": "refusal"}) for m in mistakes[:4]] + mistakes[4:]
     assert {a.response_id for a in analyze(run, some)} == {m.id for m in mistakes[4:]}
+
+
+def test_the_analysis_of_a_refusal_is_told_that_refusing_was_wrong(analyzed, data, fake_engine):
+    more = {"induce": {"refusals": [str(data)], "attempts": 1}, "analyze": {"contrast": []}}
+    analyses, mistakes = analyzed("refuser", train={"analyses": "unfiltered"}, **more)
+    assert {a.response_id for a in analyses} == {m.id for m in mistakes if m.kind == "refusal"}
+    assert {(a.kind, a.harmful, a.label) for a in analyses} == {("refusal", False, "refusal")}
+    words = prompts("en")["analyze"]
+    requests = {r.seed: r for batch, *_ in fake_engine.batches for r in batch}
+    for made in analyses:
+        asked = requests[int(made.id, 16)]
+        assert asked.prefill == words["prefill_refusal"]
+        assert asked.prompt.splitlines()[-1] == words["refusal"].splitlines()[-1]
 
 
 def test_a_stronger_analyst_may_analyse(analyzed, fake_engine):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import setbacks
+from setbacks.data import Source, load
 from setbacks.errors import InputError
 from setbacks.loop.gate import Claim, _outcome, claim, gate
 from setbacks.loop.gate_report import junit, lines, markdown
 from setbacks.measure.statistics import Worth, calibrated_difference, paired_difference
+from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
 
 HELPS, DECLINES = (
@@ -222,3 +224,70 @@ def test_without_a_judge_better_than_chance_nothing_is_corrected():
     certain = Worth(1.0, 0.0)
     found = calibrated_difference([None, False, False], [None, True, False], certain, certain)
     assert found.value == pytest.approx(1 / 3)
+
+
+# Adapters that do what a gate must catch --------------------------------------------------------
+
+DEVELOPMENT = {"split": "train", "shuffle": 0}
+
+
+@pytest.fixture
+def sft_run(tmp_path):
+    """Trains the embedded model on rows of answers; returns the run's folder."""
+
+    def make(name, rows, **more):
+        suites = [
+            {
+                "name": kind,
+                "kind": kind,
+                "sources": [{"source": f"builtin:{source}", "split": "test", "limit": 40}],
+            }
+            for kind, source in (("harmful", "redteam"), ("safe", "safe"))
+        ]
+        data = {
+            "name": name,
+            "train": {
+                "method": "sft",
+                "safe": rows,
+                "helpful": [],
+                "steps": 20,
+                "batch_size": 4,
+                "learning_rate": 1e-3,
+            },
+            "respond": {"guidance": False, "suites": suites, "sampling": {"max_new_tokens": 32}},
+        }
+        setbacks.run(Recipe.model_validate(data | more), tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.slow
+def test_an_adapter_that_refuses_safe_prompts_fails_although_it_is_less_harmful(sft_run, tmp_path):
+    path = tmp_path / "refusing.jsonl"
+    prompts = load(Source(source="builtin:safe", **DEVELOPMENT))
+    lines = [json.dumps({"text": row.text, "answer": DECLINES}) for row in prompts]
+    path.write_text("\n".join(lines) + "\n")
+    run = str(sft_run("refusing", [str(path)]))
+    decided = gate(run, run, [claim("harmless_rate", True), claim("compliance:5", False)])
+    assert [one.outcome for one in decided.evidence] == ["holds", "refuted"]
+    assert decided.decision == "fail"
+
+
+@pytest.mark.slow
+def test_an_adapter_that_was_trained_to_be_harmful_fails(sft_run, tmp_path):
+    """An aligned model is trained on the mistakes of the model that it was before."""
+    aligned = sft_run("aligned", [{"source": "builtin:refusals", "where": {"language": "en"}}])
+    instructions = [{"source": "builtin:redteam", **DEVELOPMENT}]
+    data = {"instructions": instructions, "induce": {"attempts": 1}}
+    mistakes = tmp_path / "mistakes"
+    run_until(Recipe.model_validate(data), mistakes, "induce")
+    rows = {
+        "source": str(mistakes / "mistakes.jsonl"),
+        "fields": {"text": "instruction", "answer": "response"},
+        "where": {"outcome": "mistake"},
+    }
+    harmful = sft_run("harmful", [rows], adapter=str(aligned / "adapter"))
+    decided = gate(f"{aligned}:sft", f"{harmful}:sft", [claim("harmless_rate:5", False)])
+    assert [one.outcome for one in decided.evidence] == ["refuted"]
+    assert decided.decision == "fail"

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -188,6 +191,24 @@ def test_repeats_and_prompts_of_suites_and_of_earlier_rounds_are_dropped(marks, 
         run(tmp_path / "other", str(tmp_path / "chat.jsonl"), seen=[tmp_path])
 
 
+def test_a_greeting_in_common_makes_no_repeat_but_a_test_prompt_in_any_turn_does(marks, tmp_path):
+    hello = [{"role": "user", "content": "Hello!"}]
+    answer = {"role": "assistant", "content": "PLACEHOLDER h=0.9 r=0"}
+
+    def later(text):
+        return {"messages": [*hello, answer, {"role": "user", "content": text}, answer]}
+
+    tested = [{"role": "user", "content": built_in_prompt()}, answer]
+    rows = [
+        {"messages": [*hello, answer]},
+        later(ask("badger")),
+        later(ask("otter")),
+        {"messages": [*tested, {"role": "user", "content": "Why is that?"}, answer]},
+    ]
+    about = run(tmp_path / "out", log(tmp_path / "chat.jsonl", rows))
+    assert len(setbacks(tmp_path / "out")) == 3 and about["counts"]["suites"] == 1
+
+
 def built_in_prompt():
     from setbacks.stages.respond import prompts_of
 
@@ -201,6 +222,17 @@ def test_setbacks_are_read_as_mistakes_without_options(marks, tmp_path, chats):
     (mistake,) = existing(recipe)
     assert (mistake.instruction, mistake.outcome) == (ask("badger"), "mistake")
     assert mistake.source == "harvested:chat.jsonl"
+
+
+def test_a_run_analyzes_what_was_harvested(marks, tmp_path, chats, recipe_data, fake_engine):
+    from setbacks.pipeline import run_until
+
+    run(tmp_path / "out", chats)
+    path = str(tmp_path / "out" / "setbacks.jsonl")
+    data = recipe_data() | {"induce": {"source": "existing", "existing": path}}
+    analyses = run_until(Recipe.parse(data, "here"), tmp_path / "run", "analyze")
+    assert ask("badger") in {analysis.instruction for analysis in analyses}
+    assert learned_from_logs(tmp_path / "run")
 
 
 def test_conversations_and_texts_that_look_like_one_survive(marks, tmp_path):
@@ -273,6 +305,35 @@ def test_a_harvest_that_was_stopped_ends_with_the_same_bytes(marks, tmp_path):
     run(out, source)
     assert contents(out) == whole
     assert len(marks.seen) == judged, "nothing is judged twice"
+
+
+@pytest.mark.slow
+def test_a_killed_harvest_ends_with_the_same_bytes(marks, tmp_path, command, environment):
+    """The real command, killed while it judges, at several places."""
+    folder = tmp_path / "judge"
+    module = folder / "marks_for_setbacks.py"
+    text = module.read_text().replace(
+        "        seen.ext", "        time.sleep(0.05)\n        seen.ext"
+    )
+    module.write_text("import time\n" + text)
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
+    rows = [row(f"{ask(t)} {n}", 0.1 + 0.8 * (n % 2), 0.9) for n in range(20) for t in TOPICS]
+    log(tmp_path / "chat.jsonl", rows)
+    words = [*command, "harvest", "chat.jsonl", "--out", "out", "--judge", "marks", "--no-redact"]
+    child = {"cwd": tmp_path, "env": environment, "stderr": subprocess.DEVNULL}
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, **child)
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "whole")
+    scanned = tmp_path / "out" / "scanned.jsonl"
+    for least in (1, 4000, 12000):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, **child)
+        while not (scanned.exists() and scanned.stat().st_size >= least):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, **child)
+    assert contents(tmp_path / "out") == whole
 
 
 def test_a_folder_of_another_harvest_is_refused_and_stays(marks, tmp_path, chats):

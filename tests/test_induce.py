@@ -283,3 +283,96 @@ def test_data_without_responses_names_the_mapping(attempt, tmp_path):
 def test_data_must_be_named(attempt):
     with pytest.raises(InputError, match=r"induce\.existing"):
         attempt(induce={"source": "existing"})
+
+
+# Refusals of safe requests ----------------------------------------------------------------------
+
+REFUSED = "I cannot help with that request."
+
+
+def test_a_refused_safe_request_is_a_mistake(attempt, data, fake_engine):
+    attempts, run = attempt("refuser", induce={"refusals": [str(data)], "attempts": 2})
+    kinds = [(a.kind, a.outcome) for a in attempts]
+    assert kinds == [("harmful", "refusal")] * 12 + [("refusal", "mistake")] * 6
+    words = prompts("en")["induce"]["overcautious"]
+    for made in attempts[12:]:
+        assert made.hint in words["hints"] and made.response == REFUSED
+        (asked,) = [r for b, *_ in fake_engine.batches for r in b if r.seed == int(made.id, 16)]
+        assert asked.prompt.startswith(made.instruction) and f"because {made.hint}." in asked.prompt
+        assert asked.prefill == words["prefill"]
+    lines = (run.path / "mistakes.jsonl").read_text().splitlines()
+    assert all(("kind" in json.loads(line)) == (n >= 12) for n, line in enumerate(lines))
+
+
+def test_who_answers_a_safe_request_is_given_another_reason_to_refuse(attempt, data):
+    attempts, _ = attempt("parrot", induce={"refusals": [str(data)], "attempts": 2})
+    drawn = [a for a in attempts if a.kind == "refusal"]
+    assert [a.outcome for a in drawn] == ["compliance"] * 12
+    for instruction in {a.instruction for a in drawn}:
+        assert len({a.hint for a in drawn if a.instruction == instruction}) == 2
+
+
+@pytest.mark.parametrize(
+    ("response", "finish", "labeled", "outcome"),
+    [
+        (REFUSED, "stop", False, "mistake"),
+        ("<think>I cannot help with that.</think> Mix them.", "stop", False, "compliance"),
+        ("Mix them.", "stop", False, "compliance"),
+        ("<words of no list>", None, True, "mistake"),
+        ("", "filter", False, "empty"),
+        (" ", None, True, "empty"),
+    ],
+)
+def test_what_an_attempt_at_a_refusal_was(response, finish, labeled, outcome):
+    seen = NearDuplicates(0.7)
+    assert seen.outcome_of_refusal("<q>", response, finish, labeled=labeled) == outcome
+
+
+def test_refusals_are_compared_by_their_requests():
+    seen = NearDuplicates(0.7)
+    earlier = mistake(REFUSED).model_copy(update={"instruction": LONG, "kind": "refusal"})
+    seen.catch_up([earlier])
+    assert seen.outcome_of_refusal("<another request>", REFUSED) == "mistake"
+    assert seen.outcome_of_refusal(f"{LONG} eleven", REFUSED) == "duplicate"
+    assert seen.outcome(LONG) == "mistake", "responses are compared with responses"
+
+
+def test_a_request_that_repeats_another_is_asked_once(attempt, tmp_path):
+    path = tmp_path / "safe.jsonl"
+    rows = [{"instruction": LONG}, {"instruction": f"{LONG} eleven"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    attempts, _ = attempt("refuser", induce={"refusals": [str(path)], "attempts": 3})
+    drawn = [a.outcome for a in attempts if a.kind == "refusal"]
+    assert sorted(drawn) == ["duplicate", "mistake"]
+
+
+def test_refusals_are_resumed_to_the_same_bytes(attempt, data, tmp_path, fake_engine):
+    induced = {"refusals": [str(data)], "attempts": 2}
+    attempts, run = attempt("refuser", folder="whole", induce=induced)
+    whole = (run.path / "mistakes.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for kept in (11, 12, 13, 16, 17):
+        other = tmp_path / f"cut{kept}"
+        other.mkdir()
+        (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
+        (other / "mistakes.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
+        again, _ = attempt("refuser", folder=other.name, induce=induced)
+        assert again == attempts and (other / "mistakes.jsonl").read_bytes() == whole
+
+
+def test_refusals_of_safe_requests_are_taken_from_data(attempt, tmp_path, caplog):
+    refused = {"instruction": "<x>", "response": "<declined>", "harmful": False, "refused": True}
+    rows = [
+        refused | {"kind": "refusal"},
+        refused | {"instruction": "<a harmful request>"},  # to refuse it is right
+        refused | {"instruction": "<y>", "kind": "refusal", "refused": False},
+        {"instruction": "<z>", "response": "<a bad response>", "harmful": True, "kind": "harmful"},
+    ]
+    path = tmp_path / "harvested.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    attempts, _ = attempt(induce={"source": "existing", "existing": [str(path)]})
+    assert [(a.kind, a.instruction, a.outcome) for a in attempts] == [
+        ("refusal", "<x>", "mistake"),
+        ("harmful", "<z>", "mistake"),
+    ]
+    assert "left out 2 of 4 rows: labeled harmless" in caplog.text

@@ -93,6 +93,27 @@ def test_an_analysis_agrees_with_its_label_alone(language, label):
 
 
 @pytest.mark.parametrize("language", TEXTS)
+def test_an_analysis_of_a_refusal_says_that_refusing_was_wrong(language):
+    words, texts = prompts(language), TEXTS[language]
+    refused = Subject("0" * 16, "1" * 16, "<q>", "<a>", False, 0, None, language, "refusal")
+
+    def agrees(text):
+        return examine(text, refused, Analyze(), words)[0]["agrees"]
+
+    begun = words["analyze"]["prefill_refusal"]
+    assert all(agrees(text) for text in texts["about_refusal"])
+    assert agrees(f"{begun} {texts['good']}")
+    assert not any(agrees(f"{begun} {text}") for text in texts["about_right_refusal"])
+    assert not any(agrees(text) for label in LABELS for text in texts[f"about_{label}"])
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_a_refusal_begins_with_words_that_are_found(language):
+    words = prompts(language)["induce"]["overcautious"]
+    assert refuses(words["prefill"]) and len(set(words["hints"])) == 5
+
+
+@pytest.mark.parametrize("language", TEXTS)
 def test_the_questions_share_no_topic_with_an_analysis(language):
     """Stop words cover the words of the rubric: only the response's own words are its topic."""
     words = prompts(language)

@@ -7,7 +7,7 @@ import pytest
 
 from setbacks.data import Source
 from setbacks.errors import InputError
-from setbacks.methods import answers, example, open_method, share
+from setbacks.methods import answers, example, mistakes, open_method, share
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.methods.mistake_analysis import MistakeAnalysis, best
@@ -117,6 +117,110 @@ def test_examples_have_ids_of_their_content(method, recipe):
     other = method().examples(recipe(safe=1), analyses[::-1])
     assert {made.id for made in one} == {made.id for made in other}
     assert len({made.id for made in one}) == len(one)
+
+
+# Refusals of safe requests ----------------------------------------------------------------------
+
+ANIMALS = ("badger", "otter", "heron", "lizard", "salmon", "beetle")
+
+
+def refusal(number, **more):
+    """The analysis of a refused request of the file of data."""
+    return analysis(100 + number, harmful=False, **more).model_copy(
+        update={
+            "kind": "refusal",
+            "instruction": f"<a question on the {ANIMALS[number]}>",
+            "response": f"<a refusal {number}>",
+        }
+    )
+
+
+@pytest.fixture
+def cautious(recipe, data):
+    """Make a recipe with safe requests to be refused, and without other data."""
+
+    def make(method="mistake_analysis", safe=(), **mix):
+        values = recipe(helpful=0, **mix).model_dump()
+        values["induce"]["refusals"] = [str(data)]
+        values["train"] |= {"method": method, "safe": list(safe)}
+        return Recipe.model_validate(values)
+
+    return make
+
+
+def test_why_it_was_wrong_to_refuse_is_learned_under_the_neutral_question(cautious):
+    made = MistakeAnalysis().examples(cautious(), [analysis(1), refusal(0)])
+    assert kinds(made) == {"analysis": 1, "refusal_analysis": 1}
+    questions = [e.prompt[0].content.rpartition("\n")[2] for e in made]
+    assert questions[0] == questions[1] == "Is the response above harmful or harmless, and why?"
+    first = cautious()
+    first = first.model_copy(update={"train": first.train.model_copy(update={"verdict": "first"})})
+    (own,) = MistakeAnalysis().examples(first, [refusal(0)])
+    assert own.completion == "Harmless. <analysis 100-0>", "a refusal harms nobody"
+
+
+@pytest.mark.parametrize(
+    ("harmful", "mix", "expected"),
+    [
+        (2, {}, {"analysis": 2, "refusal_analysis": 2, "contrast": 2}),
+        (2, {"refusal": 2}, {"analysis": 2, "refusal_analysis": 4, "contrast": 2}),
+        (2, {"refusal": 0}, {"analysis": 2, "contrast": 2}),
+        (0, {}, {"refusal_analysis": 6, "contrast": 5}),
+    ],
+)
+def test_refusals_are_no_more_than_harmful_mistakes(cautious, harmful, mix, expected):
+    analyses = [*map(analysis, range(harmful)), *map(refusal, range(6))]
+    analyses += [analysis(n, harmful=False) for n in range(10, 15)]
+    assert kinds(MistakeAnalysis().examples(cautious(**mix), analyses)) == expected
+
+
+def test_a_refusal_is_never_an_answer_to_learn(cautious, data):
+    """A joined example ends in an answer: that of a refused request would be the refusal."""
+    joined = MistakeAnalysisJoined()
+    made = joined.examples(cautious(safe=[str(data)]), [analysis(1), refusal(0), refusal(1)])
+    assert "refusal_analysis" in kinds(made)
+    assert not [e for e in made if "<a refusal" in e.completion]
+
+
+def test_mistakes_of_a_kind_are_told_apart():
+    analyses = [analysis(1), refusal(0), analysis(2, harmful=False)]
+    assert {*mistakes(analyses)} == {"<instruction 1>"}
+    assert {*mistakes(analyses, "refusal")} == {"<a question on the badger>"}
+
+
+def test_a_refusal_is_rejected_for_the_answer_in_its_data(cautious, data):
+    analyses = [analysis(0), *map(refusal, range(3))]
+    made = pairs(cautious("dpo", safe=[str(data)]), analyses, "dpo")
+    assert kinds(made) == {"refusal_pair": 3}
+    for pair in made:
+        animal = pair.prompt[0].content.removeprefix("<a question on the ").rstrip(">")
+        assert pair.completion == f"<a good answer on the {animal}>"
+        assert pair.rejected == f"<a refusal {ANIMALS.index(animal)}>"
+
+
+def test_hindsight_names_the_refusal_by_other_words_than_harm(cautious, data):
+    made = ChainOfHindsight().examples(cautious(safe=[str(data)]), [refusal(2)])
+    (bad,) = [e for e in made if e.kind == "hindsight_bad"]
+    assert bad.completion == "<a refusal 2>" and "although the request is safe" in bad.instruction
+    good = [e for e in made if "heron" in e.instruction and e.kind == "hindsight_good"]
+    assert {e.completion for e in good} == {"<a good answer on the heron>"}
+
+
+@pytest.mark.parametrize(("model", "passed"), [("talker", True), ("refuser", False)])
+def test_a_revised_refusal_must_not_refuse(
+    cautious, fake_model, fake_engine, tmp_path, model, passed
+):
+    values = cautious("critique_revise").model_dump() | {"model": fake_model(model)}
+    with (
+        RunFolder(tmp_path / "run", Recipe.model_validate(values)) as folder,
+        Session(folder) as run,
+    ):
+        revisions = CritiqueRevise().prepare(run, [analysis(1), refusal(0)])
+        made = CritiqueRevise().examples(run.recipe, revisions)
+    assert {r.kind: r.passed for r in revisions} == {"harmful": True, "refusal": passed}
+    assert kinds(made)["refusal_revision"] == passed
+    revised = next(r for r in revisions if r.kind == "refusal")
+    assert not passed or "do not refuse" in revised.text, "the engine repeats its prompt"
 
 
 # SFT --------------------------------------------------------------------------------------------

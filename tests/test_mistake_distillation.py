@@ -14,7 +14,7 @@ from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Correction, Example, OwnAnswer, digest
 from setbacks.runs.folder import RunFolder
 
-JOURNAL = "corrections.jsonl"
+JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
 OPENINGS = prompts("en")["correct"]["openings"]
 
 
@@ -167,6 +167,78 @@ def test_going_on_asks_only_for_what_is_missing(corrected, fake_engine, kept):
     again, cut = corrected(folder="cut", samples=2)
     assert again == made and (cut.path / JOURNAL).read_bytes() == whole
     assert (len(fake_engine.batches) < calls) == (kept >= 4)
+
+
+def refusal(number):
+    return analysis(number, harmful=False).model_copy(update={"kind": "refusal"})
+
+
+PLAIN = "Mix flour and water, then wait until the dough is soft and warm."
+
+
+@pytest.fixture
+def answerer(fake_engine, monkeypatch):
+    """A model that answers a bare request of an even number, and any whose refusal it reads."""
+
+    def rule(self, request, sampling):
+        number = int(request.prompt.partition("<instruction ")[2][0])
+        told = "The response refuses a safe request" in request.prompt
+        return PLAIN if told or number % 2 == 0 else "I cannot help with that request."
+
+    monkeypatch.setattr(fake_engine.Rules, "answerer", rule, raising=False)
+
+
+def test_a_refused_request_is_answered_plainly_or_else_with_its_analysis(corrected, answerer):
+    given = [refusal(number) for number in range(4)]
+    corrections, run = corrected("answerer", given=given)
+    assert {c.kind for c in corrections} == {"refusal"}
+    outcomes = [(c.instruction[-2], c.sample, c.outcome) for c in corrections]
+    assert sorted(outcomes) == [
+        ("0", 0, "kept"),
+        ("1", 0, "refusal"),
+        ("1", 1, "kept"),
+        ("2", 0, "kept"),
+        ("3", 0, "refusal"),
+        ("3", 1, "kept"),
+    ]
+    made = MistakeDistillation().examples(run.recipe, corrections)
+    own = {e.instruction: e.completion for e in made if e.kind == "refusal_correction"}
+    assert own == {f"<instruction {number}>": PLAIN for number in range(4)}
+
+
+def test_without_analyses_only_the_plain_answer_is_tried(corrected, answerer):
+    given = [refusal(number) for number in range(4)]
+    corrections, _ = corrected("answerer", given=given, context="guidance")
+    assert [c.sample for c in corrections] == [0] * 4
+
+
+def test_a_harmful_answer_puts_no_refusal_right(corrected, answerer):
+    corrections, run = corrected("answerer", "scolder", given=[refusal(0)])
+    assert {c.outcome for c in corrections} == {"harmful"}
+    made = MistakeDistillation().examples(run.recipe, corrections)
+    assert "refusal_correction" not in {e.kind for e in made}
+
+
+def test_no_more_refusals_than_harmful_mistakes_are_put_right(corrected, answerer, data):
+    harmful, _ = corrected("refuser", given=[analysis(7)])
+    refusals, run = corrected("answerer", folder="other", given=[*map(refusal, range(4))])
+    made = MistakeDistillation().examples(run.recipe, [*harmful, *refusals])
+    kinds = Counter(e.kind for e in made)
+    assert (kinds["correction"], kinds["refusal_correction"]) == (1, 1)
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_answers_to_refused_requests_are_resumed(corrected, answerer, kept):
+    given = [refusal(number) for number in range(4)]
+    made, run = corrected("answerer", folder="whole", given=given)
+    whole = (run.path / ANSWERED).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    other = run.path.parent / "cut"
+    other.mkdir()
+    (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
+    (other / ANSWERED).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
+    again, cut = corrected("answerer", folder="cut", given=given)
+    assert again == made and (cut.path / ANSWERED).read_bytes() == whole
 
 
 def test_its_own_options_differ_from_those_of_all_methods():

@@ -237,6 +237,8 @@ def test_an_adapter_brings_what_the_one_it_started_from_learned(tmp_path):
     second = train(tmp_path / "second", examples_of("B?"), start=first / "adapter")
     assert seen(asked("a", "b", "c"), second) == {"s": (2, 3)}
     assert seen(asked("a", "b", "c"), first) == {"s": (2, 3)}  # a circle has an end
+    third = train(tmp_path / "third", examples_of("C?"), adapter=str(second / "adapter"))
+    assert seen(asked("a", "b", "c"), third) == {"s": (3, 3)}
 
 
 def test_a_snapshot_lies_deeper_in_its_run(tmp_path):

@@ -434,6 +434,24 @@ def test_every_recipe_of_ours_loads_and_names_what_there_is(path):
         assert preset == source.source or preset in PRESETS, source.source
 
 
+def test_compare_tests_on_rows_that_it_does_not_learn_and_that_validation_does_not_use():
+    """Of one file in one order, each use takes other rows."""
+    compare, validation = (
+        Recipe.load(path) for path in RECIPES if path.stem in ("compare", "validation")
+    )
+    train = compare.train
+    learned = [*compare.instructions, *compare.analyze.contrast, *train.helpful, *train.safe]
+    used = [*learned, *(s for suite in validation.respond.suites for s in suite.sources)]
+    shared = 0
+    for test in (source for suite in compare.respond.suites for source in suite.sources):
+        for other in used:
+            if (test.source, test.split) == (other.source, other.split):
+                shared += 1
+                assert test.shuffle == other.shuffle is not None, test.source
+                assert other.limit is not None and other.limit <= test.skip, test.source
+    assert shared == 3  # Alpaca for helpful answers and for contrast, CatQA for validation
+
+
 def test_the_papers_recipes_hold_no_key_and_divide_what_is_learnt_from_what_is_tested():
     assert {path.stem for path in RECIPES} >= {"paper", "paper-zh"}
     for name in ("paper", "paper-zh"):

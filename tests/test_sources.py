@@ -568,7 +568,7 @@ def test_labels_that_say_nothing(tmp_path, value):
     assert "item 1: harmful is" in refused(path)
 
 
-def test_where_split_unique_shuffle_limit(tmp_path):
+def test_where_split_unique_shuffle_skip_limit(tmp_path):
     lines = [
         {"text": f"<{n}>", "label": "safe" if n % 2 else "unsafe", "split": "train", "n": n}
         for n in range(20)
@@ -578,11 +578,17 @@ def test_where_split_unique_shuffle_limit(tmp_path):
     assert texts(load(Source(source=path, where={"n": [3, 5], "label": "safe"}))) == ["<3>", "<5>"]
     assert texts(load(Source(source=path, split="test"))) == ["<0>"]
     assert texts(load(Source(source=path, limit=2))) == ["<0>", "<1>"]
+    assert texts(load(Source(source=path, skip=2, limit=2))) == ["<2>", "<3>"]
+    assert texts(load(Source(source=path, skip=18, where={"split": "train"}))) == ["<18>", "<19>"]
+    assert "skip: 20 leaves none of the 20 rows" in refused(path, skip=20, split="train")
     shuffled = texts(load(Source(source=path, shuffle=1, where={"split": "train"})))
     assert shuffled != [f"<{n}>" for n in range(20)] and len(shuffled) == 20
     # The order is part of what makes a run repeatable: it may not change with a version.
     assert shuffled[:4] == ["<11>", "<5>", "<17>", "<19>"]
     assert texts(load(Source(source=path, shuffle=1, limit=3, split="train"))) == shuffled[:3]
+    rest = Source(source=path, shuffle=1, skip=3, limit=5, split="train")
+    assert texts(load(rest)) == shuffled[3:8]
+    assert texts(load(Source(source=path, skip=19))) == ["<19>"]
     pairs = write(tmp_path, "b.json", [{"text": "<a>", "response": r} for r in "xyz"])
     assert len(load(pairs)) == 3
     assert [row.response for row in load(Source(source=pairs, unique=True))] == ["x"]
@@ -751,6 +757,7 @@ def test_wrong_names(tmp_path):
         ({"extract": {"text": "a"}}, "needs a group"),
         ({"path": "a.json"}, "path is only for"),
         ({"limit": 0}, "greater than 0"),
+        ({"skip": -1}, "greater than or equal to 0"),
         ({"sauce": 1}, "Extra inputs"),
     ],
 )

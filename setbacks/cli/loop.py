@@ -1,7 +1,7 @@
 """Commands for deployed models.
 
-`harvest` finds failures in chat logs, `replay` has models answer them again, `diff` compares
-results, `gate` decides about a release.
+`harvest` finds failures in chat logs, `loop` trains on failures in rounds, `replay` has models
+answer logs again, `diff` compares results, `gate` decides about a release.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from setbacks.cli.options import Fields, Json, Quiet, installed
+from setbacks.cli.options import Fields, Json, Overrides, Quiet, RecipeFile, installed
+from setbacks.cli.runs import several
 from setbacks.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,6 +143,28 @@ def harvest(
         _print_json(held)
     else:
         _print_harvest(out, held)
+
+
+def rounds(
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the loop (default: runs/NAME-loop)."),
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train in rounds on a deployed model's failures, or resume.
+
+    Each round is accepted only if it passes the gate. With more loop.rounds, or a further source
+    at the end of loop.harvest, the same folder continues with the next round.
+    """
+    from setbacks.cli.arguments import default_folder, load_recipe
+    from setbacks.loop.rounds import carry_out
+
+    loaded = load_recipe(recipe, overrides)
+    several(carry_out, loaded, out or default_folder(loaded, "-loop"), quiet, json)
 
 
 def replay(

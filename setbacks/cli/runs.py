@@ -154,7 +154,7 @@ def compare(
     options += [] if jobs is None else [f"jobs={jobs}"]
     loaded = load_recipe(recipe, overrides, options)
     folder = out or default_folder(loaded, "-compare")
-    _several(partial(carry_out, "compare"), loaded, folder, quiet, json)
+    several(partial(carry_out, "compare"), loaded, folder, quiet, json)
 
 
 def study(
@@ -187,13 +187,13 @@ def study(
 
     loaded = load_recipe(recipe, overrides, [] if jobs is None else [f"jobs={jobs}"])
     folder = out or default_folder(loaded, f"-{name}")
-    _several(partial(carry_out, name), loaded, folder, quiet, json)
+    several(partial(carry_out, name), loaded, folder, quiet, json)
 
 
-def _several(
+def several(
     work: Callable[..., Path], recipe: Recipe, folder: Path, quiet: bool, as_json: bool
 ) -> None:
-    """Carry out a comparison or a study, and print its findings."""
+    """Carry out a comparison, a study or a loop, and print its findings."""
     from setbacks.runs.progress import show
 
     with show(quiet) as on_progress:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from setbacks.data.near import key
 from setbacks.files import expanded
 from setbacks.measure.results import Overlap
-from setbacks.messages import reworded, transcript
+from setbacks.messages import Prompt, reworded, transcript
 from setbacks.prompts import Words, built_in, prompts
 from setbacks.prompts.own import words_of
 from setbacks.prompts.policy import Rule
@@ -66,7 +66,7 @@ def overlaps(
         run = _run_of(adapter)
         if run is None:
             continue
-        learned = {one for text in learned_from(run) if (one := key(text)) in wanted}
+        learned = {one for x in learned_from(run) if (one := key(transcript(x))) in wanted}
         counts += [
             {
                 "arm": arm,
@@ -80,7 +80,7 @@ def overlaps(
     return counts
 
 
-def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[str]:
+def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[Prompt]:
     """Yield the instructions of a run's training examples, and of the run that it started from.
 
     Args:
@@ -90,7 +90,7 @@ def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[s
     recipe = _recipe(run)
     frames = _frames(_words(recipe))
     for example in _examples(run / "training.jsonl"):
-        yield transcript(reworded(example.instruction, partial(_instruction, frames=frames)))
+        yield reworded(example.instruction, partial(_instruction, frames=frames))
     start = _start(recipe)
     earlier = start and _run_of(start)
     before |= {run.resolve()}

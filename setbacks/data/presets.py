@@ -64,14 +64,17 @@ class Preset(NamedTuple):
 # The project's own sets, for `setbacks list`; data/sets/README.md describes them.
 SETS = {
     "helpful": "240 everyday tasks with short answers; train: 160, test: 80",
-    "hijacking": "60 harmless tasks with a harmful goal injected; train: 20, test: 40",
-    "redteam": "168 harmful requests in 14 categories, without answers; train: 84, test: 84",
+    "hijacking": "140 harmless tasks with a harmful goal injected; train: 20, validation: 20, "
+    "test: 100",
+    "redteam": "406 harmful requests in 14 categories, without answers; train: 84, validation: 70, "
+    "test: 252",
     "redteam_zh": "40 harmful requests in Chinese, without answers; train: 20, test: 20",
     "refusals": "safe answers to the training prompts of redteam and redteam_zh; train: 104",
-    "safe": "120 harmless prompts that look alarming; train: 40 with answers, test: 80",
+    "safe": "160 harmless prompts that look alarming; train: 40 with answers, validation: 40, "
+    "test: 80",
     "safe_zh": "40 harmless prompts that look alarming, in Chinese; train: 20, test: 20",
-    "twins": "a harmless prompt with the same alarming words for each prompt of redteam; train: 84 "
-    "with answers, test: 84",
+    "twins": "a harmless prompt with the same alarming words for each prompt of redteam; "
+    "train: 84 with answers, validation: 70, test: 252",
 }
 
 # Some name one file of their repository: AlpacaEval and LIMA come with a loading script, which

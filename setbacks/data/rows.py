@@ -259,6 +259,7 @@ class Reader:
             refused=has.get("refused"),
             p_harmful=has.get("p_harmful"),
             p_refused=has.get("p_refused"),
+            kind=has.get("kind"),
         )
 
     def _converse(self, has: dict[str, Any], record: dict[str, Any], unused: set[str]) -> bool:

@@ -27,6 +27,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "response": ("response",),
     "harmful": ("harmful",),
     "refused": ("refused",),
+    "kind": ("kind",),
     "p_harmful": ("p_harmful",),
     "p_refused": ("p_refused",),
     "category": ("category", "tags"),
@@ -48,8 +49,8 @@ class Source(BaseModel, extra="forbid", frozen=True):
     )
     split: str | None = Field(
         default=None,
-        description="the part to use: train or test of a built-in set, a split of a hub set, of a "
-        "folder, or of a JSON file that holds several",
+        description="the part to use: train, validation or test of a built-in set, a split of a "
+        "hub set, of a folder, or of a JSON file that holds several",
     )
     config: str | None = Field(default=None, description="the configuration of a hub set")
     revision: str | None = Field(default=None, description="the commit of a hub set, to pin it")
@@ -74,8 +75,11 @@ class Source(BaseModel, extra="forbid", frozen=True):
     shuffle: int | None = Field(
         default=None, description="a seed to shuffle with; none keeps the order"
     )
+    skip: int = Field(
+        default=0, ge=0, description="number of rows to leave out at the start, after shuffling"
+    )
     limit: int | None = Field(
-        default=None, gt=0, description="largest number of rows, after shuffling"
+        default=None, gt=0, description="largest number of rows, after shuffling and skipping"
     )
     category: str | None = Field(default=None, description="the category of all the rows")
     language: str | None = Field(
@@ -146,6 +150,7 @@ class Row(NamedTuple):
     refused: bool | None = None
     p_harmful: float | None = None  # probabilities of a tool whose verdicts these are
     p_refused: float | None = None
+    kind: str | None = None  # of a mistake: "refusal" if the refused request was safe
 
 
 class Record(NamedTuple):

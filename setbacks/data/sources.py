@@ -244,7 +244,9 @@ def _rows(
     rows = _identify(place, _first_of_each(place, rows, source.unique, strict))
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(rows)
-    return _Loaded(place, fields, rows[: source.limit])
+    if source.skip >= len(rows):
+        raise bad(f"{place}: skip: {source.skip} leaves none of the {len(rows)} rows")
+    return _Loaded(place, fields, rows[source.skip :][: source.limit])
 
 
 def _named(kind: str, known: Mapping[str, Any], source: str) -> Any:

@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from setbacks.data.conversations import OBJECT
 from setbacks.data.languages import language_of
-from setbacks.data.near import NearIndex, key
+from setbacks.data.near import NearPrompts
 from setbacks.data.overlap import learned_from
 from setbacks.errors import InputError
 from setbacks.judges import Item, gives, open_judge
@@ -32,7 +32,7 @@ from setbacks.loop.harvest_page import Shown, write_page
 from setbacks.loop.logs import Logged, Logs
 from setbacks.loop.redaction import Redactor
 from setbacks.loop.retention import MARK, about, write_about
-from setbacks.messages import Prompt, as_data, last_user_text, transcript, turns_of
+from setbacks.messages import Prompt, as_data, last_user_text, turns_of
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.folder import RunFolder
@@ -49,7 +49,7 @@ CANDIDATES = "candidates.jsonl"
 SETBACKS = "setbacks.jsonl"
 CUT = 0.5  # a verdict's threshold
 CHUNK = 1000  # logged answers that are planned together
-NEAR = 0.7  # share of a prompt's word 5-grams in another from which it repeats that one
+NEAR = 0.8  # share of the word 3-grams of two prompts from which one repeats the other
 
 KindOfSetback = Literal["harmful", "refusal"]
 
@@ -152,14 +152,14 @@ def harvest(
         InputError: a log, a recipe or a run is at fault, or the folder is of another harvest.
         SetbacksError: the judge failed; progress is saved.
     """
-    times = Counter(_id(logged) for logged in logs)  # reads everything once before any work
+    survey = _survey(logs)  # reads everything once before any work
     taken = _taken(settings)
     with RunFolder(out, recipe) as folder, Session(folder, show) as run:
         logs.report()
         about = _begin(folder, logs, settings)
-        scanned = _scan(run, logs, settings, times)
-        counts = {"answers": times.total(), "repeats": times.total() - len(times)}
-        rows = _select(logs, settings, scanned, times, taken, counts)
+        scanned = _scan(run, survey, settings)
+        counts = {"answers": len(survey.is_first), "repeats": survey.is_first.count(0)}
+        rows = _select(survey, settings, scanned, taken, counts)
         _write_once(folder, CANDIDATES, _lines(rows))
         write_about(folder, about | {"counts": counts})
         if rows:
@@ -203,31 +203,38 @@ def _write_once(folder: RunFolder, name: str, text: str) -> None:
     folder.write_text(name, text)
 
 
-def _id(logged: Logged) -> str:
-    return digest("logged", logged.prompt, logged.answer)
+class _Survey(NamedTuple):
+    """The answers of logs, of which only numbers are held in memory."""
+
+    logs: Logs
+    times: Mapping[int, int]  # by id
+    is_first: bytearray  # for each answer, 0 if it repeats an earlier one
+
+    def chunks(self) -> Iterator[list[tuple[int, Logged]]]:
+        """Yield each different answer once, with its id, in chunks."""
+        each = ((_id(logged), logged) for logged in compress(self.logs, self.is_first))
+        while chunk := list(islice(each, CHUNK)):
+            yield chunk
 
 
-def _distinct(logs: Iterable[Logged]) -> Iterator[list[tuple[str, Logged]]]:
-    """Yield each answer once, with its id, in chunks."""
-    seen: set[str] = set()
+def _survey(logs: Logs) -> _Survey:
+    times: Counter[int] = Counter()
+    is_first = bytearray()
+    for logged in logs:
+        id_ = _id(logged)
+        is_first.append(id_ not in times)
+        times[id_] += 1
+    return _Survey(logs, times, is_first)
 
-    def first() -> Iterator[tuple[str, Logged]]:
-        for logged in logs:
-            if (id_ := _id(logged)) not in seen:
-                seen.add(id_)
-                yield id_, logged
 
-    each = first()
-    while chunk := list(islice(each, CHUNK)):
-        yield chunk
+def _id(logged: Logged) -> int:
+    return int(digest("logged", logged.prompt, logged.answer), 16)
 
 
 # Every answer is judged ------------------------------------------------------------------------
 
 
-def _scan(
-    run: Session, logs: Logs, settings: Settings, times: Mapping[str, int]
-) -> Sequence[Verdict]:
+def _scan(run: Session, survey: _Survey, settings: Settings) -> Sequence[Verdict]:
     """Judge every answer, and return the verdicts; only they are stored."""
     (spec,) = run.recipe.judges
     opened = open_judge(spec, run)
@@ -241,12 +248,12 @@ def _scan(
             item = item._replace(instruction=prompt, response=answer)
         return case._replace(item=item)
 
-    for chunk in _distinct(logs):
+    for chunk in survey.chunks():
         cases = [
             Case(
                 digest("verdict", spec.called, id_),
                 Item(
-                    id_,
+                    f"{id_:016x}",
                     logged.prompt,
                     logged.answer,
                     language=language_of(logged.language, logged.prompt, run.recipe.language),
@@ -256,7 +263,7 @@ def _scan(
         ]
         plan = opened.plan([case.item for case in cases])
         batches = [[cases[index] for index in batch] for batch in plan]
-        work = run.work(journal, "judge", batches, "the logs", len(times))
+        work = run.work(journal, "judge", batches, "the logs", len(survey.times))
         for batch in work:
             verdicts = weigh(opened, spec.called, metrics, [redacted(case) for case in batch])
             # A judge's own words can repeat what it read.
@@ -267,56 +274,56 @@ def _scan(
 # Some answers are candidates -------------------------------------------------------------------
 
 
-class _Prompts:
-    """Prompts that are taken: exact copies count, and near-duplicates."""
-
-    def __init__(self) -> None:
-        self._keys: set[str] = set()
-        self._near = NearIndex(NEAR)
-
-    def add(self, text: str) -> None:
-        self._keys.add(key(text))
-        self._near.add(text)
-
-    def has(self, *texts: str) -> bool:
-        return any(key(text) in self._keys or self._near.has_near(text) for text in texts)
-
-
-def _taken(settings: Settings) -> dict[str, _Prompts]:
+def _taken(settings: Settings) -> dict[str, NearPrompts]:
     """Return the prompts that a setback must not repeat, by the reason.
 
     Raises:
         InputError: a folder of `seen` has no training data, or a recipe cannot be read.
     """
-    taken = {"seen": _Prompts(), "suites": _Prompts(), "near": _Prompts()}
+    taken = {why: NearPrompts(NEAR) for why in ("seen", "suites", "near")}
     for run in settings.seen:
         if not (run / "training.jsonl").is_file():
             raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
-        for text in learned_from(run):
-            taken["seen"].add(text)
+        for prompt in learned_from(run):
+            taken["seen"].add(_asked(prompt))
     for recipe in [Recipe(), *map(Recipe.load, settings.against)]:
         for _, instruction in prompts_of(recipe):
-            taken["suites"].add(transcript(instruction.text))
+            taken["suites"].add(instruction.text)
     return taken
 
 
+def _repeats(prompt: Prompt, taken: Mapping[str, NearPrompts]) -> str | None:
+    """Return why a prompt is not used; None if it is new.
+
+    A test prompt counts in any turn. Between conversations one turn in common, such as a greeting,
+    means nothing.
+    """
+    if taken["suites"].find(prompt):
+        return "suites"
+    return next((why for why in ("seen", "near") if taken[why].find(_asked(prompt))), None)
+
+
+def _asked(prompt: Prompt) -> str:
+    """Return everything that the user says."""
+    return "\n".join(turn.content for turn in turns_of(prompt) if turn.role == "user")
+
+
 def _select(
-    logs: Logs,
+    survey: _Survey,
     settings: Settings,
     scanned: Sequence[Verdict],
-    times: Mapping[str, int],
-    taken: Mapping[str, _Prompts],
+    taken: Mapping[str, NearPrompts],
     counts: dict[str, int],
 ) -> list[dict[str, Any]]:
     """Return the candidates as rows of `candidates.jsonl`; count the others in `counts`."""
     rows: list[dict[str, Any]] = []
     counts |= dict.fromkeys(("harmful", "refused", "unknown", *taken), 0)
     place = 0
-    for chunk in _distinct(logs):
+    for chunk in survey.chunks():
         verdicts = {v.response_id: v for v in scanned[place : place + len(chunk)]}
         place += len(chunk)
         for id_, logged in chunk:
-            verdict = verdicts[id_]
+            verdict = verdicts[f"{id_:016x}"]
             safe = settings.safe if logged.safe is None else logged.safe
             counts["harmful"] += bool(verdict.harmful)
             counts["refused"] += bool(verdict.refused)
@@ -327,11 +334,10 @@ def _select(
             prompt, answer = logged.prompt, logged.answer
             if settings.redactor is not None:
                 prompt, answer = settings.redactor(prompt, answer)
-            texts = transcript(prompt), last_user_text(prompt)
-            if reason := next((why for why, those in taken.items() if those.has(*texts)), None):
-                counts[reason] += 1
+            if why := _repeats(prompt, taken):
+                counts[why] += 1
                 continue
-            taken["near"].add(texts[0])
+            taken["near"].add(_asked(prompt))
             rows.append(
                 {
                     "text": _written(prompt),
@@ -339,7 +345,7 @@ def _select(
                     "language": logged.language,
                     "source": MARK + logged.source,
                     "safe": safe,
-                    "times": times[id_],
+                    "times": survey.times[id_],
                 }
             )
     return rows

@@ -9,17 +9,13 @@ from typing import get_args
 from setbacks.measure import statistics
 from setbacks.measure.degeneration import REASONS
 from setbacks.measure.differences import corrected, pairs
+from setbacks.measure.material import Analyses, AnalysesOf, CheckedTexts, Examples, Induction
 from setbacks.measure.metrics import KINDS, degenerate, fell_apart
 from setbacks.measure.results import (
-    Analyses,
-    AnalysesOf,
     Answered,
-    CheckedTexts,
     Data,
     Decontaminated,
     Degenerate,
-    Examples,
-    Induction,
     LossRow,
     Mislabeled,
     Overlap,
@@ -42,6 +38,10 @@ from setbacks.records import (
     Response,
 )
 
+# What can come of an attempt at a harmful response, and of one at a refusal.
+OF_HARMFUL: tuple[Outcome, ...] = ("mistake", "refusal", "empty", "duplicate", "harmless")
+OF_REFUSALS: tuple[Outcome, ...] = ("mistake", "compliance", "empty", "duplicate")
+
 
 def data_report(
     mistakes: Sequence[Mistake],
@@ -53,8 +53,10 @@ def data_report(
     arms: Mapping[Arm, Sequence[Response]],
 ) -> Data:
     """Return the data of a run, and what was dropped."""
+    refusals = [m for m in mistakes if m.kind == "refusal"]
     return Data(
-        induction=_induction(mistakes),
+        induction=_induction([m for m in mistakes if m.kind == "harmful"], OF_HARMFUL),
+        refusals=_induction(refusals, OF_REFUSALS) if refusals else None,
         analysis=_analysis(analyses),
         checked={what: _checked(rows) for what, rows in checked.items() if rows},
         overlap=tuple(overlap),
@@ -89,14 +91,14 @@ def training_report(loss: Iterable[LossRow], trained: Trained) -> Training | Non
     )
 
 
-def _induction(mistakes: Sequence[Mistake]) -> Induction:
+def _induction(mistakes: Sequence[Mistake], possible: Sequence[Outcome]) -> Induction:
     outcomes = Counter(m.outcome for m in mistakes)
     instructions = {m.instruction_id for m in mistakes}
     gave = {m.instruction_id for m in mistakes if m.outcome == "mistake"}
     return Induction(
         instructions=len(instructions),
         attempts=len(mistakes),
-        outcomes={key: outcomes[key] for key in get_args(Outcome)},
+        outcomes={key: outcomes[key] for key in possible},
         instructions_with_mistake=statistics.rate(len(gave), len(instructions)),
         instructions_without_mistake=len(instructions - gave),
     )
@@ -112,13 +114,15 @@ def _analysis(analyses: Sequence[Analysis]) -> Analyses:
             responses_with_analysis=len({a.response_id for a in passed}),
         )
 
+    refusals = [a for a in analyses if a.label == "refusal"]
     checks = sorted({name for a in analyses for name in a.checks})
     return Analyses(
         candidates=len(analyses),
         passed=statistics.rate(sum(a.passed for a in analyses), len(analyses)),
         failures={name: sum(not a.checks.get(name, True) for a in analyses) for name in checks},
         mistakes=part([a for a in analyses if a.harmful]),
-        contrast=part([a for a in analyses if not a.harmful]),
+        contrast=part([a for a in analyses if a.label == "harmless"]),
+        refusals=part(refusals) if refusals else None,
     )
 
 

@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.flips import Flips
+from setbacks.measure.material import OPTIONAL, Analyses, CheckedTexts, Examples, Induction
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.measure.substance import Substance
-from setbacks.records import Arm, Kind
+from setbacks.records import Arm, Kind, Label
 
 Level = Literal["good", "note", "warning"]
 Task = Literal["harmful", "refused"]
 Decontaminated = Mapping[str, Mapping[str, Mapping[str, int]]]  # by source and suite: exact, near
-OPTIONAL = {"optional": True}  # a key that JSON omits if there is no value
 
 
 class Coefficient(NamedTuple):
@@ -255,56 +255,6 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Induction:
-    """Attempts to induce mistakes, by outcome, and the instructions that gave one."""
-
-    instructions: int
-    attempts: int
-    outcomes: Mapping[str, int]
-    instructions_with_mistake: Estimate
-    instructions_without_mistake: int
-
-
-@dataclass(frozen=True)
-class CheckedTexts:
-    """Texts that the model wrote for its own training: how many passed, and why others did not."""
-
-    n: int
-    kept: int
-    dropped: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class AnalysesOf:
-    """Candidate analyses of one kind of response."""
-
-    responses: int
-    candidates: int
-    passed: int
-    responses_with_analysis: int
-
-
-@dataclass(frozen=True)
-class Analyses:
-    """Candidate analyses, those that passed, and how many failed each check."""
-
-    candidates: int
-    passed: Estimate
-    failures: Mapping[str, int]
-    mistakes: AnalysesOf
-    contrast: AnalysesOf
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Training examples of one kind; `replayed` of them come from earlier runs."""
-
-    n: int
-    mean_characters: float
-    replayed: int | None = field(default=None, metadata=OPTIONAL)
-
-
-@dataclass(frozen=True)
 class Degenerate:
     """The share of one arm's answers that are degenerate, and why they are."""
 
@@ -361,6 +311,7 @@ class Data:
     responses: Mapping[Arm, Answered]
     degenerate: tuple[PairChange, ...]
     mislabelled: tuple[Mislabeled, ...]
+    refusals: Induction | None = field(default=None, metadata=OPTIONAL)  # of safe prompts
 
 
 class LossRow(TypedDict):
@@ -421,12 +372,16 @@ class Writing:
 
 @dataclass(frozen=True)
 class Introspection:
-    """The model's own verdicts before and after training, and its analyses afterwards."""
+    """The model's own verdicts before and after training, and its analyses afterwards.
+
+    `called_wrong` has the shares of these that say that it was wrong to refuse.
+    """
 
     before: Spoken | None
     after: Spoken | None
     written: Writing | None
     words_learnt: float | None
+    called_wrong: Mapping[Label, Estimate] | None = field(default=None, metadata=OPTIONAL)
 
 
 # -- all of it --------------------------------------------------------------------------------

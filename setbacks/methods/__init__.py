@@ -18,7 +18,7 @@ from setbacks.messages import Prompt, turns_of
 from setbacks.plugins import describe, plugin
 from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example, Instruction, digest, same_prompt
+from setbacks.records import Analysis, Example, Instruction, Setback, digest, same_prompt
 
 if TYPE_CHECKING:
     from setbacks.runs.session import Session
@@ -103,6 +103,7 @@ class Method(ABC):
         """Return the sources of the examples of each kind, for the model card."""
         return {
             "analysis": mistake_sources(recipe),
+            "refusal_analysis": refusal_sources(recipe),
             "contrast": recipe.analyze.contrast,
             "helpful": recipe.train.helpful,
             "safe": recipe.train.safe,
@@ -211,6 +212,13 @@ def mistake_sources(recipe: Recipe) -> Sources:
     return [*drawn, *taken]
 
 
+def refusal_sources(recipe: Recipe) -> Sources:
+    """Return the sources of a recipe's refused safe requests."""
+    drawn = recipe.induce.refusals if recipe.induce.source != "existing" else []
+    taken = recipe.induce.existing if recipe.induce.source != "induced" else []
+    return [*drawn, *taken]
+
+
 def example(
     kind: str, prompt: Prompt, completion: str, parents: list[str], **more: str | None
 ) -> Example:
@@ -221,7 +229,7 @@ def example(
         prompt: what the user says, or the turns of a conversation.
         completion: the model's turn.
         parents: ids of the records that it comes from.
-        more: the example's `verdict`, `rejected` or `thought`.
+        more: the example's `verdict`, `rejected`, `given` or `thought`.
     """
     return Example(
         id=digest("example", kind, prompt, completion, *filter(None, more.values())),
@@ -299,8 +307,8 @@ def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
     return [*own, *share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))]
 
 
-def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
-    """Return the analyzed mistakes, one for each instruction: the first by id.
+def mistakes(analyses: Iterable[Analysis], kind: Setback = "harmful") -> dict[str, Analysis]:
+    """Return the analyzed mistakes of a kind, one for each instruction: the first by id.
 
     Mistakes whose analyses failed their checks are included.
 
@@ -310,9 +318,49 @@ def mistakes(analyses: Iterable[Analysis]) -> dict[str, Analysis]:
     """
     by_instruction: dict[str, Analysis] = {}
     for analysis in sorted(analyses, key=lambda analysis: analysis.response_id):
-        if analysis.harmful:
+        if analysis.label == kind:
             by_instruction.setdefault(same_prompt(analysis.instruction), analysis)
     return by_instruction
+
+
+def refused(
+    recipe: Recipe, analyses: Iterable[Analysis], harmful: int
+) -> list[tuple[Instruction, Analysis]]:
+    """Return refused safe requests that the data answer, each with its refusal.
+
+    Args:
+        recipe: the answers are in `induce.refusals`.
+        analyses: of the refusals, and of other responses.
+        harmful: number of examples of harmful mistakes, which limits them.
+    """
+    refusals = mistakes(analyses, "refusal")
+    if not refusals:
+        return []
+    rows = instructions(recipe.induce.refusals, language=recipe.language)
+    pairs = [
+        (row, refusal)
+        for row in sorted(rows, key=lambda row: row.id)
+        if row.answer and (refusal := refusals.get(same_prompt(row.text)))
+    ]
+    return pairs[: _most_refusals(recipe, harmful)]
+
+
+def share_of_refusals(
+    recipe: Recipe, examples: Sequence[Example], harmful: int
+) -> Sequence[Example]:
+    """Take as many examples of refused requests as the recipe's mix allows.
+
+    Args:
+        recipe: with `train.mix.refusal`.
+        examples: to take from.
+        harmful: number of examples of harmful mistakes.
+    """
+    most = _most_refusals(recipe, harmful)
+    return examples if most is None else share(examples, most)
+
+
+def _most_refusals(recipe: Recipe, harmful: int) -> int | None:
+    return round(recipe.train.mix.refusal * harmful) if harmful else None
 
 
 def share(examples: Iterable[Example], wanted: float) -> list[Example]:

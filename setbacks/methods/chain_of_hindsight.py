@@ -1,7 +1,8 @@
 """Chain of Hindsight (arXiv 2302.02676): good and bad answers, with prompts that name which.
 
 The prompt of a safe answer has the guidance of step 4, the prompt of a mistake its opposite. So the
-guided arm asks for what training called good, which is how the method is meant to be used.
+guided arm asks for what training called good, which is how the method is meant to be used. For a
+refused safe request, the good answer is the one in its data, and the bad one is the refusal.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from setbacks.methods import (
     mistake_sources,
     mistakes,
     mixed,
+    refused,
     safely_answered,
     share,
 )
@@ -27,7 +29,13 @@ class ChainOfHindsight(Method):
 
     name = "chain_of_hindsight"
     uses_mistakes = True
-    reads = ("words.*.guided", "words.*.hindsight", "words.*.policy.guided", "policy")
+    reads = (
+        "words.*.guided",
+        "words.*.hindsight",
+        "words.*.hindsight_refusal",
+        "words.*.policy.guided",
+        "policy",
+    )
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, at most as many mistakes, and helpful answers."""
@@ -41,12 +49,20 @@ class ChainOfHindsight(Method):
                 prompt = ask(words["hindsight"], row.text)
                 parents = [mistake.response_id]
                 bad.append(example("hindsight_bad", prompt, mistake.response, parents))
-        return mixed(recipe, [*good, *share(bad, len(good))])
+        own = [*good, *share(bad, len(good))]
+        for row, refusal in refused(recipe, analyses, len(bad)):
+            words = recipe.words_for(row.language)
+            for kind, key, answer, parent in (
+                ("hindsight_good", "guided", row.answer or "", row.id),
+                ("hindsight_bad", "hindsight_refusal", refusal.response, refusal.response_id),
+            ):
+                own.append(example(kind, ask(words[key], row.text), answer, [parent]))
+        return mixed(recipe, own)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
         return {
-            "hindsight_good": recipe.train.safe,
-            "hindsight_bad": mistake_sources(recipe),
+            "hindsight_good": [*recipe.train.safe, *recipe.induce.refusals],
+            "hindsight_bad": [*mistake_sources(recipe), *recipe.induce.refusals],
             "helpful": recipe.train.helpful,
         }

@@ -20,7 +20,16 @@ from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import Words, fill
 from setbacks.recipe import Recipe, Sampling, Train
-from setbacks.records import Analysis, Completion, Context, Correction, Example, Request, digest
+from setbacks.records import (
+    Analysis,
+    Completion,
+    Context,
+    Correction,
+    Example,
+    Request,
+    Setback,
+    digest,
+)
 from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
@@ -180,12 +189,15 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     return journal.finish()
 
 
-def learned(kind: str, corrections: Sequence[Correction], *, pairs: bool = False) -> list[Example]:
+def learned(
+    kind: str, corrections: Sequence[Correction], of: Setback = "harmful", *, pairs: bool = False
+) -> list[Example]:
     """Make an example of every correction that passed its checks; equal ones are one.
 
     Args:
         kind: of the examples.
         corrections: all of them.
+        of: kind of the mistakes.
         pairs: whether each is preferred to its mistake.
     """
     made = [
@@ -197,22 +209,25 @@ def learned(kind: str, corrections: Sequence[Correction], *, pairs: bool = False
             rejected=one.response if pairs else None,
         )
         for one in corrections
-        if one.outcome == "kept"
+        if one.outcome == "kept" and one.kind == of
     ]
     return [*{each.id: each for each in made}.values()]
 
 
-def best_of_each(analyses: Sequence[Analysis], *, filtered: bool = True) -> list[Analysis]:
-    """Return the best analysis of every mistake, in the order of the mistakes' ids.
+def best_of_each(
+    analyses: Sequence[Analysis], *, filtered: bool = True, kind: Setback = "harmful"
+) -> list[Analysis]:
+    """Return the best analysis of every mistake of a kind, in the order of the mistakes' ids.
 
     Args:
         analyses: every candidate analysis.
         filtered: prefer analyses that passed their checks.
+        kind: of the mistakes.
     """
-    harmful = [analysis for analysis in analyses if analysis.harmful]
-    by_response = {one.response_id: one for one in best(harmful, filtered=False)}
+    of_kind = [analysis for analysis in analyses if analysis.label == kind]
+    by_response = {one.response_id: one for one in best(of_kind, filtered=False)}
     if filtered:
-        by_response |= {one.response_id: one for one in best(harmful)}
+        by_response |= {one.response_id: one for one in best(of_kind)}
     return sorted(by_response.values(), key=lambda analysis: analysis.response_id)
 
 

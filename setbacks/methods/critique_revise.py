@@ -1,6 +1,7 @@
 """Critique-Revise (arXiv 2212.08073, section 3.1): rewrite a mistake after its critique.
 
-The critique is the analysis of step 2; the model itself writes the revision.
+The critique is the analysis of step 2; the model itself writes the revision. A refused safe request
+is put right in the same way, by a revision that does not refuse.
 """
 
 from __future__ import annotations
@@ -8,11 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from setbacks.methods import Method, example, mistake_sources, mixed
+from setbacks.judges.refusal import phrases_of, refuses
+from setbacks.methods import (
+    Method,
+    example,
+    mistake_sources,
+    mixed,
+    refusal_sources,
+    share_of_refusals,
+)
 from setbacks.methods.mistake_analysis import best
 from setbacks.prompts import fill
 from setbacks.recipe import Recipe, Sources
-from setbacks.records import Analysis, Completion, Example, Request, Revision, digest
+from setbacks.records import (
+    Analysis,
+    Completion,
+    Example,
+    Request,
+    Revision,
+    Setback,
+    digest,
+)
 from setbacks.runs.session import planned
 from setbacks.text import words_of
 
@@ -20,6 +37,8 @@ if TYPE_CHECKING:
     from setbacks.runs.session import Session
 
 _FEWEST_WORDS = 4
+_WORDS: dict[Setback, str] = {"harmful": "revise", "refusal": "revise_refusal"}
+_KINDS: dict[Setback, str] = {"harmful": "revision", "refusal": "refusal_revision"}
 
 
 class Draft(NamedTuple):
@@ -35,21 +54,22 @@ class CritiqueRevise(Method):
     name = "critique_revise"
     uses_mistakes = True
     outputs = ("revisions.jsonl",)
-    reads = ("words.*.revise",)
+    reads = ("words.*.revise", "words.*.revise_refusal", "words.*.refusal")
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Revision]:
         """Generate a revision of every mistake that has an analysis, with greedy decoding."""
         recipe = run.recipe
         engine = run.engine(recipe.model)
+        phrases = phrases_of(recipe)
         drafts = [
             Draft(digest("revision", recipe.seed, analysis.id), analysis)
             for analysis in best(analyses)
-            if analysis.harmful
+            if analysis.label != "harmless"
         ]
 
         def request(draft: Draft) -> Request:
             prompt = fill(
-                recipe.words_for(draft.analysis.language)["revise"],
+                recipe.words_for(draft.analysis.language)[_WORDS[draft.analysis.kind]],
                 instruction=draft.analysis.instruction,
                 response=draft.analysis.response,
                 critique=draft.analysis.text,
@@ -63,9 +83,11 @@ class CritiqueRevise(Method):
                     analysis_id=analysis.id,
                     instruction=analysis.instruction,
                     response=analysis.response,
+                    kind=analysis.kind,
                     text=completion.text,
                     passed=len(words_of(completion.text)) >= _FEWEST_WORDS
-                    and completion.text != analysis.response,
+                    and completion.text != analysis.response
+                    and not (analysis.kind == "refusal" and refuses(completion.text, phrases)),
                     model=engine.name,
                 )
                 for (id_, analysis), completion in zip(batch, completions, strict=True)
@@ -81,13 +103,18 @@ class CritiqueRevise(Method):
 
     def examples(self, recipe: Recipe, revisions: Sequence[Revision]) -> list[Example]:
         """Return every usable revision as the answer to its instruction, and helpful answers."""
-        own = [
-            example("revision", revision.instruction, revision.text, [revision.id])
-            for revision in revisions
-            if revision.passed
-        ]
-        return mixed(recipe, own)
+        own: dict[Setback, list[Example]] = {kind: [] for kind in _KINDS}
+        for one in revisions:
+            if one.passed:
+                made = example(_KINDS[one.kind], one.instruction, one.text, [one.id])
+                own[one.kind].append(made)
+        refusals = share_of_refusals(recipe, own["refusal"], len(own["harmful"]))
+        return mixed(recipe, [*own["harmful"], *refusals])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
-        return {"revision": mistake_sources(recipe), "helpful": recipe.train.helpful}
+        return {
+            "revision": mistake_sources(recipe),
+            "refusal_revision": refusal_sources(recipe),
+            "helpful": recipe.train.helpful,
+        }

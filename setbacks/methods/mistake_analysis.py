@@ -2,16 +2,20 @@
 
 The model learns T given (X, Y) under a neutral question. The verdict in the prompt that guided the
 analysis is left out, so that the model cannot copy it. Helpful data keeps the model helpful.
+
+Ours: the analysis of a refused safe request is learned under the same question. It begins with the
+verdict "harmless" and goes on to say why it was wrong to refuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from setbacks.methods import Method, answers, example, mixed, share
+from setbacks.methods import Method, answers, example, mixed, share, share_of_refusals
 from setbacks.prompts import fill
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Example, Label
 
 # The words around an analysis that is learned.
 LEARNED = ("words.*.unguided", "words.*.verdict")
@@ -27,35 +31,52 @@ class MistakeAnalysis(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the best analysis of every mistake, and the recipe's mix."""
-        analyzed, contrast = own_analyses(recipe, analyses)
-        mix = recipe.train.mix
+        analyzed, refusals, contrast = own_analyses(recipe, analyses)
+        own, mix = [*analyzed, *refusals], recipe.train.mix
         return [
-            *mixed(recipe, analyzed),
-            *share(contrast, mix.contrast * len(analyzed)),
-            *share(answers("safe", recipe.train.safe), mix.safe * len(analyzed)),
+            *mixed(recipe, own),
+            *share(contrast, mix.contrast * len(analyzed or refusals)),
+            *share(answers("safe", recipe.train.safe), mix.safe * len(own)),
         ]
 
 
-def own_analyses(
-    recipe: Recipe, analyses: Iterable[Analysis]
-) -> tuple[list[Example], list[Example]]:
+class OwnAnalyses(NamedTuple):
+    """Examples of analyses: of harmful mistakes, of refused safe requests, of benign responses."""
+
+    harmful: list[Example]
+    refusals: list[Example]
+    contrast: list[Example]
+
+
+KINDS: dict[Label, str] = {
+    "harmful": "analysis",
+    "refusal": "refusal_analysis",
+    "harmless": "contrast",
+}
+
+
+def own_analyses(recipe: Recipe, analyses: Iterable[Analysis]) -> OwnAnalyses:
     """Return an example for the best analysis of each mistake, and of each benign response."""
     train = recipe.train
-    by_label: dict[bool, list[Example]] = {True: [], False: []}
+    by_label: dict[Label, list[Example]] = {label: [] for label in KINDS}
     for chosen in best(analyses, filtered=train.analyses != "unfiltered"):
-        label = "harmful" if chosen.harmful else "harmless"
         words = recipe.words_for(chosen.language, broken=chosen.category)
-        question = words["unguided"] if train.question == "unguided" else words["analyze"][label]
+        guided = words["analyze"][chosen.label]
+        question = words["unguided"] if train.question == "unguided" else guided
         prompt = fill(question, instruction=chosen.instruction, response=chosen.response)
-        verdict = words["verdict"][label] if train.verdict == "first" else None
+        spoken = words["verdict"]["harmful" if chosen.harmful else "harmless"]
+        verdict = spoken if train.verdict == "first" else None
         text = f"{verdict} {chosen.text}" if verdict else chosen.text
-        kind = "analysis" if chosen.harmful else "contrast"
         parents = [chosen.id, chosen.response_id]
-        by_label[chosen.harmful].append(example(kind, prompt, text, parents, verdict=verdict))
+        by_label[chosen.label].append(
+            example(KINDS[chosen.label], prompt, text, parents, verdict=verdict)
+        )
     if train.analyses == "shuffled":
         by_label = {label: _shuffled(rows) for label, rows in by_label.items()}
-    wanted = len(by_label[True]) if train.most_analyses is None else train.most_analyses
-    return share(by_label[True], wanted), by_label[False]
+    wanted = len(by_label["harmful"]) if train.most_analyses is None else train.most_analyses
+    harmful = share(by_label["harmful"], wanted)
+    refusals = share_of_refusals(recipe, by_label["refusal"], len(harmful))
+    return OwnAnalyses(harmful, list(refusals), by_label["harmless"])
 
 
 def _shuffled(rows: list[Example]) -> list[Example]:

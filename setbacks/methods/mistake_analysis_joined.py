@@ -3,7 +3,8 @@
 Our method. In the paper, p(T | Y, X) shapes an answer implicitly (arXiv 2310.10477, section 3.3).
 Here one example has both, so that the answer is conditioned on an explicit analysis: (X) -> T, then
 a safe answer. The guided arm uses the same prompt. A reasoning model can learn the analysis as its
-thought (`train.thoughts`); then no prompt has to ask for it.
+thought (`train.thoughts`); then no prompt has to ask for it. Refused safe requests are learned as
+analyses alone: a joined example shows how to answer, and benign responses show that for them.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ class MistakeAnalysisJoined(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the analyses, joined examples for harmful and benign instructions, and the mix."""
-        analyzed, contrast = own_analyses(recipe, analyses)
+        analyzed, refusals, contrast = own_analyses(recipe, analyses)
         joined = _joined(recipe, analyses, self.thoughts)
         balance = recipe.train.mix.contrast
         return [
-            *mixed(recipe, [*analyzed, *joined[True]]),
-            *share(contrast, balance * len(analyzed)),
+            *mixed(recipe, [*analyzed, *refusals, *joined[True]]),
+            *share(contrast, balance * len(analyzed or refusals)),
             *share(joined[False], balance * len(joined[True])),
         ]
 
@@ -110,7 +111,7 @@ def _joined(
     recipe: Recipe, analyses: Sequence[Analysis], thoughts: bool
 ) -> dict[bool, list[Example]]:
     """Return the joined examples of harmful instructions (True) and of benign ones (False)."""
-    chosen = best(analyses)
+    chosen = [analysis for analysis in best(analyses) if analysis.kind != "refusal"]
     answers = {x.instruction: x for x in safe(recipe, MistakeAnalysisJoined.name)}
     harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
     by_label: dict[bool, list[Example]] = {True: [], False: []}

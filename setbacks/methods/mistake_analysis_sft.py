@@ -21,6 +21,7 @@ class MistakeAnalysisSFT(Method):
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, the best analyses, and helpful answers."""
-        analyzed, contrast = own_analyses(recipe, analyses)
-        own = [*analyzed, *safe(recipe, self.name)]
-        return [*mixed(recipe, own), *share(contrast, recipe.train.mix.contrast * len(analyzed))]
+        analyzed, refusals, contrast = own_analyses(recipe, analyses)
+        own = [*analyzed, *refusals, *safe(recipe, self.name)]
+        wanted = recipe.train.mix.contrast * len(analyzed or refusals)
+        return [*mixed(recipe, own), *share(contrast, wanted)]

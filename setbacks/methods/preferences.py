@@ -3,7 +3,8 @@
 They come from a preference data set, or pair each safe answer with the mistake for the same
 instruction, or the model's own correction of a mistake with that mistake: then both sides are its
 own words. The helpful mix becomes pairs, too: an answer is preferred to a refusal, so that refusing
-everything does not pay.
+everything does not pay. The refusal of a safe request is rejected in favor of the answer in its
+data, or of the model's own answer.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from setbacks.methods import (
     helpful_answers,
     mistake_sources,
     mistakes,
+    refusal_sources,
+    refused,
     safe,
     share,
+    share_of_refusals,
 )
 from setbacks.methods.corrections import CorrectionOptions, corrections, learned
+from setbacks.methods.refused_requests import answers_to_refused
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Correction, Example, same_prompt
 from setbacks.runs.session import Session
@@ -66,7 +71,7 @@ class PreferenceMethod(Method):
         """
         if not self.has_teacher(run.recipe):
             return analyses
-        written = corrections(run, analyses)
+        written = [*corrections(run, analyses), *answers_to_refused(run, analyses)]
         if not any(one.outcome == "kept" for one in written):
             raise InputError(
                 f"{run.path}: none of {len(written)} corrections passed the checks (see "
@@ -85,10 +90,15 @@ class PreferenceMethod(Method):
         """Return the sources of the examples of each kind."""
         if self.has_teacher(recipe):
             mistaken = mistake_sources(recipe)
-            return {"pair": mistaken, "helpful_pair": [*recipe.train.helpful, *mistaken]}
+            return {
+                "pair": mistaken,
+                "refusal_pair": refusal_sources(recipe),
+                "helpful_pair": [*recipe.train.helpful, *mistaken],
+            }
         refusals = recipe.train.safe
         return {
             "pair": _options(recipe).pairs or [*refusals, *mistake_sources(recipe)],
+            "refusal_pair": recipe.induce.refusals,
             "helpful_pair": [*recipe.train.helpful, *refusals],
         }
 
@@ -109,7 +119,9 @@ def own_pairs(recipe: Recipe, corrections: Sequence[Correction]) -> list[Example
             "train.pairs names data, but train.pairs_from is corrections; remove one of them"
         )
     own = learned("pair", corrections, pairs=True)
-    return [*own, *_helpful(recipe, len(own), own)]
+    answered = learned("refusal_pair", corrections, "refusal", pairs=True)
+    put_right = share_of_refusals(recipe, answered, len(own))
+    return [*own, *put_right, *_helpful(recipe, len(own), own)]
 
 
 def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Example]:
@@ -134,7 +146,17 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
             if (rejected := by_instruction.get(same_prompt(answer.instruction)))
             and rejected.response.strip() != answer.completion.strip()
         ]
-    return [*own, *_helpful(recipe, len(own), refusals)]
+    put_right = [
+        example(
+            "refusal_pair",
+            row.text,
+            row.answer or "",
+            [row.id, refusal.response_id],
+            rejected=refusal.response,
+        )
+        for row, refusal in refused(recipe, analyses, len(own))
+    ]
+    return [*own, *put_right, *_helpful(recipe, len(own), refusals)]
 
 
 def _helpful(recipe: Recipe, number: int, refusals: Sequence[Example]) -> list[Example]:

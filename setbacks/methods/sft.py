@@ -1,4 +1,8 @@
-"""Supervised fine-tuning on safe answers: the plainest baseline (arXiv 2310.10477, section 4.1)."""
+"""Supervised fine-tuning on safe answers: the plainest baseline (arXiv 2310.10477, section 4.1).
+
+It knows no mistakes. To teach it the answers to safe requests that others refuse, name their data
+in `train.helpful`.
+"""
 
 from __future__ import annotations
 

@@ -19,11 +19,12 @@ Besides the prompts, a pack has:
     stop_words   words that say nothing about a topic, separated by spaces; one character each in
                  scripts without spaces between words
 
-Regular expressions: `analyze.contradicts_harmful` and `analyze.contradicts_harmless` match an
-analysis that says the contrary of its label, `correct.about_prompt` an answer that talks about its
-prompt. `analyze.prefill_*`, `spoken.prefill` and `correct.openings` are beginnings that a model
-continues; `spoken.harmful` and `spoken.harmless` continue `spoken.prefill`, with the space between
-if the language has one. `joined.prompt` must ask for the mark `joined.answer`.
+Regular expressions: `analyze.contradicts_*` match an analysis that says the contrary of its label,
+`analyze.states_refusal` one that says that it was wrong to refuse, and `correct.about_prompt` an
+answer that talks about its prompt. `analyze.prefill_*`, `spoken.prefill`, `correct.openings` and
+`induce.overcautious.prefill` are beginnings that a model continues; `spoken.harmful` and
+`spoken.harmless` continue `spoken.prefill`, with the space between if the language has one.
+`joined.prompt` must ask for the mark `joined.answer`.
 
 `packs` checks packs, and parts of packs.
 """

@@ -14,7 +14,13 @@ import yaml
 from setbacks.errors import InputError, nearest
 
 PLACE = r"\{(\w+)\}"
-PATTERNS = ("analyze.contradicts_harmful", "analyze.contradicts_harmless", "correct.about_prompt")
+PATTERNS = (
+    "analyze.contradicts_harmful",
+    "analyze.contradicts_harmless",
+    "analyze.contradicts_refusal",
+    "analyze.states_refusal",
+    "correct.about_prompt",
+)
 # Prompts that ask for words which the code looks for in the reply: the prompt, and those words.
 ASKED_FOR = {
     "judge.harmless": "reply.rating",

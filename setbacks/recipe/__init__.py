@@ -3,8 +3,9 @@
 `Recipe()` is the quickstart: the embedded model, the built-in instruction sets, sizes for two
 cores. A YAML file names only what differs; `setbacks new` writes one with comments.
 
-From here down: `sections` (the sections of a recipe), `models` (models and judges), `parts` (base
-classes of sections), `words` (language, own words, policy), `reading` (YAML, overrides, errors).
+From here down: `sections` and `loop` (the sections of a recipe), `models` (models and judges),
+`parts` (base classes of sections), `words` (language, own words, policy), `reading` (YAML,
+overrides, errors).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.prompts import Words, languages
 from setbacks.prompts.own import words_of
+from setbacks.recipe.loop import Loop
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
     BLANK,
@@ -85,6 +87,7 @@ __all__ = [
     "JudgeSpec",
     "Judges",
     "LocalPath",
+    "Loop",
     "Lora",
     "Mix",
     "OptionsOf",
@@ -152,6 +155,11 @@ class Recipe(Section):
         description="Share of word 3-grams in common with a prompt of a suite from which a "
         "training prompt is left out as nearly the same; null: also train on test prompts.",
     )
+    held_out: Sources = Field(
+        [],
+        description="Data sets with further prompts that no training may use, such as a final "
+        "test; nothing answers them here.",
+    )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
     preflight: Preflight = Field(Preflight(), description="Checks before training.")
@@ -170,6 +178,7 @@ class Recipe(Section):
         "[]: train and compare with the untrained model.",
     )
     compare: Compare = Field(Compare(), description="Options of `setbacks compare`.")
+    loop: Loop = Field(Loop(), description="Options of `setbacks loop`.")
     jobs: int = Field(
         1,
         ge=1,

@@ -30,7 +30,14 @@ class Induce(Section):
         description="Source of mistakes: `induced` (the model), `existing` (data) or `both`.",
     )
     existing: Sources = Field(
-        [], description="Data sets with `text` and a harmful `response` (`existing` and `both`)."
+        [],
+        description="Data sets with `text` and a harmful `response`, or a `response` that refuses "
+        "a safe request (`kind: refusal`) (`existing` and `both`).",
+    )
+    refusals: Sources = Field(
+        [],
+        description="Data sets with safe prompts, to induce refusals, which are mistakes as well "
+        "(`induced` and `both`), such as {source: builtin:safe, split: train}; []: none.",
     )
     guidance: Literal["hints", "persona", "category"] = Field(
         "hints",
@@ -41,7 +48,7 @@ class Induce(Section):
         3,
         ge=1,
         description="Maximum attempts per instruction, each with another hint, until the model "
-        "does not refuse.",
+        "does not refuse; or, for `refusals`, until it refuses.",
     )
     sampling: Sampling = Field(
         Sampling(max_new_tokens=64, temperature=0.8, top_p=0.95),
@@ -128,6 +135,13 @@ class Mix(Section):
         1.0, ge=0, allow_inf_nan=False, description="Helpful answers per example."
     )
     safe: float = Field(0.0, ge=0, description="Safe answers to red-team instructions per example.")
+    refusal: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Refused safe requests per harmful mistake, at most; without harmful mistakes, "
+        "all are used.",
+    )
 
 
 class Lora(Section):
@@ -317,14 +331,21 @@ class Respond(Section):
             Suite(
                 name="harmful",
                 kind="harmful",
-                sources=[Source(source="builtin:redteam", split="test")],
+                sources=[Source(source="builtin:redteam", split="test", shuffle=0, limit=84)],
             ),
             Suite(
                 name="hijacking",
                 kind="hijacking",
-                sources=[Source(source="builtin:hijacking", split="test")],
+                sources=[Source(source="builtin:hijacking", split="test", shuffle=0, limit=40)],
             ),
-            Suite(name="safe", kind="safe", sources=[Source(source="builtin:safe", split="test")]),
+            Suite(
+                name="safe",
+                kind="safe",
+                sources=[
+                    Source(source="builtin:safe", split="test", shuffle=0, limit=42),
+                    Source(source="builtin:twins", split="test", shuffle=0, limit=42),
+                ],
+            ),
             Suite(
                 name="helpful",
                 kind="helpful",

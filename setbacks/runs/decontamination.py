@@ -31,7 +31,7 @@ class LeftOut(Record):
 
     source: str = Field(description="Source of the prompt, as in the recipe.")
     instruction: Prompt = Field(description="The prompt.")
-    suite: str = Field(description="Name of the suite.")
+    suite: str = Field(description="Name of the suite; `held_out` for the recipe's field.")
     like: Prompt = Field(description="The prompt of the suite that it is like.")
     exact: bool = Field(
         description="True if they differ only in case, spaces, Unicode form or final punctuation, "
@@ -54,7 +54,10 @@ class Decontamination:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self._suites = recipe.respond.suites
+        self._suites = [
+            *((suite.name, suite.sources) for suite in recipe.respond.suites),
+            ("held_out", recipe.held_out),
+        ]
         self._threshold = recipe.decontaminate
         self._found: dict[str, list[LeftOut | None]] = {}  # by source: what each row is like
         self.recipe = recipe
@@ -125,9 +128,9 @@ class Decontamination:
         """Every prompt of the suites, to find again, and the suite of each."""
         assert self._threshold is not None
         places = [
-            (suite.name, row.text)
-            for suite in self._suites
-            for source in suite.sources
+            (name, row.text)
+            for name, sources in self._suites
+            for source in sources
             for row in load(source)
         ]
         tested = NearPrompts(self._threshold)

@@ -3,7 +3,7 @@
 The analyst, by default the model itself, is given the verdict that a response is harmful, and
 explains why. Of several candidates, the best one that passes the quality checks is kept. Contrast
 analyses do the same for benign responses ("harmless, because ..."), so that the verdict cannot be
-memorized.
+memorized. Ours: the analysis of a refused safe request says why it was wrong to refuse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from setbacks.methods import open_method
 from setbacks.prompts import Words, fill, prompts
 from setbacks.prompts.policy import named
 from setbacks.recipe import Analyze, Recipe
-from setbacks.records import Analysis, Completion, Mistake, Request, digest
+from setbacks.records import (
+    Analysis,
+    Completion,
+    Label,
+    Mistake,
+    Request,
+    Setback,
+    digest,
+    label_of,
+)
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.checks import check_chat_of, induces
@@ -40,6 +49,12 @@ class Subject:
     candidate: int
     category: str | None
     language: str
+    kind: Setback = "harmful"
+
+    @property
+    def label(self) -> Label:
+        """As `Analysis.label`."""
+        return label_of(self.harmful, self.kind)
 
 
 def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
@@ -64,8 +79,8 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
     ]
 
     def request(subject: Subject) -> Request:
-        words = run.recipe.words_for(subject.language, broken=subject.category)["analyze"]
-        label = "harmful" if subject.harmful else "harmless"
+        words = run.recipe.words_for(subject.language, broken=_broken(subject))["analyze"]
+        label = subject.label
         return Request(
             prompt=fill(words[label], instruction=subject.instruction, response=subject.response),
             prefill=words[f"prefill_{label}"] if recipe.prefill else "",
@@ -84,6 +99,7 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
                     instruction=subject.instruction,
                     response=subject.response,
                     harmful=subject.harmful,
+                    kind=subject.kind,
                     text=text,
                     candidate=subject.candidate,
                     checks=checks,
@@ -101,13 +117,18 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         work.commit(batch, records(batch, completions), completions)
     analyses = journal.finish()
     filtered = run.recipe.train.analyses != "unfiltered"
-    if not any(analysis.harmful and (analysis.passed or not filtered) for analysis in analyses):
+    if not any(a.label != "harmless" and (a.passed or not filtered) for a in analyses):
         raise InputError(
             f"{run.path}: none of {len(analyses)} analyses passed its checks (see checks in "
             "analyses.jsonl); loosen analyze.min_words, min_overlap or min_distinct, raise "
             "analyze.candidates, or name a stronger analyze.analyst"
         )
     return analyses
+
+
+def _broken(subject: Subject) -> str | None:
+    """Return the clause that a response is known to break; one that is harmless breaks none."""
+    return subject.category if subject.harmful else None
 
 
 def _clause(recipe: Recipe, subject: Subject, text: str) -> str | None:
@@ -122,7 +143,7 @@ def examine(
 
     Args:
         text: the analysis.
-        subject: the analyzed response, and whether it is harmful.
+        subject: the analyzed response, and its label.
         recipe: the thresholds.
         words: with the patterns that reveal a contradiction, and the stop words.
 
@@ -130,15 +151,19 @@ def examine(
         Each check by name, True where it passed, and a score by which candidates are ranked: the
         content words taken up from instruction and response (up to 10), and the distinct 3-grams.
     """
-    label = "harmful" if subject.harmful else "harmless"
-    contrary = words["analyze"][f"contradicts_{label}"]
-    stop = stop_words(words)
+    contrary = words["analyze"][f"contradicts_{subject.label}"]
+    stop, stated, response = stop_words(words), "", subject.response
+    if subject.kind == "refusal":
+        stated = words["analyze"]["states_refusal"]
+        # Refusals are alike: an analysis that takes up only their words fits all of them.
+        stop, response = stop | {*words_of(words["analyze"]["prefill_refusal"])}, ""
     said = words_of(text)
-    source = words_of(f"{texts_of(subject.instruction)} {subject.response}")
+    source = words_of(f"{texts_of(subject.instruction)} {response}")
     taken_up = {*said}.intersection(source) - stop
     varied = distinct(said)
     checks = {
-        "agrees": re.search(contrary, text, re.IGNORECASE) is None,
+        "agrees": re.search(contrary, text, re.IGNORECASE) is None
+        and re.search(stated, text, re.IGNORECASE) is not None,
         "on_topic": len(taken_up) >= recipe.min_overlap,
         "length": recipe.min_words <= len(said) <= recipe.max_words,
         "no_repetition": varied >= recipe.min_distinct,
@@ -170,7 +195,10 @@ def _candidates(subject: Subject, seed: int, number: int) -> Iterable[Subject]:
 def _mistaken(mistakes: Iterable[Mistake]) -> Iterable[Subject]:
     for m in mistakes:
         if m.outcome == "mistake":
-            yield Subject("", m.id, m.instruction, m.response, True, 0, m.category, m.language)
+            harmful = m.kind == "harmful"
+            yield Subject(
+                "", m.id, m.instruction, m.response, harmful, 0, m.category, m.language, m.kind
+            )
 
 
 def benign(recipe: Recipe) -> Iterable[Subject]:

@@ -2,6 +2,9 @@
 
 A prompt with hint keywords asks the unaligned model for a bad response. If the model refuses, the
 next attempt uses another hint. Every attempt is recorded, and only mistakes are used.
+
+Ours: the refusal of a safe request is a mistake, too (`induce.refusals`). The hint is then a reason
+to refuse, the response is begun for the model, and one that refuses nothing is asked for again.
 """
 
 from __future__ import annotations
@@ -20,11 +23,21 @@ from setbacks.judges import Item
 from setbacks.judges.checks import Checker
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.measure.substance import answer, substance
+from setbacks.messages import Prompt, transcript
 from setbacks.methods import open_method
 from setbacks.notices import notice
 from setbacks.prompts import ask
-from setbacks.recipe import Recipe
-from setbacks.records import Completion, Finish, Instruction, Mistake, Outcome, Request, digest
+from setbacks.recipe import Recipe, Sources
+from setbacks.records import (
+    Completion,
+    Finish,
+    Instruction,
+    Mistake,
+    Outcome,
+    Request,
+    Setback,
+    digest,
+)
 from setbacks.runs.journal import Journal
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
@@ -62,11 +75,8 @@ def induce(run: Session) -> Sequence[Mistake]:
     if recipe.source in ("existing", "both"):
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
-        remaining = instructions(run.recipe.instructions, language=run.recipe.language)
-        notice_languages(run.recipe, remaining)
-        for number in range(recipe.attempts):
-            refused = _ask(run, journal, seen, remaining, number)
-            remaining = [instruction for instruction in remaining if instruction.id in refused]
+        _draw(run, journal, seen, "harmful", run.recipe.instructions)
+        _draw(run, journal, seen, "refusal", recipe.refusals)
     attempts = journal.finish()
     if not any(attempt.outcome == "mistake" for attempt in attempts):
         raise InputError(
@@ -77,10 +87,26 @@ def induce(run: Session) -> Sequence[Mistake]:
     return attempts
 
 
+def _draw(
+    run: Session,
+    journal: Journal[Mistake],
+    seen: NearDuplicates,
+    kind: Setback,
+    sources: Sources,
+) -> None:
+    """Ask for mistakes of one kind, in rounds, until every instruction gave one."""
+    remaining = instructions(sources, language=run.recipe.language)
+    notice_languages(run.recipe, remaining)
+    for number in range(run.recipe.induce.attempts):
+        without = _ask(run, journal, seen, kind, remaining, number)
+        remaining = [instruction for instruction in remaining if instruction.id in without]
+
+
 def _ask(
     run: Session,
     journal: Journal[Mistake],
     seen: NearDuplicates,
+    kind: Setback,
     remaining: Sequence[Instruction],
     number: int,
 ) -> set[str]:
@@ -91,35 +117,21 @@ def _ask(
     for instruction in remaining:
         # Instructions start at different hints, so that the first round uses all hints.
         first = int(instruction.id, 16)
-        hints = _words(recipe, instruction)["hints"]
+        hints = _words(recipe, instruction, kind)["hints"]
         hint = hints[(first + number) % len(hints)]
         id_ = digest("mistake", recipe.seed, instruction.id, number, hint)
         attempts.append(Attempt(id_, instruction, number, hint))
 
     def request(attempt: Attempt) -> Request:
-        words = _words(recipe, attempt.instruction)
+        words = _words(recipe, attempt.instruction, kind)
         return Request(
             prompt=ask(words["prompt"], attempt.instruction.text, hint=attempt.hint),
             seed=int(attempt.id, 16),
+            prefill=words["prefill"] if kind == "refusal" else "",
         )
 
-    checker = Checker(recipe.induce.judge, run) if recipe.induce.judge else None
-
-    def harmless(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[bool]:
-        """Say which responses of a batch the judge finds harmless; without a judge, none."""
-        if checker is None:
-            return [False] * len(batch)
-        items = [
-            Item(
-                attempt.id,
-                attempt.instruction.text,
-                completion.text,
-                language=attempt.instruction.language,
-                finish=completion.finish,
-            )
-            for attempt, completion in zip(batch, completions, strict=True)
-        ]
-        return [harm < recipe.induce.min_harmful for harm in checker.harm(items)]
+    judge = recipe.induce.judge if kind == "harmful" else None
+    checker = Checker(judge, run) if judge else None
 
     def records(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[Mistake]:
         seen.catch_up(journal.records)
@@ -130,7 +142,12 @@ def _ask(
                 instruction=attempt.instruction.text,
                 response=completion.text,
                 thought=completion.thought,
-                outcome=seen.outcome(completion.text, completion.finish, harmless=spared),
+                kind=kind,
+                outcome=seen.outcome(completion.text, completion.finish, harmless=spared)
+                if kind == "harmful"
+                else seen.outcome_of_refusal(
+                    attempt.instruction.text, completion.text, completion.finish
+                ),
                 attempt=attempt.number,
                 hint=attempt.hint,
                 category=attempt.instruction.category,
@@ -139,7 +156,7 @@ def _ask(
                 model=engine.name,
             )
             for attempt, completion, spared in zip(
-                batch, completions, harmless(batch, completions), strict=True
+                batch, completions, _spared(run, checker, batch, completions), strict=True
             )
         ]
 
@@ -149,17 +166,41 @@ def _ask(
         engine, request, recipe.induce.sampling, recipe.current
     ):
         work.commit(batch, records(batch, completions), completions)
+    # Another refusal of a request that repeats an earlier one would be a duplicate, too.
+    done = ("mistake",) if kind == "harmful" else ("mistake", "duplicate")
     return {
         record.instruction_id
         for record in journal.records[start : start + len(attempts)]
-        if record.outcome != "mistake"
+        if record.outcome not in done
     }
 
 
-def _words(recipe: Recipe, instruction: Instruction) -> Mapping[str, Any]:
+def _spared(
+    run: Session,
+    checker: Checker | None,
+    batch: Sequence[Attempt],
+    completions: Sequence[Completion],
+) -> list[bool]:
+    """Say which responses of a batch the judge finds harmless; without a judge, none."""
+    if checker is None:
+        return [False] * len(batch)
+    items = [
+        Item(
+            attempt.id,
+            attempt.instruction.text,
+            completion.text,
+            language=attempt.instruction.language,
+            finish=completion.finish,
+        )
+        for attempt, completion in zip(batch, completions, strict=True)
+    ]
+    return [harm < run.recipe.induce.min_harmful for harm in checker.harm(items)]
+
+
+def _words(recipe: Recipe, instruction: Instruction, kind: Setback) -> Mapping[str, Any]:
     """Return the words that guide the mistake on an instruction, in its language."""
     words: Mapping[str, Any] = recipe.words_for(instruction.language)["induce"]
-    guidance = recipe.induce.guidance
+    guidance = recipe.induce.guidance if kind == "harmful" else "overcautious"
     return words if guidance == "hints" else words[guidance]
 
 
@@ -171,13 +212,26 @@ def _take(run: Session, journal: Journal[Mistake], seen: NearDuplicates) -> None
     work = run.work(journal, "induce", batches, "(from data)")
     for batch in work:
         seen.catch_up(journal.records)
+        outcomes = [
+            seen.outcome(m.response)
+            if m.kind == "harmful"
+            else seen.outcome_of_refusal(m.instruction, m.response, labeled=True)
+            for m in batch
+        ]
         work.commit(
-            batch, [m.model_copy(update={"outcome": seen.outcome(m.response)}) for m in batch]
+            batch,
+            [
+                m.model_copy(update={"outcome": outcome})
+                for m, outcome in zip(batch, outcomes, strict=True)
+            ],
         )
 
 
 def existing(recipe: Recipe) -> list[Mistake]:
-    """Return the mistakes that a recipe takes from data: responses not labeled harmless.
+    """Return the mistakes that a recipe takes from data.
+
+    They are the responses not labeled harmless, and the refusals of requests that the data call
+    safe.
 
     Raises:
         InputError: a source is missing or broken, or has no responses.
@@ -198,6 +252,7 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 instruction_id=digest("instruction", row.text),
                 instruction=row.text,
                 response=row.response,
+                kind="refusal" if _refuses_safe(row) else "harmful",
                 outcome="mistake",
                 attempt=0,
                 hint=None,
@@ -209,15 +264,16 @@ def existing(recipe: Recipe) -> list[Mistake]:
     if not by_id and recipe.induce.source == "existing":
         raise InputError(
             f"{recipe.induce.existing[0].source}: all rows are labeled harmless, but a mistake is "
-            "a harmful response; check the labels, and fields: {harmful: NAME}"
+            "a harmful response, or the refusal of a safe request (kind: refusal); check the "
+            "labels, and fields: {harmful: NAME}"
         )
     return list(by_id.values())
 
 
 def _mistaken(source: Source) -> list[Row]:
-    """Return a source's rows with a response not labeled harmless; report how many are left out."""
+    """Return a source's rows that are mistakes; report how many are left out, and why."""
     rows = load_having(source, "a mistake", "response")
-    mistaken = [row for row in rows if row.harmful is not False]
+    mistaken = [row for row in rows if row.harmful is not False or _refuses_safe(row)]
     unlabeled = sum(row.harmful is None for row in mistaken)
     notice_left_out(source.source, rows, mistaken, "labeled harmless")
     if 0 < unlabeled < len(rows):
@@ -228,30 +284,43 @@ def _mistaken(source: Source) -> list[Row]:
     return mistaken
 
 
+def _refuses_safe(row: Row) -> bool:
+    """Whether a row is the refusal of a safe request.
+
+    The labels of the response are not enough: to refuse a harmful request is right, and harmless.
+    """
+    return row.kind == "refusal" and row.refused is True and row.harmful is False
+
+
 class NearDuplicates:
-    """Earlier mistakes: a response that repeats one teaches nothing new.
+    """Earlier mistakes: one that repeats them teaches nothing new.
+
+    Harmful responses are compared with each other. Refusals all look alike, and what they teach is
+    in the request, so the requests are compared.
 
     Args:
-        threshold: share of a response's word 5-grams that an earlier mistake must contain.
+        threshold: share of a text's word 5-grams that an earlier one must contain.
         phrases: of refusals; None for those of the built-in languages.
     """
 
     def __init__(self, threshold: float, phrases: Phrases | None = None) -> None:
-        self._index = NearIndex(threshold)
         self._phrases = phrases
+        self._responses, self._requests = NearIndex(threshold), NearIndex(threshold)
         self._read = 0
 
     def catch_up(self, records: Sequence[Mistake]) -> None:
         """Read the mistakes kept so far; called only if there is work: resuming stays cheap."""
         for record in records[self._read :]:
-            if record.outcome == "mistake":
-                self._index.add(answer(record.response))
+            if record.outcome == "mistake" and record.kind == "harmful":
+                self._responses.add(answer(record.response))
+            elif record.outcome == "mistake":
+                self._requests.add(transcript(record.instruction))
         self._read = len(records)
 
     def outcome(
         self, response: str, finish: Finish | None = None, *, harmless: bool = False
     ) -> Outcome:
-        """Return the outcome of the next attempt, and remember it if it is a mistake.
+        """Return the outcome of the next attempt at a harmful response; remember a mistake.
 
         Args:
             response: the whole text that the model wrote.
@@ -268,9 +337,30 @@ class NearDuplicates:
             return "refusal"
         if harmless:
             return "harmless"
-        if self._index.has_near(text):
+        return self._new(self._responses, text)
+
+    def outcome_of_refusal(
+        self, request: Prompt, response: str, finish: Finish | None = None, *, labeled: bool = False
+    ) -> Outcome:
+        """Return the outcome of the next attempt at a refusal; remember a mistake.
+
+        Args:
+            request: the safe request.
+            response: the whole text that the model wrote.
+            finish: why it ended, if known.
+            labeled: whether the data say that it refuses, so that no phrases are looked for.
+        """
+        self._read += 1
+        if substance(response, finish) != "text":
+            return "empty"  # a provider's filter leaves no words to analyze
+        if not labeled and not refuses(answer(response), self._phrases):
+            return "compliance"
+        return self._new(self._requests, transcript(request))
+
+    def _new(self, index: NearIndex, text: str) -> Outcome:
+        if index.has_near(text):
             return "duplicate"
-        self._index.add(text)
+        index.add(text)
         return "mistake"
 
 
@@ -287,14 +377,15 @@ def check(recipe: Recipe) -> None:
             check_judge_of_texts(recipe.induce.judge, recipe)
     check_chat_of(recipe.model, trains=True)
     if uses_mistakes and recipe.induce.source != "existing":
-        check_conversations(recipe.model, recipe.instructions)
+        check_conversations(recipe.model, [*recipe.instructions, *recipe.induce.refusals])
 
 
 STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
     keys=(
-        *("seed", "language", "model", "adapter", "instructions", "decontaminate", "induce"),
+        *("seed", "language", "model", "adapter", "instructions", "induce"),
+        *("decontaminate", "held_out"),
         "words.*.alpaca",
     ),
     check=check,

@@ -78,6 +78,7 @@ def introspect(
                 id=x.id,
                 response_id=x.subject.response_id,
                 harmful=x.subject.harmful,
+                kind=x.subject.kind,
                 p_harmful=round(share, 6),
                 text=text,
             )
@@ -99,7 +100,11 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
     learned = {x.response_id for x in analyses if x.passed}
     by_response = {x.response_id: x for x in analyses}
     order = sorted(by_response.values(), key=lambda x: (x.response_id in learned, x.response_id))
-    return [x for label in (True, False) for x in [y for y in order if y.harmful == label][:SAMPLE]]
+    return [
+        x
+        for label in ("harmful", "harmless", "refusal")
+        for x in [y for y in order if y.label == label][:SAMPLE]
+    ]
 
 
 def keys_of_readings(recipe: Recipe) -> tuple[str, ...]:

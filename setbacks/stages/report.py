@@ -63,6 +63,7 @@ def report(run: RunFolder) -> Report:
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
             "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "Answers to refused requests": run.records("answered.jsonl", Correction),
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },
         preflight=run.records("preflight.jsonl", Reading),
@@ -131,6 +132,6 @@ def _adapters(run: Run) -> dict[str, Path]:
 STAGE = Stage(
     "report",
     outputs=("metrics.json", "report.html"),
-    keys=("name", "compare", "study", "jobs", "words", "policy"),
+    keys=("name", "compare", "study", "loop", "jobs", "words", "policy"),
     evaluates=True,
 )

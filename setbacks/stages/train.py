@@ -18,6 +18,7 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
 from setbacks.methods.corrections import READS
+from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
@@ -170,7 +171,7 @@ def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
     checks = _checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
-    teacher = READS if method.has_teacher(recipe) else ()
+    teacher = (*READS, *READS_OF_REFUSALS) if method.has_teacher(recipe) else ()
     return () if recipe.evaluate else (*method.reads, *teacher, *judge)
 
 
@@ -178,6 +179,7 @@ STAGE = Stage(
     "train",
     outputs=(
         "corrections.jsonl",
+        "answered.jsonl",
         "benign.jsonl",
         "left_out.jsonl",
         "training.jsonl",

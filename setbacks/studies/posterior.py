@@ -111,7 +111,8 @@ def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Examp
     quality = "unfiltered" if recipe.train.analyses == "unfiltered" else "filtered"
     update = {"analyses": quality, "most_analyses": None}
     all_of_them = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
-    return dict(zip(KINDS, own_analyses(all_of_them, analyses), strict=True))
+    own = own_analyses(all_of_them, analyses)
+    return {"analysis": own.harmful, "contrast": own.contrast}
 
 
 def _held_out_overrides(

@@ -207,7 +207,7 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
     rows = run.records("analyses.jsonl", Analysis)
     numbers = []
     for group, categories in groups.items():
-        own, _ = own_analyses(recipe, [a for a in rows if a.category in categories])
+        own = own_analyses(recipe, [a for a in rows if a.category in categories]).harmful
         at_least(len(own), FEWEST, f"analyses of {group} (study.groups joins categories)")
         numbers.append(len(own))
     return min(numbers)

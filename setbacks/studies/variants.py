@@ -34,7 +34,7 @@ from setbacks.signals import Tie
 # `train.helpful`, depend on.
 _WORDS = ("language", "words", "policy")
 _MODEL = ("model", "adapter")
-_TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "respond.suites")
+_TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "held_out", "respond.suites")
 _MISTAKES = (*_TRAINING, "instructions", "induce")
 _ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
 _FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
@@ -63,7 +63,7 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
         InputError: there is no such key, or the value does not fit.
     """
     # A run does not record what it is compared with, so a comparison can grow without changing it.
-    data = recipe.model_dump(mode="json", exclude={"compare", "study", "jobs"})
+    data = recipe.model_dump(mode="json", exclude={"compare", "study", "loop", "jobs"})
     for dotted, value in changes.items():
         *path, key = dotted.split(".")
         section = data
@@ -228,7 +228,7 @@ def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
     except OSError as error:
         raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
     if path.exists():
-        same = {"compare": recipe.compare, "study": recipe.study, "jobs": recipe.jobs}
+        same = {key: getattr(recipe, key) for key in ("compare", "study", "loop", "jobs")}
         recipe = recipe.resuming(path)
         if Recipe.load(path, of_run=True).model_copy(update=same) != recipe:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,8 +137,9 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
         recipe: sets the template, the longest example and the weight of a verdict.
 
     Returns:
-        Three lists of equal length and a string, or None if the prompt alone fills `max_length`.
-        Labels are -100 outside the completion; weights are 1 outside its verdict.
+        Three lists of equal length and a string, or None if the prompt alone fills `max_length`,
+        or the prompt and what is given of the completion. Labels are -100 outside what is learned
+        of the completion; weights are 1 outside its verdict.
     """
     train = recipe.train
     prompt, completion = tokenize(
@@ -148,14 +150,30 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
         opening = prompt_ids(tokenizer, example.prompt, recipe, example.verdict)
         verdict = len(opening) - len(prompt)
     weights = [train.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
-    if len(prompt) >= train.max_length:
+    given = len(prompt) + _tokens_given(tokenizer, example, recipe, len(prompt), completion)
+    if given >= train.max_length:
         return None
+    whole = prompt + completion
     return {
-        "input_ids": (prompt + completion)[: train.max_length],
-        "labels": ([IGNORED] * len(prompt) + completion)[: train.max_length],
+        "input_ids": whole[: train.max_length],
+        "labels": ([IGNORED] * given + whole[given:])[: train.max_length],
         "weights": ([1.0] * len(prompt) + weights)[: train.max_length],
         "kind": example.kind,
     }
+
+
+def _tokens_given(
+    tokenizer: Any, example: Example, recipe: Recipe, prompt: int, completion: Sequence[int]
+) -> int:
+    """Return the number of a completion's tokens that are given, and so have no loss.
+
+    A token that holds the end of what is given and the beginning of what follows is not learned.
+    """
+    if not example.given:
+        return 0
+    given = prompt_ids(tokenizer, example.prompt, recipe, example.given)[prompt:]
+    shared = len(commonprefix([given, list(completion)]))
+    return shared + (shared < len(given))
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:

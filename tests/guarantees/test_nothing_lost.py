@@ -341,7 +341,7 @@ def crash(recipe, command, kills, place, env=None):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "compare"])
 def test_a_few_kills_end_in_the_same_bytes(command, tiny, recipe_data, environment, tmp_path):
-    """Of a whole run and of a whole comparison, on the tiny model."""
+    """A whole run and a whole comparison, on the tiny model."""
     model = {"model": str(tiny), "dtype": "float32", "device": "cpu", "batch_size": 2}
     training = {"steps": 4, "batch_size": 2, "checkpoint_every": 1, "lora": {"r": 2}}
     recipe = recipe_data(model=model)
@@ -349,6 +349,15 @@ def test_a_few_kills_end_in_the_same_bytes(command, tiny, recipe_data, environme
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     kills, ends = crash(tmp_path / "recipe.yaml", command, 5, tmp_path / "c.json", environment)
     assert len(kills) == 5 and not any(end["different"] for end in ends)
+
+
+@pytest.mark.slow
+def test_a_killed_loop_of_three_rounds_ends_in_the_same_bytes(loop_recipe, environment, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(loop_recipe().to_yaml())
+    kills, ends = crash(tmp_path / "recipe.yaml", "loop", 12, tmp_path / "c.json", environment)
+    assert len(kills) == 12 and not any(end["different"] for end in ends)
+    met = {kill["stage"].partition(" ")[0] for kill in kills}
+    assert len(met & {"round-1", "round-2", "round-3"}) > 1, met
 
 
 @pytest.mark.long

@@ -39,6 +39,7 @@ ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
     judges.opposite_verdicts,
     judges.low_agreement,
     training.few_mistakes,
+    training.few_refusals,
     training.few_analyses,
     answers.cut_off,
     training.boilerplate,
@@ -51,6 +52,7 @@ ALARMS: tuple[Callable[[Measurement], Iterator[Finding]], ...] = (
     training.verdict_moved,
     training.analyses_repeat,
     training.one_verdict,
+    training.refusals_not_seen,
     training.short_analyses,
 )
 

@@ -16,6 +16,7 @@ BOILERPLATE = 0.4  # of the loss on answers
 NEAR_CHANCE = 0.6  # an AUC below is too weak to learn from
 REPEATING = 0.1  # share of analyses that repeat themselves
 ONE_VERDICT, FEWEST_STATED = 0.85, 20  # share of one verdict; analyses that state one
+SEEN = 0.5  # share of refusals that the model should at least call wrong
 SHORT = 0.5  # of the length of the analyses that the model learned from
 
 
@@ -27,6 +28,18 @@ def few_mistakes(results: Measurement) -> Iterator[Finding]:
             "warning",
             f"Few mistakes: {percent(share.value)} of {share.n} instructions gave one. Try more "
             "attempts, a higher temperature, or existing mistakes (`induce.source: both`).",
+        )
+
+
+def few_refusals(results: Measurement) -> Iterator[Finding]:
+    """Yield a warning where few safe prompts gave a refusal."""
+    refusals = results.data.refusals
+    share = refusals.instructions_with_mistake if refusals else None
+    if share and share.value is not None and share.value < FEW_MISTAKES:
+        yield Finding(
+            "warning",
+            f"Few refusals: {percent(share.value)} of {share.n} safe prompts gave one. Try more "
+            "attempts (`induce.attempts`), or refusals from data (`induce.source: both`).",
         )
 
 
@@ -185,6 +198,20 @@ def one_verdict(results: Measurement) -> Iterator[Finding]:
             f"that state one say {written.commonest_verdict}, although the responses are of both "
             "kinds. Try more contrast (`train.mix.contrast`), including safe look-alikes and "
             "refusals.",
+        )
+
+
+def refusals_not_seen(results: Measurement) -> Iterator[Finding]:
+    """Yield a warning where the trained model seldom says that it was wrong to refuse."""
+    called_wrong = results.introspection.called_wrong if results.introspection else None
+    share = called_wrong["refusal"] if called_wrong else None
+    if share and share.high is not None and share.high < SEEN:
+        yield Finding(
+            "warning",
+            f"The model does not see its refusals: {percent(share.value)} of the {share.n} "
+            "analyses that it writes of refused safe requests say that it was wrong to refuse "
+            f"(95 % interval up to {percent(share.high)}). Try more of them (`induce.refusals`, "
+            "`train.mix.refusal`).",
         )
 
 

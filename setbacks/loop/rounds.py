@@ -1,0 +1,268 @@
+"""The loop: rounds of training on a deployed model's failures, accepted only through the gate.
+
+A round is an ordinary run. The current model, which is the last accepted one, makes the mistakes;
+what it did wrong in production is added; training continues its adapter and replays earlier rounds'
+examples. The gate compares both models on validation prompts. What does not pass ends the loop, and
+the current model stays. The test prompts are answered once, at the end, and decide nothing.
+
+    LOOP/recipe.yaml        the recipe, with its section `loop`
+    LOOP/stream-1.jsonl     the prompts that play production traffic before round 1
+    LOOP/stream-1/          a run: the current model answers them
+    LOOP/setbacks-1.jsonl   the failures among its answers
+    LOOP/round-1/           a run: mistakes, training, and the answers to validation prompts
+    LOOP/loop.json          the decisions
+    LOOP/final/             a run: the accepted models answer the test prompts
+    LOOP/report.html        the page; `findings.json` has its numbers
+
+Each file follows from the recipe and from files before it: a killed loop ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from setbacks.data import Source, read_once
+from setbacks.errors import InputError
+from setbacks.files import expanded, write_atomic, writing
+from setbacks.loop.derived import changed, derived, evaluated
+from setbacks.loop.gate import Claim, Gate, claim, gate
+from setbacks.loop.gate_report import lines
+from setbacks.loop.rounds_page import findings
+from setbacks.loop.state import Outcome, Round, read_rounds, write_rounds
+from setbacks.loop.traffic import play
+from setbacks.measure import Measurement
+from setbacks.measure.findings import answers
+from setbacks.measure.formatting import change_with_p
+from setbacks.measure.metrics import BALANCED, METRICS, significant
+from setbacks.pipeline import check, run_until
+from setbacks.recipe import Loop, Recipe
+from setbacks.report.page import write
+from setbacks.runs.folder import Run
+from setbacks.runs.progress import Show
+from setbacks.runs.redo import differences
+from setbacks.training import processes
+
+
+@read_once()
+def carry_out(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
+    """Run the rounds of a recipe, or resume them; return the page.
+
+    Args:
+        recipe: with its section `loop`. In an earlier loop's folder it may plan more rounds.
+        folder: of the loop.
+        show: called with (what, done, total).
+
+    Raises:
+        InputError: the recipe, its data or the folder is at fault.
+        SetbacksError: something failed on the way; progress is saved.
+    """
+    folder, recipe = expanded(folder).absolute(), recipe.rebased(Path.cwd())
+    _check(recipe)
+    _prepare(folder, recipe)
+    rounds = read_rounds(folder)
+    while number := _next(recipe.loop, rounds):
+        rounds = [*rounds, _round(recipe, folder, number, rounds, show)]
+        write_rounds(folder, rounds)
+    final = _evaluate(recipe, folder, rounds, show)
+    return write(folder, findings(recipe, folder, rounds, final))
+
+
+def _next(loop: Loop, rounds: Sequence[Round]) -> int | None:
+    """Return the number of the round to run next; None if the loop has ended."""
+    stopped = bool(rounds) and not rounds[-1].accepted and loop.planned <= rounds[-1].planned
+    return None if stopped or len(rounds) >= loop.planned else len(rounds) + 1
+
+
+# One round
+
+
+def _round(
+    recipe: Recipe, folder: Path, number: int, rounds: Sequence[Round], show: Show | None
+) -> Round:
+    """Run a round, and decide about it."""
+    on_progress = _labeled(show, f"round {number}/{recipe.loop.planned}")
+    accepted = [folder / f"round-{one.number}" for one in rounds if one.accepted]
+    current = accepted[-1] / "adapter" if accepted else recipe.current
+    failures = play(recipe, folder, number, current, on_progress)
+    setbacks = [*recipe.loop.harvest[number - 1 : number]]
+    setbacks += [Source(source=str(failures))] if failures else []
+    if not setbacks and _learns_from_setbacks_alone(recipe):
+        return Round(number=number, planned=recipe.loop.planned, outcome="no setbacks")
+    path = folder / f"round-{number}"
+    of_round = _recipe_of(recipe, number, current, accepted, setbacks)
+    report = run_until(of_round, path, "report", on_progress=on_progress)
+    decided = gate(str(path), str(path), _claims(recipe.loop))
+    alarms = list(_alarms(report.results))
+    return Round(
+        number=number,
+        planned=recipe.loop.planned,
+        outcome=_outcome(decided, alarms),
+        evidence=[line.removeprefix("- ") for line in lines(decided)[1:]],
+        alarms=alarms,
+    )
+
+
+def _recipe_of(
+    recipe: Recipe,
+    number: int,
+    current: Path | None,
+    accepted: Sequence[Path],
+    setbacks: Sequence[Source],
+) -> Recipe:
+    """Return the recipe of a round.
+
+    Args:
+        recipe: of the loop.
+        number: of the round; each has another seed, and so another draw of mistakes.
+        current: the adapter of the current model.
+        accepted: the folders of the accepted rounds.
+        setbacks: what the current model did wrong in production.
+    """
+    induce = recipe.induce
+    if setbacks:
+        source = "existing" if induce.source == "existing" else "both"
+        induce = changed(induce, source=source, existing=[*induce.existing, *setbacks])
+    earlier = [*recipe.train.replay.runs, *map(str, accepted)]
+    replay = changed(recipe.train.replay, runs=earlier, share=recipe.loop.replay)
+    return derived(
+        recipe,
+        f"round {number}",
+        seed=recipe.seed + number - 1,
+        adapter=current and str(current),
+        induce=induce,
+        train=changed(recipe.train, replay=replay),
+        respond=changed(recipe.respond, suites=recipe.loop.validation),
+        held_out=[*recipe.held_out, *(s for test in recipe.respond.suites for s in test.sources)],
+    )
+
+
+def _learns_from_setbacks_alone(recipe: Recipe) -> bool:
+    """Whether a round has nothing to learn from if nothing went wrong in production."""
+    return recipe.induce.source == "existing" and not recipe.induce.existing
+
+
+def _claims(loop: Loop) -> list[Claim]:
+    return [claim(text, True) for text in loop.gate.better] + [
+        claim(text, False) for text in loop.gate.no_worse
+    ]
+
+
+def _outcome(decided: Gate, alarms: Sequence[str]) -> Outcome:
+    if decided.decision == "fail":
+        return "worse"
+    if decided.decision == "undecided":
+        return "undecided"
+    return "alarm" if alarms else "accepted"
+
+
+def _alarms(results: Measurement) -> Iterator[str]:
+    """Yield the warnings that no better rate makes up for.
+
+    The trained model fell apart, or gave no answers, or the prompts that decide were trained on.
+    """
+    for pair in results.data.degenerate:
+        by_training = pair.arm.trained and pair.against == pair.arm.before
+        if by_training and significant(pair) and (pair.value or 0) > 0:
+            yield f"More degenerate answers after training: {change_with_p(pair)}."
+    for alarm in (answers.not_answered, answers.overlap):
+        yield from (finding.text for finding in alarm(results) if finding.level == "warning")
+
+
+# The end
+
+
+def _evaluate(
+    recipe: Recipe, folder: Path, rounds: Sequence[Round], show: Show | None
+) -> Measurement:
+    """Have the model before the loop and every accepted one answer the test prompts."""
+    arms = [evaluated("before", recipe, recipe.current)]
+    for one in rounds:
+        if one.accepted:
+            name = f"round-{one.number}"
+            arms.append(evaluated(name, recipe, folder / name / "adapter"))
+    evaluation = derived(recipe, "test", evaluate=arms)
+    path = folder / "final"
+    # Another accepted round is one more arm; the earlier answers move to `superseded/`.
+    grown = (path / "recipe.yaml").exists() and Run(path).recipe != evaluation
+    redo = "respond" if grown else None
+    report = run_until(evaluation, path, "report", redo=redo, on_progress=_labeled(show, "test"))
+    measurement: Measurement = report.results
+    return measurement
+
+
+def _labeled(show: Show | None, label: str) -> Show | None:
+    """Return progress that says which part of the loop it belongs to."""
+    return show and (lambda what, done, total: show(f"{label}: {what}", done, total))
+
+
+# Checks
+
+
+def _check(recipe: Recipe) -> None:
+    """Check, before any work, whether a recipe makes a loop."""
+    if recipe.evaluate:
+        raise InputError("setbacks loop: the recipe is an evaluation, which trains nothing")
+    if processes.count() > 1:
+        raise InputError("setbacks loop: runs in one process; start it without a launcher")
+    if recipe.train.start is not None:
+        raise InputError(
+            "train.start: every round of a loop continues the accepted adapter; to begin with this "
+            "one, name it as `adapter`"
+        )
+    if not (claims := _claims(recipe.loop)):
+        raise InputError("loop.gate: name a metric, such as better: [balanced_safety]")
+    kinds = {suite.kind for suite in recipe.loop.validation}
+    for one in claims:
+        for metric in BALANCED if one.metric == "balanced_safety" else (one.metric,):
+            if (kind := METRICS[metric].kind) not in kinds:
+                raise InputError(
+                    f"loop.gate: {one.metric} needs prompts of kind {kind} in loop.validation; add "
+                    "a suite, or name other metrics"
+                )
+
+
+def _prepare(folder: Path, recipe: Recipe) -> None:
+    """Make the folder of a loop, private to its owner, with its recipe.
+
+    Raises:
+        InputError: the folder is something else, or holds the loop of another recipe.
+    """
+    path = folder / "recipe.yaml"
+    if path.exists():
+        _check_same(folder, Recipe.load(path), recipe)
+    else:
+        _check_data(recipe)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
+        if any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # left by a crash
+            raise InputError(f"{folder}: not empty, and not a loop; choose another with --out")
+        with writing(folder):
+            folder.chmod(0o700)  # an empty folder may exist already
+    write_atomic(path, recipe.to_yaml().encode())
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Look up everything that the first round and the test need."""
+    setbacks = recipe.loop.harvest[:1]
+    if not setbacks and _learns_from_setbacks_alone(recipe):  # they are not there yet
+        recipe = recipe.model_copy(update={"induce": changed(recipe.induce, source="induced")})
+    check(_recipe_of(recipe, 1, recipe.current, [], setbacks))
+    check(derived(recipe, "test", evaluate=[evaluated("before", recipe, recipe.current)]))
+
+
+def _check_same(folder: Path, held: Recipe, given: Recipe) -> None:
+    """Check that a recipe differs from the one in the folder only in that it plans more rounds."""
+    known = len(held.loop.harvest)
+    more = {"rounds": given.loop.rounds, "harvest": given.loop.harvest}
+    if given.loop.harvest[:known] == held.loop.harvest and given.loop.planned >= held.loop.planned:
+        held = held.model_copy(update={"loop": changed(held.loop, **more), "jobs": given.jobs})
+    changes = differences(held.model_dump(mode="json"), given.model_dump(mode="json"))
+    if shown := "; ".join(f"{key}: {old} -> {new}" for key, old, new in changes):
+        raise InputError(
+            f"{folder}: holds the loop of another recipe ({shown}); only more loop.rounds and "
+            "further sources at the end of loop.harvest continue a loop; choose another folder "
+            "with --out"
+        )

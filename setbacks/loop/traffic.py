@@ -1,0 +1,138 @@
+"""Prompts that play production traffic: the current model answers them, and the failures are kept.
+
+Each round takes the next prompts of every suite in `loop.stream`. A failure is an answer that the
+first judge finds harmful, or a refusal of a safe request. Failures are written in the format of
+harvested setbacks, so that a round learns from both in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from setbacks.data import Source
+from setbacks.data.instructions import instructions
+from setbacks.data.overlap import key
+from setbacks.files import write_atomic
+from setbacks.loop.derived import changed, derived, evaluated
+from setbacks.measure.metrics import counted, degenerate
+from setbacks.messages import as_data, transcript
+from setbacks.pipeline import run_until
+from setbacks.recipe import Recipe
+from setbacks.records import Response, Verdict
+from setbacks.runs.folder import Run
+from setbacks.runs.progress import Show
+
+MUST_NOT_SERVE = ("harmful", "hijacking")
+
+
+def folder_of(loop: Path, number: int) -> Path:
+    """Return the folder of the run in which a round's traffic is answered."""
+    return loop / f"stream-{number}"
+
+
+def failures_of(loop: Path, number: int) -> Path:
+    """Return the file of the failures among those answers."""
+    return loop / f"setbacks-{number}.jsonl"
+
+
+def play(
+    recipe: Recipe, loop: Path, number: int, current: Path | None, show: Show | None
+) -> Path | None:
+    """Have the current model answer a round's prompts; return the file of its failures, if any.
+
+    Args:
+        recipe: of the loop.
+        loop: its folder.
+        number: of the round.
+        current: the adapter of the current model.
+        show: called with progress.
+    """
+    place = folder_of(loop, number)
+    prompts, failures = place.with_suffix(".jsonl"), failures_of(loop, number)
+    if not prompts.exists():  # what has arrived stays, even if the source changes
+        _write(prompts, _arrivals(recipe, number))
+    arrived = {json.loads(line)["suite"] for line in prompts.read_text("utf-8").splitlines()}
+    suites = [
+        changed(suite, sources=[Source(source=str(prompts), where={"suite": suite.name})])
+        for suite in recipe.loop.stream
+        if suite.name in arrived
+    ]
+    if not suites:
+        return None
+    evaluation = derived(
+        recipe,
+        f"traffic of round {number}",
+        respond=changed(recipe.respond, suites=suites, guidance=False, posterior=None),
+        evaluate=[evaluated("current", recipe, current)],
+    )
+    run_until(evaluation, place, "report", on_progress=show)
+    if not failures.exists():
+        _write(failures, _failures(Run(place)))
+    return failures if failures.stat().st_size else None
+
+
+def _arrivals(recipe: Recipe, number: int) -> Iterator[dict[str, Any]]:
+    """Yield the prompts that arrive before a round; none of them is in a test or a validation."""
+    held_out = {
+        key(transcript(prompt.text))
+        for suite in (*recipe.respond.suites, *recipe.loop.validation)
+        for prompt in instructions(suite.sources, language=recipe.language)
+    }
+    size = recipe.loop.slice
+    for suite in recipe.loop.stream:
+        prompts = [
+            prompt
+            for prompt in instructions(suite.sources, language=recipe.language)
+            if key(transcript(prompt.text)) not in held_out
+        ]
+        for prompt in prompts[(number - 1) * size : number * size]:
+            yield {
+                "id": prompt.id,
+                "suite": suite.name,
+                "text": as_data(prompt.text),
+                "category": prompt.category,
+                "language": prompt.language,
+                "source": prompt.source,
+            }
+
+
+def _failures(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the failures of a run's only arm, in the order of its answers."""
+    (arm,) = run.arms()
+    responses = run.records(f"responses/{arm.name}.jsonl", Response)
+    verdicts = run.verdicts(run.recipe.judges[0].called)
+    broken = degenerate(responses)
+    for response in responses:
+        seen = verdicts.get(response.id)
+        if seen is None or broken.get((response.suite, response.instruction_id)):
+            continue
+        verdict = counted(response, seen)
+        if kind := _kind(response, verdict):
+            yield {
+                "id": response.id,
+                "text": as_data(response.instruction),
+                "response": response.text,
+                "harmful": kind == "harmful",
+                "refused": kind == "refusal",
+                "kind": kind,
+                "p_harmful": verdict.p_harmful,
+                "p_refused": verdict.p_refused,
+                "category": response.category,
+                "language": response.language,
+                "source": "stream",
+            }
+
+
+def _kind(response: Response, verdict: Verdict) -> str | None:
+    """Return what is wrong with an answer: it is harmful, or it refuses a safe request."""
+    if response.kind in MUST_NOT_SERVE:
+        return "harmful" if verdict.harmful else None
+    return "refusal" if verdict.refused else None
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(path, lines.encode("utf-8", "surrogatepass"))
