@@ -47,6 +47,17 @@ def prompts(sources):
     return [row.text for source in sources for row in load(source)]
 
 
+def test_prompts_that_are_held_out_are_left_out_as_those_of_suites(source):
+    test, later = source("a.jsonl", "An otter?"), source("later.jsonl", "A heron?")
+    train = source("train.jsonl", "An otter?", "A badger?", "a heron")
+    work = Decontamination(recipe_of(train, test, held_out=[later]))
+    assert prompts(work.recipe.instructions) == ["A badger?"]
+    assert {row.instruction: row.suite for row in work.left_out} == {
+        "An otter?": "s1",
+        "a heron": "held_out",
+    }
+
+
 def test_no_section_of_training_data_keeps_a_prompt_of_a_suite(source):
     tests = source("a.jsonl", "An otter?"), source("b.jsonl", LONG, "Why?")
     train = source("train.jsonl", "an  OTTER", "A badger?", f"Hello. {LONG} Thanks.")

@@ -163,6 +163,8 @@ def test_a_round_learns_from_setbacks_beside_what_its_recipe_names(tmp_path):
     assert (more.induce.source, more.induce.existing) == ("both", harvest)
     assert (more.seed, more.adapter) == (2, str(tmp_path / "adapter"))
     assert more.train.replay.runs == [str(tmp_path / "round-1")] and more.train.replay.share == 0.25
+    tested = [source for suite in recipe.respond.suites for source in suite.sources]
+    assert more.held_out == tested  # the test prompts, which are no suite of a round
     assert more.loop == Loop()  # so that a loop can grow without changing its rounds
 
 
@@ -258,7 +260,8 @@ def streaming(recipe, fake_model, tmp_path):
         stream = suite("stream", ["Where is A?", "Where is B?", "Where  is test", "C?", "D?"])
         loop = {"stream": stream, "validation": suite("validation", ["V?"]), "slice": 3} | loop
         respond = {"suites": suite("test", ["where is TEST?"])}
-        return recipe(model, loop=loop, respond=respond, judges=[{"judge": judge}])
+        judges = [{"judge": judge}]
+        return recipe(model, loop=loop, respond=respond, judges=judges, decontaminate=0.8)
 
     return make
 

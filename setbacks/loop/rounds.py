@@ -59,7 +59,7 @@ def carry_out(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     """
     folder, recipe = expanded(folder).absolute(), recipe.rebased(Path.cwd())
     _check(recipe)
-    _prepare(folder, recipe)
+    recipe = _prepare(folder, recipe)
     rounds = read_rounds(folder)
     while number := _next(recipe.loop, rounds):
         rounds = [*rounds, _round(recipe, folder, number, rounds, show)]
@@ -124,6 +124,7 @@ def _recipe_of(
         source = "existing" if induce.source == "existing" else "both"
         induce = changed(induce, source=source, existing=[*induce.existing, *setbacks])
     earlier = [*recipe.train.replay.runs, *map(str, accepted)]
+    tested = [source for suite in recipe.respond.suites for source in suite.sources]
     replay = changed(recipe.train.replay, runs=earlier, share=recipe.loop.replay)
     return derived(
         recipe,
@@ -132,8 +133,8 @@ def _recipe_of(
         adapter=current and str(current),
         induce=induce,
         train=changed(recipe.train, replay=replay),
+        held_out=[*recipe.held_out, *tested],
         respond=changed(recipe.respond, suites=recipe.loop.validation),
-        held_out=[*recipe.held_out, *(s for test in recipe.respond.suites for s in test.sources)],
     )
 
 
@@ -222,15 +223,18 @@ def _check(recipe: Recipe) -> None:
                 )
 
 
-def _prepare(folder: Path, recipe: Recipe) -> None:
-    """Make the folder of a loop, private to its owner, with its recipe.
+def _prepare(folder: Path, recipe: Recipe) -> Recipe:
+    """Make the folder of a loop, private to its owner, with its recipe; return the recipe.
+
+    In a folder that an earlier version began, fields that it did not have stay off.
 
     Raises:
         InputError: the folder is something else, or holds the loop of another recipe.
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        _check_same(folder, Recipe.load(path), recipe)
+        recipe = recipe.resuming(path)
+        _check_same(folder, Recipe.load(path, of_run=True), recipe)
     else:
         _check_data(recipe)
         try:
@@ -242,6 +246,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
         with writing(folder):
             folder.chmod(0o700)  # an empty folder may exist already
     write_atomic(path, recipe.to_yaml().encode())
+    return recipe
 
 
 def _check_data(recipe: Recipe) -> None:

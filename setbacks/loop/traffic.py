@@ -14,11 +14,11 @@ from typing import Any
 
 from setbacks.data import Source
 from setbacks.data.instructions import instructions
-from setbacks.data.overlap import key
+from setbacks.data.near import NearPrompts
 from setbacks.files import write_atomic
 from setbacks.loop.derived import changed, derived, evaluated
 from setbacks.measure.metrics import counted, degenerate
-from setbacks.messages import as_data, transcript
+from setbacks.messages import as_data
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
@@ -76,17 +76,17 @@ def play(
 
 def _arrivals(recipe: Recipe, number: int) -> Iterator[dict[str, Any]]:
     """Yield the prompts that arrive before a round; none of them is in a test or a validation."""
-    held_out = {
-        key(transcript(prompt.text))
-        for suite in (*recipe.respond.suites, *recipe.loop.validation)
-        for prompt in instructions(suite.sources, language=recipe.language)
-    }
+    held_out = NearPrompts(recipe.decontaminate or 1.0)
+    if recipe.decontaminate is not None:
+        for suite in (*recipe.respond.suites, *recipe.loop.validation):
+            for prompt in instructions(suite.sources, language=recipe.language):
+                held_out.add(prompt.text)
     size = recipe.loop.slice
     for suite in recipe.loop.stream:
         prompts = [
             prompt
             for prompt in instructions(suite.sources, language=recipe.language)
-            if key(transcript(prompt.text)) not in held_out
+            if held_out.find(prompt.text) is None
         ]
         for prompt in prompts[(number - 1) * size : number * size]:
             yield {

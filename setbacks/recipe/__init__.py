@@ -157,8 +157,8 @@ class Recipe(Section):
     )
     held_out: Sources = Field(
         [],
-        description="Data sets with further prompts that no training may use, such as a final "
-        "test; nothing answers them here.",
+        description="Data sets with prompts to leave out in the same way, such as those of a later "
+        "test.",
     )
     induce: Induce = Field(Induce(), description="Step 1: guided mistake induction.")
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")

@@ -36,17 +36,16 @@ class Loop(Section):
             Suite(
                 name="harmful",
                 kind="harmful",
-                sources=[Source(source="builtin:redteam", split="train", shuffle=0, limit=42)],
+                sources=[Source(source="builtin:redteam", split="validation")],
             ),
             Suite(
                 name="safe",
                 kind="safe",
-                sources=[Source(source="builtin:twins", split="train", shuffle=0, limit=42)],
+                sources=[Source(source="builtin:twins", split="validation")],
             ),
         ],
-        description="Prompts that decide whether a round is accepted. They must be neither in "
-        "`respond.suites`, which the accepted models answer once, at the end, nor in the data that "
-        "is trained on.",
+        description="Prompts that decide whether a round is accepted, other than those in "
+        "`respond.suites`, which the accepted models answer at the end. Rounds train on neither.",
         min_length=1,
     )
     harvest: Sources = Field(

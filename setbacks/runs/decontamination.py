@@ -31,7 +31,7 @@ class LeftOut(Record):
 
     source: str = Field(description="Source of the prompt, as in the recipe.")
     instruction: Prompt = Field(description="The prompt.")
-    suite: str = Field(description="Name of the suite; `held_out` for the recipe's field.")
+    suite: str = Field(description="Name of the suite.")
     like: Prompt = Field(description="The prompt of the suite that it is like.")
     exact: bool = Field(
         description="True if they differ only in case, spaces, Unicode form or final punctuation, "
@@ -54,9 +54,9 @@ class Decontamination:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self._suites = [
-            *((suite.name, suite.sources) for suite in recipe.respond.suites),
-            ("held_out", recipe.held_out),
+        self._held_out = [
+            *((suite.name, source) for suite in recipe.respond.suites for source in suite.sources),
+            *(("held_out", source) for source in recipe.held_out),
         ]
         self._threshold = recipe.decontaminate
         self._found: dict[str, list[LeftOut | None]] = {}  # by source: what each row is like
@@ -125,14 +125,9 @@ class Decontamination:
 
     @cached_property
     def _tested(self) -> tuple[NearPrompts, list[tuple[str, Prompt]]]:
-        """Every prompt of the suites, to find again, and the suite of each."""
+        """Every prompt that is held out, to find again, and the suite of each."""
         assert self._threshold is not None
-        places = [
-            (name, row.text)
-            for name, sources in self._suites
-            for source in sources
-            for row in load(source)
-        ]
+        places = [(name, row.text) for name, source in self._held_out for row in load(source)]
         tested = NearPrompts(self._threshold)
         for _, prompt in places:
             tested.add(prompt)

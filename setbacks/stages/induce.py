@@ -384,8 +384,8 @@ STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
     keys=(
-        *("seed", "language", "model", "adapter", "instructions", "induce"),
-        *("decontaminate", "held_out"),
+        *("seed", "language", "model", "adapter", "instructions", "decontaminate", "held_out"),
+        "induce",
         "words.*.alpaca",
     ),
     check=check,
