@@ -39,14 +39,20 @@ def judge_agreement(data: dict[str, Any]) -> Iterator[str]:
 
 
 def fit_probe(data: dict[str, Any]) -> Iterator[str]:
-    training = data["training"]
-    yield f"Version {data['version']}: a LoRA adapter, trained on {training['rows']:,} answers in"
-    yield f"{training['steps']} steps ({training['seconds']:,} s on a busy core). AUC on questions"
-    yield "that were left out of the training:"
+    yield f"Version {data['version']}: a LoRA adapter, trained in {len(data['epochs'])} epochs:"
+    for epoch in data["epochs"]:
+        steps, seconds = epoch["steps"], epoch["seconds"]
+        yield f"{epoch['rows']:,} answers in {steps} steps ({seconds:,} s on a busy core)."
+    yield "AUC on questions that were left out of the training:"
     yield ""
-    without, adapted = (data["left_out"][f"{how} the adapter"] for how in ("without", "with"))
-    rows = [[name, one["n"], one["auc"], adapted[name]["auc"]] for name, one in without.items()]
-    yield from table(["harmful", "n", "heads alone", "with the adapter"], rows)
+    left_out = data["left_out"]
+    names = list(dict.fromkeys(name for aucs in left_out.values() for name in aucs))
+    rows = []
+    for name in names:
+        found = [aucs.get(name) for aucs in left_out.values()]
+        n = next(one["n"] for one in found if one)
+        rows.append([name, n, *(one["auc"] if one else "-" for one in found)])
+    yield from table(["harmful", "n", *left_out], rows)
     yield ""
     yield "The other heads, fitted on the adapted states; AUC by cross-validation over questions."
     yield ""

@@ -6,14 +6,17 @@ folder of public data must hold. Run it from the root of the repository:
     python research/fit_probe.py --data ../shared/data --states FOLDER
 
 1. The frozen layers below the adapter read every answer once; their states are stored in FOLDER
-   (2.5 GB), source by source, so that an interrupted run resumes.
-2. A LoRA adapter on the layers above is trained for one epoch, with a linear head for each task.
+   (4 GB), source by source, so that an interrupted run resumes.
+2. A LoRA adapter on the layers above is trained for two epochs (`EPOCHS`), with a linear head for
+   each task. The first is what made version 2. The second adds sources, reads what the first left
+   unread, and takes HH-RLHF for what it is: which of two responses is worse. What ships is the
+   mean of the adapters after each epoch (Wortsman et al. 2022, arXiv 2203.05482).
 3. The head on *harmful* is calibrated on questions that were left out of the training. The other
    two are fitted again on the adapted states, with a regularization chosen by cross-validation.
 
-On one core with AVX512-BF16, the first two steps take about half an hour each. The files that ship
-were made by an earlier form of this script with the same settings, which drew the order of the rows
-in another way. The script writes
+On one core with AVX512-BF16, each of the steps takes about half an hour. The files that ship were
+made by an earlier form of this script with the same settings, which drew the order of the rows in
+another way. The script writes
 setbacks/judges/probe.safetensors, setbacks/judges/probe_adapter.safetensors and
 research/results/fit_probe.json; `judge_agreement.py` then measures the result. A quarter of the
 questions of XSTest, HH-RLHF and chatgpt-refusals is held out of all of this, for measuring.
@@ -26,7 +29,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +40,7 @@ from judge_labels import SETS, Example, examples
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.nn.utils import parametrize
 
 from setbacks.judges import probe
@@ -49,17 +52,80 @@ RESULTS = ROOT / "research" / "results" / "fit_probe.json"
 SEED = 0
 FROM = 10  # layers below stay as they are
 RANK, SCALE = 8, 2.0
-RATE, HEAD_RATE, WARM_UP = 6e-4, 3e-5, 25
+HEAD_RATE, WARM_UP = 3e-5, 20
 BATCH_TOKENS = 2_600
-LONGEST = 640  # tokens; longer conversations are not trained on
 START = 1e-4  # inverse strength of the regularization of the heads that training starts with
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # to choose from, for the heads fitted again
 # Weights of the tasks in the loss, and of sources with weak labels or rough ones.
 TASK_WEIGHTS = {"harmful": 1.0, "refused": 0.5, "helpful": 0.5}
-SOURCE_WEIGHTS = {"safetext": 0.4, "square": 0.4, "dices": 0.7, "hh-rlhf": 0.7, "own": 0.5}
+SOURCE_WEIGHTS = {
+    "safetext": 0.4,
+    "square": 0.4,
+    "dices": 0.7,
+    "rbr": 0.7,
+    "hh-rlhf": 0.7,
+    "own": 0.5,
+    "babble": 0.5,
+    "short": 0.5,
+}
 MOST = 6.0  # times the mean that a row may weigh
-SHARES = {"xstest": 0.55, "gptfuzz": 0.66}  # of the rows, of large sources, that training reads
-MEASURED = ("xstest", "hh-rlhf", "refusals")  # on questions that are held out
+PAIRS = ("hh-rlhf", "hh-later")
+MISTAKEN = 0.15  # of the pairs, taken to be in the wrong order
+PAIR_WEIGHT = 1.4
+MEASURED = ("xstest", "hh-rlhf", "hh-later", "refusals", "good")  # on questions held out
+
+GOOD_SHARE = 3  # every third row of "good" fits the helpful head; more made it miss babble
+HARMLESS = ("own", "short", "babble")  # by construction
+
+
+class Epoch(NamedTuple):
+    """One pass over the data.
+
+    Args:
+        rate: the largest learning rate of the adapter.
+        longest: tokens; longer conversations are not read.
+        pairs: whether rows of `PAIRS` are compared; otherwise each counts as labeled.
+        without: sources that are not read.
+        shares: of the rows of a source that are read, if not all.
+        again: the same for rows that an earlier epoch has read.
+    """
+
+    rate: float
+    longest: int
+    pairs: bool
+    without: Sequence[str]
+    shares: Mapping[str, float]
+    again: Mapping[str, float]
+
+
+EPOCHS = (
+    Epoch(
+        rate=6e-4,
+        longest=640,
+        pairs=False,
+        without=("hh-later", "rbr", "good", "short"),
+        shares={"xstest": 0.55, "gptfuzz": 0.66},
+        again={},
+    ),
+    Epoch(
+        rate=4e-4,
+        longest=560,
+        pairs=True,
+        without=(),
+        shares={},
+        again={
+            "xstest": 0.05,
+            "gptfuzz": 0.05,
+            "safetext": 0.5,
+            "square": 0.5,
+            "quality": 0.5,
+            "pyrit": 0.6,
+            "babble": 0.6,
+            "own": 0.6,
+            "dices": 0.7,
+        },
+    ),
+)
 
 
 class Rows(NamedTuple):
@@ -85,19 +151,31 @@ class Rows(NamedTuple):
         return x.view(torch.bfloat16), share
 
     def batches(self, index: Sequence[int], tokens: int, jitter: float = 0) -> list[list[int]]:
-        """Cut rows into batches of similar length."""
+        """Cut rows into batches of similar length; the two of a pair stay together."""
         chance = random.Random(SEED)
-        order = sorted(index, key=lambda i: self.length(i) + jitter * chance.random())
+        units: list[list[int]] = []
+        for i in index:
+            together = (
+                units
+                and units[-1] == [i - 1]
+                and self.rows[i].source in PAIRS
+                and self.rows[i].question == self.rows[i - 1].question
+            )
+            if together:
+                units[-1].append(i)
+            else:
+                units.append([i])
+        units.sort(key=lambda unit: max(map(self.length, unit)) + jitter * chance.random())
         found: list[list[int]] = [[]]
-        for i in order:
-            batch = [*found[-1], i]
+        for unit in units:
+            batch = [*found[-1], *unit]
             if found[-1] and len(batch) * max(map(self.length, batch)) > tokens:
                 found.append([])
-            found[-1].append(i)
+            found[-1] += unit
         return found
 
 
-def read(rows: list[Example], folder: Path) -> Rows:
+def read_all(rows: list[Example], folder: Path) -> Rows:
     """Read all answers with the frozen layers, source by source."""
     from setbacks.models.loading import load_model, load_tokenizer
     from setbacks.recipe import Engine
@@ -187,6 +265,24 @@ class Reader(torch.nn.Module):
         scores: torch.Tensor = self.head((self.features(x, share) - self.mean) / self.scale)
         return scores
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the adapter and the heads."""
+        state = {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        for name, lora in self.names.items():
+            state |= {f"{name}.a": lora.a, f"{name}.b": lora.b}
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def take_mean(self, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Become the mean of several states: of the matrices that adapters add, and of heads."""
+        for name, lora in self.names.items():
+            lora.a = torch.nn.Parameter(torch.cat([state[f"{name}.a"] for state in states]))
+            b = torch.cat([state[f"{name}.b"] for state in states], dim=1)
+            lora.b = torch.nn.Parameter(b / len(states))
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                parts = torch.stack([state[f"head.{name}"] for state in states])
+                getattr(self.head, name).copy_(parts.mean(dim=0))
+
     def start(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
         """Start with heads that are fitted on the features without an adapter."""
         self.mean, self.scale = (
@@ -217,7 +313,12 @@ def left_out(row: Example) -> bool:
     """Return whether a row is left out of the training, to be measured or to calibrate on."""
     if row.source in MEASURED:
         return held_out(row.question)
-    return hashlib.blake2b(row.question.encode(), digest_size=1).digest()[0] % 8 == 0
+    return _byte(row.question) % 8 == 0
+
+
+def _byte(question: str) -> int:
+    """Return a number from 0 to 255 for a question, always the same."""
+    return hashlib.blake2b(question.encode(), digest_size=1).digest()[0]
 
 
 def labels(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
@@ -241,36 +342,65 @@ def labels(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     return y, weight
 
 
-def train(reader: Reader, rows: Rows, y: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
-    """Train the adapter for one epoch; return notes."""
-    chance = random.Random(SEED)
-    index = [
-        i
-        for i, row in enumerate(rows.rows)
-        if weight[i].sum() > 0
-        and rows.length(i) <= LONGEST
-        and chance.random() < SHARES.get(row.source, 1)
+def pairs_in(rows: Sequence[Example], index: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the places of pairs in a batch: the better response, then the worse one."""
+    return [
+        (place, place + 1)
+        for place, (i, j) in enumerate(zip(index, index[1:], strict=False))
+        if rows[i].source in PAIRS
+        and j == i + 1
+        and rows[i].question == rows[j].question
+        and not rows[i].harmful
     ]
+
+
+def train(
+    reader: Reader, rows: Rows, y: np.ndarray, weight: np.ndarray, epoch: Epoch, read: set[int]
+) -> dict[str, Any]:
+    """Train the adapter for an epoch; return notes, and add the rows to those that were read."""
+    chance = random.Random(SEED)
+
+    def drawn(i: int) -> bool:
+        source = rows.rows[i].source
+        share = (epoch.again if i in read else epoch.shares).get(source, 1)
+        return (
+            weight[i].sum() > 0
+            and source not in epoch.without
+            and rows.length(i) <= epoch.longest
+            and chance.random() < share
+        )
+
+    index = [i for i in range(len(rows.rows)) if drawn(i)]
+    if epoch.pairs:
+        weight = weight.copy()
+        weight[[i for i, row in enumerate(rows.rows) if row.source in PAIRS], 0] = 0
     plan = rows.batches(index, BATCH_TOKENS, jitter=24)
     chance.shuffle(plan)
     loras = [part for lora in reader.names.values() for part in lora.parameters()]
     optimizer = torch.optim.AdamW(
-        [{"params": loras, "lr": RATE}, {"params": reader.head.parameters(), "lr": HEAD_RATE}],
+        [
+            {"params": loras, "lr": epoch.rate},
+            {"params": reader.head.parameters(), "lr": HEAD_RATE},
+        ],
         weight_decay=0.01,
     )
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda n: min((n + 1) / WARM_UP, max(0.02, (len(plan) - n) / (len(plan) - WARM_UP))),
+        lambda n: min((n + 1) / WARM_UP, max(0.01, (len(plan) - n) / (len(plan) - WARM_UP))),
     )
     start, losses = time.monotonic(), []
     targets, weights = torch.tensor(y), torch.tensor(weight)
     for number, batch in enumerate(plan, 1):
+        scores = reader(*rows.batch(batch))
         loss = binary_cross_entropy_with_logits(
-            reader(*rows.batch(batch)),
-            targets[batch].clamp(0, 1),
-            weights[batch],
-            reduction="sum",
-        ) / len(batch)
+            scores, targets[batch].clamp(0, 1), weights[batch], reduction="sum"
+        )
+        if epoch.pairs and (pairs := pairs_in(rows.rows, batch)):
+            better, worse = zip(*pairs, strict=True)
+            gap = scores[list(worse), 0] - scores[list(better), 0]
+            wrong = (1 - MISTAKEN) * softplus(-gap) + MISTAKEN * softplus(gap)
+            loss = loss + PAIR_WEIGHT * wrong.sum()
+        loss = loss / len(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(loras, 1.0)
         optimizer.step()
@@ -280,6 +410,7 @@ def train(reader: Reader, rows: Rows, y: np.ndarray, weight: np.ndarray) -> dict
         if number % 20 == 0:
             spent = time.monotonic() - start
             print(f"step {number} of {len(plan)}, loss {np.mean(losses[-20:]):.3f}, {spent:.0f} s")
+    read.update(index)
     return {"rows": len(index), "steps": len(plan), "seconds": round(time.monotonic() - start)}
 
 
@@ -332,7 +463,7 @@ def main() -> None:
     parser.add_argument("--states", type=Path, required=True, help="where states are stored")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
-    rows = read(
+    rows = read_all(
         [
             row
             for row in examples(arguments.data)
@@ -344,20 +475,26 @@ def main() -> None:
     reader = Reader()
     trained = np.flatnonzero(weight.sum(1) > 0)
     reader.start(all_features(reader, rows, trained.tolist()), y[trained], weight[trained])
-    before = reader.head.weight[0].detach().clone()
 
     off = [i for i, row in enumerate(rows.rows) if left_out(row) and y[i, 0] >= 0]
-    plain = (all_features(reader, rows, off) - reader.mean.numpy()) / reader.scale.numpy()
-    result: dict[str, Any] = {"version": VERSION, "training": train(reader, rows, y, weight)}
-    x = all_features(reader, rows, off)
-    z = (x - reader.mean.numpy()) / reader.scale.numpy()
     held = [rows.rows[i] for i in off]
-    after = reader.head.weight[0].detach()
-    result["left_out"] = {
-        "without the adapter": dict(ranked(plain @ before.numpy(), y[off, 0], held)),
-        "with the adapter": dict(ranked(z @ after.numpy(), y[off, 0], held)),
-    }
-    verdicts = [n for n, row in enumerate(held) if row.source not in (*MEASURED, "own")]
+
+    def on_rows_left_out() -> dict[str, Any]:
+        z = (all_features(reader, rows, off) - reader.mean.numpy()) / reader.scale.numpy()
+        return dict(ranked(z @ reader.head.weight[0].detach().numpy(), y[off, 0], held))
+
+    result: dict[str, Any] = {"version": VERSION, "epochs": []}
+    result["left_out"] = {"no adapter": on_rows_left_out()}
+    read: set[int] = set()
+    states = []
+    for number, epoch in enumerate(EPOCHS, 1):
+        result["epochs"].append(train(reader, rows, y, weight, epoch, read))
+        result["left_out"][f"epoch {number}"] = on_rows_left_out()
+        states.append(reader.state())
+    reader.take_mean(states)
+    result["left_out"]["mean of both"] = on_rows_left_out()
+    x = all_features(reader, rows, off)
+    verdicts = [n for n, row in enumerate(held) if row.source not in (*MEASURED, *HARMLESS)]
     heads = {
         "harmful": calibrated(
             reader, x[verdicts], y[off, 0][verdicts], [held[n].source for n in verdicts]
@@ -367,7 +504,9 @@ def main() -> None:
         on = [
             i
             for i, row in enumerate(rows.rows)
-            if y[i, task] >= 0 and not (row.source in MEASURED and left_out(row))
+            if y[i, task] >= 0
+            and not (row.source in MEASURED and left_out(row))
+            and (row.source != "good" or _byte(row.question) % GOOD_SHARE == 1)
         ]
         heads[name], result[name] = chosen(
             all_features(reader, rows, on), y[on, task] > 0, [rows.rows[i] for i in on]

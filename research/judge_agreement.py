@@ -228,6 +228,7 @@ SOURCES = {
         folder=str(ROOT / "research" / "degeneration"),
     ),
 }  # each in the folder of its name
+NEVER_FITTED = ("pku-saferlhf", "beavertails", "do-not-answer")
 
 
 def held_out(question: str) -> bool:

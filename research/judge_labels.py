@@ -8,9 +8,11 @@ A file in judge-labels has a JSON object per line: `instruction`, `response`, `h
 `refused` (true, false, or null if contested or not labeled), `context` (earlier turns, each
 beginning with its speaker and a colon, or null), `group` (the question), and `overlaps_measured`
 (true if the question or the answer is nearly one of a set that the judge is measured on, so that it
-must not be fitted on). `SETS` says where the labels are published.
+must not be fitted on). `SETS` says where the labels are published, and `convert_labels.py` makes
+these files from what is published.
 
-This project's own answers complete them: good ones, refusals, and worse ones made from good ones.
+This project's own answers complete them: good ones, refusals, worse ones made from good ones, and
+short replies in nine languages (short_replies.yaml).
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from judge_agreement import cut, xstest
+import yaml
+from judge_agreement import NEVER_FITTED, SOURCES, cut, xstest
 
 from setbacks.data import Source, load
+from setbacks.data.near import NearIndex
 from setbacks.messages import Message, Prompt
 
 SEED = 0
-TURNS = 3  # before a response of HH-RLHF; longer conversations are left out
+SHORT = Path(__file__).with_name("short_replies.yaml")
+HELD_OUT = 2  # refusals and offers of each language that are kept for measuring
+FIRST_TURNS = 3  # before a response of HH-RLHF, up to which it is of the first epoch
 
 
 class Example(NamedTuple):
@@ -56,6 +62,7 @@ class LabelSet(NamedTuple):
 SETS = {
     "gptfuzz": LabelSet("https://github.com/sherdencooper/GPTFuzz", "MIT", 24),
     "pyrit": LabelSet("https://github.com/microsoft/PyRIT", "MIT"),
+    "rbr": LabelSet("https://github.com/openai/safety-rbr-code-and-data", "MIT"),
     "purseclab": LabelSet("https://github.com/purseclab/jailbreak-evaluation", "Apache-2.0"),
     "realharm": LabelSet("https://github.com/Giskard-AI/realharm", "CC BY 4.0"),
     "dices": LabelSet("https://github.com/google-research-datasets/dices-dataset", "CC BY 4.0"),
@@ -81,16 +88,36 @@ def examples(data: Path) -> list[Example]:
     """Read everything that heads are fitted on.
 
     Args:
-        data: the folder of public data.
+        data: the folder of public data. It should also hold the sets that are never fitted, since
+            pairs of HH-RLHF with nearly the same question are left out.
     """
+    completions = xstest(data / "xstest")
     rows = [
         Example("xstest", row.question, row.instruction, row.response, row.harmful, row.refused)
-        for row in xstest(data / "xstest")
+        for row in completions
     ]
-    rows += hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz")
+    rows += hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz", asked_in_measured_sets(data))
     for name in SETS:
         rows += label_set(data / "judge-labels" / f"{name}.jsonl.gz", name)
-    return [*rows, *own(), *quality(), *babble()]
+    good = [
+        row
+        for row in rows
+        if (row.source == "xstest" and not row.refused and row.harmful is False)
+        or (row.source == "refusals" and row.refused is False)
+    ]
+    return [*rows, *others_answers(good), *own(), *quality(), *babble(), *short()]
+
+
+def asked_in_measured_sets(data: Path) -> NearIndex:
+    """Return the questions of the sets that are only measured."""
+    known = NearIndex()
+    for name in NEVER_FITTED:
+        if (data / name).is_dir():
+            for row in SOURCES[name].read(data / name):
+                known.add(row.instruction)
+        else:
+            print(f"{name}: not in {data}; rows that overlap with it cannot be left out")
+    return known
 
 
 def label_set(file: Path, name: str) -> list[Example]:
@@ -141,12 +168,11 @@ def message(role: Any, text: str) -> Message:
     return Message(role=role, content=text)
 
 
-def hh(file: Path) -> list[Example]:
+def hh(file: Path, measured: NearIndex) -> list[Example]:
     """Read HH-RLHF's pairs: the response that people found more harmful, and the other one.
 
-    A preference is not a verdict: both may be harmful, or neither. It is taken as one here, as a
-    noisy label; it is noise in both directions alike. The two of a pair follow each other, the
-    harmless one first.
+    A preference is not a verdict: both may be harmful, or neither. The two of a pair follow each
+    other, the harmless one first. Conversations beyond the first turns are a source apart.
     """
     rows = []
     turn = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
@@ -161,11 +187,12 @@ def hh(file: Path) -> list[Example]:
                 message("user" if speaker == "Human" else "assistant", text.strip())
                 for speaker, text in turn.findall(before)
             )
-            if len(turns) > TURNS:
+            if measured.has_near(turns[-1].content):
                 continue
+            source = "hh-rlhf" if len(turns) <= FIRST_TURNS else "hh-later"
             prompt = turns if len(turns) > 1 else turns[0].content
             for response, harmful in ((chosen, False), (rejected, True)):
-                rows.append(Example("hh-rlhf", f"hh {number}", prompt, response.strip(), harmful))
+                rows.append(Example(source, f"hh {number}", prompt, response.strip(), harmful))
     return rows
 
 
@@ -206,6 +233,53 @@ def quality() -> list[Example]:
     return made
 
 
+def others_answers(good: list[Example]) -> Iterator[Example]:
+    """Yield good answers of other models, and worse ones made of them, to learn *helpful* from.
+
+    A worse answer is another question's, or ends after a third of its words.
+    """
+    long = [row for row in good if len(row.response.split()) > 25]
+    for number, row in enumerate(long):
+        same = row._replace(source="good", harmful=None, refused=None)
+        yield same._replace(helpful=True)
+        if number % 3 != 2:
+            other = next(
+                long[(number + step) % len(long)]
+                for step in range(7, len(long))
+                if long[(number + step) % len(long)].question != row.question
+            )
+            yield same._replace(response=other.response, helpful=False)
+        if number % 3 != 0:
+            yield same._replace(response=cut(row.response), helpful=False)
+
+
+def short() -> list[Example]:
+    """Read short replies in nine languages; the last ones of each language are not among them."""
+    chance = random.Random(SEED)
+    english = [
+        row.text
+        for name in ("safe", "helpful", "refusals")
+        for row in load(Source(source=f"builtin:{name}", split="train", language="en"))
+    ]
+    chinese = [row.text for row in load(Source(source="builtin:safe_zh", split="train"))]
+    more = {"en": (english, 6), "zh": (chinese, 2)}
+    made = []
+    for language, replies in yaml.safe_load(SHORT.read_text(encoding="utf-8")).items():
+        asked = replies["prompts"][:-1]
+        for text, refused in [
+            *((text, True) for text in replies["refusals"][:-HELD_OUT]),
+            *((text, False) for text in replies["offers"][:-HELD_OUT]),
+        ]:
+            others, n = more.get(language, ([], 0))
+            for prompt in [*chance.sample(others, n), *chance.choices(asked, k=2)]:
+                question = f"short {language} {prompt}"
+                made.append(Example("short", question, prompt, text, False, refused, False))
+        for prompt, text in zip(asked, replies["answers"][:-1], strict=True):
+            question = f"short {language} {prompt}"
+            made.append(Example("short", question, prompt, text, False, False, True))
+    return made
+
+
 # What a polite model says instead of an answer.
 EMPTY = (
     "Sure! I'd be happy to help you with that.",
@@ -240,7 +314,8 @@ def babble() -> list[Example]:
                 continue
             spaced = name != "safe_zh"
             for text in chance.sample([*_bad(row.text, row.answer, spaced, number, chance)], 4):
-                made.append(Example("babble", row.id, row.text, text, helpful=False))
+                no = False if text in EMPTY else None  # an empty offer is not a refusal
+                made.append(Example("babble", row.id, row.text, text, no, no, helpful=False))
             if not spaced:
                 made.append(Example("babble", row.id, row.text, row.answer, helpful=True))
             number += 1

@@ -1,6 +1,6 @@
-"""How well do the refusal phrases of the languages work?
+"""How well do the refusal phrases of the languages work, and the probe's head on refusals?
 
-The phrases are compared with the labels that two public repositories have for answers of several
+Both are compared with the labels that two public repositories have for answers of several
 models. People labeled none of them: the labels are those of classifiers, which err, too. The
 phrases were written while reading the answers to one half of the prompts; this reports the other.
 
@@ -13,7 +13,8 @@ to 572 harmful prompts, and of the same models without their direction of refusa
 WildGuard. K-OverRefusal (MIT) has answers of eleven models to Korean prompts that are harmful or
 only look so, labeled as refusal, deflection or compliance by a model; deflections are left out.
 
-It prints a table and writes research/results/refusal_phrases.json.
+It prints a table and writes research/results/refusal_phrases.json. The probe judges a sample of the
+answers, since it takes longer: up to `SAMPLE` of each language and source.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from setbacks.judges import Item
+from setbacks.judges.probe import VERSION, Probe
 from setbacks.judges.refusal import refuses
 from setbacks.measure.statistics import agreement
 from setbacks.measure.substance import answer
@@ -34,11 +38,13 @@ from setbacks.prompts import built_in
 RESULTS = Path(__file__).parent / "results" / "refusal_phrases.json"
 LARGEST = 4 * 2**20  # bytes; the copy that we measured on had no larger files
 MEASURES = ("sensitivity", "specificity", "kappa")
+SAMPLE = 150
 
 
 class Answer(NamedTuple):
-    """An answer with its label."""
+    """An answer with its label, and a name for all translations of its prompt."""
 
+    question: str
     prompt: str
     text: str
     refused: bool
@@ -53,7 +59,10 @@ def multilingual(folder: Path) -> Iterator[tuple[str, Answer]]:
         for row in json.loads(file.read_text(encoding="utf-8"))["completions"]:
             label = row["wildguard"]["refusal"]
             if label is not None:
-                yield language, Answer(row["instruction_en"], row["response"], label == 1)
+                yield (
+                    language,
+                    Answer(row["instruction_en"], row["instruction"], row["response"], label == 1),
+                )
 
 
 def korean(folder: Path) -> Iterator[tuple[str, Answer]]:
@@ -63,7 +72,7 @@ def korean(folder: Path) -> Iterator[tuple[str, Answer]]:
             row = json.loads(line)
             text, label = answer(row["response"] or ""), row["refusal_clf_label"]
             if text and label in ("refusal", "compliance"):
-                yield "ko", Answer(row["prompt_ko"], text, label == "refusal")
+                yield "ko", Answer(row["prompt_ko"], row["prompt_ko"], text, label == "refusal")
 
 
 def main() -> None:
@@ -79,30 +88,56 @@ def main() -> None:
     ):
         by_language: dict[str, list[Answer]] = defaultdict(list)
         for language, one in answers:
-            if int(hashlib.sha256(one.prompt.encode()).hexdigest(), 16) % 2:
+            if int(hashlib.sha256(one.question.encode()).hexdigest(), 16) % 2:
                 by_language[language].append(one)
-        rows += [measured(name, *item) for item in sorted(by_language.items())]
-    print("| language | answers | n (refusals) | prompts | " + " | ".join(MEASURES) + " |")
-    print("|---|---|---:|---:|" + "---|" * len(MEASURES))
+        for language, found in sorted(by_language.items()):
+            rows.append(measured("phrases", name, language, found, phrases(found)))
+            some = random.Random(0).sample(found, min(SAMPLE, len(found)))
+            rows.append(measured(f"probe {VERSION}", name, language, some, probe(some)))
+    print(
+        "| judge | language | answers | n (refusals) | prompts | "
+        + " | ".join(MEASURES)
+        + " | AUC |"
+    )
+    print("|---|---|---|---:|---:|" + "---|" * len(MEASURES) + "---|")
     for row in rows:
-        cells = ["{:.2f} ({:.2f}-{:.2f})".format(*row[key]) for key in MEASURES]
-        head = f"| {row['language']} | {row['source']} | {row['n']} ({row['n_refusals']})"
-        print(f"{head} | {row['n_prompts']} | {' | '.join(cells)} |")
+        cells = ["{:.2f} ({:.2f}-{:.2f})".format(*row[key]) for key in (*MEASURES, "auc")]
+        head = f"| {row['judge']} | {row['language']} | {row['source']} | {row['n']}"
+        print(f"{head} ({row['n_refusals']}) | {row['n_prompts']} | {' | '.join(cells)} |")
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def measured(source: str, language: str, answers: list[Answer]) -> dict[str, object]:
-    """Compare the phrases with the labels of answers in one language."""
-    prompts = [one.prompt for one in answers]
+def phrases(answers: Sequence[Answer]) -> list[float]:
+    """Return 1 for each answer that a phrase takes for a refusal, else 0."""
+    return [float(refuses(one.text)) for one in answers]
+
+
+def probe(answers: Sequence[Answer]) -> list[float]:
+    """Return the probability of a refusal for each answer."""
+    judge = Probe()
+    items = [Item(str(n), one.prompt, one.text) for n, one in enumerate(answers)]
+    p = [0.0] * len(items)
+    for batch in judge.plan(items):
+        for place, opinion in zip(batch, judge.judge([items[i] for i in batch]), strict=True):
+            p[place] = float(opinion.p_refused or 0)
+    return p
+
+
+def measured(
+    judge: str, source: str, language: str, answers: Sequence[Answer], scores: Sequence[float]
+) -> dict[str, Any]:
+    """Compare a judge with the labels of answers in one language."""
+    questions = [one.question for one in answers]
     labels = [one.refused for one in answers]
-    measures = agreement(prompts, labels, [float(refuses(one.text)) for one in answers])
+    measures = agreement(questions, labels, scores)
     return {
+        "judge": judge,
         "language": language,
         "source": source,
         "n": len(answers),
         "n_refusals": sum(labels),
-        "n_prompts": len(set(prompts)),
-        **{key: measures[key] for key in MEASURES},
+        "n_prompts": len(set(questions)),
+        **{key: measures[key] for key in (*MEASURES, "auc")},
     }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,7 +54,6 @@ TOPICS = "badger otter heron lizard salmon beetle falcon walrus".split()
 def marks(tmp_path, monkeypatch):
     """The module of the judge, found through its entry point."""
     import importlib
-    import sys
 
     from setbacks.plugins import installed
 
@@ -216,12 +216,14 @@ def built_in_prompt():
 
 
 def test_setbacks_are_read_as_mistakes_without_options(marks, tmp_path, chats):
-    run(tmp_path / "out", chats)
+    run(tmp_path / "out", chats, safe=True)
     source = str(tmp_path / "out" / "setbacks.jsonl")
     recipe = Recipe.parse({"induce": {"source": "existing", "existing": source}}, "here")
-    (mistake,) = existing(recipe)
-    assert (mistake.instruction, mistake.outcome) == (ask("badger"), "mistake")
-    assert mistake.source == "harvested:chat.jsonl"
+    harmful, refusal = existing(recipe)
+    assert (harmful.instruction, harmful.kind) == (ask("badger"), "harmful")
+    assert (refusal.instruction, refusal.kind) == (ask("otter"), "refusal")
+    assert harmful.outcome == refusal.outcome == "mistake"
+    assert harmful.source == refusal.source == "harvested:chat.jsonl"
 
 
 def test_a_run_analyzes_what_was_harvested(marks, tmp_path, chats, recipe_data, fake_engine):
@@ -363,13 +365,29 @@ def test_everything_is_private(marks, tmp_path, chats):
     assert "PLACEHOLDER" not in (tmp_path / "out" / "harvest.html").read_text()
 
 
-def test_expired_texts_are_deleted(marks, tmp_path, chats):
+def test_prompts_are_on_the_page_behind_a_click_and_nowhere_else(marks, tmp_path, cli_in_process):
+    hostile = ask("badger") + " <script>\u202e"
+    log(tmp_path / "chat.jsonl", [row(hostile, 0.9, 0)])
+    words = ("--out", "out", "--judge", "marks", "--no-redact", "-q")
+    ran = cli_in_process("harvest", "chat.jsonl", *words)
+    assert "badger" not in ran.stdout
+    page = (tmp_path / "out" / "harvest.html").read_text()
+    before, _, after = page.partition("<details>")
+    assert "badger" not in before and "badger" in after.partition("</details>")[0]
+    assert "<script>" not in page and "⟨U+202E⟩" in page
+    assert "badger" not in (tmp_path / "out" / "findings.json").read_text()
+
+
+def test_expired_texts_are_deleted(marks, tmp_path, chats, caplog):
     late, early = tmp_path / "harvests" / "late", tmp_path / "harvests" / "early"
     run(late, chats)
     run(early, chats)
     about = json.loads((early / "harvest.json").read_text())
     yesterday = (datetime.now(UTC).date() - timedelta(1)).isoformat()
     (early / "harvest.json").write_text(json.dumps(about | {"expires": yesterday}))
+    with open_run(early) as folder:
+        write(folder)
+    assert "its texts expired on" in caplog.text
     before = contents(late)
     assert [one[0::2] for one in expire(tmp_path / "harvests")] == [(early, True), (late, False)]
     assert contents(late) == before
@@ -430,7 +448,7 @@ def test_a_push_of_what_learned_from_logs_must_be_asked_for_twice(
 
 
 def test_clusters_are_named_by_typical_words():
-    texts = [f"How do I bake a chocolate cake for {n} guests?" for n in range(12)]
+    texts = [f"How do I bake a chocolate cake for {n} guests?" for n in [100] * 12]
     texts += [f"Which tyres fit a bicycle with {n} gears?" for n in range(12)]
     texts += [f"巧克力蛋糕怎么做才好吃第{n}次" for n in "一二三四五六七八九十甲乙"]
     names = clusters(texts)
@@ -438,7 +456,33 @@ def test_clusters_are_named_by_typical_words():
     assert not {*names[:12]} & {*names[12:24]} and not {*names[12:24]} & {*names[24:]}
     assert all("cake" in name or "chocolate" in name or "bake" in name for name in names[:12])
     assert all(pair in texts[24] for name in names[24:] for pair in name.split(", "))
+    assert "100" not in " ".join(names), "a number is no topic"
     assert clusters(texts[:3]) == ["all"] * 3
+
+
+def test_without_presidio_nothing_is_read_unless_one_opts_out(
+    marks, tmp_path, chats, cli_in_process, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    ran = cli_in_process("harvest", chats, "--out", "out", "--judge", "marks")
+    assert ran.returncode == 2 and "pip install 'setbacks[redact]'" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_personal_data_reaches_neither_the_judge_nor_the_folder(marks, tmp_path):
+    def redactor(prompt, answer):
+        return prompt.replace("Ada", "<PERSON>"), answer.replace("Ada", "<PERSON>")
+
+    redactor.pipeline = None
+    rows = [row(ask("badger") + " I am Ada.", 0.9, 0)]
+    rows[0]["messages"][1]["content"] += " Hello Ada."
+    source = log(tmp_path / "chat.jsonl", rows)
+    run(tmp_path / "out", source, redactor=redactor)
+    (item,) = marks.seen[:1]
+    assert "Ada" not in item.instruction + item.response and "<PERSON>" in item.response
+    assert not [path for path, text in contents(tmp_path / "out").items() if b"Ada" in text]
+    (kept,) = setbacks(tmp_path / "out")
+    assert kept["text"].endswith("I am <PERSON>.") and kept["response"].endswith("Hello <PERSON>.")
 
 
 def test_on_the_command_line(marks, tmp_path, chats, cli_in_process):

@@ -5,13 +5,14 @@ from collections import Counter
 import pytest
 
 from setbacks.data import Source, load
+from setbacks.judges.refusal import refuses
 from setbacks.methods import open_method
 from setbacks.methods.corrections import _beginning
 from setbacks.methods.mistake_distillation import MistakeDistillation
 from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Correction, Example, OwnAnswer, digest
+from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, digest
 from setbacks.runs.folder import RunFolder
 
 JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
@@ -288,3 +289,40 @@ def test_the_default_recipe_trains_the_embedded_model_on_its_own_checked_texts(t
     journal = tmp_path / "run" / "benign.jsonl"
     journal.write_bytes(journal.read_bytes()[:-40])
     assert trained() == (weights, corrections, benign, learned), "a cut journal is completed"
+
+
+@pytest.mark.slow
+def test_the_embedded_model_learns_to_answer_what_it_had_refused(tmp_path):
+    limited = {"limit": 4, "split": "train"}
+    prompts_of = {name: [{"source": f"builtin:{name}", **limited}] for name in ("safe", "helpful")}
+    recipe = Recipe.model_validate(
+        {
+            "instructions": [{"source": "builtin:redteam", **limited}],
+            "induce": {"refusals": prompts_of["safe"]},
+            "analyze": {"contrast": [], "candidates": 1},
+            "train": {"helpful": [], "safe": [], "steps": 1, "mix": {"refusal": 4}},
+            "respond": {
+                "suites": [
+                    {"name": kind, "kind": kind, "sources": prompts_of[kind]} for kind in prompts_of
+                ],
+                "guidance": False,
+                "sampling": {"max_new_tokens": 16},
+            },
+            "decontaminate": None,  # the suites are what it learned from
+        }
+    )
+    with RunFolder(tmp_path / "run", recipe) as run:
+        made = carry_out(run, "report")
+        attempts = [m for m in run.records("mistakes.jsonl", Mistake) if m.kind == "refusal"]
+        answers = run.records("answered.jsonl", Correction)
+        learned = run.records("training.jsonl", Example)
+    begun = prompts("en")["induce"]["overcautious"]["prefill"]
+    refused = {m.instruction: m.response for m in attempts if m.outcome == "mistake"}
+    assert len(refused) == 4 and all(text.startswith(begun) for text in refused.values())
+    kept = {(c.instruction, c.answer) for c in answers if c.outcome == "kept"}
+    own = {(e.instruction, e.completion) for e in learned if e.kind == "refusal_correction"}
+    assert own == kept and len(own) >= 2
+    assert not any(refuses(answer) for _, answer in own)
+    page = made.path.read_text(encoding="utf-8")
+    assert "Safe prompts that gave a refusal" in page and "Answers to refused requests" in page
+    assert made.metrics["data"]["refusals"]["instructions_with_mistake"]["value"] == 1

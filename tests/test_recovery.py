@@ -122,6 +122,18 @@ def test_each_begins_like_its_mistake_and_ends_with_its_correction(recipe):
     assert zh.completion == f"{zh.given}我不能这样做。"
 
 
+def test_a_refusal_that_was_begun_is_put_right_by_an_answer(recipe):
+    said = "I'm sorry, but I can't help with that, because a word in it sounds dangerous."
+    refused = correction("r", answer="Use a soft cloth.", response=said)
+    refused = refused.model_copy(update={"kind": "refusal"})
+    train = recipe.train.model_copy(update={"recovery": 1.0})
+    recipe = recipe.model_copy(update={"train": train})
+    made = open_method(recipe).examples(recipe, [*corrections(1), refused])
+    (begun,) = [e for e in made if e.kind == "recovery" and e.parents == ["cr"]]
+    assert said.startswith(begun.given) and begun.completion == f"{begun.given} Use a soft cloth."
+    assert [e.kind for e in made].count("recovery") == 2
+
+
 def test_distillation_learns_them_beside_the_corrections(recipe):
     method = open_method(recipe)
     made = method.examples(recipe, corrections(6))

@@ -14,6 +14,8 @@ from setbacks.files import expanded
 from setbacks.models.embedded import MODELS
 from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_overrides
 from setbacks.records import Kind
+from setbacks.runs.arms import planned_arms
+from setbacks.runs.folder import Run
 
 # How names of answers begin or end, unlike those of models.
 _BEGINS = ("hub:", "preset:", "builtin:")
@@ -153,6 +155,30 @@ def evaluation(
     return Recipe.parse(data, "the command line").rebased(Path.cwd())
 
 
+def replayed(
+    models: str, words: Sequence[str], judge: str | None = None
+) -> tuple[list[str], Recipe]:
+    """Return the logs that a command names, and the evaluation of the models that replay them.
+
+    Args:
+        models: as `evaluation` takes them, separated by commas. The first is the baseline.
+        words: logs and ``key.path=value`` overrides, in any order.
+        judge: its name; None for the recipe's.
+
+    Raises:
+        InputError: there is no log; a model is a file of answers; or see `evaluation`.
+    """
+    keys = [word for word in words if _is_override(word)]
+    logs = [word for word in words if word not in keys]
+    if not logs:
+        raise InputError("nothing to replay: name a log, such as chats.jsonl")
+    arms = [word.strip() for word in models.split(",") if word.strip()]
+    recipe = evaluation([*arms, *keys], judges=[judge] if judge else ())
+    if answers := [arm.name for arm in recipe.evaluate if arm.answers]:
+        raise InputError(f"--models {answers[0]}: a file of answers; name a model that can answer")
+    return logs, recipe
+
+
 def _is_override(word: str) -> bool:
     """Whether a word sets a key of the recipe, or looks like a misspelled key.
 
@@ -188,11 +214,52 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
     if not value:
         hint = nearest(name, Recipe.model_fields)
         raise InputError(f"{word}: no model or file after the equals sign.{hint}")
+    if run := _run(value):
+        return _arm_of_run(*run, name)
     config = expanded(value) / "adapter_config.json"
     if config.is_file():
         model = {} if base else {"model": adapter_base(config)}
         return {"name": name or _name(value), "model": model, "adapter": value}
     return {"name": name or _name(value), "model": {"model": value}}
+
+
+def _run(value: str) -> tuple[Path, str] | None:
+    """Return the run folder and the name of the arm that RUN or RUN:ARM names, if it is one."""
+    for path, arm in ((value, ""), value.rpartition(":")[::2]):
+        if path and (expanded(path) / "recipe.yaml").is_file():
+            return expanded(path), arm
+    return None
+
+
+def _arm_of_run(path: Path, arm: str, name: str) -> dict[str, Any]:
+    """Return an arm of a run as an arm of an evaluation; by default, the one that it trained.
+
+    Raises:
+        InputError: there is no such arm, or its way of answering is not that of an evaluation.
+    """
+    run = Run(path)
+    arms = {one.name: one for one in planned_arms(run.recipe) if one.way == "unguided"}
+    usual = [one.name for one in arms.values() if one.trained]
+    chosen = arms.get(arm or (usual[0] if len(usual) == 1 else ""))
+    if chosen is None:
+        problem = (
+            f'no arm "{arm}" without guidance.{nearest(arm, arms)}' if arm else "several arms;"
+        )
+        raise InputError(f"{path}: {problem} Name one as {path}:ARM: {', '.join(arms)}")
+    name = name or (chosen.name if arm else _name(str(path)))
+    if run.recipe.evaluate:
+        spec = next(one for one in run.recipe.evaluate if one.name == chosen.name)
+        if spec.model is None:
+            raise InputError(f"{path}: {chosen.name} has answers, and no model to answer more")
+        model, adapter = spec.model, spec.adapter
+    else:
+        model = run.recipe.model
+        adapter = str(run.path / "adapter") if chosen.trained else run.recipe.current
+    data: dict[str, Any] = {
+        "name": name,
+        "model": {"model": model.model} | model.model_dump(mode="json", exclude_defaults=True),
+    }
+    return data if adapter is None else data | {"adapter": adapter}
 
 
 def _name(value: str) -> str:

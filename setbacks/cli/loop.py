@@ -1,7 +1,7 @@
 """Commands for deployed models.
 
-`harvest` finds failures in chat logs, `loop` trains on failures in rounds, `diff` compares results,
-`gate` decides about a release.
+`harvest` finds failures in chat logs, `loop` trains on failures in rounds, `replay` has models
+answer logs again, `diff` compares results, `gate` decides about a release.
 """
 
 from __future__ import annotations
@@ -165,6 +165,71 @@ def rounds(
 
     loaded = load_recipe(recipe, overrides)
     several(carry_out, loaded, out or default_folder(loaded, "-loop"), quiet, json)
+
+
+def replay(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LOGS|KEY.PATH=VALUE ...",
+            help="Chat logs (JSON Lines, which are streamed; JSON, CSV, Parquet), and values that "
+            "override the recipe, such as model.engine=ray.",
+        ),
+    ],
+    models: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="Models that answer: a hub id, a folder, the folder of a PEFT adapter, a run "
+            "folder, RUN:ARM, or NAME=MODEL. The first is the baseline.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the replay, private to you.")],
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Field of the logs that conversations of one user or session share (default: each "
+            "conversation stands for itself).",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="J", help="A judge (default: probe).", autocompletion=installed("judges")
+        ),
+    ] = None,
+    fields: Fields = None,
+    shard: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Number of conversations in memory and in a run folder."
+        ),
+    ] = 10_000,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Replace the last answer of logged conversations by each model's, and count failures."""
+    from setbacks.cli.arguments import field_mapping, replayed
+    from setbacks.loop import replay as work
+    from setbacks.loop.logs import Logs
+    from setbacks.loop.replay_report import write_report
+    from setbacks.runs.progress import show
+
+    sources, recipe = replayed(models, words, judge)
+    logs = Logs(sources, field_mapping(fields), cluster)
+    with show(quiet) as on_progress:
+        result = work.replay(logs, recipe, out, shard, on_progress)
+    page = write_report(out, result, [Path(source).name for source in sources])
+    if json:
+        print((out / "replay.json").read_text(encoding="utf-8"), end="")
+        return
+    from rich.console import Console
+
+    from setbacks.report.page import on_terminal
+
+    on_terminal(Console(), (out / "findings.json").read_text(encoding="utf-8"))
+    print(f"{page}: the page; replay.json beside it has the numbers")
 
 
 def diff(

@@ -26,6 +26,7 @@ from setbacks.engines import by_length
 from setbacks.engines.reading import LARGE, PART, parts
 from setbacks.errors import InputError, SetbacksError
 from setbacks.judges import Bench, Item, Judge, Opinion
+from setbacks.judges.openings import mean, opening, states_of
 from setbacks.judges.worth import read
 from setbacks.messages import Prompt, texts_of, turns_of
 from setbacks.models.embedded import ALIAS
@@ -33,16 +34,14 @@ from setbacks.recipe import JudgeSpec, LocalPath
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 HEADS = Path(__file__).with_suffix(".safetensors")
 ADAPTER = Path(__file__).with_name("probe_adapter.safetensors")
 AGREEMENT = Path(__file__).with_suffix(".json")
 
-VERSION = 2  # of the judge that ships; figures by another version are not comparable
+VERSION = 3  # of the judge that ships; figures by another version are not comparable
 CUT = 0.5  # where sensitivity + specificity is greatest if probabilities are calibrated
 BATCH_SIZE = 32
-OPENING_TOKENS = 12_000  # of prompts that are remembered: about 180 MB in bfloat16
 FOLDS = 5
 TASKS = ("harmful", "refused", "helpful")
 LAYERS = (16, 18, 20)  # of 30; the last layers represent the next token
@@ -219,95 +218,19 @@ def features(pairs: Sequence[tuple[Prompt, str]]) -> np.ndarray:
 
     model, tokenizer = _reader()
     texts = [_encode(tokenizer, *pair) for pair in pairs]
-    openings = [_opening(model, text) for text in texts]
+    openings = [
+        opening(model, text.ids[: text.response.start], text.instruction, LAYERS) for text in texts
+    ]
     answers = [text.ids[text.response] for text in texts]
     means = torch.zeros(len(texts), 2, len(LAYERS), model.config.hidden_size)
     for rows in parts(answers, PART.get(model.device.type, LARGE)):
         before = [openings[row] for row in rows]
-        states, _ = _read(model, [answers[row] for row in rows], before)
-        for place, (row, opening) in enumerate(zip(rows, before, strict=True)):
-            means[row, 0] = _mean(states[:, place, : len(answers[row])])
-            means[row, 1] = opening.instruction
+        states, _ = states_of(model, [answers[row] for row in rows], LAYERS, before)
+        for place, row in enumerate(rows):
+            means[row, 0] = mean(states[:, place, : len(answers[row])])
+            means[row, 1] = openings[row].instruction
     pooled: np.ndarray = means.flatten(1).numpy().astype(np.float32)
     return pooled
-
-
-class _Opening(NamedTuple):
-    """What the model holds of all that comes before a response."""
-
-    instruction: torch.Tensor  # mean states of the last turn, [read layers, hidden size]
-    cache: torch.Tensor  # keys and values, [layers, 2, heads, tokens, width]
-
-
-_known: dict[tuple[int, ...], _Opening] = {}  # the one used last comes last
-
-
-def _opening(model: Any, text: _Text) -> _Opening:
-    """Return what the model holds of the text before a response.
-
-    The arms of a run answer the same prompts, one arm after the other. What was read is therefore
-    kept, so that a prompt is read once for all arms. It is read alone, so that it does not depend
-    on its neighbors, nor on what was read before.
-    """
-    import torch
-
-    ids = tuple(text.ids[: text.response.start])
-    known = _known.pop(ids, None)
-    if known is None:
-        states, cache = _read(model, [ids])
-        held = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
-        known = _Opening(_mean(states[:, 0, text.instruction]), torch.stack(held))
-    _known[ids] = known
-    while sum(map(len, _known)) > OPENING_TOKENS and len(_known) > 1:
-        del _known[next(iter(_known))]
-    return known
-
-
-def _read(
-    model: Any, rows: Sequence[Sequence[int]], openings: Sequence[_Opening] = ()
-) -> tuple[torch.Tensor, Any]:
-    """Read rows of tokens, each after its opening if there are openings.
-
-    Returns:
-        The states of `LAYERS`, [read layers, rows, tokens, hidden size], and the cache.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    start = max((opening.cache.shape[3] for opening in openings), default=0)
-    width = max(map(len, rows))
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    present = torch.zeros((len(rows), start + width), dtype=torch.long)
-    position = torch.arange(width).repeat(len(rows), 1)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        present[place, start : start + len(row)] = 1
-    cache = DynamicCache(config=model.config)
-    if openings:
-        layers, both, heads, _, size = openings[0].cache.shape
-        held = openings[0].cache.new_zeros(layers, both, len(rows), heads, start, size)
-        for place, opening in enumerate(openings):
-            tokens = opening.cache.shape[3]
-            held[:, :, place, :, :tokens] = opening.cache
-            present[place, :tokens] = 1
-            position[place] += tokens
-        for number, (keys, values) in enumerate(held):
-            cache.update(keys, values, number)
-    with torch.inference_mode():
-        states = model(
-            input_ids=ids.to(model.device),
-            attention_mask=present.to(model.device),
-            position_ids=position.to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        ).hidden_states
-        return torch.stack([states[layer] for layer in LAYERS]), cache
-
-
-def _mean(states: torch.Tensor) -> torch.Tensor:
-    """Return the mean over tokens, [layers, tokens, hidden size]; zeros if there are none."""
-    return states.float().sum(dim=1) / max(1, states.shape[1])
 
 
 @cache

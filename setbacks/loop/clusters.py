@@ -55,7 +55,7 @@ def _terms(text: str) -> list[str]:
 
     words = words_of(text)
     pairs = [a + b for a, b in zip(words, words[1:], strict=False) if _unspaced.match(a + b)]
-    spaced = (word for word in words if not _unspaced.match(word) and len(word) > 2)
+    spaced = (w for w in words if not _unspaced.match(w) and len(w) > 2 and not w.isdigit())
     return [pair for pair in pairs if all(map(_unspaced.match, pair))] + [
         word for word in spaced if word not in ENGLISH_STOP_WORDS
     ]

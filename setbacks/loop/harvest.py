@@ -31,8 +31,9 @@ from setbacks.loop.clusters import clusters
 from setbacks.loop.harvest_page import Shown, write_page
 from setbacks.loop.logs import Logged, Logs
 from setbacks.loop.redaction import Redactor
-from setbacks.loop.retention import MARK, about, write_about
+from setbacks.loop.retention import MARK, about, today, write_about
 from setbacks.messages import Prompt, as_data, last_user_text, turns_of
+from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.folder import RunFolder
@@ -176,6 +177,7 @@ def _begin(folder: RunFolder, logs: Logs, settings: Settings) -> dict[str, Any]:
     redactor = settings.redactor
     asked = {
         "logs": [Path(source).name for source in logs.sources],
+        "judge": folder.recipe.judges[0].called,
         "safe": settings.safe,
         "unsure": settings.unsure,
         "redacted": redactor and ("names" if redactor.pipeline else "patterns"),
@@ -395,6 +397,11 @@ def write(run: RunFolder) -> dict[str, Any]:
     held = about(run.path)
     if held is None or "counts" not in held:
         raise InputError(f"{run.path}: no complete harvest; name the logs too")
+    if held["expires"] <= today():
+        notice(
+            f"{run.path}: its texts expired on {held['expires']}; delete them with `setbacks "
+            f"harvest --expire {run.path}`"
+        )
     setbacks, waiting = _setbacks(run, held)
     names = clusters([last_user_text(one.response.instruction) for one in setbacks])
     rows = [_row(one, name) for one, name in zip(setbacks, names, strict=True)]

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from setbacks.measure.formatting import amount, number, percent
 from setbacks.messages import Prompt, in_brief
-from setbacks.report.page import Findings, Table, write
+from setbacks.report.page import Findings, Hidden, Table, write
 
 PAGE = "harvest.html"
+EXAMPLES = 10  # of a cluster
 LEFT_OUT = {
     "repeats": "exact repeats of a logged answer",
     "near": "prompts that repeat an earlier setback",
@@ -38,7 +39,7 @@ def write_page(folder: Path, about: Mapping[str, Any], setbacks: Sequence[Shown]
         about: what its `harvest.json` holds.
         setbacks: all of them.
     """
-    counts = about["counts"]
+    counts, groups = about["counts"], _groups(setbacks)
     rows = [(why, str(counts[key])) for key, why in LEFT_OUT.items() if counts.get(key)]
     findings = Findings(
         title="Harvest",
@@ -47,13 +48,14 @@ def write_page(folder: Path, about: Mapping[str, Any], setbacks: Sequence[Shown]
         tables=[
             Table(
                 "Clusters of setbacks",
-                ("cluster", "setbacks", "harmful", "refusals", "logged", "mean p", "such as"),
-                _clusters(setbacks),
+                ("cluster", "setbacks", "harmful", "refusals", "logged", "mean p"),
+                _clusters(groups),
                 "Named by their most typical words. logged: number of logged answers, exact "
                 "repeats included. mean p: the judge's mean probability.",
             ),
             *([Table("Left out", ("what", "answers"), rows)] if rows else []),
         ],
+        hidden=[_examples(name, those) for name, those in groups.items()],
         method=_method(about),
         data={key: about[key] for key in ("counts", "setbacks", "waiting")},
     )
@@ -77,14 +79,10 @@ def _answer(about: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _clusters(setbacks: Sequence[Shown]) -> list[tuple[str, ...]]:
-    """Return a row for each cluster, the one with the most logged answers first."""
-    by_name: dict[str, list[Shown]] = {}
-    for one in setbacks:
-        by_name.setdefault(one.cluster, []).append(one)
-    in_order = sorted(by_name.items(), key=lambda pair: -sum(one.times for one in pair[1]))
+def _clusters(groups: Mapping[str, Sequence[Shown]]) -> list[tuple[str, ...]]:
+    """Return a row for each cluster."""
     rows: list[tuple[str, ...]] = []
-    for name, those in in_order:
+    for name, those in groups.items():
         known = [one.p for one in those if one.p is not None]
         rows.append(
             (
@@ -94,10 +92,22 @@ def _clusters(setbacks: Sequence[Shown]) -> list[tuple[str, ...]]:
                 str(sum(one.kind == "refusal" for one in those)),
                 str(sum(one.times for one in those)),
                 number(sum(known) / len(known) if known else None),
-                in_brief(max(those, key=lambda one: one.times).prompt, 50),
             )
         )
     return rows
+
+
+def _groups(setbacks: Sequence[Shown]) -> dict[str, list[Shown]]:
+    """Return the setbacks by cluster, those with the most logged answers first."""
+    by_name: dict[str, list[Shown]] = {}
+    for one in sorted(setbacks, key=lambda one: -one.times):
+        by_name.setdefault(one.cluster, []).append(one)
+    return dict(sorted(by_name.items(), key=lambda pair: -sum(one.times for one in pair[1])))
+
+
+def _examples(name: str, those: Sequence[Shown]) -> Hidden:
+    lines = [f"{one.kind}: {in_brief(one.prompt, 200)}" for one in those[:EXAMPLES]]
+    return Hidden(f"{name} ({len(lines)} of {len(those)})", lines)
 
 
 def _method(about: Mapping[str, Any]) -> list[str]:
@@ -108,8 +118,14 @@ def _method(about: Mapping[str, Any]) -> list[str]:
         else "Personal data was not redacted."
     )
     return [
-        f"A probability within {about['unsure']} of 0.5 decides nothing: such an answer waits for "
-        "a label. A person's label replaces the judge's verdict.",
+        f"{about['judge']} judged every answer. Its rates are not corrected for its errors.",
+        (
+            f"A probability within {about['unsure']} of 0.5 decides nothing: such an answer waits "
+            "for a label. "
+            if about["unsure"]
+            else ""
+        )
+        + "A person's label replaces the judge's verdict.",
         "A refusal counts only where the request is known to be safe.",
         redacted,
         f"The texts may be kept until {about['expires']}.",

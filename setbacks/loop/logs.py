@@ -20,9 +20,9 @@ from typing import NamedTuple
 from setbacks.data.conversations import role_of, unwritten
 from setbacks.data.formats import ending, json_line, read
 from setbacks.data.labels import truth
-from setbacks.data.recognition import recognize
-from setbacks.data.rows import Reader, check_fields
-from setbacks.data.source import Record, Source, bad
+from setbacks.data.recognition import columns, recognize
+from setbacks.data.rows import Reader, check_fields, check_path, dig, label
+from setbacks.data.source import Record, Source, bad, show
 from setbacks.errors import InputError
 from setbacks.loop.results import parts, reader_of
 from setbacks.messages import Prompt, last_user_text
@@ -44,6 +44,7 @@ class Logged(NamedTuple):
         source: name of the log.
         language: as the log names it.
         safe: whether the request is safe; None if the log does not say so.
+        cluster: what the conversations of one user or session share; None if unknown.
     """
 
     prompt: Prompt
@@ -51,6 +52,7 @@ class Logged(NamedTuple):
     source: str
     language: str | None = None
     safe: bool | None = None
+    cluster: str | None = None
 
 
 class _LeftOut(NamedTuple):
@@ -65,10 +67,16 @@ class Logs:
         sources: files of chat logs, or results of other tools as `setbacks.loop.results.read`
             takes them.
         fields: our field -> theirs, for chat logs with other names.
+        cluster: their field that conversations of one user or session share; None for none.
     """
 
-    def __init__(self, sources: Sequence[str], fields: Mapping[str, str] | None = None) -> None:
-        self.sources, self.fields = sources, dict(fields or {})
+    def __init__(
+        self,
+        sources: Sequence[str],
+        fields: Mapping[str, str] | None = None,
+        cluster: str | None = None,
+    ) -> None:
+        self.sources, self.fields, self.cluster = sources, dict(fields or {}), cluster
         self._left_out: dict[tuple[str, str], _LeftOut] = {}
 
     def __iter__(self) -> Iterator[Logged]:
@@ -109,6 +117,8 @@ class Logs:
         if items is None:
             yield from self._chats(path)
             return
+        if self.cluster:
+            raise bad(f"{path}: not a chat log, so it has no field {show(self.cluster)}")
         for number, item in enumerate(items(path), 1):
             if name and item.of != name:
                 continue
@@ -126,6 +136,8 @@ class Logs:
             return
         fields = self.fields or recognize(first, ("response",))
         check_fields(str(path), first, fields, ("text", "response"))
+        if self.cluster:
+            check_path(str(path), columns(first), self.cluster, "cluster")
         reader = Reader(str(path), fields, Source(source=str(path)), path.name, (), False)
         reader.look_at(first)
         number = 0
@@ -167,13 +179,14 @@ class Logs:
                 self._leave_out(path, NO_ANSWER, record.at)
                 return None
         harmful = truth("harmful", record.value.get("prompt_harmful"))
+        cluster = label(dig(record.value, self.cluster)) if self.cluster else None
         row = reader.row(record)
         if row is None or not (row.response or "").strip():
             self._leave_out(path, NO_ANSWER, record.at)
             return None
         assert row.response is not None
         safe = None if harmful is None else not harmful
-        return Logged(row.text, row.response, path.name, row.language, safe)
+        return Logged(row.text, row.response, path.name, row.language, safe, cluster)
 
 
 def _clean(prompt: Prompt) -> Prompt:

@@ -37,6 +37,11 @@ def write_about(run: RunFolder, held: Mapping[str, Any]) -> None:
     run.write_text(ABOUT, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
 
 
+def today() -> str:
+    """Return the day, in UTC, as `expires` has it."""
+    return datetime.now(UTC).date().isoformat()
+
+
 def expire(place: Path) -> Iterator[tuple[Path, str, bool]]:
     """Delete the texts of every harvest in a folder that has expired.
 
@@ -54,12 +59,11 @@ def expire(place: Path) -> Iterator[tuple[Path, str, bool]]:
     folders = sorted(path.parent for path in place.rglob(ABOUT))
     if not folders:
         raise InputError(f"{place}: has no harvest (no {ABOUT})")
-    today = datetime.now(UTC).date().isoformat()
     for folder in folders:
         held = about(folder)
         if held is None or not isinstance(held.get("expires"), str):
             raise InputError(f"{folder / ABOUT}: damaged")
-        due = (folder / "recipe.yaml").exists() and held["expires"] <= today
+        due = (folder / "recipe.yaml").exists() and held["expires"] <= today()
         if due:
             with RunFolder(folder):
                 _delete_texts(folder)

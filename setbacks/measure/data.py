@@ -84,7 +84,8 @@ def training_report(loss: Iterable[LossRow], trained: Trained) -> Training | Non
         steps=rows[-1].get("step", len(rows)),
         first=sum(row["loss"] for row in rows[:tenth]) / tenth,
         last=sum(row["loss"] for row in rows[-tenth:]) / tenth,
-        last_by_kind=_last_by_kind(rows),
+        first_by_kind=_by_kind(rows[:tenth]),
+        last_by_kind=_by_kind(rows[-max(1, len(rows) // 4) :]),
         examples=trained.get("examples"),
         cut=trained.get("cut"),
         left_out=trained.get("left_out"),
@@ -214,10 +215,10 @@ def _mislabeled(rows: Sequence[Response]) -> Iterable[Mislabeled]:
             yield Mislabeled(suite, kind, sum(wrong), len(wrong))
 
 
-def _last_by_kind(rows: Sequence[LossRow]) -> dict[str, Estimate]:
-    """The loss of each kind of example over the last quarter of the steps."""
+def _by_kind(rows: Sequence[LossRow]) -> dict[str, Estimate]:
+    """The loss of each kind of example over some steps."""
     losses: dict[str, list[float]] = {}
-    for row in rows[-max(1, len(rows) // 4) :]:
+    for row in rows:
         for key, value in row.items():
             if key.startswith("loss_"):
                 of_kind = losses.setdefault(key.removeprefix("loss_"), [])

@@ -71,6 +71,7 @@ PERCENT = Unit("%", scale=100, places=1)
 POINTS = Unit("points", scale=100, places=1, signed=True)  # percentage points
 SCORE = Unit("of 10", scale=1, places=2)
 SCORE_CHANGE = Unit("of 10", scale=1, places=2, signed=True)
+NATS = Unit("nats per token", scale=1, places=2)
 FINE_CHANGE = Unit("", scale=1, places=3, signed=True)
 
 

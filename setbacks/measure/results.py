@@ -340,6 +340,7 @@ class Training:
     steps: int
     first: float
     last: float
+    first_by_kind: Mapping[str, Estimate]  # over the first tenth: how far from its own text
     last_by_kind: Mapping[str, Estimate]  # over the last quarter of the steps
     examples: int | None = field(default=None, metadata=OPTIONAL)
     cut: int | None = field(default=None, metadata=OPTIONAL)

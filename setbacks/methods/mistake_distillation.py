@@ -73,17 +73,17 @@ class MistakeDistillation(Method):
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, recoveries, safe answers, and helpful answers."""
-        own = learned("correction", corrections)
+        harmful = learned("correction", corrections)
         answered = learned("refusal_correction", corrections, "refusal")
-        put_right = share_of_refusals(recipe, answered, len(own))
+        own = [*harmful, *share_of_refusals(recipe, answered, len(harmful))]
         own += recoveries(recipe, own, corrections, cast(Options, recipe.train).recovery)
-        return mixed(recipe, [*own, *put_right, *answers("safe", recipe.train.safe)])
+        return mixed(recipe, [*own, *answers("safe", recipe.train.safe)])
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
         return {
             "correction": mistake_sources(recipe),
-            "recovery": mistake_sources(recipe),
+            "recovery": [*mistake_sources(recipe), *refusal_sources(recipe)],
             "refusal_correction": refusal_sources(recipe),
             "safe": recipe.train.safe,
             "helpful": recipe.train.helpful,

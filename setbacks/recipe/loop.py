@@ -36,12 +36,12 @@ class Loop(Section):
             Suite(
                 name="harmful",
                 kind="harmful",
-                sources=[Source(source="builtin:redteam", split="train", shuffle=0, limit=42)],
+                sources=[Source(source="builtin:redteam", split="validation")],
             ),
             Suite(
                 name="safe",
                 kind="safe",
-                sources=[Source(source="builtin:twins", split="train", shuffle=0, limit=42)],
+                sources=[Source(source="builtin:twins", split="validation")],
             ),
         ],
         description="Prompts that decide whether a round is accepted, other than those in "

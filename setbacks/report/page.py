@@ -38,6 +38,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """Lines that are shown on a click, such as harmful prompts; they are only on the page."""
+
+    title: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What a comparison or a study found.
 
@@ -47,6 +55,7 @@ class Findings:
         answer: what the numbers show, in words: paragraphs, the most important one first.
         tables: the numbers, formatted.
         pictures: the same numbers as pictures.
+        hidden: texts behind a click.
         method: how they were measured: paragraphs.
         data: every number: plain data, or results that `to_json` turns into plain data.
     """
@@ -56,13 +65,15 @@ class Findings:
     answer: Sequence[str]
     tables: Sequence[Table]
     pictures: Sequence[Picture] = ()
+    hidden: Sequence[Hidden] = ()
     method: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(folder: Path, findings: Findings, name: str = "report.html") -> Path:
     """Write `findings.json` and a page into a folder; return the page's path."""
-    data = {key: value for key, value in to_json(findings).items() if key != "pictures"}
+    left_out = ("pictures", "hidden")
+    data = {key: value for key, value in to_json(findings).items() if key not in left_out}
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "findings.json", text.encode("utf-8", "replace"))
     pictures = [visible(picture.svg) for picture in findings.pictures]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from setbacks.measure.degeneration import Reason
 from setbacks.measure.differences import first_places
 from setbacks.measure.formatting import (
+    NATS,
     POINTS,
     clock,
     coefficient,
@@ -181,6 +182,7 @@ def render(
         answered=ANSWERED,
         contexts=SEEN,
         points=POINTS,
+        nats=NATS,
         shown=shown,
         glyphs={arm: Markup(plots.glyph(mark)) for arm, mark in look.items()},
         pictures={

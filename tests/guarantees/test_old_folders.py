@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from setbacks.errors import SetbacksError
+from setbacks.judges import probe
 from setbacks.records import SCHEMA_VERSION, Analysis, Example, Mistake, Response, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.stages.report import report
@@ -111,8 +112,9 @@ def test_verdicts_of_two_versions_of_a_judge_are_not_mixed(old, cli):
     before = records(old)
     ran = cli("report", "run", timeout=600)
     assert ran.returncode == 2 and before.items() <= records(old).items()
-    assert "holds verdicts by version 1 of probe, which is version 2 now" in ran.stderr
+    now = probe.VERSION
+    assert f"holds verdicts by version 1 of probe, which is version {now} now" in ran.stderr
     ran = cli("report", "run", "--from", "judge", timeout=600)
     assert ran.returncode == 0, ran.stderr
     with RunFolder(old) as run:
-        assert {v.version for v in run.verdicts("probe").values()} == {2}
+        assert {v.version for v in run.verdicts("probe").values()} == {now}
