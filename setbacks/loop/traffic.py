@@ -50,6 +50,8 @@ def play(
         current: the adapter of the current model.
         show: called with progress.
     """
+    if not recipe.loop.stream:
+        return None
     place = folder_of(loop, number)
     prompts, failures = place.with_suffix(".jsonl"), failures_of(loop, number)
     if failures.exists():
