@@ -8,6 +8,7 @@ import yaml
 from setbacks import pipeline
 from setbacks.data.sources import load
 from setbacks.errors import InputError
+from setbacks.loop import rounds
 from setbacks.recipe import Recipe
 from setbacks.records import Example
 from setbacks.runs.decontamination import Decontamination, LeftOut
@@ -86,6 +87,25 @@ def test_nothing_is_left_out_if_it_is_off_or_nothing_is_trained(source, more):
     work = Decontamination(recipe_of(train, source("test.jsonl", "An otter?"), **more))
     assert prompts(work.recipe.instructions) == ["An otter?", "A badger?"]
     assert work.left_out == []
+
+
+def test_data_held_out_is_not_learned_either(source):
+    train = source("train.jsonl", "An otter?", "A badger?", "A mole?")
+    tests, final = source("test.jsonl", "An otter?"), source("final.jsonl", "A badger?")
+    work = Decontamination(recipe_of(train, tests, held_out=[final]))
+    assert prompts(work.recipe.instructions) == ["A mole?"]
+    assert {row.instruction: row.suite for row in work.left_out} == {
+        "An otter?": "s1",
+        "A badger?": "held_out",
+    }
+
+
+def test_a_round_learns_neither_from_validation_nor_from_test_prompts(source):
+    train = source("train.jsonl", "An otter?", "A badger?", "A mole?")
+    validation = [{"name": "v", "kind": "safe", "sources": [source("v.jsonl", "A badger?")]}]
+    loop = recipe_of(train, source("t.jsonl", "An otter?"), loop={"validation": validation})
+    first = rounds._recipe_of(loop, 1, None, (), ())
+    assert prompts(Decontamination(first).recipe.instructions) == ["A mole?"]
 
 
 def test_the_threshold_decides_what_is_nearly_the_same(source):
