@@ -254,7 +254,7 @@ def _arm_of_run(path: Path, arm: str, name: str) -> dict[str, Any]:
         model, adapter = spec.model, spec.adapter
     else:
         model = run.recipe.model
-        adapter = str(run.path / "adapter") if chosen.trained else run.recipe.current
+        adapter = str(run.path / "adapter") if chosen.trained else run.recipe.adapter
     data: dict[str, Any] = {
         "name": name,
         "model": {"model": model.model} | model.model_dump(mode="json", exclude_defaults=True),
