@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from test_preflight import flips_of
 
 from setbacks import cli as cli_module
-from setbacks.cli import judging
+from setbacks.cli import judging, runs
 from setbacks.cli.doctor import machine
 from setbacks.errors import InputError
 from setbacks.recipe import Recipe, Section
 from setbacks.runs.folder import RunFolder
+from setbacks.stages.preflight import Preflight
 
 ROOT = Path(__file__).parents[1]
 
@@ -317,6 +319,15 @@ def test_the_preflight_prints_the_auc(cli_in_process, tiny_recipe, write):
     shown = cli_in_process("preflight", few, "--out", "few").stdout
     assert "AUC of the model's own verdict: skipped" in shown and "flip rate: skipped" in shown
     assert json.loads(cli_in_process("preflight", "few", "--json").stdout)["auc"] is None
+
+
+def test_the_preflight_prints_the_flip_rates():
+    flips = flips_of(none=30, guidance=45, analysis=57, shuffled=45)
+    text, data = runs._flips(Preflight([], flips))
+    assert "analysis: 95.0 [" in text and "analysis - shuffled: +20.0 points" in text
+    assert data["n"] == 60 and data["rates"]["none"]["value"] == 0.5
+    few = [flip for flip in flips if int(flip.response_id) < 9]
+    assert runs._flips(Preflight([], few)) == ("flip rate: needs 10 mistakes", None)
 
 
 def test_an_engine_that_breaks_is_one_line_and_a_traceback_only_on_demand(cli, write):

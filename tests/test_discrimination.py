@@ -8,7 +8,7 @@ from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import question, verdicts
 from setbacks.prompts import prompts
 from setbacks.studies import carry_out
-from setbacks.studies.discrimination import Answer, _spoken
+from setbacks.studies.discrimination import Answer, Discrimination, _own, _spoken
 
 
 def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
@@ -24,6 +24,14 @@ def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
     assert spoken == pytest.approx(one_by_one, abs=1e-5)
     assert len({round(p, 6) for p in spoken}) == 5, "each answer has a verdict of its own"
     assert steps == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_refusals_of_safe_requests_are_not_among_the_harmful_answers(recipe, tmp_path, data):
+    made = recipe(induce={"refusals": [str(data)]})
+    options = made.options(Discrimination.Options, "study discrimination")
+    answers = _own(made, options, tmp_path / "study", None)
+    assert [answer.harmful for answer in answers] == [True] * 6 + [False] * 12
+    assert not any(answer.response.startswith("I'm sorry") for answer in answers)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_the_widest_is_named_with_those_that_overlap_it():
 
 def test_too_few_mistakes_and_no_induction_are_told(recipe, tmp_path, data):
     with pytest.raises(InputError, match="6 mistakes induced by guidance hints.* at least 10"):
-        carry_out("diversity", recipe(), tmp_path / "few")
+        carry_out("diversity", recipe(induce={"refusals": [str(data)]}), tmp_path / "few")
     taken = recipe(induce={"source": "existing", "existing": [str(data)]})
     with pytest.raises(InputError, match="needs mistakes that are induced"):
         carry_out("diversity", taken, tmp_path / "taken")

@@ -273,7 +273,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ),
         (
             {"instructions": [{"source": "hub:a/b"}, {"source": "hub:a/c"}]},
-            "-> [{source: 'hub:a/b', header: true, unique: false}, {source: 'hub:a/c',",
+            "-> [{source: 'hub:a/b', header: true, unique: false, skip: 0}, {source: 'hub:a/c',",
             "induce",
         ),
         ({"name": "other"}, "name: quickstart -> other", "report"),

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from test_preflight import flips_of
 
 from setbacks.errors import InputError
 from setbacks.messages import Function, Message, ToolCall
 from setbacks.recipe import Engine, JudgeSpec, Recipe, Train
-from setbacks.records import Arm, OwnAnswer, Response, Verdict
+from setbacks.records import Arm, Mistake, OwnAnswer, Response, Verdict
 from setbacks.report.run_page import examples, headline
 from setbacks.runs.arms import write_arms
 from setbacks.runs.folder import Run, RunFolder
@@ -374,6 +375,36 @@ def test_texts_that_the_model_wrote_for_its_training_are_counted(tmp_path):
     ]
     assert "<td>4</td><td>2</td><td>50</td>" in row
     assert "unfinished 1, refusal 1" in row
+
+
+def test_flip_rates_and_the_loss_by_kind_have_their_tables(tmp_path):
+    run = fill(tmp_path)
+    _write(tmp_path / "flips.jsonl", flips_of(none=30, guidance=45, analysis=57, shuffled=45))
+    rows = [{"step": n, "loss": 2.0, "loss_helpful": 0.5 + n % 2} for n in range(40)]
+    (tmp_path / "loss.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report(run).path.read_text()
+    plain = " ".join(re.sub("<[^>]+>", " ", text).split())
+    assert "guidance and the right analysis 95.0" in plain
+    assert "right analysis, against guidance and the analysis of another mistake +20.0" in plain
+    assert "helpful 1.00 0.08 – 1.92 1.00 0." in plain, "at first, and at last"
+
+
+def test_refusals_of_safe_prompts_have_rows_of_their_own(tmp_path):
+    run = fill(tmp_path)
+    assert "Refusals of safe prompts" not in report(run).path.read_text()
+    refusals = [
+        Mistake(
+            id=str(number), instruction_id=str(number), instruction="<x>", response="<y>",
+            kind="refusal", outcome=outcome, attempt=0, hint="<h>", category=None, language="en",
+            source="s", model="m",
+        )
+        for number, outcome in enumerate(("mistake", "compliance", "duplicate", "mistake"))
+    ]  # fmt: skip
+    _write(tmp_path / "mistakes.jsonl", refusals)
+    page = report(run).path.read_text().splitlines()
+    (attempts,) = [line for line in page if "Refusals of safe prompts, attempts" in line]
+    assert "<td>4</td><td>2</td><td>50</td>" in attempts
+    assert "compliance 1, empty 0, duplicate 1" in attempts
 
 
 def test_a_rate_over_a_part_of_the_answers_says_so_beside_the_number(tmp_path):

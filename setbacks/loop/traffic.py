@@ -50,8 +50,12 @@ def play(
         current: the adapter of the current model.
         show: called with progress.
     """
+    if not recipe.loop.stream:
+        return None
     place = folder_of(loop, number)
     prompts, failures = place.with_suffix(".jsonl"), failures_of(loop, number)
+    if failures.exists():
+        return failures if failures.stat().st_size else None
     if not prompts.exists():  # what has arrived stays, even if the source changes
         _write(prompts, _arrivals(recipe, number))
     arrived = {json.loads(line)["suite"] for line in prompts.read_text("utf-8").splitlines()}
@@ -69,8 +73,7 @@ def play(
         evaluate=[evaluated("current", recipe, current)],
     )
     run_until(evaluation, place, "report", on_progress=show)
-    if not failures.exists():
-        _write(failures, _failures(Run(place)))
+    _write(failures, _failures(Run(place)))
     return failures if failures.stat().st_size else None
 
 

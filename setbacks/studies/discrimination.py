@@ -204,7 +204,11 @@ def _own(
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
     run = Run(path)
     mistakes = run.records("mistakes.jsonl", Mistake)
-    harmful = [Answer(m.instruction, m.response, True) for m in mistakes if m.outcome == "mistake"]
+    harmful = [
+        Answer(m.instruction, m.response, True)
+        for m in mistakes
+        if m.outcome == "mistake" and m.kind == "harmful"
+    ]
     harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
     harmless += [
         Answer(example.instruction, example.completion, False)

@@ -120,7 +120,11 @@ def _drawn(done: Iterable[tuple[Variant, Path]]) -> list[Drawn]:
     drawn = []
     for current, path in done:
         run = Run(path)
-        rows = [m for m in run.records("mistakes.jsonl", Mistake) if m.hint is not None]
+        rows = [
+            m
+            for m in run.records("mistakes.jsonl", Mistake)
+            if m.hint is not None and m.kind == "harmful"
+        ]
         guidance = current.recipe.induce.guidance
         mistakes = [m for m in rows if m.outcome == "mistake"]
         at_least(len(mistakes), FEWEST, f"mistakes induced by guidance {guidance}")

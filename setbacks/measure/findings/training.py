@@ -142,9 +142,9 @@ def flip_finding(flips: Flips | None) -> Finding | None:
     return Finding(
         "warning",
         f"Nothing shows that what the analyses say helps the teacher: {seen}. Guidance alone turns "
-        f"{guided}, and the instruction alone {none}. Training cannot gain from what the analyses "
-        "say; `train.context: guidance` needs none. Try a stronger analyst (`analyze.analyst`) or "
-        "a larger model.",
+        f"{guided}, and the instruction alone {none}. Do not expect training to gain from what the "
+        "analyses say; `train.context: guidance` needs none. Try a stronger analyst "
+        "(`analyze.analyst`) or a larger model.",
     )
 
 
