@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -198,7 +198,10 @@ def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
 
 def _value(recipe: Recipe, key: str) -> Any:
     """Return the value at a dotted key; None where a method does not have this option."""
-    return reduce(lambda section, name: getattr(section, name, None), key.split("."), recipe)
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
