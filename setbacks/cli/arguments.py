@@ -251,15 +251,15 @@ def _arm_of_run(path: Path, arm: str, name: str) -> dict[str, Any]:
         spec = next(one for one in run.recipe.evaluate if one.name == chosen.name)
         if spec.model is None:
             raise InputError(f"{path}: {chosen.name} has answers, and no model to answer more")
-        model, adapter = spec.model, spec.adapter
+        model, adapter = spec.model, spec.adapter and Path(spec.adapter)
     else:
         model = run.recipe.model
-        adapter = str(run.path / "adapter") if chosen.trained else run.recipe.current
+        adapter = run.path / "adapter" if chosen.trained else run.recipe.current
     data: dict[str, Any] = {
         "name": name,
         "model": {"model": model.model} | model.model_dump(mode="json", exclude_defaults=True),
     }
-    return data if adapter is None else data | {"adapter": adapter}
+    return data if adapter is None else data | {"adapter": str(adapter)}
 
 
 def _name(value: str) -> str:

@@ -145,7 +145,7 @@ def _analyzer(pipeline: str | None) -> AnalyzerEngine:
         def __init__(self, nlp: Any) -> None:
             super().__init__()
             nlp.max_length = LONGEST
-            self.nlp = {"en": nlp}
+            self.nlp = {"en": nlp}  # type: ignore[assignment]  # None in the base class
 
     try:
         nlp = spacy.load(pipeline) if pipeline else spacy.blank("en")
