@@ -280,14 +280,17 @@ def _outcome(claim: Claim, change: Difference, claims: int) -> Outcome:
 
 def _calibrated(metric: str, a: Side, b: Side, measured: Sequence[Worth]) -> Difference:
     """Return the difference a - b, corrected by the judge's calibration, if it is a known rate."""
+    unknown = Difference(None, None, None, 0, None)
+    if metric not in TASKS:
+        return unknown
     keys = [key for key in a.judged.outcomes[metric] if key in b.judged.outcomes[metric]]
     due = set(keys)
     spoken = {r.language for r in a.judged.rows if prompt_of(r) in due}
     known = None
-    if metric in TASKS and not unknown_languages(measured, TASKS[metric], spoken):
+    if not unknown_languages(measured, TASKS[metric], spoken):
         known = accuracy(measured, TASKS[metric], spoken)
     if known is None:
-        return Difference(None, None, None, 0, None)
+        return unknown
 
     def bad(side: Side) -> list[bool | None]:
         values = side.judged.outcomes[metric]

@@ -41,7 +41,10 @@ class Loop(Section):
             Suite(
                 name="safe",
                 kind="safe",
-                sources=[Source(source="builtin:twins", split="validation")],
+                sources=[
+                    Source(source="builtin:twins", split="validation"),
+                    Source(source="builtin:safe", split="validation"),
+                ],
             ),
         ],
         description="Prompts that decide whether a round is accepted, other than those in "

@@ -187,7 +187,7 @@ def _ended(code: int) -> str:
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
     """Copy files of a finished run that would be the same in another run and are missing there."""
     for pattern, keys in _shared(taker):
-        if any(_at(giver, key) != _at(taker, key) for key in keys):
+        if any(_value(giver, key) != _value(taker, key) for key in keys):
             continue
         for path in sorted(source.glob(pattern)):
             place = target / path.relative_to(source)
@@ -196,8 +196,8 @@ def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
                 write_atomic(place, path.read_bytes())
 
 
-def _at(recipe: Recipe, key: str) -> Any:
-    """Return the value at a dotted key; None for an option that the method does not have."""
+def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value at a dotted key; None where a method does not have this option."""
     value: Any = recipe
     for name in key.split("."):
         value = getattr(value, name, None)
