@@ -40,6 +40,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from setbacks.data.near import NearIndex
 from setbacks.engines import by_length
 from setbacks.judges import probe
 from setbacks.judges.refusal import refuses
@@ -78,7 +79,8 @@ def read(data: Path) -> dict[str, list[Labeled]]:
             random.Random(SEED).shuffle(questions)
             place = {question: i for i, question in enumerate(questions)}
             by_source[name] = sorted(rows, key=lambda row: place[row.question])[:SAMPLE]
-    others = {"hh-rlhf": hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz"), "own": own()}
+    pairs = hh(data / "hh-rlhf" / "harmless-base-test.jsonl.gz", NearIndex())
+    others = {"hh-rlhf": [row for row in pairs if row.source == "hh-rlhf"], "own": own()}
     for name, examples in others.items():
         by_source[name] = [
             Labeled(row.question, last_user_text(row.prompt), row.response, row.harmful)

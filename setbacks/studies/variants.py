@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -188,13 +187,21 @@ def _ended(code: int) -> str:
 def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
     """Copy files of a finished run that would be the same in another run and are missing there."""
     for pattern, keys in _shared(taker):
-        if any(attrgetter(key)(giver) != attrgetter(key)(taker) for key in keys):
+        if any(_value(giver, key) != _value(taker, key) for key in keys):
             continue
         for path in sorted(source.glob(pattern)):
             place = target / path.relative_to(source)
             if not place.exists():
                 place.parent.mkdir(mode=0o700, exist_ok=True)
                 write_atomic(place, path.read_bytes())
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value at a dotted key; None where a method does not have this option."""
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
