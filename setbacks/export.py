@@ -35,6 +35,7 @@ from setbacks.records import Example
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
 from setbacks.runs.folder import Run
+from setbacks.runs.results import json_lines
 
 CARD = "README.md"
 
@@ -324,8 +325,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _trained_on(recipe: Recipe, folder: Path) -> str:
-    lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()
-    kinds = Counter(json.loads(line)["kind"] for line in lines)
+    kinds = Counter(row["kind"] for row in json_lines(folder / "training.jsonl"))
     sources = open_method(recipe).sources(recipe)
     rows = [
         [kind, str(number), ", ".join(map(_source, sources.get(kind, ()))) or "not stated"]
@@ -334,7 +334,7 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
     answered = ""
     if recipe.train.helpful_from == "model":
         answered = "The helpful prompts were answered by the base itself. "
-    steps = len((folder / "loss.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = len(json_lines(folder / "loss.jsonl"))
     analyst = recipe.analyze.analyst
     who = "the model itself" if analyst is None else f"`{Path(analyst.model).name}`"
     return (
