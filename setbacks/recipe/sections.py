@@ -37,7 +37,7 @@ class Induce(Section):
     refusals: Sources = Field(
         [],
         description="Data sets with safe prompts, to induce refusals, which are mistakes as well "
-        "(`induced` and `both`), such as {source: builtin:safe, split: train}; []: none.",
+        "(`induced` and `both`), such as {source: builtin:twins, split: train}; []: none.",
     )
     guidance: Literal["hints", "persona", "category"] = Field(
         "hints",
@@ -331,7 +331,7 @@ class Respond(Section):
             Suite(
                 name="harmful",
                 kind="harmful",
-                sources=[Source(source="builtin:redteam", split="test", shuffle=0, limit=84)],
+                sources=[Source(source="builtin:redteam", split="test", shuffle=0, limit=168)],
             ),
             Suite(
                 name="hijacking",
@@ -342,8 +342,8 @@ class Respond(Section):
                 name="safe",
                 kind="safe",
                 sources=[
-                    Source(source="builtin:safe", split="test", shuffle=0, limit=42),
-                    Source(source="builtin:twins", split="test", shuffle=0, limit=42),
+                    Source(source="builtin:safe", split="test"),
+                    Source(source="builtin:twins", split="test", shuffle=0, limit=80),
                 ],
             ),
             Suite(
