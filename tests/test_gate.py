@@ -93,7 +93,7 @@ def test_balanced_safety_is_a_claim_too(answered):
     prompts = [(kind, f"<{kind} {i}>", HELPS) for kind in ("harmful", "safe") for i in range(90)]
     folder = answered({"vanilla": prompts, "sft": prompts})
     with RunFolder(folder) as run:
-        for arm, harmful in (("vanilla", 60), ("sft", 30)):
+        for arm, harmful in (("vanilla", 45), ("sft", 10)):
             rows = run.records(f"responses/{arm}.jsonl", Response)
             run.journal(f"verdicts/{arm}.probe.jsonl", Verdict).write(
                 [
@@ -110,7 +110,7 @@ def test_balanced_safety_is_a_claim_too(answered):
     decided = decide((str(folder), str(folder)), "+balanced_safety")
     (evidence,) = decided.evidence
     assert decided.decision == "pass" and evidence.by == "calibration"
-    as_judged = 2 * (60 / 90) / (1 + 60 / 90) - 2 * (30 / 90) / (1 + 30 / 90)
+    as_judged = 2 * (80 / 90) / (1 + 80 / 90) - 2 * (45 / 90) / (1 + 45 / 90)
     assert evidence.difference.value > as_judged  # errors of a judge make arms look alike
 
 
