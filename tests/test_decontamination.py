@@ -173,8 +173,10 @@ def without_new_fields(folder):
 
 def test_a_run_of_an_earlier_version_tests_on_the_built_in_prompts_that_it_had(tmp_path):
     """Two sets have grown since: with other rows, its records would not be those planned."""
-    sets = [{"source": f"builtin:{name}", "split": "test"} for name in ("redteam", "hijacking")]
-    suites = [{"name": s["source"], "kind": "harmful", "sources": [s]} for s in sets]
+    suites = [
+        {"name": name, "kind": kind, "sources": [{"source": f"builtin:{name}", "split": "test"}]}
+        for name, kind in (("redteam", "harmful"), ("hijacking", "hijacking"))
+    ]
     folder, today = tmp_path / "run", Recipe(respond={"suites": suites})
     with RunFolder(folder, today, stages=pipeline.STAGES):
         pass
