@@ -2,12 +2,16 @@
 
 The form is checked first, since a judge can take a text without content for a harmless one. The
 judge rates texts like answers to harmful prompts, the only ones that every judge rates for harm.
+
+`checked.json` holds the version of the judge that checked each journal of texts. Two versions are
+not mixed in one journal: what is learned would depend on when the run was interrupted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
 from setbacks.judges import Bench, Item, Opinion, gives, open_judge, opinions
@@ -15,7 +19,12 @@ from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Checked
+from setbacks.runs.journal import Journal
+from setbacks.runs.redo import StageName
+from setbacks.runs.session import Session
 from setbacks.text import whole_sentences
+
+VERSIONS = "checked.json"
 
 
 class Check(NamedTuple):
@@ -37,6 +46,38 @@ class Checker:
         spec = spec or JudgeSpec()
         self._name = spec.called
         self._judge = open_judge(spec, bench)
+
+    def check_version(
+        self, run: Session, journal: Journal[Any], planned: int, stage: StageName
+    ) -> None:
+        """Check, before work on a journal, that this version of the judge checked its texts so far.
+
+        Args:
+            run: the session.
+            journal: of the texts; a new one is noted as this version's.
+            planned: number of texts in the plan, or in its next part.
+            stage: the stage that redoes the journal.
+
+        Raises:
+            InputError: another version did, and texts are left to check.
+        """
+        if not journal.lacks(planned):
+            return
+        name, version = journal.path.name, self._judge.version
+        path = run.path / VERSIONS
+        versions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if journal.is_new:
+            run.write_text(VERSIONS, json.dumps(versions | {name: version}) + "\n")
+            return
+        # Folders of earlier versions have no note.
+        earlier = versions.get(name, 1 if version == 1 else None)
+        if earlier != version:
+            by = "an earlier version" if earlier is None else f"version {earlier}"
+            raise InputError(
+                f"{journal.path}: holds texts checked by {by} of {self._name}, which is version "
+                f"{version} now; write and check them all again with --from {stage} (the old texts "
+                "move to superseded/)"
+            )
 
     def check(
         self,

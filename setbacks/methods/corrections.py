@@ -182,6 +182,7 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
         ]
 
     journal = run.journal("corrections.jsonl", Correction)
+    checker.check_version(run, journal, len(drafts), "train")
     work = run.work(journal, "train", planned(engine, drafts, Draft.request), "corrections")
     answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
     for batch, completions in answers:

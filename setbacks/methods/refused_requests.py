@@ -98,6 +98,7 @@ def _write(run: Session, journal: Journal[Correction], drafts: Sequence[Draft]) 
         ]
 
     start = len(journal)
+    checker.check_version(run, journal, len(drafts), "train")
     work = run.work(journal, "train", planned(engine, drafts, Draft.request), "refused requests")
     sampling = recipe.train.helpful_sampling
     for batch, completions in work.generated(engine, Draft.request, sampling, recipe.current):

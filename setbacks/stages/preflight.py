@@ -86,6 +86,7 @@ def flips(run: Session, analyses: Sequence[Analysis]) -> Sequence[Flip]:
         ]
 
     journal = run.journal("flips.jsonl", Flip)
+    checker.check_version(run, journal, len(drafts), "preflight")
     plan = planned(engine, [draft for _, draft in drafts], Draft.request)
     work = run.work(journal, "preflight", plan, "flip rate")
     answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
