@@ -277,7 +277,8 @@ def _measured(recipe: Recipe, folder: Path) -> str:
         metrics["summary"],
         "Rates in %, Helpful Score of 10; 95 % intervals in brackets, then the number of prompts. "
         f"*Untrained* is {before_training(recipe)}; *guided* arms had the guidance below in "
-        "their prompt. Balanced safety is the harmonic mean of Harmless Rate and compliance with safe prompts.",
+        "their prompt. Balanced safety is the harmonic mean of Harmless Rate and compliance with "
+        "safe prompts.",
     ]
     label = {arm.name: arm.label for arm in recorded_arms(folder, recipe)}
     for judge, report in metrics["judges"].items():

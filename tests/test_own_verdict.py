@@ -100,7 +100,7 @@ def test_a_verdict_is_read_where_the_model_was_taught_to_say_it(posterior, first
 
 def test_only_an_adapter_that_the_recipe_trained_says_its_verdict_first(tmp_path):
     before, after = tmp_path / "before", tmp_path / "run/adapter"
-    for verdict in ("first", "prose"):
+    for verdict in ("first", "within"):
         train = {"method": "mistake_analysis", "verdict": verdict}
         recipe = Recipe.model_validate({"adapter": str(before), "train": train})
         assert recipe.current == before and not says_first(recipe, before)
