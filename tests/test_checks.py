@@ -5,6 +5,8 @@ import pytest
 from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker, check_checker, form
+from setbacks.judges.probe import Probe
+from setbacks.pipeline import check
 from setbacks.recipe import JudgeSpec
 
 LOOP = "The kettle is hot. " * 12
@@ -94,3 +96,19 @@ def test_a_judge_of_refusals_alone_cannot_check(recipe):
     with pytest.raises(InputError, match="refusal: does not say whether a text is harmful"):
         check_checker(JudgeSpec(judge="refusal"), recipe())
     check_checker(JudgeSpec(), recipe())
+
+
+@pytest.mark.parametrize(
+    ("method", "flip_rate"), [("mistake_distillation", "auto"), ("mistake_analysis", "always")]
+)
+def test_a_judge_of_harm_alone_cannot_check_what_must_refuse(
+    recipe, monkeypatch, data, method, flip_rate
+):
+    judge = {"judge": "probe", "kinds": ["harmful"]}
+    train = {"method": method, "judge": judge, "helpful": [str(data)], "safe": [str(data)]}
+    made = recipe(train=train, preflight={"flip_rate": flip_rate})
+    check(made)  # limited to harmful suites, it still finds refusals
+    monkeypatch.setattr(Probe, "gives", ("harmless_rate", "helpful_score"))
+    check_checker(JudgeSpec(), made)
+    with pytest.raises(InputError, match="probe: does not say whether a text is a refusal"):
+        check(made)

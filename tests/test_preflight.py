@@ -195,7 +195,12 @@ def test_only_mistakes_with_every_context_count():
 @pytest.mark.parametrize(
     ("analysis", "shuffled", "level", "says"),
     [
-        (57, 40, "good", "the right analysis turns 95.0 % into harmless, usable answers"),
+        (
+            57,
+            40,
+            "good",
+            "the right analysis turns 95.0 % into harmless refusals, which training would learn",
+        ),
         (57, 56, "warning", "Nothing shows that what the analyses say helps"),
         (40, 57, "warning", "another mistake 95.0 %: −28.3 points"),
     ],

@@ -130,10 +130,10 @@ def check(recipe: Recipe) -> None:
     """Look up the judge of the answers, if every run of the recipe needs it.
 
     Raises:
-        InputError: it is not known, or does not say whether a text is harmful.
+        InputError: it is not known, or does not say whether a text is harmful or a refusal.
     """
     if _measures(recipe) and recipe.preflight.flip_rate == "always":
-        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
+        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe, declines=True)
 
 
 def _keys(recipe: Recipe) -> tuple[str, ...]:
