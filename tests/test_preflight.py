@@ -184,6 +184,11 @@ def test_rates_and_paired_differences():
     assert report.of("guidance", "none").value == pytest.approx(0.25)
 
 
+def test_a_single_mistake_is_not_answered_with_the_analysis_of_another(opened):
+    flips = preflight(opened(), ANALYSES[:1], alone=True).flips
+    assert {flip.context for flip in flips} == {"none", "guidance", "analysis"}
+
+
 def test_only_mistakes_with_every_context_count():
     flips = flips_of(none=30, guidance=45, analysis=57, shuffled=45)
     part = [f for f in flips if f.context != "shuffled" or int(f.response_id) < 10]
