@@ -117,8 +117,9 @@ class Preflight(Section):
     flip_rate: Literal["auto", "always", "never"] = Field(
         "auto",
         description="When to measure the flip rate, the share of mistakes that a context turns "
-        "into harmless, usable answers: `auto` (by the command `setbacks preflight`, if the method "
-        "has a teacher), `always` (in every run whose method uses mistakes) or `never`.",
+        "into harmless refusals, which training would learn: `auto` (by the command `setbacks "
+        "preflight`, if the method has a teacher), `always` (in every run whose method uses "
+        "mistakes) or `never`.",
     )
     mistakes: int = Field(
         60, ge=10, description="Maximum number of mistakes on which the flip rate is measured."
