@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many workers as cores
 
 @pytest.fixture(autouse=True, scope="session")
 def own_data(tmp_path_factory):
-    """A folder for what setbacks keeps for its user, so that the user's calibrations are not read."""
+    """Keep what setbacks stores for its user apart, such as calibrations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SETBACKS_DATA", str(tmp_path_factory.mktemp("data")))
         yield

@@ -197,6 +197,37 @@ def test_own_words_and_a_policy_around_an_instruction_are_known(method, category
     assert seen(asked(*QUESTIONS), train(tmp_path / "plain", examples)) != {"s": (2, 2)}
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "analyze.harmful",
+        "analyze.harmless",
+        "analyze.refusal",
+        "unguided",
+        "guided",
+        "joined.prompt",
+        "hindsight",
+        "hindsight_refusal",
+        "alpaca",
+    ],
+)
+def test_the_words_of_each_method_are_taken_off(path, language, tmp_path):
+    template = prompts(language)
+    for key_ in path.split("."):
+        template = template[key_]
+    text = fill(template, instruction="<one question>", response="No.")
+    run = train(tmp_path / "run", examples_of(text))
+    assert seen(asked("<one question>"), run) == {"s": (1, 1)}
+
+
+def test_own_words_may_be_only_before_an_instruction_or_nothing(tmp_path):
+    own = {"guided": "Be kind: {instruction}", "hindsight": "{instruction}"}
+    examples = examples_of("Be kind: A?", fill(prompts("en")["guided"], instruction="B?"))
+    run = train(tmp_path / "run", examples, words={"en": own})
+    assert seen(asked("A?", "B?", "C?"), run) == {"s": (2, 3)}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
