@@ -43,6 +43,10 @@ from setbacks.plugins import installed, plugin
 
 log = logging.getLogger(__name__)
 
+FIRST = "first"  # the revision of a built-in set before it grew
+# Built-in sets that have grown, and the highest number in the ids of their first rows.
+GROWN = {"builtin:redteam": 12, "builtin:hijacking": 12, "builtin:safe": 12}
+
 
 def load(source: Source | str, base: Path | None = None) -> list[Row]:
     """Read a source into rows.
@@ -267,7 +271,8 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
         file = _named("builtin", builtin_sets(), name)
         if isinstance(file, EntryPoint):
             file = _of_package(file)
-        return name, _of_split(name, parse(name, ".jsonl", file.read_bytes(), source), source)
+        records = _of_revision(parse(name, ".jsonl", file.read_bytes(), source), source)
+        return name, _of_split(name, records, source)
     if name.startswith("hub:"):
         repo = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:/(.+))?", name)
         if repo is None:
@@ -284,6 +289,18 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
             return str(file), from_datasets(str(file), file.absolute(), source)
     place = name if name.startswith("hub:") else str(file)
     return place, _of_split(place, read(place, file, source), source)
+
+
+def _of_revision(records: list[Record], source: Source) -> list[Record]:
+    """Return the records of a built-in set as it is now, or as it was at first."""
+    if source.revision is None:
+        return records
+    if source.revision != FIRST or source.source not in GROWN:
+        raise bad(
+            f"{source.source}: has no revision {show(source.revision)}; leave it out for the set "
+            f"as it is now, or write {FIRST} for {', '.join(GROWN)} before more rows were added"
+        )
+    return [record for record in records if int(record.value["id"][-3:]) <= GROWN[source.source]]
 
 
 def builtin_sets() -> dict[str, Any]:

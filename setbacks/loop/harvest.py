@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.data.languages import language_of
-from setbacks.data.near import NearPrompts
+from setbacks.data.near import NearPrompts, user_text
 from setbacks.data.overlap import learned_from
 from setbacks.data.sources import built_in_tests, load
 from setbacks.errors import InputError
@@ -34,7 +34,7 @@ from setbacks.loop.harvest_page import Shown, write_page
 from setbacks.loop.logs import Logged, Logs
 from setbacks.loop.redaction import Redactor
 from setbacks.loop.retention import MARK, about, today, write_about
-from setbacks.messages import Prompt, last_user_text, turns_of
+from setbacks.messages import Prompt, last_user_text
 from setbacks.notices import notice
 from setbacks.recipe import Recipe, Source
 from setbacks.records import Response, Verdict, digest
@@ -311,7 +311,7 @@ def _taken(settings: Settings) -> dict[str, NearPrompts]:
         if not (run / "training.jsonl").is_file():
             raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
         for prompt in learned_from(run):
-            taken["seen"].add(_asked(prompt))
+            taken["seen"].add(user_text(prompt))
     sources = [source for path in settings.against for source in _held_out(Recipe.load(path))]
     for row in chain(built_in_tests(), *map(load, sources)):
         taken["suites"].add(row.text)
@@ -334,12 +334,7 @@ def _repeats(logged: Prompt, prompt: Prompt, taken: Mapping[str, NearPrompts]) -
     """
     if any(taken["suites"].find(one) for one in dict.fromkeys((logged, prompt))):
         return "suites"
-    return next((why for why in ("seen", "near") if taken[why].find(_asked(prompt))), None)
-
-
-def _asked(prompt: Prompt) -> str:
-    """Return everything that the user says."""
-    return "\n".join(turn.content for turn in turns_of(prompt) if turn.role == "user")
+    return next((why for why in ("seen", "near") if taken[why].find(user_text(prompt))), None)
 
 
 def _select(
@@ -375,7 +370,7 @@ def _select(
             if why := _repeats(logged.prompt, prompt, taken):
                 counts[why] += 1
                 continue
-            taken["near"].add(_asked(prompt))
+            taken["near"].add(user_text(prompt))
             kept.append(verdict)
             rows.append(
                 {

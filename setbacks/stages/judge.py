@@ -84,10 +84,10 @@ def judge_items(
         else f"verdicts/{arm}.{spec.called}.jsonl",
         Verdict,
     )
+    if journal.lacks(len(cases)):
+        _check_version(run, spec, judge)
     work = run.work(journal, "judge", batches, " ".join((f"{spec.called}: {arm}", *kind)))
-    for number, batch in enumerate(work):
-        if number == 0:
-            _check_version(run, spec, judge)
+    for batch in work:
         work.commit(batch, weigh(judge, spec.called, metrics, batch))
     return journal.finish()
 
