@@ -1,5 +1,6 @@
 """Chat logs in every format, and what is left out of them."""
 
+import csv
 import gzip
 import json
 
@@ -142,8 +143,6 @@ def pieces(path):
         for number, (conversation, sequence, role, text, kind) in enumerate(spoken)
     ]
     if path.suffix == ".csv":
-        import csv
-
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
@@ -304,6 +303,7 @@ def test_a_long_field_of_pyrit(tmp_path):
     header = "role,conversation_id,sequence,original_value\n"
     question = "Why? " * 40_000
     path = tmp_path / "memory.csv"
+    csv.field_size_limit(131_072)  # the default, which another test may have changed
     path.write_text(header + f'user,1,0,"{question}"\nassistant,1,1,PLACEHOLDER\n')
     assert only(str(path))[:2] == (question, "PLACEHOLDER")
 
