@@ -5,7 +5,12 @@ import pytest
 from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker, check_checker, form
+from setbacks.judges.llm import LLMJudge
+from setbacks.judges.probe import Probe
+from setbacks.pipeline import check
 from setbacks.recipe import JudgeSpec
+from setbacks.stages.benign import with_own_answers
+from setbacks.stages.induce import induce
 
 LOOP = "The kettle is hot. " * 12
 REFUSAL = "I won't do this. It could hurt people who trust you."
@@ -94,3 +99,53 @@ def test_a_judge_of_refusals_alone_cannot_check(recipe):
     with pytest.raises(InputError, match="refusal: does not say whether a text is harmful"):
         check_checker(JudgeSpec(judge="refusal"), recipe())
     check_checker(JudgeSpec(), recipe())
+
+
+@pytest.mark.parametrize(
+    ("stage", "journal", "redo"),
+    [(induce, "mistakes.jsonl", "induce"), (with_own_answers, "benign.jsonl", "train")],
+)
+def test_two_versions_of_a_judge_do_not_check_the_texts_of_one_journal(
+    open_session, data, fake_model, monkeypatch, stage, journal, redo
+):
+    judge = {"judge": "llm", "engine": fake_model("scolder" if stage is induce else "praiser")}
+    taken = {"source": "both", "existing": [str(data)], "judge": judge}
+    learned = {"helpful": [str(data)], "safe": [str(data)], "helpful_from": "model"}
+    run = open_session(induce=taken, train={"judge": judge, **learned})
+    stage(run)
+    path, note = run.path / journal, run.path / "checked.json"
+    whole = path.read_bytes()
+    monkeypatch.setattr(LLMJudge, "version", 2)
+    stage(run)
+    assert path.read_bytes() == whole, "nothing is left to check"
+    part = b"".join(whole.splitlines(keepends=True)[:-1])
+    path.write_bytes(part)
+    with pytest.raises(InputError, match=f"checked by version 1 of llm, .*2 now.*--from {redo}"):
+        stage(run)
+    note.unlink()  # as in a folder of an earlier version
+    with pytest.raises(InputError, match="checked by an earlier version of llm"):
+        stage(run)
+    assert path.read_bytes() == part
+    monkeypatch.setattr(LLMJudge, "version", 1)
+    stage(run)
+    assert path.read_bytes() == whole
+    path.unlink()
+    monkeypatch.setattr(LLMJudge, "version", 2)
+    stage(run)
+    assert path.read_bytes() == whole and f'"{journal}": 2' in note.read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "flip_rate"), [("mistake_distillation", "auto"), ("mistake_analysis", "always")]
+)
+def test_a_judge_of_harm_alone_cannot_check_what_must_refuse(
+    recipe, monkeypatch, data, method, flip_rate
+):
+    judge = {"judge": "probe", "kinds": ["harmful"]}
+    train = {"method": method, "judge": judge, "helpful": [str(data)], "safe": [str(data)]}
+    made = recipe(train=train, preflight={"flip_rate": flip_rate})
+    check(made)  # limited to harmful suites, it still finds refusals
+    monkeypatch.setattr(Probe, "gives", ("harmless_rate", "helpful_score"))
+    check_checker(JudgeSpec(), made)
+    with pytest.raises(InputError, match="probe: does not say whether a text is a refusal"):
+        check(made)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from setbacks import pipeline
+from setbacks.data.source import Source
 from setbacks.data.sources import load
 from setbacks.errors import InputError
 from setbacks.loop import rounds
@@ -163,13 +164,56 @@ def test_a_run_does_not_learn_test_prompts_and_its_report_counts_them(
     assert files(folder) == before
 
 
+def without_new_fields(folder):
+    """Make a run folder one of an earlier version, whose recipe lacks the field."""
+    old = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del old["decontaminate"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+
+
+def test_a_run_of_an_earlier_version_tests_on_the_built_in_prompts_that_it_had(tmp_path):
+    """Two sets have grown since: with other rows, its records would not be those planned."""
+    suites = [
+        {"name": name, "kind": kind, "sources": [{"source": f"builtin:{name}", "split": "test"}]}
+        for name, kind in (("redteam", "harmful"), ("hijacking", "hijacking"))
+    ]
+    folder, today = tmp_path / "run", Recipe(respond={"suites": suites})
+    with RunFolder(folder, today, stages=pipeline.STAGES):
+        pass
+    assert len(prompts(Run(folder).recipe.respond.suites[0].sources)) == 252
+    without_new_fields(folder)
+    for recipe in (None, today):
+        with RunFolder(folder, recipe, stages=pipeline.STAGES) as run:
+            counts = [len(prompts(suite.sources)) for suite in run.recipe.respond.suites]
+        assert counts == [84, 40]
+    suites[0]["sources"][0] |= {"shuffle": 0, "limit": 80}
+    changed = Recipe(respond={"suites": suites})
+    with RunFolder(folder, changed, redo="respond", stages=pipeline.STAGES):
+        pass
+    with RunFolder(folder, changed, stages=pipeline.STAGES) as run:
+        assert run.recipe.decontaminate is None, "it is still one of an earlier version"
+        first = {row.text for row in load(Source(source="builtin:redteam", revision="first"))}
+        assert {*prompts(run.recipe.respond.suites[0].sources)} <= first
+    with RunFolder(folder, changed, redo="induce", stages=pipeline.STAGES) as run:
+        assert run.recipe == Run(folder).recipe == changed
+
+
+def test_a_run_that_learns_test_prompts_is_not_one_of_an_earlier_version(tmp_path):
+    with RunFolder(tmp_path, Recipe(decontaminate=None)):
+        pass
+    assert Run(tmp_path).recipe == Recipe(decontaminate=None)
+    with (
+        pytest.raises(InputError, match=r"decontaminate: null -> 0\.8.*--from induce"),
+        RunFolder(tmp_path, Recipe(), stages=pipeline.STAGES),
+    ):
+        pass
+
+
 def test_a_run_of_an_earlier_version_keeps_what_it_learned(tiny_recipe, source, tmp_path):
     """Its recipe lacks the field: nothing is left out, unless it starts from the beginning."""
     folder, recipe = tmp_path / "run", sft(tiny_recipe, source, decontaminate=None)
     pipeline.run_until(recipe, folder, "train")
-    old = yaml.safe_load((folder / "recipe.yaml").read_text())
-    del old["decontaminate"]
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+    without_new_fields(folder)
     before = files(folder)
     assert Run(folder).recipe.decontaminate is None
     today = recipe.model_copy(update={"decontaminate": 0.8})  # the default

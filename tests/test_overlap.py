@@ -344,6 +344,17 @@ def test_a_report_warns_of_what_was_trained_on(answered, tmp_path):
     assert text in made.path.read_text()
 
 
+def test_a_report_warns_of_what_the_model_had_learned_before(tmp_path):
+    first = train(tmp_path / "first", examples_of("A?"))
+    recipe = Recipe(name="second", adapter=str(first / "adapter"))
+    with RunFolder(tmp_path / "run", recipe) as run:
+        rows = [r.model_copy(update={"arm": "vanilla"}) for r in asked("a")]
+        run.journal("responses/vanilla.jsonl", Response).write(rows)
+        judged(run)
+        metrics = report(run).metrics
+    assert [(row["arm"], row["seen"]) for row in metrics["data"]["overlap"]] == [("vanilla", 1)]
+
+
 def test_an_evaluation_warns_of_what_an_adapter_was_trained_on(tmp_path):
     first = train(tmp_path / "first", examples_of("A?"))
     arms = [

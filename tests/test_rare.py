@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from setbacks.measure.statistics import Difference, Estimate, Worth, calibrated_difference
+from setbacks.measure.statistics import Difference, Estimate, Verdicts, Worth, calibrated_difference
 from setbacks.measure.statistics.rare import (
     at_most,
     clustered_difference,
@@ -143,7 +143,7 @@ def test_a_true_difference_is_that_of_the_gate():
     sensitivity, specificity = Worth(0.8, 0.02), Worth(0.9, 0.02)
     judged = clustered_difference(a & ~b, b & ~a, np.ones(20_000, int))
     ours = true_difference(judged, sensitivity, specificity)
-    theirs = calibrated_difference(list(a), list(b), sensitivity, specificity)
+    theirs = calibrated_difference(Verdicts(list(a), list(b), sensitivity, specificity))
     assert ours.value == pytest.approx(-theirs.value)  # of the bad, and of the good answers
     assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low), abs=0.002)
     assert true_difference(judged, Worth(0.5, 0.01), Worth(0.5, 0.01)).value is None

@@ -673,6 +673,18 @@ def test_builtin_sets(tmp_path, monkeypatch):
     )
 
 
+def test_a_builtin_set_that_grew_can_be_read_as_it_was_at_first():
+    """Its rows keep their order, so that a seed shuffles them as before."""
+    counts = {("redteam", "test"): 84, ("hijacking", "test"): 40, ("safe", None): 120}
+    for (name, split), count in counts.items():
+        now = load(Source(source=f"builtin:{name}", split=split))
+        rows = load(Source(source=f"builtin:{name}", split=split, revision="first"))
+        assert len(rows) == count < len(now)
+        assert rows == [row for row in now if int(row.id[-3:]) <= 12]
+    assert "has no revision" in refused("builtin:redteam", revision="second")
+    assert "has no revision" in refused("builtin:helpful", revision="first")
+
+
 def test_the_builtin_sets_that_come_with_the_project():
     for name in sources.builtin_sets():
         rows = load(f"builtin:{name}")

@@ -67,7 +67,7 @@ def overlaps(
     wanted = {one for keys in suites.values() for one in keys.values()}
     counts: list[Overlap] = []
     for arm, adapter in adapters.items():
-        run = _run_of(adapter)
+        run = run_of(adapter)
         if run is None:
             continue
         learned = {one for x in learned_from(run) if (one := key(transcript(x))) in wanted}
@@ -95,7 +95,7 @@ def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[P
     for example in _examples(run / "training.jsonl"):
         yield bare(example)
     start = _start(_recipe(run))
-    earlier = start and _run_of(start)
+    earlier = start and run_of(start)
     before |= {run.resolve()}
     if earlier and earlier.resolve() not in before:
         yield from learned_from(earlier, before)
@@ -163,7 +163,7 @@ def _words(recipe: Mapping[str, Any]) -> list[Words]:
     ]
 
 
-def _run_of(adapter: Path) -> Path | None:
+def run_of(adapter: Path) -> Path | None:
     """Return the run folder of an adapter, or of a snapshot of one."""
     needed = ("recipe.yaml", "training.jsonl")
     for folder in expanded(adapter).absolute().parents[:2]:

@@ -53,7 +53,11 @@ class Source(BaseModel, extra="forbid", frozen=True):
         "hub set, of a folder, or of a JSON file that holds several",
     )
     config: str | None = Field(default=None, description="the configuration of a hub set")
-    revision: str | None = Field(default=None, description="the commit of a hub set, to pin it")
+    revision: str | None = Field(
+        default=None,
+        description="the commit of a hub set, to pin it; `first`: the built-in set redteam, "
+        "hijacking or safe before more rows were added",
+    )
     fields: dict[str, str] = Field(
         default={},
         description="our field -> theirs; ours are " + ", ".join(USUAL) + ". Theirs may be a "

@@ -43,6 +43,10 @@ from setbacks.plugins import installed, plugin
 
 log = logging.getLogger(__name__)
 
+FIRST = "first"  # the revision of a built-in set before it grew
+# Built-in sets that have grown, and the highest number in the ids of their first rows.
+GROWN = {"builtin:redteam": 12, "builtin:hijacking": 12, "builtin:safe": 12}
+
 
 def load(source: Source | str, base: Path | None = None) -> list[Row]:
     """Read a source into rows.
@@ -267,7 +271,8 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
         file = _named("builtin", builtin_sets(), name)
         if isinstance(file, EntryPoint):
             file = _of_package(file)
-        return name, _of_split(name, parse(name, ".jsonl", file.read_bytes(), source), source)
+        records = _of_revision(parse(name, ".jsonl", file.read_bytes(), source), source)
+        return name, _of_split(name, records, source)
     if name.startswith("hub:"):
         repo = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:/(.+))?", name)
         if repo is None:
@@ -286,12 +291,34 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
     return place, _of_split(place, read(place, file, source), source)
 
 
+def _of_revision(records: list[Record], source: Source) -> list[Record]:
+    """Return the records of a built-in set as it is now, or as it was at first."""
+    if source.revision is None:
+        return records
+    if source.revision != FIRST or source.source not in GROWN:
+        raise bad(
+            f"{source.source}: has no revision {show(source.revision)}; leave it out for the set "
+            f"as it is now, or write {FIRST} for {', '.join(GROWN)} before more rows were added"
+        )
+    return [record for record in records if int(record.value["id"][-3:]) <= GROWN[source.source]]
+
+
 def builtin_sets() -> dict[str, Any]:
     """Return the built-in sets by name, and those of other packages."""
     folder = resources.files("setbacks").joinpath("data", "sets")
     files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
     ours = {f.name.removesuffix(".jsonl"): f for f in files if f.name.endswith(".jsonl")}
     return installed("suites") | ours
+
+
+def built_in_tests() -> Iterator[Row]:
+    """Yield every row of the built-in sets that is not for training: a test, or for validation."""
+    for name in builtin_sets():
+        source = Source(source=f"builtin:{name}")
+        _, records = _fetch(source, None)
+        splits = {record.value.get("split") for record in records}  # None: for all uses
+        for split in sorted(splits - {"train"}, key=str):
+            yield from load(source.model_copy(update={"split": split}))
 
 
 def _of_package(point: EntryPoint) -> Any:

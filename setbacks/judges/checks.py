@@ -2,20 +2,30 @@
 
 The form is checked first, since a judge can take a text without content for a harmless one. The
 judge rates texts like answers to harmful prompts, the only ones that every judge rates for harm.
+
+`checked.json` holds the version of the judge that checked each journal of texts. Two versions are
+not mixed in one journal: what is learned would depend on when the run was interrupted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.judges import Bench, Item, Opinion, gives, open_judge, opinions
+from setbacks.judges import Bench, Item, Opinion, gives, judge_class, open_judge, opinions
 from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Checked
+from setbacks.runs.journal import Journal
+from setbacks.runs.redo import StageName
+from setbacks.runs.session import Session
 from setbacks.text import whole_sentences
+
+VERSIONS = "checked.json"
+REFUSALS = {"compliance", "refusal_rate_on_helpful"}  # metrics that need verdicts on refusals
 
 
 class Check(NamedTuple):
@@ -37,6 +47,38 @@ class Checker:
         spec = spec or JudgeSpec()
         self._name = spec.called
         self._judge = open_judge(spec, bench)
+
+    def check_version(
+        self, run: Session, journal: Journal[Any], planned: int, stage: StageName
+    ) -> None:
+        """Check, before work on a journal, that this version of the judge checked its texts so far.
+
+        Args:
+            run: the session.
+            journal: of the texts; a new one is noted as this version's.
+            planned: number of texts in the plan, or in its next part.
+            stage: the stage that redoes the journal.
+
+        Raises:
+            InputError: another version did, and texts are left to check.
+        """
+        if not journal.lacks(planned):
+            return
+        name, version = journal.path.name, self._judge.version
+        path = run.path / VERSIONS
+        versions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if journal.is_new:
+            run.write_text(VERSIONS, json.dumps(versions | {name: version}) + "\n")
+            return
+        # Folders of earlier versions have no note.
+        earlier = versions.get(name, 1 if version == 1 else None)
+        if earlier != version:
+            by = "an earlier version" if earlier is None else f"version {earlier}"
+            raise InputError(
+                f"{journal.path}: holds texts checked by {by} of {self._name}, which is version "
+                f"{version} now; write and check them all again with --from {stage} (the old texts "
+                "move to superseded/)"
+            )
 
     def check(
         self,
@@ -77,17 +119,29 @@ class Checker:
         return [by_index[index] for index in range(len(items))]
 
 
-def check_checker(spec: JudgeSpec, recipe: Recipe) -> None:
-    """Check, before any work, that a judge rates texts for harm.
+def check_checker(spec: JudgeSpec, recipe: Recipe, *, declines: bool = False) -> None:
+    """Check, before any work, that a judge can check texts.
+
+    Args:
+        spec: the judge.
+        recipe: the recipe.
+        declines: whether a text must refuse its instruction.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not rate texts for harm, or finds no refusals, and texts must refuse.
     """
     metrics = gives(spec, recipe)
     if metrics is not None and "harmless_rate" not in metrics:
         raise InputError(
             f"judge {spec.judge}: does not say whether a text is harmful, so it cannot check what "
             "a model is trained on; name another as train.judge or induce.judge"
+        )
+    # A judge of harmful suites alone (`kinds`) still finds refusals.
+    declared = judge_class(spec).given(spec, recipe)
+    if declines and declared is not None and REFUSALS.isdisjoint(declared):
+        raise InputError(
+            f"judge {spec.judge}: does not say whether a text is a refusal, so no correction of a "
+            "mistake would pass; name another as train.judge"
         )
 
 

@@ -19,6 +19,7 @@ import yaml
 from pydantic import (
     BaseModel,
     Field,
+    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
@@ -29,6 +30,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.prompts import Words, languages
 from setbacks.prompts.own import words_of
+from setbacks.recipe.earlier import OFF, is_earlier, pinned
 from setbacks.recipe.loop import Loop
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
@@ -111,8 +113,6 @@ __all__ = [
 
 Part = TypeVar("Part", bound=BaseModel)
 
-OFF = {"decontaminate": None}  # fields that earlier versions did not have, switched off
-
 
 class Recipe(Section):
     """A run's recipe. Every field has a default; the defaults are the quickstart."""
@@ -188,6 +188,8 @@ class Recipe(Section):
     study: Annotated[dict[str, Any], OptionsOf("studies"), BLANK] = Field(
         {}, description="Options of `setbacks study NAME`."
     )
+    # Whether the run folder is of an earlier version: the file there keeps lacking new fields.
+    _earlier: bool = PrivateAttr(False)
 
     @model_validator(mode="before")
     @classmethod
@@ -256,14 +258,16 @@ class Recipe(Section):
             path: the YAML file; None for the quickstart.
             overrides: ``key.path=value`` strings that win over the file (omegaconf's dot list).
             of_run: whether a run folder holds the file. Such a file names every field, and an
-                earlier version's lacks new ones: there they are off, so that the run resumes.
+                earlier version's lacks new ones: there they are off, and built-in sets are as they
+                were, so that the run resumes.
 
         Raises:
             InputError: the file is missing, is not YAML, or holds an unknown key or a bad value.
         """
         data: Any = {} if path is None else read_yaml(Path(path))
-        if of_run:
-            data = OFF | data
+        earlier = of_run and is_earlier(data)
+        if earlier:
+            data = OFF | pinned(data)
         where = "the command line" if path is None else str(path)
         base = Path.cwd() if path is None else Path(path).resolve().parent
         if overrides:
@@ -271,7 +275,7 @@ class Recipe(Section):
                 cls.model_validate(data, context={"base": base})
                 where = "the command line"  # the file alone is valid
             data = merge(written_out(cls, data), parse_overrides(overrides))
-        return cls.parse(data, where, base).rebased(base)
+        return cls.parse(data, where, base).rebased(base)._begun(earlier)
 
     @classmethod
     def parse(cls, data: Any, where: str, base: Path | None = None) -> Recipe:
@@ -293,9 +297,10 @@ class Recipe(Section):
             raise InputError(f"{where}: {error}") from None
 
     def resuming(self, path: Path) -> Recipe:
-        """Return this recipe for a folder that was begun without the new fields: they stay off.
+        """Return this recipe for a folder, which an earlier version may have begun.
 
-        A field that this recipe sets to another value than its default stays, as a change.
+        There, fields that it did not have stay off, and built-in sets are as they were. A field
+        that this recipe sets to another value than its default stays, as a change.
 
         Args:
             path: the recipe that the folder holds.
@@ -303,13 +308,18 @@ class Recipe(Section):
         Raises:
             InputError: it cannot be read.
         """
-        held, fields = read_yaml(path), type(self).model_fields
-        new = {
-            key: value
-            for key, value in OFF.items()
-            if held.get(key, value) == value and getattr(self, key) == fields[key].default
-        }
-        return self.model_copy(update=new)
+        if not is_earlier(read_yaml(path)):
+            return self._begun(earlier=False)
+        fields = type(self).model_fields
+        new = {k: off for k, off in OFF.items() if getattr(self, k) == fields[k].default}
+        data = pinned(self.model_dump(mode="json")) | new
+        return type(self).model_validate(data)._begun(earlier=True)
+
+    def _begun(self, earlier: bool) -> Recipe:
+        """Return this recipe as one of a folder that an earlier version began, or this one."""
+        copy = self.model_copy()
+        copy._earlier = earlier
+        return copy
 
     def rebased(self, base: Path) -> Recipe:
         """Return this recipe with relative paths of sources and models resolved from `base`."""
@@ -335,6 +345,8 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""
         data = self.model_dump(mode="json")
+        if self._earlier:
+            data = {key: value for key, value in data.items() if OFF.get(key, ...) != value}
         text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
         # PyYAML writes some line separators raw and reads them back as spaces.
         return text if yaml.safe_load(text) == data else yaml.safe_dump(data, sort_keys=False)

@@ -100,6 +100,22 @@ class Journal(Generic[R]):
         self.records: Records[R] = Records(path, kind, self._starts)
         """Those of the batches so far."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the file holds no record yet."""
+        return self._size == 0
+
+    def lacks(self, number: int) -> bool:
+        """Whether the file holds fewer than the given number of records after those so far.
+
+        It tells whether work is left before `pending` removes what a crash left of a batch.
+        """
+        if self._end == self._size:
+            return number > 0
+        with open(self.path, "rb") as file:
+            file.seek(self._end)
+            return sum(1 for _ in islice(file, number)) < number
+
     def pending(self, batches: Sequence[Sequence[W]]) -> Sequence[Sequence[W]]:
         """Return the planned batches that are not on disk yet; the records on disk come first.
 

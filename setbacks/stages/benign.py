@@ -98,6 +98,7 @@ def _own_answers(run: Session) -> Sequence[OwnAnswer]:
         ]
 
     journal = run.journal("benign.jsonl", OwnAnswer)
+    checker.check_version(run, journal, len(questions), "train")
     work = run.work(journal, "train", planned(engine, questions, request), "own helpful answers")
     for batch, completions in work.generated(
         engine, request, recipe.train.helpful_sampling, recipe.current

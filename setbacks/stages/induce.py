@@ -72,10 +72,13 @@ def induce(run: Session) -> Sequence[Mistake]:
     recipe = run.recipe.induce
     journal = run.journal("mistakes.jsonl", Mistake)
     seen = NearDuplicates(recipe.near_duplicate, phrases_of(run.recipe))
+    checker = Checker(recipe.judge, run) if recipe.judge else None
+    if checker:  # before mistakes from data, which nothing checks, are in the journal
+        checker.check_version(run, journal, 1, "induce")
     if recipe.source in ("existing", "both"):
         _take(run, journal, seen)
     if recipe.source in ("induced", "both"):
-        _draw(run, journal, seen, "harmful", run.recipe.instructions)
+        _draw(run, journal, seen, "harmful", run.recipe.instructions, checker)
         _draw(run, journal, seen, "refusal", recipe.refusals)
     attempts = journal.finish()
     if not any(attempt.outcome == "mistake" for attempt in attempts):
@@ -93,12 +96,13 @@ def _draw(
     seen: NearDuplicates,
     kind: Setback,
     sources: Sources,
+    checker: Checker | None = None,
 ) -> None:
     """Ask for mistakes of one kind, in rounds, until every instruction gave one."""
     remaining = instructions(sources, language=run.recipe.language)
     notice_languages(run.recipe, remaining)
     for number in range(run.recipe.induce.attempts):
-        without = _ask(run, journal, seen, kind, remaining, number)
+        without = _ask(run, journal, seen, kind, remaining, number, checker)
         remaining = [instruction for instruction in remaining if instruction.id in without]
 
 
@@ -109,6 +113,7 @@ def _ask(
     kind: Setback,
     remaining: Sequence[Instruction],
     number: int,
+    checker: Checker | None,
 ) -> set[str]:
     """Try each instruction once; return the ids of those whose attempt gave no mistake."""
     recipe = run.recipe
@@ -129,9 +134,6 @@ def _ask(
             seed=int(attempt.id, 16),
             prefill=words["prefill"] if kind == "refusal" else "",
         )
-
-    judge = recipe.induce.judge if kind == "harmful" else None
-    checker = Checker(judge, run) if judge else None
 
     def records(batch: Sequence[Attempt], completions: Sequence[Completion]) -> list[Mistake]:
         seen.catch_up(journal.records)
@@ -161,6 +163,8 @@ def _ask(
         ]
 
     start, label = len(journal), f"(attempt {number + 1})"
+    if checker:
+        checker.check_version(run, journal, len(attempts), "induce")
     work = run.work(journal, "induce", planned(engine, attempts, request), label)
     for batch, completions in work.generated(
         engine, request, recipe.induce.sampling, recipe.current
