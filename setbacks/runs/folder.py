@@ -279,7 +279,7 @@ class RunFolder(Run):
         )
         redo = ""
         if self._stages:
-            first = first_affected(self._stages, [key for key, *_ in changes], held)
+            first = first_affected(self._stages, [key for key, *_ in changes], held, self._given)
             if self._redo is not None and is_before(self._redo, first):
                 self._set_aside(self._redo, held)
                 self._redo = None

@@ -34,6 +34,10 @@ def _no_check(_: Recipe) -> None:
     pass
 
 
+def _same(_: Recipe, __: Recipe) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline: its outputs, what it depends on, and its check.
@@ -47,6 +51,7 @@ class Stage:
         evaluates: whether an evaluation, which trains nothing, has this stage too.
         more_outputs: further outputs under a given recipe.
         more_keys: further keys that it depends on under a given recipe.
+        other_data: whether it has other data under a new recipe, though none of its keys changed.
     """
 
     name: StageName
@@ -56,6 +61,7 @@ class Stage:
     evaluates: bool = False
     more_outputs: Callable[[Recipe], tuple[str, ...]] = _nothing
     more_keys: Callable[[Recipe], tuple[str, ...]] = _nothing
+    other_data: Callable[[Recipe, Recipe], bool] = _same
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
@@ -86,16 +92,19 @@ def is_before(stage: str, other: str) -> bool:
     return order.index(stage) <= order.index(other)
 
 
-def first_affected(stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe) -> str:
-    """Return the first stage that depends on one of several keys.
+def first_affected(
+    stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe, new: Recipe
+) -> str:
+    """Return the first stage that a changed recipe affects.
 
     Args:
         stages: all stages, in order.
         keys: dotted keys that changed.
         recipe: the old one.
+        new: the new one.
     """
     for stage in stages:
-        if any(stage.depends_on(key, recipe) for key in keys):
+        if any(stage.depends_on(key, recipe) for key in keys) or stage.other_data(recipe, new):
             return stage.name
     return stages[0].name  # a key that no stage names: start from the beginning
 
