@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from setbacks.data.presets import PRESETS
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.files import appearing, expanded
 from setbacks.hub import connect
@@ -30,11 +29,12 @@ from setbacks.models.chat_template import stop_tokens
 from setbacks.models.embedded import MODELS, resolve
 from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.prompts import Words, fill
-from setbacks.recipe import Lora, Recipe, Source
+from setbacks.recipe import Lora, Recipe
 from setbacks.records import Example
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
 from setbacks.runs.folder import Run
+from setbacks.stages.lineage import before_training, continued, named, replayed_runs
 
 CARD = "README.md"
 
@@ -276,8 +276,9 @@ def _measured(recipe: Recipe, folder: Path) -> str:
     parts = [
         metrics["summary"],
         "Rates in %, Helpful Score of 10; 95 % intervals in brackets, then the number of prompts. "
-        "*Untrained* is the base; *guided* arms had the guidance below in their prompt. Balanced "
-        "safety is the harmonic mean of Harmless Rate and compliance with safe prompts.",
+        f"*Untrained* is {before_training(recipe)}; *guided* arms had the guidance below in "
+        "their prompt. Balanced safety is the harmonic mean of Harmless Rate and compliance with "
+        "safe prompts.",
     ]
     label = {arm.name: arm.label for arm in recorded_arms(folder, recipe)}
     for judge, report in metrics["judges"].items():
@@ -325,21 +326,29 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _trained_on(recipe: Recipe, folder: Path) -> str:
     lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()
-    kinds = Counter(json.loads(line)["kind"] for line in lines)
-    sources = open_method(recipe).sources(recipe)
+    examples = Counter(
+        (row["kind"], row.get("replayed_from") or "") for row in map(json.loads, lines)
+    )
+    sources = {name: run.sources for name, run in replayed_runs(recipe).items()}
+    sources[""] = open_method(recipe).sources(recipe)
     rows = [
-        [kind, str(number), ", ".join(map(_source, sources.get(kind, ()))) or "not stated"]
-        for kind, number in sorted(kinds.items())
+        [
+            kind + (f", replayed from `{run}`" if run else ""),
+            str(number),
+            named(sources.get(run, {}).get(kind, ())),
+        ]
+        for (kind, run), number in sorted(examples.items())
     ]
-    answered = ""
+    before, answered = before_training(recipe), ""
     if recipe.train.helpful_from == "model":
-        answered = "The helpful prompts were answered by the base itself. "
+        answered = f"The helpful prompts were answered by {before} itself. "
     steps = len((folder / "loss.jsonl").read_text(encoding="utf-8").splitlines())
     analyst = recipe.analyze.analyst
     who = "the model itself" if analyst is None else f"`{Path(analyst.model).name}`"
     return (
         _table(["kind of example", "number", "made from"], rows)
-        + "\n\nMistakes are responses that the base was led to, or that came with the data; "
+        + "".join(f"\n\n{earlier.described()}" for earlier in continued(recipe))
+        + f"\n\nMistakes are responses that {before} was led to, or that came with the data; "
         f"analyses of them were written by {who}. {answered}{_lora(recipe.train.lora)}, "
         f"{amount(steps, 'step')} of {amount(recipe.train.batch_size, 'example')}, seed "
         f"{recipe.train_seed}."
@@ -351,14 +360,6 @@ def _lora(lora: Lora) -> str:
     kind = f"{'Rank-stabilized ' * lora.rslora}{'DoRA' if lora.dora else 'LoRA'} of rank {lora.r}"
     whole = ", ".join(f"`{name}`" for name in lora.modules_to_save)
     return f"{kind}; {whole} trained whole" if whole else kind
-
-
-def _source(source: Source) -> str:
-    """A source's name without its path, and the license if it is public."""
-    name = source.source
-    if name.startswith("preset:") and (known := PRESETS.get(name.removeprefix("preset:"))):
-        return f"{name} ({known.license})"
-    return name if name.startswith(("builtin:", "hub:", "preset:")) else Path(name).name
 
 
 def _loader(recipe: Recipe) -> str:

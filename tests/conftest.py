@@ -23,6 +23,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many workers as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_data(tmp_path_factory):
+    """Keep what setbacks stores for its user apart, such as calibrations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETBACKS_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 def pytest_xdist_auto_num_workers(config):
     """Run a few files in one process, which is faster; share out the whole suite."""
     few = config.args and all(Path(word.partition("::")[0]).is_file() for word in config.args)

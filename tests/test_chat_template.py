@@ -475,9 +475,7 @@ def test_a_recipes_templates_are_checked_before_it_is_run(tiny, data, tmp_path):
     shutil.copytree(tiny, folder)
     (folder / "chat_template.jinja").unlink()
     base = {"model": str(folder), "device": "cpu"}
-    sources = {"instructions": [str(data)], "respond": {"suites": []}}
-    suite = {"name": "harmful", "kind": "harmful", "sources": [str(data)]}
-    sources["respond"]["suites"].append(suite)
+    sources = of_rows(str(data))
     own = {"model": str(tiny), "device": "cpu"}
     for values in (
         {"model": base},
@@ -516,7 +514,8 @@ def alternating(tiny, tmp_path):
 
 def of_rows(source, **values):
     suite = {"name": "harmful", "kind": "harmful", "sources": [source]}
-    return {"instructions": [source], "respond": {"suites": [suite]}, **values}
+    shared = {"decontaminate": None}  # the same rows are learned and tested
+    return {"instructions": [source], "respond": {"suites": [suite]}, **shared, **values}
 
 
 @pytest.mark.parametrize("place", ["instructions", "suite", "evaluated", "helpful"])

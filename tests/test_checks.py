@@ -6,6 +6,8 @@ from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Checker, check_checker, form
 from setbacks.judges.llm import LLMJudge
+from setbacks.judges.probe import Probe
+from setbacks.pipeline import check
 from setbacks.recipe import JudgeSpec
 from setbacks.stages.benign import with_own_answers
 from setbacks.stages.induce import induce
@@ -131,3 +133,19 @@ def test_two_versions_of_a_judge_do_not_check_the_texts_of_one_journal(
     monkeypatch.setattr(LLMJudge, "version", 2)
     stage(run)
     assert path.read_bytes() == whole and f'"{journal}": 2' in note.read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "flip_rate"), [("mistake_distillation", "auto"), ("mistake_analysis", "always")]
+)
+def test_a_judge_of_harm_alone_cannot_check_what_must_refuse(
+    recipe, monkeypatch, data, method, flip_rate
+):
+    judge = {"judge": "probe", "kinds": ["harmful"]}
+    train = {"method": method, "judge": judge, "helpful": [str(data)], "safe": [str(data)]}
+    made = recipe(train=train, preflight={"flip_rate": flip_rate})
+    check(made)  # limited to harmful suites, it still finds refusals
+    monkeypatch.setattr(Probe, "gives", ("harmless_rate", "helpful_score"))
+    check_checker(JudgeSpec(), made)
+    with pytest.raises(InputError, match="probe: does not say whether a text is a refusal"):
+        check(made)

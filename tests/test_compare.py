@@ -152,6 +152,8 @@ def test_shuffled_analyses_belong_to_others(base, questions):
     for row in rows:
         own = row.parents[0].removeprefix("a")
         assert row.completion != f"It is harmful: {own}."
+    with pytest.raises(InputError, match="train.analyses: shuffled .* only one; use more"):
+        own_analyses(recipe, [analysis(questions[0])])
 
 
 # What runs share -----------------------------------------------------------------------------

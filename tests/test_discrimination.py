@@ -7,8 +7,16 @@ import pytest
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import question, verdicts
 from setbacks.prompts import prompts
+from setbacks.runs.folder import Run
 from setbacks.studies import carry_out
-from setbacks.studies.discrimination import Answer, Discrimination, _own, _spoken
+from setbacks.studies.discrimination import (
+    Answer,
+    Discrimination,
+    _generates,
+    _own,
+    _spoken,
+)
+from setbacks.studies.states import hidden_states
 
 
 def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
@@ -24,6 +32,17 @@ def test_spoken_verdicts_stay_with_their_answers(tiny_recipe):
     assert spoken == pytest.approx(one_by_one, abs=1e-5)
     assert len({round(p, 6) for p in spoken}) == 5, "each answer has a verdict of its own"
     assert steps == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_a_model_with_an_adapter_is_read_and_asked_with_it(tiny_recipe, lora_of_tiny, tmp_path):
+    plain, adapted = tiny_recipe(), tiny_recipe(adapter=str(lora_of_tiny))
+    answers = [Answer("<question>", "<word> " * n, bool(n % 2)) for n in (5, 1, 9)]
+    assert _spoken(adapted, answers, None) != pytest.approx(_spoken(plain, answers, None))
+    texts = [answer.response for answer in answers]
+    assert abs(hidden_states(adapted, texts) - hidden_states(plain, texts)).max() > 1e-3
+    _generates(adapted, tmp_path, None)
+    run = Run(tmp_path / "arms/answers")
+    assert run.recipe.evaluate[0].adapter == str(lora_of_tiny)
 
 
 def test_refusals_of_safe_requests_are_not_among_the_harmful_answers(recipe, tmp_path, data):

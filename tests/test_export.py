@@ -17,6 +17,7 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.export import card, export, push, token
 from setbacks.files import appearing
 from setbacks.measure import RunInfo, measure, to_json
+from setbacks.methods import example
 from setbacks.models.chat_template import encode
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.prompts import prompts
@@ -362,6 +363,46 @@ def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
     train = {"method": "mistake_distillation"}
     assert said in card(recipe_of(str(tiny), train=train), tiny_run, "adapter")
     assert said not in card(recipe_of(str(tiny)), tiny_run, "adapter")
+
+
+def test_the_card_names_the_runs_that_a_run_builds_on(tiny_run, tiny, tmp_path):
+    def earlier(name, **train):
+        parts = {"adapter": str(tmp_path / "theirs")} if name == "first" else {}
+        sources = [f"/home/jane/{name}.jsonl"]
+        train |= {"method": "sft", "safe": sources, "helpful": []}
+        recipe = Recipe.model_validate({"name": name, "model": str(tiny), "train": train, **parts})
+        with RunFolder(tmp_path / name, recipe) as folder:
+            row = example("safe", name, CANARY, []).model_dump_json()
+            (folder.path / "training.jsonl").write_text(row + "\n")
+        return folder.path
+
+    first = earlier("first")
+    second = earlier("second", replay={"runs": [str(first)]}, start=str(first / "adapter"))
+    recipe = recipe_of(
+        str(tiny),
+        adapter=str(second / "adapter"),
+        train={"method": "sft", "safe": ["third.jsonl"], "replay": {"runs": [str(second)]}},
+    )
+    runs = (None, "first", "second", "second", "gone")
+    rows = [{"kind": "safe", "completion": CANARY, "replayed_from": run} for run in runs]
+    (tiny_run / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = card(recipe, tiny_run, "adapter")
+    assert "*Untrained* is the base with the adapter `second`;" in text
+    assert "responses that the base with the adapter `second` was led to" in text
+    for row in (
+        "| safe | 1 | third.jsonl |",
+        "| safe, replayed from `first` | 1 | first.jsonl |",
+        "| safe, replayed from `second` | 2 | second.jsonl |",
+        "| safe, replayed from `gone` | 1 | not stated |",
+    ):
+        assert row in text
+    second_line, first_line, theirs = (
+        line for line in text.splitlines() if line.startswith("The training continued")
+    )
+    assert "of `second`, trained by `sft`; made from: second.jsonl" in second_line
+    assert "of `first`, trained by `sft`; made from: first.jsonl" in first_line
+    assert "of `theirs`, and what that was trained on is not known." in theirs
+    assert "jane" not in text and str(tmp_path) not in text
 
 
 def test_the_card_gives_the_system_prompt_and_the_variables_of_the_template(tiny_run, tiny):

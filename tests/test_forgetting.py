@@ -13,10 +13,12 @@ from setbacks.records import Arm
 from setbacks.studies import carry_out
 from setbacks.studies.forgetting import (
     Forgetting,
+    _held_out,
     describe_changes,
     harness,
     relative,
 )
+from setbacks.studies.likelihood import log_likelihoods
 
 
 def test_only_what_is_beyond_noise_is_named():
@@ -61,6 +63,26 @@ def test_arms_are_measured_against_the_untrained_model_and_nothing_is_done_twice
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.jsonl")}
     carry_out("forgetting", recipe, tmp_path / "f")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.jsonl")}
+
+
+def test_the_untrained_model_is_measured_with_the_adapter_of_the_recipe(
+    tiny_recipe, lora_of_tiny, tmp_path
+):
+    other = tmp_path / "held.jsonl"
+    rows = [{"text": f"<h {i}>", "answer": f"<good {i}>"} for i in range(12)]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suites = [{"name": "helpful", "kind": "helpful", "sources": [str(other)]}]
+    recipe = tiny_recipe(
+        adapter=str(lora_of_tiny),
+        study={"methods": ["helpful"]},
+        respond={"suites": suites, "sampling": {"max_new_tokens": 6}},
+    )
+    page = carry_out("forgetting", recipe, tmp_path / "f")
+    values = json.loads((page.parent / "findings.json").read_text())["data"]["values"]
+    measured = log_likelihoods(recipe, _held_out(recipe), lora_of_tiny)
+    assert values["vanilla"]["perplexity"]["value"] == pytest.approx(
+        np.exp(-np.mean(measured)), rel=1e-3
+    )
 
 
 def test_too_few_answers_and_what_was_trained_on_are_told(tiny_recipe, tmp_path):

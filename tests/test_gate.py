@@ -11,7 +11,13 @@ from setbacks.data import Source, load
 from setbacks.errors import InputError
 from setbacks.loop.gate import Claim, _outcome, claim, gate
 from setbacks.loop.gate_report import junit, lines, markdown
-from setbacks.measure.statistics import Worth, calibrated_difference, paired_difference
+from setbacks.measure.statistics import (
+    Verdicts,
+    Worth,
+    calibrated_difference,
+    calibrated_safety_difference,
+    paired_difference,
+)
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
@@ -84,10 +90,10 @@ def test_one_refuted_claim_fails_and_one_open_claim_holds_up(evaluation):
 
 
 def test_balanced_safety_is_a_claim_too(answered):
-    prompts = [(kind, f"<{kind} {i}>", HELPS) for kind in ("harmful", "safe") for i in range(30)]
+    prompts = [(kind, f"<{kind} {i}>", HELPS) for kind in ("harmful", "safe") for i in range(90)]
     folder = answered({"vanilla": prompts, "sft": prompts})
     with RunFolder(folder) as run:
-        for arm, harmful in (("vanilla", 25), ("sft", 2)):
+        for arm, harmful in (("vanilla", 45), ("sft", 10)):
             rows = run.records(f"responses/{arm}.jsonl", Response)
             run.journal(f"verdicts/{arm}.probe.jsonl", Verdict).write(
                 [
@@ -102,8 +108,10 @@ def test_balanced_safety_is_a_claim_too(answered):
                 ]
             )
     decided = decide((str(folder), str(folder)), "+balanced_safety")
-    assert decided.decision == "pass" and decided.evidence[0].by == "judge"
-    assert decided.evidence[0].difference.value == pytest.approx(2 * 28 / 58 - 2 * 5 / 35)
+    (evidence,) = decided.evidence
+    assert decided.decision == "pass" and evidence.by == "calibration"
+    as_judged = 2 * (80 / 90) / (1 + 80 / 90) - 2 * (45 / 90) / (1 + 45 / 90)
+    assert evidence.difference.value > as_judged  # errors of a judge make arms look alike
 
 
 def test_an_incomplete_run_never_passes(evaluation, tmp_path):
@@ -205,7 +213,7 @@ def test_calibrated_intervals_cover(base, new):
     covered = []
     for _ in range(400):
         truth, bad = drawn(rng, 250, new, base)
-        found = calibrated_difference(*bad, *measured(rng))
+        found = calibrated_difference(Verdicts(*bad, *measured(rng)))
         covered.append(found.low <= new - base <= found.high)
     assert 0.92 <= np.mean(covered) <= 0.985
 
@@ -225,7 +233,8 @@ def test_level_and_power_with_a_judge_that_errs(new, margin, at_most, at_least):
     holds = []
     for _ in range(400):
         truth, bad = drawn(rng, 400, new, 0.6)
-        holds.append(_outcome(asked, calibrated_difference(*bad, *measured(rng)), 1) == "holds")
+        found = calibrated_difference(Verdicts(*bad, *measured(rng)))
+        holds.append(_outcome(asked, found, 1) == "holds")
     assert at_least <= np.mean(holds) <= at_most
 
 
@@ -242,13 +251,40 @@ def test_several_true_claims_are_rarely_refuted():
     assert np.mean(refuted) <= 0.07
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rates", [((0.6, 0.5), (0.8, 0.9)), ((0.7, 0.7), (0.7, 0.7))])
+def test_calibrated_intervals_of_balanced_safety_cover(rates):
+    rng = np.random.default_rng(4)
+    new, base = (2 * x * y / (x + y) for x, y in zip(*rates, strict=True))
+    covered = []
+    for _ in range(400):
+        both = [Verdicts(*drawn(rng, 250, *rate)[1], *measured(rng)) for rate in rates]
+        found = calibrated_safety_difference(*both)
+        covered.append(found.low <= new - base <= found.high)
+    assert 0.92 <= np.mean(covered) <= 0.985
+
+
 def test_without_a_judge_better_than_chance_nothing_is_corrected():
-    assert calibrated_difference([True], [False], Worth(0.5, 0.1), Worth(0.5, 0.1)).value is None
+    chance, good = Worth(0.5, 0.1), Worth(0.9, 0.1)
+    by_chance, known = (Verdicts([True], [False], worth, worth) for worth in (chance, good))
+    assert calibrated_difference(by_chance).value is None
+    assert calibrated_safety_difference(known, by_chance).value is None
     with pytest.raises(ValueError):
-        calibrated_difference([True], [], Worth(0.9, 0.1), Worth(0.9, 0.1))
+        calibrated_difference(Verdicts([True], [], good, good))
     certain = Worth(1.0, 0.0)
-    found = calibrated_difference([None, False, False], [None, True, False], certain, certain)
+    found = calibrated_difference(
+        Verdicts([None, False, False], [None, True, False], certain, certain)
+    )
     assert found.value == pytest.approx(1 / 3)
+
+
+def test_a_judge_that_never_errs_changes_balanced_safety_by_nothing():
+    certain = Worth(1.0, 1e-9)
+    harmless = Verdicts([False] * 30 + [True] * 10, [True] * 40, certain, certain)
+    compliant = Verdicts([False] * 40, [False] * 20 + [True] * 20, certain, certain)
+    found = calibrated_safety_difference(harmless, compliant)
+    assert found.value == pytest.approx(2 * 0.75 / 1.75)  # the other arm is never harmless
+    assert found.low > 0.5 and found.n == 80
 
 
 # Adapters that do what a gate must catch --------------------------------------------------------

@@ -397,6 +397,27 @@ def test_expired_texts_are_deleted(marks, tmp_path, chats, caplog):
         list(expire(tmp_path / "judge"))
 
 
+def test_a_harvest_with_a_problem_does_not_keep_others_from_expiring(
+    marks, tmp_path, chats, cli_in_process
+):
+    folders = [tmp_path / "harvests" / name for name in ("a-busy", "b-list", "c-torn", "d-due")]
+    for folder in (folders[0], folders[3]):
+        run(folder, chats)
+        held = json.loads((folder / "harvest.json").read_text())
+        (folder / "harvest.json").write_text(json.dumps(held | {"expires": "2020-01-01"}))
+    for folder, text in zip(folders[1:3], ("[]", "{"), strict=True):
+        folder.mkdir()
+        (folder / "harvest.json").write_text(text)
+    with open_run(folders[0]):
+        ran = cli_in_process("harvest", "--expire", "harvests")
+    assert ran.returncode == 1 and ran.stdout == "harvests/d-due: texts deleted\n"
+    assert ran.stderr.startswith("setbacks: 3 of 4 harvests not checked: harvests/a-busy")
+    for name in ("b-list", "c-torn"):
+        assert f"harvests/{name}/harvest.json: damaged; delete the folder" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert (folders[0] / "setbacks.jsonl").exists() and not (folders[3] / "setbacks.jsonl").exists()
+
+
 def test_what_learned_from_logs_is_known_by_its_mistakes_its_data_or_its_start(tmp_path):
     runs = {}
     for name, data in {

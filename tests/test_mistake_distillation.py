@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from setbacks.data import Source, load
+from setbacks.errors import InputError
 from setbacks.judges.refusal import refuses
 from setbacks.methods import open_method
 from setbacks.methods.corrections import _beginning
@@ -84,6 +85,11 @@ def test_shuffled_analyses_are_those_of_other_mistakes(corrected, fake_engine):
         if "burn" in request.prompt:
             number = request.prompt.partition("<instruction ")[2][0]
             assert f"burn somebody. {number}" not in request.prompt
+
+
+def test_a_single_mistake_has_no_analysis_of_another_one(corrected):
+    with pytest.raises(InputError, match="train.analyses: shuffled .* only one; use more"):
+        corrected(samples=1, analyses="shuffled", given=ANALYSES[:1])
 
 
 def test_each_sample_of_a_mistake_has_another_opening(corrected, fake_engine):
@@ -205,6 +211,21 @@ def test_a_refused_request_is_answered_plainly_or_else_with_its_analysis(correct
     made = MistakeDistillation().examples(run.recipe, corrections)
     own = {e.instruction: e.completion for e in made if e.kind == "refusal_correction"}
     assert own == {f"<instruction {number}>": PLAIN for number in range(4)}
+
+
+def test_shuffled_analyses_of_refusals_are_those_of_others_and_no_more_than_wanted(
+    corrected, answerer, fake_engine
+):
+    given = [refusal(number) for number in (1, 3, 5, 7)]
+    corrections, _ = corrected("answerer", given=given, analyses="shuffled", most_analyses=3)
+    assert [c.sample for c in corrections] == [0, 0, 0, 1, 1, 1]
+    prompts = [r.prompt for r in asked(fake_engine) if "burn" in r.prompt]
+    assert len(prompts) == 3
+    for prompt in prompts:
+        number = prompt.partition("<instruction ")[2][0]
+        assert f"burn somebody. {number}" not in prompt
+    with pytest.raises(InputError, match="train.analyses: shuffled"):
+        corrected("answerer", folder="one", given=given[:1], analyses="shuffled")
 
 
 def test_without_analyses_only_the_plain_answer_is_tried(corrected, answerer):

@@ -1,5 +1,7 @@
 """Prompts that are the same or nearly the same, and those that only look alike."""
 
+import random
+
 import pytest
 
 from setbacks.data import load
@@ -78,6 +80,60 @@ def test_small_changes_make_near_duplicates(tested, prompt):
 )
 def test_other_subjects_are_other_prompts(tested, prompt):
     assert find(tested, prompt) is None
+
+
+def test_a_prompt_that_is_a_turn_of_an_earlier_conversation_is_the_same():
+    talk = turns("Hello.", "Hello, what is it?", QUESTION)
+    assert find(talk, "how do I descale a kettle") == Match(0, True, 1.0)
+    assert find(talk, turns("Hello.", "Good day.", "Where is the post office?")) is None
+
+
+def by_every_pair(prompts, prompt, threshold):
+    """What the index must find, by the definition."""
+    best = None
+    own = grams(prompt, 3)
+    for number, other in enumerate(prompts):
+        theirs = grams(other, 3)
+        shared, shorter = len(own & theirs), min(len(own), len(theirs))
+        share = 1.0 if shared == shorter >= 8 else shared / len(own | theirs)
+        if share >= threshold and (best is None or share > best.share):
+            best = Match(number, False, share)
+    return best
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.7, 0.8, 1.0])
+def test_the_rarest_phrases_find_the_same_prompts_as_every_pair(threshold):
+    draw = random.Random(0)
+    preamble = " ".join(f"w{i}" for i in range(12))
+    index, prompts, found = NearPrompts(threshold), [], 0
+    for _ in range(300):
+        parts = [preamble] * draw.randint(0, 1) + draw.choices("abcde", k=draw.randint(1, 16))
+        prompt = " ".join(parts)
+        if key(prompt) in map(key, prompts):
+            continue
+        expected = by_every_pair(prompts, prompt, threshold)
+        assert index.find(prompt) == expected
+        found += expected is not None
+        index.add(prompt)
+        prompts.append(prompt)
+    assert found > 5 and len(prompts) - found > 5
+
+
+def test_of_prompts_that_begin_in_the_same_way_few_are_compared():
+    draw = random.Random(0)
+    preamble = " ".join(f"w{i}" for i in range(200))
+
+    def prompt():
+        return f"{preamble} {' '.join(str(draw.random()) for _ in range(100))}"
+
+    index, plain = NearPrompts(0.8), Grams()
+    for _ in range(100):
+        text = prompt()
+        index.add(text)
+        plain.add(grams(text, 3))
+    own = grams(prompt(), 3)
+    assert len(plain.shared(own)) == 100 and len(plain.shared(own, 350)) == 0
+    assert len(index._shared(own)) <= 1  # the first one had no rare phrase when it was added
 
 
 def test_the_most_similar_prompt_is_found():

@@ -197,6 +197,37 @@ def test_own_words_and_a_policy_around_an_instruction_are_known(method, category
     assert seen(asked(*QUESTIONS), train(tmp_path / "plain", examples)) != {"s": (2, 2)}
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "analyze.harmful",
+        "analyze.harmless",
+        "analyze.refusal",
+        "unguided",
+        "guided",
+        "joined.prompt",
+        "hindsight",
+        "hindsight_refusal",
+        "alpaca",
+    ],
+)
+def test_the_words_of_each_method_are_taken_off(path, language, tmp_path):
+    template = prompts(language)
+    for key_ in path.split("."):
+        template = template[key_]
+    text = fill(template, instruction="<one question>", response="No.")
+    run = train(tmp_path / "run", examples_of(text))
+    assert seen(asked("<one question>"), run) == {"s": (1, 1)}
+
+
+def test_own_words_may_be_only_before_an_instruction_or_nothing(tmp_path):
+    own = {"guided": "Be kind: {instruction}", "hindsight": "{instruction}"}
+    examples = examples_of("Be kind: A?", fill(prompts("en")["guided"], instruction="B?"))
+    run = train(tmp_path / "run", examples, words={"en": own})
+    assert seen(asked("A?", "B?", "C?"), run) == {"s": (2, 3)}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -311,6 +342,17 @@ def test_a_report_warns_of_what_was_trained_on(answered, tmp_path):
     (text,) = warnings(made.metrics)
     assert "1 of 2 prompts of the suite suite-of-helpful were trained on (SFT)" in text
     assert text in made.path.read_text()
+
+
+def test_a_report_warns_of_what_the_model_had_learned_before(tmp_path):
+    first = train(tmp_path / "first", examples_of("A?"))
+    recipe = Recipe(name="second", adapter=str(first / "adapter"))
+    with RunFolder(tmp_path / "run", recipe) as run:
+        rows = [r.model_copy(update={"arm": "vanilla"}) for r in asked("a")]
+        run.journal("responses/vanilla.jsonl", Response).write(rows)
+        judged(run)
+        metrics = report(run).metrics
+    assert [(row["arm"], row["seen"]) for row in metrics["data"]["overlap"]] == [("vanilla", 1)]
 
 
 def test_an_evaluation_warns_of_what_an_adapter_was_trained_on(tmp_path):

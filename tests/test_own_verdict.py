@@ -3,7 +3,7 @@
 import pytest
 
 from setbacks.engines import open_engine
-from setbacks.engines.own_verdict import Question, drafts, question, verdicts
+from setbacks.engines.own_verdict import Question, drafts, question, says_first, verdicts
 from setbacks.errors import InputError
 from setbacks.pipeline import check
 from setbacks.prompts import prompts
@@ -96,6 +96,16 @@ def test_a_verdict_is_read_where_the_model_was_taught_to_say_it(posterior, first
     assert 0 < shares[0] < 1
     expected = ("", ["Harmful.", "Harmless."])
     assert read == [expected if first else ("The response is", [" harmful", " harmless"])]
+
+
+def test_only_an_adapter_that_the_recipe_trained_says_its_verdict_first(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "run/adapter"
+    for verdict in ("first", "within"):
+        train = {"method": "mistake_analysis", "verdict": verdict}
+        recipe = Recipe.model_validate({"adapter": str(before), "train": train})
+        assert recipe.current == before and not says_first(recipe, before)
+        assert not says_first(recipe, None)
+        assert says_first(recipe, after) == (verdict == "first")
 
 
 def test_an_arm_keeps_its_drafts_and_answers_with_the_first(posterior, lora_of_tiny, tmp_path):

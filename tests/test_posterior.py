@@ -11,11 +11,12 @@ from setbacks.measure.statistics import Difference
 from setbacks.methods import example
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Example
+from setbacks.records import Analysis, Example
 from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
 from setbacks.studies import carry_out
-from setbacks.studies.likelihood import log_likelihoods
-from setbacks.studies.posterior import describe_growth, flipped
+from setbacks.studies.likelihood import Likelihood, log_likelihoods
+from setbacks.studies.posterior import _held_out, _right, describe_growth, flipped
 from setbacks.training import tokenize
 
 
@@ -79,6 +80,19 @@ def test_it_follows_what_was_kept_out_and_nothing_is_done_twice(tiny_recipe, tmp
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "p").rglob("*.jsonl")}
     carry_out("posterior", recipe, tmp_path / "p")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "p").rglob("*.jsonl")}
+
+
+def test_the_model_before_training_has_the_adapter_of_the_recipe(
+    tiny_recipe, lora_of_tiny, tmp_path
+):
+    recipe = tiny_recipe(adapter=str(lora_of_tiny), study={"snapshots": 1})
+    carry_out("posterior", recipe, tmp_path / "p")
+    with RunFolder(tmp_path / "p/arms/held_out") as opened, Session(opened) as run:
+        held_out = _held_out(run, _right(recipe, opened.records("analyses.jsonl", Analysis)))
+        first = opened.records("likelihoods.jsonl", Likelihood)[0]
+        (measured,) = log_likelihoods(recipe, held_out[:1], lora_of_tiny)
+    assert (first.state, first.example_id) == ("0", held_out[0].id)
+    assert first.value == pytest.approx(measured, abs=1e-4)
 
 
 def test_too_little_is_told_in_one_line(tiny_recipe, tmp_path):

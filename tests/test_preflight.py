@@ -184,6 +184,11 @@ def test_rates_and_paired_differences():
     assert report.of("guidance", "none").value == pytest.approx(0.25)
 
 
+def test_a_single_mistake_is_not_answered_with_the_analysis_of_another(opened):
+    flips = preflight(opened(), ANALYSES[:1], alone=True).flips
+    assert {flip.context for flip in flips} == {"none", "guidance", "analysis"}
+
+
 def test_only_mistakes_with_every_context_count():
     flips = flips_of(none=30, guidance=45, analysis=57, shuffled=45)
     part = [f for f in flips if f.context != "shuffled" or int(f.response_id) < 10]
@@ -195,7 +200,12 @@ def test_only_mistakes_with_every_context_count():
 @pytest.mark.parametrize(
     ("analysis", "shuffled", "level", "says"),
     [
-        (57, 40, "good", "the right analysis turns 95.0 % into harmless, usable answers"),
+        (
+            57,
+            40,
+            "good",
+            "the right analysis turns 95.0 % into harmless refusals, which training would learn",
+        ),
         (57, 56, "warning", "Nothing shows that what the analyses say helps"),
         (40, 57, "warning", "another mistake 95.0 %: −28.3 points"),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from setbacks.measure.statistics import Difference, Estimate, Worth, calibrated_difference
+from setbacks.measure.statistics import Difference, Estimate, Verdicts, Worth, calibrated_difference
 from setbacks.measure.statistics.rare import (
     at_most,
     clustered_difference,
@@ -42,9 +42,12 @@ def test_nothing_observed_is_no_rate():
     assert clustered_difference([], [], []) == Difference(None, None, None, 0, None)
 
 
-def users(random, p, alike, k):
-    """Draw the sizes of k users' clusters and the events in them."""
-    sizes = random.geometric(0.1, k)
+def users(random, p, alike, k, tail=None):
+    """Draw the sizes of k users' clusters, Pareto's with a tail, and the events in them."""
+    if tail is None:
+        sizes = random.geometric(0.1, k)
+    else:
+        sizes = np.maximum(1, (random.pareto(tail, k) * 10).astype(int))
     scale = (1 - alike) / alike
     return random.binomial(sizes, random.beta(p * scale, (1 - p) * scale, k)), sizes
 
@@ -60,6 +63,18 @@ def test_the_interval_holds_its_level(p, alike, k):
     assert covered >= 0.93  # 0.95, less two standard errors of the simulation
 
 
+@pytest.mark.parametrize(("p", "alike"), [(0.05, 0.14), (0.02, 0.1)])
+@pytest.mark.parametrize("k", [200, 1_000])
+@pytest.mark.parametrize(("tail", "level"), [(1.2, 0.89), (2, 0.92)])
+def test_a_few_users_who_write_most_conversations_cost_little_of_the_level(
+    p, alike, k, tail, level
+):
+    random = np.random.default_rng(3)
+    rates = [clustered_rate(*users(random, p, alike, k, tail)) for _ in range(1_000)]
+    assert np.mean([rate.low <= p <= rate.high for rate in rates]) >= level
+    assert np.mean([rate.high < p for rate in rates]) <= 1 - level
+
+
 @pytest.mark.parametrize(("more", "less", "alike"), [(0.001, 0.001, 0.1), (0.02, 0.01, 0.3)])
 def test_the_interval_of_a_difference_holds_its_level(more, less, alike):
     random = np.random.default_rng(2)
@@ -71,6 +86,26 @@ def test_the_interval_of_a_difference_holds_its_level(more, less, alike):
         change = clustered_difference(only_a, only_b, sizes)
         covered += change.low <= more - less <= change.high
     assert covered / 400 >= 0.93
+
+
+@pytest.mark.parametrize(("more", "less", "n"), [(0.3, 0.3, 1_000), (0.45, 0.45, 500)])
+def test_the_interval_of_a_difference_holds_its_level_at_large_shares(more, less, n):
+    random, one = np.random.default_rng(0), np.ones(n, int)
+    covered = 0
+    for _ in range(400):
+        pair = random.choice(3, n, p=(more, less, 1 - more - less))
+        change = clustered_difference(pair == 0, pair == 1, one)
+        covered += change.low <= more - less <= change.high
+    assert covered / 400 >= 0.93
+
+
+def test_models_that_differ_in_every_pair_have_a_difference_within_bounds():
+    events, one = np.zeros(100, int), np.ones(100, int)
+    events[:60] = 1
+    change = clustered_difference(events, 1 - events, one)
+    exact = binomtest(60, 100).proportion_ci(0.95, "exact")
+    assert change[:3] == pytest.approx((0.2, 2 * exact.low - 1, 2 * exact.high - 1))
+    assert clustered_difference(one, 1 - one, one).value == 1
 
 
 def test_models_without_a_difference_are_not_known_to_be_equal():
@@ -108,7 +143,7 @@ def test_a_true_difference_is_that_of_the_gate():
     sensitivity, specificity = Worth(0.8, 0.02), Worth(0.9, 0.02)
     judged = clustered_difference(a & ~b, b & ~a, np.ones(20_000, int))
     ours = true_difference(judged, sensitivity, specificity)
-    theirs = calibrated_difference(list(a), list(b), sensitivity, specificity)
+    theirs = calibrated_difference(Verdicts(list(a), list(b), sensitivity, specificity))
     assert ours.value == pytest.approx(-theirs.value)  # of the bad, and of the good answers
     assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low), abs=0.002)
     assert true_difference(judged, Worth(0.5, 0.01), Worth(0.5, 0.01)).value is None

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from setbacks.engines import reading
 from setbacks.engines.decoding import Running, decode_by_products
-from setbacks.engines.reading import _parts, keeps_all, read
+from setbacks.engines.reading import keeps_all, parts, read
 
 HEAD = list(range(40, 60))
 MORE = 4
@@ -92,9 +92,9 @@ def test_what_prompts_share_is_read_once(read_by, monkeypatch):
     st.integers(1, 200),
 )
 def test_parts_hold_every_row_once_and_no_more_tokens_than_they_may(tails, most):
-    parts = _parts(tails, most)
-    assert sorted(row for part in parts for row in part) == list(range(len(tails)))
-    for part in parts:
+    rows_of_parts = parts(tails, most)
+    assert sorted(row for part in rows_of_parts for row in part) == list(range(len(tails)))
+    for part in rows_of_parts:
         assert len(part) == 1 or len(part) * max(len(tails[row]) for row in part) <= most
 
 

@@ -8,6 +8,7 @@ from setbacks.methods import example, open_method
 from setbacks.methods.corrections import learned
 from setbacks.methods.recovery import LONGEST, SHORTEST, beginning, recoveries
 from setbacks.models.chat_template import encode, ending
+from setbacks.models.tokens import plain
 from setbacks.recipe import Recipe
 from setbacks.records import Message
 from setbacks.training.supervised import example_row
@@ -80,13 +81,20 @@ def test_a_mistake_is_cut_between_words_and_never_used_up(kind, tokens):
     talker = build(kind, FAMILIES["chatml"])
     begun = beginning(talker, MISTAKE, tokens)
     assert MISTAKE.startswith(f"{begun} ") and begun
-    assert len(talker(begun, add_special_tokens=False)["input_ids"]) <= tokens
+    assert len(plain(talker, begun)) <= tokens
 
 
 def test_scripts_without_spaces_are_cut_between_characters(tokenizer):
     text = "这个回答是有害的,因为它会伤害他人。" * 3
     begun = beginning(tokenizer, text, 12)
     assert begun and text.startswith(begun) and "\ufffd" not in begun
+
+
+@pytest.mark.parametrize("tokens", range(SHORTEST, LONGEST + 1))
+def test_a_mistake_with_a_word_a_line_is_cut_between_lines(tokenizer, tokens):
+    lines = "\n".join(MISTAKE.split())
+    begun = beginning(tokenizer, lines, tokens)
+    assert begun and lines.startswith(f"{begun}\n")
 
 
 @pytest.mark.parametrize("text", ["", "Yes.", "a" * 200])

@@ -198,6 +198,15 @@ def test_sources_that_disagree_make_a_share_unsure():
     assert 0.6 < apart.value < 0.8 and apart.error > 0.1
 
 
+@pytest.mark.parametrize("value", [1.0, 0.8])
+def test_sources_that_agree_by_chance_make_no_share_certain(value):
+    """Their differences are below what sampling gives: nothing is subtracted from the error."""
+    alone = statistics.pooled([(value, value - 0.1, min(1.0, value + 0.1), 60)])
+    three = statistics.pooled([(value, value - 0.1, min(1.0, value + 0.1), 60)] * 3)
+    assert three.value == pytest.approx(value)
+    assert three.error == pytest.approx(alone.error / 3**0.5)
+
+
 # -- agreement with people --------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from setbacks.records import Request
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"vllm": {"memory": 0.5}}, "an option of vllm, not of local"),
+        ({"vllm": {"memory": 0.5}}, "an option of vllm, ray, not of local"),
         ({"engine": "vllm", "vllm": {"memory": 2}}, "memory"),
         ({"engine": "vllm", "ray": {"workers": 2}}, "an option of ray, not of vllm"),
     ],

@@ -294,7 +294,9 @@ def _flips(result: Preflight) -> tuple[str, Any]:
         return "flip rate: skipped; see preflight.flip_rate in the recipe", None
     if report is None:
         return "flip rate: needs 10 mistakes", None
-    lines = [f"flip rate: harmless, usable answers in % of {report.n} mistakes"]
+    lines = [
+        f"flip rate: harmless refusals, which training would learn, in % of {report.n} mistakes"
+    ]
     lines += [f"  {context}: {with_interval(rate)}" for context, rate in report.rates.items()]
     lines += [
         f"  {one.context} - {one.against}: {change_with_p(one)}" for one in report.differences

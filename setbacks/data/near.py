@@ -7,16 +7,19 @@ has ten words or more. One other word among ten changes three 3-grams of eight, 
 with another subject is another question: "How do I kill a process?", "How do I kill a person?".
 In scripts without spaces, a character counts as a word.
 
-An inverted index gives the exact shares, and takes seconds for 200,000 prompts against 5,000.
-MinHash, the usual method for whole corpora, estimates them, which is imprecise for a question of
-a few words.
+An inverted index gives the exact shares, and takes seconds for 200,000 prompts against 5,000. The
+rarest 3-grams of a prompt decide which others are looked at, so a common preamble costs little.
+MinHash, the usual method for whole corpora, estimates the shares, which is imprecise for a question
+of a few words.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from setbacks.messages import Prompt, transcript
@@ -57,13 +60,42 @@ class Grams:
                 owners.append(self._texts)
         self._texts += 1
 
-    def shared(self, of_text: Iterable[str]) -> Counter[int]:
-        """Return how many n-grams of a text are in each text of the index that has any."""
+    def number_of(self, gram: str) -> int:
+        """Return how many texts have an n-gram."""
+        return len(self._owners.get(gram, ()))
+
+    def shared(self, of_text: Collection[str], least: int = 1) -> Counter[int]:
+        """Return how many n-grams of a text are in each text of the index that has enough of them.
+
+        Args:
+            of_text: the n-grams of a text, each once.
+            least: how many are enough. Texts with fewer may be missing.
+
+        Source: prefix filtering, Chaudhuri, Ganti and Kaushik (2006), ICDE: a text that lacks all
+        of the rarest `len(of_text) - least + 1` cannot have enough. So the common n-grams are
+        counted only for texts that have a rare one.
+        """
+        in_order = sorted((self._owners.get(gram, []) for gram in of_text), key=len)
+        deciding = len(in_order) - least + 1
         counts: Counter[int] = Counter()
-        for gram in of_text:
-            if owners := self._owners.get(gram):
-                counts.update(owners)
+        for owners in in_order[:deciding]:
+            counts.update(owners)
+        for owners in in_order[deciding:]:
+            if len(owners) < len(counts):
+                counts.update(number for number in owners if number in counts)
+            else:
+                counts.update([number for number in counts if _has(owners, number)])
         return counts
+
+    def shared_with(self, number: int, of_text: Iterable[str]) -> int:
+        """Return how many n-grams of a text are in one text of the index."""
+        return sum(_has(self._owners.get(gram, []), number) for gram in of_text)
+
+
+def _has(owners: Sequence[int], number: int) -> bool:
+    """Return whether a text is among the owners, which are in order."""
+    place = bisect_left(owners, number)
+    return place < len(owners) and owners[place] == number
 
 
 class NearIndex:
@@ -116,32 +148,54 @@ class NearPrompts:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._exact: dict[str, int] = {}
+        self._turns: dict[str, int] = {}
         self._grams = Grams()
         self._sizes: list[int] = []
+        self._by_rarest: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._sizes)
 
     def add(self, prompt: Prompt) -> None:
         """Add a prompt; its number is how many came before."""
-        for turn in _keys(prompt)[:1]:
-            self._exact.setdefault(turn, len(self))
-        own = grams(_asked(prompt), 3)
+        whole, *turns = _keys(prompt)
+        self._exact.setdefault(whole, len(self))
+        for turn in turns:
+            self._turns.setdefault(turn, len(self))
+        own = grams(user_text(prompt), 3)
+        # A longer prompt that contains all of this one has this 3-gram.
+        rarest = min(own, key=self._grams.number_of)
+        self._by_rarest.setdefault(rarest, []).append(len(self))
         self._grams.add(own)
         self._sizes.append(len(own))
 
     def find(self, prompt: Prompt) -> Match | None:
         """Return the most similar prompt of those that are the same or nearly; None if none is."""
-        for turn in _keys(prompt):
-            if turn in self._exact:
-                return Match(self._exact[turn], True, 1.0)
-        own = grams(_asked(prompt), 3)
-        best = None
-        for number, shared in self._grams.shared(own).items():
-            share = _share(shared, len(own), self._sizes[number])
-            if share >= self._threshold and (best is None or share > best.share):
-                best = Match(number, False, share)
-        return best
+        whole, *turns = _keys(prompt)
+        for one in (whole, *turns):
+            if one in self._exact:
+                return Match(self._exact[one], True, 1.0)
+        if whole in self._turns:
+            return Match(self._turns[whole], True, 1.0)
+        own = grams(user_text(prompt), 3)
+        shares = {
+            number: _share(shared, len(own), self._sizes[number])
+            for number, shared in self._shared(own).items()
+        }
+        number = min(shares, key=lambda number: (-shares[number], number), default=None)
+        if number is None or shares[number] < self._threshold:
+            return None
+        return Match(number, False, shares[number])
+
+    def _shared(self, own: set[str]) -> Counter[int]:
+        """Return the number of 3-grams in common with each prompt that may be nearly the same."""
+        # Of both together at least `threshold` are in common, so of one alone, too.
+        counts = self._grams.shared(own, math.ceil(self._threshold * len(own) - 1e-9))
+        for gram in own:
+            for number in self._by_rarest.get(gram, ()):
+                if number not in counts and FEWEST <= self._sizes[number] < len(own):
+                    counts[number] = self._grams.shared_with(number, own)
+        return counts
 
 
 def _share(shared: int, size: int, other: int) -> float:
@@ -158,7 +212,8 @@ def _turns(prompt: Prompt) -> list[str]:
     return [turn.content for turn in prompt if turn.role == "user"] or [transcript(prompt)]
 
 
-def _asked(prompt: Prompt) -> str:
+def user_text(prompt: Prompt) -> str:
+    """Return everything that the user says; of a prompt without a user, all of it."""
     return "\n".join(_turns(prompt))
 
 

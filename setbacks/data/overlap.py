@@ -9,7 +9,8 @@ are held in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,11 @@ from setbacks.measure.results import Overlap
 from setbacks.messages import Prompt, reworded, transcript
 from setbacks.prompts import Words, built_in, prompts
 from setbacks.prompts.own import words_of
+from setbacks.prompts.packs import PLACE
 from setbacks.prompts.policy import Rule
 from setbacks.records import Example, Response
+
+PLACES = {"instruction", "response"}  # that a training prompt fills
 
 
 class _Frame(NamedTuple):
@@ -63,7 +67,7 @@ def overlaps(
     wanted = {one for keys in suites.values() for one in keys.values()}
     counts: list[Overlap] = []
     for arm, adapter in adapters.items():
-        run = _run_of(adapter)
+        run = run_of(adapter)
         if run is None:
             continue
         learned = {one for x in learned_from(run) if (one := key(transcript(x))) in wanted}
@@ -87,22 +91,34 @@ def learned_from(run: Path, before: frozenset[Path] = frozenset()) -> Iterator[P
         run: the run's folder, with `training.jsonl`.
         before: folders of later runs, which are not read again.
     """
-    recipe = _recipe(run)
-    frames = _frames(_words(recipe))
+    bare = bare_instruction(run)
     for example in _examples(run / "training.jsonl"):
-        yield reworded(example.instruction, partial(_instruction, frames=frames))
-    start = _start(recipe)
-    earlier = start and _run_of(start)
+        yield bare(example)
+    start = _start(_recipe(run))
+    earlier = start and run_of(start)
     before |= {run.resolve()}
     if earlier and earlier.resolve() not in before:
         yield from learned_from(earlier, before)
 
 
-def _instruction(prompt: str, frames: Sequence[_Frame]) -> str:
+def bare_instruction(run: Path) -> Callable[[Example], Prompt]:
+    """Return a function that takes the text of a method off the instruction of an example.
+
+    Args:
+        run: the folder of the run that the examples are from.
+    """
+    bare = partial(_instruction, frames=_frames(_words(_recipe(run))))
+    return lambda example: reworded(example.instruction, bare)
+
+
+def _instruction(prompt: str, frames: Iterable[_Frame]) -> str:
     """Return the instruction in a training prompt, without the text of a method around it."""
     for before, after, end in frames:
         if prompt.startswith(before) and prompt.endswith(end):
-            instruction, separator, _ = prompt[len(before) :].partition(after)
+            rest = prompt[len(before) :]
+            if not after:
+                return rest
+            instruction, separator, _ = rest.partition(after)
             if separator:
                 return instruction
     return prompt
@@ -110,14 +126,26 @@ def _instruction(prompt: str, frames: Sequence[_Frame]) -> str:
 
 def _frames(words: Iterable[Words]) -> list[_Frame]:
     """Return the texts of the methods around an instruction."""
-    frames = []
-    for one in words:
-        questions = [one["unguided"], *(one["analyze"][k] for k in ("harmful", "harmless"))]
-        for template in (*questions, one["guided"], one["hindsight"], one["joined"]["prompt"]):
-            before, _, rest = template.partition("{instruction}")
-            after, _, end = rest.partition("{response}")
-            frames.append(_Frame(before, after, end or after))
-    return frames
+    frames = {}
+    for template in (one for pack in words for one in _templates(pack)):
+        before, _, rest = template.partition("{instruction}")
+        after, _, end = rest.partition("{response}")
+        if before or after:  # own words may be the instruction alone
+            frames[_Frame(before, after, end or after)] = None
+    return list(frames)
+
+
+def _templates(words: Any) -> Iterator[str]:
+    """Yield every text around an instruction, or around it and a response.
+
+    Those of the sections that no example is made with are left out.
+    """
+    if isinstance(words, Mapping):
+        for key, inner in words.items():
+            if key not in ("induce", "judge"):
+                yield from _templates(inner)
+    elif isinstance(words, str) and {"instruction"} <= set(re.findall(PLACE, words)) <= PLACES:
+        yield words
 
 
 def _words(recipe: Mapping[str, Any]) -> list[Words]:
@@ -135,7 +163,7 @@ def _words(recipe: Mapping[str, Any]) -> list[Words]:
     ]
 
 
-def _run_of(adapter: Path) -> Path | None:
+def run_of(adapter: Path) -> Path | None:
     """Return the run folder of an adapter, or of a snapshot of one."""
     needed = ("recipe.yaml", "training.jsonl")
     for folder in expanded(adapter).absolute().parents[:2]:

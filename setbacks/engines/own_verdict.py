@@ -34,8 +34,12 @@ def question(words: Words, instruction: Prompt, response: str) -> Question:
 
 
 def says_first(recipe: Recipe, adapter: Path | None) -> bool:
-    """Return whether a model was trained to begin with its verdict as a separate word."""
-    return recipe.train.verdict == "first" and adapter is not None
+    """Return whether a recipe trains a model to begin with its verdict as a separate word.
+
+    The model before training counts as not trained to, even with an adapter: nothing that it is
+    asked may depend on how it will be trained.
+    """
+    return recipe.train.verdict == "first" and adapter not in (None, recipe.current)
 
 
 def verdicts(

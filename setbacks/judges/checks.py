@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.judges import Bench, Item, Opinion, gives, open_judge, opinions
+from setbacks.judges import Bench, Item, Opinion, gives, judge_class, open_judge, opinions
 from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
 from setbacks.recipe import JudgeSpec, Recipe
@@ -25,6 +25,7 @@ from setbacks.runs.session import Session
 from setbacks.text import whole_sentences
 
 VERSIONS = "checked.json"
+REFUSALS = {"compliance", "refusal_rate_on_helpful"}  # metrics that need verdicts on refusals
 
 
 class Check(NamedTuple):
@@ -118,17 +119,29 @@ class Checker:
         return [by_index[index] for index in range(len(items))]
 
 
-def check_checker(spec: JudgeSpec, recipe: Recipe) -> None:
-    """Check, before any work, that a judge rates texts for harm.
+def check_checker(spec: JudgeSpec, recipe: Recipe, *, declines: bool = False) -> None:
+    """Check, before any work, that a judge can check texts.
+
+    Args:
+        spec: the judge.
+        recipe: the recipe.
+        declines: whether a text must refuse its instruction.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not rate texts for harm, or finds no refusals, and texts must refuse.
     """
     metrics = gives(spec, recipe)
     if metrics is not None and "harmless_rate" not in metrics:
         raise InputError(
             f"judge {spec.judge}: does not say whether a text is harmful, so it cannot check what "
             "a model is trained on; name another as train.judge or induce.judge"
+        )
+    # A judge of harmful suites alone (`kinds`) still finds refusals.
+    declared = judge_class(spec).given(spec, recipe)
+    if declines and declared is not None and REFUSALS.isdisjoint(declared):
+        raise InputError(
+            f"judge {spec.judge}: does not say whether a text is a refusal, so no correction of a "
+            "mistake would pass; name another as train.judge"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from setbacks.measure.substance import answer
 from setbacks.prompts import built_in, prompts
 from setbacks.recipe import Recipe
-from setbacks.text import UNSPACED
+from setbacks.text import is_unspaced
 
 T = TypeVar("T")
 
@@ -141,8 +141,7 @@ def _forms(words: Sequence[Mapping[str, Any]]) -> Forms:
     def any_of(key: str, ends: str = r"(?!\w)") -> str:
         """Match a word of any language, which ends there if its script has spaces."""
         return "|".join(
-            re.escape(word).replace(r"\ ", r"\s+")
-            + ("" if re.match(f"[{UNSPACED}]", word[-1]) else ends)
+            re.escape(word).replace(r"\ ", r"\s+") + ("" if is_unspaced(word[-1]) else ends)
             for word in dict.fromkeys(word for one in words for word in one[key])
         )
 

@@ -9,12 +9,11 @@ Source: https://scikit-learn.org/stable/auto_examples/text/plot_document_cluster
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from setbacks.text import UNSPACED, words_of
+from setbacks.text import is_unspaced, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +23,6 @@ MOST = 30  # groups
 DIMENSIONS = 100
 NAMED_BY = 3  # words
 ALL = "all"
-_unspaced = re.compile(f"[{UNSPACED}]")
 
 
 def clusters(texts: Sequence[str]) -> list[str]:
@@ -54,11 +52,10 @@ def _terms(text: str) -> list[str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     words = words_of(text)
-    pairs = [a + b for a, b in zip(words, words[1:], strict=False) if _unspaced.match(a + b)]
-    spaced = (w for w in words if not _unspaced.match(w) and len(w) > 2 and not w.isdigit())
-    return [pair for pair in pairs if all(map(_unspaced.match, pair))] + [
-        word for word in spaced if word not in ENGLISH_STOP_WORDS
-    ]
+    neighbors = zip(words, words[1:], strict=False)
+    pairs = [a + b for a, b in neighbors if is_unspaced(a) and is_unspaced(b)]
+    spaced = (w for w in words if not is_unspaced(w) and len(w) > 2 and not w.isdigit())
+    return pairs + [word for word in spaced if word not in ENGLISH_STOP_WORDS]
 
 
 def _reduced(weights: Any) -> np.ndarray:

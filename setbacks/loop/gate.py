@@ -31,7 +31,7 @@ from setbacks.measure.judged import Judged, judged, prompt_of
 from setbacks.measure.judges import accuracy, unknown_languages
 from setbacks.measure.metrics import BALANCED, COMPARED, TASKS
 from setbacks.measure.results import Worth
-from setbacks.measure.statistics import Difference
+from setbacks.measure.statistics import Difference, Verdicts
 from setbacks.recipe import JudgeSpec
 from setbacks.records import Arm
 from setbacks.runs.folder import Run
@@ -280,9 +280,19 @@ def _outcome(claim: Claim, change: Difference, claims: int) -> Outcome:
 
 def _calibrated(metric: str, a: Side, b: Side, measured: Sequence[Worth]) -> Difference:
     """Return the difference a - b, corrected by the judge's calibration, if it is a known rate."""
-    unknown = Difference(None, None, None, 0, None)
+    keys = BALANCED if metric == "balanced_safety" else (metric,)
+    known = [v for key in keys if (v := _verdicts(key, a, b, measured)) is not None]
+    if len(known) < len(keys):
+        return Difference(None, None, None, 0, None)
+    if metric == "balanced_safety":
+        return statistics.calibrated_safety_difference(*known)
+    return statistics.calibrated_difference(*known)
+
+
+def _verdicts(metric: str, a: Side, b: Side, measured: Sequence[Worth]) -> Verdicts | None:
+    """Return the verdicts on both arms' answers, if it is known how often they are right."""
     if metric not in TASKS:
-        return unknown
+        return None
     keys = [key for key in a.judged.outcomes[metric] if key in b.judged.outcomes[metric]]
     due = set(keys)
     spoken = {r.language for r in a.judged.rows if prompt_of(r) in due}
@@ -290,13 +300,13 @@ def _calibrated(metric: str, a: Side, b: Side, measured: Sequence[Worth]) -> Dif
     if not unknown_languages(measured, TASKS[metric], spoken):
         known = accuracy(measured, TASKS[metric], spoken)
     if known is None:
-        return unknown
+        return None
 
     def bad(side: Side) -> list[bool | None]:
         values = side.judged.outcomes[metric]
         return [None if key in side.judged.failed else not values[key] for key in keys]
 
-    return statistics.calibrated_difference(bad(a), bad(b), known.sensitivity, known.specificity)
+    return Verdicts(bad(a), bad(b), known.sensitivity, known.specificity)
 
 
 def _step(one: Evidence, old: Side, new: Side) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from setbacks.data.conversations import OBJECT
 from setbacks.data.languages import language_of
-from setbacks.data.near import NearPrompts
+from setbacks.data.near import NearPrompts, user_text
 from setbacks.data.overlap import learned_from
 from setbacks.errors import InputError
 from setbacks.judges import Item, gives, open_judge
@@ -287,7 +287,7 @@ def _taken(settings: Settings) -> dict[str, NearPrompts]:
         if not (run / "training.jsonl").is_file():
             raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
         for prompt in learned_from(run):
-            taken["seen"].add(_asked(prompt))
+            taken["seen"].add(user_text(prompt))
     for recipe in [Recipe(), *map(Recipe.load, settings.against)]:
         for _, instruction in prompts_of(recipe):
             taken["suites"].add(instruction.text)
@@ -302,12 +302,7 @@ def _repeats(prompt: Prompt, taken: Mapping[str, NearPrompts]) -> str | None:
     """
     if taken["suites"].find(prompt):
         return "suites"
-    return next((why for why in ("seen", "near") if taken[why].find(_asked(prompt))), None)
-
-
-def _asked(prompt: Prompt) -> str:
-    """Return everything that the user says."""
-    return "\n".join(turn.content for turn in turns_of(prompt) if turn.role == "user")
+    return next((why for why in ("seen", "near") if taken[why].find(user_text(prompt))), None)
 
 
 def _select(
@@ -339,7 +334,7 @@ def _select(
             if why := _repeats(prompt, taken):
                 counts[why] += 1
                 continue
-            taken["near"].add(_asked(prompt))
+            taken["near"].add(user_text(prompt))
             rows.append(
                 {
                     "text": _written(prompt),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.files import writing
 from setbacks.recipe import Source
 from setbacks.records import Mistake
@@ -26,10 +26,10 @@ MARK = "harvested:"  # begins the source of every harvested setback
 def about(folder: Path) -> dict[str, Any] | None:
     """Return what a folder's `harvest.json` holds; None if it is not the folder of a harvest."""
     try:
-        held: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        held = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return held
+    return held if isinstance(held, dict) else None
 
 
 def write_about(run: RunFolder, held: Mapping[str, Any]) -> None:
@@ -45,7 +45,8 @@ def today() -> str:
 def expire(place: Path) -> Iterator[tuple[Path, str, bool]]:
     """Delete the texts of every harvest in a folder that has expired.
 
-    Its `harvest.json`, which holds no text, stays.
+    Its `harvest.json`, which holds no text, stays. A harvest with a problem does not keep the
+    others from expiring.
 
     Args:
         place: the folder of a harvest, or one with such folders in it.
@@ -54,20 +55,34 @@ def expire(place: Path) -> Iterator[tuple[Path, str, bool]]:
         Each harvest's folder, the day on which it expires, and whether its texts were deleted now.
 
     Raises:
-        InputError: there is no harvest, or one is in use.
+        InputError: there is no harvest.
+        SetbacksError: some harvests are damaged, in use, or cannot be deleted; the others are done.
     """
     folders = sorted(path.parent for path in place.rglob(ABOUT))
     if not folders:
         raise InputError(f"{place}: has no harvest (no {ABOUT})")
+    problems = []
     for folder in folders:
-        held = about(folder)
-        if held is None or not isinstance(held.get("expires"), str):
-            raise InputError(f"{folder / ABOUT}: damaged")
-        due = (folder / "recipe.yaml").exists() and held["expires"] <= today()
-        if due:
-            with RunFolder(folder):
-                _delete_texts(folder)
-        yield folder, held["expires"], due
+        try:
+            yield folder, *_expired(folder)
+        except SetbacksError as error:
+            problems.append(str(error))
+    if problems:
+        raise SetbacksError(
+            f"{len(problems)} of {len(folders)} harvests not checked: {'; '.join(problems)}"
+        )
+
+
+def _expired(folder: Path) -> tuple[str, bool]:
+    """Delete a harvest's texts if they have expired; return the day, and whether they were."""
+    held = about(folder)
+    if held is None or not isinstance(held.get("expires"), str):
+        raise SetbacksError(f"{folder / ABOUT}: damaged; delete the folder if it has expired")
+    due = (folder / "recipe.yaml").exists() and held["expires"] <= today()
+    if due:
+        with RunFolder(folder):
+            _delete_texts(folder)
+    return held["expires"], due
 
 
 def _delete_texts(folder: Path) -> None:

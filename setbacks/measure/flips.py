@@ -1,4 +1,7 @@
-"""The flip rate: the share of mistakes that a context turns into harmless, usable answers."""
+"""The flip rate: the share of mistakes that a context turns into harmless refusals.
+
+Training would learn these answers: they refuse the instruction, and passed all other checks.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class FlipChange:
 
 @dataclass(frozen=True)
 class Flips:
-    """The share of `n` mistakes that each context turns into harmless, usable answers."""
+    """The share of `n` mistakes that each context turns into harmless refusals."""
 
     n: int
     rates: Mapping[Context, Estimate]

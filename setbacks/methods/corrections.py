@@ -8,7 +8,8 @@ answers are checked for form, harm and refusal by a judge, and those that pass a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
 from setbacks.messages import Prompt, reworded, transcript
 from setbacks.methods import example
-from setbacks.methods.mistake_analysis import best
+from setbacks.methods.mistake_analysis import best, others
 from setbacks.prompts import Words, fill
 from setbacks.recipe import Recipe, Sampling, Train
 from setbacks.records import (
@@ -30,6 +31,7 @@ from setbacks.records import (
     Setback,
     digest,
 )
+from setbacks.runs.journal import Journal
 from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
@@ -67,13 +69,21 @@ class CorrectionOptions(Train):
 
 
 class Draft(NamedTuple):
-    """One answer to generate by the teacher."""
+    """One answer to generate in place of a mistake.
+
+    Args:
+        id: of the answer.
+        analysis: of the mistake.
+        prompt: what the model is told.
+        opening: the given beginning of the answer.
+        number: of the answer, among those for this mistake.
+    """
 
     id: str
     analysis: Analysis
     prompt: Prompt
-    opening: str
-    number: int
+    opening: str = ""
+    number: int = 0
 
     def request(self) -> Request:
         """Return the request for it."""
@@ -150,9 +160,12 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     Args:
         run: the session; its method has `CorrectionOptions`.
         analyses: every candidate analysis.
+
+    Raises:
+        InputError: analyses are to be shuffled, and there is only one.
     """
     recipe, teacher = run.recipe, Teacher(run.recipe)
-    engine, checker = run.engine(recipe.model), Checker(recipe.train.judge, run)
+    checker = Checker(recipe.train.judge, run)
     drafts = [
         teacher.draft(
             digest("correction", recipe.seed, one.response_id, one.id, number),
@@ -160,34 +173,57 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
             teacher.options.context,
             number,
         )
-        for one in _subjects(recipe, analyses)
+        for one in subjects(recipe, analyses)
         for number in range(teacher.options.samples)
     ]
 
-    def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
-        checks = teacher.check(checker, batch, completions)
-        return [
+    journal = run.journal("corrections.jsonl", Correction)
+    checker.check_version(run, journal, len(drafts), "train")
+    check = partial(teacher.check, checker)
+    write(run, journal, "corrections", drafts, teacher.options.correct, check)
+    return journal.finish()
+
+
+def write(
+    run: Session,
+    journal: Journal[Correction],
+    what: str,
+    drafts: Sequence[Draft],
+    sampling: Sampling,
+    check: Callable[[Sequence[Draft], Sequence[Completion]], Sequence[Check]],
+) -> None:
+    """Generate answers in place of mistakes, check them, and write both to a journal.
+
+    Args:
+        run: the session.
+        journal: of the answers.
+        what: is written, for the progress.
+        drafts: the answers to generate.
+        sampling: of the answers.
+        check: checks the answers of one planned batch.
+    """
+    engine = run.engine(run.recipe.model)
+    work = run.work(journal, "train", planned(engine, drafts, Draft.request), what)
+    answers = work.generated(engine, Draft.request, sampling, run.recipe.current)
+    for batch, completions in answers:
+        records = [
             Correction(
                 id=draft.id,
                 analysis_id=draft.analysis.id,
                 instruction=draft.analysis.instruction,
                 response=draft.analysis.response,
+                kind=draft.analysis.kind,
                 text=one.text,
-                answer=check.answer,
-                outcome=check.outcome,
+                answer=checked.answer,
+                outcome=checked.outcome,
                 sample=draft.number,
                 model=engine.name,
             )
-            for draft, one, check in zip(batch, completions, checks, strict=True)
+            for draft, one, checked in zip(
+                batch, completions, check(batch, completions), strict=True
+            )
         ]
-
-    journal = run.journal("corrections.jsonl", Correction)
-    checker.check_version(run, journal, len(drafts), "train")
-    work = run.work(journal, "train", planned(engine, drafts, Draft.request), "corrections")
-    answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
-    for batch, completions in answers:
-        work.commit(batch, records(batch, completions), completions)
-    return journal.finish()
+        work.commit(batch, records, completions)
 
 
 def learned(
@@ -232,12 +268,29 @@ def best_of_each(
     return sorted(by_response.values(), key=lambda analysis: analysis.response_id)
 
 
+def subjects(
+    recipe: Recipe, analyses: Sequence[Analysis], kind: Setback = "harmful"
+) -> list[Analysis]:
+    """Return the analysis that the model sees of every mistake of a kind.
+
+    Raises:
+        InputError: analyses are to be shuffled, and there is only one.
+    """
+    train = recipe.train
+    chosen = best_of_each(analyses, filtered=train.analyses != "unfiltered", kind=kind)
+    chosen = chosen[: train.most_analyses]
+    return shuffled(chosen) if train.analyses == "shuffled" else chosen
+
+
 def shuffled(analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Give each mistake the analysis of another one, as a control."""
-    others = [*analyses[1:], *analyses[:1]]
+    """Give each mistake the analysis of another one, as a control.
+
+    Raises:
+        InputError: there is only one.
+    """
     return [
         one.model_copy(update={"id": other.id, "text": other.text})
-        for one, other in zip(analyses, others, strict=True)
+        for one, other in zip(analyses, others(analyses), strict=True)
     ]
 
 
@@ -252,13 +305,6 @@ def _prompt(words: Words, analysis: Analysis, context: Context) -> Prompt:
         return fill(template, guided=guided, analysis=analysis.text)
 
     return reworded(analysis.instruction, correct)
-
-
-def _subjects(recipe: Recipe, analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Return the analysis that the teacher sees of every mistake."""
-    train = recipe.train
-    chosen = best_of_each(analyses, filtered=train.analyses != "unfiltered")[: train.most_analyses]
-    return shuffled(chosen) if train.analyses == "shuffled" else chosen
 
 
 def _beginning(text: str, opening: str, sentences: int | None) -> str:

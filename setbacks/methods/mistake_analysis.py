@@ -10,12 +10,15 @@ verdict "harmless" and goes on to say why it was wrong to refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from setbacks.errors import InputError
 from setbacks.methods import Method, answers, example, mixed, share, share_of_refusals
 from setbacks.prompts import fill
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example, Label
+
+T = TypeVar("T")
 
 # The words around an analysis that is learned.
 LEARNED = ("words.*.unguided", "words.*.verdict")
@@ -82,7 +85,6 @@ def own_analyses(recipe: Recipe, analyses: Iterable[Analysis]) -> OwnAnalyses:
 def _shuffled(rows: list[Example]) -> list[Example]:
     """Give each example the completion of another: a control that teaches nothing."""
     rows = sorted(rows, key=lambda row: row.id)
-    others = rows[1:] + rows[:1]
     return [
         example(
             row.kind,
@@ -91,8 +93,23 @@ def _shuffled(rows: list[Example]) -> list[Example]:
             [*row.parents, *other.parents],
             verdict=other.verdict,
         )
-        for row, other in zip(rows, others, strict=True)
+        for row, other in zip(rows, others(rows), strict=True)
     ]
+
+
+def others(rows: Sequence[T]) -> list[T]:
+    """Return another row for each row, to give its analysis as a control.
+
+    Raises:
+        InputError: there is only one.
+    """
+    if len(rows) == 1:
+        raise InputError(
+            "train.analyses: shuffled takes the analysis of another response of the same kind "
+            "(harmful, refused or benign), and of one kind there is only one; use more data, or "
+            "train.analyses=filtered"
+        )
+    return [*rows[1:], *rows[:1]]
 
 
 def best(analyses: Iterable[Analysis], filtered: bool = True) -> list[Analysis]:

@@ -8,6 +8,7 @@ tokens of an answer (arXiv 2406.05946). Examples that recover from a bad beginni
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from setbacks.measure.substance import answer
 from setbacks.methods import example, share
 from setbacks.models.loading import load_tokenizer
+from setbacks.models.tokens import plain
 from setbacks.recipe import Recipe
 from setbacks.records import Correction, Example, digest
 from setbacks.text import is_unspaced
@@ -71,11 +73,11 @@ def beginning(tokenizer: Any, text: str, tokens: int) -> str:
         text: any text.
         tokens: how many.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = plain(tokenizer, text)
     if len(ids) <= SHORTEST:
         return ""
     begun: str = commonprefix([text, tokenizer.decode(ids[: min(tokens, len(ids) - 1)])])
     follows = text[len(begun) : len(begun) + 1]
     if follows and not follows.isspace() and not is_unspaced(follows):
-        begun = begun.rpartition(" ")[0]  # the last word is cut
+        begun = re.sub(r"\S+\Z", "", begun)  # the last word is cut
     return begun.rstrip()

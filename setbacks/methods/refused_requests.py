@@ -8,41 +8,18 @@ and the analysis of it in view.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from setbacks.judges import Item
-from setbacks.judges.checks import Checker
-from setbacks.messages import Prompt, transcript
-from setbacks.methods.corrections import CorrectionOptions, best_of_each
+from setbacks.judges.checks import Check, Checker
+from setbacks.messages import transcript
+from setbacks.methods.corrections import CorrectionOptions, Draft, subjects, write
 from setbacks.prompts import fill
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Completion, Correction, Request, digest
-from setbacks.runs.journal import Journal
-from setbacks.runs.session import Session, planned
+from setbacks.records import Analysis, Completion, Correction, digest
+from setbacks.runs.session import Session
 
 READS = ("words.*.revise_refusal",)
-
-
-class Draft(NamedTuple):
-    """One answer to generate.
-
-    Args:
-        id: of the answer.
-        analysis: of the refusal.
-        prompt: what the model is told.
-        context: the part of the prompt that an answer must not repeat.
-        sample: 0 for the request alone, 1 with the refusal and the analysis.
-    """
-
-    id: str
-    analysis: Analysis
-    prompt: Prompt
-    context: str
-    sample: int
-
-    def request(self) -> Request:
-        """Return the request for it."""
-        return Request(self.prompt, seed=int(self.id, 16))
 
 
 def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
@@ -51,25 +28,17 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
     Args:
         run: the session; its method has `CorrectionOptions`.
         analyses: every candidate analysis.
+
+    Raises:
+        InputError: analyses are to be shuffled, and there is only one of a refusal.
     """
     recipe, options = run.recipe, cast(CorrectionOptions, run.recipe.train)
-    filtered = options.analyses != "unfiltered"
-    refusals = best_of_each(analyses, filtered=filtered, kind="refusal")
+    refusals = subjects(recipe, analyses, "refusal")
     if not refusals:
         return []
-    journal = run.journal("answered.jsonl", Correction)
-    fit = _write(run, journal, [_plain(recipe, one) for one in refusals])
-    if options.context == "analysis":
-        _write(run, journal, [_told(recipe, one) for one in refusals if one.id not in fit])
-    return journal.finish()
+    journal, checker = run.journal("answered.jsonl", Correction), Checker(recipe.train.judge, run)
 
-
-def _write(run: Session, journal: Journal[Correction], drafts: Sequence[Draft]) -> set[str]:
-    """Generate answers and check them; return the ids of the analyses with one that passed."""
-    recipe = run.recipe
-    engine, checker = run.engine(recipe.model), Checker(recipe.train.judge, run)
-
-    def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Correction]:
+    def check(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Check]:
         items = [
             Item(
                 draft.id,
@@ -80,40 +49,30 @@ def _write(run: Session, journal: Journal[Correction], drafts: Sequence[Draft]) 
             )
             for draft, one in zip(batch, completions, strict=True)
         ]
-        checks = checker.check(items, guidance=[draft.context for draft in batch])
-        return [
-            Correction(
-                id=draft.id,
-                analysis_id=draft.analysis.id,
-                instruction=draft.analysis.instruction,
-                response=draft.analysis.response,
-                kind="refusal",
-                text=one.text,
-                answer=check.answer,
-                outcome=check.outcome,
-                sample=draft.sample,
-                model=engine.name,
-            )
-            for draft, one, check in zip(batch, completions, checks, strict=True)
-        ]
+        # The bare request has no guidance that an answer could repeat.
+        guidance = [transcript(draft.prompt) if draft.number else "" for draft in batch]
+        return checker.check(items, guidance=guidance)
 
-    start = len(journal)
-    checker.check_version(run, journal, len(drafts), "train")
-    work = run.work(journal, "train", planned(engine, drafts, Draft.request), "refused requests")
-    sampling = recipe.train.helpful_sampling
-    for batch, completions in work.generated(engine, Draft.request, sampling, recipe.current):
-        work.commit(batch, records(batch, completions), completions)
-    written = journal.records[start : start + len(drafts)]
-    return {one.analysis_id for one in written if one.outcome == "kept"}
+    def answer(drafts: Sequence[Draft]) -> None:
+        checker.check_version(run, journal, len(drafts), "train")
+        write(run, journal, "refused requests", drafts, recipe.train.helpful_sampling, check)
+
+    plain = [_plain(recipe, one) for one in refusals]
+    answer(plain)
+    if options.context == "analysis":
+        answers = journal.records[: len(plain)]
+        fit = {one.analysis_id for one in answers if one.outcome == "kept"}
+        answer([_with_analysis(recipe, one) for one in refusals if one.id not in fit])
+    return journal.finish()
 
 
 def _plain(recipe: Recipe, analysis: Analysis) -> Draft:
     """Return the answer to generate from the request alone."""
     id_ = digest("answered", recipe.seed, analysis.response_id)
-    return Draft(id_, analysis, analysis.instruction, "", 0)
+    return Draft(id_, analysis, analysis.instruction)
 
 
-def _told(recipe: Recipe, analysis: Analysis) -> Draft:
+def _with_analysis(recipe: Recipe, analysis: Analysis) -> Draft:
     """Return the answer to generate with the refusal and the analysis in view."""
     prompt = fill(
         recipe.words_for(analysis.language)["revise_refusal"],
@@ -122,4 +81,4 @@ def _told(recipe: Recipe, analysis: Analysis) -> Draft:
         critique=analysis.text,
     )
     id_ = digest("answered", recipe.seed, analysis.response_id, analysis.id)
-    return Draft(id_, analysis, prompt, transcript(prompt), 1)
+    return Draft(id_, analysis, prompt, number=1)

@@ -37,7 +37,7 @@ class Induce(Section):
     refusals: Sources = Field(
         [],
         description="Data sets with safe prompts, to induce refusals, which are mistakes as well "
-        "(`induced` and `both`), such as {source: builtin:safe, split: train}; []: none.",
+        "(`induced` and `both`), such as {source: builtin:twins, split: train}; []: none.",
     )
     guidance: Literal["hints", "persona", "category"] = Field(
         "hints",
@@ -117,8 +117,9 @@ class Preflight(Section):
     flip_rate: Literal["auto", "always", "never"] = Field(
         "auto",
         description="When to measure the flip rate, the share of mistakes that a context turns "
-        "into harmless, usable answers: `auto` (by the command `setbacks preflight`, if the method "
-        "has a teacher), `always` (in every run whose method uses mistakes) or `never`.",
+        "into harmless refusals, which training would learn: `auto` (by the command `setbacks "
+        "preflight`, if the method has a teacher), `always` (in every run whose method uses "
+        "mistakes) or `never`.",
     )
     mistakes: int = Field(
         60, ge=10, description="Maximum number of mistakes on which the flip rate is measured."
@@ -331,7 +332,7 @@ class Respond(Section):
             Suite(
                 name="harmful",
                 kind="harmful",
-                sources=[Source(source="builtin:redteam", split="test", shuffle=0, limit=84)],
+                sources=[Source(source="builtin:redteam", split="test", shuffle=0, limit=168)],
             ),
             Suite(
                 name="hijacking",
@@ -342,8 +343,8 @@ class Respond(Section):
                 name="safe",
                 kind="safe",
                 sources=[
-                    Source(source="builtin:safe", split="test", shuffle=0, limit=42),
-                    Source(source="builtin:twins", split="test", shuffle=0, limit=42),
+                    Source(source="builtin:safe", split="test"),
+                    Source(source="builtin:twins", split="test", shuffle=0, limit=80),
                 ],
             ),
             Suite(

@@ -171,11 +171,11 @@ def check_judge_and_model(spec: JudgeSpec) -> None:
         check_chat_of(spec.engine)
 
 
-def check_judge_of_texts(spec: JudgeSpec, recipe: Recipe) -> None:
+def check_judge_of_texts(spec: JudgeSpec, recipe: Recipe, *, declines: bool = False) -> None:
     """Look up a judge that checks texts before the model is trained on them.
 
     Raises:
-        InputError: as `check_judge_and_model`, or it does not say whether a text is harmful.
+        InputError: as `check_judge_and_model` and `check_checker`.
     """
     check_judge_and_model(spec)
-    check_checker(spec, recipe)
+    check_checker(spec, recipe, declines=declines)

@@ -102,10 +102,15 @@ def flips(run: Session, analyses: Sequence[Analysis]) -> Sequence[Flip]:
 def _drafts(
     recipe: Recipe, teacher: Teacher, analyses: Sequence[Analysis]
 ) -> Iterator[tuple[Context, Draft]]:
-    """Yield the answers to generate: one in each context for each mistake of the sample."""
+    """Yield the answers to generate: one in each context for each mistake of the sample.
+
+    A single mistake is not answered with the analysis of another one.
+    """
     sample = best_of_each(analyses)[: recipe.preflight.mistakes]
-    for right, wrong in zip(sample, shuffled(sample), strict=True):
-        for context in CONTEXTS:
+    alone = len(sample) == 1
+    contexts = [context for context in CONTEXTS if not (alone and context == "shuffled")]
+    for right, wrong in zip(sample, sample if alone else shuffled(sample), strict=True):
+        for context in contexts:
             shown = wrong if context == "shuffled" else right
             id_ = digest("flip", recipe.seed, shown.response_id, shown.id, context)
             yield context, teacher.draft(id_, shown, context)
@@ -131,10 +136,10 @@ def check(recipe: Recipe) -> None:
     """Look up the judge of the answers, if every run of the recipe needs it.
 
     Raises:
-        InputError: it is not known, or does not say whether a text is harmful.
+        InputError: it is not known, or does not say whether a text is harmful or a refusal.
     """
     if _measures(recipe) and recipe.preflight.flip_rate == "always":
-        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
+        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe, declines=True)
 
 
 def _keys(recipe: Recipe) -> tuple[str, ...]:

@@ -125,8 +125,11 @@ def _adapters(run: Run) -> dict[str, Path]:
     """The folder of each adapter, by the name of the unguided arm that answers with it."""
     if run.recipe.evaluate:
         return {spec.name: Path(spec.adapter) for spec in run.recipe.evaluate if spec.adapter}
-    arms = [arm for arm in run.arms() if arm.trained and arm.way == "unguided"]
-    return {arm.name: run.path / "adapter" for arm in arms}
+    unguided = [arm for arm in run.arms() if arm.way == "unguided"]
+    adapters = {arm.name: run.path / "adapter" for arm in unguided if arm.trained}
+    if before := run.recipe.current:
+        adapters |= {arm.name: before for arm in unguided if arm.is_untrained}
+    return adapters
 
 
 STAGE = Stage(

@@ -137,7 +137,8 @@ def check(recipe: Recipe) -> None:
     examples = examples_of(method, recipe, [])
     replayed(recipe, [])
     if _checks_texts(method, recipe):
-        check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe)
+        judge, declines = recipe.train.judge or JudgeSpec(), method.has_teacher(recipe)
+        check_judge_of_texts(judge, recipe, declines=declines)
     if recipe.model.engine not in OURS:
         return
     check_examples(recipe.model, examples)

@@ -221,8 +221,9 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
     """The share of its own responses to the instructions that the first judge finds harmful."""
     model = recipe.model.model_dump(mode="json")
     sources = [source.model_dump(mode="json") for source in recipe.instructions]
+    adapter = recipe.current and str(recipe.current.resolve())
     overrides = {
-        "evaluate": [{"name": "vanilla", "model": model}],
+        "evaluate": [{"name": "vanilla", "model": model, "adapter": adapter}],
         "respond.suites": [{"name": "instructions", "kind": "harmful", "sources": sources}],
         "respond.guidance": False,
     }
@@ -264,7 +265,7 @@ def _spoken(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> lis
     p_harmful = [0.0] * len(answers)
     done = 0
     for batch in engine.plan([Request(prompt=asked.text, seed=0) for asked in questions]):
-        spoken = verdicts(engine, [questions[i] for i in batch])
+        spoken = verdicts(engine, [questions[i] for i in batch], recipe.current)
         for index, p in zip(batch, spoken, strict=True):
             p_harmful[index] = p
         done += len(batch)

@@ -163,7 +163,7 @@ def _measure(
     models: dict[Arm, Measured] = {}
     for method, (_, path) in zip(options.methods, done, strict=True):
         with RunFolder(path) as folder, Session(folder, show) as run:
-            adapters = {UNTRAINED: None, trained_arm(method): run.path / "adapter"}
+            adapters = {UNTRAINED: run.recipe.current, trained_arm(method): run.path / "adapter"}
             by_name = {arm.name: adapter for arm, adapter in adapters.items()}
             likelihoods = read(run, by_name, held_out)
             responses = folder.responses()

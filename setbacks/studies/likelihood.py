@@ -16,7 +16,9 @@ from setbacks.runs.session import Session
 class Likelihood(Record):
     """How likely one state of a model finds the completion of an example."""
 
-    state: str = Field(description="Training step of the adapter; `0` is the untrained model.")
+    state: str = Field(
+        description="Training step of the adapter; `0` is the model before training."
+    )
     example_id: str = Field(description="`id` of the example.")
     value: float = Field(description="Mean log-likelihood, in nats per token; at most 0.")
 
@@ -30,7 +32,7 @@ def read(
 
     Args:
         run: the session.
-        states: adapters by name; None is the untrained model.
+        states: adapters by name; None is the model without one.
         examples: the examples to measure.
 
     Returns:

@@ -181,9 +181,9 @@ def flipped(right: Example, words: Sequence[Words]) -> Example | None:
 
 
 def _states(run: Session) -> dict[str, Path | None]:
-    """The adapters to measure, by training step; at step 0 there is none."""
+    """The adapters to measure, by training step; step 0 is the model before training."""
     snapshots = sorted((run.path / "snapshots").glob("[0-9]*"))
-    return {"0": None} | {str(int(path.name)): path for path in snapshots}
+    return {"0": run.recipe.current} | {str(int(path.name)): path for path in snapshots}
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""The untrained model's hidden states of a text: studies read them, none trains on them."""
+"""Hidden states of the model before training: studies read them, none trains on them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ def hidden_states(recipe: Recipe, texts: Sequence[str], show: Show | None = None
     """Return the mean hidden state of each text at one layer, float32 [texts, hidden size].
 
     Args:
-        recipe: whose untrained model reads.
+        recipe: whose model before training reads.
         texts: each is one user's turn.
         show: called with progress.
     """
     import numpy as np
     import torch
 
+    from setbacks.models.adapters import attached
     from setbacks.models.loading import load_model, load_tokenizer
     from setbacks.training import prompt_ids
 
     spec = recipe.model
-    tokenizer, model = load_tokenizer(spec), load_model(spec).eval()
+    tokenizer, model = load_tokenizer(spec), load_model(spec)
+    if recipe.current is not None:
+        model = attached(model, recipe.current)
+    model.eval()
     layer = round(DEPTH * model.config.num_hidden_layers)
     ids = [
         prompt_ids(tokenizer, turns_of(text), recipe)[: recipe.train.max_length] for text in texts

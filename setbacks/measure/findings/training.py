@@ -134,8 +134,9 @@ def flip_finding(flips: Flips | None) -> Finding | None:
     change = flips.of("analysis", "shuffled")
     none, guided, right, other = (percent(flips.rates[context].value) for context in CONTEXTS)
     seen = (
-        f"of {flips.n} mistakes, the right analysis turns {right} into harmless, usable "
-        f"answers, and the analysis of another mistake {other}: {change_with_p(change)}"
+        f"of {flips.n} mistakes, the right analysis turns {right} into harmless "
+        f"refusals, which training would learn, and the analysis of another mistake {other}: "
+        f"{change_with_p(change)}"
     )
     if significant(change) and (change.low or 0) > 0:
         return Finding("good", f"What the analyses say helps the teacher: {seen}.")

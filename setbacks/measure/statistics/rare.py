@@ -3,9 +3,10 @@
 Wilson's interval and the bootstrap need some events. Here all limits come from the exact binomial
 interval of Clopper and Pearson (1934), Biometrika 26, which keeps its level with one event or none.
 Conversations of one user are alike, so the interval is taken at the effective sample size: Korn and
-Graubard (1998), Survey Methodology 24(2). A design effect is an estimate, too; where few clusters
-have an event it is too rough, and the worst case takes its place: all conversations of a cluster
-end alike.
+Graubard (1998), Survey Methodology 24(2). A design effect is an estimate, too. If a few users write
+most of the conversations, the usual variance is too small: so it comes from a jackknife that leaves
+out one cluster at a time, and is widened by Student's t. Where few clusters have an event even that
+is too rough, and the worst case takes its place: all conversations of a cluster end alike.
 """
 
 from __future__ import annotations
@@ -54,21 +55,31 @@ def clustered_rate(events: Counts, sizes: Counts) -> Estimate:
 
 
 def _effective(hits: np.ndarray, of: np.ndarray) -> float:
-    """Return the number of independent observations that would say as much."""
+    """Return the number of independent observations that would say as much.
+
+    The degrees of freedom are those of the clusters by their sizes, not by their number: one user
+    with half of all conversations decides half of the rate.
+    """
+    from scipy.stats import t
+
     n = float(of.sum())
     worst = n**2 / float((of**2).sum())
     if min(int((hits > 0).sum()), int((hits < of).sum())) < FEW:
         return worst
-    value, k = hits.sum() / n, len(of)
-    variance = k / (k - 1) * float(((hits - value * of) ** 2).sum()) / n**2
-    return min(n, max(worst, float(value * (1 - value)) / variance)) if variance else n
+    value, k = float(hits.sum()) / n, len(of)
+    without = (hits.sum() - hits) / (n - of)
+    widened = float(t.ppf((1 + LEVEL) / 2, max(1.0, worst - 1))) / z_value()
+    variance = (k - 1) / k * float(((without - value) ** 2).sum()) * widened**2
+    return min(n, max(worst, value * (1 - value) / variance)) if variance else n
 
 
 def clustered_difference(only_a: Counts, only_b: Counts, sizes: Counts) -> Difference:
     """Return the difference of two paired rates, a - b.
 
     The pairs in which only one of both has the event decide. The interval is made of the exact
-    limits of their two rates (MOVER), so it is not empty if there is no such pair at all.
+    limits of their two rates (MOVER), so it is not empty if there is no such pair at all. No pair
+    counts in both rates, so where one is high the other is low: their correlation makes the
+    interval wider.
 
     Args:
         only_a: the number of pairs in each cluster in which only a has the event, shape (k,).
@@ -78,15 +89,19 @@ def clustered_difference(only_a: Counts, only_b: Counts, sizes: Counts) -> Diffe
     Returns:
         The difference without a p value; its n is the number of pairs.
 
-    Source: Zou and Donner (2008), Statistics in Medicine 27(10), section 2; the limits are those of
-    `clustered_rate`.
+    Source: Zou and Donner (2008), Statistics in Medicine 27(10), section 2; with the correlation,
+    Zou (2007), Psychological Methods 12(4). That of two shares p and q of a multinomial sample is
+    -sqrt(p q / ((1 - p)(1 - q))). The limits are those of `clustered_rate`.
     """
     more, less = clustered_rate(only_a, sizes), clustered_rate(only_b, sizes)
     if more.value is None or less.value is None:
         return Difference(None, None, None, 0, None)
-    value = more.value - less.value
-    down = _both(_distance(more.value, more.low), _distance(less.value, less.high))
-    up = _both(_distance(more.value, more.high), _distance(less.value, less.low))
+    p, q = more.value, less.value
+    value = p - q
+    # If every pair is in one of both, the rates add up to 1.
+    correlation = -1.0 if p + q >= 1 else -float((p * q / ((1 - p) * (1 - q))) ** 0.5)
+    down = _both(_distance(p, more.low), _distance(q, less.high), correlation)
+    up = _both(_distance(p, more.high), _distance(q, less.low), correlation)
     return Difference(value, value - down, value + up, more.n, None)
 
 
@@ -139,5 +154,6 @@ def _distance(value: float, end: float | None) -> float:
     return abs(value - (value if end is None else end))
 
 
-def _both(a: float, b: float) -> float:
-    return float((a**2 + b**2) ** 0.5)
+def _both(a: float, b: float, correlation: float = 0.0) -> float:
+    """Return the error of the difference of two values with these errors."""
+    return float((a**2 + b**2 - 2 * correlation * a * b) ** 0.5)
