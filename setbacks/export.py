@@ -34,6 +34,7 @@ from setbacks.records import Example
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
 from setbacks.runs.folder import Run
+from setbacks.runs.results import json_lines
 from setbacks.stages.lineage import before_training, continued, named, replayed_runs
 
 CARD = "README.md"
@@ -325,9 +326,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _trained_on(recipe: Recipe, folder: Path) -> str:
-    lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()
     examples = Counter(
-        (row["kind"], row.get("replayed_from") or "") for row in map(json.loads, lines)
+        (row["kind"], row.get("replayed_from") or "")
+        for row in json_lines(folder / "training.jsonl")
     )
     sources = {name: run.sources for name, run in replayed_runs(recipe).items()}
     sources[""] = open_method(recipe).sources(recipe)
@@ -342,7 +343,7 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
     before, answered = before_training(recipe), ""
     if recipe.train.helpful_from == "model":
         answered = f"The helpful prompts were answered by {before} itself. "
-    steps = len((folder / "loss.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = len(json_lines(folder / "loss.jsonl"))
     analyst = recipe.analyze.analyst
     who = "the model itself" if analyst is None else f"`{Path(analyst.model).name}`"
     return (

@@ -84,6 +84,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise failed_write(path, error) from error
 
 
+def own_folder(folder: Path, mark: str, what: str) -> bool:
+    """Make a folder, private to its owner, or recognize one of ours.
+
+    Args:
+        folder: to make; an empty one may exist.
+        mark: name of the file that is in every folder of ours, the first that is written.
+        what: the folder holds, for messages.
+
+    Returns:
+        Whether the folder is ours already.
+
+    Raises:
+        InputError: it cannot be made, or holds something else.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
+    if (folder / mark).exists():
+        return True
+    if any(entry.name != f"{mark}.tmp" for entry in folder.iterdir()):  # left by a crash
+        raise InputError(f"{folder}: not empty, and not {what}; choose another with --out")
+    with writing(folder):
+        folder.chmod(0o700)
+    return False
+
+
 def private(path: str, flags: int) -> int:
     """Open a file that only its owner can read, never through a link: an `opener` for `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from setbacks.data import Source, load, load_labels
+from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.messages import Function, Message, Prompt, ToolCall, prompt_of, transcript, turns_of
@@ -425,6 +426,15 @@ def test_what_a_run_wrote_is_read_as_it_was(tmp_path):
     assert [one.text for one in read] == prompts
     assert [one.id for one in read] == [digest("instruction", text) for text in prompts]
     assert all(isinstance(one, Instruction) and one.answer == "<x>" for one in read)
+
+
+def test_texts_that_look_like_a_conversation_are_written_so_that_they_stay_texts(tmp_path):
+    texts = ['[{"role": "user", "content": "<a>"}]', '{"a": 1}', TALK, "<a>"]
+    for text in texts:
+        record = {"text": prompt_as_data(text), "response": reply_as_data(text), "harmful": True}
+        (row,) = load(write(tmp_path, "a.jsonl", json.dumps(record)))
+        assert (row.text, row.response) == (text, text)
+    assert (prompt_as_data("<a>"), reply_as_data("<a>")) == ("<a>", "<a>")
 
 
 def test_ids_and_repeats(tmp_path, caplog):

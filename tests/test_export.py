@@ -25,7 +25,7 @@ from setbacks.recipe import Engine, Recipe
 from setbacks.records import Arm, Example, Message, Response, Verdict
 from setbacks.runs.folder import RunFolder
 
-CANARY = "[a harmful answer stands here]"
+CANARY = "[a harmful answer\u2028stands here]"  # the separator ends no line of JSON Lines
 PROMPT = "Why is the sky blue?"
 
 
@@ -44,7 +44,8 @@ def fill(folder, recipe, adapter):
             {"kind": kind, "completion": CANARY} for kind in ("analysis", "analysis", "helpful")
         ]
         for name, lines in (("training", rows), ("loss", [{"step": n} for n in range(5)])):
-            (run.path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+            text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
+            (run.path / f"{name}.jsonl").write_text(text)
         (run.path / "metrics.json").write_text(json.dumps(metrics(recipe)))
     return folder
 

@@ -18,8 +18,8 @@ from setbacks.loop.harvest import Settings, finding, harvest, recipe_of, write
 from setbacks.loop.logs import Logs
 from setbacks.loop.retention import expire, learned_from_logs
 from setbacks.pipeline import open_run
-from setbacks.recipe import Recipe
-from setbacks.records import Example, Message, Mistake, Verdict
+from setbacks.recipe import Recipe, Source
+from setbacks.records import Example, Message, Mistake, Response, Verdict
 from setbacks.stages.induce import existing
 
 # A judge of another package: an answer says how likely it is to be harmful, and to refuse.
@@ -143,6 +143,9 @@ def test_a_refusal_counts_only_if_the_request_is_known_to_be_safe(marks, tmp_pat
         ({"p_harmful": 0.69}, 0.2, ("harmful", 0.69, True)),
         ({"p_harmful": 0.31}, 0.2, ("harmful", 0.31, True)),
         ({"p_harmful": 0.29}, 0.2, None),
+        ({"p_harmful": 0.3}, 0.2, None),
+        ({"p_harmful": 0.0}, 0.5, None),
+        ({"p_harmful": 1.0}, 0.5, ("harmful", 1.0, False)),
         ({"p_harmful": 0.49}, 0, None),
         ({"p_harmful": 0.5}, 0, ("harmful", 0.5, False)),
         ({"p_harmful": 0.6, "p_refused": 0.9}, 0.2, ("refusal", 0.9, False)),
@@ -189,6 +192,32 @@ def test_repeats_and_prompts_of_suites_and_of_earlier_rounds_are_dropped(marks, 
     assert [counts[name] for name in ("repeats", "near", "seen", "suites")] == [1, 2, 1, 2]
     with pytest.raises(InputError, match="not a run that trained a model"):
         run(tmp_path / "other", str(tmp_path / "chat.jsonl"), seen=[tmp_path])
+
+
+def test_test_and_validation_prompts_are_dropped_whatever_their_number(marks, tmp_path):
+    """Those of the built-in sets beyond the default limits, and those of a recipe's loop."""
+    from setbacks.data import load
+
+    parts = [("redteam", "test"), ("redteam", "validation"), ("twins", "validation")]
+    parts += [("safe", "test"), ("redteam_zh", "test"), ("hijacking", "validation")]
+    sources = [Source(source=f"builtin:{name}", split=split) for name, split in parts]
+    prompts = [load(source)[-1].text for source in sources]
+    suite = {
+        "name": "mine",
+        "kind": "safe",
+        "sources": [log(tmp_path / "a.jsonl", [{"text": "V?"}])],
+    }
+    recipe = {
+        "loop": {"validation": [suite]},
+        "held_out": [log(tmp_path / "b.jsonl", [{"text": "H?"}])],
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    trained = load(Source(source="builtin:redteam", split="train"))[0].text
+    rows = [row(text, 0.9, 0) for text in (*prompts, "V?", "H?", trained)]
+    out = tmp_path / "out"
+    about = run(out, log(tmp_path / "chat.jsonl", rows), against=[str(tmp_path / "mine.yaml")])
+    assert [one["text"] for one in setbacks(out)] == [trained]
+    assert about["counts"]["suites"] == 8
 
 
 def test_a_greeting_in_common_makes_no_repeat_but_a_test_prompt_in_any_turn_does(marks, tmp_path):
@@ -257,6 +286,14 @@ def test_conversations_and_texts_that_look_like_one_survive(marks, tmp_path):
     assert (second.instruction, second.response) == (odd, written)
 
 
+def test_separators_of_lines_in_a_text_survive(marks, tmp_path):
+    text = "What\u2028is\u2029this\x85line?"
+    run(tmp_path / "out", log(tmp_path / "chat.jsonl", [row(text, 0.9, 0), row("B?", 0.9, 0)]))
+    source = Source(source=str(tmp_path / "out" / "setbacks.jsonl"))
+    recipe = Recipe.model_validate({"induce": {"source": "existing", "existing": [source]}})
+    assert [mistake.instruction for mistake in existing(recipe)] == [text, "B?"]
+
+
 def test_labels_replace_the_judge(marks, tmp_path, chats):
     from setbacks.review.labels import Label
     from setbacks.review.publish import publish
@@ -278,6 +315,20 @@ def test_labels_replace_the_judge(marks, tmp_path, chats):
     kinds = {one["text"]: one["kind"] for one in setbacks(out)}
     assert kinds == {ask("otter"): "refusal", ask("heron"): "harmful", ask("lizard"): "refusal"}
     assert about["waiting"] == 0
+
+
+def test_a_label_of_harm_alone_leaves_the_refusal_to_the_judge(marks, tmp_path, chats):
+    out = tmp_path / "out"
+    run(out, chats, safe=True)
+    with open_run(out) as folder:
+        labels = [
+            Verdict(id=r.id, response_id=r.id, judge="human", harmful=False)
+            for r in folder.records("responses/logs.jsonl", Response)
+        ]
+        folder.journal("verdicts/logs.human.jsonl", Verdict).write(labels)
+        about = write(folder)
+    assert {one["text"]: one["kind"] for one in setbacks(out)} == {ask("otter"): "refusal"}
+    assert about["waiting"] == 1, "a doubtful refusal still waits"
 
 
 def test_the_review_begins_where_the_judge_is_unsure(marks, tmp_path, chats):
@@ -345,9 +396,43 @@ def test_a_folder_of_another_harvest_is_refused_and_stays(marks, tmp_path, chats
     with pytest.raises(InputError, match="holds another harvest .unsure: 0.2 -> 0.1"):
         run(out, chats, unsure=0.1)
     Path(chats).write_text(Path(chats).read_text().replace("badger", "wombat"))
-    with pytest.raises(InputError, match="the data behind this run has changed"):
+    with pytest.raises(InputError, match="the logs have changed since this harvest began"):
         run(out, chats)
     assert contents(out) == before
+
+
+def test_a_log_that_grew_is_refused_and_the_old_one_still_fits(marks, tmp_path):
+    rows = [row(ask(topic), 0.9, 0.1) for topic in TOPICS[:4]]
+    source, out = log(tmp_path / "chat.jsonl", rows), tmp_path / "out"
+    run(out, source)
+    before = contents(out)
+    for changed in ([*rows, row(ask("walrus"), 0.9, 0.1)], [*rows, rows[0]]):
+        log(tmp_path / "chat.jsonl", changed)
+        with pytest.raises(InputError, match="the logs have changed since this harvest began"):
+            run(out, source)
+        assert contents(out) == before
+    log(tmp_path / "chat.jsonl", rows)
+    recipe = recipe_of(judge_recipe("marks"), out)
+    fields = {"text": "messages", "response": "messages"}
+    with pytest.raises(InputError, match=r"holds another harvest \(fields: "):
+        harvest(recipe, out, Logs([source], fields), Settings())
+    run(out, source)
+    assert contents(out) == before
+
+
+def test_every_answer_is_judged_once(marks, tmp_path, chats):
+    from setbacks.runs.session import Session
+    from setbacks.stages.judge import judge
+    from setbacks.stages.respond import respond
+
+    out = tmp_path / "out"
+    run(out, chats, safe=True)
+    assert len(marks.seen) == 5
+    before = contents(out)
+    with open_run(out) as folder, Session(folder) as session:
+        verdicts = judge(session, respond(session))["logs", "marks"]
+    assert sorted(v.p_harmful for v in verdicts) == [0.1, 0.1, 0.55, 0.9]
+    assert len(marks.seen) == 5 and contents(out) == before
 
 
 def test_a_log_without_setbacks_gives_none(marks, tmp_path, cli_in_process):
@@ -504,6 +589,29 @@ def test_personal_data_reaches_neither_the_judge_nor_the_folder(marks, tmp_path)
     assert not [path for path, text in contents(tmp_path / "out").items() if b"Ada" in text]
     (kept,) = setbacks(tmp_path / "out")
     assert kept["text"].endswith("I am <PERSON>.") and kept["response"].endswith("Hello <PERSON>.")
+
+
+def test_redaction_does_not_hide_a_test_prompt(marks, tmp_path):
+    """Only the logged text is the test prompt: a mark takes the place of every word of it."""
+
+    def redactor(prompt, answer):
+        return "<URL>" if prompt == built_in_prompt() else prompt, answer
+
+    redactor.pipeline = None
+    rows = [row(built_in_prompt(), 0.9, 0), row(ask("badger"), 0.9, 0)]
+    about = run(tmp_path / "out", log(tmp_path / "chat.jsonl", rows), redactor=redactor)
+    assert [one["text"] for one in setbacks(tmp_path / "out")] == [ask("badger")]
+    assert about["counts"]["suites"] == 1
+
+
+def test_a_broken_entry_leaves_nothing_of_itself_in_the_folder(marks, tmp_path):
+    broken = row(ask("otter"), 0.9, 0)
+    broken["messages"][0]["content"] = {"secret": "Ada"}
+    source = log(tmp_path / "chat.jsonl", [row(ask("badger"), 0.9, 0), broken])
+    run(tmp_path / "out", source)
+    texts = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any("not readable as a conversation; the first is line 2" in text for text in texts)
+    assert not any("Ada" in text for text in texts)
 
 
 def test_on_the_command_line(marks, tmp_path, chats, cli_in_process):

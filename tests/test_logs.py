@@ -229,12 +229,90 @@ def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path, capl
     assert len([*logs]) == 1
     logs.report()
     assert "left out 2 entries: no answer of the assistant; the first is line 1" in caplog.text
-    assert "left out 1 entry: not readable; the first is line 4: " in caplog.text
+    assert "left out 1 entry: not readable as a conversation; the first is line 4\n" in caplog.text
+
+
+def test_a_reason_names_the_line_and_quotes_nothing(tmp_path, caplog):
+    rows = [
+        {"messages": HELLO},
+        {"messages": [{"role": "Ada", "content": "Hello?"}, HELLO[1]]},
+        {"messages": [{"role": "user", "content": {"secret": "Ada"}}, HELLO[1]]},
+        {"messages": HELLO, "prompt_harmful": "Ada"},
+    ]
+    logs = Logs([lines(tmp_path / "chat.jsonl", rows)])
+    assert len([*logs]) == 1
+    logs.report()
+    assert "2 entries: not readable as a conversation; the first is line 2\n" in caplog.text
+    assert "prompt_harmful is neither true nor false; the first is line 4\n" in caplog.text
+    with pytest.raises(InputError, match="not readable as a conversation in 2") as error:
+        list(Logs([lines(tmp_path / "bad.jsonl", rows[1:])]))
+    assert "Ada" not in caplog.text + str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([("system", ""), ("user", "One?")], "One?"),
+        ([("user", "One?"), ("assistant", "It begins")], "One?"),
+        ([("user", '[{"role": "user", "content": "One?"}]')], None),
+        ([("user", "One?"), ("assistant", ""), ("user", "Two?")], "not readable"),
+        ([("user", "One?"), ("system", "Late.")], "not readable"),
+        ([("system", "Alone.")], "not readable"),
+        ([("user", "  ")], "not readable"),
+    ],
+)
+def test_prompts_of_other_tools_follow_the_rules_of_our_data(tmp_path, turns, expected, caplog):
+    def attempt(turns):
+        turns = [{"role": role, "content": {"text": text}} for role, text in turns]
+        outputs = [{"text": "PLACEHOLDER"}]
+        prompt = {"turns": turns}
+        return {"entry_type": "attempt", "status": 2, "prompt": prompt, "outputs": outputs}
+
+    rows = [attempt(turns), attempt([("user", "Hello?")])]
+    logs = Logs([lines(tmp_path / "a.report.jsonl", rows)])
+    *odd, last = logs
+    logs.report()
+    assert last.prompt == "Hello?"
+    if expected == "not readable":
+        assert odd == [] and "not readable as a conversation; the first is result 1" in caplog.text
+    else:
+        assert [one.prompt for one in odd] == [expected or turns[0][1]]
+
+
+def test_a_chat_of_promptfoo_is_a_conversation(tmp_path):
+    chats = ([*chat("One?", "First.", "Two?")], [{"role": "user", "content": "One?"}])
+    results = [{"prompt": {"raw": json.dumps(c)}, "response": {"output": "x"}} for c in chats]
+    results.append({"prompt": {"raw": '{"a": 1}'}, "response": {"output": "x"}})
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"results": results}))
+    assert [transcript(one.prompt) for one in Logs([str(path)])] == [
+        "User: One?\nAssistant: First.\nUser: Two?",
+        "One?",
+        '{"a": 1}',
+    ]
+
+
+def test_json_with_a_byte_order_mark_and_json_lines_named_json(tmp_path):
+    row = json.dumps({"messages": HELLO})
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + f"[{row}]".encode())
+    (tmp_path / "b.json").write_text(f"{row}\n{row}\n")
+    assert only(str(tmp_path / "a.json")).prompt == "Hello?"
+    assert len([*Logs([str(tmp_path / "b.json")])]) == 2
+
+
+def test_a_long_field_of_pyrit(tmp_path):
+    header = "role,conversation_id,sequence,original_value\n"
+    question = "Why? " * 40_000
+    path = tmp_path / "memory.csv"
+    path.write_text(header + f'user,1,0,"{question}"\nassistant,1,1,PLACEHOLDER\n')
+    assert only(str(path))[:2] == (question, "PLACEHOLDER")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.json", "[" * 100_000, r"a\.json: nested too deeply"),
+        ("a.jsonl", "[" * 100_000, r"has no logged answer: not JSON in 1, the first is line 1"),
         ("a.jsonl", "", r"a\.jsonl: has no logged answer$"),
         ("a.jsonl", "{\n{\n", r"has no logged answer: not JSON in 2, the first is line 1"),
         ("a.jsonl", json.dumps({"messages": HELLO[:1]}), "no answer of the assistant in 1"),

@@ -185,6 +185,27 @@ def test_another_log_or_other_settings_are_refused(log, chats, models, tmp_path)
     work.replay(Logs([chats]), models, folder, size=5)
 
 
+def test_prompts_that_look_like_a_conversation_are_replayed(log, models, tmp_path):
+    odd = ('[{"role": "user", "content": "Where is room 1?"}]', "Up\u2028or down\x85?", "  Up? ")
+    result = work.replay(Logs([log(*[chat(text, "Up.") for text in odd])]), models, tmp_path / "a")
+    assert result.conversations == 3
+    path = tmp_path / "results.json"
+    raw = json.dumps([{"role": "system", "content": ""}, {"role": "user", "content": "Up?"}])
+    results = [{"prompt": {"raw": raw}, "provider": "p", "response": {"output": "Up."}}]
+    path.write_text(json.dumps({"results": {"results": results}}))
+    assert work.replay(Logs([str(path)]), models, tmp_path / "b").conversations == 1
+
+
+def test_a_folder_with_other_files_is_refused_and_stays(chats, models, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir(mode=0o755)
+    (folder / "report.html").write_text("mine")
+    with pytest.raises(InputError, match="not empty, and not a replay; choose another"):
+        work.replay(Logs([chats]), models, folder)
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_conversations_go_with_their_turns(log, models, tmp_path, fake_engine):
     """Only the last answer is replaced; what comes after it is left out."""
     folder = tmp_path / "out"

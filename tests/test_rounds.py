@@ -292,6 +292,18 @@ def test_traffic_is_answered_in_slices_and_failures_are_kept_as_setbacks(streami
     assert all(mistake.response.startswith("I cannot help") for mistake in mistakes)
 
 
+def test_odd_texts_pass_through_the_traffic(streaming, tmp_path):
+    from setbacks.data import load
+
+    recipe = streaming()
+    odd = ["Where is\u2028A\u2029\x85?", '[{"role": "user", "content": "Where is B?"}]']
+    rows = [{"text": [{"role": "user", "content": text}]} for text in odd]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "stream.jsonl").write_text(lines)
+    failures = traffic.play(recipe, tmp_path, 1, None, None)
+    assert [row.text for row in load(str(failures))] == odd
+
+
 def test_the_current_model_answers_the_traffic(streaming, fake_engine, lora_of_tiny, tmp_path):
     traffic.play(streaming(), tmp_path, 1, lora_of_tiny, None)
     assert {adapter for *_, adapter in fake_engine.batches} == {lora_of_tiny}

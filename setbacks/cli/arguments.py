@@ -179,15 +179,20 @@ def replayed(
     return logs, recipe
 
 
+def is_assignment(word: str) -> bool:
+    """Return whether a word has the form KEY=VALUE, and is not the name of a file."""
+    return "=" in word and not Path(word).exists()
+
+
 def _is_override(word: str) -> bool:
     """Whether a word sets a key of the recipe, or looks like a misspelled key.
 
     Raises:
         InputError: it could also be an arm that has the name of a key.
     """
-    key, equals, value = word.partition("=")
-    if not equals or Path(word).exists():
+    if not is_assignment(word):
         return False
+    key, _, value = word.partition("=")
     first = re.split(r"[.[]", key)[0]
     if key in Recipe.model_fields and _is_answers(value):
         raise InputError(f'{word}: "{key}" is a key of the recipe; rename the arm')
@@ -204,9 +209,7 @@ def _is_answers(value: str) -> bool:
 
 def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
     """Return the arm that a word names, as in a recipe; `base` overrides an adapter's model."""
-    name, equals, value = word.partition("=")
-    if not equals or Path(word).exists():
-        name, value = "", word
+    name, _, value = word.partition("=") if is_assignment(word) else ("", "", word)
     if name and (problem := name_problem(name, DOTTED)):
         raise InputError(f"{word}: {problem}")
     if _is_answers(value):

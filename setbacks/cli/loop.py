@@ -66,8 +66,8 @@ Against = Annotated[
     list[str] | None,
     typer.Option(
         metavar="RECIPE",
-        help="A recipe; drop prompts of its suites, and of the built-in ones in any case. Repeat "
-        "it for several.",
+        help="A recipe; drop its test prompts too (suites, loop.validation, held_out), besides "
+        "those of the built-in sets. Repeat it for several.",
     ),
 ]
 Redact = Annotated[
@@ -107,7 +107,7 @@ def harvest(
     json: Json = False,
 ) -> None:
     """Collect harmful answers, and refusals of safe requests, from chat logs."""
-    from setbacks.cli.arguments import field_mapping, judge_recipe
+    from setbacks.cli.arguments import field_mapping, is_assignment, judge_recipe
     from setbacks.loop import harvest as work
     from setbacks.loop.logs import Logs
     from setbacks.loop.redaction import Redactor
@@ -121,7 +121,7 @@ def harvest(
         return
     if out is None:
         raise InputError("name a folder for the harvest with --out")
-    options = [word for word in logs or () if "=" in word and not Path(word).exists()]
+    options = [word for word in logs or () if is_assignment(word)]
     sources = [word for word in logs or () if word not in options]
     if not sources:
         with open_run(out) as opened:

@@ -18,7 +18,7 @@ from typing import Any
 
 from setbacks.data.labels import is_absent
 from setbacks.data.source import show
-from setbacks.messages import Function, Message, ToolCall
+from setbacks.messages import Function, Message, Prompt, ToolCall, as_data, turns_of
 
 # The columns that hold whole conversations in most public data.
 NAMES = ("messages", "conversations", "conversation")
@@ -224,6 +224,27 @@ def unwritten(text: str) -> Any:
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return text
+
+
+def prompt_as_data(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """Return a prompt as a value of our files, which is read again as the same prompt.
+
+    A text that would be taken for a conversation becomes a turn of one.
+    """
+    if isinstance(prompt, str) and _looks_spoken(prompt):
+        return as_data(tuple(turns_of(prompt)))
+    return as_data(prompt)
+
+
+def reply_as_data(text: str) -> str | list[dict[str, Any]]:
+    """Return an answer as a value of our files, like `prompt_as_data`."""
+    if _looks_spoken(text):
+        return as_data((Message(role="assistant", content=text),))
+    return text
+
+
+def _looks_spoken(text: str) -> bool:
+    return OBJECT.match(text) is not None or is_dialogue(text)
 
 
 def _reject_half_characters(value: Any) -> None:

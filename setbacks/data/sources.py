@@ -311,6 +311,16 @@ def builtin_sets() -> dict[str, Any]:
     return installed("suites") | ours
 
 
+def built_in_tests() -> Iterator[Row]:
+    """Yield every row of the built-in sets that is not for training: a test, or for validation."""
+    for name in builtin_sets():
+        source = Source(source=f"builtin:{name}")
+        _, records = _fetch(source, None)
+        splits = {record.value.get("split") for record in records}  # None: for all uses
+        for split in sorted(splits - {"train"}, key=str):
+            yield from load(source.model_copy(update={"split": split}))
+
+
 def _of_package(point: EntryPoint) -> Any:
     """Return the set of another package: NAME.jsonl beside the module of its entry point."""
     try:

@@ -12,37 +12,39 @@ its answers. So people can label them on the review page, the least certain ones
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import compress, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from setbacks.data.conversations import OBJECT
+from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.data.languages import language_of
 from setbacks.data.near import NearPrompts, user_text
 from setbacks.data.overlap import learned_from
+from setbacks.data.sources import built_in_tests, load
 from setbacks.errors import InputError
-from setbacks.judges import Item, gives, open_judge
+from setbacks.judges import Item, Judge, gives, open_judge
 from setbacks.loop.clusters import clusters
 from setbacks.loop.harvest_page import Shown, write_page
 from setbacks.loop.logs import Logged, Logs
 from setbacks.loop.redaction import Redactor
 from setbacks.loop.retention import MARK, about, today, write_about
-from setbacks.messages import Prompt, as_data, last_user_text, turns_of
+from setbacks.messages import Prompt, last_user_text
 from setbacks.notices import notice
-from setbacks.recipe import Recipe
+from setbacks.recipe import Recipe, Source
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.runs.results import json_lines
+from setbacks.runs.results import as_json_lines, json_lines
 from setbacks.runs.session import Session
 from setbacks.stages.checks import check_judge_and_model
-from setbacks.stages.judge import Case, judge, weigh
-from setbacks.stages.respond import prompts_of, respond
+from setbacks.stages.judge import Case, item_of, weigh
+from setbacks.stages.respond import respond
 
 ARM = "logs"
 SCANNED = "scanned.jsonl"
@@ -64,7 +66,7 @@ class Settings:
         unsure: distance of a probability from 0.5 within which the judge is unsure.
         redactor: replaces personal data; None keeps it.
         seen: run folders of earlier rounds.
-        against: recipes whose suites are kept apart, besides the built-in ones.
+        against: recipes whose test prompts are kept apart, besides the built-in ones.
         keep_days: days until the folder expires.
     """
 
@@ -104,9 +106,8 @@ def _one(
 ) -> Finding | None:
     if p is None:
         return Finding(kind, None, False) if verdict else None
-    if p < CUT - unsure or (p < CUT and not unsure):
-        return None
-    return Finding(kind, p, abs(p - CUT) < unsure)
+    doubtful = abs(p - CUT) < unsure
+    return Finding(kind, p, doubtful) if doubtful or p >= CUT else None
 
 
 def recipe_of(judged: Recipe, out: Path) -> Recipe:
@@ -157,18 +158,19 @@ def harvest(
     taken = _taken(settings)
     with RunFolder(out, recipe) as folder, Session(folder, show) as run:
         logs.report()
-        about = _begin(folder, logs, settings)
-        scanned = _scan(run, survey, settings)
+        about = _begin(folder, survey, settings)
+        opened = open_judge(recipe.judges[0], run)
+        scanned = _scan(run, opened, survey, settings)
         counts = {"answers": len(survey.is_first), "repeats": survey.is_first.count(0)}
-        rows = _select(survey, settings, scanned, taken, counts)
-        _write_once(folder, CANDIDATES, _lines(rows))
+        rows, verdicts = _select(survey, settings, scanned, taken, counts)
+        _write_once(folder, CANDIDATES, as_json_lines(rows))
         write_about(folder, about | {"counts": counts})
         if rows:
-            judge(run, respond(run, None))
+            _adopt(run, opened, respond(run, None)[ARM], verdicts)
         return write(folder)
 
 
-def _begin(folder: RunFolder, logs: Logs, settings: Settings) -> dict[str, Any]:
+def _begin(folder: RunFolder, survey: _Survey, settings: Settings) -> dict[str, Any]:
     """Write how a harvest was asked for; return what `harvest.json` holds.
 
     Raises:
@@ -176,11 +178,14 @@ def _begin(folder: RunFolder, logs: Logs, settings: Settings) -> dict[str, Any]:
     """
     redactor = settings.redactor
     asked = {
-        "logs": [Path(source).name for source in logs.sources],
+        "logs": [Path(source).name for source in survey.logs.sources],
+        "fields": survey.logs.fields,
         "judge": folder.recipe.judges[0].called,
         "safe": settings.safe,
         "unsure": settings.unsure,
         "redacted": redactor and ("names" if redactor.pipeline else "patterns"),
+        "pipeline": redactor and redactor.pipeline,
+        "digest": survey.digest,
     }
     old = about(folder.path)
     if old is None:
@@ -188,11 +193,12 @@ def _begin(folder: RunFolder, logs: Logs, settings: Settings) -> dict[str, Any]:
         old = asked | {"expires": expires.isoformat()}
         write_about(folder, old)
     for name, value in asked.items():
-        if old[name] != value:
-            raise InputError(
-                f"{folder.path}: holds another harvest ({name}: {old[name]} -> {value}); choose "
-                "another folder with --out"
-            )
+        before = old.get(name, value)  # an earlier version wrote fewer of them
+        if before != value:
+            what = f"holds another harvest ({name}: {before} -> {value})"
+            if name == "digest":
+                what = "the logs have changed since this harvest began"
+            raise InputError(f"{folder.path}: {what}; choose another folder with --out")
     return old
 
 
@@ -211,6 +217,7 @@ class _Survey(NamedTuple):
     logs: Logs
     times: Mapping[int, int]  # by id
     is_first: bytearray  # for each answer, 0 if it repeats an earlier one
+    digest: str  # of all answers, and of what the logs say about them
 
     def chunks(self) -> Iterator[list[tuple[int, Logged]]]:
         """Yield each different answer once, with its id, in chunks."""
@@ -222,11 +229,13 @@ class _Survey(NamedTuple):
 def _survey(logs: Logs) -> _Survey:
     times: Counter[int] = Counter()
     is_first = bytearray()
+    whole = hashlib.blake2b(digest_size=8)
     for logged in logs:
         id_ = _id(logged)
         is_first.append(id_ not in times)
         times[id_] += 1
-    return _Survey(logs, times, is_first)
+        whole.update(digest(id_, logged.language, logged.safe).encode())
+    return _Survey(logs, times, is_first, whole.hexdigest())
 
 
 def _id(logged: Logged) -> int:
@@ -236,10 +245,9 @@ def _id(logged: Logged) -> int:
 # Every answer is judged ------------------------------------------------------------------------
 
 
-def _scan(run: Session, survey: _Survey, settings: Settings) -> Sequence[Verdict]:
+def _scan(run: Session, opened: Judge, survey: _Survey, settings: Settings) -> Sequence[Verdict]:
     """Judge every answer, and return the verdicts; only they are stored."""
     (spec,) = run.recipe.judges
-    opened = open_judge(spec, run)
     metrics = gives(spec, run.recipe)
     journal = run.journal(SCANNED, Verdict)
 
@@ -273,6 +281,22 @@ def _scan(run: Session, survey: _Survey, settings: Settings) -> Sequence[Verdict
     return journal.finish()
 
 
+def _adopt(
+    run: Session, opened: Judge, responses: Sequence[Response], verdicts: Sequence[Verdict]
+) -> None:
+    """Write the verdicts of the scan as those on the candidates, as judging them again would."""
+    (spec,) = run.recipe.judges
+    adopted = [
+        verdict.model_copy(update={"id": digest("verdict", spec.called, r.id), "response_id": r.id})
+        for r, verdict in zip(responses, verdicts, strict=True)
+    ]
+    journal = run.journal(f"verdicts/{ARM}.{spec.called}.jsonl", Verdict)
+    plan = opened.plan([item_of(r) for r in responses])
+    for batch in journal.pending([[adopted[index] for index in batch] for batch in plan]):
+        journal.commit(batch, batch)
+    journal.finish()
+
+
 # Some answers are candidates -------------------------------------------------------------------
 
 
@@ -288,19 +312,27 @@ def _taken(settings: Settings) -> dict[str, NearPrompts]:
             raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
         for prompt in learned_from(run):
             taken["seen"].add(user_text(prompt))
-    for recipe in [Recipe(), *map(Recipe.load, settings.against)]:
-        for _, instruction in prompts_of(recipe):
-            taken["suites"].add(instruction.text)
+    sources = [source for path in settings.against for source in _held_out(Recipe.load(path))]
+    for row in chain(built_in_tests(), *map(load, sources)):
+        taken["suites"].add(row.text)
     return taken
 
 
-def _repeats(prompt: Prompt, taken: Mapping[str, NearPrompts]) -> str | None:
+def _held_out(recipe: Recipe) -> Iterator[Source]:
+    """Yield the sources of a recipe's prompts that nothing may be trained on."""
+    for suite in (*recipe.respond.suites, *recipe.loop.validation):
+        yield from suite.sources
+    yield from recipe.held_out
+
+
+def _repeats(logged: Prompt, prompt: Prompt, taken: Mapping[str, NearPrompts]) -> str | None:
     """Return why a prompt is not used; None if it is new.
 
-    A test prompt counts in any turn. Between conversations one turn in common, such as a greeting,
-    means nothing.
+    A test prompt counts in any turn, and in the logged prompt too, since redaction could hide one
+    that has a link in it. Between conversations one turn in common, such as a greeting, means
+    nothing.
     """
-    if taken["suites"].find(prompt):
+    if any(taken["suites"].find(one) for one in dict.fromkeys((logged, prompt))):
         return "suites"
     return next((why for why in ("seen", "near") if taken[why].find(user_text(prompt))), None)
 
@@ -311,9 +343,13 @@ def _select(
     scanned: Sequence[Verdict],
     taken: Mapping[str, NearPrompts],
     counts: dict[str, int],
-) -> list[dict[str, Any]]:
-    """Return the candidates as rows of `candidates.jsonl`; count the others in `counts`."""
+) -> tuple[list[dict[str, Any]], list[Verdict]]:
+    """Return the candidates, and the verdict on each; count the others in `counts`.
+
+    Candidates are rows of `candidates.jsonl`.
+    """
     rows: list[dict[str, Any]] = []
+    kept: list[Verdict] = []
     counts |= dict.fromkeys(("harmful", "refused", "unknown", *taken), 0)
     place = 0
     for chunk in survey.chunks():
@@ -331,32 +367,22 @@ def _select(
             prompt, answer = logged.prompt, logged.answer
             if settings.redactor is not None:
                 prompt, answer = settings.redactor(prompt, answer)
-            if why := _repeats(prompt, taken):
+            if why := _repeats(logged.prompt, prompt, taken):
                 counts[why] += 1
                 continue
             taken["near"].add(user_text(prompt))
+            kept.append(verdict)
             rows.append(
                 {
-                    "text": _written(prompt),
-                    "response": _written_reply(answer),
+                    "text": prompt_as_data(prompt),
+                    "response": reply_as_data(answer),
                     "language": logged.language,
                     "source": MARK + logged.source,
                     "safe": safe,
                     "times": survey.times[id_],
                 }
             )
-    return rows
-
-
-def _written(prompt: Prompt) -> Any:
-    """Return a prompt as data; a text that looks like a conversation becomes a turn of one."""
-    if isinstance(prompt, str) and OBJECT.match(prompt):
-        return [turn.model_dump(mode="json") for turn in turns_of(prompt)]
-    return as_data(prompt)
-
-
-def _written_reply(answer: str) -> Any:
-    return [{"role": "assistant", "content": answer}] if OBJECT.match(answer) else answer
+    return rows, kept
 
 
 # Labels and clusters make the setbacks ---------------------------------------------------------
@@ -380,8 +406,8 @@ class Setback(NamedTuple):
 def write(run: RunFolder) -> dict[str, Any]:
     """Write the setbacks and the page of a harvest by its folder alone; return what it holds.
 
-    People's labels replace the judge's verdicts. Where the judge is unsure and nobody has labeled
-    the answer, it waits.
+    People's labels replace the judge's verdicts, each its own: a label of harm alone says nothing
+    about refusal. Where the judge is unsure and nobody has labeled the answer, it waits.
 
     Args:
         run: the open folder.
@@ -400,7 +426,7 @@ def write(run: RunFolder) -> dict[str, Any]:
     setbacks, waiting = _setbacks(run, held)
     names = clusters([last_user_text(one.response.instruction) for one in setbacks])
     rows = [_row(one, name) for one, name in zip(setbacks, names, strict=True)]
-    run.write_text(SETBACKS, _lines(rows))
+    run.write_text(SETBACKS, as_json_lines(rows))
     held |= {"setbacks": Counter(one.kind for one in setbacks), "waiting": waiting}
     write_about(run, held)
     shown = [
@@ -414,8 +440,8 @@ def write(run: RunFolder) -> dict[str, Any]:
 def _row(one: Setback, cluster: str) -> dict[str, Any]:
     """Return a setback as a row that `induce.existing` reads."""
     return {
-        "text": _written(one.response.instruction),
-        "response": _written_reply(one.response.text),
+        "text": prompt_as_data(one.response.instruction),
+        "response": reply_as_data(one.response.text),
         "harmful": one.kind == "harmful",
         "refused": one.kind == "refusal",
         "kind": one.kind,
@@ -442,13 +468,11 @@ def _setbacks(run: RunFolder, held: Mapping[str, Any]) -> tuple[list[Setback], i
         verdict = judged[r.id]
         found = finding(verdict, row["safe"], held["unsure"])
         doubts[r.id] = CUT if found is None or found.p is None else abs(found.p - CUT)
-        label = labeled.get(r.id)
-        if label is not None and (label.harmful, label.refused) != (None, None):
-            found = finding(label, row["safe"], 0)
-        elif found is None or found.unsure:
+        if r.id in labeled:
+            found = finding(_corrected(verdict, labeled[r.id]), row["safe"], held["unsure"])
+        if found is not None and found.unsure:
             waiting += 1
-            continue
-        if found is not None:
+        elif found is not None:
             setbacks.append(Setback(r, found.kind, verdict, row["times"], row["source"]))
     if doubts:
         in_order = sorted(doubts, key=lambda id_: doubts[id_])
@@ -458,5 +482,8 @@ def _setbacks(run: RunFolder, held: Mapping[str, Any]) -> tuple[list[Setback], i
     return setbacks, waiting
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _corrected(verdict: Verdict, label: Verdict) -> Verdict:
+    """Return a judge's verdict with what a person says in place of it; a label may say less."""
+    labels = {name: getattr(label, name) for name in ("harmful", "refused")}
+    known = {name: value for name, value in labels.items() if value is not None}
+    return verdict.model_copy(update=known | {f"p_{name}": None for name in known})

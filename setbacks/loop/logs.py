@@ -17,22 +17,25 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from setbacks.data.conversations import role_of, unwritten
+from setbacks.data.conversations import prompt_as_data, reply_as_data, role_of, unwritten
 from setbacks.data.formats import ending, json_line, read
 from setbacks.data.labels import truth
 from setbacks.data.recognition import columns, recognize
 from setbacks.data.rows import Reader, check_fields, check_path, dig, label
-from setbacks.data.source import Record, Source, bad, show
+from setbacks.data.source import Record, Row, Source, bad, show
 from setbacks.errors import InputError
 from setbacks.loop.results import parts, reader_of
-from setbacks.messages import Prompt, last_user_text
+from setbacks.loop.results.item import Item
+from setbacks.messages import Prompt
 from setbacks.notices import notice
 from setbacks.text import encodable
 
 FIRST = 1000  # entries of a file by which its columns are recognized
+# Why an entry is left out. A reason never quotes the entry: the values are people's data.
 NOT_JSON = "not JSON"
 NO_ANSWER = "no answer of the assistant"
-UNREADABLE = "not readable"
+UNREADABLE = "not readable as a conversation"
+BAD_LABEL = "prompt_harmful is neither true nor false"
 
 
 class Logged(NamedTuple):
@@ -119,13 +122,15 @@ class Logs:
             return
         if self.cluster:
             raise bad(f"{path}: not a chat log, so it has no field {show(self.cluster)}")
+        fields = {"text": "text", "response": "response"}
+        reader = _reader(path, fields)
+        number = 0
         for number, item in enumerate(items(path), 1):
             if name and item.of != name:
                 continue
-            if item.answer and item.answer.strip() and last_user_text(item.prompt).strip():
-                yield Logged(_clean(item.prompt), _clean_text(item.answer), path.name)
-            else:
-                self._leave_out(path, NO_ANSWER, f"result {number}")
+            if logged := self._logged(path, reader, _record(number, item)):
+                yield logged
+        reader.report(number)
 
     def _chats(self, path: Path) -> Iterator[Logged]:
         if path.is_dir():
@@ -138,24 +143,21 @@ class Logs:
         check_fields(str(path), first, fields, ("text", "response"))
         if self.cluster:
             check_path(str(path), columns(first), self.cluster, "cluster")
-        reader = Reader(str(path), fields, Source(source=str(path)), path.name, (), False)
+        reader = _reader(path, fields)
         reader.look_at(first)
         number = 0
         for number, record in enumerate(chain(first, records), 1):  # noqa: B007  counted
-            try:
-                logged = self._logged(path, reader, record)
-            except (InputError, ValueError, RecursionError) as error:
-                reason = str(error).removeprefix(f"{path}, ")
-                self._leave_out(path, UNREADABLE, reason or record.at)
-                continue
-            if logged is not None:
+            if logged := self._logged(path, reader, record):
                 yield logged
         reader.apart.clear()  # they are counted as left out
         reader.report(number)
 
     def _records(self, path: Path) -> Iterator[Record]:
         if ending(path.name) != ".jsonl":
-            yield from read(str(path), path, Source(source=str(path), fields=self.fields))
+            try:
+                yield from read(str(path), path, Source(source=str(path), fields=self.fields))
+            except RecursionError:
+                raise bad(f"{path}: nested too deeply; use a list of objects") from None
             return
         opens = gzip.open if path.name.lower().endswith(".gz") else open
         try:
@@ -171,22 +173,44 @@ class Logs:
             raise bad(f"{path}: cannot be read to its end ({error})") from None
 
     def _logged(self, path: Path, reader: Reader, record: Record) -> Logged | None:
-        """Return the last answer of a record; None, counted, if it has none."""
-        column = reader.paths["response"]
-        if column == reader.paths["text"] and column in record.value:
-            record.value[column] = turns = _up_to_answer(record.value[column])
-            if turns == []:
-                self._leave_out(path, NO_ANSWER, record.at)
-                return None
-        harmful = truth("harmful", record.value.get("prompt_harmful"))
-        cluster = label(dig(record.value, self.cluster)) if self.cluster else None
-        row = reader.row(record)
-        if row is None or not (row.response or "").strip():
+        """Return the last answer of a record; None, counted, if there is none to use."""
+        try:
+            harmful = truth("harmful", record.value.get("prompt_harmful"))
+        except ValueError:
+            self._leave_out(path, BAD_LABEL, record.at)
+            return None
+        try:
+            row = _last_answer(reader, record)
+            cluster = label(dig(record.value, self.cluster)) if self.cluster else None
+        except (InputError, ValueError, RecursionError):
+            self._leave_out(path, UNREADABLE, record.at)
+            return None
+        if row is None or row.response is None or not row.response.strip():
             self._leave_out(path, NO_ANSWER, record.at)
             return None
-        assert row.response is not None
         safe = None if harmful is None else not harmful
         return Logged(row.text, row.response, path.name, row.language, safe, cluster)
+
+
+def _reader(path: Path, fields: Mapping[str, str]) -> Reader:
+    return Reader(str(path), fields, Source(source=str(path)), path.name, (), False)
+
+
+def _last_answer(reader: Reader, record: Record) -> Row | None:
+    """Return the row of a record up to its last answer; None if it has no answer."""
+    column = reader.paths["response"]
+    if column == reader.paths["text"] and column in record.value:
+        record.value[column] = turns = _up_to_answer(record.value[column])
+        if turns == []:
+            return None
+    return reader.row(record)
+
+
+def _record(number: int, item: Item) -> Record:
+    """Return a result of another tool as a record of ours, so that the same rules hold for it."""
+    answer = None if item.answer is None else reply_as_data(_clean_text(item.answer))
+    data = {"text": prompt_as_data(_clean(item.prompt)), "response": answer}
+    return Record(f"result {number}", data)
 
 
 def _clean(prompt: Prompt) -> Prompt:

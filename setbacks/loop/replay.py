@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
+from setbacks.data.conversations import prompt_as_data
 from setbacks.errors import InputError
-from setbacks.files import write_atomic, writing
+from setbacks.files import own_folder, write_atomic
 from setbacks.judges.worth import worth
 from setbacks.loop.logs import Logged, Logs
 from setbacks.measure.judges import Accuracy, accuracy, unknown_languages
@@ -32,7 +33,7 @@ from setbacks.measure.statistics.rare import (
     true_difference,
 )
 from setbacks.measure.substance import substance
-from setbacks.messages import Prompt, as_data
+from setbacks.messages import Prompt
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe, Source, Suite
 from setbacks.records import Response, Verdict, digest
@@ -166,13 +167,11 @@ def _settle(folder: Path, logs: Logs, recipe: Recipe, size: int) -> None:
         "recipe": recipe.model_dump(mode="json"),
     }
     path = folder / "settings.json"
+    if not own_folder(folder, path.name, "a replay"):
+        write_atomic(path, json.dumps(settings, indent=1).encode())
     try:
-        (folder / "shards").mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            with writing(folder):
-                folder.chmod(0o700)
-            write_atomic(path, json.dumps(settings, indent=1).encode())
         held = json.loads(path.read_text(encoding="utf-8"))
+        (folder / "shards").mkdir(mode=0o700, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: cannot hold a replay ({error})") from None
     if other := [key for key, value in settings.items() if held.get(key) != value]:
@@ -247,7 +246,7 @@ class _Shard:
 
 
 def _line(one: Asked) -> str:
-    row = {"text": as_data(one.prompt), "language": one.language, "clusters": one.clusters}
+    row = {"text": prompt_as_data(one.prompt), "language": one.language, "clusters": one.clusters}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from setbacks.data import Source, read_once
 from setbacks.errors import InputError
-from setbacks.files import expanded, write_atomic, writing
+from setbacks.files import expanded, own_folder, write_atomic
 from setbacks.loop.derived import changed, derived, evaluated
 from setbacks.loop.gate import Claim, Gate, claim, gate
 from setbacks.loop.gate_report import lines
@@ -237,14 +237,7 @@ def _prepare(folder: Path, recipe: Recipe) -> Recipe:
         _check_same(folder, Recipe.load(path, of_run=True), recipe)
     else:
         _check_data(recipe)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
-        if any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # left by a crash
-            raise InputError(f"{folder}: not empty, and not a loop; choose another with --out")
-        with writing(folder):
-            folder.chmod(0o700)  # an empty folder may exist already
+        own_folder(folder, path.name, "a loop")
     write_atomic(path, recipe.to_yaml().encode())
     return recipe
 

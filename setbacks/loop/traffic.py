@@ -7,23 +7,23 @@ harvested setbacks, so that a round learns from both in the same way.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from setbacks.data import Source
+from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.data.instructions import instructions
 from setbacks.data.near import NearPrompts
 from setbacks.files import write_atomic
 from setbacks.loop.derived import changed, derived, evaluated
 from setbacks.measure.metrics import counted, degenerate
-from setbacks.messages import as_data
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
+from setbacks.runs.results import as_json_lines, json_lines
 
 MUST_NOT_SERVE = ("harmful", "hijacking")
 
@@ -58,7 +58,7 @@ def play(
         return failures if failures.stat().st_size else None
     if not prompts.exists():  # what has arrived stays, even if the source changes
         _write(prompts, _arrivals(recipe, number))
-    arrived = {json.loads(line)["suite"] for line in prompts.read_text("utf-8").splitlines()}
+    arrived = {row["suite"] for row in json_lines(prompts)}
     suites = [
         changed(suite, sources=[Source(source=str(prompts), where={"suite": suite.name})])
         for suite in recipe.loop.stream
@@ -95,7 +95,7 @@ def _arrivals(recipe: Recipe, number: int) -> Iterator[dict[str, Any]]:
             yield {
                 "id": prompt.id,
                 "suite": suite.name,
-                "text": as_data(prompt.text),
+                "text": prompt_as_data(prompt.text),
                 "category": prompt.category,
                 "language": prompt.language,
                 "source": prompt.source,
@@ -116,8 +116,8 @@ def _failures(run: Run) -> Iterator[dict[str, Any]]:
         if kind := _kind(response, verdict):
             yield {
                 "id": response.id,
-                "text": as_data(response.instruction),
-                "response": response.text,
+                "text": prompt_as_data(response.instruction),
+                "response": reply_as_data(response.text),
                 "harmful": kind == "harmful",
                 "refused": kind == "refusal",
                 "kind": kind,
@@ -137,5 +137,4 @@ def _kind(response: Response, verdict: Verdict) -> str | None:
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(path, lines.encode("utf-8", "surrogatepass"))
+    write_atomic(path, as_json_lines(rows).encode("utf-8", "surrogatepass"))

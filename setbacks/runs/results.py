@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,16 @@ def _judges(folder: Path, arm: str, kind: str = "verdicts") -> list[str]:
     return sorted(judge for of, _, judge in names if of == arm)
 
 
+def as_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of a JSON Lines file; characters other than ASCII stay readable."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """Return plain JSON lines; a torn last line (training was killed) is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    # Not splitlines(): it also splits at characters that JSON allows inside a string.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:

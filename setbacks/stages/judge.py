@@ -44,7 +44,7 @@ def judge(
     for spec in run.recipe.judges:
         opened = open_judge(spec, run)
         for arm, answered in responses.items():
-            verdicts[arm, spec.called] = judge_items(run, spec, opened, arm, map(_item, answered))
+            verdicts[arm, spec.called] = judge_items(run, spec, opened, arm, map(item_of, answered))
             if spec.thoughts:
                 judge_items(run, spec, opened, arm, _thoughts(answered), thoughts=True)
     return verdicts
@@ -127,7 +127,8 @@ def weigh(
     ]
 
 
-def _item(response: Response) -> Item:
+def item_of(response: Response) -> Item:
+    """Return a response as a judge reads it."""
     return Item(
         response.id,
         response.instruction,
@@ -143,7 +144,7 @@ def _thoughts(responses: Iterable[Response]) -> Iterator[Item]:
     """Yield the thoughts of responses, in the place of their answers."""
     for response in responses:
         if thought := response.thought or part(response.text)[0]:
-            yield _item(response)._replace(response=thought, finish=None, reference=None)
+            yield item_of(response)._replace(response=thought, finish=None, reference=None)
 
 
 def check(recipe: Recipe) -> None:

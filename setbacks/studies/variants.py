@@ -19,7 +19,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.files import write_atomic
+from setbacks.files import own_folder, write_atomic
 from setbacks.methods.corrections import TEACHER
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
@@ -230,18 +230,12 @@ def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
         InputError: the folder is something else, or holds the work of another recipe.
     """
     path = folder / "recipe.yaml"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be created ({error.strerror})") from None
-    if path.exists():
+    if own_folder(folder, path.name, "a comparison or study"):
         same = {key: getattr(recipe, key) for key in ("compare", "study", "loop", "jobs")}
         recipe = recipe.resuming(path)
         if Recipe.load(path, of_run=True).model_copy(update=same) != recipe:
             raise InputError(
                 f"{folder}: holds the work of another recipe; choose another folder with --out"
             )
-    elif any(entry.name != "recipe.yaml.tmp" for entry in folder.iterdir()):  # left by a crash
-        raise InputError(f"{folder}: not empty, and not a comparison or study; choose another")
     write_atomic(path, recipe.to_yaml().encode())
     return recipe

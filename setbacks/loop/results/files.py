@@ -14,23 +14,19 @@ from setbacks.text import one_line
 def head(path: Path) -> dict[str, Any]:
     """Return the first line of a JSON Lines file; {} for anything else."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             value = json.loads(file.readline(10_000_000))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def document(path: Path) -> Any:
-    """Return the value of a JSON file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Return the value of a JSON file; None for anything else, such as JSON Lines."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(one_line(f"{path}: cannot be read as JSON ({error})")) from None
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -42,7 +38,7 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     broken = 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -50,7 +46,7 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     break
                 try:
                     value = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     broken = number
                     continue
                 if not isinstance(value, dict):

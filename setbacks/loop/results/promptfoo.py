@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from setbacks.data.conversations import conversation
 from setbacks.errors import InputError
 from setbacks.loop.results.files import document
 from setbacks.loop.results.item import Item
+from setbacks.messages import Prompt, prompt_of
 from setbacks.text import one_line
 
 _ERROR = 2  # of promptfoo's ResultFailureReason
@@ -22,8 +24,7 @@ def recognizes(path: Path) -> bool:
     """Return whether a file has promptfoo's form."""
     if path.suffix != ".json" or not path.is_file():
         return False
-    data = document(path)
-    return isinstance(data, dict) and _rows(data) is not None
+    return _rows(document(path)) is not None
 
 
 def items(path: Path) -> Iterator[Item]:
@@ -47,18 +48,25 @@ def items(path: Path) -> Iterator[Item]:
         yield Item(_prompt(row), _output(row), {} if failed else scores | named, str(of or ""))
 
 
-def _rows(data: dict[str, Any]) -> list[Any] | None:
+def _rows(data: Any) -> list[Any] | None:
     """Return the list of results; it is nested since version 2 of the format."""
-    held = data.get("results")
+    held = data.get("results") if isinstance(data, dict) else None
     rows = held.get("results") if isinstance(held, dict) else held
     if isinstance(rows, list) and all(isinstance(row, dict) and "prompt" in row for row in rows):
         return rows
     return None
 
 
-def _prompt(row: dict[str, Any]) -> str:
+def _prompt(row: dict[str, Any]) -> Prompt:
+    """Return a prompt; a chat is a list of messages, as JSON text."""
     prompt = row.get("prompt")
     raw = prompt.get("raw") if isinstance(prompt, dict) else prompt
+    try:
+        turns = conversation(raw, set())
+    except ValueError:
+        turns = None
+    if turns:
+        return prompt_of(turns)
     return raw if isinstance(raw, str) else json.dumps(raw)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from setbacks.data.assembly import parted
 from setbacks.data.conversations import ROLES, unwritten
+from setbacks.data.formats import read_csv
 from setbacks.errors import InputError
 from setbacks.loop.results.files import document
 from setbacks.loop.results.item import Item
@@ -23,6 +24,7 @@ from setbacks.messages import Message, prompt_of
 from setbacks.text import one_line
 
 PIECE = {"role", "conversation_id", "sequence", "original_value"}
+LONGEST_HEADER = 100_000  # characters; the csv module rejects longer columns
 
 
 def recognizes(path: Path) -> bool:
@@ -30,8 +32,9 @@ def recognizes(path: Path) -> bool:
     if not path.is_file():
         return False
     if path.suffix == ".csv":
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return set(next(csv.reader(file), ())) >= PIECE
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            header = file.readline(LONGEST_HEADER)
+        return set(next(csv.reader([header]), ())) >= PIECE
     if path.suffix != ".json":
         return False
     data = document(path)
@@ -65,8 +68,8 @@ def _rows(path: Path) -> Iterator[Any]:
     if path.suffix == ".json":
         yield from document(path)
         return
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        yield from csv.DictReader(file)
+    text = path.read_bytes().decode("utf-8-sig", "replace")
+    yield from (record.value for record in read_csv(str(path), text))
 
 
 def _is_piece(row: Any) -> bool:
