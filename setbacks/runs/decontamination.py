@@ -21,7 +21,7 @@ from setbacks.errors import InputError
 from setbacks.measure.formatting import listed
 from setbacks.messages import Prompt
 from setbacks.notices import notice
-from setbacks.recipe import Recipe, Section
+from setbacks.recipe import Recipe, Section, parts_of
 from setbacks.records import Record, digest
 
 T = TypeVar("T")
@@ -62,12 +62,24 @@ class Decontamination:
             *((suite.name, source) for suite in recipe.respond.suites for source in suite.sources),
             *(("held_out", source) for source in recipe.held_out),
         ]
-        self._threshold = recipe.decontaminate
+        self._given, self._threshold = recipe, recipe.decontaminate
         self._found: dict[str, list[LeftOut | None]] = {}  # by source: what each row is like
         self.recipe = recipe
         if self._threshold is not None and not recipe.evaluate:
             training = {key: self._marked(getattr(recipe, key)) for key in TRAINING}
             self.recipe = recipe.model_copy(update=training)
+
+    def leaves_out(self, sections: Sequence[str]) -> set[str]:
+        """Return the ids of all rows that are left out of some sections of the recipe.
+
+        Args:
+            sections: keys of the recipe that hold training data, as they were given.
+        """
+        if self._threshold is None or self._given.evaluate:
+            return set()
+        parts = [getattr(self._given, key) for key in sections]
+        rows = ((source, row) for source in parts_of(parts, Source) for row in load(source))
+        return {like.id for source, row in rows if (like := self._like(source, row))}
 
     @property
     def left_out(self) -> list[LeftOut]:
@@ -167,6 +179,19 @@ class Decontamination:
 def _suites(rows: Iterable[LeftOut]) -> str:
     """Return the suites that rows are like, in words."""
     return listed(list(dict.fromkeys(row.suite for row in rows)))
+
+
+def leave_out_others(old: Recipe, new: Recipe, *sections: str) -> bool:
+    """Whether the suites of two recipes keep different rows out of sections of training data.
+
+    Args:
+        old: the recipe of a run.
+        new: the recipe to redo stages with.
+        sections: keys of the recipe that hold training data.
+    """
+    if old.respond.suites == new.respond.suites:
+        return False
+    return Decontamination(old).leaves_out(sections) != Decontamination(new).leaves_out(sections)
 
 
 def counted(rows: Iterable[LeftOut]) -> dict[str, dict[str, dict[str, int]]]:

@@ -22,7 +22,7 @@ from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
-from setbacks.runs.decontamination import LeftOut
+from setbacks.runs.decontamination import LeftOut, leave_out_others
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
@@ -194,6 +194,7 @@ STAGE = Stage(
     ),
     keys=("train",),
     check=check,
+    other_data=lambda old, new: leave_out_others(old, new, "train"),
     more_outputs=_more_outputs,
     more_keys=_more_keys,
 )
