@@ -79,7 +79,7 @@ class Decontamination:
             return set()
         parts = [getattr(self._given, key) for key in sections]
         rows = ((source, row) for source in parts_of(parts, Source) for row in load(source))
-        return {like.id for source, row in rows if (like := self._like(source, row))}
+        return {like.id for source, row in rows if (like := self._like(source.source, row.text))}
 
     @property
     def left_out(self) -> list[LeftOut]:
