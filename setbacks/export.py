@@ -326,10 +326,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _trained_on(recipe: Recipe, folder: Path) -> str:
-    examples = Counter(
-        (row["kind"], row.get("replayed_from") or "")
-        for row in json_lines(folder / "training.jsonl")
-    )
+    learned = json_lines(folder / "training.jsonl")
+    examples = Counter((row["kind"], row.get("replayed_from") or "") for row in learned)
     sources = {name: run.sources for name, run in replayed_runs(recipe).items()}
     sources[""] = open_method(recipe).sources(recipe)
     rows = [

@@ -228,3 +228,35 @@ def test_a_run_of_an_earlier_version_keeps_what_it_learned(tiny_recipe, source, 
     assert files(folder)["training.jsonl"] == before["training.jsonl"]
     pipeline.run_until(today, folder, "train", redo="induce")
     assert len(Run(folder).records("left_out.jsonl", LeftOut)) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "stage"),
+    [("instructions", "induce"), ("analyze", "analyze"), ("train", "train"), ("none", "respond")],
+)
+def test_suites_that_keep_other_prompts_out_of_training_redo_what_reads_them(
+    source, tmp_path, section, stage
+):
+    """Otherwise records would be planned that the run does not have."""
+    other, train = source("other.jsonl", "A mole?"), source("train.jsonl", "A badger?", "A hare?")
+    learned = {
+        "instructions": [other],
+        "analyze": {"contrast": [other]},
+        "train": {"helpful": [other], "safe": [other]},
+    }
+    given = {"instructions": [train], "analyze": {"contrast": [train]}, "train": {"safe": [train]}}
+    learned |= {key: value for key, value in given.items() if key == section}
+    before = recipe_of(train, source("a.jsonl", "An otter?"), **learned)
+    after = recipe_of(train, source("b.jsonl", "An otter?", "a badger"), **learned)
+    with RunFolder(tmp_path / "run", before, stages=pipeline.STAGES) as run:
+        run.write_text("metrics.json", "{}")
+    files = {path: path.read_bytes() for path in run.path.iterdir()}
+    if stage != "respond":
+        with (
+            pytest.raises(InputError, match=f"--from {stage}"),
+            RunFolder(run.path, after, redo="respond", stages=pipeline.STAGES),
+        ):
+            pass
+        assert {path: path.read_bytes() for path in run.path.iterdir()} == files
+    with RunFolder(run.path, after, redo=stage, stages=pipeline.STAGES) as run:
+        assert run.recipe == after.rebased(tmp_path)

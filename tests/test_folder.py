@@ -347,6 +347,21 @@ def test_redoing_from_later_than_the_change_is_refused(folder):
     assert left(folder) == everything
 
 
+@pytest.mark.parametrize("key", [{"mistakes": 20}, {"flip_rate": "always"}])
+def test_other_options_of_the_flip_rate_redo_it_and_no_training(folder, key):
+    """Nothing but the report reads it."""
+    with RunFolder(folder, Recipe()) as run:
+        fill(run)
+    everything, changed = left(folder), change(preflight=key)
+    assert "--from report" in refusal(folder, changed)
+    assert left(folder) == everything
+    with open_run(folder, changed, redo="report"):
+        assert everything - left(folder) == {"flips.jsonl", "metrics.json", "report.html"}
+    assert (folder / "superseded" / "001" / "flips.jsonl").read_text() == "flips.jsonl"
+    with open_run(folder, changed, redo="preflight"):
+        assert left(folder) == {"mistakes.jsonl", "analyses.jsonl"}
+
+
 def test_redoing_the_training_sets_aside_what_its_method_left(folder):
     with RunFolder(folder, change(train={"method": "critique_revise"})) as run:
         run.write_text("revisions.jsonl", "<a revision>")

@@ -147,7 +147,7 @@ def test_what_the_rates_depend_on_redoes_them():
         recipe = Recipe.model_validate({"train": train})
         return STAGE.depends_on(key, recipe)
 
-    keys = ("preflight.mistakes", "words.en.correct.prompt", "train.judge.judge", "train.openings")
+    keys = ("words.en.correct.prompt", "train.judge.judge", "train.openings")
     assert all(map(depends, keys))
     assert not depends("train.epochs")
     assert not depends("words.en.correct.prompt", method="mistake_analysis")

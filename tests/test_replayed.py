@@ -4,8 +4,10 @@ import pytest
 
 from setbacks.errors import InputError
 from setbacks.pipeline import check
-from setbacks.recipe import Recipe
+from setbacks.prompts import fill, prompts
+from setbacks.recipe import Recipe, Respond
 from setbacks.records import Example
+from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.stages.analyze import analyze
 from setbacks.stages.benign import with_own_answers
@@ -35,6 +37,10 @@ def trained(tmp_path):
 def further(runs, share=0.5, **more):
     replay = {"runs": runs, "share": share}
     return Recipe.model_validate({"train": {"method": "sft", "replay": replay} | more})
+
+
+def drawn_from(recipe, own):
+    return replayed(recipe, own, Decontamination(recipe))
 
 
 # The model before training ----------------------------------------------------------------------
@@ -86,30 +92,50 @@ def test_replay_draws_its_share_of_what_earlier_runs_learned_once(trained):
     old = trained("old", *"abcdefgh")
     newer = trained("newer", "a", "b", "i", "j")
     own = [example(text) for text in ("a", "k", "l", "m")]
-    drawn = replayed(further([old, newer]), own)
+    drawn = drawn_from(further([old, newer]), own)
     assert len(drawn) == 2
     assert not {"a", "k", "l", "m"} & {x.id for x in drawn}
     assert {x.replayed_from for x in drawn} <= {"old", "newer"}
-    assert [x.id for x in replayed(further([newer, old]), own)] == [x.id for x in drawn]
-    everything = replayed(further([old, newer], share=9), own[:2])
+    assert [x.id for x in drawn_from(further([newer, old]), own)] == [x.id for x in drawn]
+    everything = drawn_from(further([old, newer], share=9), own[:2])
     assert sorted(x.id for x in everything) == list("bcdefghij")
-    orders = {tuple(x.id for x in replayed(further([old], seed=s, share=9), own)) for s in (0, 1)}
+    orders = {tuple(x.id for x in drawn_from(further([old], seed=s, share=9), own)) for s in (0, 1)}
     assert len(orders) == 2
 
 
 def test_what_was_replayed_before_keeps_the_name_of_its_first_run(trained):
     second = trained("second", "a", replayed_from="first")
-    (drawn,) = replayed(further([second], share=1), [example("b")])
+    (drawn,) = drawn_from(further([second], share=1), [example("b")])
     assert drawn.replayed_from == "first"
 
 
 def test_runs_that_cannot_be_replayed_are_one_line(trained, tmp_path):
     with pytest.raises(InputError, match=r"train\.replay: .*raw has no training\.jsonl"):
-        replayed(further([trained("raw")]), [])
+        drawn_from(further([trained("raw")]), [])
     with pytest.raises(InputError, match="was trained by dpo, and its examples do not fit sft"):
-        replayed(further([trained("pairs", "a", method="dpo")]), [])
+        drawn_from(further([trained("pairs", "a", method="dpo")]), [])
     with pytest.raises(InputError, match="not a run folder"):
-        replayed(further([str(tmp_path / "nothing")]), [])
+        drawn_from(further([str(tmp_path / "nothing")]), [])
+
+
+def test_examples_whose_prompts_are_held_out_now_are_not_replayed(trained, tmp_path):
+    hindsight = fill(prompts("en")["hindsight"], instruction="Where is the otter?")
+    old = trained("old", "a", hindsight, "where is the BADGER", "b")
+    tests = tmp_path / "tests.jsonl"
+    tests.write_text('{"text": "Where is the otter?"}\n{"text": "Where is the badger?"}\n')
+    suites = [{"name": "t", "kind": "safe", "sources": [str(tests)]}]
+    recipe = further([old], share=9).model_copy(
+        update={"respond": Respond.model_validate({"suites": suites})}
+    )
+    work = Decontamination(recipe)
+    own = [example("c")]
+    assert {x.id for x in replayed(recipe, own, work)} == {"a", "b"}
+    assert {(row.source, row.instruction, row.exact) for row in work.left_out} == {
+        (old, "Where is the otter?", True),
+        (old, "where is the BADGER", True),
+    }
+    off = recipe.model_copy(update={"decontaminate": None})
+    assert len(drawn_from(off, own)) == 4
 
 
 def test_a_run_learns_what_it_replays_and_counts_it(tiny_recipe, trained, tmp_path):

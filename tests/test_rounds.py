@@ -7,7 +7,15 @@ import pytest
 from setbacks.errors import InputError
 from setbacks.loop import traffic
 from setbacks.loop.round_results import results
-from setbacks.loop.rounds import _alarms, _next, _outcome, _recipe_of, carry_out
+from setbacks.loop.rounds import (
+    _alarms,
+    _decided_again,
+    _learnable,
+    _next,
+    _outcome,
+    _recipe_of,
+    carry_out,
+)
 from setbacks.loop.state import Round, read_rounds
 from setbacks.measure import RunInfo, measure
 from setbacks.recipe import Loop, Recipe
@@ -103,6 +111,8 @@ def test_what_does_not_pass_the_gate_is_kept_and_ends_the_loop(loop_recipe, tmp_
         (["accepted", "undecided"], 3, None),
         (["accepted", "alarm"], 3, None),
         (["worse"], 4, 2),
+        (["no setbacks"], 3, 2),
+        (["accepted", "no setbacks", "no setbacks"], 3, None),
     ],
 )
 def test_a_round_that_is_not_accepted_ends_the_loop_until_more_are_planned(
@@ -150,6 +160,49 @@ def test_a_model_that_fell_apart_is_an_alarm_and_one_that_was_so_before_is_none(
     assert alarms(bad, bad, "as-before") == alarms(good, good, "well") == []
 
 
+def test_labels_decide_an_undecided_round_when_the_loop_starts_again(answered, tmp_path):
+    from setbacks.records import Verdict
+    from setbacks.runs.folder import RunFolder
+
+    rows = [("safe", f"<q {i}>", "Here is a plain answer.") for i in range(100)]
+    answered({"vanilla": rows, "sft": rows}, "round-1")
+
+    def judge(judge, vanilla, sft):
+        with RunFolder(tmp_path / "round-1") as run:
+            for arm, refused in (("vanilla", vanilla), ("sft", sft)):
+                verdicts = [
+                    Verdict(
+                        id=f"{judge} on {response.id}",
+                        response_id=response.id,
+                        judge=judge,
+                        harmful=False,
+                        refused=number < refused,
+                    )
+                    for number, response in enumerate(run.responses()[arm])
+                ]
+                run.journal(f"verdicts/{arm}.{judge}.jsonl", Verdict).write(verdicts)
+
+    def again(recipe, *rounds):
+        return _decided_again(recipe, tmp_path, list(rounds))
+
+    recipe = Recipe.model_validate({"loop": {"gate": {"better": ["compliance"], "no_worse": []}}})
+    before = a_round(1, "undecided", planned=2)
+    judge("probe", 50, 48)
+    (undecided,) = again(recipe, before)
+    assert undecided.outcome == "undecided" and undecided.planned == 2
+    assert any("setbacks review plan" in line for line in undecided.evidence)
+    assert again(recipe, undecided) == [undecided] == read_rounds(tmp_path)
+    assert _next(Loop(rounds=2), [undecided]) is None
+
+    judge("human", 50, 10)
+    (accepted,) = again(recipe, undecided)
+    assert accepted.outcome == "accepted" and read_rounds(tmp_path) == [accepted]
+    alarm = undecided.model_copy(update={"alarms": ["Broken."]})
+    assert again(recipe, alarm)[0].outcome == "alarm"
+    other = [a_round(1, "undecided"), a_round(2, "worse")]
+    assert again(recipe, *other) == other  # only the last one
+
+
 # Recipes ----------------------------------------------------------------------------------------
 
 
@@ -189,6 +242,7 @@ def test_the_default_validation_is_in_no_test():
         ({"loop": {"gate": {"better": ["harmles_rate"]}}}, 'Did you mean "harmless_rate"'),
         ({"loop": {"gate": {"better": [], "no_worse": []}}}, r"loop\.gate: name a metric"),
         ({"train": {"start": "adapter"}}, "train.start: every round .* name it as `adapter`"),
+        ({"train": {"replay": {"share": 0.1}}}, r"train\.replay\.share: .* loop\.replay sets"),
         ({"evaluate": [{"name": "a", "model": "m"}]}, "is an evaluation, which trains nothing"),
     ],
 )
@@ -244,9 +298,12 @@ def test_damaged_decisions_are_one_line(tmp_path):
 # Traffic ----------------------------------------------------------------------------------------
 
 
+TRAFFIC = ["Where is A?", "Where is B?", "Where  is test", "Where is later", "C?", "D?"]
+
+
 @pytest.fixture
 def streaming(recipe, fake_model, tmp_path):
-    """Makes a recipe whose traffic is five safe prompts, of which one is a test prompt."""
+    """Makes a recipe whose traffic is six safe prompts, of which two are held out."""
 
     def make(model="refuser", kind="safe", judge="refusal", **loop):
         def source(name, texts):
@@ -257,11 +314,13 @@ def streaming(recipe, fake_model, tmp_path):
         def suite(name, texts):
             return [{"name": name, "kind": kind, "sources": source(f"{name}.jsonl", texts)}]
 
-        stream = suite("stream", ["Where is A?", "Where is B?", "Where  is test", "C?", "D?"])
+        stream = suite("stream", TRAFFIC)
         loop = {"stream": stream, "validation": suite("validation", ["V?"]), "slice": 3} | loop
         respond = {"suites": suite("test", ["where is TEST?"])}
         judges = [{"judge": judge}]
-        return recipe(model, loop=loop, respond=respond, judges=judges, decontaminate=0.8)
+        held_out = source("later.jsonl", ["where is LATER?"])
+        data = {"respond": respond, "judges": judges, "held_out": held_out}
+        return recipe(model, loop=loop, decontaminate=0.8, **data)
 
     return make
 
@@ -309,13 +368,34 @@ def test_the_current_model_answers_the_traffic(streaming, fake_engine, lora_of_t
     assert {adapter for *_, adapter in fake_engine.batches} == {lora_of_tiny}
 
 
-def test_without_setbacks_there_may_be_nothing_to_learn(streaming, data, tmp_path):
-    recipe = streaming(model="talker", gate={"better": ["compliance"], "no_worse": []})
+def test_without_setbacks_there_may_be_nothing_to_learn(streaming, tmp_path, caplog):
+    held_out = tmp_path / "held-out.jsonl"
+    rows = [
+        {"text": text, "response": "No.", "harmful": False, "refused": True}
+        for text in ("V?", "where is test")
+    ]
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "empty.jsonl").touch()
+    weeks = [str(tmp_path / "empty.jsonl"), str(held_out)]
+    gate = {"better": ["compliance"], "no_worse": []}
+    recipe = streaming(model="talker", rounds=3, harvest=weeks, gate=gate)
     induce = recipe.induce.model_copy(update={"source": "existing"})
     recipe = recipe.model_copy(update={"induce": induce})
     page = carry_out(recipe, tmp_path / "loop")
-    assert [one.outcome for one in read_rounds(tmp_path / "loop")] == ["no setbacks"]
-    assert "Nothing went wrong in production before Round 1" in page.read_text()
+    assert [one.outcome for one in read_rounds(tmp_path / "loop")] == ["no setbacks"] * 3
+    assert "Before Round 3, nothing went wrong in production" in page.read_text()
+    assert "empty.jsonl: empty, so nothing is learned from it" in caplog.text
+    assert "held-out.jsonl: left out 2 of 2 rows whose prompts are also in a suite" in caplog.text
+
+
+def test_a_round_learns_from_the_harvests_that_have_something_to_learn(streaming, data, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    empty, good = Loop(harvest=[str(tmp_path / "empty.jsonl"), str(data)]).harvest
+    held_out = streaming().loop.validation[0].sources[0]
+    of_round = _recipe_of(streaming(), 1, None, [], [])
+    assert _learnable(of_round, [empty, held_out, good]) == [good]
+    off = of_round.model_copy(update={"decontaminate": None})
+    assert _learnable(off, [held_out]) == [held_out]
 
 
 # What a round changed ---------------------------------------------------------------------------

@@ -478,7 +478,7 @@ def test_own_words_of_replies_are_read():
 
 def affected(old, new):
     changed = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    return first_affected(STAGES, [key for key, *_ in changed], old)
+    return first_affected(STAGES, [key for key, *_ in changed], old, new)
 
 
 def recipe_with(method="mistake_analysis", **data):

@@ -126,7 +126,7 @@ def _instruction(prompt: str, frames: Iterable[_Frame]) -> str:
 
 def _frames(words: Iterable[Words]) -> list[_Frame]:
     """Return the texts of the methods around an instruction."""
-    frames = {}
+    frames: dict[_Frame, None] = {}  # in order, each once
     for template in (one for pack in words for one in _templates(pack)):
         before, _, rest = template.partition("{instruction}")
         after, _, end = rest.partition("{response}")

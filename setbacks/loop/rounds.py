@@ -35,9 +35,11 @@ from setbacks.measure import Measurement
 from setbacks.measure.findings import answers
 from setbacks.measure.formatting import change_with_p
 from setbacks.measure.metrics import BALANCED, METRICS, significant
+from setbacks.notices import notice
 from setbacks.pipeline import check, run_until
-from setbacks.recipe import Loop, Recipe
+from setbacks.recipe import Loop, Recipe, Replay
 from setbacks.report.page import write
+from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import differences
@@ -60,7 +62,7 @@ def carry_out(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     folder, recipe = expanded(folder).absolute(), recipe.rebased(Path.cwd())
     _check(recipe)
     recipe = _prepare(folder, recipe)
-    rounds = read_rounds(folder)
+    rounds = _decided_again(recipe, folder, read_rounds(folder))
     while number := _next(recipe.loop, rounds):
         rounds = [*rounds, _round(recipe, folder, number, rounds, show)]
         write_rounds(folder, rounds)
@@ -68,9 +70,29 @@ def carry_out(recipe: Recipe, folder: Path, show: Show | None = None) -> Path:
     return write(folder, findings(recipe, folder, rounds, final))
 
 
+def _decided_again(recipe: Recipe, folder: Path, rounds: list[Round]) -> list[Round]:
+    """Return the rounds, with another decision about the last one if it was undecided.
+
+    People may have labeled its answers since; the same labels give the same decision.
+    """
+    if not rounds or rounds[-1].outcome != "undecided":
+        return rounds
+    *earlier, last = rounds
+    path = str(folder / last.name)
+    decided = gate(path, path, _claims(recipe.loop))
+    again = {"outcome": _outcome(decided, last.alarms), "evidence": _evidence(decided)}
+    rounds = [*earlier, last.model_copy(update=again)]
+    write_rounds(folder, rounds)
+    return rounds
+
+
 def _next(loop: Loop, rounds: Sequence[Round]) -> int | None:
-    """Return the number of the round to run next; None if the loop has ended."""
-    stopped = bool(rounds) and not rounds[-1].accepted and loop.planned <= rounds[-1].planned
+    """Return the number of the round to run next; None if the loop has ended.
+
+    A round without setbacks does not end it: the next one may have some.
+    """
+    passed = not rounds or rounds[-1].outcome in ("accepted", "no setbacks")
+    stopped = not passed and loop.planned <= rounds[-1].planned
     return None if stopped or len(rounds) >= loop.planned else len(rounds) + 1
 
 
@@ -87,6 +109,7 @@ def _round(
     failures = play(recipe, folder, number, current, on_progress)
     setbacks = [*recipe.loop.harvest[number - 1 : number]]
     setbacks += [Source(source=str(failures))] if failures else []
+    setbacks = _learnable(_recipe_of(recipe, number, current, accepted, []), setbacks)
     if not setbacks and _learns_from_setbacks_alone(recipe):
         return Round(number=number, planned=recipe.loop.planned, outcome="no setbacks")
     path = folder / f"round-{number}"
@@ -98,9 +121,27 @@ def _round(
         number=number,
         planned=recipe.loop.planned,
         outcome=_outcome(decided, alarms),
-        evidence=[line.removeprefix("- ") for line in lines(decided)[1:]],
+        evidence=_evidence(decided),
         alarms=alarms,
     )
+
+
+def _learnable(of_round: Recipe, setbacks: Sequence[Source]) -> list[Source]:
+    """Return the sources that have a setback to learn from; give a notice of the others.
+
+    Args:
+        of_round: the recipe of the round, which names the prompts that are held out.
+        setbacks: what went wrong in production.
+    """
+    decontamination = Decontamination(of_round)
+    learnable = []
+    for source in setbacks:
+        path = Path(source.source)
+        if path.is_file() and not path.stat().st_size:  # a harvest without setbacks
+            notice(f"{path}: empty, so nothing is learned from it")
+        elif decontamination.has_learnable(source):
+            learnable.append(source)
+    return learnable
 
 
 def _recipe_of(
@@ -147,6 +188,10 @@ def _claims(loop: Loop) -> list[Claim]:
     return [claim(text, True) for text in loop.gate.better] + [
         claim(text, False) for text in loop.gate.no_worse
     ]
+
+
+def _evidence(decided: Gate) -> list[str]:
+    return [line.removeprefix("- ") for line in lines(decided)[1:]]
 
 
 def _outcome(decided: Gate, alarms: Sequence[str]) -> Outcome:
@@ -211,6 +256,12 @@ def _check(recipe: Recipe) -> None:
             "train.start: every round of a loop continues the accepted adapter; to begin with this "
             "one, name it as `adapter`"
         )
+    replay = recipe.train.replay
+    if replay.share not in (recipe.loop.replay, Replay().share):
+        raise InputError(
+            "train.replay.share: in a loop, loop.replay sets the number of replayed examples; "
+            "remove one of the two"
+        )
     if not (claims := _claims(recipe.loop)):
         raise InputError("loop.gate: name a metric, such as better: [balanced_safety]")
     kinds = {suite.kind for suite in recipe.loop.validation}
@@ -244,7 +295,7 @@ def _prepare(folder: Path, recipe: Recipe) -> Recipe:
 
 def _check_data(recipe: Recipe) -> None:
     """Look up everything that the first round and the test need."""
-    setbacks = recipe.loop.harvest[:1]
+    setbacks = _learnable(_recipe_of(recipe, 1, recipe.current, [], []), recipe.loop.harvest[:1])
     if not setbacks and _learns_from_setbacks_alone(recipe):  # they are not there yet
         recipe = recipe.model_copy(update={"induce": changed(recipe.induce, source="induced")})
     check(_recipe_of(recipe, 1, recipe.current, [], setbacks))

@@ -33,8 +33,8 @@ ENDED: dict[Outcome, str] = {
     "undecided": "The gate could not tell whether {round} is better: a gain, if there is one, is "
     "within noise. So the loop stopped.",
     "alarm": "{round} passed the gate, but its report has an alarm, so the loop stopped.",
-    "no setbacks": "Nothing went wrong in production before {round}, so there was nothing to learn "
-    "from, and the loop stopped.",
+    "no setbacks": "Before {round}, nothing went wrong in production that it may learn from, so it "
+    "was not run. All planned rounds are done.",
 }
 
 

@@ -18,8 +18,8 @@ class Round(BaseModel, extra="forbid", frozen=True):
 
     Attributes:
         number: of the round, from 1.
-        planned: the rounds that the recipe planned when this one was decided. A round that was not
-            accepted ends the loop until more are planned.
+        planned: the rounds that the recipe planned when this one was first decided. A round that
+            did not pass ends the loop until more are planned.
         outcome: what was decided. Without setbacks there was nothing to train on.
         evidence: the gate's decision in words: a line for each claim, and what would decide it.
         alarms: warnings of the round's report that forbid to accept it.

@@ -78,11 +78,12 @@ def play(
 
 
 def _arrivals(recipe: Recipe, number: int) -> Iterator[dict[str, Any]]:
-    """Yield the prompts that arrive before a round; none of them is in a test or a validation."""
+    """Yield the prompts that arrive before a round; none of them is held out from its training."""
     held_out = NearPrompts(recipe.decontaminate or 1.0)
     if recipe.decontaminate is not None:
-        for suite in (*recipe.respond.suites, *recipe.loop.validation):
-            for prompt in instructions(suite.sources, language=recipe.language):
+        suites = (*recipe.respond.suites, *recipe.loop.validation)
+        for sources in (recipe.held_out, *(suite.sources for suite in suites)):
+            for prompt in instructions(sources, language=recipe.language):
                 held_out.add(prompt.text)
     size = recipe.loop.slice
     for suite in recipe.loop.stream:

@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     PrivateAttr,
     SerializeAsAny,
@@ -40,11 +39,13 @@ from setbacks.recipe.parts import (
     LONGEST_NAME,
     LocalPath,
     OptionsOf,
+    Part,
     PartSection,
     Section,
     Sources,
     name_problem,
     options_of,
+    parts_of,
     unique,
 )
 from setbacks.recipe.reading import (
@@ -108,10 +109,9 @@ __all__ = [
     "name_problem",
     "options_of",
     "parse_overrides",
+    "parts_of",
     "section_of",
 ]
-
-Part = TypeVar("Part", bound=BaseModel)
 
 
 class Recipe(Section):
@@ -329,18 +329,7 @@ class Recipe(Section):
 
     def parts(self, kind: type[Part]) -> Iterator[Part]:
         """Yield every part of a kind, such as each `Source` or `Engine`, in the recipe's order."""
-
-        def walk(value: Any) -> Iterator[Part]:
-            if isinstance(value, kind):
-                yield value
-            elif isinstance(value, BaseModel):
-                for _, inner in value:
-                    yield from walk(inner)
-            elif isinstance(value, list):
-                for item in value:
-                    yield from walk(item)
-
-        yield from walk(self)
+        yield from parts_of(self, kind)
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +21,8 @@ from pydantic_core import PydanticCustomError
 
 from setbacks.data import Source
 from setbacks.plugins import installed, load_all, plugin
+
+Part = TypeVar("Part", bound=BaseModel)
 
 LONGEST_NAME = 100  # two names and an extension fit into the 255 bytes of a file name
 # Arms' names may contain dots, as models' names do. Those of judges and suites may not, so that a
@@ -235,3 +238,15 @@ Sources = Annotated[
     list[Source],
     BeforeValidator(lambda value: [value] if isinstance(value, str | dict | Source) else value),
 ]
+
+
+def parts_of(value: Any, kind: type[Part]) -> Iterator[Part]:
+    """Yield every object of a kind, such as `Source` or `Engine`, in a part of a recipe."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, BaseModel):
+        for _, inner in value:
+            yield from parts_of(inner, kind)
+    elif isinstance(value, list):
+        for item in value:
+            yield from parts_of(item, kind)

@@ -279,9 +279,10 @@ class RunFolder(Run):
         )
         redo = ""
         if self._stages:
-            first = first_affected(self._stages, [key for key, *_ in changes], held)
+            keys = [key for key, *_ in changes]
+            first = first_affected(self._stages, keys, held, self._given)
             if self._redo is not None and is_before(self._redo, first):
-                self._set_aside(self._redo, held)
+                self._set_aside(self._redo, held, keys)
                 self._redo = None
                 write_atomic(path, self._given.to_yaml().encode())
                 return self._given
@@ -293,8 +294,8 @@ class RunFolder(Run):
             f"with --out{redo}"
         )
 
-    def _set_aside(self, first: str, recipe: Recipe) -> None:
-        place = set_aside(self.path, self._stages, first, recipe)
+    def _set_aside(self, first: str, recipe: Recipe, changed: Sequence[str] = ()) -> None:
+        place = set_aside(self.path, self._stages, first, recipe, changed)
         if place is not None:
             name = place.relative_to(self.path)
             self.log(f"redone from {first}; what was there is in {name}")

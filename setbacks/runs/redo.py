@@ -7,8 +7,8 @@ stages and passes it to a run folder through `setbacks.pipeline`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,10 @@ def _no_check(_: Recipe) -> None:
     pass
 
 
+def _same(_: Recipe, __: Recipe) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline: its outputs, what it depends on, and its check.
@@ -47,6 +51,9 @@ class Stage:
         evaluates: whether an evaluation, which trains nothing, has this stage too.
         more_outputs: further outputs under a given recipe.
         more_keys: further keys that it depends on under a given recipe.
+        shown: outputs that only the report reads, and the key of the recipe, one of the report's,
+            that redoes each of them and no later stage.
+        other_data: whether it has other data under a new recipe, though none of its keys changed.
     """
 
     name: StageName
@@ -56,6 +63,8 @@ class Stage:
     evaluates: bool = False
     more_outputs: Callable[[Recipe], tuple[str, ...]] = _nothing
     more_keys: Callable[[Recipe], tuple[str, ...]] = _nothing
+    other_data: Callable[[Recipe, Recipe], bool] = _same
+    shown: Mapping[str, str] = field(default_factory=dict)
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
@@ -86,21 +95,26 @@ def is_before(stage: str, other: str) -> bool:
     return order.index(stage) <= order.index(other)
 
 
-def first_affected(stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe) -> str:
-    """Return the first stage that depends on one of several keys.
+def first_affected(
+    stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe, new: Recipe
+) -> str:
+    """Return the first stage that a changed recipe affects.
 
     Args:
         stages: all stages, in order.
         keys: dotted keys that changed.
         recipe: the old one.
+        new: the new one.
     """
     for stage in stages:
-        if any(stage.depends_on(key, recipe) for key in keys):
+        if any(stage.depends_on(key, recipe) for key in keys) or stage.other_data(recipe, new):
             return stage.name
     return stages[0].name  # a key that no stage names: start from the beginning
 
 
-def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe) -> Path | None:
+def set_aside(
+    folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe, keys: Sequence[str] = ()
+) -> Path | None:
     """Move the outputs of a stage and all later ones to `superseded/`; nothing is deleted.
 
     Args:
@@ -108,6 +122,7 @@ def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe)
         stages: all stages, in order.
         first: the first stage to redo.
         recipe: the recipe that the outputs come from.
+        keys: dotted keys of it that changed.
 
     Returns:
         Where the outputs are now; None if there were none.
@@ -115,8 +130,11 @@ def set_aside(folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe)
     outputs = [
         folder / output
         for stage in stages
-        if is_before(first, stage.name)
-        for output in (*stage.more_outputs(recipe), *stage.outputs)
+        for output in (
+            (*stage.more_outputs(recipe), *stage.outputs)
+            if is_before(first, stage.name)
+            else [name for name, own in stage.shown.items() if any(_inside(k, own) for k in keys)]
+        )
         if (folder / output).exists()
     ]
     if not outputs:

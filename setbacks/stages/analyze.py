@@ -31,6 +31,7 @@ from setbacks.records import (
     digest,
     label_of,
 )
+from setbacks.runs.decontamination import leave_out_others
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.checks import check_chat_of, induces
@@ -234,6 +235,7 @@ STAGE = Stage(
     outputs=("analyses.jsonl",),
     keys=("analyze", "words.*.begin_with"),
     check=check,
+    other_data=lambda old, new: leave_out_others(old, new, "analyze"),
     more_keys=lambda recipe: (
         ("words.*.analyze", "words.*.stop_words", "words.*.policy.analyze", "policy")
         if induces(recipe)

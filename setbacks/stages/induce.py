@@ -38,6 +38,7 @@ from setbacks.records import (
     Setback,
     digest,
 )
+from setbacks.runs.decontamination import leave_out_others
 from setbacks.runs.journal import Journal
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
@@ -393,6 +394,7 @@ STAGE = Stage(
         "words.*.alpaca",
     ),
     check=check,
+    other_data=lambda old, new: leave_out_others(old, new, "instructions", "induce"),
     more_keys=lambda recipe: (
         ("words.*.induce", "words.*.refusal", *keys_of_judge(recipe.induce.judge))
         if induces(recipe)

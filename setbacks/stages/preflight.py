@@ -154,7 +154,7 @@ def _keys(recipe: Recipe) -> tuple[str, ...]:
 STAGE = Stage(
     "preflight",
     outputs=("preflight.jsonl", "flips.jsonl"),
-    keys=("preflight",),
     check=check,
     more_keys=_keys,
+    shown={"flips.jsonl": "preflight"},
 )

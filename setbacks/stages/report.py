@@ -135,6 +135,6 @@ def _adapters(run: Run) -> dict[str, Path]:
 STAGE = Stage(
     "report",
     outputs=("metrics.json", "report.html"),
-    keys=("name", "compare", "study", "loop", "jobs", "words", "policy"),
+    keys=("name", "preflight", "compare", "study", "loop", "jobs", "words", "policy"),
     evaluates=True,
 )

@@ -22,11 +22,12 @@ from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
 from setbacks.models.loading import check_quantize
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
-from setbacks.runs.decontamination import LeftOut
+from setbacks.runs.decontamination import LeftOut, leave_out_others
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.stages.benign import with_own_answers
 from setbacks.stages.checks import OURS, check_examples, check_judge_of_texts, keys_of_judge
+from setbacks.stages.replayed import check as check_replayed
 from setbacks.stages.replayed import replayed
 from setbacks.training import processes
 from setbacks.training.follower import Follower
@@ -55,7 +56,8 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     material = method.prepare(run, analyses)
     recipe = with_own_answers(run)
     own = examples_of(method, recipe, material)
-    examples = sorted([*own, *replayed(recipe, own)], key=lambda example: example.id)
+    old = replayed(recipe, own, run.decontamination)
+    examples = sorted([*own, *old], key=lambda example: example.id)
     if not examples:
         cause = (
             "check train.mix"
@@ -135,7 +137,7 @@ def check(recipe: Recipe) -> None:
     check_quantize(recipe)
     method = open_method(recipe)
     examples = examples_of(method, recipe, [])
-    replayed(recipe, [])
+    check_replayed(recipe)
     if _checks_texts(method, recipe):
         judge, declines = recipe.train.judge or JudgeSpec(), method.has_teacher(recipe)
         check_judge_of_texts(judge, recipe, declines=declines)
@@ -192,6 +194,7 @@ STAGE = Stage(
     ),
     keys=("train",),
     check=check,
+    other_data=lambda old, new: leave_out_others(old, new, "train"),
     more_outputs=_more_outputs,
     more_keys=_more_keys,
 )
