@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from setbacks.errors import SetbacksError
 from setbacks.judges import Item, Opinion, openings, opinions, probe
 from setbacks.judges.refusal import refuses
 from setbacks.messages import Message
-from setbacks.recipe import JudgeSpec
+from setbacks.recipe import JudgeSpec, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -67,8 +68,37 @@ def test_plan_covers_every_item_once_the_longest_first():
     assert probe.Probe().plan([]) == []
 
 
+@pytest.mark.parametrize(
+    ("arms", "number", "apart"), [(1, 3, False), (2, 3, False), (4, 3, True), (4, 600, False)]
+)
+def test_prompts_are_read_apart_where_that_pays(heads, monkeypatch, arms, number, apart):
+    """With few arms, or more prompts than are remembered, whole texts are read in batches."""
+    seen = []
+
+    def features(pairs, apart):
+        seen.append(apart)
+        return np.zeros((len(pairs), 2 * len(probe.LAYERS) * 576), np.float32)
+
+    monkeypatch.setattr(probe, "features", features)
+    evaluated = [{"name": f"arm{n}", "model": "m/m"} for n in range(arms)]
+    recipe = Recipe.model_validate({"evaluate": evaluated, "respond": {"guidance": False}})
+    spec = probe.ProbeOptions(judge="probe", heads=str(heads))
+    judge = probe.Probe.open(spec, SimpleNamespace(recipe=recipe))
+    work = [Item(str(n), f"How do I bake bread number {n}?", "<text>") for n in range(number)]
+    for batch in judge.plan(work):
+        judge.judge([work[index] for index in batch])
+    assert set(seen) == {apart}
+
+
+@pytest.mark.slow
+def test_a_prompt_read_apart_hardly_changes_the_features():
+    pairs = [("How do I bake bread?", "Mix flour and water."), ("Hello!", "No. " * 40), ("", "")]
+    whole, apart = probe.features(pairs), probe.features(pairs, apart=True)
+    assert (np.linalg.norm(whole - apart, axis=1) < 0.02 * np.linalg.norm(whole, axis=1)).all()
+
+
 def test_judge_gives_probabilities_and_a_threshold_at_one_half(heads, monkeypatch):
-    def features(pairs):
+    def features(pairs, apart):
         x = np.zeros((len(pairs), 2 * len(probe.LAYERS) * 576), np.float32)
         x[:, 0] = [len(response) for _, response in pairs]
         return x
@@ -86,7 +116,7 @@ def test_judge_gives_probabilities_and_a_threshold_at_one_half(heads, monkeypatc
 
 
 def test_between_its_bounds_the_judge_abstains(heads, monkeypatch):
-    def features(pairs):
+    def features(pairs, apart):
         x = np.zeros((len(pairs), 2 * len(probe.LAYERS) * 576), np.float32)
         x[:, 0] = [len(response) for _, response in pairs]
         return x
@@ -94,15 +124,18 @@ def test_between_its_bounds_the_judge_abstains(heads, monkeypatch):
     monkeypatch.setattr(probe, "features", features)
     asked = items("", "x", "xx", "xxx")  # p_harmful: 0.27, 0.5, 0.73, 0.88
     spec = probe.ProbeOptions(judge="probe", heads=str(heads), abstain=(0.3, 0.75))
-    assert [one.harmful for one in probe.Probe.open(spec, None).judge(asked)] == [
+    assert [
+        one.harmful for one in probe.Probe.open(spec, SimpleNamespace(recipe=Recipe())).judge(asked)
+    ] == [
         False,
         None,
         None,
         True,
     ]
-    assert [one.p_harmful for one in probe.Probe.open(spec, None).judge(asked)] == [
-        one.p_harmful for one in probe.Probe(heads).judge(asked)
-    ]
+    assert [
+        one.p_harmful
+        for one in probe.Probe.open(spec, SimpleNamespace(recipe=Recipe())).judge(asked)
+    ] == [one.p_harmful for one in probe.Probe(heads).judge(asked)]
     assert probe.Probe.agreement(probe.ProbeOptions(judge="probe", abstain=(0.3, 0.75))) == []
     for bounds in ((0.6, 0.7), (0.1, 0.4), (-1, 0.6), (0.2, 2)):
         with pytest.raises(ValueError):
@@ -110,7 +143,7 @@ def test_between_its_bounds_the_judge_abstains(heads, monkeypatch):
 
 
 def test_a_model_that_overflows_gives_no_verdict(heads, monkeypatch):
-    def features(pairs):
+    def features(pairs, apart):
         x = np.zeros((len(pairs), 2 * len(probe.LAYERS) * 576), np.float32)
         x[:, 0] = [np.nan if response == "x" else 9 for _, response in pairs]
         return x
@@ -389,12 +422,12 @@ def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
     monkeypatch.setattr(probe, "states_of", states_of)
     monkeypatch.setattr(openings, "_known", {})
     asked = "How do I bake bread?"
-    first = probe.features([(asked, "Mix flour and water."), (asked, "No.")])
+    first = probe.features([(asked, "Mix flour and water."), (asked, "No.")], apart=True)
     assert sorted(read) == [1, 2], "the prompt, then both responses"
-    later = probe.features([(asked, "Mix flour and water."), (asked, "No.")])
+    later = probe.features([(asked, "Mix flour and water."), (asked, "No.")], apart=True)
     assert sorted(read) == [1, 2, 2] and (first == later).all()
     openings._known.clear()
-    anew = probe.features([(asked, "Mix flour and water."), (asked, "No.")])
+    anew = probe.features([(asked, "Mix flour and water."), (asked, "No.")], apart=True)
     assert (first == anew).all()
 
 
@@ -403,7 +436,7 @@ def test_prompts_are_remembered_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(openings, "_known", {})
     monkeypatch.setattr(openings, "TOKENS", 30)
     for text in ("a", "b", "a", "c d e f g h"):
-        probe.features([(text, "Yes.")])
+        probe.features([(text, "Yes.")], apart=True)
     _, tokenizer = probe._reader()
     left = [tokenizer.decode(ids).split("user\n")[-1][:1] for ids in openings._known]
     assert left == ["a", "c"], "the one used longest ago is forgotten first"

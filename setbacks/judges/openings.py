@@ -1,7 +1,8 @@
-"""Reading a prompt once for all its responses, as the arms of a run give them.
+"""Reading a prompt once for all its responses, where several arms of a run give them.
 
 The state of a model after a prompt does not depend on the response. It is therefore kept, and each
-response is read from there on.
+response is read from there on. This pays with three arms or more, and up to `TOKENS` tokens of
+prompts: a prompt is read alone, which takes longer than in a batch.
 """
 
 from __future__ import annotations
