@@ -118,7 +118,7 @@ def recipe_of(judged: Recipe, out: Path) -> Recipe:
         out: the folder.
 
     Raises:
-        InputError: the judge counts others' verdicts, or cannot be used.
+        InputError: the judge counts others' verdicts.
     """
     if len(judged.judges) != 1:
         raise InputError("harvest takes one judge that decides by itself, not a vote")
@@ -133,9 +133,7 @@ def recipe_of(judged: Recipe, out: Path) -> Recipe:
             "suites": [{"name": ARM, "kind": "harmful", "sources": [candidates]}],
         },
     }
-    recipe = Recipe.parse(data, "the command line")
-    check_judge_and_model(recipe.judges[0])
-    return recipe
+    return Recipe.parse(data, "the command line")
 
 
 def harvest(
@@ -151,11 +149,13 @@ def harvest(
         show: takes the progress: what, done, total.
 
     Raises:
-        InputError: a log, a recipe or a run is at fault, or the folder is of another harvest.
+        InputError: a log, a recipe, a run or the judge is at fault, or the folder is of another
+            harvest.
         SetbacksError: the judge failed; progress is saved.
     """
     survey = _survey(logs)  # reads everything once before any work
     taken = _taken(settings)
+    check_judge_and_model(recipe.judges[0])  # may fetch a model
     with RunFolder(out, recipe) as folder, Session(folder, show) as run:
         logs.report()
         about = _begin(folder, survey, settings)

@@ -71,6 +71,9 @@ class Logs:
             takes them.
         fields: our field -> theirs, for chat logs with other names.
         cluster: their field that conversations of one user or session share; None for none.
+
+    Raises:
+        InputError: a log does not exist.
     """
 
     def __init__(
@@ -81,12 +84,14 @@ class Logs:
     ) -> None:
         self.sources, self.fields, self.cluster = sources, dict(fields or {}), cluster
         self._left_out: dict[tuple[str, str], _LeftOut] = {}
+        for source in sources:
+            parts(source)
 
     def __iter__(self) -> Iterator[Logged]:
         """Yield every answer.
 
         Raises:
-            InputError: a log does not exist, has an unknown format, or has no answer at all.
+            InputError: a log has an unknown format, or no answer at all.
         """
         self._left_out.clear()
         for source in self.sources:
