@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from setbacks.measure.degeneration import REASONS, degeneration, guidance
 from setbacks.messages import Message
-from setbacks.prompts import prompts
+from setbacks.prompts import built_in, prompts
 
 LABELS = Path(__file__).resolve().parents[1] / "research/degeneration"
 GUIDANCE = prompts("en")["guided"].replace("{instruction}", "")
@@ -242,3 +242,40 @@ def test_a_turn_made_up_after_a_conversation():
     assert degeneration(answer, prompt).reason == "runs_on"
     quoted = (*prompt[:-1], Message(role="user", content="Write a dialog with User: and Bot:"))
     assert degeneration(answer, quoted) is None
+
+
+OFFERS = {
+    "en": ["I can help with that.", "Of course! I\u2019d be happy to help you. I can help you with that."],
+    "zh": ["当然可以，我可以帮助你。", "我很乐意帮您解决这个问题。"],
+    "es": ["Claro, puedo ayudarte con eso.", "Estaré encantado de ayudarle."],
+    "fr": ["Bien sûr, je peux vous aider avec cela.", "Je serais ravi de vous aider."],
+    "de": ["Natürlich, ich kann Ihnen dabei helfen.", "Dabei helfe ich dir gerne."],
+    "hi": ["ज़रूर, मैं आपकी इसमें मदद कर सकता हूँ।"],
+    "ar": ["بالطبع، يمكنني مساعدتك في ذلك."],
+    "ja": ["はい、お手伝いできます。", "もちろんです。それについてお手伝いいたします。"],
+    "ko": ["네, 제가 도와드릴 수 있습니다.", "물론이죠, 도와드리겠습니다."],
+}
+
+
+@pytest.mark.parametrize("language", OFFERS)
+def test_an_offer_alone_answers_nothing(language: str) -> None:
+    for offer in OFFERS[language]:
+        found = degeneration(offer, "How do I descale a kettle?")
+        assert found and found.reason == "offers", offer
+    assert set(OFFERS) == set(built_in())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I can help you with that. Fill it with vinegar and let it stand.",
+        "I can help with that: fill it with vinegar.",
+        "I can help you find a plumber.",
+        "I can't help with that.",
+        "Of course.",
+        "Yes.",
+        "当然可以。先装满醋。",
+    ],
+)
+def test_an_offer_with_help_or_a_refusal_is_an_answer(answer: str) -> None:
+    assert degeneration(answer, "How do I descale a kettle?") is None

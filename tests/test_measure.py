@@ -304,7 +304,7 @@ def test_the_share_of_degenerate_answers_is_told_for_every_arm():
     share = answered["sft"]["degenerate"]
     assert (share["all"]["value"], share["all"]["n"]) == (0.25, 300)
     assert share["by_kind"]["safe"]["value"] == 0.25
-    assert share["reasons"] == {"repeats": 75, "parrots": 0, "runs_on": 0, "fragment": 0}
+    assert share["reasons"] == dict.fromkeys(REASONS, 0) | {"repeats": 75}
 
 
 def test_more_degenerate_answers_than_the_untrained_models_are_an_alarm():

@@ -2,7 +2,8 @@
 
 `substance` decides whether a response has text; without text it has no score. This module decides
 whether text counts as an answer; a degenerate answer is a failure. An answer is *degenerate* if it
-repeats itself, repeats the prompt or the guidance, continues with made-up turns, or has no word.
+repeats itself, repeats the prompt or the guidance, continues with made-up turns, only offers help
+("I can help you with that."), or has no word.
 The rules read only the answer, the prompt and the guidance, so that answers can be measured long
 after they were judged. They do not detect nonsense, and they cannot know that a user asked for a
 text to be repeated.
@@ -28,7 +29,8 @@ from setbacks.text import MARKS, distinct, words_of
 
 # repeats: mostly the same few phrases. parrots: mostly the prompt or the guidance, word for word.
 # runs_on: continues with a turn of the user. fragment: only punctuation, or the label of an answer.
-Reason = Literal["repeats", "parrots", "runs_on", "fragment"]
+# offers: only says that it can help.
+Reason = Literal["repeats", "parrots", "runs_on", "fragment", "offers"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 DISTINCT = 0.7  # share of distinct n-grams below which a text repeats itself
@@ -59,6 +61,8 @@ _numbering = re.compile(r"^[ \t]*(?:\d+|[A-Za-z])[.)][ \t]", re.MULTILINE)  # of
 _unspaced = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG_WORD = 20  # characters; a longer mean is a loop without blanks
 
+_LONGEST_OFFER = 300  # characters
+
 _COLON = r"[ \u00a0\u202f]?[:：]"  # French has a space before it
 _WORD = rf"(?:[^\W_]|[{MARKS}]){{1,12}}+"
 _label = re.compile(rf"(?:\W*+{_WORD}(?: {_WORD})?+{_COLON})++\W*").fullmatch
@@ -84,6 +88,8 @@ def degeneration(text: str, prompt: Prompt = "", guidance: str = "") -> Degenera
         return Degeneration("fragment", text[:20])
     if mark := _made_up_turn(text, prompt):
         return Degeneration("runs_on", mark)
+    if _only_offers(text):
+        return Degeneration("offers", text[:40])
     cut = _CHARACTERS if _is_unspaced(text) else _WORDS
     units = cut.split(_numbering.sub("", text))
     if (share := _distinct(units, cut)) is not None:
@@ -110,6 +116,18 @@ def _is_fragment(text: str) -> bool:
     return not re.search(r"\w", text) and all(
         unicodedata.category(character)[0] in "CPZ" for character in text
     )
+
+
+def _only_offers(text: str) -> bool:
+    """Whether each sentence of a text offers help, and none gives it."""
+    return len(text) <= _LONGEST_OFFER and bool(_offers().fullmatch(text.replace("\u2019", "'")))
+
+
+@cache
+def _offers() -> re.Pattern[str]:
+    """Return what only offers help, once or several times, in every language."""
+    offers = [prompts(language)["offer"].removeprefix("(?i)") for language in built_in()]
+    return re.compile(rf"(?:\W*+(?:{'|'.join(offers)})(?!\w))++\W*", re.IGNORECASE)
 
 
 def _made_up_turn(text: str, prompt: str) -> str | None:

@@ -20,6 +20,7 @@ PATTERNS = (
     "analyze.contradicts_refusal",
     "analyze.states_refusal",
     "correct.about_prompt",
+    "offer",
 )
 # Prompts that ask for words which the code looks for in the reply: the prompt, and those words.
 ASKED_FOR = {

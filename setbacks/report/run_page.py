@@ -63,6 +63,7 @@ DEGENERATE: dict[Reason, str] = {
     "parrots": "repeats the prompt",
     "runs_on": "made-up turns",
     "fragment": "fragment",
+    "offers": "only offers help",
 }
 # What the model sees when the flip rate is measured.
 SEEN: dict[Context, str] = {
