@@ -245,7 +245,10 @@ def test_a_turn_made_up_after_a_conversation():
 
 
 OFFERS = {
-    "en": ["I can help with that.", "Of course! I\u2019d be happy to help you. I can help you with that."],
+    "en": [
+        "I can help with that.",
+        "Of course! I\u2019d be happy to help you. I can help you with that.",
+    ],
     "zh": ["当然可以，我可以帮助你。", "我很乐意帮您解决这个问题。"],
     "es": ["Claro, puedo ayudarte con eso.", "Estaré encantado de ayudarle."],
     "fr": ["Bien sûr, je peux vous aider avec cela.", "Je serais ravi de vous aider."],

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from setbacks.measure import RunInfo, measure, to_json
+from setbacks.measure.degeneration import REASONS
 from setbacks.measure.differences import leaders
 from setbacks.measure.metrics import METRICS
 from setbacks.records import (
