@@ -99,7 +99,8 @@ def _answer(rounds: Sequence[Round], test: Measurement, judge: str) -> Iterator[
         yield f"The current model is that of {current}, {count}."
         yield from _gain(test, judge, current)
     if rounds:
-        yield ENDED[rounds[-1].outcome].format(round=_title(rounds[-1]))
+        sentence = ENDED[rounds[-1].outcome].format(round=f"round {rounds[-1].number}")
+        yield sentence[0].upper() + sentence[1:]
     for one in rounds:
         yield from (f"{_title(one)}: {text}" for text in one.alarms)
 
