@@ -383,7 +383,7 @@ def test_without_setbacks_there_may_be_nothing_to_learn(streaming, tmp_path, cap
     recipe = recipe.model_copy(update={"induce": induce})
     page = carry_out(recipe, tmp_path / "loop")
     assert [one.outcome for one in read_rounds(tmp_path / "loop")] == ["no setbacks"] * 3
-    assert "Before Round 3, nothing went wrong in production" in page.read_text()
+    assert "Before round 3, nothing went wrong in production" in page.read_text()
     assert "empty.jsonl: empty, so nothing is learned from it" in caplog.text
     assert "held-out.jsonl: left out 2 of 2 rows whose prompts are also in a suite" in caplog.text
 

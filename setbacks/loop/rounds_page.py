@@ -102,7 +102,7 @@ def _answer(rounds: Sequence[Round], test: Measurement, judge: str) -> Iterator[
         sentence = ENDED[rounds[-1].outcome].format(round=f"round {rounds[-1].number}")
         yield sentence[0].upper() + sentence[1:]
     for one in rounds:
-        yield from (f"{_title(one)}: {text}" for text in one.alarms)
+        yield from (f"Round {one.number}: {text}" for text in one.alarms)
 
 
 def _gain(test: Measurement, judge: str, current: str) -> Iterator[str]:
@@ -131,10 +131,6 @@ def _changes(test: Measurement, judge: str, metric: str) -> Mapping[str, Change]
         for row in test.judges[judge].differences
         if row.against == Arm.evaluated("before") and metric in row.metrics
     }
-
-
-def _title(one: Round) -> str:
-    return f"Round {one.number}"
 
 
 def _rounds(rounds: Sequence[Round], table: Mapping[int, RoundResult]) -> Table:
