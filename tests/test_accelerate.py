@@ -102,6 +102,7 @@ def test_two_processes_learn_what_one_learns(launched, tmp_path):
 def whole(recipe_data, data, tmp_path):
     """A recipe of the whole method, from training to a report, in a file."""
     recipe = recipe_data(epochs=1) | {
+        "decontaminate": None,  # the same rows are learned and tested
         "respond": {
             "guidance": False,
             "sampling": {"max_new_tokens": 4},

@@ -143,6 +143,7 @@ def recipe_of(thinker, tmp_path):
                 "batch_size": 4,
                 "lora": {"r": 2},
             },
+            "decontaminate": None,  # the same rows are learned and tested
             "respond": {
                 "suites": [{"name": "harmful", "kind": "harmful", "sources": [str(path)]}],
                 "sampling": short,
