@@ -153,7 +153,18 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
             "respond": {
                 "sampling": {"max_new_tokens": 2},
                 "suites": [
-                    {"name": "h", "kind": "harmful", "sources": ["builtin:redteam"]},
+                    {
+                        "name": "h",
+                        "kind": "harmful",
+                        "sources": [
+                            {
+                                "source": "builtin:redteam",
+                                "split": "test",
+                                "shuffle": 0,
+                                "limit": 56,
+                            }
+                        ],
+                    },
                     {
                         "name": "s",
                         "kind": "safe",
