@@ -274,6 +274,26 @@ def no_home(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
+def analysis_of(number, text, *, harmful=True, passed=True, candidate=0):
+    """An analysis of a numbered response, with a text of its own."""
+    from setbacks.records import Analysis, digest
+
+    return Analysis(
+        id=digest("analysis", number, candidate),
+        response_id=digest("response", number),
+        instruction=f"<instruction {number}>",
+        response=f"<mistake {number}>",
+        harmful=harmful,
+        text=text,
+        candidate=candidate,
+        checks={"agrees": passed},
+        score=1.0,
+        category=None,
+        language="en",
+        analyst="m",
+    )
+
+
 # The command line ------------------------------------------------------------------------------
 
 

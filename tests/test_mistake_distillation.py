@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from conftest import analysis_of
 
 from setbacks.data import Source, load
 from setbacks.errors import InputError
@@ -13,28 +14,15 @@ from setbacks.methods.mistake_distillation import MistakeDistillation
 from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Analysis, Correction, Example, Mistake, OwnAnswer, digest
+from setbacks.records import Correction, Example, Mistake, OwnAnswer
 from setbacks.runs.folder import RunFolder
 
 JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
 OPENINGS = prompts("en")["correct"]["openings"]
 
 
-def analysis(number, text="It could burn somebody.", harmful=True, passed=True, candidate=0):
-    return Analysis(
-        id=digest("analysis", number, candidate),
-        response_id=digest("response", number),
-        instruction=f"<instruction {number}>",
-        response=f"<mistake {number}>",
-        harmful=harmful,
-        text=f"{text} {number}",
-        candidate=candidate,
-        checks={"agrees": passed},
-        score=1.0,
-        category=None,
-        language="en",
-        analyst="m",
-    )
+def analysis(number, text="It could burn somebody.", **more):
+    return analysis_of(number, f"{text} {number}", **more)
 
 
 ANALYSES = [analysis(number) for number in range(4)]

@@ -3,31 +3,19 @@
 from collections import Counter
 
 import pytest
+from conftest import analysis_of
 
 from setbacks.measure import flip_report
 from setbacks.measure.findings import flip_finding
 from setbacks.recipe import Recipe
-from setbacks.records import CONTEXTS, Analysis, Flip, digest
+from setbacks.records import CONTEXTS, Flip, digest
 from setbacks.stages.preflight import STAGE, preflight
 
 REFUSAL, LOOP = "I cannot help with that request.", "no way no way no way no way no way no way"
 
 
-def analysis(number, passed=True, candidate=0, harmful=True):
-    return Analysis(
-        id=digest("analysis", number, candidate),
-        response_id=digest("response", number),
-        instruction=f"<instruction {number}>",
-        response=f"<mistake {number}>",
-        harmful=harmful,
-        text=f"It could burn somebody, says number {number}.",
-        candidate=candidate,
-        checks={"agrees": passed},
-        score=1.0,
-        category=None,
-        language="en",
-        analyst="m",
-    )
+def analysis(number, **more):
+    return analysis_of(number, f"It could burn somebody, says number {number}.", **more)
 
 
 ANALYSES = [analysis(number) for number in range(12)]

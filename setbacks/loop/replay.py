@@ -39,6 +39,7 @@ from setbacks.recipe import Recipe, Source, Suite
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
+from setbacks.runs.results import as_json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,7 +224,7 @@ class _Shard:
         Raises:
             InputError: the shard holds other conversations.
         """
-        text = "".join(_line(one) for one in asked).encode("utf-8", "surrogatepass")
+        text = as_json_lines(map(_row, asked)).encode("utf-8", "surrogatepass")
         if not self._prompts.exists():
             write_atomic(self._prompts, text)
         elif self._prompts.read_bytes() != text:
@@ -245,9 +246,8 @@ class _Shard:
             return _outcomes(run, ids) | {"clusters": [one.clusters for one in asked]}
 
 
-def _line(one: Asked) -> str:
-    row = {"text": prompt_as_data(one.prompt), "language": one.language, "clusters": one.clusters}
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _row(one: Asked) -> dict[str, Any]:
+    return {"text": prompt_as_data(one.prompt), "language": one.language, "clusters": one.clusters}
 
 
 def _outcomes(run: RunFolder, ids: Sequence[str]) -> dict[str, Any]:

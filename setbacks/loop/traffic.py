@@ -14,13 +14,13 @@ from typing import Any
 from setbacks.data import Source
 from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.data.instructions import instructions
-from setbacks.data.near import NearPrompts
 from setbacks.files import write_atomic
 from setbacks.loop.derived import changed, derived, evaluated
 from setbacks.measure.metrics import counted, degenerate
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
+from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.runs.results import as_json_lines, json_lines
@@ -79,18 +79,15 @@ def play(
 
 def _arrivals(recipe: Recipe, number: int) -> Iterator[dict[str, Any]]:
     """Yield the prompts that arrive before a round; none of them is held out from its training."""
-    held_out = NearPrompts(recipe.decontaminate or 1.0)
-    if recipe.decontaminate is not None:
-        suites = (*recipe.respond.suites, *recipe.loop.validation)
-        for sources in (recipe.held_out, *(suite.sources for suite in suites)):
-            for prompt in instructions(sources, language=recipe.language):
-                held_out.add(prompt.text)
+    suites = [*recipe.respond.suites, *recipe.loop.validation]
+    every = recipe.model_copy(update={"respond": changed(recipe.respond, suites=suites)})
+    decontamination = Decontamination(every)
     size = recipe.loop.slice
     for suite in recipe.loop.stream:
         prompts = [
             prompt
             for prompt in instructions(suite.sources, language=recipe.language)
-            if held_out.find(prompt.text) is None
+            if not decontamination.holds_out(prompt.text)
         ]
         for prompt in prompts[(number - 1) * size : number * size]:
             yield {

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import Prompt, reworded, transcript
+from setbacks.messages import Finish, Prompt, reworded, transcript
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best, others
 from setbacks.prompts import Words, fill
@@ -89,6 +89,11 @@ class Draft(NamedTuple):
         """Return the request for it."""
         return Request(self.prompt, seed=int(self.id, 16), prefill=self.opening)
 
+    def item(self, text: str, finish: Finish) -> Item:
+        """Return what a judge sees of an answer: the instruction, and not the teacher's prompt."""
+        one = self.analysis
+        return Item(self.id, one.instruction, text, language=one.language, finish=finish)
+
 
 class Teacher:
     """The model with more context than the student: what it is asked, and what is usable of it.
@@ -128,13 +133,7 @@ class Teacher:
             completions: what was generated for them.
         """
         items = [
-            Item(
-                draft.id,
-                draft.analysis.instruction,
-                _beginning(one.text, draft.opening, self.options.sentences),
-                language=draft.analysis.language,
-                finish=one.finish,
-            )
+            draft.item(_beginning(one.text, draft.opening, self.options.sentences), one.finish)
             for draft, one in zip(batch, completions, strict=True)
         ]
         checks = checker.check(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
 from setbacks.messages import transcript
 from setbacks.methods.corrections import CorrectionOptions, Draft, subjects, write
@@ -40,14 +39,7 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
 
     def check(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Check]:
         items = [
-            Item(
-                draft.id,
-                draft.analysis.instruction,
-                one.text,
-                language=draft.analysis.language,
-                finish=one.finish,
-            )
-            for draft, one in zip(batch, completions, strict=True)
+            draft.item(one.text, one.finish) for draft, one in zip(batch, completions, strict=True)
         ]
         # The bare request has no guidance that an answer could repeat.
         guidance = [transcript(draft.prompt) if draft.number else "" for draft in batch]

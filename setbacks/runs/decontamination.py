@@ -81,6 +81,10 @@ class Decontamination:
         rows = ((source, row) for source in parts_of(parts, Source) for row in load(source))
         return {like.id for source, row in rows if (like := self._like(source.source, row.text))}
 
+    def holds_out(self, prompt: Prompt) -> bool:
+        """Return whether a prompt is held out, or is nearly one that is."""
+        return self._threshold is not None and self._tested[0].find(prompt) is not None
+
     @property
     def left_out(self) -> list[LeftOut]:
         """The rows left out of every source that was read so far, in an order of their own."""
