@@ -126,8 +126,8 @@ def _only_offers(text: str) -> bool:
 @cache
 def _offers() -> re.Pattern[str]:
     """Return what only offers help, once or several times, in every language."""
-    offers = [prompts(language)["offer"].removeprefix("(?i)") for language in built_in()]
-    return re.compile(rf"(?:\W*+(?:{'|'.join(offers)})(?!\w))++\W*", re.IGNORECASE)
+    offers = "|".join(prompts(language)["offer"] for language in built_in())
+    return re.compile(rf"(?:\W*+(?:{offers})(?!\w))++\W*", re.IGNORECASE)
 
 
 def _made_up_turn(text: str, prompt: str) -> str | None:

@@ -16,7 +16,8 @@ Besides the prompts, a pack has:
     refusal      phrases that decline: regular expressions in lower case, with straight apostrophes
                  and single spaces; accents and vowel points are optional in a response
     turns        what opens a turn that a model makes up after its answer
-    offer        a sentence that only offers help: a regular expression, without the final mark
+    offer        a sentence that only offers help: a regular expression in any case, without the
+                 final mark
     stop_words   words that say nothing about a topic, separated by spaces; one character each in
                  scripts without spaces between words
 
