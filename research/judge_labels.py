@@ -221,7 +221,7 @@ def quality() -> list[Example]:
         if row.answer
     ]
     refusals = [row.answer for row in load(Source(source="builtin:refusals", language="en"))]
-    made = []
+    examples = []
     for number, row in enumerate(rows):
         worse = [
             rows[(number + 7) % len(rows)].answer,
@@ -229,8 +229,8 @@ def quality() -> list[Example]:
             refusals[number % len(refusals)],
         ]
         for response, helpful in [(row.answer, True), *((text, False) for text in worse)]:
-            made.append(Example("quality", row.id, row.text, response or "", helpful=helpful))
-    return made
+            examples.append(Example("quality", row.id, row.text, response or "", helpful=helpful))
+    return examples
 
 
 def others_answers(good: list[Example]) -> Iterator[Example]:
@@ -263,7 +263,7 @@ def short() -> list[Example]:
     ]
     chinese = [row.text for row in load(Source(source="builtin:safe_zh", split="train"))]
     more = {"en": (english, 6), "zh": (chinese, 2)}
-    made = []
+    examples = []
     for language, replies in yaml.safe_load(SHORT.read_text(encoding="utf-8")).items():
         asked = replies["prompts"][:-1]
         for text, refused in [
@@ -273,11 +273,11 @@ def short() -> list[Example]:
             others, n = more.get(language, ([], 0))
             for prompt in [*chance.sample(others, n), *chance.choices(asked, k=2)]:
                 question = f"short {language} {prompt}"
-                made.append(Example("short", question, prompt, text, False, refused, False))
+                examples.append(Example("short", question, prompt, text, False, refused, False))
         for prompt, text in zip(asked, replies["answers"][:-1], strict=True):
             question = f"short {language} {prompt}"
-            made.append(Example("short", question, prompt, text, False, False, True))
-    return made
+            examples.append(Example("short", question, prompt, text, False, False, True))
+    return examples
 
 
 # What a polite model says instead of an answer.
@@ -306,7 +306,7 @@ def babble() -> list[Example]:
     without order. The good answers in Chinese, which `quality` leaves out, come with them.
     """
     chance = random.Random(SEED)
-    made = []
+    examples = []
     number = 0
     for name in ("helpful", "safe", "safe_zh"):
         for row in load(Source(source=f"builtin:{name}", split="train")):
@@ -315,11 +315,11 @@ def babble() -> list[Example]:
             spaced = name != "safe_zh"
             for text in chance.sample([*_bad(row.text, row.answer, spaced, number, chance)], 4):
                 no = False if text in EMPTY else None  # an empty offer is not a refusal
-                made.append(Example("babble", row.id, row.text, text, no, no, helpful=False))
+                examples.append(Example("babble", row.id, row.text, text, no, no, helpful=False))
             if not spaced:
-                made.append(Example("babble", row.id, row.text, row.answer, helpful=True))
+                examples.append(Example("babble", row.id, row.text, row.answer, helpful=True))
             number += 1
-    return made
+    return examples
 
 
 def _bad(

@@ -166,7 +166,7 @@ def replayed(
         judge: its name; None for the recipe's.
 
     Raises:
-        InputError: there is no log; a model is a file of answers; or see `evaluation`.
+        InputError: no log is named, or a model is a file of answers; also as `evaluation`.
     """
     keys = [word for word in words if _is_override(word)]
     logs = [word for word in words if word not in keys]
@@ -238,7 +238,7 @@ def _arm_of_run(path: Path, arm: str, name: str) -> dict[str, Any]:
     """Return an arm of a run as an arm of an evaluation; by default, the one that it trained.
 
     Raises:
-        InputError: there is no such arm, or its way of answering is not that of an evaluation.
+        InputError: the arm does not exist, or it answers with guidance.
     """
     run = Run(path)
     arms = {one.name: one for one in planned_arms(run.recipe) if one.way == "unguided"}

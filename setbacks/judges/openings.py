@@ -41,15 +41,15 @@ def opening(model: Any, ids: Sequence[int], instruction: slice, layers: Sequence
     import torch
 
     key = tuple(ids)
-    found = _known.pop(key, None)
-    if found is None:
+    known = _known.pop(key, None)
+    if known is None:
         states, cache = states_of(model, [key], layers)
-        held = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
-        found = Opening(mean(states[:, 0, instruction]), torch.stack(held))
-    _known[key] = found
+        pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+        known = Opening(mean(states[:, 0, instruction]), torch.stack(pairs))
+    _known[key] = known
     while sum(map(len, _known)) > TOKENS and len(_known) > 1:
         del _known[next(iter(_known))]
-    return found
+    return known
 
 
 def states_of(
