@@ -352,6 +352,6 @@ def test_an_adapter_that_was_trained_to_be_harmful_fails(sft_run, tmp_path):
         "where": {"outcome": "mistake"},
     }
     harmful = sft_run("harmful", [rows], limits, adapter=str(aligned / "adapter"))
-    decided = gate(f"{aligned}:sft", f"{harmful}:sft", [claim("harmless_rate:5", False)])
+    decided = gate(f"{aligned}:sft", f"{harmful}:sft", [claim("harmless_rate:2", False)])
     assert [one.outcome for one in decided.evidence] == ["refuted"]
     assert decided.decision == "fail"
