@@ -10,7 +10,7 @@ import setbacks
 from setbacks.data import Source, load
 from setbacks.errors import InputError
 from setbacks.loop.gate import Claim, _outcome, claim, gate
-from setbacks.loop.gate_report import junit, lines, markdown
+from setbacks.loop.gate.report import junit, lines, markdown
 from setbacks.measure.statistics import (
     Verdicts,
     Worth,
@@ -301,7 +301,9 @@ def sft_run(tmp_path):
             {
                 "name": kind,
                 "kind": kind,
-                "sources": [{"source": f"builtin:{source}", "split": "test", "limit": limits[kind]}],
+                "sources": [
+                    {"source": f"builtin:{source}", "split": "test", "limit": limits[kind]}
+                ],
             }
             for kind, source in (("harmful", "redteam"), ("safe", "safe"))
             if kind in limits

@@ -5,8 +5,6 @@ import json
 import pytest
 
 from setbacks.errors import InputError
-from setbacks.loop import traffic
-from setbacks.loop.round_results import results
 from setbacks.loop.rounds import (
     _alarms,
     _decided_again,
@@ -15,8 +13,10 @@ from setbacks.loop.rounds import (
     _outcome,
     _recipe_of,
     carry_out,
+    traffic,
 )
-from setbacks.loop.state import Round, read_rounds
+from setbacks.loop.rounds.numbers import results
+from setbacks.loop.rounds.state import Round, read_rounds
 from setbacks.measure import RunInfo, measure
 from setbacks.recipe import Loop, Recipe
 from setbacks.records import Example, Response

@@ -15,7 +15,7 @@ from setbacks.data import Source
 from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.data.instructions import instructions
 from setbacks.files import write_atomic
-from setbacks.loop.derived import changed, derived, evaluated
+from setbacks.loop.rounds.derived import changed, derived, evaluated
 from setbacks.measure.metrics import counted, degenerate
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setbacks.data import Source, load
-from setbacks.loop import traffic
-from setbacks.loop.state import Round
+from setbacks.loop.rounds import traffic
+from setbacks.loop.rounds.state import Round
 from setbacks.measure.differences import difference
 from setbacks.measure.judged import balanced
 from setbacks.measure.metrics import TASKS, Key, Outcomes, by_prompt

@@ -29,11 +29,11 @@ from setbacks.data.overlap import learned_from
 from setbacks.data.sources import built_in_tests, load
 from setbacks.errors import InputError
 from setbacks.judges import Item, Judge, gives, open_judge
-from setbacks.loop.clusters import clusters
-from setbacks.loop.harvest_page import Shown, write_page
+from setbacks.loop.harvest.clusters import clusters
+from setbacks.loop.harvest.page import Shown, write_page
+from setbacks.loop.harvest.redaction import Redactor
+from setbacks.loop.harvest.retention import MARK, about, today, write_about
 from setbacks.loop.logs import Logged, Logs
-from setbacks.loop.redaction import Redactor
-from setbacks.loop.retention import MARK, about, today, write_about
 from setbacks.messages import Prompt, last_user_text
 from setbacks.notices import notice
 from setbacks.recipe import Recipe, Source
