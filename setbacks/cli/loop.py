@@ -110,7 +110,9 @@ def harvest(
     from setbacks.cli.arguments import field_mapping, is_assignment, judge_recipe
     from setbacks.loop import harvest as work
     from setbacks.loop.harvest.redaction import Redactor
+    from setbacks.loop.harvest.result import write
     from setbacks.loop.harvest.retention import expire as expire_harvests
+    from setbacks.loop.harvest.settings import Settings
     from setbacks.loop.logs import Logs
     from setbacks.pipeline import open_run
     from setbacks.runs.progress import show
@@ -125,10 +127,10 @@ def harvest(
     sources = [word for word in logs or () if word not in options]
     if not sources:
         with open_run(out) as opened:
-            held = work.write(opened)
+            held = write(opened)
     else:
         recipe = work.recipe_of(judge_recipe(judge, options), out)
-        settings = work.Settings(
+        settings = Settings(
             safe=safe,
             unsure=unsure,
             redactor=Redactor(names) if redact else None,
@@ -339,8 +341,8 @@ def _print_json(data: object) -> None:
 def _print_harvest(folder: Path, held: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from setbacks.loop.harvest import SETBACKS
     from setbacks.loop.harvest.page import PAGE
+    from setbacks.loop.harvest.settings import SETBACKS
     from setbacks.report.page import on_terminal
 
     console = Console()
