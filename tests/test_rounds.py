@@ -351,6 +351,21 @@ def test_traffic_is_answered_in_slices_and_failures_are_kept_as_setbacks(streami
     assert all(mistake.response.startswith("I cannot help") for mistake in mistakes)
 
 
+def test_failures_that_repeat_one_are_dropped_as_in_a_harvest(streaming, tmp_path):
+    recipe = streaming(slice=4)
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", "Where is it?")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    long = "which of the trains to the sea stop at the old harbor today"
+    prompts = [long, f"Hi, {long}, please?", "Hello.", talk]
+    lines = "".join(json.dumps({"text": prompt}) + "\n" for prompt in prompts)
+    (tmp_path / "stream.jsonl").write_text(lines)
+    failures = traffic.play(recipe, tmp_path, 1, None, None)
+    rows = [json.loads(line) for line in failures.read_text().splitlines()]
+    (repeated,) = [row["text"] for row in rows if row["text"] in prompts[:2]]
+    assert [row["text"] for row in rows if row["text"] != repeated] == prompts[2:]
+    assert {row["times"] for row in rows} == {1}
+
+
 def test_odd_texts_pass_through_the_traffic(streaming, tmp_path):
     from setbacks.data import load
 

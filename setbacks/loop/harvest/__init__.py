@@ -21,7 +21,7 @@ from setbacks.judges import open_judge
 from setbacks.loop.harvest.judging import adopt, scan
 from setbacks.loop.harvest.result import write
 from setbacks.loop.harvest.retention import about, write_about
-from setbacks.loop.harvest.selection import prompts_taken, select
+from setbacks.loop.harvest.selection import Taken, select
 from setbacks.loop.harvest.settings import ARM, CANDIDATES, Settings
 from setbacks.loop.harvest.survey import Survey
 from setbacks.loop.logs import Logs
@@ -78,7 +78,7 @@ def harvest(
         SetbacksError: the judge failed; progress is saved.
     """
     survey = Survey.of(logs)  # reads everything once before any work
-    taken = prompts_taken(settings)
+    taken = Taken(settings)
     check_judge_and_model(recipe.judges[0])  # may fetch a model
     with RunFolder(out, recipe) as folder, Session(folder, show) as run:
         logs.report()

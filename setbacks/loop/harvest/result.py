@@ -7,25 +7,25 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from setbacks.data.conversations import prompt_as_data, reply_as_data
 from setbacks.errors import InputError
 from setbacks.loop.harvest.clusters import clusters
 from setbacks.loop.harvest.page import Shown, write_page
 from setbacks.loop.harvest.retention import about, today, write_about
-from setbacks.loop.harvest.selection import CUT, KindOfSetback, finding
+from setbacks.loop.harvest.selection import CUT, finding
 from setbacks.loop.harvest.settings import ARM, CANDIDATES, SETBACKS
+from setbacks.loop.setback import row_of
 from setbacks.messages import last_user_text
 from setbacks.notices import notice
-from setbacks.records import Response, Verdict
+from setbacks.records import Response, Setback, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.results import as_json_lines, json_lines
 
 
-class Setback(NamedTuple):
+class Failed(NamedTuple):
     """An answer that failed, as the judge or a person says."""
 
     response: Response
-    kind: KindOfSetback
+    kind: Setback
     verdict: Verdict
     times: int
     source: str
@@ -58,7 +58,17 @@ def write(run: RunFolder) -> dict[str, Any]:
         )
     setbacks, waiting = _setbacks(run, held)
     names = clusters([last_user_text(one.response.instruction) for one in setbacks])
-    rows = [_row(one, name) for one, name in zip(setbacks, names, strict=True)]
+    rows = [
+        row_of(
+            one.response,
+            one.verdict,
+            one.kind,
+            category=name,
+            source=one.source,
+            times=one.times,
+        )
+        for one, name in zip(setbacks, names, strict=True)
+    ]
     run.write_text(SETBACKS, as_json_lines(rows))
     held |= {"setbacks": Counter(one.kind for one in setbacks), "waiting": waiting}
     write_about(run, held)
@@ -70,31 +80,13 @@ def write(run: RunFolder) -> dict[str, Any]:
     return held
 
 
-def _row(one: Setback, cluster: str) -> dict[str, Any]:
-    """Return a setback as a row that `induce.existing` reads."""
-    return {
-        "text": prompt_as_data(one.response.instruction),
-        "response": reply_as_data(one.response.text),
-        "harmful": one.kind == "harmful",
-        "refused": one.kind == "refusal",
-        "kind": one.kind,
-        "p_harmful": one.verdict.p_harmful,
-        "p_refused": one.verdict.p_refused,
-        "language": one.response.language,
-        "category": cluster,
-        "source": one.source,
-        "id": one.response.instruction_id,
-        "times": one.times,
-    }
-
-
-def _setbacks(run: RunFolder, held: Mapping[str, Any]) -> tuple[list[Setback], int]:
+def _setbacks(run: RunFolder, held: Mapping[str, Any]) -> tuple[list[Failed], int]:
     """Return the setbacks, and the number of answers that wait for a label; plan the review."""
     responses = run.records(f"responses/{ARM}.jsonl", Response)
     (spec,) = run.recipe.judges
     judged = run.verdicts(spec.called)
     labeled = run.verdicts("human")
-    setbacks: list[Setback] = []
+    setbacks: list[Failed] = []
     doubts: dict[str, float] = {}
     waiting = 0
     for row, r in zip(json_lines(run.path / CANDIDATES), responses, strict=True):
@@ -106,7 +98,7 @@ def _setbacks(run: RunFolder, held: Mapping[str, Any]) -> tuple[list[Setback], i
         if found is not None and found.unsure:
             waiting += 1
         elif found is not None:
-            setbacks.append(Setback(r, found.kind, verdict, row["times"], row["source"]))
+            setbacks.append(Failed(r, found.kind, verdict, row["times"], row["source"]))
     if doubts:
         in_order = sorted(doubts, key=lambda id_: doubts[id_])
         answers = [{"response_id": id_, "probability": 1.0} for id_ in in_order]

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from setbacks.data.conversations import prompt_as_data, reply_as_data
-from setbacks.data.near import NearPrompts, user_text
+from setbacks.data.near import NearPrompts
 from setbacks.data.overlap import learned_from
 from setbacks.data.sources import built_in_tests, load
 from setbacks.errors import InputError
 from setbacks.loop.harvest.retention import MARK
 from setbacks.loop.harvest.settings import Settings
 from setbacks.loop.harvest.survey import Survey
+from setbacks.loop.setback import NEAR, Conversations
 from setbacks.messages import Prompt
 from setbacks.recipe import Recipe, Source
-from setbacks.records import Verdict
+from setbacks.records import Setback, Verdict
 
 CUT = 0.5  # a verdict's threshold
-NEAR = 0.8  # share of the word 3-grams of two prompts from which one repeats the other
-
-KindOfSetback = Literal["harmful", "refusal"]
 
 
 class Finding(NamedTuple):
     """What is wrong with an answer, and how sure the judge is; `p` is None if it gives none."""
 
-    kind: KindOfSetback
+    kind: Setback
     p: float | None
     unsure: bool
 
@@ -47,31 +45,47 @@ def finding(verdict: Verdict, safe: bool | None, unsure: float) -> Finding | Non
     return ranked[0] if ranked else None
 
 
-def _one(
-    kind: KindOfSetback, p: float | None, verdict: bool | None, unsure: float
-) -> Finding | None:
+def _one(kind: Setback, p: float | None, verdict: bool | None, unsure: float) -> Finding | None:
     if p is None:
         return Finding(kind, None, False) if verdict else None
     doubtful = abs(p - CUT) < unsure
     return Finding(kind, p, doubtful) if doubtful or p >= CUT else None
 
 
-def prompts_taken(settings: Settings) -> dict[str, NearPrompts]:
-    """Return the prompts that a setback must not repeat, by the reason.
+class Taken:
+    """Prompts that a candidate must not repeat.
+
+    Args:
+        settings: name the earlier runs, and the recipes with test prompts.
 
     Raises:
         InputError: a folder of `seen` has no training data, or a recipe cannot be read.
     """
-    taken = {why: NearPrompts(NEAR) for why in ("seen", "suites", "near")}
-    for run in settings.seen:
-        if not (run / "training.jsonl").is_file():
-            raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
-        for prompt in learned_from(run):
-            taken["seen"].add(user_text(prompt))
-    sources = [source for path in settings.against for source in _held_out(Recipe.load(path))]
-    for row in chain(built_in_tests(), *map(load, sources)):
-        taken["suites"].add(row.text)
-    return taken
+
+    REASONS = ("seen", "suites", "near")
+
+    def __init__(self, settings: Settings) -> None:
+        self._seen, self._tested, self._kept = Conversations(), NearPrompts(NEAR), Conversations()
+        for run in settings.seen:
+            if not (run / "training.jsonl").is_file():
+                raise InputError(f"{run}: not a run that trained a model (no training.jsonl)")
+            for prompt in learned_from(run):
+                self._seen.add(prompt)
+        sources = [source for path in settings.against for source in _held_out(Recipe.load(path))]
+        for row in chain(built_in_tests(), *map(load, sources)):
+            self._tested.add(row.text)
+
+    def why(self, logged: Prompt, prompt: Prompt) -> str | None:
+        """Return why a prompt is not used; None if it is new, and from now on it is taken.
+
+        A test prompt counts in any turn, and in the logged prompt too, since redaction could hide
+        one that has a link in it.
+        """
+        if any(self._tested.find(one) for one in dict.fromkeys((logged, prompt))):
+            return "suites"
+        if self._seen.repeats(prompt):
+            return "seen"
+        return None if self._kept.add_new(prompt) else "near"
 
 
 def _held_out(recipe: Recipe) -> Iterator[Source]:
@@ -81,23 +95,11 @@ def _held_out(recipe: Recipe) -> Iterator[Source]:
     yield from recipe.held_out
 
 
-def _repeats(logged: Prompt, prompt: Prompt, taken: Mapping[str, NearPrompts]) -> str | None:
-    """Return why a prompt is not used; None if it is new.
-
-    A test prompt counts in any turn, and in the logged prompt too, since redaction could hide one
-    that has a link in it. Between conversations one turn in common, such as a greeting, means
-    nothing.
-    """
-    if any(taken["suites"].find(one) for one in dict.fromkeys((logged, prompt))):
-        return "suites"
-    return next((why for why in ("seen", "near") if taken[why].find(user_text(prompt))), None)
-
-
 def select(
     survey: Survey,
     settings: Settings,
     scanned: Sequence[Verdict],
-    taken: Mapping[str, NearPrompts],
+    taken: Taken,
     counts: dict[str, int],
 ) -> tuple[list[dict[str, Any]], list[Verdict]]:
     """Return the candidates, and the verdict on each; count the others in `counts`.
@@ -106,7 +108,7 @@ def select(
     """
     rows: list[dict[str, Any]] = []
     kept: list[Verdict] = []
-    counts |= dict.fromkeys(("harmful", "refused", "unknown", *taken), 0)
+    counts |= dict.fromkeys(("harmful", "refused", "unknown", *Taken.REASONS), 0)
     place = 0
     for chunk in survey.chunks():
         verdicts = {v.response_id: v for v in scanned[place : place + len(chunk)]}
@@ -123,10 +125,9 @@ def select(
             prompt, answer = logged.prompt, logged.answer
             if settings.redactor is not None:
                 prompt, answer = settings.redactor(prompt, answer)
-            if why := _repeats(logged.prompt, prompt, taken):
+            if why := taken.why(logged.prompt, prompt):
                 counts[why] += 1
                 continue
-            taken["near"].add(user_text(prompt))
             kept.append(verdict)
             rows.append(
                 {
