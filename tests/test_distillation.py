@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from setbacks.errors import InputError
 from setbacks.methods import example, open_method
 from setbacks.models.chat_template import ending
+from setbacks.models.loading import load_tokenizer
 from setbacks.pipeline import check
-from setbacks.recipe import Recipe
+from setbacks.recipe import Engine, Recipe
 from setbacks.records import Example, Message, Teaching
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
@@ -28,6 +29,12 @@ from setbacks.training.supervised import collate, completion_loss, example_row
 
 ANSWER = "I won't do this. It could hurt."
 OPENING = "I won't do this. It could"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny):
+    """The tokenizer of the tiny model."""
+    return load_tokenizer(Engine(model=str(tiny)))
 
 
 def teaching(text, **more):

@@ -382,6 +382,40 @@ def test_the_default_recipe_trains_the_embedded_model_on_its_own_checked_texts(t
 
 
 @pytest.mark.slow
+def test_the_embedded_model_learns_its_own_distributions(tmp_path):
+    limited = {"limit": 6, "split": "train"}
+    recipe = Recipe.model_validate(
+        {
+            "instructions": [{"source": "builtin:redteam", **limited}],
+            "analyze": {"contrast": [], "candidates": 1},
+            "train": {
+                "helpful": [{"source": "builtin:helpful", **limited}],
+                "safe": [],
+                "steps": 3,
+                "batch_size": 4,
+                "distill": "forward_kl",
+            },
+        }
+    )
+    with RunFolder(tmp_path / "run", recipe) as run:
+        carry_out(run, "train")
+        learned = run.records("training.jsonl", Example)
+    teachers = {e.kind: e.teacher for e in learned}
+    assert teachers.keys() == {"correction", "helpful"} and all(e.teacher for e in learned)
+    assert all(e.teacher.prompt == e.prompt for e in learned if e.kind == "helpful")
+    for e in learned:
+        if e.kind == "correction":
+            assert e.completion.startswith(e.teacher.opening) and e.teacher.opening in OPENINGS
+            assert "harmless" in e.teacher.prompt[0].content
+            assert "harmless" not in e.prompt[0].content
+    lines = (tmp_path / "run/loss.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    first = next(row for row in rows if "divergence_helpful" in row)
+    assert first["divergence_helpful"] < 0.02, "not zero, in bfloat16"
+    assert max(row.get("divergence_correction", 0) for row in rows) > 0.05
+
+
+@pytest.mark.slow
 def test_the_embedded_model_learns_to_answer_what_it_had_refused(tmp_path):
     limited = {"limit": 4, "split": "train"}
     prompts_of = {name: [{"source": f"builtin:{name}", **limited}] for name in ("safe", "helpful")}
