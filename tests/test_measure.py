@@ -1012,6 +1012,12 @@ def test_the_loss_of_one_step_has_no_direction():
     assert "The loss did not fall" not in texts(one_step, "warning")
 
 
+def test_a_loss_that_is_partly_a_divergence_has_no_direction():
+    """A step with many benign answers has a low loss, whatever the model has learned."""
+    rows = [{"step": 1, "loss": 0.1, "divergence_helpful": 0.0}, {"step": 2, "loss": 1.1}]
+    assert "The loss did not fall" not in texts(measured(usual(), loss=rows), "warning")
+
+
 def test_harmless_rate_without_safe_prompts_is_a_warning():
     rows = [response("vanilla", "harmful", i) for i in range(40)]
     metrics = measured({"vanilla": (rows, [verdict(r, harmful=False) for r in rows])})

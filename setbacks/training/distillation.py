@@ -3,9 +3,9 @@
 The teacher is the untrained model: the same weights without what is trained. It reads the same
 completion after its own prompt, which may contain more. The student is to give each next token the
 same probability without that prompt. The divergence is the forward KL or the generalized
-Jensen-Shannon divergence of GKD (arXiv 2306.13649, equation 1). Both are computed on the teacher's
-`top_k` tokens and one more event, "any other token". So the probabilities of each model sum to one,
-the divergence is zero only where these probabilities are equal, and with all tokens it is the
+Jensen-Shannon divergence of GKD (arXiv 2306.13649). Both are computed on the teacher's `top_k`
+tokens and one more event, "any other token". So the probabilities of each model sum to one, the
+divergence is zero only where these probabilities are equal, and with all tokens it is the
 divergence of the whole distributions.
 
 Not every token of a completion is the teacher's choice. The opening of a correction is given to it,
@@ -23,13 +23,7 @@ from setbacks.models.adapters import attach_frozen
 from setbacks.models.chat_template import ending
 from setbacks.recipe import Recipe
 from setbacks.records import Example
-from setbacks.training import (
-    padded,
-    predictions,
-    prompt_ids,
-    tokenize,
-    tokens_of_opening,
-)
+from setbacks.training import padded, predictions, prompt_ids, tokenize, tokens_of_opening
 
 FROZEN = "teacher"  # name of a second adapter, in checkpoints
 # A model's other tokens have at least this probability: what is left of 1 has no more digits.
@@ -92,7 +86,7 @@ def jsd(student: Any, teacher: Any, beta: float) -> Any:
 
     With P the teacher, Q the student and M = beta P + (1 - beta) Q, it is beta KL(P || M) +
     (1 - beta) KL(Q || M); with `beta` 0, the forward KL divergence KL(P || Q). TRL has the same
-    function in its experimental part, without stable names.
+    function in its experimental part, which may change between versions.
 
     Args:
         student: log-probabilities, [rows, events].

@@ -86,9 +86,15 @@ def long_examples(results: Measurement) -> Iterator[Finding]:
 
 
 def loss_did_not_fall(results: Measurement) -> Iterator[Finding]:
-    """Yield a warning where the loss ended no lower than it began."""
+    """Yield a warning where the loss ended no lower than it began.
+
+    A loss that is partly a divergence says little about that: its level depends on how many
+    examples in a step have a teacher, and that of benign answers starts at zero.
+    """
     training = results.training
-    if training and len(training.loss) > 1 and training.last >= training.first:
+    if training is None or any(key.startswith("divergence_") for x in training.loss for key in x):
+        return
+    if len(training.loss) > 1 and training.last >= training.first:
         yield Finding(
             "warning",
             f"The loss did not fall ({number(training.first, 3)} at first, "
