@@ -16,7 +16,7 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import Finish, Prompt, reworded, transcript
+from setbacks.messages import Finish, Prompt, reworded, transcript, turns_of
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best, others
 from setbacks.prompts import Words, fill
@@ -29,6 +29,7 @@ from setbacks.records import (
     Example,
     Request,
     Setback,
+    Teaching,
     digest,
 )
 from setbacks.runs.journal import Journal
@@ -211,6 +212,8 @@ def write(
             instruction=draft.analysis.instruction,
             response=draft.analysis.response,
             kind=draft.analysis.kind,
+            prompt=draft.prompt,
+            opening=draft.opening or None,
             text=one.text,
             answer=check.answer,
             outcome=check.outcome,
@@ -232,7 +235,12 @@ def write(
 
 
 def learned(
-    kind: str, corrections: Sequence[Correction], of: Setback = "harmful", *, pairs: bool = False
+    kind: str,
+    corrections: Sequence[Correction],
+    of: Setback = "harmful",
+    *,
+    pairs: bool = False,
+    teacher: bool = False,
 ) -> list[Example]:
     """Make an example of every correction that passed its checks; equal ones are one.
 
@@ -241,6 +249,7 @@ def learned(
         corrections: all of them.
         of: kind of the mistakes.
         pairs: whether each is preferred to its mistake.
+        teacher: whether the teacher's distributions are learned, and not its text.
     """
     made = [
         example(
@@ -249,11 +258,23 @@ def learned(
             one.answer,
             [one.id],
             rejected=one.response if pairs else None,
+            teacher=_teaching(one) if teacher else None,
         )
         for one in corrections
         if one.outcome == "kept" and one.kind == of
     ]
     return [*{each.id: each for each in made}.values()]
+
+
+def _teaching(correction: Correction) -> Teaching | None:
+    """Return how a correction was written, as far as its record tells."""
+    if correction.prompt is None:
+        return None
+    return Teaching(
+        prompt=turns_of(correction.prompt),
+        opening=correction.opening or "",
+        cut=correction.text.strip() != correction.answer,
+    )
 
 
 def best_of_each(

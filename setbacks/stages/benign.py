@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.data import Source
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.methods import open_method
+from setbacks.methods import open_method, own_answers
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Instruction, OwnAnswer, Request, digest
@@ -40,14 +39,8 @@ def with_own_answers(run: Session) -> Recipe:
     answers = _own_answers(run)
     if answers and not any(answer.outcome == "kept" for answer in answers):
         return _with_answers_of_data(run, len(answers))
-    kept = Source(
-        source=str(run.path / "benign.jsonl"),
-        fields={"text": "instruction", "answer": "answer"},
-        where={"outcome": "kept"},
-    )
-    train = recipe.train.model_copy(
-        update={"helpful_from": "data", "helpful": [kept] if answers else []}
-    )
+    helpful = [own_answers(run.path)] if answers else []
+    train = recipe.train.model_copy(update={"helpful_from": "data", "helpful": helpful})
     return recipe.model_copy(update={"train": train})
 
 
