@@ -111,6 +111,8 @@ def test_a_judge_known_to_be_good_takes_fewer_labels():
     good, poor = ([row | {"sensitivity": [v, v, v], "specificity": [v, v, v]}] for v in (0.98, 0.7))
     world = World()
     assert world.plan(worth=good).labels < world.plan(worth=poor).labels
+    few = [row | {"own": True, "n": 16, "n_positive": 8} for row in poor]
+    assert world.plan(worth=few).labels > world.plan(worth=[*few, *good]).labels
 
 
 def test_balanced_safety_takes_labels_of_both_kinds():

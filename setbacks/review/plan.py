@@ -20,6 +20,7 @@ from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
 from setbacks.measure import statistics
 from setbacks.measure.formatting import POINTS, amount, in_unit, number
+from setbacks.measure.judges import decisive
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
@@ -303,8 +304,7 @@ def _answers(
 
 def _wrong(worth: Sequence[Mapping[str, Any]], task: str) -> float:
     """Return the share of the judge's verdicts that are wrong according to people."""
-    rows = [row for row in worth if row["task"] == task and row.get("sensitivity")]
-    rows = [row for row in rows if row.get("own")] or rows
+    rows = [row for row in decisive(worth, task) if row.get("sensitivity")]
     total = sum(row["n"] for row in rows)
     if not total:
         return WRONG
