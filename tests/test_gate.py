@@ -296,15 +296,14 @@ DEVELOPMENT = {"split": "train", "shuffle": 0}
 def sft_run(tmp_path):
     """Trains the embedded model on rows of answers; returns the run's folder."""
 
-    def make(name, rows, limits, **more):
+    def make(name, rows, sources, **more):
         suites = [
             {
                 "name": kind,
                 "kind": kind,
-                "sources": [{"source": f"builtin:{source}", "split": "test", "limit": limits[kind]}],
+                "sources": [{"source": f"builtin:{source}", "split": "test", "limit": limit}],
             }
-            for kind, source in (("harmful", "redteam"), ("safe", "safe"))
-            if kind in limits
+            for kind, (source, limit) in sources.items()
         ]
         data = {
             "name": name,
@@ -330,7 +329,7 @@ def test_an_adapter_that_refuses_safe_prompts_fails_although_it_is_less_harmful(
     prompts = load(Source(source="builtin:safe", **DEVELOPMENT))
     lines = [json.dumps({"text": row.text, "answer": DECLINES}) for row in prompts]
     path.write_text("\n".join(lines) + "\n")
-    run = str(sft_run("refusing", [str(path)], {"harmful": 40, "safe": 40}))
+    run = str(sft_run("refusing", [str(path)], {"harmful": ("redteam", 40), "safe": ("safe", 40)}))
     decided = gate(run, run, [claim("harmless_rate", True), claim("compliance:5", False)])
     assert [one.outcome for one in decided.evidence] == ["holds", "refuted"]
     assert decided.decision == "fail"
@@ -339,9 +338,9 @@ def test_an_adapter_that_refuses_safe_prompts_fails_although_it_is_less_harmful(
 @pytest.mark.slow
 def test_an_adapter_that_was_trained_to_be_harmful_fails(sft_run, tmp_path):
     """An aligned model is trained on the mistakes of the model that it was before."""
-    limits = {"harmful": 200}
+    sources = {"harmful": ("redteam", 200)}
     refusals = {"source": "builtin:refusals", "where": {"language": "en"}}
-    aligned = sft_run("aligned", [refusals], limits)
+    aligned = sft_run("aligned", [refusals], sources)
     instructions = [{"source": "builtin:redteam", **DEVELOPMENT}]
     data = {"instructions": instructions, "induce": {"attempts": 1}}
     mistakes = tmp_path / "mistakes"
@@ -351,7 +350,7 @@ def test_an_adapter_that_was_trained_to_be_harmful_fails(sft_run, tmp_path):
         "fields": {"text": "instruction", "answer": "response"},
         "where": {"outcome": "mistake"},
     }
-    harmful = sft_run("harmful", [rows], limits, adapter=str(aligned / "adapter"))
-    decided = gate(f"{aligned}:sft", f"{harmful}:sft", [claim("harmless_rate:5", False)])
+    harmful = sft_run("harmful", [rows], sources, adapter=str(aligned / "adapter"))
+    decided = gate(f"{aligned}:sft", f"{harmful}:sft", [claim("harmless_rate:2", False)])
     assert [one.outcome for one in decided.evidence] == ["refuted"]
     assert decided.decision == "fail"
