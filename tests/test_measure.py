@@ -950,6 +950,15 @@ def test_the_loss_of_each_kind_is_shown_at_first_and_at_last():
     assert (first["safe"]["value"], last["safe"]["value"]) == (2.0, 35.0)
 
 
+def test_a_kind_that_comes_late_has_its_own_beginning():
+    rows = [{"step": n, "loss": 1.0, "loss_helpful": 1.0} for n in range(20)]
+    rows += [{"step": n, "loss": 3 - n / 40, "loss_safe": 3 - n / 40} for n in range(20, 40)]
+    metrics = measured(usual(), loss=rows)
+    first, last = (metrics["training"][f"{end}_by_kind"] for end in ("first", "last"))
+    assert first["safe"]["value"] > 2.4 > last["safe"]["value"]
+    assert "The loss did not fall" not in texts(metrics, "warning")
+
+
 # -- findings ---------------------------------------------------------------------------------
 
 
@@ -1010,12 +1019,6 @@ def test_the_loss_of_one_step_has_no_direction():
     one_step = measured(usual(), loss=[{"step": 1, "loss": 1.135}])
     assert one_step["training"]["first"] == one_step["training"]["last"]
     assert "The loss did not fall" not in texts(one_step, "warning")
-
-
-def test_a_loss_that_is_partly_a_divergence_has_no_direction():
-    """A step with many benign answers has a low loss, whatever the model has learned."""
-    rows = [{"step": 1, "loss": 0.1, "divergence_helpful": 0.0}, {"step": 2, "loss": 1.1}]
-    assert "The loss did not fall" not in texts(measured(usual(), loss=rows), "warning")
 
 
 def test_harmless_rate_without_safe_prompts_is_a_warning():
