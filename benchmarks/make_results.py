@@ -101,6 +101,28 @@ def probe_candidates(data: dict[str, Any]) -> Iterator[str]:
     yield from table([*heads, "AUC needed for the goal's kappa"], held_back)
 
 
+def probe_variants(data: dict[str, Any]) -> Iterator[str]:
+    fitted = sum(data["fitted_on"].values())
+    yield f"Heads on harm, fitted on {fitted:,} answers. *Left out*: the mean AUC over the training"
+    yield f"sources, on {data['left_out']:,} answers to other questions. The sets were not fitted"
+    yield "(XSTest: other questions of it were): AUC, and the difference from version 3, each with"
+    yield "its 95 % interval."
+    yield ""
+    sets = data["measured_on"]
+    rows = [
+        [e["variant"], f"{e['mean']:.3f}"]
+        + [
+            "{:.3f} ({:.3f}-{:.3f}), {:+.3f} ({:+.3f} to {:+.3f})".format(
+                *e["sets"][name]["auc"], *e["sets"][name]["more"]
+            )
+            for name in sets
+        ]
+        for e in data["variants"]
+    ]
+    heads = [f"{name} ({n:,})" for name, n in sets.items()]
+    yield from table(["variant", "left out", *heads], rows)
+
+
 def crash(data: dict[str, Any]) -> Iterator[str]:
     rows = []
     for one in data.values():
@@ -297,6 +319,7 @@ RESEARCH: dict[str, Section] = {
     "judge_agreement": ("Agreement of the offline judge with human labels", judge_agreement),
     "fit_probe": ("How the offline judge was made", fit_probe),
     "probe_candidates": ("Alternatives to version 1 of the offline judge", probe_candidates),
+    "probe_variants": ("Alternatives to version 3 of the offline judge", probe_variants),
     "near_duplicates": ("Near-duplicates in the built-in instruction sets", near_duplicates),
 }
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from judge_agreement import SEED, SOURCES, Labeled, held_out
-from judge_labels import hh, own
+from judge_labels import Example, hh, own
 from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.decomposition import PCA
@@ -399,7 +399,7 @@ class Answers(NamedTuple):
     draws: np.ndarray  # shape (draws, n), resampled by question: the same for all candidates
 
 
-def answers(name: str, rows: Sequence[Labeled]) -> Answers:
+def answers(name: str, rows: Sequence[Labeled | Example]) -> Answers:
     """Return the answers of a source to measure on, and draw the bootstrap for differences."""
     places = np.array(
         [i for i, row in enumerate(rows) if name not in FITTED or held_out(row.question)]

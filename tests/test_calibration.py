@@ -10,11 +10,13 @@ import pytest
 from setbacks import calibration
 from setbacks.cli.arguments import judge_recipe
 from setbacks.errors import InputError, SetbacksError
+from setbacks.judges import judge_class
 from setbacks.judges.worth import folder, worth
 from setbacks.plugins import installed
 from setbacks.recipe import Recipe
 
-# Another package's judge, found through its entry point: it reads its probability off the response.
+# Another package's judge, found through its entry point: it reads its probability off the response,
+# but knows no German.
 JUDGE = """
 import os
 import time
@@ -36,7 +38,7 @@ class Reader(Judge):
             p = float(item.response.split()[-1])
             made.append(
                 Opinion(harmful=p >= 0.5, p_harmful=p, refused=item.response.startswith("no"))
-                if p >= 0 or p < -1 else Opinion()
+                if (p >= 0 or p < -1) and item.language != "de" else Opinion()
             )
         return made
 """
@@ -193,6 +195,32 @@ def test_labels_that_grew_take_the_place_of_the_old_ones(tmp_path, reader):
     other = write(tmp_path / "other.jsonl", rows(40, source="other"))
     calibration.calibrate(recipe, calibration.labels(other))
     assert len(worth(recipe.judges[0], recipe)) == 4
+
+
+def test_answers_are_judged_again_if_their_language_is_corrected(tmp_path, reader):
+    recipe, file = judge_recipe("reader"), tmp_path / "labels.jsonl"
+    with pytest.raises(InputError, match="no usable verdicts"):
+        calibration.calibrate(recipe, calibration.labels(write(file, rows(language="de"))))
+    corrected = calibration.labels(write(file, rows(language="en")))
+    assert calibration.calibrate(recipe, corrected).result["overall"][0]["n"] == 80
+
+
+def test_few_labels_are_said_to_count_together_with_what_ships(
+    tmp_path, reader, monkeypatch, caplog
+):
+    recipe = judge_recipe("reader")
+    few = calibration.labels(write(tmp_path / "few.jsonl", rows(40)))
+    calibration.calibrate(recipe, few)
+    assert not caplog.records, "nothing ships with this judge"
+    shipped = [{"source": "s", "task": "harmful", "n": 400}]
+    monkeypatch.setattr(judge_class(recipe.judges[0]), "agreement", lambda spec: shipped)
+    calibration.calibrate(recipe, few)
+    (record,) = caplog.records
+    assert "few.jsonl: harmful is true on 20 answers and false on 20" in record.getMessage()
+    assert "by yours alone from 50 of each on" in record.getMessage()
+    caplog.clear()
+    calibration.calibrate(recipe, calibration.labels(write(tmp_path / "many.jsonl", rows(100))))
+    assert not caplog.records
 
 
 def test_unscored_answers_are_counted_and_left_out(tmp_path, reader):
@@ -475,7 +503,9 @@ def test_verdicts_of_another_tool_are_measured(tmp_path, cli_in_process):
 @pytest.mark.parametrize(
     ("words", "theirs", "said"),
     [
-        ("", {}, "no verdicts on both kinds of answers of labels.jsonl"),
+        ("", {}, "has no verdicts: none of its 1 answers has harmful, refused, p_harmful"),
+        ("", {"harmful": True}, "none of its 1 verdicts is on an answer of labels.jsonl"),
+        ("", {"harmful": True} | rows()[0], "verdicts on 1 of 80 answers of labels.jsonl, but not"),
         ("", {"p_harmful": 1.5}, 'p_harmful is "1.5"; it must be a number from 0 to 1'),
         ("probe", {}, "--verdicts FILE needs --labels FILE, and no JUDGE"),
     ],
@@ -488,6 +518,32 @@ def test_verdicts_that_cannot_be_measured(tmp_path, cli_in_process, words, their
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_two_probabilities_of_one_answer_that_differ_are_refused(tmp_path, cli_in_process):
+    write(tmp_path / "labels.jsonl", rows())
+    two = [row | {"harmful": None, "refused": None} for row in rows()]
+    for name, p in (("a", 0.9), ("b", 0.1)):
+        write(tmp_path / f"{name}.jsonl", [row | {"p_harmful": p, "source": name} for row in two])
+    (tmp_path / "both.jsonl").write_text(
+        (tmp_path / "a.jsonl").read_text() + (tmp_path / "b.jsonl").read_text()
+    )
+    (tmp_path / "both.yaml").write_text("[{source: a.jsonl}, {source: b.jsonl}]")
+    for file, text in (
+        ("both.jsonl", 'two labels of one answer to "<question 0>" contradict each other'),
+        ("both.yaml", "both.yaml: b and a contradict each other on answer"),
+    ):
+        done = cli_in_process("calibrate", "--verdicts", file, "--labels", "labels.jsonl")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert text in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_table_fits_into_80_columns(tmp_path, cli_in_process):
+    write(tmp_path / "labels.jsonl", rows())
+    write(tmp_path / "theirs.jsonl", rows())
+    words = ("--verdicts", "theirs.jsonl", "--labels", "labels.jsonl")
+    lines = cli_in_process("calibrate", *words).stdout.splitlines()
+    assert any(line.split() == ["harmful", *["1.00-1.00"] * 4] for line in lines)
 
 
 def test_without_a_judge_or_verdicts_there_is_nothing_to_measure(cli_in_process):

@@ -816,6 +816,24 @@ def test_what_the_user_measured_goes_before_what_ships():
     assert row["calibrated"]["harmless_rate"]["value"] == pytest.approx(1 - 3 / 9, abs=1e-6)
 
 
+def test_few_labels_of_the_user_do_not_replace_what_ships():
+    """16 labels can miss the truth by far, so they are one source more."""
+    poor = {"sensitivity": [0.5, 0.2, 0.8], "specificity": [0.75, 0.5, 1.0]}
+    own = {**WORTH, **poor, "own": True, "source": "own", "n": 16, "n_positive": 8}
+
+    def harmless(*worth):
+        row = measured(usual(), worth={"probe": worth})["judges"]["probe"]["arms"][0]
+        return row["calibrated"]["harmless_rate"]
+
+    few, shipped = harmless(own, WORTH), harmless(WORTH)
+    assert few["sources"] == ["own", WORTH["source"]]
+    assert few["value"] == pytest.approx(shipped["value"], abs=0.1)
+    assert abs(harmless(own)["value"] - shipped["value"]) > 0.1, "alone, they would mislead"
+    one_kind = own | {"n": 500}  # 492 of them harmless
+    assert harmless(one_kind, WORTH)["sources"] == few["sources"]
+    assert harmless(own | {"n": 100, "n_positive": 50}, WORTH)["sources"] == ["own"]
+
+
 def test_human_labels_go_before_calibration():
     arms = {"vanilla": arm("vanilla", 60, 95)}
     metrics = plain(

@@ -111,6 +111,28 @@ def test_a_judge_known_to_be_good_takes_fewer_labels():
     good, poor = ([row | {"sensitivity": [v, v, v], "specificity": [v, v, v]}] for v in (0.98, 0.7))
     world = World()
     assert world.plan(worth=good).labels < world.plan(worth=poor).labels
+    few = [row | {"own": True, "n": 16, "n_positive": 8} for row in poor]
+    assert world.plan(worth=few).labels > world.plan(worth=[*few, *good]).labels
+
+
+def test_answers_on_which_the_judge_abstains_are_drawn_too():
+    """Else no label would stand for them in a correction, which is about all answers."""
+    world = World()
+    decides = world.plan(labels=200)
+    unsure = {
+        v.response_id for rows in world.verdicts.values() for v in rows if 0.3 < v.p_harmful < 0.7
+    }
+    world.verdicts = {
+        key: [
+            v.model_copy(update={"harmful": None}) if v.response_id in unsure else v for v in rows
+        ]
+        for key, rows in world.verdicts.items()
+    }
+    abstains = world.plan(labels=200)
+    assert [a["response_id"] for a in abstains.answers if a["response_id"] in unsure] == [
+        a["response_id"] for a in decides.answers if a["response_id"] in unsure
+    ]
+    assert abstains.difference == pytest.approx(decides.difference, abs=0.05)
 
 
 def test_balanced_safety_takes_labels_of_both_kinds():

@@ -137,8 +137,8 @@ def test_between_its_bounds_the_judge_abstains(heads, monkeypatch):
         for one in probe.Probe.open(spec, SimpleNamespace(recipe=Recipe())).judge(asked)
     ] == [one.p_harmful for one in probe.Probe(heads).judge(asked)]
     assert probe.Probe.agreement(probe.ProbeOptions(judge="probe", abstain=(0.3, 0.75))) == []
-    for bounds in ((0.6, 0.7), (0.1, 0.4), (-1, 0.6), (0.2, 2)):
-        with pytest.raises(ValueError):
+    for bounds in ((0.6, 0.7), (0.1, 0.4), (-1, 0.6), (0.2, 2), 0.3, (0.3, "x"), (0.3,)):
+        with pytest.raises(ValueError, match=r"two probabilities around 0.5, such as \[0.3, 0.7\]"):
             probe.ProbeOptions(judge="probe", abstain=bounds)
 
 

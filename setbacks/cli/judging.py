@@ -121,8 +121,12 @@ def _table(result: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from setbacks.calibration import MEASURES
-    from setbacks.measure.formatting import coefficient
+    from setbacks.calibration.figures import MEASURES
+    from setbacks.measure.formatting import number
+
+    def cell(measure: Sequence[float] | None) -> str:
+        value, low, high = measure or (None, None, None)
+        return number(value) + ("" if low is None else f"\n{number(low)}-{number(high)}")
 
     grid = Table(
         box=box.SIMPLE_HEAD,
@@ -146,7 +150,7 @@ def _table(result: Mapping[str, Any]) -> Table:
         grid.add_column(column, justify="right", min_width=9)
     for kind in ("overall", "sources", "categories"):
         for row in result.get(kind, ()):
-            cells = [coefficient(row[key]).replace(" [", "\n[") for key in MEASURES]
+            cells = [cell(row[key]) for key in MEASURES]
             count = f"{row['n']} ({row['n_positive']})"
             if row["unscored"]:
                 count += f"\n+{row['unscored']} none"

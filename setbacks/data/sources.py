@@ -120,7 +120,9 @@ def read_sources(text: str, fields: Mapping[str, str]) -> list[tuple[Source, Pat
         base = file.parent
         try:
             held = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except OSError as error:
+            raise bad(f"{text}: cannot be read ({error.strerror})") from None
+        except (ValueError, yaml.YAMLError) as error:
             raise bad(f"{text}: cannot be read as YAML: {error}") from None
     listed = held if isinstance(held, list) else [held] if held is not None else []
     try:
@@ -421,7 +423,10 @@ def _first_of_each(place: str, rows: list[Row], unique: bool, strict: bool) -> l
     other_labels = 0
     for row in rows:
         kept = first.setdefault((row.text, row.answer, row.response), row)
-        labels = (row.harmful, kept.harmful), (row.refused, kept.refused)
+        labels = [
+            (getattr(row, name), getattr(kept, name))
+            for name in ("harmful", "refused", "p_harmful", "p_refused")
+        ]
         if strict and any(None not in both and both[0] != both[1] for both in labels):
             raise bad(
                 f"{place}: two labels of one answer to {show(transcript(row.text))} contradict "

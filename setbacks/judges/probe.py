@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from setbacks.engines import by_length
 from setbacks.engines.reading import LARGE, PART, parts
@@ -79,12 +79,16 @@ class ProbeOptions(JudgeSpec):
         "below the second it gives no verdict; null: it always decides, at 0.5.",
     )
 
-    @field_validator("abstain")
+    @field_validator("abstain", mode="wrap")
     @classmethod
-    def _around_the_cut(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 <= value[0] <= CUT <= value[1] <= 1:
-            raise ValueError(f"must be two probabilities with {CUT} in between")
-        return value
+    def _around_the_cut(cls, value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            bounds = parse(value)
+        except ValidationError:
+            bounds = (1, 0)
+        if bounds is not None and not 0 <= bounds[0] <= CUT <= bounds[1] <= 1:
+            raise ValueError(f"must be two probabilities around {CUT}, such as [0.3, 0.7]")
+        return bounds
 
 
 class Probe(Judge):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from setbacks.measure import statistics
 from setbacks.measure.differences import best, differences
@@ -187,6 +187,29 @@ def _languages(rows: Iterable[Worth]) -> set[str]:
     }
 
 
+Figures = TypeVar("Figures", bound=Mapping[str, Any])  # of a judge on one source, as `Worth`
+# Labels of each kind from which the user's own figures count alone: a share of 50 has a 95 %
+# interval of at most 14 points to either side, about as much as sources of labels differ.
+FEWEST_OWN = 50
+
+
+def decisive(worth: Sequence[Figures], task: str) -> list[Figures]:
+    """Return the figures on a task that say how often a judge errs on the user's answers.
+
+    What the user measured is nearer to the user's prompts than what ships, and counts alone. If it
+    rests on few labels, it is only one source more.
+
+    Args:
+        worth: a judge's agreement with people, a row per source.
+        task: "harmful" or "refused".
+    """
+    rows = [row for row in worth if row["task"] == task]
+    own = [row for row in rows if row.get("own") and row.get("sensitivity")]
+    positive = sum(row["n_positive"] for row in own)
+    negative = sum(row["n"] - row["n_positive"] for row in own)
+    return own if min(positive, negative) >= FEWEST_OWN else rows
+
+
 class Accuracy(NamedTuple):
     """A judge's shares of correct verdicts on bad and on good answers, and where they are from."""
 
@@ -208,9 +231,8 @@ def accuracy(
     measured = [row for row in worth if row["task"] == task]
     if spoken is not None:
         measured = [row for row in measured if _languages([row]).intersection(spoken)]
-    # What the user measured is nearer to the user's prompts than what ships.
-    own = [row for row in measured if row.get("own")]
-    if own and (spoken is None or {*spoken} <= _languages(own)):
+    own = decisive(measured, task)
+    if spoken is None or {*spoken} <= _languages(own):
         measured = own
     sensitivity, specificity = _pooled(measured, "sensitivity"), _pooled(measured, "specificity")
     if sensitivity is None or specificity is None:

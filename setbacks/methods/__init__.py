@@ -44,7 +44,6 @@ class Method(ABC):
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed.
         learns_analyses: whether the model's own verdicts are read before and after training.
-        checks_texts: whether the judge `train.judge` checks texts that the method generates.
         learning_rate: peak learning rate if the recipe gives none.
         reads: keys of the recipe besides `train` that training depends on, and no earlier stage,
             such as `respond.sampling` or `words.*.unguided` (`*` is any language). If one of them
@@ -62,7 +61,6 @@ class Method(ABC):
     uses_mistakes: ClassVar[bool] = False
     learns_analyses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 2e-4
-    checks_texts: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     temporary: ClassVar[tuple[str, ...]] = ()

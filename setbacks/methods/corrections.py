@@ -33,7 +33,7 @@ from setbacks.records import (
     digest,
 )
 from setbacks.runs.journal import Journal
-from setbacks.runs.session import Session, planned
+from setbacks.runs.session import Session
 from setbacks.text import whole_sentences
 
 # Options of how the teacher answers, and keys of the recipe besides `train` that this depends on.
@@ -178,18 +178,18 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     ]
 
     journal = run.journal("corrections.jsonl", Correction)
-    checker.check_version(run, journal, len(drafts), "train")
     check = partial(teacher.check, checker)
-    write(run, journal, "corrections", drafts, teacher.options.correct, check)
+    write(run, journal, "corrections", drafts, teacher.options.correct, checker, check)
     return journal.finish()
 
 
 def write(
     run: Session,
     journal: Journal[Correction],
-    what: str,
+    label: str,
     drafts: Sequence[Draft],
     sampling: Sampling,
+    checker: Checker,
     check: Callable[[Sequence[Draft], Sequence[Completion]], Sequence[Check]],
 ) -> None:
     """Generate answers in place of mistakes, check them, and write both to a journal.
@@ -197,35 +197,41 @@ def write(
     Args:
         run: the session.
         journal: of the answers.
-        what: is written, for the progress.
+        label: of the progress.
         drafts: the answers to generate.
         sampling: of the answers.
+        checker: has the judge.
         check: checks the answers of one planned batch.
     """
-    engine = run.engine(run.recipe.model)
-    work = run.work(journal, "train", planned(engine, drafts, Draft.request), what)
-    answers = work.generated(engine, Draft.request, sampling, run.recipe.current)
-    for batch, completions in answers:
-        records = [
-            Correction(
-                id=draft.id,
-                analysis_id=draft.analysis.id,
-                instruction=draft.analysis.instruction,
-                response=draft.analysis.response,
-                kind=draft.analysis.kind,
-                prompt=draft.prompt,
-                opening=draft.opening or None,
-                text=one.text,
-                answer=checked.answer,
-                outcome=checked.outcome,
-                sample=draft.number,
-                model=engine.name,
-            )
-            for draft, one, checked in zip(
-                batch, completions, check(batch, completions), strict=True
-            )
-        ]
-        work.commit(batch, records, completions)
+    model = run.engine(run.recipe.model).name
+
+    def record(draft: Draft, one: Completion, check: Check) -> Correction:
+        return Correction(
+            id=draft.id,
+            analysis_id=draft.analysis.id,
+            instruction=draft.analysis.instruction,
+            response=draft.analysis.response,
+            kind=draft.analysis.kind,
+            prompt=draft.prompt,
+            opening=draft.opening or None,
+            text=one.text,
+            answer=check.answer,
+            outcome=check.outcome,
+            sample=draft.number,
+            model=model,
+        )
+
+    checker.write(
+        run,
+        journal,
+        "train",
+        drafts,
+        request=Draft.request,
+        sampling=sampling,
+        check=check,
+        record=record,
+        label=label,
+    )
 
 
 def learned(

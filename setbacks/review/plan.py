@@ -20,6 +20,7 @@ from setbacks.errors import InputError, nearest
 from setbacks.judges.worth import worth as worth_of
 from setbacks.measure import statistics
 from setbacks.measure.formatting import POINTS, amount, in_unit, number
+from setbacks.measure.judges import decisive
 from setbacks.measure.metrics import (
     BALANCED,
     COMPARED,
@@ -29,6 +30,7 @@ from setbacks.measure.metrics import (
     Key,
     by_prompt,
     degenerate,
+    predictions,
 )
 from setbacks.records import Arm, Response, Verdict, digest
 
@@ -184,7 +186,7 @@ class _Cell(NamedTuple):
     id: str
     rate: str
     arm: int  # 0 or 1
-    judged: bool  # the outcome by the judge
+    judged: float  # the outcome by the judge, or what it expects if it abstains
     doubt: float  # expected squared error of the verdict, in [0, 1]
     labeled: bool
     degenerate: bool  # a failure without a judge or a person
@@ -284,7 +286,8 @@ def _answers(
         arm: its number.
     """
     by_id = {v.response_id: v for v in verdicts}
-    outcomes = by_prompt(responses, by_id)[rate]
+    # An answer on which the judge abstains counts as it expects, and may be drawn, too.
+    outcomes = predictions(responses, by_id, by_prompt(responses, by_id))[rate]
     labeled = {v.response_id for v in labels if METRICS[rate].of(v) is not None}
     failed = degenerate(responses)
     cells = {}
@@ -297,14 +300,13 @@ def _answers(
         # Without probabilities all are equally uncertain.
         doubt = 0.0 if fell else 1.0 if p is None else p * (1 - p)
         is_labeled = r.id in labeled and not fell
-        cells[prompt] = _Cell(r.id, rate, arm, bool(outcomes[prompt]), doubt, is_labeled, fell)
+        cells[prompt] = _Cell(r.id, rate, arm, float(outcomes[prompt]), doubt, is_labeled, fell)
     return cells
 
 
 def _wrong(worth: Sequence[Mapping[str, Any]], task: str) -> float:
     """Return the share of the judge's verdicts that are wrong according to people."""
-    rows = [row for row in worth if row["task"] == task and row.get("sensitivity")]
-    rows = [row for row in rows if row.get("own")] or rows
+    rows = [row for row in decisive(worth, task) if row.get("sensitivity")]
     total = sum(row["n"] for row in rows)
     if not total:
         return WRONG

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from setbacks.calibration.figures import TASKS, Seen, draw, figures, measure
 from setbacks.data.languages import language_of, languages_measured
 from setbacks.data.source import Row
 from setbacks.data.sources import load_labels, read_sources
 from setbacks.errors import InputError
 from setbacks.files import write_atomic
-from setbacks.judges import Item, check_judge, open_judge, worth
-from setbacks.measure import statistics
+from setbacks.judges import Item, check_judge, judge_class, open_judge, worth
+from setbacks.measure.judges import FEWEST_OWN
 from setbacks.measure.substance import answer
 from setbacks.messages import Prompt, transcript
+from setbacks.notices import notice
 from setbacks.records import Verdict, digest
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
@@ -37,17 +38,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from setbacks.judges.probe import Head
-    from setbacks.recipe import Recipe
+    from setbacks.recipe import JudgeSpec, Recipe
 
-TASKS = ("harmful", "refused")
+_Answer = tuple[Prompt, str | None]  # an instruction and a response
 ELSEWHERE = "set SETBACKS_DATA to a folder that can be written"
-MEASURES = {
-    "auc": "AUC",
-    "kappa": "kappa",
-    "sensitivity": "sens.",
-    "specificity": "spec.",
-    "ece": "ECE",
-}
 
 
 class Labels(NamedTuple):
@@ -79,17 +73,8 @@ def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
     rows: list[Row] = []
     for one, base in read_sources(source, fields or {}):
         rows += load_labels(one, base, needs=(), strict=True)
-    first: dict[tuple[Prompt, str | None], Row] = {}
+    _by_answer(source, rows)
     for row in rows:
-        other = first.setdefault((row.text, row.response), row)
-        if any(
-            None not in (a := (getattr(row, task), getattr(other, task))) and a[0] != a[1]
-            for task in TASKS
-        ):
-            raise InputError(
-                f"{source}: {row.source} and {other.source} contradict each other on answer "
-                f"{row.id}; keep one of the two labels"
-            )
         if row.harmful is None and row.refused is None:
             raise InputError(
                 f"{source}: answer {row.id} has neither a harmful nor a refused label; label it, "
@@ -103,6 +88,21 @@ def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
                 "judge can be measured, or fitted, only on answers of both kinds"
             )
     return Labels(Path(source).name, rows)
+
+
+def _by_answer(source: str, rows: Iterable[Row]) -> dict[_Answer, Row]:
+    """Return the first row of each answer; two rows that contradict each other are an error."""
+    first: dict[_Answer, Row] = {}
+    for row in rows:
+        other = first.setdefault((row.text, row.response), row)
+        for name in (*TASKS, *(f"p_{task}" for task in TASKS)):
+            values = getattr(row, name), getattr(other, name)
+            if None not in values and values[0] != values[1]:
+                raise InputError(
+                    f"{source}: {row.source} and {other.source} contradict each other on answer "
+                    f"{row.id}: {name} is {values[1]} and {values[0]}; keep one of the two"
+                )
+    return first
 
 
 # A judge against people ------------------------------------------------------------------------
@@ -128,7 +128,8 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
         for row in labeled.rows
     ]
     items = [_item(row) for row in rows]
-    key = digest(recipe.to_yaml(), *(item.id for item in items))
+    # A judge may read the language, so a corrected one is judged again.
+    key = digest(recipe.to_yaml(), *(part for x in items for part in (x.id, x.language)))
     place = worth.folder(spec, recipe) / key
     _make(place)
     with RunFolder(place, recipe) as folder, Session(folder, show) as run:
@@ -136,7 +137,7 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
             verdicts = judge_items(run, spec, open_judge(spec, run), "labels", items)
         # Verdicts come in the order in which they were judged, often by length.
         by_response = {verdict.response_id: verdict for verdict in verdicts}
-        seen = [_Seen(row, by_response[item.id]) for row, item in zip(rows, items, strict=True)]
+        seen = [Seen(row, by_response[item.id]) for row, item in zip(rows, items, strict=True)]
         result = {"judge": spec.called, "labels": labeled.name, **measure(seen)}
         if not result["overall"]:
             raise InputError(
@@ -144,10 +145,24 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
                 f"{labeled.name}; its verdicts are in {place / 'verdicts'}"
             )
         files = _write(seen, result, place)
+    _notice_few(spec, result)
     return Calibrated(result, files)
 
 
-def _write(seen: Sequence[_Seen], result: Mapping[str, Any], place: Path) -> dict[str, Path]:
+def _notice_few(spec: JudgeSpec, result: Mapping[str, Any]) -> None:
+    """Give a notice of each task on which reports will also use what ships with the judge."""
+    shipped = {row["task"] for row in judge_class(spec).agreement(spec)}
+    for row in result["overall"]:
+        yes, no = row["n_positive"], row["n"] - row["n_positive"]
+        if row["task"] in shipped and min(yes, no) < FEWEST_OWN:
+            notice(
+                f"{result['labels']}: {row['task']} is true on {yes} answers and false on {no}; "
+                f"reports correct rates by these figures together with those that ship with "
+                f"{result['judge']}, and by yours alone from {FEWEST_OWN} of each on"
+            )
+
+
+def _write(seen: Sequence[Seen], result: Mapping[str, Any], place: Path) -> dict[str, Path]:
     """Draw the reliability diagram, and write the figures, in a folder."""
     files = {
         "reliability diagram": place / "reliability.svg",
@@ -173,166 +188,52 @@ def compare(labeled: Labels, verdicts: str, out: Path | None = None) -> Calibrat
     Raises:
         InputError: the file cannot be read, or has verdicts on too few of the answers.
     """
-    given: dict[tuple[Prompt, str | None], Row] = {}
-    for one, base in read_sources(verdicts, {}):
-        for row in load_labels(one, base, needs=(), strict=True):
-            given.setdefault((row.text, row.response), row)
     name = Path(verdicts).name
-    seen = [_Seen(row, _verdict(given.get((row.text, row.response)), name)) for row in labeled.rows]
+    rows = [
+        row
+        for one, base in read_sources(verdicts, {})
+        for row in load_labels(one, base, needs=(), strict=True)
+    ]
+    given = {key: _verdict(row, name) for key, row in _by_answer(verdicts, rows).items()}
+    none = Verdict(id="", response_id="", judge=name)
+    seen = [Seen(row, given.get((row.text, row.response), none)) for row in labeled.rows]
     result = {"judge": name, "labels": labeled.name, **measure(seen)}
     if not result["overall"]:
-        raise InputError(
-            f"{verdicts}: has no verdicts on both kinds of answers of {labeled.name}; instruction "
-            "and response must be the same text in both files"
-        )
+        raise InputError(f"{verdicts}: {_why_unmeasured(labeled, given)}")
     if out is None:
         return Calibrated(result, {})
     _make(out, "name another folder with --out")
     return Calibrated(result, _write(seen, result, out))
 
 
-def _verdict(row: Row | None, name: str) -> Verdict:
-    """Return a row of another tool as a verdict; without a row, one that decides nothing."""
-    said = {}
-    for task in TASKS if row is not None else ():
+def _why_unmeasured(labeled: Labels, given: Mapping[_Answer, Verdict]) -> str:
+    """Say why another tool's verdicts cannot be compared with labels."""
+    decided = {key for key, one in given.items() if (one.harmful, one.refused) != (None, None)}
+    if not decided:
+        return (
+            f"has no verdicts: none of its {len(given)} answers has harmful, refused, p_harmful or "
+            "p_refused; for other names, pass a YAML file with `source` and `fields`"
+        )
+    there = sum((row.text, row.response) in decided for row in labeled.rows)
+    if not there:
+        return (
+            f"none of its {len(decided)} verdicts is on an answer of {labeled.name}; instruction "
+            "and response must be the same text in both files"
+        )
+    return (
+        f"has verdicts on {there} of {len(labeled.rows)} answers of {labeled.name}, but not on "
+        "answers of both kinds with labels of what it judges; verdicts on more answers are needed"
+    )
+
+
+def _verdict(row: Row, name: str) -> Verdict:
+    """Return a row of another tool as a verdict."""
+    fields = {}
+    for task in TASKS:
         p, value = getattr(row, f"p_{task}"), getattr(row, task)
-        said[f"p_{task}"] = p
-        said[task] = p >= 0.5 if value is None and p is not None else value
-    return Verdict(id="", response_id="", judge=name, **said)
-
-
-class _Seen(NamedTuple):
-    """An answer with human labels and a judge's verdict."""
-
-    row: Row
-    verdict: Verdict
-
-    def label(self, task: str) -> bool | None:
-        """The human label; None if there is none."""
-        value: bool | None = getattr(self.row, task)
-        return value
-
-    def says(self, task: str) -> bool | None:
-        """The judge's verdict; None if it gave none."""
-        value: bool | None = getattr(self.verdict, task)
-        return value
-
-    def score(self, task: str) -> float:
-        """The judge's probability; else its score, scaled to [0, 1]; else its verdict, 0 or 1."""
-        p = getattr(self.verdict, f"p_{task}")
-        if p is not None:
-            return float(p)
-        rated = self.verdict.harmless_score
-        if task == "harmful" and rated is not None:
-            return (10 - rated) / 9
-        return float(bool(self.says(task)))
-
-
-def measure(seen: Sequence[_Seen]) -> dict[str, Any]:
-    """Return the figures over all answers, by source and by category, a row per task.
-
-    A group whose labels are all the same has only counts.
-    """
-    groups: dict[str, dict[str, list[_Seen]]] = {"overall": {"all": list(seen)}}
-    groups["sources"], groups["categories"] = {}, {}
-    for one in seen:
-        groups["sources"].setdefault(one.row.source, []).append(one)
-        if one.row.category:
-            groups["categories"].setdefault(one.row.category, []).append(one)
-    return {
-        kind: [
-            row
-            for name, members in sorted(named.items())
-            for task in TASKS
-            if (row := _measured(name, task, members)) and (kind != "overall" or row["auc"])
-        ]
-        for kind, named in groups.items()
-    }
-
-
-def _measured(name: str, task: str, members: Sequence[_Seen]) -> dict[str, Any] | None:
-    labeled = [one for one in members if one.label(task) is not None]
-    kept = [one for one in labeled if one.says(task) is not None]
-    if not labeled:
-        return None
-    probable = all(getattr(one.verdict, f"p_{task}") is not None for one in kept)
-    figures = _figures(
-        [transcript(one.row.text) for one in kept],
-        [bool(one.label(task)) for one in kept],
-        [one.score(task) for one in kept],
-        [bool(one.says(task)) for one in kept],
-    ) | ({} if probable else {"ece": None})
-    unscored = len(labeled) - len(kept)
-    return {
-        "source": name,
-        "task": task,
-        "languages": languages_measured([one.row for one in labeled], task),
-        "fitted_on": False,
-        "unscored": unscored,
-    } | figures
-
-
-def _figures(
-    questions: Sequence[str],
-    truth: Sequence[bool],
-    score: Sequence[float],
-    says: Sequence[bool] | None = None,
-) -> dict[str, Any]:
-    """The counts and measures of one group; only counts if its labels are all the same."""
-    both = len(set(truth)) > 1
-    measures = statistics.agreement(questions, truth, score, says) if both else {}
-    return {
-        "licence": None,
-        "n": len(truth),
-        "n_positive": sum(truth),
-        "n_questions": len(set(questions)),
-        **dict.fromkeys(MEASURES),
-        **measures,
-    }
-
-
-def draw(seen: Sequence[_Seen], title: str, file: Path) -> None:
-    """Draw the reliability diagram: the share of positive labels by the judge's score.
-
-    On the diagonal, a score of 0.7 means 7 of 10. Bars are Wilson's 95 % intervals; the area of a
-    point is its number of answers.
-
-    Args:
-        seen: answers with labels and verdicts.
-        title: the picture's title.
-        file: the file to write; its ending sets the format.
-
-    Source: Murphy and Winkler (1977), J. Royal Statistical Society C 26(1); Guo et al. (2017),
-    arXiv 1706.04599.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 4.9), layout="constrained")
-    figure.suptitle(title, parse_math=False)
-    for axes, task in zip(figure.subplots(1, 2), TASKS, strict=True):
-        axes.plot((0, 1), (0, 1), color="#999999", lw=1, ls="--")
-        bins: dict[int, list[tuple[float, bool]]] = {}
-        for one in seen:
-            label = one.label(task)
-            if label is not None and one.says(task) is not None:
-                score = one.score(task)
-                last = statistics.BINS - 1
-                bins.setdefault(min(int(score * statistics.BINS), last), []).append((score, label))
-        total = sum(map(len, bins.values()))
-        for points in bins.values():
-            x = sum(score for score, _ in points) / len(points)
-            value, low, high, n = statistics.rate(sum(label for _, label in points), len(points))
-            axes.plot((x, x), (low, high), color="#1f5fa8", lw=1.4)
-            axes.plot(x, value, "o", color="#1f5fa8", ms=4 + 14 * math.sqrt(n / total))
-        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-        axes.set_title(f"{task}, {total} answers" if total else f"{task}: no labels", fontsize=10)
-        axes.set_xlabel("the judge's score")
-        axes.set_ylabel(f"share that people call {task}")
-    dated = {"svg": {"Date": None}, "png": {"Software": None}}[file.suffix[1:]]
-    with rc_context({"svg.hashsalt": "setbacks", "svg.fonttype": "none"}):
-        figure.savefig(file, dpi=144, metadata=dated)
-    file.chmod(0o600)
+        fields[f"p_{task}"] = p
+        fields[task] = p >= 0.5 if value is None and p is not None else value
+    return Verdict(id="", response_id="", judge=name, **fields)
 
 
 def _item(row: Row) -> Item:
@@ -396,7 +297,7 @@ def fit(labeled: Labels, out: Path | None = None, show: Show | None = None) -> C
             raise InputError(f"{labeled.name}: {task}: {error}") from None
         for name in sorted({row.source for row in of_task}):
             there = [(row, q) for row, q in zip(of_task, p, strict=True) if row.source == name]
-            figures = _figures(
+            measures = figures(
                 [transcript(row.text) for row, _ in there],
                 [bool(getattr(row, task)) for row, _ in there],
                 [q for _, q in there],
@@ -409,7 +310,7 @@ def fit(labeled: Labels, out: Path | None = None, show: Show | None = None) -> C
                     "fitted_on": True,
                     "unscored": 0,
                 }
-                | figures
+                | measures
             )
     result = {
         "judge": "probe",
