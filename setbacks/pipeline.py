@@ -14,7 +14,7 @@ from setbacks.recipe import Recipe
 from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
-from setbacks.runs.redo import Stage, check_name, is_before
+from setbacks.runs.redo import check_name, is_before, stages_of
 from setbacks.runs.session import Session
 from setbacks.stages import STAGES
 from setbacks.stages.analyze import analyze
@@ -138,7 +138,7 @@ def carry_out(folder: RunFolder, until: str, on_progress: Show | None = None) ->
     Raises:
         InputError: an evaluation has no such stage.
     """
-    if until not in {stage.name for stage in stages_of(folder.recipe)}:
+    if until not in {stage.name for stage in stages_of(STAGES, folder.recipe)}:
         raise InputError(f"{folder.path}: an evaluation; it trains nothing, so it has no {until}")
     with Session(folder, on_progress) as session:
         return next(result for name, result in steps(session, until) if name == until)
@@ -155,10 +155,5 @@ def check(recipe: Recipe) -> None:
     for source in recipe.parts(Source):
         load(source)
     recipe = Decontamination(recipe).recipe
-    for stage in stages_of(recipe):
+    for stage in stages_of(STAGES, recipe):
         stage.check(recipe)
-
-
-def stages_of(recipe: Recipe) -> list[Stage]:
-    """Return the stages that a recipe has; an evaluation trains nothing."""
-    return [stage for stage in STAGES if stage.evaluates or not recipe.evaluate]

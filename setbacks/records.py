@@ -228,6 +228,20 @@ class Flip(Record):
     model: str = Field(description="Model that wrote the answer.")
 
 
+class Teaching(BaseModel, frozen=True, extra="forbid"):
+    """How a teacher wrote a completion: its next-token distributions are learned."""
+
+    prompt: list[Message] = Field(description="Messages that the teacher sees.")
+    opening: str = Field(
+        "", description="Start of the completion that the teacher was given; learned as text."
+    )
+    cut: bool = Field(
+        False,
+        description="True if the teacher wrote more than the completion: the end of the turn is "
+        "learned as text.",
+    )
+
+
 class Example(Record):
     """One training example. The loss covers only the completion, after what is `given` of it."""
 
@@ -254,6 +268,12 @@ class Example(Record):
         exclude_if=_unset,
         description="Start of the completion that is given and has no loss, as in an answer that "
         "begins wrongly and is put right; missing without one.",
+    )
+    teacher: Teaching | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Prompt of the teacher, the given `opening` of its answer, and whether the "
+        "answer was `cut` (`train.distill`); missing where the text is learned.",
     )
     replayed_from: str | None = Field(
         None,
@@ -287,6 +307,14 @@ class Correction(Record):
     instruction: Prompt = Field(description="The instruction.")
     response: str = Field(description="The mistake.")
     kind: OfMistake = "harmful"
+    prompt: Prompt | None = Field(
+        None,
+        exclude_if=_unset,
+        description="Prompt of the model; missing in runs of earlier versions.",
+    )
+    opening: str | None = Field(
+        None, exclude_if=_unset, description="Given beginning of `text`; missing without one."
+    )
     text: str = Field(description="What the model wrote.")
     answer: str = Field(description="The part to learn: up to the last whole sentence.")
     outcome: Checked = Field(description=_CHECKED)

@@ -98,6 +98,55 @@ def test_two_processes_learn_what_one_learns(launched, tmp_path):
     assert left == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+# One example of four has a teacher, so that in some steps only one process asks it.
+DISTILL = """
+import sys
+from pathlib import Path
+
+from setbacks.methods import example, open_method
+from setbacks.recipe import Recipe
+from setbacks.records import Message, Teaching
+from setbacks.runs.folder import RunFolder
+from setbacks.runs.session import Session
+from setbacks.training import processes
+from setbacks.training.follower import Follower
+
+recipe, folder = Recipe.load(sys.argv[1]), Path(sys.argv[2])
+teacher = Teaching(prompt=[Message(role="user", content="Answer harmlessly: <q>")])
+examples = [example("correction", "<q>", "<an answer>", [], teacher)]
+examples += [example("safe", f"<q {i}>", "<an answer>", []) for i in range(3)]
+
+
+def fit(run):
+    open_method(recipe).fit(run, examples, folder / "adapter")
+
+
+if processes.rank():
+    processes.meet()
+    fit(Follower(folder))
+else:
+    with RunFolder(folder, recipe) as opened, Session(opened) as run:
+        processes.meet()
+        fit(run)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_a_teachers_distributions_as_one_does(recipe_data, tmp_path):
+    recipe, script = tmp_path / "recipe.yaml", tmp_path / "script.py"
+    data = recipe_data(method="mistake_distillation", distill="forward_kl", epochs=6)
+    recipe.write_text(yaml.safe_dump(data))
+    script.write_text(DISTILL)
+    for folder, together in (("one", False), ("two", True)):
+        result = launch([script, recipe, tmp_path / folder], together)
+        assert result.returncode == 0, result.stderr
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-3)
+    rows = [json.loads(line) for line in (tmp_path / "one/loss.jsonl").read_text().splitlines()]
+    mixed = {"loss_safe", "divergence_correction"}
+    assert any(mixed <= row.keys() for row in rows), "a step in which one process has no teacher"
+
+
 @pytest.fixture
 def whole(recipe_data, data, tmp_path):
     """A recipe of the whole method, from training to a report, in a file."""

@@ -572,6 +572,8 @@ def test_what_the_server_refuses_is_a_record_without_an_answer(serve, recipe_dat
 
 
 BLOCKED = {"error": {"message": "no", "code": "content_filter"}}
+QUOTED = "Why was my prompt blocked by your content policy?"
+SYSTEM = "Say which content was blocked by the content filter, and why."
 
 
 @pytest.mark.parametrize(
@@ -614,6 +616,23 @@ def test_an_ordinary_error_is_still_a_failure(serve, code):
     server = serve(lambda *_: (code, body))
     with pytest.raises(SetbacksError, match=f"requests failed.*{code}: Invalid value for content"):
         engine_of(server).generate(requests(30), Sampling())
+
+
+@pytest.mark.parametrize("text", [f"{QUOTED} {'x' * 40}", f"{QUOTED}\nSecond line."])
+def test_an_error_that_quotes_a_turn_of_a_conversation_is_a_failure(serve, text):
+    """Its words say nothing about the answer: an empty one would count as harmless."""
+    turns = tuple(
+        Message(role=role, content=content)
+        for role, content in (("system", "Answer in one line."), ("user", text))
+    )
+    quoted = {"error": {"message": f"no chat template for: {text[: len(QUOTED)]} ..."}}
+    server = serve(lambda *_: (400, quoted))
+    with pytest.raises(SetbacksError, match="400: no chat template for"):
+        engine_of(server, failures=0).generate([Request(turns, 1)], Sampling())
+    system = {"error": {"message": f"unknown: {SYSTEM}"}}
+    server = serve(lambda *_: (400, system))
+    with pytest.raises(SetbacksError, match="400: unknown"):
+        engine_of(server, failures=0, system=SYSTEM).generate([Request("Hello.", 1)], Sampling())
 
 
 def test_a_prompt_beyond_the_context_is_named(serve):

@@ -10,7 +10,7 @@ import setbacks
 from setbacks.data import Source, load
 from setbacks.errors import InputError
 from setbacks.loop.gate import Claim, _outcome, claim, gate
-from setbacks.loop.gate_report import junit, lines, markdown
+from setbacks.loop.gate.report import junit, lines, markdown
 from setbacks.measure.statistics import (
     Verdicts,
     Worth,
@@ -21,7 +21,7 @@ from setbacks.measure.statistics import (
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 
 HELPS, DECLINES = (
     "Sure, it is the third door on the left.",
@@ -72,6 +72,19 @@ def test_better_passes_and_worse_fails(evaluation):
     failed = decide(pair[::-1], "compliance:2")
     assert failed.decision == "fail" and failed.evidence[0].outcome == "refuted"
     assert failed.evidence[0].difference.value == pytest.approx(-0.4)
+
+
+def test_a_folder_is_read_once(evaluation, monkeypatch):
+    pair = evaluation(50, 90)
+    read, records = [], Run.records
+
+    def noted(run, name, kind):
+        read.append(name)
+        return records(run, name, kind)
+
+    monkeypatch.setattr(Run, "records", noted)
+    assert decide(pair, "+compliance:10").decision == "pass"
+    assert "responses/new.jsonl" in read and len(set(read)) == len(read)
 
 
 def test_what_the_results_cannot_tell_is_undecided_and_says_what_to_do(evaluation):

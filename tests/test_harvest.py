@@ -13,10 +13,13 @@ import pytest
 
 from setbacks.cli.arguments import judge_recipe
 from setbacks.errors import InputError
-from setbacks.loop.clusters import clusters
-from setbacks.loop.harvest import Settings, finding, harvest, recipe_of, write
+from setbacks.loop.harvest import harvest, recipe_of
+from setbacks.loop.harvest.clusters import clusters
+from setbacks.loop.harvest.result import write
+from setbacks.loop.harvest.retention import expire, learned_from_logs
+from setbacks.loop.harvest.selection import finding
+from setbacks.loop.harvest.settings import Settings
 from setbacks.loop.logs import Logs
-from setbacks.loop.retention import expire, learned_from_logs
 from setbacks.pipeline import open_run
 from setbacks.recipe import Recipe, Source
 from setbacks.records import Example, Message, Mistake, Response, Verdict

@@ -968,6 +968,15 @@ def test_the_loss_of_each_kind_is_shown_at_first_and_at_last():
     assert (first["safe"]["value"], last["safe"]["value"]) == (2.0, 35.0)
 
 
+def test_a_kind_that_comes_late_has_its_own_beginning():
+    rows = [{"step": n, "loss": 1.0, "loss_helpful": 1.0} for n in range(20)]
+    rows += [{"step": n, "loss": 3 - n / 40, "loss_safe": 3 - n / 40} for n in range(20, 40)]
+    metrics = measured(usual(), loss=rows)
+    first, last = (metrics["training"][f"{end}_by_kind"] for end in ("first", "last"))
+    assert first["safe"]["value"] > 2.4 > last["safe"]["value"]
+    assert "The loss did not fall" not in texts(metrics, "warning")
+
+
 # -- findings ---------------------------------------------------------------------------------
 
 

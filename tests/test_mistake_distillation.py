@@ -1,5 +1,6 @@
 """Mistake distillation: what the teacher is told, what is learned of it, and resuming."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -8,13 +9,13 @@ from conftest import analysis_of
 from setbacks.data import Source, load
 from setbacks.errors import InputError
 from setbacks.judges.refusal import refuses
-from setbacks.methods import open_method
+from setbacks.methods import open_method, own_answers
 from setbacks.methods.corrections import _beginning
 from setbacks.methods.mistake_distillation import MistakeDistillation
 from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Correction, Example, Mistake, OwnAnswer
+from setbacks.records import Correction, Example, Mistake, OwnAnswer, Teaching
 from setbacks.runs.folder import RunFolder
 
 JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
@@ -258,6 +259,86 @@ def test_its_own_options_differ_from_those_of_all_methods():
     assert Recipe.model_validate({"train": {"method": "sft"}}).train.helpful_from == "data"
 
 
+# The teacher's distributions --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distill", ["forward_kl", "jsd"])
+def test_each_text_of_the_model_has_the_prompt_that_it_was_written_from(
+    corrected, answerer, fake_engine, distill
+):
+    harmful, _ = corrected("refuser", distill=distill)
+    refusals, run = corrected(
+        "answerer", folder="other", given=[*map(refusal, range(2))], distill=distill
+    )
+    prompts = {r.prompt for r in asked(fake_engine)}
+    every = MistakeDistillation().examples(run.recipe, [*harmful, *refusals])
+    assert not any(e.teacher for e in every if e.kind == "safe")
+    taught = [e for e in every if e.teacher]
+    assert Counter(e.kind for e in taught) == {"correction": 4, "refusal_correction": 2}
+    assert all(e.teacher.prompt[0].content in prompts for e in taught)
+    for e in taught:
+        (prompt,) = e.teacher.prompt
+        if e.kind == "correction":
+            assert "It could burn somebody." in prompt.content and e.instruction in prompt.content
+    plain = [e for e in taught if e.teacher.prompt == e.prompt]
+    assert [e.instruction for e in plain] == ["<instruction 0>"]
+
+
+def test_a_correction_tells_its_opening_and_whether_it_was_cut(corrected):
+    corrections, run = corrected("talker", openings=True, distill="forward_kl")
+    one = corrections[0]
+    assert one.text.startswith(one.opening) and one.opening in OPENINGS
+    kept = one.model_copy(update={"outcome": "kept", "text": f"{one.opening} hurt. And so on."})
+
+    def taught(answer):
+        correction = kept.model_copy(update={"answer": answer})
+        examples = MistakeDistillation().examples(run.recipe, [correction])
+        (made,) = [e for e in examples if e.kind == "correction"]
+        return made.teacher
+
+    cut = taught(f"{one.opening} hurt.")
+    assert (cut.opening, cut.cut) == (one.opening, True)
+    assert not taught(kept.text).cut
+
+
+def test_texts_have_no_teacher_and_the_same_examples(corrected):
+    """Both forms learn the same texts in the same order, so that they can be compared."""
+    corrections, run = corrected()
+    texts = MistakeDistillation().examples(run.recipe, corrections)
+    corrections, run = corrected(folder="other", distill="forward_kl")
+    taught = MistakeDistillation().examples(run.recipe, corrections)
+    assert [e.id for e in texts] == [e.id for e in taught]
+    assert not any(e.teacher for e in texts) and any(e.teacher for e in taught)
+    assert "teacher" not in texts[0].model_dump_json()
+
+
+def test_corrections_of_earlier_versions_are_learned_as_text(corrected):
+    corrections, run = corrected(distill="forward_kl")
+    old = [
+        Correction.model_validate(one.model_dump(exclude={"prompt", "opening"}))
+        for one in corrections
+    ]
+    made = MistakeDistillation().examples(run.recipe, old)
+    assert Counter(e.kind for e in made)["correction"] == 4
+    assert not any(e.teacher for e in made)
+
+
+@pytest.mark.parametrize("helpful_from", ["model", "data"])
+def test_the_model_teaches_itself_its_own_benign_answers_only(tmp_path, data, helpful_from):
+    """The train stage names them in the recipe, once they are checked."""
+    row = {"instruction": "<a request>", "answer": "<an answer>", "outcome": "kept"}
+    (tmp_path / "benign.jsonl").write_text(json.dumps(row) + "\n")
+    helpful = [own_answers(tmp_path) if helpful_from == "model" else str(data)]
+    train = {"safe": [str(data)], "helpful": helpful, "distill": "jsd", "helpful_from": "data"}
+    recipe = Recipe.model_validate({"train": train})
+    made = MistakeDistillation().examples(recipe, [])
+    helpful = [e for e in made if e.kind == "helpful"]
+    assert helpful and not any(e.teacher for e in made if e.kind == "safe")
+    for e in helpful:
+        own = helpful_from == "model"
+        assert e.teacher == (Teaching(prompt=e.prompt) if own else None)
+
+
 @pytest.mark.slow
 def test_the_default_recipe_trains_the_embedded_model_on_its_own_checked_texts(tmp_path):
     limited = {"limit": 8, "split": "train"}
@@ -298,6 +379,40 @@ def test_the_default_recipe_trains_the_embedded_model_on_its_own_checked_texts(t
     journal = tmp_path / "run" / "benign.jsonl"
     journal.write_bytes(journal.read_bytes()[:-40])
     assert trained() == (weights, corrections, benign, learned), "a cut journal is completed"
+
+
+@pytest.mark.slow
+def test_the_embedded_model_learns_its_own_distributions(tmp_path):
+    limited = {"limit": 6, "split": "train"}
+    recipe = Recipe.model_validate(
+        {
+            "instructions": [{"source": "builtin:redteam", **limited}],
+            "analyze": {"contrast": [], "candidates": 1},
+            "train": {
+                "helpful": [{"source": "builtin:helpful", **limited}],
+                "safe": [],
+                "steps": 3,
+                "batch_size": 4,
+                "distill": "forward_kl",
+            },
+        }
+    )
+    with RunFolder(tmp_path / "run", recipe) as run:
+        carry_out(run, "train")
+        learned = run.records("training.jsonl", Example)
+    teachers = {e.kind: e.teacher for e in learned}
+    assert teachers.keys() == {"correction", "helpful"} and all(e.teacher for e in learned)
+    assert all(e.teacher.prompt == e.prompt for e in learned if e.kind == "helpful")
+    for e in learned:
+        if e.kind == "correction":
+            assert e.completion.startswith(e.teacher.opening) and e.teacher.opening in OPENINGS
+            assert "harmless" in e.teacher.prompt[0].content
+            assert "harmless" not in e.prompt[0].content
+    lines = (tmp_path / "run/loss.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    first = next(row for row in rows if "divergence_helpful" in row)
+    assert first["divergence_helpful"] < 0.02, "not zero, in bfloat16"
+    assert max(row.get("divergence_correction", 0) for row in rows) > 0.05
 
 
 @pytest.mark.slow

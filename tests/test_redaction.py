@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from setbacks.errors import InputError
-from setbacks.loop.redaction import Redactor
+from setbacks.loop.harvest.redaction import Redactor
 from setbacks.messages import Function, Message, ToolCall
 
 

@@ -10,7 +10,7 @@ from setbacks.cli.arguments import evaluation, replayed
 from setbacks.errors import InputError
 from setbacks.loop import replay as work
 from setbacks.loop.logs import Logs
-from setbacks.loop.replay_report import findings, write_report
+from setbacks.loop.replay.report import findings, write_report
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
 from setbacks.runs.folder import Run

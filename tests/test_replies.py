@@ -295,12 +295,12 @@ DOES_NOT_BLOCK = {
 def test_an_error_that_says_the_content_was_blocked(name):
     found = reading(BLOCKS[name])
     assert isinstance(found, Problem)
-    assert found.blocks(PROMPT) and not found.too_long
+    assert found.blocks([PROMPT]) and not found.too_long
 
 
 @pytest.mark.parametrize("name", DOES_NOT_BLOCK)
 def test_an_error_that_only_sounds_like_it(name):
-    assert not problem(json.dumps(DOES_NOT_BLOCK[name]).encode()).blocks(PROMPT)
+    assert not problem(json.dumps(DOES_NOT_BLOCK[name]).encode()).blocks(["Short.", PROMPT])
 
 
 def test_a_page_for_people_does_not_block():

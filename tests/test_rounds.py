@@ -5,8 +5,6 @@ import json
 import pytest
 
 from setbacks.errors import InputError
-from setbacks.loop import traffic
-from setbacks.loop.round_results import results
 from setbacks.loop.rounds import (
     _alarms,
     _decided_again,
@@ -15,8 +13,10 @@ from setbacks.loop.rounds import (
     _outcome,
     _recipe_of,
     carry_out,
+    traffic,
 )
-from setbacks.loop.state import Round, read_rounds
+from setbacks.loop.rounds.numbers import results
+from setbacks.loop.rounds.state import Round, read_rounds
 from setbacks.measure import RunInfo, measure
 from setbacks.recipe import Loop, Recipe
 from setbacks.records import Example, Response
@@ -349,6 +349,21 @@ def test_traffic_is_answered_in_slices_and_failures_are_kept_as_setbacks(streami
     )
     mistakes = existing(data.model_copy(update={"induce": induce}))
     assert all(mistake.response.startswith("I cannot help") for mistake in mistakes)
+
+
+def test_failures_that_repeat_one_are_dropped_as_in_a_harvest(streaming, tmp_path):
+    recipe = streaming(slice=4)
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", "Where is it?")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    long = "which of the trains to the sea stop at the old harbor today"
+    prompts = [long, f"Hi, {long}, please?", "Hello.", talk]
+    lines = "".join(json.dumps({"text": prompt}) + "\n" for prompt in prompts)
+    (tmp_path / "stream.jsonl").write_text(lines)
+    failures = traffic.play(recipe, tmp_path, 1, None, None)
+    rows = [json.loads(line) for line in failures.read_text().splitlines()]
+    (repeated,) = [row["text"] for row in rows if row["text"] in prompts[:2]]
+    assert [row["text"] for row in rows if row["text"] != repeated] == prompts[2:]
+    assert {row["times"] for row in rows} == {1}
 
 
 def test_odd_texts_pass_through_the_traffic(streaming, tmp_path):

@@ -14,15 +14,17 @@ from setbacks.judges.replies import better, forms_of, rating
 from setbacks.measure.metrics import degenerate
 from setbacks.messages import Message
 from setbacks.methods.critique_revise import CritiqueRevise
-from setbacks.pipeline import carry_out, open_run
+from setbacks.pipeline import carry_out, open_run, steps
 from setbacks.plugins import installed
 from setbacks.prompts import built_in, languages, pack_file, prompts
+from setbacks.prompts.own import words_of
 from setbacks.prompts.packs import reference
 from setbacks.prompts.policy import named
 from setbacks.recipe import Clause, JudgeSpec, Recipe
 from setbacks.records import Analysis, Mistake
 from setbacks.runs.folder import Run, RunFolder
-from setbacks.runs.redo import differences, first_affected
+from setbacks.runs.redo import STAGE_NAMES, differences, first_affected, is_before
+from setbacks.runs.session import Session
 from setbacks.stages import STAGES
 from setbacks.stages.analyze import analyze
 from setbacks.stages.induce import induce
@@ -501,11 +503,113 @@ def recipe_with(method="mistake_analysis", **data):
         ("mistake_distillation", {"correct": {"openings": ["No."]}}, "preflight"),
         ("sft", {"induce": {"hints": ["rude"]}}, "report"),
         ("mistake_analysis", {"opening": "Yes"}, "report"),
+        ("mistake_analysis", {"induce": {"persona": {"hints": ["a bore"]}}}, "report"),
+        ("mistake_analysis", {"induce": {"overcautious": {"hints": ["it is late"]}}}, "report"),
+        ("mistake_analysis", {"joined": {"prompt": "{instruction} Then write Answer:"}}, "report"),
+        (
+            "mistake_analysis_joined",
+            {"joined": {"prompt": "{instruction} Then write Answer:"}},
+            "train",
+        ),
     ],
 )
 def test_a_changed_word_redoes_what_depends_on_it(method, words, stage):
     plain, own = recipe_with(method), recipe_with(method, words=words)
     assert affected(plain, own) == affected(own, plain) == stage
+
+
+def test_induction_depends_on_its_own_guidance():
+    induce = {"guidance": "persona", "refusals": ["builtin:twins"]}
+    plain = recipe_with(induce=induce)
+    for part, stage in (("persona", "induce"), ("overcautious", "induce"), ("category", "report")):
+        words = {"induce": {part: {"hints": ["a bore"]}}}
+        assert affected(plain, recipe_with(induce=induce, words=words)) == stage
+    words = {"induce": {"hints": ["rude"]}}
+    assert affected(plain, recipe_with(induce=induce, words=words)) == "report"
+
+
+def test_words_around_examples_of_clauses_redo_what_has_them():
+    words = {"policy": {"bad": "Wrong: {case}"}}
+    for data, stage in (({}, "analyze"), ({"method": "sft", "judges": ["llm"]}, "judge")):
+        plain = recipe_with(**data, policy=POLICY)
+        assert affected(plain, recipe_with(**data, policy=POLICY, words=words)) == stage
+
+
+def test_a_changed_evaluation_names_a_stage_that_it_has():
+    arms = [{"name": "a", "model": "embedded"}]
+    plain = recipe_with(evaluate=arms)
+    assert affected(plain, recipe_with(evaluate=arms, seed=1)) == "respond"
+    words = {"guided": "{instruction} Be kind."}
+    assert affected(plain, recipe_with(evaluate=arms, words=words)) == "respond"
+    assert affected(plain, recipe_with(evaluate=arms, judges=["llm"])) == "judge"
+
+
+class Noted(dict):
+    """Words that note which of them are read.
+
+    Args:
+        words: the words.
+        path: of these in a pack.
+        note: called with the path of each text or list that is read.
+    """
+
+    def __init__(self, words, path, note):
+        super().__init__(words)
+        self._path, self._note = path, note
+
+    def __getitem__(self, key):
+        value, path = super().__getitem__(key), (*self._path, key)
+        if isinstance(value, dict):
+            return Noted(value, path, self._note)
+        self._note(path)
+        return value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("mistake_analysis", {"respond.posterior": {"drafts": 2}}),
+        ("mistake_analysis_joined", {}),
+        ("mistake_distillation", {"preflight.flip_rate": "always"}),
+        ("chain_of_hindsight", {}),
+        ("sft", {"induce.guidance": "category"}),
+    ],
+)
+def test_no_stage_reads_words_that_it_does_not_depend_on(
+    tiny_recipe, tmp_path, monkeypatch, method, more
+):
+    """Every word is noted that a run reads, with the first stage that reads it."""
+    data = tiny_recipe(number=8).model_dump(mode="json")
+    data["train"] |= {"method": method, "steps": 1, "judge": "refusal"}
+    data["respond"]["guidance"], data["induce"]["source"] = True, "both"
+    data["judges"] = ["refusal"]
+    for key, value in more.items():
+        section, option = key.split(".")
+        data[section][option] = value
+    recipe = Recipe.model_validate(data)
+    first, stage = {}, None
+
+    def noted(language, *rest):
+        return Noted(words_of(language, *rest), (), lambda path: first.setdefault(path, stage))
+
+    monkeypatch.setattr("setbacks.recipe.words_of", noted)
+    with open_run(tmp_path / "run", recipe) as run, Session(run) as session:
+        work = steps(session, "report")
+        for stage in STAGE_NAMES:
+            assert next(work)[0] == stage
+    for path, reader in first.items():
+        if path[0] not in ("name", "about"):
+            own = prompts("en")
+            for part in path:
+                own = own[part]
+            part = f"{own} " if isinstance(own, str) else [*own, "more"]
+            for key in reversed(path):
+                part = {key: part}
+            changed = recipe.model_copy(update={"words": {"en": part}})
+            assert is_before(affected(recipe, changed), reader), path
+            if path[0] == "guided":
+                assert affected(recipe, changed) == reader
 
 
 def test_every_place_that_differs_is_named():

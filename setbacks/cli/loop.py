@@ -109,9 +109,11 @@ def harvest(
     """Collect harmful answers, and refusals of safe requests, from chat logs."""
     from setbacks.cli.arguments import field_mapping, is_assignment, judge_recipe
     from setbacks.loop import harvest as work
+    from setbacks.loop.harvest.redaction import Redactor
+    from setbacks.loop.harvest.result import write
+    from setbacks.loop.harvest.retention import expire as expire_harvests
+    from setbacks.loop.harvest.settings import Settings
     from setbacks.loop.logs import Logs
-    from setbacks.loop.redaction import Redactor
-    from setbacks.loop.retention import expire as expire_harvests
     from setbacks.pipeline import open_run
     from setbacks.runs.progress import show
 
@@ -125,10 +127,10 @@ def harvest(
     sources = [word for word in logs or () if word not in options]
     if not sources:
         with open_run(out) as opened:
-            held = work.write(opened)
+            held = write(opened)
     else:
         recipe = work.recipe_of(judge_recipe(judge, options), out)
-        settings = work.Settings(
+        settings = Settings(
             safe=safe,
             unsure=unsure,
             redactor=Redactor(names) if redact else None,
@@ -213,7 +215,7 @@ def replay(
     from setbacks.cli.arguments import field_mapping, replayed
     from setbacks.loop import replay as work
     from setbacks.loop.logs import Logs
-    from setbacks.loop.replay_report import write_report
+    from setbacks.loop.replay.report import write_report
     from setbacks.runs.progress import show
 
     sources, recipe = replayed(models, words, judge)
@@ -312,7 +314,7 @@ def gate(
     Exits with 0 if it may (pass), 3 if not (fail), and 4 if the results cannot tell (undecided).
     """
     from setbacks.loop import gate as work
-    from setbacks.loop import gate_report
+    from setbacks.loop.gate import report
     from setbacks.loop.results import parts
 
     if not (better or no_worse):
@@ -320,13 +322,13 @@ def gate(
     claims = [work.claim(text, True) for text in better or ()]
     claims += [work.claim(text, False) for text in no_worse or ()]
     decided = work.gate(base, candidate or str(parts(base)[0]), claims, judge)
-    for path, text in ((junit, gate_report.junit), (markdown, gate_report.markdown)):
+    for path, text in ((junit, report.junit), (markdown, report.markdown)):
         if path is not None:
             path.write_text(text(decided), encoding="utf-8")
     if json:
-        _print_json(gate_report.as_json(decided))
+        _print_json(report.as_json(decided))
     else:
-        print("\n".join(gate_report.lines(decided)))
+        print("\n".join(report.lines(decided)))
     raise typer.Exit(work.EXIT[decided.decision])
 
 
@@ -339,8 +341,8 @@ def _print_json(data: object) -> None:
 def _print_harvest(folder: Path, held: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from setbacks.loop.harvest import SETBACKS
-    from setbacks.loop.harvest_page import PAGE
+    from setbacks.loop.harvest.page import PAGE
+    from setbacks.loop.harvest.settings import SETBACKS
     from setbacks.report.page import on_terminal
 
     console = Console()

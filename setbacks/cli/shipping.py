@@ -106,7 +106,7 @@ def export(
     """Write the adapter, merged weights, training examples or logs into a new folder."""
     from setbacks import export as exports
     from setbacks.hub import connect
-    from setbacks.loop.retention import learned_from_logs
+    from setbacks.loop.harvest.retention import learned_from_logs
 
     if merge and form not in ("adapter", "merged"):
         raise InputError(f"--merge is short for --format merged; omit it or --format {form}")

@@ -26,7 +26,7 @@ from setbacks.engines.replies import Problem, Reply
 from setbacks.errors import RESUME, InputError, SetbacksError
 from setbacks.files import failed_write, private
 from setbacks.measure.substance import part
-from setbacks.messages import Message, last_question, transcript, with_system
+from setbacks.messages import Message, last_question, with_system
 from setbacks.prompts import Words, ask, prompts
 from setbacks.records import Completion, Request, digest
 from setbacks.text import encodable
@@ -246,12 +246,13 @@ class Endpoint(Engine):
         if over := self._over_budget():
             raise SetbacksError(over)
         started, sent = time.monotonic(), self._renamed(body)
+        texts = [turn["content"] for turn in sent["messages"]]
         reason: Problem | None = None
         try:
             reply = await self.connection.send(client, sent, self._most(request, sampling))
         except Status as status:
             reason = status.problem
-            if status.code not in NOT_OF_CONTENT and reason.blocks(transcript(request.prompt)):
+            if status.code not in NOT_OF_CONTENT and reason.blocks(texts):
                 return self._block()
             if "max_tokens" in sent and reason.mentions("max_completion_tokens"):
                 self._limit_key = "max_completion_tokens"
@@ -264,7 +265,7 @@ class Endpoint(Engine):
                 self.crowd.grow()
                 return self._completion(request, body, reply)
             reason = reply
-            if reason.blocks(transcript(request.prompt)):
+            if reason.blocks(texts):
                 return self._block()
             trouble = Trouble(f"not a chat completion: {self.connection.line(reason.summary)}")
         if reason and reason.too_long and not trouble.crowded:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,16 +57,16 @@ class Problem:
     codes: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
 
-    def blocks(self, prompt: str = "") -> bool:
+    def blocks(self, sent: Sequence[str] = ()) -> bool:
         """Return whether a filter or policy on content blocked the prompt or the answer.
 
         Args:
-            prompt: an error may quote it, and the quotation does not count.
+            sent: the texts in the request. An error may quote them, and a quotation does not count.
         """
         return any(map(_code_blocks, self.codes)) or any(
             _sentence_blocks(sentence)
             for message in self.messages
-            for sentence in _SENTENCE_END.split(_without(prompt, message)[:_LONGEST_MESSAGE])
+            for sentence in _SENTENCE_END.split(_without(sent, message)[:_LONGEST_MESSAGE])
         )
 
     @property
@@ -237,6 +237,7 @@ _BROKEN = set(
 # An error ----------------------------------------------------------------------------------------
 
 _LONGEST_MESSAGE = 4_000
+_BEGINNING = 40  # characters of a text, by which a quotation of a part is recognized
 _DEEPEST = 8
 
 # Keys of errors, as `_plain` has them.
@@ -380,12 +381,15 @@ def _sentence_blocks(sentence: str) -> bool:
     return all(pattern.search(sentence) for pattern in (_ABOUT, _FOR_CONTENT, _WAS_BLOCKED))
 
 
-def _without(prompt: str, message: str) -> str:
-    """Return a message without the prompt, which it may quote in full or in part."""
-    begin = prompt[:40]
-    if len(begin.strip()) < 12:  # too short to be recognized as a quotation
-        return message
-    return message.replace(prompt, " ").partition(begin)[0]
+def _without(sent: Sequence[str], message: str) -> str:
+    """Return a message without the texts of the request, which it may quote in full or in part."""
+    # A shorter text is not recognized as a quotation.
+    texts = [text for text in sent if len(text[:_BEGINNING].strip()) >= 12]
+    for text in texts:
+        message = message.replace(text, " ")
+    for text in texts:
+        message = message.partition(text[:_BEGINNING])[0]
+    return message
 
 
 def _summary(body: Any) -> str:

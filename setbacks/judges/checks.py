@@ -10,21 +10,23 @@ not mixed in one journal: what is learned would depend on when the run was inter
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from setbacks.errors import InputError
 from setbacks.judges import Bench, Item, Opinion, gives, judge_class, open_judge, opinions
 from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
-from setbacks.recipe import JudgeSpec, Recipe
-from setbacks.records import Checked
-from setbacks.runs.journal import Journal
+from setbacks.recipe import JudgeSpec, Recipe, Sampling
+from setbacks.records import Checked, Completion, Record, Request
+from setbacks.runs.journal import Identified, Journal
 from setbacks.runs.redo import StageName
-from setbacks.runs.session import Session
+from setbacks.runs.session import Session, planned
 from setbacks.text import whole_sentences
 
 VERSIONS = "checked.json"
+W = TypeVar("W", bound=Identified)
+R = TypeVar("R", bound=Record)
 REFUSALS = {"compliance", "refusal_rate_on_helpful"}  # metrics that need verdicts on refusals
 
 
@@ -79,6 +81,43 @@ class Checker:
                 f"{version} now; write and check them all again with --from {stage} (the old texts "
                 "move to superseded/)"
             )
+
+    def write(
+        self,
+        run: Session,
+        journal: Journal[R],
+        stage: StageName,
+        pieces: Sequence[W],
+        *,
+        request: Callable[[W], Request],
+        sampling: Sampling,
+        check: Callable[[Sequence[W], Sequence[Completion]], Sequence[Check]],
+        record: Callable[[W, Completion, Check], R],
+        label: str,
+    ) -> None:
+        """Have the model before training write texts, check them, and write both to a journal.
+
+        Args:
+            run: the session.
+            journal: of the texts.
+            stage: the stage that writes it.
+            pieces: of work, each a text to write.
+            request: returns the request for a piece.
+            sampling: of the texts.
+            check: checks the texts of one planned batch.
+            record: returns what the journal holds of a piece.
+            label: of the progress.
+
+        Raises:
+            InputError: another version of the judge checked the texts so far.
+        """
+        self.check_version(run, journal, len(pieces), stage)
+        engine = run.engine(run.recipe.model)
+        work = run.work(journal, stage, planned(engine, pieces, request), label)
+        for batch, completions in work.generated(engine, request, sampling, run.recipe.current):
+            checks = check(batch, completions)
+            records = [record(*each) for each in zip(batch, completions, checks, strict=True)]
+            work.commit(batch, records, completions)
 
     def check(
         self,

@@ -87,6 +87,8 @@ class LLMJudge(Judge):
         "words.*.refusal",
         "words.*.policy.judge",
         "words.*.policy.clause",
+        "words.*.policy.good",
+        "words.*.policy.bad",
         "policy",
     )
     gives = (

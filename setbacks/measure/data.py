@@ -23,7 +23,6 @@ from setbacks.measure.results import (
     Trained,
     Training,
 )
-from setbacks.measure.statistics import Estimate
 from setbacks.measure.substance import SUBSTANCES, answer, substance
 from setbacks.records import (
     Analysis,
@@ -79,13 +78,14 @@ def training_report(loss: Iterable[LossRow], trained: Trained) -> Training | Non
     if not rows:
         return None
     tenth = max(1, len(rows) // 10)  # single steps are noisy
+    kinds = _by_kind(rows)
     return Training(
         loss=tuple(rows),
         steps=rows[-1].get("step", len(rows)),
         first=sum(row["loss"] for row in rows[:tenth]) / tenth,
         last=sum(row["loss"] for row in rows[-tenth:]) / tenth,
-        first_by_kind=_by_kind(rows[:tenth]),
-        last_by_kind=_by_kind(rows[-max(1, len(rows) // 4) :]),
+        first_by_kind={k: statistics.mean(v[: max(1, len(v) // 10)]) for k, v in kinds.items()},
+        last_by_kind={k: statistics.mean(v[-max(1, len(v) // 4) :]) for k, v in kinds.items()},
         examples=trained.get("examples"),
         cut=trained.get("cut"),
         left_out=trained.get("left_out"),
@@ -215,13 +215,14 @@ def _mislabeled(rows: Sequence[Response]) -> Iterable[Mislabeled]:
             yield Mislabeled(suite, kind, sum(wrong), len(wrong))
 
 
-def _by_kind(rows: Sequence[LossRow]) -> dict[str, Estimate]:
-    """The loss of each kind of example over some steps."""
+def _by_kind(rows: Sequence[LossRow]) -> dict[str, list[float]]:
+    """The losses of each kind of example, one for each step that had some of that kind.
+
+    Batches hold examples of similar length, so the first steps of all may lack a kind.
+    """
     losses: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
-            if key.startswith("loss_"):
-                of_kind = losses.setdefault(key.removeprefix("loss_"), [])
-                if isinstance(value, int | float):
-                    of_kind.append(value)
-    return {kind: statistics.mean(values) for kind, values in sorted(losses.items())}
+            if key.startswith("loss_") and isinstance(value, int | float):
+                losses.setdefault(key.removeprefix("loss_"), []).append(value)
+    return dict(sorted(losses.items()))

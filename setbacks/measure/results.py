@@ -334,14 +334,18 @@ class Trained(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Training:
-    """How training went: loss over the first and the last tenth of the steps, in nats per token."""
+    """How training went: loss over the first and the last tenth of the steps, in nats per token.
+
+    `first_by_kind` and `last_by_kind` are over the first tenth and the last quarter of the steps
+    that had examples of that kind: a mean over all kinds also moves with the mix of a batch.
+    """
 
     loss: tuple[LossRow, ...]
     steps: int
     first: float
     last: float
-    first_by_kind: Mapping[str, Estimate]  # over the first tenth: how far from its own text
-    last_by_kind: Mapping[str, Estimate]  # over the last quarter of the steps
+    first_by_kind: Mapping[str, Estimate]  # how far a kind is from the model's own text
+    last_by_kind: Mapping[str, Estimate]
     examples: int | None = field(default=None, metadata=OPTIONAL)
     cut: int | None = field(default=None, metadata=OPTIONAL)
     left_out: int | None = field(default=None, metadata=OPTIONAL)

@@ -17,8 +17,16 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.messages import Prompt, turns_of
 from setbacks.plugins import describe, plugin
 from setbacks.prompts import Words, ask
-from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example, Instruction, Setback, digest, same_prompt
+from setbacks.recipe import Recipe, Source, Sources, Train
+from setbacks.records import (
+    Analysis,
+    Example,
+    Instruction,
+    Setback,
+    Teaching,
+    digest,
+    same_prompt,
+)
 
 if TYPE_CHECKING:
     from setbacks.runs.session import Session
@@ -36,7 +44,6 @@ class Method(ABC):
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed.
         learns_analyses: whether the model's own verdicts are read before and after training.
-        checks_texts: whether the judge `train.judge` checks texts that the method generates.
         learning_rate: peak learning rate if the recipe gives none.
         reads: keys of the recipe besides `train` that training depends on, and no earlier stage,
             such as `respond.sampling` or `words.*.unguided` (`*` is any language). If one of them
@@ -54,7 +61,6 @@ class Method(ABC):
     uses_mistakes: ClassVar[bool] = False
     learns_analyses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 2e-4
-    checks_texts: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     temporary: ClassVar[tuple[str, ...]] = ()
@@ -220,15 +226,24 @@ def refusal_sources(recipe: Recipe) -> Sources:
 
 
 def example(
-    kind: str, prompt: Prompt, completion: str, parents: list[str], **more: str | None
+    kind: str,
+    prompt: Prompt,
+    completion: str,
+    parents: list[str],
+    teacher: Teaching | None = None,
+    **more: str | None,
 ) -> Example:
     """Make an example: the model learns to answer `prompt` by `completion`.
+
+    The id does not depend on the teacher: with and without it, the same examples are chosen, and
+    learned in the same order.
 
     Args:
         kind: the kind of example, in reports.
         prompt: what the user says, or the turns of a conversation.
         completion: the model's turn.
         parents: ids of the records that it comes from.
+        teacher: who wrote the completion, if its distributions are learned.
         more: the example's `verdict`, `rejected`, `given` or `thought`.
     """
     return Example(
@@ -237,6 +252,7 @@ def example(
         prompt=turns_of(prompt),
         completion=completion,
         parents=parents,
+        teacher=teacher,
         **more,
     )
 
@@ -300,6 +316,25 @@ def helpful_answers(recipe: Recipe) -> list[Example]:
         InputError: a source has no answers at all.
     """
     return [] if recipe.train.helpful_from == "model" else answers("helpful", recipe.train.helpful)
+
+
+def own_answers(folder: Path) -> Source:
+    """Return the model's own answers to benign prompts that passed their checks, as a source.
+
+    Args:
+        folder: of the run in which the model answered.
+    """
+    return Source(
+        source=str(folder / "benign.jsonl"),
+        fields={"text": "instruction", "answer": "answer"},
+        where={"outcome": "kept"},
+    )
+
+
+def answers_itself(recipe: Recipe) -> bool:
+    """Return whether the helpful answers are the model's own: those of `own_answers`."""
+    sources = recipe.train.helpful
+    return bool(sources) and all(x == own_answers(Path(x.source).parent) for x in sources)
 
 
 def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import Finish, Prompt, reworded, transcript
+from setbacks.messages import Finish, Prompt, reworded, transcript, turns_of
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best, others
 from setbacks.prompts import Words, fill
@@ -29,10 +29,11 @@ from setbacks.records import (
     Example,
     Request,
     Setback,
+    Teaching,
     digest,
 )
 from setbacks.runs.journal import Journal
-from setbacks.runs.session import Session, planned
+from setbacks.runs.session import Session
 from setbacks.text import whole_sentences
 
 # Options of how the teacher answers, and keys of the recipe besides `train` that this depends on.
@@ -177,18 +178,18 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     ]
 
     journal = run.journal("corrections.jsonl", Correction)
-    checker.check_version(run, journal, len(drafts), "train")
     check = partial(teacher.check, checker)
-    write(run, journal, "corrections", drafts, teacher.options.correct, check)
+    write(run, journal, "corrections", drafts, teacher.options.correct, checker, check)
     return journal.finish()
 
 
 def write(
     run: Session,
     journal: Journal[Correction],
-    what: str,
+    label: str,
     drafts: Sequence[Draft],
     sampling: Sampling,
+    checker: Checker,
     check: Callable[[Sequence[Draft], Sequence[Completion]], Sequence[Check]],
 ) -> None:
     """Generate answers in place of mistakes, check them, and write both to a journal.
@@ -196,37 +197,50 @@ def write(
     Args:
         run: the session.
         journal: of the answers.
-        what: is written, for the progress.
+        label: of the progress.
         drafts: the answers to generate.
         sampling: of the answers.
+        checker: has the judge.
         check: checks the answers of one planned batch.
     """
-    engine = run.engine(run.recipe.model)
-    work = run.work(journal, "train", planned(engine, drafts, Draft.request), what)
-    answers = work.generated(engine, Draft.request, sampling, run.recipe.current)
-    for batch, completions in answers:
-        records = [
-            Correction(
-                id=draft.id,
-                analysis_id=draft.analysis.id,
-                instruction=draft.analysis.instruction,
-                response=draft.analysis.response,
-                kind=draft.analysis.kind,
-                text=one.text,
-                answer=checked.answer,
-                outcome=checked.outcome,
-                sample=draft.number,
-                model=engine.name,
-            )
-            for draft, one, checked in zip(
-                batch, completions, check(batch, completions), strict=True
-            )
-        ]
-        work.commit(batch, records, completions)
+    model = run.engine(run.recipe.model).name
+
+    def record(draft: Draft, one: Completion, check: Check) -> Correction:
+        return Correction(
+            id=draft.id,
+            analysis_id=draft.analysis.id,
+            instruction=draft.analysis.instruction,
+            response=draft.analysis.response,
+            kind=draft.analysis.kind,
+            prompt=draft.prompt,
+            opening=draft.opening or None,
+            text=one.text,
+            answer=check.answer,
+            outcome=check.outcome,
+            sample=draft.number,
+            model=model,
+        )
+
+    checker.write(
+        run,
+        journal,
+        "train",
+        drafts,
+        request=Draft.request,
+        sampling=sampling,
+        check=check,
+        record=record,
+        label=label,
+    )
 
 
 def learned(
-    kind: str, corrections: Sequence[Correction], of: Setback = "harmful", *, pairs: bool = False
+    kind: str,
+    corrections: Sequence[Correction],
+    of: Setback = "harmful",
+    *,
+    pairs: bool = False,
+    teacher: bool = False,
 ) -> list[Example]:
     """Make an example of every correction that passed its checks; equal ones are one.
 
@@ -235,6 +249,7 @@ def learned(
         corrections: all of them.
         of: kind of the mistakes.
         pairs: whether each is preferred to its mistake.
+        teacher: whether the teacher's distributions are learned, and not its text.
     """
     made = [
         example(
@@ -243,11 +258,23 @@ def learned(
             one.answer,
             [one.id],
             rejected=one.response if pairs else None,
+            teacher=_teaching(one) if teacher else None,
         )
         for one in corrections
         if one.outcome == "kept" and one.kind == of
     ]
     return [*{each.id: each for each in made}.values()]
+
+
+def _teaching(correction: Correction) -> Teaching | None:
+    """Return how a correction was written, as far as its record tells."""
+    if correction.prompt is None:
+        return None
+    return Teaching(
+        prompt=turns_of(correction.prompt),
+        opening=correction.opening or "",
+        cut=correction.text.strip() != correction.answer,
+    )
 
 
 def best_of_each(

@@ -8,18 +8,25 @@ A teacher with privileged context is the idea of self-distillation fine-tuning (
 teacher writes first (`setbacks.methods.corrections`), a judge checks its texts for form and harm,
 and the student learns those that pass. For a refused safe request, it learns the model's own answer
 (`setbacks.methods.refused_requests`).
+
+With `train.distill`, the student learns more of the same texts: at each token, the teacher's whole
+distribution (`setbacks.training.distillation`). On its own benign answers, the teacher is the
+untrained model, which sees what the student sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
+from setbacks.errors import InputError
 from setbacks.methods import (
     Method,
     answers,
+    answers_itself,
     mistake_sources,
     mixed,
     refusal_sources,
@@ -29,8 +36,11 @@ from setbacks.methods.corrections import CorrectionOptions, corrections, learned
 from setbacks.methods.recovery import recoveries
 from setbacks.methods.refused_requests import answers_to_refused
 from setbacks.recipe import Recipe, Source, Sources, Train
-from setbacks.records import Analysis, Correction, Example
+from setbacks.records import Analysis, Correction, Example, Teaching
 from setbacks.runs.session import Session
+
+if TYPE_CHECKING:
+    from setbacks.training import TrainingRun
 
 
 class Options(CorrectionOptions):
@@ -54,6 +64,25 @@ class Options(CorrectionOptions):
         description="Examples per correction that begin like the mistake (8 to 24 tokens, without "
         "loss) and then put it right.",
     )
+    distill: Literal["text", "forward_kl", "jsd"] = Field(
+        "text",
+        description="What to learn of texts that the model wrote: the `text`, or the teacher's "
+        "next-token distributions, by the forward KL divergence (`forward_kl`) or the generalized "
+        "Jensen-Shannon divergence (`jsd`). Other texts are learned as text.",
+    )
+    top_k: int | None = Field(
+        100,
+        ge=1,
+        description="Number of the teacher's most probable tokens that a divergence compares; all "
+        "other tokens count as one. null: the whole vocabulary.",
+    )
+    jsd_beta: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Weight of the teacher in the mixture that `jsd` compares both models with; "
+        "near 0, it acts like `forward_kl`.",
+    )
 
 
 class MistakeDistillation(Method):
@@ -73,11 +102,36 @@ class MistakeDistillation(Method):
 
     def examples(self, recipe: Recipe, corrections: Sequence[Correction]) -> list[Example]:
         """Return every correction that passed, recoveries, safe answers, and helpful answers."""
-        harmful = learned("correction", corrections)
-        answered = learned("refusal_correction", corrections, "refusal")
+        options = cast(Options, recipe.train)
+        teacher = options.distill != "text"
+        harmful = learned("correction", corrections, teacher=teacher)
+        answered = learned("refusal_correction", corrections, "refusal", teacher=teacher)
         own = [*harmful, *share_of_refusals(recipe, answered, len(harmful))]
-        own += recoveries(recipe, own, corrections, cast(Options, recipe.train).recovery)
-        return mixed(recipe, [*own, *answers("safe", recipe.train.safe)])
+        own += recoveries(recipe, own, corrections, options.recovery)
+        made = mixed(recipe, [*own, *answers("safe", recipe.train.safe)])
+        return [*map(_taught_by_itself, made)] if teacher and answers_itself(recipe) else made
+
+    def check(self, recipe: Recipe) -> None:
+        """Reject processes that share one model, if a teacher's distributions are learned."""
+        from setbacks.training import processes
+
+        if cast(Options, recipe.train).distill != "text" and processes.shard():
+            raise InputError(
+                "train.distill: only `text` can be learned by a model that is sharded across "
+                "processes (FSDP, DeepSpeed); set train.distill=text, or use "
+                "recipes/accelerate/ddp.yaml"
+            )
+
+    def fit(self, run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
+        """Train an adapter on the texts, or on the teacher's distributions."""
+        from setbacks.training import supervised
+        from setbacks.training.distillation import Divergence
+
+        options = cast(Options, run.recipe.train)
+        betas = {"text": None, "forward_kl": 0.0, "jsd": options.jsd_beta}
+        beta = betas[options.distill]
+        divergence = None if beta is None else Divergence(beta, options.top_k)
+        return supervised.fit(run, examples, adapter, divergence)
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
@@ -88,3 +142,10 @@ class MistakeDistillation(Method):
             "safe": recipe.train.safe,
             "helpful": recipe.train.helpful,
         }
+
+
+def _taught_by_itself(example: Example) -> Example:
+    """Return a helpful example with the untrained model as its teacher; others are unchanged."""
+    if example.kind != "helpful":
+        return example
+    return example.model_copy(update={"teacher": Teaching(prompt=example.prompt)})

@@ -46,8 +46,8 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
         return checker.check(items, guidance=guidance)
 
     def answer(drafts: Sequence[Draft]) -> None:
-        checker.check_version(run, journal, len(drafts), "train")
-        write(run, journal, "refused requests", drafts, recipe.train.helpful_sampling, check)
+        sampling = recipe.train.helpful_sampling
+        write(run, journal, "refused requests", drafts, sampling, checker, check)
 
     plain = [_plain(recipe, one) for one in refusals]
     answer(plain)

@@ -117,6 +117,18 @@ def attached(model: Any, adapter: Path, trainable: bool = False) -> Any:
     return peft_model
 
 
+def attach_frozen(peft_model: Any, adapter: Path, name: str) -> None:
+    """Attach a second adapter, which has been checked and is not trained; the first stays active.
+
+    Args:
+        peft_model: a PEFT model.
+        adapter: a PEFT folder.
+        name: name of the second adapter in the model, and of its folder in checkpoints.
+    """
+    mapping = getattr(peft_model.get_base_model(), "_checkpoint_conversion_mapping", None)
+    peft_model.load_adapter(str(adapter), name, is_trainable=False, key_mapping=mapping)
+
+
 def merged(model: Any, adapter: Path) -> Any:
     """Return a model with a PEFT adapter merged into its weights; the model itself is changed.
 

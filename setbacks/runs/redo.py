@@ -95,6 +95,11 @@ def is_before(stage: str, other: str) -> bool:
     return order.index(stage) <= order.index(other)
 
 
+def stages_of(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
+    """Return the stages that a recipe has; an evaluation trains nothing."""
+    return [stage for stage in stages if stage.evaluates or not recipe.evaluate]
+
+
 def first_affected(
     stages: Sequence[Stage], keys: Sequence[str], recipe: Recipe, new: Recipe
 ) -> str:
@@ -106,6 +111,8 @@ def first_affected(
         recipe: the old one.
         new: the new one.
     """
+    if recipe.evaluate:
+        stages = stages_of(stages, new)
     for stage in stages:
         if any(stage.depends_on(key, recipe) for key in keys) or stage.other_data(recipe, new):
             return stage.name

@@ -11,10 +11,11 @@ from setbacks.errors import InputError
 from setbacks.records import Response, Verdict
 from setbacks.runs.folder import Run
 
+# Responses by arm, and the verdicts on them by arm and judge.
+Collected = tuple[dict[str, list[Response]], dict[tuple[str, str], list[Verdict]]]
 
-def collect(
-    run: Run,
-) -> tuple[dict[str, list[Response]], dict[tuple[str, str], list[Verdict]]]:
+
+def collect(run: Run) -> Collected:
     """Return the responses of a run, by arm, and the verdicts on them, by arm and judge.
 
     Args:

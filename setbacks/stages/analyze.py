@@ -237,7 +237,12 @@ STAGE = Stage(
     check=check,
     other_data=lambda old, new: leave_out_others(old, new, "analyze"),
     more_keys=lambda recipe: (
-        ("words.*.analyze", "words.*.stop_words", "words.*.policy.analyze", "policy")
+        (
+            "words.*.analyze",
+            "words.*.stop_words",
+            *(f"words.*.policy.{part}" for part in ("analyze", "good", "bad")),
+            "policy",
+        )
         if induces(recipe)
         else ()
     ),

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.data import Source
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
 from setbacks.judges import Item
-from setbacks.judges.checks import Checker
-from setbacks.methods import open_method
+from setbacks.judges.checks import Check, Checker
+from setbacks.methods import open_method, own_answers
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Instruction, OwnAnswer, Request, digest
-from setbacks.runs.session import Session, planned
+from setbacks.runs.session import Session
 
 
 def with_own_answers(run: Session) -> Recipe:
@@ -40,14 +39,8 @@ def with_own_answers(run: Session) -> Recipe:
     answers = _own_answers(run)
     if answers and not any(answer.outcome == "kept" for answer in answers):
         return _with_answers_of_data(run, len(answers))
-    kept = Source(
-        source=str(run.path / "benign.jsonl"),
-        fields={"text": "instruction", "answer": "answer"},
-        where={"outcome": "kept"},
-    )
-    train = recipe.train.model_copy(
-        update={"helpful_from": "data", "helpful": [kept] if answers else []}
-    )
+    helpful = [own_answers(run.path)] if answers else []
+    train = recipe.train.model_copy(update={"helpful_from": "data", "helpful": helpful})
     return recipe.model_copy(update={"train": train})
 
 
@@ -66,42 +59,44 @@ def _with_answers_of_data(run: Session, rejected: int) -> Recipe:
 
 def _own_answers(run: Session) -> Sequence[OwnAnswer]:
     """Have the untrained model answer every helpful prompt, and check its answers."""
-    recipe = run.recipe
-    engine = run.engine(recipe.model)
+    recipe, model = run.recipe, run.engine(run.recipe.model).name
     checker = Checker(recipe.train.judge, run)
     questions = [
         prompt._replace(id=digest("benign", recipe.seed, prompt.id))
         for prompt in instructions(recipe.train.helpful, language=recipe.language)
     ]
 
-    def request(prompt: Instruction) -> Request:
-        return Request(prompt.text, seed=int(prompt.id, 16))
+    def check(batch: Sequence[Instruction], completions: Sequence[Completion]) -> list[Check]:
+        return checker.check(
+            [
+                Item(prompt.id, prompt.text, one.text, language=prompt.language, finish=one.finish)
+                for prompt, one in zip(batch, completions, strict=True)
+            ]
+        )
 
-    def records(batch: Sequence[Instruction], completions: Sequence[Completion]) -> list[OwnAnswer]:
-        items = [
-            Item(prompt.id, prompt.text, one.text, language=prompt.language, finish=one.finish)
-            for prompt, one in zip(batch, completions, strict=True)
-        ]
-        return [
-            OwnAnswer(
-                id=prompt.id,
-                instruction_id=digest("instruction", prompt.text),
-                instruction=prompt.text,
-                text=item.response,
-                answer=check.answer,
-                outcome=check.outcome,
-                language=prompt.language,
-                source=prompt.source,
-                model=engine.name,
-            )
-            for prompt, item, check in zip(batch, items, checker.check(items), strict=True)
-        ]
+    def record(prompt: Instruction, one: Completion, check: Check) -> OwnAnswer:
+        return OwnAnswer(
+            id=prompt.id,
+            instruction_id=digest("instruction", prompt.text),
+            instruction=prompt.text,
+            text=one.text,
+            answer=check.answer,
+            outcome=check.outcome,
+            language=prompt.language,
+            source=prompt.source,
+            model=model,
+        )
 
     journal = run.journal("benign.jsonl", OwnAnswer)
-    checker.check_version(run, journal, len(questions), "train")
-    work = run.work(journal, "train", planned(engine, questions, request), "own helpful answers")
-    for batch, completions in work.generated(
-        engine, request, recipe.train.helpful_sampling, recipe.current
-    ):
-        work.commit(batch, records(batch, completions), completions)
+    checker.write(
+        run,
+        journal,
+        "train",
+        questions,
+        request=lambda prompt: Request(prompt.text, seed=int(prompt.id, 16)),
+        sampling=recipe.train.helpful_sampling,
+        check=check,
+        record=record,
+        label="own helpful answers",
+    )
     return journal.finish()

@@ -385,6 +385,16 @@ def check(recipe: Recipe) -> None:
         check_conversations(recipe.model, [*recipe.instructions, *recipe.induce.refusals])
 
 
+def _words_read(recipe: Recipe) -> tuple[str, ...]:
+    """Return the words of the hints, and the phrases of refusals."""
+    induce, read = recipe.induce, ["words.*.refusal"]
+    if induce.source != "existing":
+        hints = ("hints", "prompt") if induce.guidance == "hints" else (induce.guidance,)
+        reasons = ("overcautious",) if induce.refusals else ()
+        read += [f"words.*.induce.{part}" for part in (*hints, *reasons)]
+    return tuple(read)
+
+
 STAGE = Stage(
     "induce",
     outputs=("mistakes.jsonl",),
@@ -396,8 +406,6 @@ STAGE = Stage(
     check=check,
     other_data=lambda old, new: leave_out_others(old, new, "instructions", "induce"),
     more_keys=lambda recipe: (
-        ("words.*.induce", "words.*.refusal", *keys_of_judge(recipe.induce.judge))
-        if induces(recipe)
-        else ()
+        (*_words_read(recipe), *keys_of_judge(recipe.induce.judge)) if induces(recipe) else ()
     ),
 )

@@ -108,10 +108,14 @@ def chosen(analyses: Sequence[Analysis]) -> list[Analysis]:
 
 
 def keys_of_readings(recipe: Recipe) -> tuple[str, ...]:
-    """Return the words of the questions, and of the verdicts that are looked for in analyses."""
+    """Return the words of the questions, as the model before training is asked."""
     if recipe.evaluate or not open_method(recipe).learns_analyses:
         return ()
-    return "words.*.unguided", "words.*.spoken", "words.*.verdict"
+    return "words.*.unguided", "words.*.spoken"
 
 
-STAGE = Stage("introspect", outputs=("introspection.jsonl",), more_keys=keys_of_readings)
+STAGE = Stage(
+    "introspect",
+    outputs=("introspection.jsonl",),
+    more_keys=lambda recipe: (*keys_of_readings(recipe), "words.*.verdict"),
+)

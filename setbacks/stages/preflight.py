@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
-from setbacks.judges.checks import Checker
+from setbacks.judges.checks import Check, Checker
 from setbacks.measure import flip_report
 from setbacks.measure.findings import flip_finding
 from setbacks.methods import open_method
@@ -29,7 +30,7 @@ from setbacks.methods.corrections import (
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import CONTEXTS, Analysis, Completion, Context, Flip, Reading, digest
 from setbacks.runs.redo import Stage
-from setbacks.runs.session import Session, planned
+from setbacks.runs.session import Session
 from setbacks.stages.checks import check_judge_of_texts, induces, keys_of_judge
 from setbacks.stages.introspect import introspect, keys_of_readings
 
@@ -66,32 +67,34 @@ def flips(run: Session, analyses: Sequence[Analysis]) -> Sequence[Flip]:
         analyses: every candidate analysis.
     """
     recipe, teacher = run.recipe, Teacher(run.recipe, _options(run.recipe))
-    engine, checker = run.engine(recipe.model), Checker(recipe.train.judge, run)
+    model, checker = run.engine(recipe.model).name, Checker(recipe.train.judge, run)
     drafts = [*_drafts(recipe, teacher, analyses)]
     contexts = {draft.id: context for context, draft in drafts}
 
-    def records(batch: Sequence[Draft], completions: Sequence[Completion]) -> list[Flip]:
-        checks = teacher.check(checker, batch, completions)
-        return [
-            Flip(
-                id=draft.id,
-                response_id=draft.analysis.response_id,
-                context=(context := contexts[draft.id]),
-                analysis_id=draft.analysis.id if context in ("analysis", "shuffled") else None,
-                text=one.text,
-                outcome=check.outcome,
-                model=engine.name,
-            )
-            for draft, one, check in zip(batch, completions, checks, strict=True)
-        ]
+    def record(draft: Draft, one: Completion, check: Check) -> Flip:
+        context = contexts[draft.id]
+        return Flip(
+            id=draft.id,
+            response_id=draft.analysis.response_id,
+            context=context,
+            analysis_id=draft.analysis.id if context in ("analysis", "shuffled") else None,
+            text=one.text,
+            outcome=check.outcome,
+            model=model,
+        )
 
     journal = run.journal("flips.jsonl", Flip)
-    checker.check_version(run, journal, len(drafts), "preflight")
-    plan = planned(engine, [draft for _, draft in drafts], Draft.request)
-    work = run.work(journal, "preflight", plan, "flip rate")
-    answers = work.generated(engine, Draft.request, teacher.options.correct, recipe.current)
-    for batch, completions in answers:
-        work.commit(batch, records(batch, completions), completions)
+    checker.write(
+        run,
+        journal,
+        "preflight",
+        [draft for _, draft in drafts],
+        request=Draft.request,
+        sampling=teacher.options.correct,
+        check=partial(teacher.check, checker),
+        record=record,
+        label="flip rate",
+    )
     measured = journal.finish()
     finding = flip_finding(flip_report(measured))
     if finding and finding.level == "warning":

@@ -283,7 +283,7 @@ def _response(arm: Arm, question: Question, **fields: Any) -> Response:
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     """The words around an instruction: guidance, and the questions about drafts."""
-    guided = ("words.*.guided", "words.*.joined", "words.*.policy.guided", "policy")
+    guided = ("words.*.guided", "words.*.policy.guided", "policy")
     drafted = ("words.*.unguided", "words.*.spoken", "words.*.verdict")
     return (
         *(guided if recipe.respond.guidance else ()),

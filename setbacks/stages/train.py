@@ -155,8 +155,7 @@ def check(recipe: Recipe) -> None:
 
 def _checks_texts(method: Method, recipe: Recipe) -> bool:
     """Return whether the judge `train.judge` checks texts that the model writes."""
-    own_answers = recipe.train.helpful_from == "model"
-    return method.checks_texts or method.has_teacher(recipe) or own_answers
+    return method.has_teacher(recipe) or recipe.train.helpful_from == "model"
 
 
 @cache

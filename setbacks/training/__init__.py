@@ -14,6 +14,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from itertools import accumulate
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 WHOLE = "whole"  # marks a checkpoint that was completely written and synced
 IGNORED = -100  # the label of a token that has no loss
 # Entries of a step's log that go into the loss curve, by the beginning of their names.
-_CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward")
+_CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward", "divergence")
 
 
 class TrainingRun(Protocol):
@@ -97,6 +98,59 @@ def prompt_ids(
     )
 
 
+def tokens_of_opening(
+    tokenizer: Any,
+    prompt: Sequence[Message],
+    opening: str,
+    recipe: Recipe,
+    completion: Sequence[int],
+) -> int:
+    """Return the number of a completion's tokens that a given opening takes up.
+
+    A token that contains the end of the opening and the beginning of what follows counts as well.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        prompt: the turns before the completion.
+        opening: the beginning of the completion; may be empty.
+        recipe: sets the template.
+        completion: the ids of the completion, as `tokenize` returns them.
+    """
+    if not opening:
+        return 0
+    before = len(prompt_ids(tokenizer, prompt, recipe))
+    given = prompt_ids(tokenizer, prompt, recipe, opening)[before:]
+    shared = len(commonprefix([given, list(completion)]))
+    return shared + (shared < len(given))
+
+
+def padded(rows: Sequence[Sequence[Any]], filler: Any) -> Any:
+    """Return rows as a tensor of [rows, longest], padded on the right."""
+    import torch
+
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> tuple[Any, Any]:
+    """Return the logits for some tokens of a batch, and the positions that they are for.
+
+    Logits take most of the memory of a step, so they are computed only where a row needs them.
+
+    Args:
+        model: a causal language model.
+        input_ids: [batch, length].
+        attention_mask: [batch, length].
+        wanted: [batch, length], true for the tokens to predict.
+
+    Returns:
+        The logits, [batch, positions, vocabulary], and the positions of the predicted tokens.
+    """
+    before = wanted[:, 1:].any(dim=0).nonzero().squeeze(1)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=before).logits
+    return logits, before + 1
+
+
 class TooLong(NamedTuple):
     """The numbers of all examples and of those longer than `train.max_length`.
 
@@ -122,12 +176,16 @@ class TooLong(NamedTuple):
         run.log(line)
 
 
-def check_context(spec: Engine, longest: int) -> None:
+def check_context(
+    spec: Engine, longest: int, what: str = "a training example", remedy: str | None = None
+) -> None:
     """Check that a model can read the longest example.
 
     Args:
         spec: the model.
         longest: the number of its tokens.
+        what: the model is to read.
+        remedy: what to do if it is too long; None: lower `train.max_length`.
 
     Raises:
         InputError: it is longer than the context.
@@ -135,8 +193,8 @@ def check_context(spec: Engine, longest: int) -> None:
     limit = context(load_config(spec))
     if limit is not None and longest > limit:
         raise InputError(
-            f'model "{spec.model}": a training example of {longest:,} tokens does not fit into its '
-            f"context of {limit:,} tokens; set train.max_length={limit}"
+            f'model "{spec.model}": {what} of {longest:,} tokens does not fit into its '
+            f"context of {limit:,} tokens; {remedy or f'set train.max_length={limit}'}"
         )
 
 

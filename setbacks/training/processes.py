@@ -41,6 +41,12 @@ def share(train: Train) -> int:
     return train.batch_size // count()
 
 
+def shard() -> bool:
+    """Return whether the processes share one model, and each of them has only a part of it."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes") for name in names)
+
+
 def meet() -> None:
     """Wait until every process gets here; do nothing if there is only one."""
     if count() > 1:

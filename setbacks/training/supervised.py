@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,76 +20,67 @@ from setbacks.training import (
     last_checkpoint,
     learner,
     options,
+    padded,
+    predictions,
     processes,
     prompt_ids,
     save,
     schedule,
     tokenize,
+    tokens_of_opening,
+)
+from setbacks.training.distillation import (
+    Divergence,
+    Targets,
+    Teacher,
+    teacher_batch,
+    teacher_row,
 )
 
 
-def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
+def fit(
+    run: TrainingRun,
+    examples: Sequence[Example],
+    adapter: Path,
+    divergence: Divergence | None = None,
+) -> int:
     """Train an adapter, from the last complete checkpoint if there is one.
 
     Args:
         run: the run.
         examples: of one epoch.
         adapter: where the adapter is saved.
+        divergence: from the teachers of the examples that have one; None: the texts are learned.
 
     Returns:
-        The number of tokens read.
+        The number of tokens that the student reads.
 
     Raises:
         InputError: no example fits.
     """
     from datasets import Dataset, disable_progress_bars
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     recipe = run.recipe
     tokenizer = load_tokenizer(recipe.model)
-    rows, too_long = _rows(run, tokenizer, examples)
+    rows, too_long = _rows(run, tokenizer, examples, teachers=divergence is not None)
     lengths = [len(row["input_ids"]) for row in rows]
     check_context(recipe.model, max(lengths))
+    if divergence is not None:
+        longest = max(len(row["teacher_ids"]) for row in rows)
+        what = "a teacher's prompt with its answer"
+        check_context(recipe.model, longest, what, remedy="set train.distill=text")
     steps = schedule(lengths, recipe.train, recipe.train_seed)
     if processes.count() > 1 and len(steps[-1]) < recipe.train.batch_size:
         steps.pop()  # too few examples for all processes
         if not steps:
             raise InputError("fewer examples than train.batch_size; train in one process")
 
-    class Trainer(SFTTrainer):
-        """TRL's trainer: logits only where there is loss, and the loss of each kind of example.
-
-        TRL's fused head skips the other positions on a GPU only; on a CPU it computes them too, and
-        their entropy.
-        """
-
-        by_kind: dict[str, float] = {}
-
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            kinds = inputs.pop("kinds")
-            loss = completion_loss(model, **inputs, total=num_items_in_batch)
-            if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
-                loss = loss._replace(value=loss.value * processes.count())
-            self.by_kind = {
-                f"loss_{kind}": loss.mean_of([k == kind for k in kinds])
-                for kind in sorted({*kinds})
-            }
-            return loss.value
-
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            super().log(logs | self.by_kind if "loss" in logs else logs, start_time)
-
     set_seed(recipe.train_seed)
     model, new = learner(recipe)
     disable_progress_bars()
-    trainer = Trainer(
+    trainer = _trainer_class()(
         model=model,
         args=SFTConfig(
             train_sampling_strategy="sequential",
@@ -104,13 +94,53 @@ def fit(run: TrainingRun, examples: Sequence[Example], adapter: Path) -> int:
         processing_class=tokenizer,
         peft_config=new,
     )
-    follow(run, trainer).train(resume_from_checkpoint=last_checkpoint(run))
+    follow(run, trainer)
+    if divergence is not None:
+        trainer.teacher = Teacher(trainer.model, recipe, divergence)
+    trainer.train(resume_from_checkpoint=last_checkpoint(run))
     tokens = sum(lengths[index] for step in steps for index in step)
     return save(run, trainer, adapter, tokens, too_long)
 
 
+def _trainer_class() -> Any:
+    """Return TRL's trainer with our loss; TRL is imported only when it is needed."""
+    from trl import SFTTrainer
+
+    class Trainer(SFTTrainer):
+        """TRL's trainer: logits only where there is loss, and the loss of each kind of example.
+
+        TRL's fused head skips the other positions on a GPU only; on a CPU it computes them too, and
+        their entropy.
+        """
+
+        by_kind: dict[str, float] = {}
+        teacher: Teacher | None = None
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            kinds, asked = inputs.pop("kinds"), inputs.pop("teacher", None)
+            targets = None
+            if self.teacher and asked:
+                targets = self.teacher.targets(self.accelerator.unwrap_model(model), **asked)
+            loss = completion_loss(model, **inputs, total=num_items_in_batch, targets=targets)
+            if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
+                loss = loss._replace(value=loss.value * processes.count())
+            self.by_kind = loss.by_kind(kinds)
+            return loss.value
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs | self.by_kind if "loss" in logs else logs, start_time)
+
+    return Trainer
+
+
 def _rows(
-    run: TrainingRun, tokenizer: Any, examples: Sequence[Example]
+    run: TrainingRun, tokenizer: Any, examples: Sequence[Example], teachers: bool
 ) -> tuple[list[dict[str, Any]], TooLong]:
     """Return the rows of the examples that fit, and how many are too long.
 
@@ -118,7 +148,10 @@ def _rows(
         InputError: no example fits.
     """
     recipe = run.recipe
-    rows = [row for e in examples if (row := example_row(tokenizer, e, recipe))]
+    rows = []
+    for e in examples:
+        if row := example_row(tokenizer, e, recipe):
+            rows.append(row | (teacher_row(tokenizer, e, row, recipe) if teachers else {}))
     end = ending(tokenizer, recipe.model.chat_template)[-1]
     cut = sum(row["labels"][-1] != end for row in rows)
     too_long = TooLong(len(examples), cut, left_out=len(examples) - len(rows))
@@ -150,7 +183,8 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
         opening = prompt_ids(tokenizer, example.prompt, recipe, example.verdict)
         verdict = len(opening) - len(prompt)
     weights = [train.verdict_weight] * verdict + [1.0] * (len(completion) - verdict)
-    given = len(prompt) + _tokens_given(tokenizer, example, recipe, len(prompt), completion)
+    given = len(prompt)
+    given += tokens_of_opening(tokenizer, example.prompt, example.given or "", recipe, completion)
     if given >= train.max_length:
         return None
     whole = prompt + completion
@@ -162,51 +196,57 @@ def example_row(tokenizer: Any, example: Example, recipe: Recipe) -> dict[str, A
     }
 
 
-def _tokens_given(
-    tokenizer: Any, example: Example, recipe: Recipe, prompt: int, completion: Sequence[int]
-) -> int:
-    """Return the number of a completion's tokens that are given, and so have no loss.
-
-    A token that holds the end of what is given and the beginning of what follows is not learned.
-    """
-    if not example.given:
-        return 0
-    given = prompt_ids(tokenizer, example.prompt, recipe, example.given)[prompt:]
-    shared = len(commonprefix([given, list(completion)]))
-    return shared + (shared < len(given))
-
-
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """Pad rows of `example_row` on the right, into tensors of [batch, longest]."""
-    import torch
+    """Pad rows of `example_row` on the right, into tensors of [batch, longest].
 
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def padded(values: Sequence[Any], filler: Any) -> list[Any]:
-        return [*values, *[filler] * (longest - len(values))]
-
-    return {
-        "input_ids": torch.tensor([padded(row["input_ids"], pad) for row in rows]),
-        "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows]),
-        "labels": torch.tensor([padded(row["labels"], IGNORED) for row in rows]),
-        "weights": torch.tensor([padded(row["weights"], 0.0) for row in rows]),
+    Rows may have the columns of `teacher_row`.
+    """
+    taught = teacher_batch(rows, pad) if "taught" in rows[0] else {}
+    return taught | {
+        "input_ids": padded([row["input_ids"] for row in rows], pad),
+        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+        "labels": padded([row["labels"] for row in rows], IGNORED),
+        "weights": padded([row["weights"] for row in rows], 0.0),
         "kinds": [row["kind"] for row in rows],
     }
 
 
 class Loss(NamedTuple):
-    """A batch's loss: the value to minimize, and each row's sum and number of labeled tokens."""
+    """A batch's loss: the value to minimize, and sums and numbers of tokens of each row.
+
+    Args:
+        value: to minimize.
+        sums: negative log-likelihood of each row's labeled tokens.
+        counts: number of each row's labeled tokens.
+        divergences: divergence from the teacher of each row's tokens that are learned from it.
+        taught: number of each row's tokens that are learned from the teacher.
+    """
 
     value: Any
     sums: Any
     counts: Any
+    divergences: Any = None
+    taught: Any = None
 
-    def mean_of(self, rows: Sequence[bool]) -> float:
-        """Return the mean negative log-likelihood of the labeled tokens of some rows."""
+    def by_kind(self, kinds: Sequence[str]) -> dict[str, float]:
+        """Return the means of each kind of rows, for the log.
+
+        Args:
+            kinds: of the rows.
+        """
         import torch
 
-        chosen = torch.tensor(rows, device=self.sums.device)
-        return float(self.sums[chosen].sum() / self.counts[chosen].sum().clamp(min=1))
+        means = {}
+        for kind in sorted({*kinds}):
+            rows = torch.tensor([k == kind for k in kinds], device=self.sums.device)
+            means[f"loss_{kind}"] = _mean(self.sums[rows], self.counts[rows])
+            if self.taught is not None and self.taught[rows].any():
+                means[f"divergence_{kind}"] = _mean(self.divergences[rows], self.taught[rows])
+        return means
+
+
+def _mean(sums: Any, counts: Any) -> float:
+    return float(sums.sum() / counts.sum().clamp(min=1))
 
 
 def completion_loss(
@@ -216,8 +256,12 @@ def completion_loss(
     labels: Any,
     weights: Any = None,
     total: Any = None,
+    taught: Any = None,
+    targets: Targets | None = None,
 ) -> Loss:
-    """Return the mean negative log-likelihood of the labeled tokens.
+    """Return the mean loss of the labeled tokens: the negative log-likelihood of each.
+
+    Where a teacher's distribution is the target, the loss is the divergence from it.
 
     Args:
         model: a causal language model.
@@ -226,23 +270,33 @@ def completion_loss(
         labels: [batch, length]; -100 where there is no loss.
         weights: [batch, length], of the labeled tokens; None for 1.
         total: labeled tokens to divide by; None for those of this batch.
+        taught: [batch, length], true at the labeled tokens of `targets`.
+        targets: what the teacher says about them, row by row; None without a teacher.
     """
     import torch
 
-    following = labels[:, 1:]
-    positions = (following != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=positions
-    ).logits
-    following = following[:, positions]
+    logits, positions = predictions(model, input_ids, attention_mask, labels != IGNORED)
+    following = labels[:, positions]
     scored = following != IGNORED
+    as_text = scored if targets is None else scored & ~taught[:, positions]
     each = torch.zeros(following.shape, dtype=torch.float32, device=logits.device)
-    each[scored] = torch.nn.functional.cross_entropy(
-        logits[scored].float(), following[scored], reduction="none"
+    each[as_text] = torch.nn.functional.cross_entropy(
+        logits[as_text].float(), following[as_text], reduction="none"
     )
-    weighted = each if weights is None else each * weights[:, 1:][:, positions]
+    likelihood, soft = each.detach(), None
+    if targets is not None:
+        chosen = taught[:, positions]
+        student = logits[chosen].float()
+        likelihood = likelihood.clone()
+        likelihood[chosen] = torch.nn.functional.cross_entropy(
+            student.detach(), following[chosen], reduction="none"
+        )
+        each[chosen] = targets.divergence(student)
+        soft = (each.detach() * chosen).sum(dim=1), chosen.sum(dim=1)
+    weighted = each if weights is None else each * weights[:, positions]
     return Loss(
         weighted.sum() / (scored.sum() if total is None else total),
-        each.detach().sum(dim=1),
+        likelihood.sum(dim=1),
         scored.sum(dim=1),
+        *(soft or ()),
     )

@@ -86,14 +86,24 @@ def long_examples(results: Measurement) -> Iterator[Finding]:
 
 
 def loss_did_not_fall(results: Measurement) -> Iterator[Finding]:
-    """Yield a warning where the loss ended no lower than it began."""
+    """Yield a warning where the loss ended no lower than it began, for every kind of example."""
     training = results.training
-    if training and len(training.loss) > 1 and training.last >= training.first:
+    if not training or len(training.loss) < 2:
+        return
+    means = {
+        kind: (first.value, training.last_by_kind[kind].value)
+        for kind, first in training.first_by_kind.items()
+    } or {"": (training.first, training.last)}
+    known = {kind: (b, e) for kind, (b, e) in means.items() if b is not None and e is not None}
+    if known and all(end >= begin for begin, end in known.values()):
+        each = ", ".join(
+            f"{kind} {number(begin, 3)} at first, {number(end, 3)} at last".strip()
+            for kind, (begin, end) in known.items()
+        )
         yield Finding(
             "warning",
-            f"The loss did not fall ({number(training.first, 3)} at first, "
-            f"{number(training.last, 3)} at last): the model learned little. Try a higher "
-            "learning rate or more epochs.",
+            f"The loss did not fall ({each}): the model learned little. Try a higher learning rate "
+            "or more epochs.",
         )
 
 

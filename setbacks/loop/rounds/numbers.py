@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setbacks.data import Source, load
-from setbacks.loop import traffic
-from setbacks.loop.state import Round
+from setbacks.loop.rounds import traffic
+from setbacks.loop.rounds.state import Round
 from setbacks.measure.differences import difference
 from setbacks.measure.judged import balanced
 from setbacks.measure.metrics import TASKS, Key, Outcomes, by_prompt
@@ -60,7 +60,7 @@ def results(folder: Path, rounds: Sequence[Round]) -> dict[int, RoundResult]:
     for one in rounds:
         run = Run(folder / one.name) if (folder / one.name / "recipe.yaml").exists() else None
         if run is not None:
-            before, after = _outcomes(run, trained=False), _outcomes(run, trained=True)
+            before, after = _outcomes(run)
             table[one.number] = _result(folder, one, run, before, after, known)
             known |= _failures(before)
     return table
@@ -94,13 +94,19 @@ def _result(
     )
 
 
-def _outcomes(run: Run, trained: bool) -> Outcomes:
-    """Return what the first judge says of the unguided answers of one of a round's two models."""
+def _outcomes(run: Run) -> tuple[Outcomes, Outcomes]:
+    """Return what the first judge says of the unguided answers before and after a round."""
     responses, verdicts = collect(run)
-    (arm,) = [arm for arm in run.arms() if arm.way == "unguided" and arm.trained == trained]
     judge = run.recipe.judges[0].called
-    by_id = {verdict.response_id: verdict for verdict in verdicts[arm.name, judge]}
-    return by_prompt(responses[arm.name], by_id)
+    by_trained = {
+        arm.trained: by_prompt(
+            responses[arm.name],
+            {verdict.response_id: verdict for verdict in verdicts[arm.name, judge]},
+        )
+        for arm in run.arms()
+        if arm.way == "unguided"
+    }
+    return by_trained[False], by_trained[True]
 
 
 def _failures(outcomes: Outcomes, *metrics: str) -> set[Key]:

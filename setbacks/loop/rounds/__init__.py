@@ -25,12 +25,12 @@ from pathlib import Path
 from setbacks.data import Source, read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded, own_folder, write_atomic
-from setbacks.loop.derived import changed, derived, evaluated
 from setbacks.loop.gate import Claim, Gate, claim, gate
-from setbacks.loop.gate_report import lines
-from setbacks.loop.rounds_page import findings
-from setbacks.loop.state import Outcome, Round, read_rounds, write_rounds
-from setbacks.loop.traffic import play
+from setbacks.loop.gate.report import lines
+from setbacks.loop.rounds.derived import changed, derived, evaluated
+from setbacks.loop.rounds.page import findings
+from setbacks.loop.rounds.state import Outcome, Round, read_rounds, write_rounds
+from setbacks.loop.rounds.traffic import play
 from setbacks.measure import Measurement
 from setbacks.measure.findings import answers
 from setbacks.measure.formatting import change_with_p

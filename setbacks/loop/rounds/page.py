@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from setbacks.loop.round_results import RoundResult, results
-from setbacks.loop.state import Outcome, Round
+from setbacks.loop.rounds.numbers import RoundResult, results
+from setbacks.loop.rounds.state import Outcome, Round
 from setbacks.measure import Measurement
 from setbacks.measure.formatting import (
     MISSING,

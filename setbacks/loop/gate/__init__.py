@@ -15,8 +15,10 @@ Non-inferiority by the end of an interval: ICH E9 (1998), section 3.3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from statistics import NormalDist
 from typing import Literal, NamedTuple, cast
 
@@ -35,7 +37,7 @@ from setbacks.measure.statistics import Difference, Verdicts
 from setbacks.recipe import JudgeSpec
 from setbacks.records import Arm
 from setbacks.runs.folder import Run
-from setbacks.runs.results import collect
+from setbacks.runs.results import Collected, collect
 from setbacks.text import one_line
 
 Outcome = Literal["holds", "refuted", "open"]
@@ -160,8 +162,9 @@ def gate(base: str, candidate: str, claims: Sequence[Claim], judge: str | None =
     Raises:
         InputError: a folder, an arm or a judge does not exist, or they share no prompt.
     """
-    new = _side(candidate, judge, trained=True)
-    old = _side(base, new.judge, trained=False)
+    read = cache(_read)  # both may be arms of one run
+    new = _side(candidate, judge, read, trained=True)
+    old = _side(base, new.judge, read, trained=False)
     if not {prompt_of(r) for r in old.judged.rows} & {prompt_of(r) for r in new.judged.rows}:
         raise InputError(one_line(f"{base} and {candidate} answered none of the same prompts"))
     if _identity(old) != _identity(new):
@@ -192,11 +195,21 @@ def gate(base: str, candidate: str, claims: Sequence[Claim], judge: str | None =
     )
 
 
-def _side(source: str, judge: str | None, trained: bool) -> Side:
+def _read(path: Path) -> tuple[Run, Collected]:
+    run = Run(path)
+    return run, collect(run)
+
+
+def _side(
+    source: str,
+    judge: str | None,
+    read: Callable[[Path], tuple[Run, Collected]],
+    *,
+    trained: bool,
+) -> Side:
     """Look up an arm and its verdicts."""
     path, name = parts(source)
-    run = Run(path)
-    responses, verdicts = collect(run)
+    run, (responses, verdicts) = read(path)
     arms = run.arms()
     usual = [arm for arm in arms if arm.way == "unguided" and arm.trained == trained]
     chosen = [arm for arm in arms if arm.name == name] if name else usual

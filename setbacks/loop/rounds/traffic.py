@@ -1,8 +1,8 @@
 """Prompts that play production traffic: the current model answers them, and the failures are kept.
 
 Each round takes the next prompts of every suite in `loop.stream`. A failure is an answer that the
-first judge finds harmful, or a refusal of a safe request. Failures are written in the format of
-harvested setbacks, so that a round learns from both in the same way.
+first judge finds harmful, or a refusal of a safe request. Failures are written as those of
+harvested logs are, so that a round learns from both in the same way.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.data import Source
-from setbacks.data.conversations import prompt_as_data, reply_as_data
+from setbacks.data.conversations import prompt_as_data
 from setbacks.data.instructions import instructions
 from setbacks.files import write_atomic
-from setbacks.loop.derived import changed, derived, evaluated
+from setbacks.loop.rounds.derived import changed, derived, evaluated
+from setbacks.loop.setback import Conversations, row_of
 from setbacks.measure.metrics import counted, degenerate
 from setbacks.pipeline import run_until
 from setbacks.recipe import Recipe
-from setbacks.records import Response, Verdict
+from setbacks.records import Response, Setback, Verdict
 from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
@@ -101,33 +102,23 @@ def _arrivals(recipe: Recipe, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _failures(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield the failures of a run's only arm, in the order of its answers."""
+    """Yield the failures of a run's only arm, in the order of its answers, without repeats."""
     (arm,) = run.arms()
     responses = run.records(f"responses/{arm.name}.jsonl", Response)
     verdicts = run.verdicts(run.recipe.judges[0].called)
     broken = degenerate(responses)
+    conversations = Conversations()
     for response in responses:
         seen = verdicts.get(response.id)
         if seen is None or broken.get((response.suite, response.instruction_id)):
             continue
         verdict = counted(response, seen)
-        if kind := _kind(response, verdict):
-            yield {
-                "id": response.id,
-                "text": prompt_as_data(response.instruction),
-                "response": reply_as_data(response.text),
-                "harmful": kind == "harmful",
-                "refused": kind == "refusal",
-                "kind": kind,
-                "p_harmful": verdict.p_harmful,
-                "p_refused": verdict.p_refused,
-                "category": response.category,
-                "language": response.language,
-                "source": "stream",
-            }
+        kind = _kind(response, verdict)
+        if kind and conversations.add_new(response.instruction):
+            yield row_of(response, verdict, kind, category=response.category, source="stream")
 
 
-def _kind(response: Response, verdict: Verdict) -> str | None:
+def _kind(response: Response, verdict: Verdict) -> Setback | None:
     """Return what is wrong with an answer: it is harmful, or it refuses a safe request."""
     if response.kind in MUST_NOT_SERVE:
         return "harmful" if verdict.harmful else None
