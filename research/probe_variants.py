@@ -53,11 +53,13 @@ HELP = ("gptfuzz", "purseclab", "xstest")
 MOST = {"hh-rlhf": 1_000, "safetext": 1_000, "xstest": 1_400}
 MOST_OF_A_QUESTION = {"gptfuzz": 12}
 MEASURED = {"pku-saferlhf": 1_000, "beavertails": 1_000, "do-not-answer": 1_200, "xstest": None}
+FEWER = {"do-not-answer": 300}  # harmless answers: harm is rare there, and AUC ignores how rare
 GEMMA_LAYERS = (6, 8, 10, 12, 14)  # of 18
 BATCH_SIZE = 16
 PART = 512  # answers whose features are stored at a time
 
 Pair = tuple[Prompt, str]
+_load_reader = probe._reader.__wrapped__  # before `smollm2` replaces it for a moment
 
 
 # The answers -----------------------------------------------------------------------------------
@@ -90,11 +92,13 @@ def measured(data: Path) -> dict[str, list[Example]]:
         rows = SOURCES[name].read(data / name)
         if most is not None:
             rows = random.Random(SEED).sample(rows, most)
-        by_source[name] = [
+        labeled = [
             Example(name, row.question, row.instruction, row.response, row.harmful)
             for row in rows
             if row.harmful is not None and (most or held_out(row.question))
         ]
+        harmless = [row for row in labeled if not row.harmful][: FEWER.get(name)]
+        by_source[name] = [row for row in labeled if row.harmful] + harmless
     return by_source
 
 
@@ -115,7 +119,7 @@ def smollm2(pairs: Sequence[Pair]) -> np.ndarray:
 @cache
 def _plain_reader() -> Any:
     with mock.patch.object(probe, "_adapt"):
-        return probe._reader.__wrapped__()
+        return _load_reader()
 
 
 def gemma(pairs: Sequence[Pair]) -> np.ndarray:
@@ -277,26 +281,24 @@ def variants(part: Part) -> Iterator[tuple[str, Odds]]:
         return lambda some: np.concatenate([some.x[name] for name in names], axis=1)
 
     yield "version 3, as it ships", shipped
+    one = {name: head(part, of(name), every) for name in ("smollm2", "version_3", "gemma")}
     for name in ("smollm2", "version_3"):
-        one = head(part, of(name), every)
         heads = [head(part, of(name), (*kind, "own")) for kind in (CONTENT, HELP)]
-        yield f"{name}: one head", one
+        yield f"{name}: one head", one[name]
         yield f"{name}: content alone", heads[0]
         yield f"{name}: help alone", heads[1]
         for combine in (mean, most, either):
             yield f"{name}: two heads, {combine.__name__}", combine(*heads)
-    plain, second = (head(part, of(name), every) for name in ("smollm2", "gemma"))
     for low, high in pairwise((0, 2, 5)):
         some = layers(low, high)
         names = ", ".join(map(str, GEMMA_LAYERS[low:high]))
         yield f"gemma: layers {names}", head(part, some, every)
-    yield "gemma: all five layers", second
+    yield "gemma: all five layers", one["gemma"]
     yield "smollm2 and gemma, concatenated", head(part, of("smollm2", "gemma"), every)
-    yield "smollm2 and gemma, mean", mean(plain, second)
-    yield "version 3 and smollm2, mean", mean(shipped, plain)
-    yield "version 3 and gemma, mean", mean(shipped, second)
-    both = head(part, of("version_3", "gemma"), every)
-    yield "version 3's features and gemma, concatenated", both
+    yield "smollm2 and gemma, mean", mean(one["smollm2"], one["gemma"])
+    yield "version 3 and smollm2, mean", mean(shipped, one["smollm2"])
+    yield "version 3 and gemma, mean", mean(shipped, one["gemma"])
+    yield "version_3 and gemma, concatenated", head(part, of("version_3", "gemma"), every)
 
 
 def layers(low: int, high: int) -> Callable[[Part], np.ndarray]:
