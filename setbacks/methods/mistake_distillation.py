@@ -35,7 +35,7 @@ from setbacks.methods import (
 from setbacks.methods.corrections import CorrectionOptions, corrections, learned
 from setbacks.methods.recovery import recoveries
 from setbacks.methods.refused_requests import answers_to_refused
-from setbacks.recipe import Mix, Recipe, Source, Sources, Train
+from setbacks.recipe import Mix, Recipe, Sampling, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example, Teaching
 from setbacks.runs.session import Session
 
@@ -57,6 +57,10 @@ class Options(CorrectionOptions):
     mix: Mix = Field(Mix(helpful=1.3), description=str(Train.model_fields["mix"].description))
     helpful_from: Literal["data", "model"] = Field(
         "model", description=str(Train.model_fields["helpful_from"].description)
+    )
+    helpful_sampling: Sampling = Field(
+        Sampling(max_new_tokens=48),
+        description=str(Train.model_fields["helpful_sampling"].description),
     )
     recovery: float = Field(
         0.0,

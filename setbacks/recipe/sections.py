@@ -224,7 +224,9 @@ class Train(PartSection):
         "`model`, which keeps the model's style. `mistake_distillation`: default `model`.",
     )
     helpful_sampling: Sampling = Field(
-        Sampling(), description="Sampling of the model's helpful answers."
+        Sampling(),
+        description="Sampling of the model's helpful answers, which are learned up to their last "
+        "whole sentence. `mistake_distillation`: default {max_new_tokens: 48}.",
     )
     judge: JudgeField | None = Field(
         None,
