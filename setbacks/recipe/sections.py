@@ -208,10 +208,15 @@ class Train(PartSection):
         "mistake_distillation",
         description="Method that trains the adapter; `setbacks list methods` shows all.",
     )
-    mix: Mix = Field(Mix(), description="Examples of other kinds, mixed with those of the method.")
+    mix: Mix = Field(
+        Mix(),
+        description="Examples of other kinds, mixed with those of the method. "
+        "`mistake_distillation`: default {helpful: 1.3}.",
+    )
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
-        description="Data sets with `text` and a helpful `answer`.",
+        description="Data sets with `text` and a helpful `answer`. `mistake_distillation`: default "
+        "`builtin:helpful`, `builtin:safe` and `builtin:twins`, split `train`.",
     )
     helpful_from: Literal["data", "model"] = Field(
         "data",
