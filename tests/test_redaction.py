@@ -80,6 +80,17 @@ def test_names_need_a_pipeline(redactor, offline, tmp_path):
         Redactor("nothing")
 
 
+@pytest.mark.slow
+def test_without_a_pipeline_one_line_says_that_names_are_not_found(monkeypatch, offline):
+    spacy = pytest.importorskip("spacy")
+    monkeypatch.setattr(spacy.util, "get_installed_models", lambda: [])
+    notices = []
+    monkeypatch.setattr("setbacks.loop.harvest.redaction.notice", notices.append)
+    assert Redactor().pipeline is None
+    (line,) = notices
+    assert "names of people and places are not found" in line and "--names" in line
+
+
 def test_without_the_library_it_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(InputError, match="pip install 'setbacks.redact.', or .* --no-redact"):

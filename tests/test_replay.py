@@ -10,6 +10,7 @@ from setbacks.cli.arguments import evaluation, replayed
 from setbacks.errors import InputError
 from setbacks.loop import replay as work
 from setbacks.loop.logs import Logs
+from setbacks.loop.replay import shard
 from setbacks.loop.replay.report import findings, write_report
 from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
@@ -145,8 +146,8 @@ def test_only_a_shard_of_conversations_is_in_memory(chats, models, tmp_path, mon
                 yield logged
 
     known = []
-    answered = work.carry_out
-    monkeypatch.setattr(work, "carry_out", lambda *a: known.append(len(read)) or answered(*a))
+    answered = shard.carry_out
+    monkeypatch.setattr(shard, "carry_out", lambda *a: known.append(len(read)) or answered(*a))
     work.replay(Watched([chats]), models, tmp_path / "out", size=4)
     assert known == [4, 8, 12, 14]
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from setbacks.files import write_atomic
-from setbacks.loop.replay import Event, Rate, Replayed
+from setbacks.loop.replay.rates import Rate, Replayed
+from setbacks.loop.replay.shard import Event
 from setbacks.measure.formatting import MISSING, amount, listed, number
 from setbacks.measure.results import to_json
 from setbacks.measure.statistics import Difference, Estimate
