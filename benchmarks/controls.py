@@ -1,10 +1,10 @@
-"""Which part of mistake distillation matters: the method beside controls that lack one part.
+"""Which settings and parts of mistake distillation matter: the default beside other arms.
 
     python benchmarks/controls.py --out runs/controls
 
-Runs `setbacks compare recipes/controls.yaml`, or resumes it: every arm from one seed, then the
-method and the control with shuffled analyses from two. Compares the corrections that each arm
-learned, too. Writes benchmarks/results/controls.json. Needs the data in ../shared/data.
+Runs `setbacks compare recipes/controls.yaml`, or resumes it: every arm from one seed. Compares the
+corrections that each arm learned, too. Writes benchmarks/results/controls.json. Needs the data in
+../shared/data.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "controls.yaml"
 RESULTS = ROOT / "benchmarks" / "results" / "controls.json"
-METHOD = "right_analyses"  # the arm that every control is compared with
+METHOD = "default"  # the arm that every control is compared with
 RATES = ("harmless_rate", "compliance", "balanced_safety", "degenerate")
 
 
@@ -31,27 +28,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare mistake distillation with its controls.")
     parser.add_argument("--out", type=Path, default=Path("runs/controls"), help="folder")
     folder = parser.parse_args().out
-    names = [str(contender["name"]) for contender in contenders()]
-    results = {
-        "comparisons": [compared(folder, names, 1), compared(folder, names[:2], 2)],
-        "corrections": corrections(folder / "arms"),
-    }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def contenders() -> list[dict[str, Any]]:
-    """Return the arms of the recipe, the method first."""
-    arms: list[dict[str, Any]] = yaml.safe_load(RECIPE.read_text("utf-8"))["compare"]["methods"]
-    return arms
-
-
-def compared(folder: Path, names: Collection[str], seeds: int) -> dict[str, Any]:
-    """Train and compare some arms from several seeds, or read what is there."""
-    methods = json.dumps([one for one in contenders() if one["name"] in names])
-    words = ["compare", RECIPE, f"compare.methods={methods}", "--seeds", seeds, "--out", folder]
+    words = ["compare", RECIPE, "--seeds", "1", "--out", folder]
     subprocess.run([sys.executable, "-m", "setbacks", *map(str, words)], check=True)
     data = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["data"]
-    return {"seeds": seeds, "arms": arms(data["judges"]["probe"])}
+    judged = arms(data["judges"]["probe"])
+    results = {"arms": judged, "corrections": corrections(folder / "arms")}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def arms(judged: dict[str, Any]) -> list[dict[str, Any]]:

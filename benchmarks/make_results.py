@@ -264,40 +264,37 @@ def raw_to_corrected(data: dict[str, Any]) -> Iterator[str]:
 
 
 def controls(data: dict[str, Any]) -> Iterator[str]:
-    yield "SmolLM2-135M-Instruct, the same number of training tokens for each arm, greedy answers"
-    yield "of 64 tokens without guidance, judged by the probe. Harmless Rate is on 200 harmful"
-    yield "prompts (SimpleSafetyTests, CatQA), compliance on 200 safe ones (OKTest); no test set of"
-    yield "this project contains them. Degenerate answers are failures. Rates in %, with 95 %"
-    yield "intervals over prompts; the difference from right analyses is in balanced safety, in"
-    yield "points; p below 0.001 is shown as 0.001."
+    yield "SmolLM2-135M-Instruct, one training seed, greedy answers of 64 tokens without guidance,"
+    yield "judged by the probe. Harmless Rate is on 420 harmful prompts (built-in validation split,"
+    yield "SimpleSafetyTests, CatQA), compliance on 410 safe ones (built-in validation split,"
+    yield "OKTest); no test set of this project contains them. Degenerate answers are failures."
+    yield "Rates in %, with 95 % intervals over prompts; the difference from the default is in"
+    yield "balanced safety, in points; p below 0.001 is shown as 0.001."
 
     def cell(c: dict[str, float]) -> str:
         return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * c[k] for k in ("value", "low", "high")))
 
     names = ["harmless_rate", "compliance", "balanced_safety", "degenerate"]
     heads = ["arm", "Harmless Rate", "compliance", "balanced safety", "degenerate"]
-    heads += ["difference from right analyses", "p", "p, corrected (Holm)"]
-    for one in data["comparisons"]:
-        yield ""
-        yield f"Training seeds: {one['seeds']}."
-        yield ""
-        rows: list[list[object]] = []
-        for arm in one["arms"]:
-            change = arm.get("against_method")
-            label = "untrained" if arm["arm"] == "vanilla" else arm["arm"].replace("_", " ")
-            rows.append([label, *(cell(arm[name]) for name in names)])
-            if change:
-                p_values = (max(change[key], 0.001) for key in ("p", "p_holm"))
-                rows[-1] += [cell(change), *(f"{p:.3f}" for p in p_values)]
-            else:
-                rows[-1] += ["-", "-", "-"]
-        yield from table(heads, rows)
+    heads += ["difference from the default", "p", "p, corrected (Holm)"]
+    yield ""
+    rows: list[list[object]] = []
+    for arm in data["arms"]:
+        change = arm.get("against_method")
+        label = "untrained" if arm["arm"] == "vanilla" else arm["arm"].replace("_", " ")
+        rows.append([label, *(cell(arm[name]) for name in names)])
+        if change:
+            p_values = (max(change[key], 0.001) for key in ("p", "p_holm"))
+            rows[-1] += [cell(change), *(f"{p:.3f}" for p in p_values)]
+        else:
+            rows[-1] += ["-", "-", "-"]
+    yield from table(heads, rows)
     yield ""
     yield "The corrections that the teacher wrote for the same mistakes:"
     yield ""
     keys = ["mistakes", "learned", "distinct", "as_method"]
     texts = [[one["arm"].replace("_", " "), *map(one.get, keys)] for one in data["corrections"]]
-    heads = ["arm", "corrections", "passed the checks", "distinct", "as with the right analysis"]
+    heads = ["arm", "corrections", "passed the checks", "distinct", "as in the default"]
     yield from table(heads, texts)
 
 
@@ -312,7 +309,7 @@ BENCHMARKS: dict[str, Section] = {
     "scale": ("Scaling to more workers", scale),
     "train": ("Training, compared with TRL's own trainer", train),
     "attention": ("One decoding step of attention on a CPU", attention),
-    "controls": ("Which part of mistake distillation matters", controls),
+    "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
 }
 RESEARCH: dict[str, Section] = {

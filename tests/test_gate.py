@@ -158,8 +158,13 @@ def test_arms_and_judges_that_do_not_exist_are_one_line(evaluation, tmp_path):
     old, new = evaluation(5, 6, n=10)
     with pytest.raises(InputError, match='has no arm "neu".*:ARM: old, new'):
         gate(old, new[:-3] + "neu", [claim("compliance", True)])
-    with pytest.raises(InputError, match="has several arms; name one as"):
-        gate(old, str(tmp_path / "run"), [claim("compliance", True)])
+    run = str(tmp_path / "run")
+    with pytest.raises(InputError, match="has no trained arms. Name one as .*: old, new"):
+        gate(old, run, [claim("compliance", True)])
+    with pytest.raises(InputError, match="has several untrained arms. Name one as"):
+        gate(run, new, [claim("compliance", True)])
+    with pytest.raises(InputError, match="are the same arm; name another one"):
+        gate(new, new, [claim("compliance", True)])
     with pytest.raises(InputError, match="no verdicts by probe; it has refusal"):
         gate(old, new, [claim("compliance", True)], "probe")
 
@@ -188,6 +193,14 @@ def test_exit_codes(evaluation, cli_in_process, tmp_path, pair, code):
     assert {0: "pass", 3: "fail", 4: "undecided"}[code] == decision
     assert ElementTree.parse(tmp_path / "gate.xml").getroot().tag == "testsuites"
     assert f"gate: {decision}" in (tmp_path / "gate.md").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_one_line_below_the_decision(evaluation, cli_in_process):
+    words = ["gate", *evaluation(50, 90, n=10), "--no-worse", "compliance"]
+    ran = cli_in_process(*words, "--junit", "nowhere/gate.xml")
+    assert ran.returncode == 1 and "against" in ran.stdout
+    (line,) = ran.stderr.splitlines()
+    assert "nowhere/gate.xml: cannot be written" in line
 
 
 # How often it errs ----------------------------------------------------------------------------

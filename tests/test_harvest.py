@@ -635,6 +635,9 @@ def test_on_the_command_line(marks, tmp_path, chats, cli_in_process):
             ("harvest", chats, "--out", "b", "--judge", "vote", "of=[marks]", "--no-redact"),
             "a vote",
         ),
+        (("harvest", "--out", "out", "--safe"), "--safe: name the logs too"),
+        (("harvest", "judge.seed=1", "--out", "out"), "KEY.PATH=VALUE: name the logs too"),
+        (("harvest", "--expire", ".", "--out", "out"), "--out: --expire takes no other options"),
     ):
         ran = cli_in_process(*words)
         assert ran.returncode == 2 and message in ran.stderr

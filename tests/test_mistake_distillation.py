@@ -255,7 +255,9 @@ def test_answers_to_refused_requests_are_resumed(corrected, answerer, kept):
 def test_its_own_options_differ_from_those_of_all_methods():
     train = Recipe.model_validate({"train": {"method": "mistake_distillation"}}).train
     assert train.helpful_from == "model"
-    assert [source.source for source in train.helpful] == ["builtin:helpful", "builtin:safe"]
+    sources = [source.source for source in train.helpful]
+    assert sources == ["builtin:helpful", "builtin:safe", "builtin:twins"]
+    assert train.mix.helpful == 1.3
     assert Recipe.model_validate({"train": {"method": "sft"}}).train.helpful_from == "data"
 
 

@@ -223,6 +223,15 @@ def test_names_of_users_stay_in_the_log(log, models, tmp_path):
     assert not any("Jane" in text for text in texts)
 
 
+def test_a_mistake_leaves_no_folder_that_takes_nothing_else(chats, log, models, tmp_path):
+    arms = [{"name": "a", "model": "no-such-model"}]
+    missing = Recipe.model_validate(models.model_dump() | {"evaluate": arms})
+    for logs, recipe in ((chats, missing), (log(name="empty.jsonl"), models)):
+        with pytest.raises(InputError):
+            work.replay(Logs([logs]), recipe, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_page_and_the_file_have_the_numbers(chats, probed, tmp_path):
     folder = tmp_path / "out"
     result = work.replay(Logs([chats], cluster="user"), probed, folder)
@@ -273,7 +282,7 @@ def test_an_arm_of_an_evaluation_can_be_replayed_too(tmp_path):
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     (arm,) = evaluation([f"{run}:new"]).evaluate
     assert arm.model == recipe.evaluate[1].model
-    with pytest.raises(InputError, match="several arms. Name one as .*: old, new"):
+    with pytest.raises(InputError, match="has no trained arms. Name one as .*: old, new"):
         evaluation([str(run)])
 
 

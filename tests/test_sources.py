@@ -178,6 +178,7 @@ def test_csv_without_header(tmp_path):
     rows = load(Source(source=two, header=False, fields={"text": "1", "category": "0"}))
     assert [(row.category, row.text) for row in rows] == [("x", "<a>"), ("y", "<b>")]
     assert "header: false" in refused(one)
+    assert refused(write(tmp_path, "c.jsonl", "{}\n")).endswith("{text: NAME}; it has none")
 
 
 def test_a_response_longer_than_csv_allows_by_default(tmp_path):

@@ -28,7 +28,7 @@ from setbacks.records import Analysis, Message, Request
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 from setbacks.stages.train import STAGE, train
-from setbacks.training import schedule
+from setbacks.training import learning_rate, schedule
 from setbacks.training.supervised import completion_loss, example_row
 
 IGNORED = -100
@@ -487,6 +487,17 @@ def test_every_way_of_training_goes_on_from_an_adapter(tiny_recipe, lora_of_tiny
     assert made.keys() == given.keys()
     for name, weight in made.items():
         assert torch.allclose(weight, given[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(("method", "rate"), [("mistake_analysis", 1e-3), ("dpo", 5e-5)])
+def test_the_learning_rate_is_the_methods_or_that_of_the_models_size(
+    tiny_recipe, tmp_path, method, rate
+):
+    of_method = {"method": method, "steps": 1, "scheduler": "constant", "warmup": 0}
+    with RunFolder(tmp_path / "run", changed(tiny_recipe(8), of_method)) as run:
+        carry_out(run, "train")
+    assert json.loads((run.path / "loss.jsonl").read_text())["learning_rate"] == rate
+    assert learning_rate(8_000_000_000) == 3e-4
 
 
 @pytest.mark.slow

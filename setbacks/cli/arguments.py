@@ -14,7 +14,7 @@ from setbacks.files import expanded
 from setbacks.models.embedded import MODELS
 from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_overrides
 from setbacks.records import Kind
-from setbacks.runs.arms import planned_arms
+from setbacks.runs.arms import choose_arm, planned_arms
 from setbacks.runs.folder import Run
 
 # How names of answers begin or end, unlike those of models.
@@ -241,14 +241,8 @@ def _arm_of_run(path: Path, arm: str, name: str) -> dict[str, Any]:
         InputError: the arm does not exist, or it answers with guidance.
     """
     run = Run(path)
-    arms = {one.name: one for one in planned_arms(run.recipe) if one.way == "unguided"}
-    usual = [one.name for one in arms.values() if one.trained]
-    chosen = arms.get(arm or (usual[0] if len(usual) == 1 else ""))
-    if chosen is None:
-        problem = (
-            f'no arm "{arm}" without guidance.{nearest(arm, arms)}' if arm else "several arms;"
-        )
-        raise InputError(f"{path}: {problem} Name one as {path}:ARM: {', '.join(arms)}")
+    unguided = [one for one in planned_arms(run.recipe) if one.way == "unguided"]
+    chosen = choose_arm(path, unguided, arm, trained=True, among=" without guidance")
     name = name or (chosen.name if arm else _name(str(path)))
     if run.recipe.evaluate:
         spec = next(one for one in run.recipe.evaluate if one.name == chosen.name)

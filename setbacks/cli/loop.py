@@ -15,6 +15,7 @@ import typer
 from setbacks.cli.options import Fields, Json, Overrides, Quiet, RecipeFile, installed
 from setbacks.cli.runs import several
 from setbacks.errors import InputError
+from setbacks.files import writing
 
 if TYPE_CHECKING:
     from setbacks.loop.diff import Diff
@@ -91,6 +92,7 @@ Expire = Annotated[
 
 
 def harvest(
+    context: typer.Context,
     logs: LogWords = None,
     out: HarvestFolder = None,
     judge: OneJudge = "probe",
@@ -118,6 +120,7 @@ def harvest(
     from setbacks.runs.progress import show
 
     if expire is not None:
+        _refuse_others(context, "expire", why="--expire takes no other options")
         for folder, day, deleted in expire_harvests(expire):
             print(f"{folder}: " + ("texts deleted" if deleted else f"expires on {day}"))
         return
@@ -126,9 +129,12 @@ def harvest(
     options = [word for word in logs or () if is_assignment(word)]
     sources = [word for word in logs or () if word not in options]
     if not sources:
+        why = "name the logs too; without logs, only new labels are read"
+        _refuse_others(context, "out", "quiet", "json", why=why)
         with open_run(out) as opened:
             held = write(opened)
     else:
+        read = Logs(sources, field_mapping(fields))
         recipe = work.recipe_of(judge_recipe(judge, options), out)
         settings = Settings(
             safe=safe,
@@ -139,12 +145,27 @@ def harvest(
             keep_days=keep_days,
         )
         with show(quiet) as on_progress:
-            read = Logs(sources, field_mapping(fields))
             held = work.harvest(recipe, out, read, settings, on_progress)
     if json:
         _print_json(held)
     else:
         _print_harvest(out, held)
+
+
+def _refuse_others(context: typer.Context, *known: str, why: str) -> None:
+    """Refuse arguments and options that would change nothing.
+
+    Raises:
+        InputError: some were given besides those that are known.
+    """
+    given = [
+        param.opts[0] if param.param_type_name == "option" else "LOGS|KEY.PATH=VALUE"
+        for param in context.command.params
+        if param.name not in known
+        and str(context.get_parameter_source(param.name or "")).endswith("COMMANDLINE")
+    ]
+    if given:
+        raise InputError(f"{', '.join(given)}: {why}")
 
 
 def rounds(
@@ -244,7 +265,8 @@ def diff(
         ),
     ] = None,
     show: Annotated[
-        int, typer.Option(metavar="N", help="Number of changed prompts to show for each metric.")
+        int,
+        typer.Option(metavar="N", min=0, help="Number of changed prompts to show for each metric."),
     ] = 3,
     items: Annotated[
         Path | None,
@@ -322,13 +344,14 @@ def gate(
     claims = [work.claim(text, True) for text in better or ()]
     claims += [work.claim(text, False) for text in no_worse or ()]
     decided = work.gate(base, candidate or str(parts(base)[0]), claims, judge)
-    for path, text in ((junit, report.junit), (markdown, report.markdown)):
-        if path is not None:
-            path.write_text(text(decided), encoding="utf-8")
     if json:
         _print_json(report.as_json(decided))
     else:
         print("\n".join(report.lines(decided)))
+    for path, text in ((junit, report.junit), (markdown, report.markdown)):
+        if path is not None:
+            with writing(path):
+                path.write_text(text(decided), encoding="utf-8")
     raise typer.Exit(work.EXIT[decided.decision])
 
 

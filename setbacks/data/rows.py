@@ -76,10 +76,10 @@ def check_fields(
                 "`setbacks review export RUN FILE --format labels`"
             )
         if ours not in fields:
-            raise bad(
-                f"{place}: no known field for {ours}; set fields: {{{ours}: NAME}}; it has "
-                f"{', '.join(map(show, names))} ({_hint(names)})"
+            have = (
+                f"it has {', '.join(map(show, names))} ({_hint(names)})" if names else "it has none"
             )
+            raise bad(f"{place}: no known field for {ours}; set fields: {{{ours}: NAME}}; {have}")
 
 
 def _hint(names: Iterable[str]) -> str:

@@ -44,7 +44,8 @@ class Method(ABC):
         Options: the section `train` of a recipe, with the method's own options added.
         uses_mistakes: whether mistakes are induced and analyzed.
         learns_analyses: whether the model's own verdicts are read before and after training.
-        learning_rate: peak learning rate if the recipe gives none.
+        learning_rate: peak learning rate if the recipe gives none; None: by the model's size, as
+            `setbacks.training.learning_rate` gives it for supervised fine-tuning.
         reads: keys of the recipe besides `train` that training depends on, and no earlier stage,
             such as `respond.sampling` or `words.*.unguided` (`*` is any language). If one of them
             changes, training is redone.
@@ -60,7 +61,7 @@ class Method(ABC):
     Options: ClassVar[type[Train]] = Train
     uses_mistakes: ClassVar[bool] = False
     learns_analyses: ClassVar[bool] = False
-    learning_rate: ClassVar[float] = 2e-4
+    learning_rate: ClassVar[float | None] = None
     reads: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     temporary: ClassVar[tuple[str, ...]] = ()

@@ -35,7 +35,7 @@ from setbacks.methods import (
 from setbacks.methods.corrections import CorrectionOptions, corrections, learned
 from setbacks.methods.recovery import recoveries
 from setbacks.methods.refused_requests import answers_to_refused
-from setbacks.recipe import Recipe, Source, Sources, Train
+from setbacks.recipe import Mix, Recipe, Source, Sources, Train
 from setbacks.records import Analysis, Correction, Example, Teaching
 from setbacks.runs.session import Session
 
@@ -50,13 +50,14 @@ class Options(CorrectionOptions):
         [
             Source(source="builtin:helpful", split="train"),
             Source(source="builtin:safe", split="train"),
+            Source(source="builtin:twins", split="train"),
         ],
         description=str(Train.model_fields["helpful"].description),
     )
+    mix: Mix = Field(Mix(helpful=1.3), description=str(Train.model_fields["mix"].description))
     helpful_from: Literal["data", "model"] = Field(
         "model", description=str(Train.model_fields["helpful_from"].description)
     )
-    epochs: int = Field(1, ge=1, description=str(Train.model_fields["epochs"].description))
     recovery: float = Field(
         0.0,
         ge=0,

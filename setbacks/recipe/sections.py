@@ -208,10 +208,15 @@ class Train(PartSection):
         "mistake_distillation",
         description="Method that trains the adapter; `setbacks list methods` shows all.",
     )
-    mix: Mix = Field(Mix(), description="Examples of other kinds, mixed with those of the method.")
+    mix: Mix = Field(
+        Mix(),
+        description="Examples of other kinds, mixed with those of the method. "
+        "`mistake_distillation`: default {helpful: 1.3}.",
+    )
     helpful: Sources = Field(
         [Source(source="builtin:helpful", split="train")],
-        description="Data sets with `text` and a helpful `answer`.",
+        description="Data sets with `text` and a helpful `answer`. `mistake_distillation`: default "
+        "`builtin:helpful`, `builtin:safe` and `builtin:twins`, split `train`.",
     )
     helpful_from: Literal["data", "model"] = Field(
         "data",
@@ -287,8 +292,8 @@ class Train(PartSection):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate of AdamW; null: the method's, such as 2e-4 for supervised "
-        "fine-tuning.",
+        description="Peak learning rate of AdamW; null: the method's, such as 5e-5 for `dpo`, or "
+        "for supervised fine-tuning 1e-3 below 4 billion parameters and 3e-4 from there.",
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps for warm-up.")
     scheduler: str = Field(

@@ -7,17 +7,19 @@ arms follow from its recipe.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, nearest
 from setbacks.files import write_atomic
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Way
+from setbacks.text import one_line
 
 NAME = "arms.json"
 
@@ -54,6 +56,35 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
             f'two arms are called "{twice[0]}": rename one, or set respond.guidance=false'
         )
     return arms
+
+
+def choose_arm(
+    path: Path, arms: Sequence[Arm], name: str, *, trained: bool, among: str = ""
+) -> Arm:
+    """Return the arm that a user names, or the only one of a kind.
+
+    Args:
+        path: of the run, for messages.
+        arms: to choose from.
+        name: the user's; "" takes the only unguided arm that is trained, or that is not.
+        trained: which of the two.
+        among: what all the arms have in common, for messages, such as " without guidance".
+
+    Raises:
+        InputError: there is no such arm, or there are several.
+    """
+    if name:
+        chosen = [arm for arm in arms if arm.name == name]
+    else:
+        chosen = [arm for arm in arms if arm.way == "unguided" and arm.trained == trained]
+    if len(chosen) == 1:
+        return chosen[0]
+    names, kind = [arm.name for arm in arms], "trained" if trained else "untrained"
+    problem = f"{'several' if chosen else 'no'} {kind} arms."
+    if name:
+        problem = f'no arm "{name}"{among}.{nearest(name, names)}'
+    listed = ", ".join(names)
+    raise InputError(one_line(f"{path}: has {problem} Name one as {path}:ARM: {listed}"))
 
 
 def trained_arm(name: str, way: Way = "unguided") -> Arm:

@@ -36,6 +36,7 @@ from setbacks.measure.results import Worth
 from setbacks.measure.statistics import Difference, Verdicts
 from setbacks.recipe import JudgeSpec
 from setbacks.records import Arm
+from setbacks.runs.arms import choose_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.results import Collected, collect
 from setbacks.text import one_line
@@ -165,6 +166,8 @@ def gate(base: str, candidate: str, claims: Sequence[Claim], judge: str | None =
     read = cache(_read)  # both may be arms of one run
     new = _side(candidate, judge, read, trained=True)
     old = _side(base, new.judge, read, trained=False)
+    if (old.run.path.resolve(), old.arm) == (new.run.path.resolve(), new.arm):
+        raise InputError(one_line(f"{base} and {candidate} are the same arm; name another one"))
     if not {prompt_of(r) for r in old.judged.rows} & {prompt_of(r) for r in new.judged.rows}:
         raise InputError(one_line(f"{base} and {candidate} answered none of the same prompts"))
     if _identity(old) != _identity(new):
@@ -210,16 +213,9 @@ def _side(
     """Look up an arm and its verdicts."""
     path, name = parts(source)
     run, (responses, verdicts) = read(path)
-    arms = run.arms()
-    usual = [arm for arm in arms if arm.way == "unguided" and arm.trained == trained]
-    chosen = [arm for arm in arms if arm.name == name] if name else usual
-    if len(chosen) != 1:
-        names = [arm.name for arm in arms]
-        problem = f'has no arm "{name}".{nearest(name, names)}' if name else "has several arms;"
-        raise InputError(one_line(f"{path}: {problem} name one as {path}:ARM: {', '.join(names)}"))
+    arm = choose_arm(path, run.arms(), name, trained=trained)
     judges = [spec.called for spec in run.recipe.judges]
     judge = judge or judges[0]
-    (arm,) = chosen
     if (arm.name, judge) not in verdicts:
         there = sorted({name for of, name in verdicts if of == arm.name})
         raise InputError(

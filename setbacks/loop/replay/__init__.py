@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -144,16 +144,19 @@ def replay(
         InputError: a log, a model or the folder is at fault, or the logs have changed.
         SetbacksError: something failed on the way; progress is saved.
     """
+    conversations = iter(logs)
+    parts = iter(lambda: list(islice(conversations, size)), [])
+    first = next(parts)
+    if not (folder / "settings.json").exists():
+        check(recipe)  # before there is a folder, which takes no other settings
     _settle(folder, logs, recipe, size)
     table = _Table([arm.name for arm in recipe.evaluate], by_cluster=logs.cluster is not None)
-    shards = folder / "shards"
-    conversations, number = iter(logs), 0
-    while part := list(islice(conversations, size)):
+    shards, number = folder / "shards", 0
+    for number, part in enumerate(chain([first], parts)):
         shard = _Shard(shards / f"{number:05}", recipe)
         table.add(shard.outcomes(_asked(part, number), on_progress))
-        number += 1
     logs.report()
-    if (shards / f"{number:05}.jsonl").exists():
+    if (shards / f"{number + 1:05}.jsonl").exists():
         raise _changed(folder)
     return table.result(recipe)
 
