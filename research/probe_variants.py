@@ -16,7 +16,8 @@ the folder of public data that `judge_agreement.py` and `judge_labels.py` read:
    Gemma's with: the same rows, lengths and fit.
 
 Each model's features are stored in FOLDER, set by set; each takes a core about a quarter of an
-hour. The script writes research/results/probe_variants.json.
+hour. The script writes research/results/probe_variants.json. For the figures there, most features
+were read by an earlier form of it, of the same answers at the same lengths, in other batches.
 """
 
 from __future__ import annotations
@@ -274,7 +275,7 @@ def either(*odds: Odds) -> Odds:
 
 
 def variants(part: Part) -> Iterator[tuple[str, Odds]]:
-    """Yield the candidates, fitted; the first of each kind is what the others are compared with."""
+    """Yield the candidates, fitted; the first is what the others are compared with."""
     every = (*CONTENT, *HELP, "own")
 
     def of(*names: str) -> Callable[[Part], np.ndarray]:

@@ -817,7 +817,7 @@ def test_what_the_user_measured_goes_before_what_ships():
 
 
 def test_few_labels_of_the_user_do_not_replace_what_ships():
-    """16 labels can miss the truth by far, so they are one source more."""
+    """16 labels can miss the truth by far, so they count beside what ships."""
     poor = {"sensitivity": [0.5, 0.2, 0.8], "specificity": [0.75, 0.5, 1.0]}
     own = {**WORTH, **poor, "own": True, "source": "own", "n": 16, "n_positive": 8}
 

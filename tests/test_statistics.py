@@ -210,6 +210,38 @@ def test_sources_that_agree_by_chance_make_no_share_certain(value):
 # -- agreement with people --------------------------------------------------------------------
 
 
+def test_few_labels_count_as_much_as_they_are_certain():
+    """Beside sources that differ, as those of a judge do."""
+    others = [(0.9, 0.87, 0.93, 400), (0.7, 0.65, 0.75, 400), (0.8, 0.76, 0.84, 400)]
+    few, many = (
+        statistics.informed(statistics.Worth(0.5, (0.25 / n) ** 0.5), others) for n in (8, 800)
+    )
+    assert 0.5 < many.value < 0.52 < few.value < statistics.pooled(others).value
+    assert many.error < few.error < (0.25 / 8) ** 0.5
+    # Without an error among 8, the share is not certainly 1.
+    sure = statistics.informed(statistics.pooled([(1.0, 1.0, 1.0, 8)]), others)
+    assert sure.value < 0.95 and sure.error > 0.05
+
+
+@pytest.mark.parametrize("n", [4, 8, 20])
+def test_few_labels_with_what_ships_err_less_than_alone(n):
+    """The user's source is one more of those that differ; its share is estimated from n labels."""
+    chance = np.random.default_rng(0)
+    alone, together, covered = [], [], []
+    for _ in range(300):
+        *shares, share = np.clip(chance.normal(0.8, 0.1, 5), 0.02, 0.98)
+        others = [(x, x - 0.04, min(1.0, x + 0.04), 400) for x in shares]
+        found = chance.binomial(n, share) / n
+        half = 1.96 * (found * (1 - found) / n) ** 0.5
+        own = statistics.pooled([(found, found - half, found + half, n)])
+        both = statistics.informed(own, others)
+        alone.append((found - share) ** 2)
+        together.append((both.value - share) ** 2)
+        covered.append(abs(both.value - share) < 1.96 * both.error)
+    assert np.mean(together) < 0.8 * np.mean(alone)
+    assert np.mean(covered) > 0.85
+
+
 def test_agreement_gives_the_numbers_of_scikit_learn():
     from sklearn.metrics import cohen_kappa_score, recall_score, roc_auc_score
 

@@ -196,8 +196,8 @@ FEWEST_OWN = 50
 def decisive(worth: Sequence[Figures], task: str) -> list[Figures]:
     """Return the figures on a task that say how often a judge errs on the user's answers.
 
-    What the user measured is nearer to the user's prompts than what ships, and counts alone. If it
-    rests on few labels, it is only one source more.
+    What the user measured is nearer to the user's prompts than what ships, and counts alone, unless
+    it rests on few labels.
 
     Args:
         worth: a judge's agreement with people, a row per source.
@@ -231,17 +231,31 @@ def accuracy(
     measured = [row for row in worth if row["task"] == task]
     if spoken is not None:
         measured = [row for row in measured if _languages([row]).intersection(spoken)]
-    own = decisive(measured, task)
-    if spoken is None or {*spoken} <= _languages(own):
+    own = [row for row in measured if row.get("own") and row.get("sensitivity")]
+    if spoken is not None and not {*spoken} <= _languages(own):
+        own = []
+    elif own == decisive(measured, task):
         measured = own
-    sensitivity, specificity = _pooled(measured, "sensitivity"), _pooled(measured, "specificity")
+    sensitivity, specificity = (
+        _share(measured, own, name) for name in ("sensitivity", "specificity")
+    )
     if sensitivity is None or specificity is None:
         return None
     return Accuracy(sensitivity, specificity, tuple(row["source"] for row in measured))
 
 
-def _pooled(rows: Sequence[Worth], name: str) -> statistics.Worth | None:
-    """A judge's sensitivity or specificity over all sources that state it."""
+def _share(rows: Sequence[Worth], own: Sequence[Worth], name: str) -> statistics.Worth | None:
+    """A judge's sensitivity or specificity; a few labels of the user count beside what ships."""
+    others = _stated([row for row in rows if row not in own], name)
+    few = _stated(own, name)
+    if few and len(others) > 1:
+        return statistics.informed(statistics.pooled(few), others)
+    stated = _stated(rows, name)
+    return statistics.pooled(stated) if stated else None
+
+
+def _stated(rows: Sequence[Worth], name: str) -> list[tuple[float, float, float, float]]:
+    """Sensitivity or specificity of each source that states it, with its number of labels."""
     stated = []
     for row in rows:
         measure = row.get("sensitivity") if name == "sensitivity" else row.get("specificity")
@@ -250,7 +264,7 @@ def _pooled(rows: Sequence[Worth], name: str) -> statistics.Worth | None:
         n = positive if name == "sensitivity" else row["n"] - positive
         if value is not None and low is not None and high is not None and n > 0:
             stated.append((value, low, high, n))
-    return statistics.pooled(stated) if stated else None
+    return stated
 
 
 def _by_clause(table: Mapping[Arm, Judged], clauses: Sequence[str]) -> Iterator[CategoryRow]:

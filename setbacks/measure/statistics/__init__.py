@@ -19,6 +19,7 @@ from setbacks.measure.statistics.correction import (
     corrected_balanced,
     corrected_balanced_difference,
     corrected_difference,
+    informed,
     pooled,
     rogan_gladen,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "mean",
     "mean_rate",
     "paired_difference",
+    "informed",
     "pooled",
     "rate",
     "rogan_gladen",

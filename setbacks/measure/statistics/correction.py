@@ -315,6 +315,11 @@ def pooled(rows: Sequence[tuple[float, float, float, float]]) -> Worth:
     Source: DerSimonian and Laird (1986), Controlled Clinical Trials 7(3);
     statsmodels.stats.meta_analysis.combine_effects.
     """
+    return _combined(rows)[0]
+
+
+def _combined(rows: Sequence[tuple[float, float, float, float]]) -> tuple[Worth, float]:
+    """Return the mean share of sources, and the variance between them."""
     import numpy as np
     from statsmodels.stats.meta_analysis import combine_effects
 
@@ -322,12 +327,33 @@ def pooled(rows: Sequence[tuple[float, float, float, float]]) -> Worth:
     # A bootstrap of 30 of 30 has width 0: half a label at either end gives it some.
     error = np.maximum(((high - low) / (2 * z_value())) ** 2, 1 / (4 * (n + 1) ** 2))
     if len(rows) == 1:
-        return Worth(float(value[0]), float(error[0] ** 0.5))
+        return Worth(float(value[0]), float(error[0] ** 0.5)), 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         combined = combine_effects(value, error, method_re="dl")
     if combined.tau2 <= 0:  # the sources do not differ; statsmodels would subtract from the error
-        return Worth(float(combined.mean_effect_fe), float(combined.sd_eff_w_fe))
-    return Worth(float(combined.mean_effect_re), float(combined.sd_eff_w_re))
+        return Worth(float(combined.mean_effect_fe), float(combined.sd_eff_w_fe)), 0.0
+    mean = Worth(float(combined.mean_effect_re), float(combined.sd_eff_w_re))
+    return mean, float(combined.tau2)
+
+
+def informed(own: Worth, rows: Sequence[tuple[float, float, float, float]]) -> Worth:
+    """Return a share from few labels, with the help of other sources of labels.
+
+    The others say what to expect of one more source, and how surely: their mean, with the variance
+    between them. Both weigh as much as they are certain.
+
+    Args:
+        own: the share from the few labels, with its error.
+        rows: of the other sources, as in `pooled`; at least two, for they must differ.
+
+    Source: the prediction for a new source of Higgins, Thompson and Spiegelhalter (2009), J. Royal
+    Statistical Society A 172(1), as the prior of a normal mean.
+    """
+    mean, between = _combined(rows)
+    share, n = _adjusted(own)
+    weights = 1 / (share * (1 - share) / n), 1 / (mean.error**2 + between)
+    value = (weights[0] * own.value + weights[1] * mean.value) / sum(weights)
+    return Worth(value, sum(weights) ** -0.5)
 
 
 class _Powered(NamedTuple):
