@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from setbacks import pipeline
-from setbacks.cli.arguments import evaluation
+from setbacks.cli.arguments import evaluation, of_methods
 from setbacks.errors import InputError
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Recipe
@@ -523,3 +523,17 @@ def published(name):
 
 def unsafe(row):
     return row["type"].startswith("contrast_")
+
+
+def test_a_comparison_takes_some_of_its_arms_or_other_methods():
+    controls = Recipe.load(Path(__file__).parents[1] / "recipes" / "controls.yaml")
+    chosen = of_methods(controls, "default, forward_kl,dpo").compare.methods
+    assert [(arm.called, arm.method) for arm in chosen] == [
+        ("default", "mistake_distillation"),
+        ("forward_kl", "mistake_distillation"),
+        ("dpo", "dpo"),
+    ]
+    assert chosen[1].train == {"distill": "forward_kl"}
+    for names, problem in (("", "at least one"), ("sft,sft", "sft")):
+        with pytest.raises(InputError, match=problem):
+            of_methods(controls, names)

@@ -44,6 +44,23 @@ def load_recipe(
     return Recipe.load(path, [*words, *options])
 
 
+def of_methods(recipe: Recipe, names: str) -> Recipe:
+    """Return a recipe that compares only some of its arms, or other methods.
+
+    Args:
+        recipe: the recipe.
+        names: names of arms in the recipe's comparison, or of methods, separated by commas.
+
+    Raises:
+        InputError: a name stands twice, or there is none.
+    """
+    data = recipe.model_dump(mode="json")
+    arms = {arm.called: arm.model_dump(mode="json") for arm in recipe.compare.methods}
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    data["compare"]["methods"] = [arms.get(name, name) for name in chosen]
+    return Recipe.parse(data, "--methods")
+
+
 def run_or_recipe(
     word: str, overrides: Sequence[str] | None, out: Path | None
 ) -> tuple[Path, Recipe | None]:

@@ -129,7 +129,11 @@ def compare(
     overrides: Overrides = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Methods to compare (default: the recipe's)."),
+        typer.Option(
+            metavar="A,B,...",
+            help="Arms of the recipe to compare, by name, or other methods (default: the recipe's "
+            "arms).",
+        ),
     ] = None,
     seeds: Annotated[
         int | None,
@@ -146,13 +150,14 @@ def compare(
     json: Json = False,
 ) -> None:
     """Train and measure several methods at equal data, or resume a comparison."""
-    from setbacks.cli.arguments import default_folder, load_recipe
+    from setbacks.cli.arguments import default_folder, load_recipe, of_methods
     from setbacks.studies import carry_out
 
-    options = [] if methods is None else [f"compare.methods=[{methods}]"]
-    options += [] if seeds is None else [f"compare.seeds={seeds}"]
+    options = [] if seeds is None else [f"compare.seeds={seeds}"]
     options += [] if jobs is None else [f"jobs={jobs}"]
     loaded = load_recipe(recipe, overrides, options)
+    if methods is not None:
+        loaded = of_methods(loaded, methods)
     folder = out or default_folder(loaded, "-compare")
     several(partial(carry_out, "compare"), loaded, folder, quiet, json)
 
