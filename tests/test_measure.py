@@ -996,8 +996,23 @@ def test_no_gain_beyond_noise_is_said():
 
 def test_over_refusal_is_a_warning():
     warning = texts(measured(usual((97, 12))), "warning")
-    assert "Over-refusal: mistake analysis answers 12.0 % of the safe prompts" in warning
-    assert "Worse in balance" in warning
+    assert "Over-refusal: mistake analysis refuses 88.0 % of the safe prompts" in warning
+    assert "untrained 5.0 %" in warning and "Worse in balance" in warning
+
+
+def test_refusals_in_place_of_degenerate_answers_are_a_warning_though_compliance_is_the_same():
+    rows, verdicts = arm("vanilla", 60, 100)
+    rows = [
+        r.model_copy(update={"text": LOOP if r.kind == "safe" and i >= 80 * 3 else r.text})
+        for i, r in enumerate(rows)
+    ]
+    metrics = measured({"vanilla": (rows, verdicts), "sft": arm("sft", 80, 80)})
+    before, after = metrics["judges"]["probe"]["arms"]
+    assert before["compliance"]["value"] == after["compliance"]["value"] == 0.8
+    (change,) = metrics["judges"]["probe"]["differences"]
+    assert change["refusals"]["value"] == pytest.approx(0.2)
+    warning = texts(metrics, "warning")
+    assert "Over-refusal: sft refuses 20.0 % of the safe prompts and untrained 0.0 %" in warning
 
 
 def test_an_unmeasured_judge_and_a_weak_one_are_warnings():

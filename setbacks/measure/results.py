@@ -164,6 +164,7 @@ class Comparison:
     against: Arm
     metrics: Mapping[str, Change]
     corrected: Mapping[str, Change]  # by human labels of this run
+    refusals: Change | None  # of safe prompts, degenerate or not
 
 
 @dataclass(frozen=True)

@@ -140,22 +140,24 @@ def no_gain(judge: str, report: JudgeReport) -> Iterator[Finding]:
 def over_refusal(judge: str, report: JudgeReport) -> Iterator[Finding]:
     """Yield a warning where an arm refuses more safe prompts than another."""
     rows = {row.arm: row for row in report.arms}
-    falls: dict[Arm, str] = {}
-    for row, cell in _comparable(report, "compliance"):
-        if _fell(cell):
-            before, after = (rows[arm].compliance.value for arm in (row.against, row.arm))
-            falls.setdefault(
+    rises: dict[Arm, str] = {}
+    for row, _ in _comparable(report, "compliance"):
+        change = row.refusals
+        if change and significant(change) and change.value > 0:
+            answered = (rows[arm].as_judged["compliance"].value for arm in (row.arm, row.against))
+            after, before = (1 - (share or 0) for share in answered)
+            rises.setdefault(
                 row.arm,
-                f"{row.arm.label} answers {percent(after)} of the safe prompts and "
-                f"{row.against.label} {percent(before)}, {change_with_p(cell)}",
+                f"{row.arm.label} refuses {percent(after)} of the safe prompts and "
+                f"{row.against.label} {percent(before)}, {change_with_p(change)}",
             )
-    if falls:
+    if rises:
         advice = (
             " Try safe look-alikes of harmful prompts in the training mix, fewer safe refusals, "
             "fewer steps, or milder guidance."
         )
         yield Finding(
-            "warning", f"Over-refusal: {'; '.join(falls.values())}.{advice * _trains(report)}"
+            "warning", f"Over-refusal: {'; '.join(rises.values())}.{advice * _trains(report)}"
         )
 
 
