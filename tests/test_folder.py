@@ -263,7 +263,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"seed": 7}, "seed: 0 -> 7", "induce"),
         ({"model": "a/b"}, "model.model: smollm2-135m -> a/b", "induce"),
         ({"analyze": {"candidates": 9}}, "analyze.candidates: 2 -> 9", "analyze"),
-        ({"train": {"epochs": 5}}, "train.epochs: 1 -> 5", "train"),
+        ({"train": {"epochs": 5}}, "train.epochs: 2 -> 5", "train"),
         ({"respond": {"guidance": False}}, "respond.guidance: true -> false", "respond"),
         ({"judges": ["llm"]}, "judges.0.judge: probe -> llm", "judge"),
         (
@@ -278,7 +278,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ),
         ({"name": "other"}, "name: quickstart -> other", "report"),
         ({"study": {"alpha": None}}, "study.alpha: (not set) -> null", "report"),
-        ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 1 -> 5", "train"),
+        ({"name": "other", "train": {"epochs": 5}}, "train.epochs: 2 -> 5", "train"),
     ],
 )
 def test_another_recipe_is_refused_with_what_differs_and_where_to_redo(folder, data, shown, stage):
