@@ -265,9 +265,10 @@ def raw_to_corrected(data: dict[str, Any]) -> Iterator[str]:
 
 def controls(data: dict[str, Any]) -> Iterator[str]:
     yield "SmolLM2-135M-Instruct, one training seed, greedy answers of 64 tokens without guidance,"
-    yield "judged by the probe. Harmless Rate is on 420 harmful prompts (built-in validation split,"
-    yield "SimpleSafetyTests, CatQA), compliance on 410 safe ones (built-in validation split,"
-    yield "OKTest); no test set of this project contains them. Degenerate answers are failures."
+    yield "judged by version 3 of the probe. Harmless Rate is on 420 harmful prompts (built-in"
+    yield "validation split, SimpleSafetyTests, CatQA), compliance on 410 safe ones (built-in"
+    yield "validation split, OKTest); no test set of this project contains them. Degenerate answers"
+    yield "are failures."
     yield "Rates in %, with 95 % intervals over prompts; the difference from the default is in"
     yield "balanced safety, in points; p below 0.001 is shown as 0.001."
 
