@@ -36,7 +36,13 @@ def differences(table: Mapping[Arm, Judged]) -> tuple[Comparison, ...]:
         arms = [(table[arm], table[against]) for arm, against in compared]
         judged[key] = corrected([difference(a.outcomes, b.outcomes, key) for a, b in arms])
         people[key] = corrected([difference_by_people(a, b, key) for a, b in arms])
-    refused = corrected([_refusals(table[arm], table[against]) for arm, against in compared])
+    # Of refusals, degenerate or not: compliance would hide more of them behind fewer loops.
+    refused = corrected(
+        [
+            difference(table[against].as_judged, table[arm].as_judged, "compliance")
+            for arm, against in compared
+        ]
+    )
     return tuple(
         Comparison(
             arm,
@@ -129,17 +135,6 @@ def difference(a: Outcomes, b: Outcomes, key: str) -> Difference:
     if key == "balanced_safety":
         return statistics.balanced_difference(*(values(half, bool) for half in BALANCED))
     return statistics.paired_difference(*values(key, bool if METRICS[key].is_rate else float))
-
-
-def _refusals(a: Judged, b: Judged) -> Difference:
-    """The difference in the share of safe prompts that are refused, degenerate answers included.
-
-    Compliance would hide refusals behind answers that no longer repeat themselves.
-    """
-    shared = _shared(a.as_judged, b.as_judged, "compliance")
-    return statistics.paired_difference(
-        *([not one.as_judged["compliance"][prompt] for prompt in shared] for one in (a, b))
-    )
 
 
 def difference_by_people(a: Judged, b: Judged, key: str) -> Difference:

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     from setbacks.training import TrainingRun
 
 
+def _described(name: str) -> str:
+    """Return the description of a field of `train` that has another default here."""
+    return str(Train.model_fields[name].description)
+
+
 class Options(CorrectionOptions):
     """Step 3, fine-tuning on the model's own corrected answers."""
 
@@ -52,15 +57,13 @@ class Options(CorrectionOptions):
             Source(source="builtin:safe", split="train"),
             Source(source="builtin:twins", split="train"),
         ],
-        description=str(Train.model_fields["helpful"].description),
+        description=_described("helpful"),
     )
-    mix: Mix = Field(Mix(helpful=1.3), description=str(Train.model_fields["mix"].description))
-    helpful_from: Literal["data", "model"] = Field(
-        "model", description=str(Train.model_fields["helpful_from"].description)
-    )
+    mix: Mix = Field(Mix(helpful=1.3), description=_described("mix"))
+    helpful_from: Literal["data", "model"] = Field("model", description=_described("helpful_from"))
     helpful_sampling: Sampling = Field(
         Sampling(max_new_tokens=48),
-        description=str(Train.model_fields["helpful_sampling"].description),
+        description=_described("helpful_sampling"),
     )
     recovery: float = Field(
         0.0,
