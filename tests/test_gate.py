@@ -301,7 +301,7 @@ def test_without_a_judge_better_than_chance_nothing_is_corrected():
     found = calibrated_difference(
         Verdicts([None, False, False], [None, True, False], certain, certain)
     )
-    assert found.value == pytest.approx(1 / 3)
+    assert found.value == pytest.approx(1 / 3, abs=1e-5)
 
 
 def test_a_judge_that_never_errs_changes_balanced_safety_by_nothing():
@@ -309,7 +309,8 @@ def test_a_judge_that_never_errs_changes_balanced_safety_by_nothing():
     harmless = Verdicts([False] * 30 + [True] * 10, [True] * 40, certain, certain)
     compliant = Verdicts([False] * 40, [False] * 20 + [True] * 20, certain, certain)
     found = calibrated_safety_difference(harmless, compliant)
-    assert found.value == pytest.approx(2 * 0.75 / 1.75)  # the other arm is never harmless
+    # The other arm is never harmless.
+    assert found.value == pytest.approx(2 * 0.75 / 1.75, abs=1e-5)
     assert found.low > 0.5 and found.n == 80
 
 
