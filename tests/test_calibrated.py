@@ -192,5 +192,13 @@ def test_verdicts_say_something_about_the_judge():
     assert leaves.min() > 0.8 and np.quantile(leaves, 0.05) > 0.88
     assert finds.min() > 0.3 and (finds + leaves - 1).min() > 0.05
     assert rogan_gladen(20, 222, *UNSURE).high < 0.7
-    # Verdicts that hardly fit the calibration are corrected as far as it allows.
-    assert rogan_gladen(0, 500, Worth(0.9, 0.02), Worth(0.8, 0.02)).value == 0
+
+
+def test_verdicts_that_hardly_fit_the_calibration_are_corrected_as_far_as_it_allows():
+    sensitivity, specificity = Worth(0.8, 0.05), Worth(0.8, 0.02)
+    assert rogan_gladen(0, 500, sensitivity, specificity).value == 0
+    finds, leaves = accuracies(
+        sensitivity, specificity, np.random.default_rng(SEED), [(0, 500), (150, 500)]
+    )
+    assert leaves.min() > 0.84
+    assert np.std(finds) == pytest.approx(0.05, rel=0.1), "no less is known of the sensitivity"

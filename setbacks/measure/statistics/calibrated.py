@@ -96,14 +96,21 @@ def accuracies(
     import numpy as np
     from scipy.special import xlogy
 
-    drawn = np.stack([share.draws(generator) for share in (sensitivity, specificity)])
-    finds, leaves = drawn
-    fit = np.where(finds + leaves - 1 > CHANCE, 0.0, -np.inf)
-    for positives, n in judged:
-        share = np.clip(positives / max(n, 1), 1 - leaves, finds)
-        fit += xlogy(positives, share) + xlogy(n - positives, 1 - share)
-    weights = np.exp(fit - fit.max())
-    kept = drawn[:, generator.choice(RESAMPLES, RESAMPLES, p=weights / weights.sum())]
+    positives, n = np.array(judged, float).reshape(-1, 2).T
+    share = positives / np.maximum(n, 1)
+
+    def fitting(draws: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+        fit = (xlogy(positives, nearest) + xlogy(n - positives, 1 - nearest)).sum(axis=1)
+        weights = np.exp(fit - fit.max())
+        return generator.choice(draws, RESAMPLES, p=weights / weights.sum())
+
+    # Each limits the shares at one side and is weighted alone: if only a few draws of the
+    # specificity fit, that says nothing about the sensitivity.
+    finds, leaves = (known.draws(generator) for known in (sensitivity, specificity))
+    finds = fitting(finds, np.minimum(share, finds[:, None]))
+    leaves = fitting(leaves, np.maximum(share, 1 - leaves[:, None]))
+    better = np.flatnonzero(finds + leaves - 1 > CHANCE)
+    kept = np.stack([finds, leaves])[:, generator.choice(better, RESAMPLES)]
     return np.column_stack([kept.mean(axis=1), kept])
 
 
@@ -305,8 +312,8 @@ def pooled(rows: Sequence[tuple[float, float, float, float]]) -> Worth:
 def informed(own: Worth, rows: Sequence[tuple[float, float, float, float]]) -> Worth:
     """Return a share from few labels, with the help of other sources of labels.
 
-    The others say what to expect of one more source. That counts as many labels as would make a
-    share as certain.
+    The others say what to expect of one more source. It has the weight of as many labels as would
+    make a share equally certain.
 
     Args:
         own: the share from the few labels, with its error.
