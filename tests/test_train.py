@@ -500,6 +500,28 @@ def test_the_learning_rate_is_the_methods_or_that_of_the_models_size(
     assert learning_rate(8_000_000_000) == 3e-4
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_of_training_computes_in_bfloat16(tiny_recipe, tmp_path, monkeypatch, method):
+    from safetensors.torch import load_file
+
+    widths, forward = set(), torch.nn.Linear.forward
+
+    def noted(self, x):
+        product = forward(self, x)
+        if product.requires_grad and not product.is_meta:
+            widths.add(product.dtype)
+        return product
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    data = {"method": method, "steps": 2, "rlhf": {"max_new_tokens": 4}}
+    recipe = changed(tiny_recipe(24), data)  # prompts of two lengths, so some are padded
+    model = recipe.model.model_copy(update={"dtype": "bfloat16"})
+    with RunFolder(tmp_path / "run", recipe.model_copy(update={"model": model})) as run:
+        weights = load_file(carry_out(run, "train") / "adapter_model.safetensors")
+    assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values())
+    assert widths == {torch.bfloat16}  # the adapter's products, too
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_one_that_went_on_from_an_adapter_and_is_cut_off_ends_with_the_same_weights(
