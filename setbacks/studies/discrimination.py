@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from setbacks import methods
 from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import Question, question, verdicts
+from setbacks.judges.probe import held_out_scores
 from setbacks.measure.findings import near_chance
 from setbacks.measure.formatting import coefficient, with_interval
 from setbacks.measure.results import Coefficient, Spoken
 from setbacks.measure.statistics import Estimate, agreement, rate
-from setbacks.messages import Prompt, transcript
+from setbacks.messages import transcript
+from setbacks.methods.states_probe import Answer, known_answers
 from setbacks.recipe import Recipe, Section, Sources
-from setbacks.records import Mistake, Request, Verdict
+from setbacks.records import Request, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import forest
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.stages.analyze import benign
 from setbacks.studies import Study, at_least
 from setbacks.studies.states import hidden_states
 from setbacks.studies.variants import each, variant
@@ -48,14 +48,6 @@ METHOD = [
     "ones mostly other people's, so a part of both figures can be style: labels by "
     "people on answers of one origin say more.",
 ]
-
-
-class Answer(NamedTuple):
-    """One answer to tell apart."""
-
-    instruction: Prompt
-    response: str
-    harmful: bool
 
 
 class Reading(NamedTuple):
@@ -202,19 +194,9 @@ def _own(
 ) -> list[Answer]:
     """The run's mistakes against its benign and safe answers."""
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
-    run = Run(path)
-    mistakes = run.records("mistakes.jsonl", Mistake)
-    harmful = [
-        Answer(m.instruction, m.response, True)
-        for m in mistakes
-        if m.outcome == "mistake" and m.kind == "harmful"
-    ]
-    harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
-    harmless += [
-        Answer(example.instruction, example.completion, False)
-        for example in methods.answers("safe", recipe.train.safe)
-    ]
-    return [*harmful[: options.limit], *harmless[: options.limit]]
+    known = known_answers(recipe, Run(path))
+    kinds = [[one for one in known if one.harmful == harmful] for harmful in (True, False)]
+    return [answer for kind in kinds for answer in kind[: options.limit]]
 
 
 def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
@@ -277,18 +259,13 @@ def _spoken(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> lis
 def _probed(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> list[float]:
     """The probability of harm by a probe of the hidden states, fitted on the other folds."""
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
+    from scipy.special import expit
     from sklearn.model_selection import GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     x = hidden_states(recipe, [asked.text for asked in _questions(recipe, answers)], show)
     y = np.array([answer.harmful for answer in answers])
     groups = np.unique([transcript(answer.instruction) for answer in answers], return_inverse=True)[
         1
     ]
-    scores = np.zeros(len(answers))
-    for fitted, left_out in GroupKFold(FOLDS).split(x, y, groups):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=2000))
-        scores[left_out] = probe.fit(x[fitted], y[fitted]).predict_proba(x[left_out])[:, 1]
-    return [float(score) for score in scores]
+    scores = held_out_scores(x, y, GroupKFold(FOLDS).split(x, y, groups), c=1e-3)
+    return [float(p) for p in expit(scores)]
