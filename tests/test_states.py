@@ -102,13 +102,19 @@ def test_an_architecture_without_states_is_told(model, monkeypatch):
         answer_states(Silent(), [Text([5], [6])], DEPTHS)
 
 
-def test_a_probe_reads_its_layer(engine):
-    states = engine.states(asked(), [0.5])[:, 0].astype(float)
-    weight = np.random.default_rng(0).normal(size=states.shape[1])
+def test_a_probe_reads_its_layers_one_after_another(engine):
+    states = engine.states(asked(), DEPTHS).astype(float)
+    weight = np.random.default_rng(0).normal(size=states[0].shape)
     figures = {"mistakes": 1, "harmless": 1, "prompts": 1}
     intervals = {"auc": [0.5, 0.4, 0.6], "auc_within_prompts": [0.5, 0.4, 0.6]}
     probe = StatesProbe(
-        id="0" * 16, model="m", depth=0.5, weight=[*weight], bias=0.3, **figures, **intervals
+        id="0" * 16,
+        model="m",
+        depths=[*DEPTHS],
+        weight=[*weight.ravel()],
+        bias=0.3,
+        **figures,
+        **intervals,
     )
-    odds = states @ weight + 0.3
+    odds = (states * weight).sum(axis=(1, 2)) + 0.3
     assert probe.p_harmful(engine, asked()) == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-3)

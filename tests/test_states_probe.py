@@ -10,11 +10,13 @@ from setbacks.engines import open_engine
 from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.methods import open_method, states_probe
-from setbacks.methods.states_probe import DEPTHS, FEWEST, Answer, known_answers
+from setbacks.methods.states_probe import FEWEST, Answer, known_answers
 from setbacks.pipeline import carry_out, check, open_run
-from setbacks.records import Choice, Correction, Mistake, OwnAnswer, Request
+from setbacks.recipe import Recipe
+from setbacks.records import Choice, Correction, Mistake, Request
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.session import Session
+from setbacks.stages.induce import induce
 
 BY_STATES = {"drafts": 3, "rank_by": "states"}
 
@@ -47,79 +49,100 @@ def mistake(number, outcome="mistake", kind="harmful"):
     )  # fmt: skip
 
 
-def test_the_answers_of_a_run_are_known_by_where_they_come_from(recipe, data, tmp_path):
-    made = recipe(train={"helpful": [str(data)], "safe": [str(data)]})
-    with RunFolder(tmp_path / "run", made) as folder:
-        kinds = [mistake(0), mistake(1, "refusal"), mistake(2, kind="refusal")]
-        folder.journal("mistakes.jsonl", Mistake).write(kinds)
-        correction = {"analysis_id": "a", "instruction": "<q 0>", "response": "<y>", "text": "<t>"}
-        corrections = [
-            Correction(id=o, answer=f"<{o}>", outcome=o, sample=0, model="m", **correction)
-            for o in ("kept", "harmful")
-        ]
-        folder.journal("corrections.jsonl", Correction).write(corrections)
-        own = {"instruction_id": "i", "instruction": "<b>", "language": "en", "source": "s"}
-        benign = OwnAnswer(id="o", text="<t>", answer="<own>", outcome="kept", model="m", **own)
-        folder.journal("benign.jsonl", OwnAnswer).write([benign])
-        learned, before = (known_answers(made, folder, learned=one) for one in (True, False))
-    assert [one for one in learned if one.harmful] == [Answer("<q 0>", "<bad 0>", True)]
-    harmless = Counter(one.response for one in learned if not one.harmful)
-    assert harmless["<kept>"] == harmless["<own>"] == 1 and "<harmful>" not in harmless
-    assert harmless["<a good answer on the otter>"] == 2  # of benign answers, and of safe ones
-    assert learned[: len(before)] == before and len(learned) == len(before) + 2
+def correction(number, outcome="kept", kind="harmful"):
+    return Correction(
+        id=f"c{number}{outcome}{kind}", analysis_id="a", instruction=f"<q {number}>",
+        response="<y>", kind=kind, text="<t>", answer=f"<{outcome} {number}>", outcome=outcome,
+        sample=0, model="m",
+    )  # fmt: skip
 
 
-def test_no_prompt_of_a_suite_is_in_it_even_if_they_may_be_trained_on(ranked):
+def known(run, mistakes, corrections=()):
+    run.folder.journal("mistakes.jsonl", Mistake).write(mistakes)
+    run.folder.journal("corrections.jsonl", Correction).write(corrections)
+    return known_answers(run.recipe, run)
+
+
+@pytest.fixture
+def session(ranked, tmp_path):
+    with RunFolder(tmp_path / "run", ranked()) as folder, Session(folder) as run:
+        yield run
+
+
+def test_mistakes_and_harmless_answers_to_the_same_instructions_are_known(session):
+    mistakes = [*map(mistake, range(20)), mistake(21, "refusal"), mistake(22, kind="refusal")]
+    corrections = [correction(0), correction(1, "harmful"), correction(2, kind="refusal")]
+    corrections += [correction(23)]  # its instruction has no mistake
+    answers = known(session, mistakes, corrections)
+    assert [one for one in answers if one.harmful] == [
+        Answer(f"<q {n}>", f"<bad {n}>", True) for n in range(20)
+    ]
+    harmless = {(one.instruction, one.response) for one in answers if not one.harmful}
+    expected = {(f"<q {n}>", f"<answer {n}>") for n in range(20)} | {("<q 0>", "<kept 0>")}
+    assert harmless == expected and len(answers) == 41
+
+
+def test_no_prompt_of_a_suite_is_in_it_even_if_they_may_be_trained_on(ranked, tmp_path):
     recipe = ranked(decontaminate=None)
-    known = [Answer("<tested 1>", "<x>", True), Answer("<q 1>", "<y>", False)]
-    assert states_probe._untested(recipe, known) == known[1:]
+    (tmp_path / "tested.jsonl").write_text(json.dumps({"text": "<q 3>"}) + "\n")
+    with RunFolder(tmp_path / "run", recipe) as folder, Session(folder) as run:
+        answers = known(run, [*map(mistake, range(24))])
+    assert len(answers) == 46 and "<q 3>" not in {one.instruction for one in answers}
 
 
-def test_answers_to_instructions_with_both_kinds_come_first(monkeypatch):
+def test_no_more_instructions_are_read_than_the_probe_can_use(session, monkeypatch):
     monkeypatch.setattr(states_probe, "MOST", 5)
-    known = [Answer(f"<q {n}>", "<bad>", True) for n in range(20)]
-    known += [Answer(f"<q {n}>", "<good>", False) for n in (3, 5, 7, 30, 31, 32, 33, 34)]
-    sample = states_probe._sample([*known, *known])
-    assert Counter(one.harmful for one in sample) == {True: 5, False: 5}
-    for harmful in (True, False):
-        prompts = {one.instruction for one in sample if one.harmful == harmful}
-        assert {"<q 3>", "<q 5>", "<q 7>"} <= prompts and len(prompts) == 5
-    assert states_probe._sample(known[::-1]) == sample
+    answers = known(session, [*map(mistake, range(24))])
+    assert Counter(one.harmful for one in answers) == {True: 5, False: 5}
+    assert len({one.instruction for one in answers}) == 5
+
+
+def test_too_few_mistakes_with_a_safe_answer_are_told(session):
+    with pytest.raises(InputError, match=r"run: 19 of 19 instructions of mistakes have a safe"):
+        known(session, [*map(mistake, range(FEWEST - 1))])
 
 
 # How it is measured -----------------------------------------------------------------------------
 
 
-def fitted(within=0.0, between=0.0, depth=2, prompts=60, seed=0):
-    """Fit a probe on made-up states: a mistake and two safe answers to each harmful prompt."""
+def fitted(within=0.0, between=0.0, prompts=60, seed=0):
+    """Fit a probe on made-up states: a mistake and two safe answers to each prompt."""
     generator = np.random.default_rng(seed)
-    known = [Answer(f"<q {n}>", f"<bad {n}>", True) for n in range(prompts)]
-    known += [Answer(f"<q {n}>", f"<good {n} {m}>", False) for n in range(prompts) for m in "ab"]
-    known += [Answer(f"<benign {n}>", f"<fine {n}>", False) for n in range(2 * prompts)]
-    x = generator.normal(size=(len(known), len(DEPTHS), 12))
-    x[: 3 * prompts, :, 0] += between  # tells prompts apart
-    x[:prompts, depth, 1] += within  # tells answers apart
-    return states_probe._fit("0" * 16, "m", known, x)
+    answers = [Answer(f"<q {n}>", f"<bad {n}>", True) for n in range(prompts)]
+    answers += [Answer(f"<q {n}>", f"<good {n} {m}>", False) for m in "ab" for n in range(prompts)]
+    x = generator.normal(size=(len(answers), 12))
+    x[:, 0] += np.tile(generator.normal(size=prompts) * between, 3)  # tells prompts apart
+    x[:prompts, 1] += within  # tells answers apart
+    return states_probe._fit("0" * 16, "m", answers, x)
 
 
-def test_the_layer_that_tells_answers_of_one_prompt_apart_is_chosen():
-    probe = fitted(within=4.0)
-    assert probe.depth == DEPTHS[2] and np.argmax(np.abs(probe.weight)) == 1
-    assert probe.auc_within_prompts[0] > 0.95 and probe.auc[0] > 0.95
-    assert (probe.mistakes, probe.harmless, probe.prompts) == (60, 240, 60)
-    assert fitted(within=4.0) == probe
+def test_a_probe_finds_what_tells_answers_of_one_prompt_apart():
+    probe = fitted(within=4.0, between=6.0)
+    assert np.argmax(np.abs(probe.weight)) == 1
+    assert probe.auc_within_prompts[0] > 0.95
+    assert (probe.mistakes, probe.harmless, probe.prompts) == (60, 120, 60)
+    assert fitted(within=4.0, between=6.0) == probe
 
 
-def test_a_probe_that_recognizes_prompts_is_at_chance_within_them():
-    probe = fitted(between=6.0)
-    assert probe.auc[0] > 0.65
-    share, low, high = probe.auc_within_prompts
-    assert low < 0.5 < high and share < 0.6
+def test_prompts_that_differ_do_not_hide_how_well_their_answers_are_ordered():
+    probe = fitted(within=1.0, between=100.0)
+    assert probe.auc[0] < probe.auc_within_prompts[0]
 
 
-def test_the_best_of_several_layers_of_noise_does_not_look_good():
-    shares = [fitted(prompts=40, seed=seed).auc_within_prompts[0] for seed in range(6)]
-    assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
+def test_a_probe_of_noise_is_at_chance():
+    share, low, high = np.mean([fitted(seed=s).auc_within_prompts for s in range(6)], axis=0)
+    assert share == pytest.approx(0.5, abs=0.07) and low < 0.5 < high
+
+
+def test_a_probe_near_chance_gives_a_notice(session, monkeypatch, caplog):
+    states = np.random.default_rng(0).normal(size=(48, 4))
+    monkeypatch.setattr(states_probe, "_read", lambda engine, answers, adapter: states)
+    session.folder.journal("mistakes.jsonl", Mistake).write([*map(mistake, range(24))])
+    for _ in range(2):  # also if it is not fitted again
+        states_probe.states_probe(session, "respond", "probes/x.jsonl", "untrained", None)
+    assert "the probe of untrained is near chance within prompts" in caplog.text
+    (line,) = session.folder.notices()
+    assert line.endswith("or set respond.posterior.rank_by=spoken")
 
 
 # What it needs ----------------------------------------------------------------------------------
@@ -138,15 +161,6 @@ def test_what_has_no_mistakes_or_states_is_told_before_work_begins(ranked, recip
     with pytest.raises(InputError, match=r"the recipe: 12 of 12 instructions have a safe answer"):
         check(ranked(12))
     check(ranked())
-
-
-def test_too_few_mistakes_with_a_safe_answer_are_told(ranked, tmp_path):
-    recipe = ranked()
-    with RunFolder(tmp_path / "run", recipe) as folder, Session(folder) as run:
-        journal = folder.journal("mistakes.jsonl", Mistake)
-        journal.write([mistake(number) for number in range(FEWEST - 1)])
-        with pytest.raises(InputError, match=r"run: 19 of 19 instructions of mistakes have a safe"):
-            states_probe.states_probe(run, "respond", "probes/x.jsonl", "m", None)
 
 
 # What it ranks ----------------------------------------------------------------------------------
@@ -214,7 +228,7 @@ def test_the_model_learns_the_drafts_that_the_probe_prefers(ranked, lora_of_tiny
         choices = folder.records("choices.jsonl", Choice)
         (probe,) = folder.records("probe.jsonl", StatesProbe)
     engine = open_engine(recipe.model)
-    assert len(choices) == 24 and (probe.mistakes, probe.prompts) == (24, 24)
+    assert len(choices) == 24 and (probe.mistakes, probe.harmless) == (24, 24)
     for choice in choices:
         replies = [Request(choice.instruction, 0, reply=text) for text in choice.drafts]
         harm = probe.p_harmful(engine, replies, lora_of_tiny)
@@ -227,3 +241,15 @@ def test_distillation_by_the_spoken_verdict_needs_no_mistakes(ranked):
     train = ranked().train.model_dump(mode="json") | {"method": "posterior_distillation"}
     respond = ranked().respond.model_dump(mode="json") | {"posterior": {"rank_by": "spoken"}}
     assert not open_method(ranked(train=train, respond=respond)).uses_mistakes
+
+
+@pytest.mark.slow
+def test_a_probe_of_the_embedded_model_tells_mistakes_from_safe_answers(tmp_path):
+    source = {"source": "builtin:redteam", "split": "train", "limit": 30}
+    recipe = Recipe.model_validate({"instructions": [source], "respond": {"posterior": BY_STATES}})
+    with RunFolder(tmp_path / "run", recipe) as folder, Session(folder) as run:
+        induce(run)
+        probe = states_probe.states_probe(run, "respond", "probes/x.jsonl", "untrained", None)
+    assert probe.prompts >= FEWEST
+    share, low, _ = probe.auc_within_prompts
+    assert share > 0.9 and low > 0.75

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from setbacks.data.languages import language_of
 from setbacks.data.source import Source
-from setbacks.data.sources import load, load_having, notice_left_out
+from setbacks.data.sources import load, load_having
 from setbacks.notices import notice
 from setbacks.records import Instruction, digest, in_bulk
 
@@ -44,24 +44,3 @@ def instructions(
                 "earlier instruction"
             )
     return list(by_id.values())
-
-
-def benign_answers(sources: Iterable[Source], language: str = "en") -> Iterator[Instruction]:
-    """Yield benign instructions with a harmless answer, as contrast analyses need them.
-
-    Args:
-        sources: to load, in order.
-        language: as `instructions` takes it.
-
-    Raises:
-        InputError: a source is missing or broken, or has no answers.
-    """
-    for source in sources:
-        rows = load_having(source, "a contrast analysis", ("answer", "response"))
-        fit = [row for row in rows if row.answer is not None or not row.harmful]
-        notice_left_out(source.source, rows, fit, "labeled harmful")
-        for row in fit:
-            answer = row.answer or row.response or ""
-            id_ = digest("benign", row.text, answer)
-            spoken = language_of(row.language, row.text, language)
-            yield Instruction(id_, row.text, answer, row.category, spoken, row.source)

@@ -98,14 +98,16 @@ class StatesProbe(Record):
     """
 
     model: str = Field(description="Model that is read.")
-    depth: float = Field(description="The layer that is read, as a share of all layers.")
-    weight: list[float] = Field(description="Weight of each dimension of the mean hidden state.")
+    depths: list[float] = Field(description="The layers that are read, as shares of all layers.")
+    weight: list[float] = Field(
+        description="Weight of each dimension of the mean hidden states, one layer after another."
+    )
     bias: float = Field(
         description="Added to the weighted sum; together they are the log-odds of harm."
     )
     mistakes: int = Field(description="Number of mistakes that it was fitted on.")
     harmless: int = Field(description="Number of harmless answers that it was fitted on.")
-    prompts: int = Field(description="Number of instructions with a mistake and a harmless answer.")
+    prompts: int = Field(description="Number of instructions that they answer.")
     auc: list[float] = Field(description="AUC of harm, over all answers.")
     auc_within_prompts: list[float] = Field(
         description="Share of pairs of a mistake and a harmless answer to the same instruction in "
@@ -115,7 +117,7 @@ class StatesProbe(Record):
     def p_harmful(
         self, engine: Engine, requests: Sequence[Request], adapter: Path | None = None
     ) -> list[float]:
-        """Return the probability that each answer is harmful, in [0, 1].
+        """Return the probability that each answer is harmful, in [0, 1], to compare drafts by.
 
         Args:
             engine: one that gives hidden states.
@@ -125,6 +127,6 @@ class StatesProbe(Record):
         import numpy as np
         from scipy.special import expit
 
-        states = engine.states(requests, [self.depth], adapter)[:, 0]
-        odds = states.astype(np.float64) @ np.array(self.weight) + self.bias
+        states = engine.states(requests, self.depths, adapter).astype(np.float64)
+        odds = states.reshape(len(requests), -1) @ np.array(self.weight) + self.bias
         return [float(p) for p in expit(odds)]

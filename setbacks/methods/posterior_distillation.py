@@ -112,8 +112,7 @@ class RankedByStates(PosteriorDistillation):
 
     def _probe(self, run: Session) -> StatesProbe:
         model = run.recipe.model.model
-        # What the model writes for this training comes later, and must not change the probe.
-        return states_probe(run, "train", "probe.jsonl", model, run.recipe.start, learned=False)
+        return states_probe(run, "train", "probe.jsonl", model, run.recipe.start)
 
 
 def _posterior(recipe: Recipe) -> Posterior:

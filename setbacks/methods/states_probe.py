@@ -1,10 +1,11 @@
 """A probe that ranks drafts by the hidden states of the model that wrote them.
 
-Ours. A linear probe (logistic regression) learns harm from the run's own data: its mistakes against
-harmless answers. The probe must not merely recognize a prompt: mistakes answer harmful prompts, and
-benign answers answer harmless ones, but all drafts answer one prompt. So harmless answers to the
-*same* instructions are needed too, and the figure that counts is the share of pairs within a prompt
-that the probe orders rightly. Neither a judge nor human labels are needed.
+Ours. A linear probe (logistic regression) learns harm from the run's own data, without a judge or
+human labels: its mistakes against harmless answers to the *same* instructions. Benign answers to
+other prompts are left out. With them, a probe can tell prompts apart, and learns that to comply is
+harmless; all drafts answer one prompt, and it then ranks them no better than chance
+(docs/method.md). So the figure that counts is the share of pairs within a prompt that are in the
+right order.
 """
 
 from __future__ import annotations
@@ -15,21 +16,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from setbacks.data.instructions import benign_answers, instructions
+from setbacks.data.instructions import instructions
 from setbacks.engines import Engine
 from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.judges.probe import FOLDS, balanced, fit, held_out_scores
 from setbacks.measure.formatting import coefficient
 from setbacks.measure.statistics import agreement, mean_rate
-from setbacks.measure.substance import answer, substance
+from setbacks.measure.substance import answer
 from setbacks.messages import Prompt
 from setbacks.methods import answered, mistake_sources, open_method
 from setbacks.notices import notice
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
-from setbacks.records import Correction, Mistake, OwnAnswer, Request, digest, same_prompt
-from setbacks.runs.folder import Run
+from setbacks.records import Correction, Mistake, Request, digest, same_prompt
 from setbacks.runs.redo import StageName
 from setbacks.runs.session import Session
 
@@ -39,9 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST = 20  # instructions with a mistake and a harmless answer: with fewer, no figure is certain
-MOST = 1_000  # answers of each kind; more take time and hardly change a linear probe
-DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # layers to choose from, as shares of all
-STRENGTH = 1e-3  # inverse strength of the regularization
+MOST = 1_000  # such instructions; more take time and hardly change a linear probe
+# The layers that are read, as shares of all. All are used: cross-validation cannot choose among
+# them, since mistakes and harmless answers differ so much that each layer orders nearly all pairs.
+DEPTHS = (0.4, 0.6, 0.8)
+STRENGTH = 1e-5  # inverse strength of the regularization; weaker, the probe learns more style
 NEAR_CHANCE = 0.6  # a share of well-ordered pairs below is too low to rank by
 OPTION = "respond.posterior.rank_by"
 
@@ -98,47 +100,42 @@ def _too_few(where: object, both: int, of: int, what: str) -> InputError:
     )
 
 
-def known_answers(recipe: Recipe, run: Run | Session, *, learned: bool = True) -> list[Answer]:
-    """Return the answers of a run that are known to be harmful or harmless.
+def known_answers(recipe: Recipe, run: Session) -> list[Answer]:
+    """Return a run's mistakes, and harmless answers to the same instructions.
 
-    Its mistakes are harmful. Benign answers (`analyze.contrast`) and safe answers (`train.safe`)
-    are harmless, and so are the model's own answers that passed their checks for training.
+    The harmless ones are safe answers (`train.safe`), and corrections that passed their checks. No
+    prompt of a suite is among them, even if `decontaminate` is off.
 
     Args:
         recipe: the run's recipe.
         run: the run.
-        learned: with the answers that the model wrote for its training.
+
+    Raises:
+        InputError: too few instructions have both.
     """
-    known = [
-        Answer(one.instruction, one.response, True)
+    mistakes = [
+        Answer(one.instruction, answer(one.response), True)
         for one in run.records("mistakes.jsonl", Mistake)
         if one.outcome == "mistake" and one.kind == "harmful"
     ]
-    harmless = [*benign_answers(recipe.analyze.contrast), *answered("safe", recipe.train.safe)]
-    known += [Answer(row.text, row.answer or "", False) for row in harmless]
-    if learned:
-        own = [
-            *run.records("corrections.jsonl", Correction),
-            *run.records("benign.jsonl", OwnAnswer),
-        ]
-        known += [
-            Answer(one.instruction, one.answer, False) for one in own if one.outcome == "kept"
-        ]
-    return [
-        one._replace(response=answer(one.response))
-        for one in known
-        if substance(one.response) == "text"
+    harmless = [
+        Answer(row.text, answer(row.answer or ""), False)
+        for row in answered("safe", recipe.train.safe)
     ]
-
-
-def _untested(recipe: Recipe, known: Sequence[Answer]) -> list[Answer]:
-    """Leave out answers to prompts of the suites, also if `decontaminate` is off."""
-    tested = {
-        same_prompt(row.text)
-        for suite in recipe.respond.suites
-        for row in instructions(suite.sources)
-    }
-    return [one for one in known if same_prompt(one.instruction) not in tested]
+    harmless += [
+        Answer(one.instruction, one.answer, False)
+        for one in run.records("corrections.jsonl", Correction)
+        if one.outcome == "kept" and one.kind == "harmful"
+    ]
+    suites = [instructions(suite.sources) for suite in recipe.respond.suites]
+    tested = {same_prompt(row.text) for rows in suites for row in rows}
+    asked = {same_prompt(one.instruction) for one in mistakes} - tested
+    both = asked & {same_prompt(one.instruction) for one in harmless}
+    if len(both) < FEWEST:
+        raise _too_few(run.path, len(both), len(asked), "instructions of mistakes")
+    chosen = {*sorted(both, key=digest)[:MOST]}
+    known = [one for one in [*mistakes, *harmless] if same_prompt(one.instruction) in chosen]
+    return [*dict.fromkeys(known)]
 
 
 def states_probe(
@@ -147,8 +144,6 @@ def states_probe(
     file: str,
     model: str,
     adapter: Path | None,
-    *,
-    learned: bool = True,
 ) -> StatesProbe:
     """Return the probe of a model's states; fit it and record it unless the run has it.
 
@@ -158,17 +153,12 @@ def states_probe(
         file: the journal of the probe, in the run folder.
         model: name of the arm or model, for people.
         adapter: a PEFT folder to read with; None for the base model.
-        learned: as for `known_answers`.
 
     Raises:
-        InputError: there are too few mistakes with a harmless answer to the same instruction.
+        InputError: too few instructions have a mistake and a harmless answer.
     """
     recipe = run.recipe
-    known = _sample(_untested(recipe, known_answers(recipe, run, learned=learned)))
-    mistakes = {same_prompt(one.instruction) for one in known if one.harmful}
-    both = mistakes & {same_prompt(one.instruction) for one in known if not one.harmful}
-    if len(both) < FEWEST:
-        raise _too_few(run.path, len(both), len(mistakes), "instructions of mistakes")
+    known = known_answers(recipe, run)
     id_ = digest("states probe", recipe.seed, model, *(part for one in known for part in one))
     journal = run.journal(file, StatesProbe)
     work = run.work(journal, stage, [[Piece(id_)]], f"probe of {model}")
@@ -194,31 +184,12 @@ def _summary(model: str, probe: StatesProbe) -> str:
     return (
         f"probe of {model}: AUC {coefficient(probe.auc_within_prompts)} within {probe.prompts} "
         f"prompts, {coefficient(probe.auc)} over all {probe.mistakes} mistakes and "
-        f"{probe.harmless} harmless answers, on prompts that it was not fitted on"
+        f"{probe.harmless} harmless answers, by cross-validation over prompts"
     )
 
 
-def _sample(known: Sequence[Answer]) -> list[Answer]:
-    """Take at most `MOST` answers of each kind, first those to instructions that have both."""
-    prompts = {
-        harmful: {same_prompt(one.instruction) for one in known if one.harmful == harmful}
-        for harmful in (True, False)
-    }
-    both = prompts[True] & prompts[False]
-
-    def order(one: Answer) -> tuple[bool, str]:
-        return same_prompt(one.instruction) not in both, digest(*one)
-
-    distinct = sorted(dict.fromkeys(known), key=order)
-    return [
-        one
-        for harmful in (True, False)
-        for one in [one for one in distinct if one.harmful == harmful][:MOST]
-    ]
-
-
 def _read(engine: Engine, known: Sequence[Answer], adapter: Path | None) -> np.ndarray:
-    """Return the states of every answer, [answers, depths, hidden size]."""
+    """Return the states of every answer, of one layer after another, [answers, dimensions]."""
     import numpy as np
 
     requests = [Request(one.instruction, seed=0, reply=one.response) for one in known]
@@ -226,92 +197,43 @@ def _read(engine: Engine, known: Sequence[Answer], adapter: Path | None) -> np.n
     for batch in engine.plan(requests):
         read = engine.states([requests[index] for index in batch], DEPTHS, adapter)
         states |= zip(batch, read, strict=True)
-    return np.stack([states[index] for index in range(len(known))])
-
-
-# Fitting ------------------------------------------------------------------------------------------
-
-
-class Rows(NamedTuple):
-    """Answers as arrays: their states, label, instruction and weight."""
-
-    x: np.ndarray  # [answers, depths, hidden size]
-    y: np.ndarray
-    group: np.ndarray
-    weight: np.ndarray
-
-    def at(self, index: np.ndarray) -> Rows:
-        """Return some of the rows."""
-        return Rows(*(array[index] for array in self))
-
-    def scores(self, depth: int) -> np.ndarray:
-        """Return each row's log-odds of harm by a probe of one layer that was not fitted on it."""
-        return held_out_scores(self.x[:, depth], self.y, _folds(self), STRENGTH, self.weight)
+    return np.stack([states[index].ravel() for index in range(len(known))])
 
 
 def _fit(id_: str, model: str, known: Sequence[Answer], x: np.ndarray) -> StatesProbe:
-    """Fit a probe and measure it by cross-validation over prompts.
-
-    The layer is chosen again in each fold, on the answers that the fold fits: the best of several
-    layers on the very answers that choose it would look better than it is.
-    """
+    """Fit a probe on all answers, and measure such probes by cross-validation over prompts."""
     import numpy as np
     from scipy.special import expit
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    names = [same_prompt(one.instruction) for one in known]
-    group = np.unique(np.array(names, object), return_inverse=True)[1]
-    y = np.array([one.harmful for one in known], int)
-    paired = np.isin(group, group[y == 1]) & np.isin(group, group[y == 0])
-    # Where a prompt has both kinds, they weigh the same, so that the prompt says nothing.
-    kind = np.where(paired, "both kinds", "one kind")
-    rows = Rows(x, y, group, balanced(y, kind))
-    scores = np.zeros(len(y))
-    for fitted, held_out in _folds(rows):
-        depth = _best_depth(rows.at(fitted))
-        fold = [(fitted, held_out)]
-        fold_scores = held_out_scores(x[:, depth], y, fold, STRENGTH, rows.weight)
-        scores[held_out] = fold_scores[held_out]
-    depth = _best_depth(rows)
-    labels = y.astype(bool).tolist()
-    head = fit(x[:, depth], labels, group.astype(str).tolist(), kind.tolist(), STRENGTH)
-    within = mean_rate([*_ordered(rows, scores)], 1)
-    assert within.value is not None and within.low is not None and within.high is not None
+    prompts = [same_prompt(one.instruction) for one in known]
+    harmful = np.array([one.harmful for one in known])
+    # Numbers stand for prompts, since an array of strings cuts texts at NUL.
+    group = np.unique(np.array(prompts, object), return_inverse=True)[1]
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(x, harmful, group)
+    weight = balanced(harmful, np.zeros(len(known)))
+    scores = held_out_scores(x, harmful, folds, STRENGTH, weight)
+    head = fit(x, harmful.tolist(), group.astype(str).tolist(), c=STRENGTH)
+    within = mean_rate([*_ordered(prompts, harmful, scores)], seeds=1)
     return StatesProbe(
         id=id_,
         model=model,
-        depth=DEPTHS[depth],
+        depths=list(DEPTHS),
         weight=[float(f"{value:.7g}") for value in head.weight],
         bias=head.bias,
-        mistakes=int(y.sum()),
-        harmless=int((1 - y).sum()),
+        mistakes=int(harmful.sum()),
+        harmless=int((~harmful).sum()),
         prompts=within.n,
-        auc=agreement(names, labels, expit(scores).tolist())["auc"],
-        auc_within_prompts=[round(value, 3) for value in (within.value, within.low, within.high)],
+        auc=agreement(prompts, harmful.tolist(), expit(scores).tolist())["auc"],
+        auc_within_prompts=[round(float(value or 0), 3) for value in within[:3]],
     )
 
 
-def _best_depth(rows: Rows) -> int:
-    """Return the number of the layer that orders the pairs of most prompts rightly."""
-    import numpy as np
-
-    shares = [np.mean([*_ordered(rows, rows.scores(d))]) for d in range(len(DEPTHS))]
-    return int(np.argmax(shares))
-
-
-def _folds(rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the rows to fit on and those held out; no prompt is in both."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    yield from folds.split(rows.x, rows.y, rows.group)
-
-
-def _ordered(rows: Rows, scores: np.ndarray) -> Iterator[float]:
-    """Yield the share of well-ordered pairs of each prompt that has both kinds of answers."""
-    by_prompt: dict[int, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for group, label, score in zip(rows.group, rows.y, scores, strict=True):
-        by_prompt[group][label].append(score)
-    for harmless, harmful in by_prompt.values():
-        if harmless and harmful:
-            pairs = [(high > low) + (high == low) / 2 for high in harmful for low in harmless]
-            yield sum(pairs) / len(pairs)
+def _ordered(prompts: Sequence[str], harmful: np.ndarray, scores: np.ndarray) -> Iterator[float]:
+    """Yield for each prompt the share of its pairs in which the mistake has the higher score."""
+    by_prompt: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for prompt, label, score in zip(prompts, harmful, scores, strict=True):
+        by_prompt[prompt][int(label)].append(score)
+    for harmless, mistakes in by_prompt.values():
+        pairs = [(high > low) + (high == low) / 2 for high in mistakes for low in harmless]
+        yield sum(pairs) / len(pairs)

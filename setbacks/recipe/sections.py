@@ -332,8 +332,9 @@ class Posterior(Section):
     rank_by: Literal["spoken", "states"] = Field(
         "spoken",
         description="Estimate of a draft's harm: the model's `spoken` verdict, or a linear probe "
-        "of its hidden `states`, fitted on the run's mistakes and harmless answers. The probe "
-        "needs an engine that gives hidden states (`local`), and a method that uses mistakes.",
+        "of its hidden `states`, fitted on the run's mistakes and on harmless answers to the same "
+        "instructions (`train.safe`, corrections). It needs the engine `local` and a method that "
+        "uses mistakes, or `posterior_distillation`.",
     )
 
 

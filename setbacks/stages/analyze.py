@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from setbacks.data.instructions import benign_answers
+from setbacks.data.languages import language_of
+from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
@@ -207,9 +208,15 @@ def benign(recipe: Recipe) -> Iterable[Subject]:
     Raises:
         InputError: a source is missing or broken, or has no answers.
     """
-    for row in benign_answers(recipe.analyze.contrast, recipe.language):
-        response = row.answer or ""
-        yield Subject("", row.id, row.text, response, False, 0, row.category, row.language)
+    for source in recipe.analyze.contrast:
+        rows = load_having(source, "a contrast analysis", ("answer", "response"))
+        fit = [row for row in rows if row.answer is not None or not row.harmful]
+        notice_left_out(source.source, rows, fit, "labeled harmful")
+        for row in fit:
+            answer = row.answer or row.response or ""
+            id_ = digest("benign", row.text, answer)
+            language = language_of(row.language, row.text, recipe.language)
+            yield Subject("", id_, row.text, answer, False, 0, row.category, language)
 
 
 def check(recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from setbacks import methods
 from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.engines import open_engine
@@ -23,13 +24,14 @@ from setbacks.measure.formatting import coefficient, with_interval
 from setbacks.measure.results import Coefficient, Spoken
 from setbacks.measure.statistics import Estimate, agreement, rate
 from setbacks.messages import transcript
-from setbacks.methods.states_probe import Answer, known_answers
+from setbacks.methods.states_probe import Answer
 from setbacks.recipe import Recipe, Section, Sources
-from setbacks.records import Request, Verdict
+from setbacks.records import Mistake, Request, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import forest
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
+from setbacks.stages.analyze import benign
 from setbacks.studies import Study, at_least
 from setbacks.studies.states import hidden_states
 from setbacks.studies.variants import each, variant
@@ -194,9 +196,19 @@ def _own(
 ) -> list[Answer]:
     """The run's mistakes against its benign and safe answers."""
     ((_, path),) = each(folder, [variant(recipe, "base", {})], "induce", show)
-    known = known_answers(recipe, Run(path))
-    kinds = [[one for one in known if one.harmful == harmful] for harmful in (True, False)]
-    return [answer for kind in kinds for answer in kind[: options.limit]]
+    run = Run(path)
+    mistakes = run.records("mistakes.jsonl", Mistake)
+    harmful = [
+        Answer(m.instruction, m.response, True)
+        for m in mistakes
+        if m.outcome == "mistake" and m.kind == "harmful"
+    ]
+    harmless = [Answer(subject.instruction, subject.response, False) for subject in benign(recipe)]
+    harmless += [
+        Answer(example.instruction, example.completion, False)
+        for example in methods.answers("safe", recipe.train.safe)
+    ]
+    return [*harmful[: options.limit], *harmless[: options.limit]]
 
 
 def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:

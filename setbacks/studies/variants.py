@@ -211,8 +211,11 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "preflight.jsonl", (*_MISTAKES, "analyze")
     yield "flips.jsonl", _FLIPS
     yield "benign.jsonl", _OWN_ANSWERS
+    posterior = taker.respond.posterior
     for arm in planned_arms(taker):
-        if arm.is_untrained:
+        # A probe that ranks drafts is also fitted on what a method writes for its training.
+        by_probe = arm.way == "posterior" and posterior and posterior.rank_by == "states"
+        if arm.is_untrained and not by_probe:
             yield f"responses/{arm.name}.jsonl", _ANSWERS
             yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
             yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
