@@ -461,11 +461,12 @@ def test_a_cache_with_room_gives_the_logits_of_one_without(tiny):
     import torch
     from transformers import DynamicCache
 
-    from setbacks.engines.decoding import ROOM, cache_for, decode_by_products
+    from setbacks.engines.decoding import ROOM, cache_for
+    from setbacks.models.attention import attend_by_products
     from setbacks.models.loading import load_model
 
     model = load_model(Engine(model=str(tiny), dtype="float32", device="cpu")).eval()
-    decode_by_products(model)
+    attend_by_products(model, queries=1)
     caches = [cache_for(model), DynamicCache(config=model.config)]
     assert type(caches[0].layers[0]) is not type(caches[1].layers[0])
     ids, mask = torch.arange(3, 60).view(3, 19), torch.ones(3, 19, dtype=torch.long)

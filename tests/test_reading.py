@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from setbacks.engines import reading
-from setbacks.engines.decoding import Running, decode_by_products
+from setbacks.engines.decoding import Running
 from setbacks.engines.reading import keeps_all, parts, read
+from setbacks.models.attention import attend_by_products
 
 HEAD = list(range(40, 60))
 MORE = 4
@@ -18,7 +19,7 @@ MORE = 4
 def read_by(tiny):
     """A model that reads as the local engine has it read on a CPU."""
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
-    decode_by_products(model)
+    attend_by_products(model, queries=1)
     return model
 
 
@@ -103,7 +104,7 @@ def test_a_sliding_window_sees_what_it_saw(window, monkeypatch):
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     data = WIDTHS | {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8}
     model = small("gemma3_text", **data, sliding_window=window, layer_types=kinds)
-    decode_by_products(model)
+    attend_by_products(model, queries=1)
     monkeypatch.setitem(reading.PART, "cpu", 30)
     prompts = [HEAD + [n] * n for n in (3, 9, 20, 4)]
     assert keeps_all(model, 44) == (window == 64)

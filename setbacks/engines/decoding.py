@@ -9,25 +9,14 @@ from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+
+from setbacks.models.attention import attend_as_it_came, attends_by_products
 
 if TYPE_CHECKING:
     import torch
 
-_BY_PRODUCTS: WeakSet[Any] = WeakSet()  # modules of models that attend by matrix products
 MOST_PACKED = 1_000_000_000  # parameters
 ROOM = 16  # steps that a cache has room for when it is copied
-
-# The options of attention that are handled; a model with others keeps PyTorch's kernel.
-_UNDERSTOOD = {
-    "dropout",
-    "scaling",
-    "is_causal",
-    "sliding_window",
-    "position_ids",
-    "cache_position",
-}
-_UNDERSTOOD |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
 class Running:
@@ -82,54 +71,6 @@ def select_rows(cache: Any, rows: torch.Tensor) -> None:
     cache.reorder_cache(rows)
 
 
-def decode_by_products(model: Any) -> None:
-    """Make a model attend to its cache by plain matrix products, one token at a time.
-
-    For a single query in bfloat16, PyTorch's fused kernel takes up to twice the time of two batched
-    products on the CPU (`benchmarks/attention.py`). On a GPU the kernel copies a grouped model's
-    keys and values for each of their queries; there, outside a graph, two products are slower to
-    start. Prompts keep the kernel.
-    """
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        _extend_sdpa()
-        _BY_PRODUCTS.update(model.modules())
-
-
-@functools.cache
-def _extend_sdpa() -> None:
-    """Add the products to transformers' "sdpa", only for the modules of `_BY_PRODUCTS`.
-
-    Under a new name, models that check the name (`_attn_implementation in ("eager", "sdpa")`) would
-    omit what they do for these two, such as sparse attention.
-    """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    def attend(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
-    ) -> Any:
-        rows, heads, length, width = query.shape
-        ours = (
-            length == 1
-            and module in _BY_PRODUCTS
-            and not options.get("dropout")
-            and set(options) <= _UNDERSTOOD
-            and (attention_mask is None or not attention_mask.is_floating_point())
-        )
-        if not ours:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        groups = key.shape[1]  # grouped queries share a key: they take the place of the length
-        scale = options.get("scaling") or width**-0.5
-        scores = query.view(rows, groups, heads // groups, width) @ key.transpose(2, 3)
-        scores = scores.float().mul_(scale)
-        if attention_mask is not None:
-            scores.masked_fill_(~attention_mask, float("-inf"))
-        mixed = scores.softmax(dim=-1).to(value.dtype) @ value
-        return mixed.reshape(rows, 1, heads, value.shape[-1]), None
-
-    AttentionInterface.register("sdpa", attend)
-
-
 def pack(model: Any) -> None:
     """Store a copy of a bfloat16 model's weights in the layout of the CPU's matrix units.
 
@@ -151,9 +92,9 @@ def pack(model: Any) -> None:
 
 
 def as_it_came(model: Any) -> None:
-    """Undo `decode_by_products` and `pack`."""
+    """Undo `attend_by_products` and `pack`."""
+    attend_as_it_came(model)
     for one in model.modules():
-        _BY_PRODUCTS.discard(one)
         forward = one.__dict__.get("forward")
         if isinstance(forward, functools.partial) and forward.func is _linear:
             del one.forward
@@ -216,7 +157,7 @@ def cache_for(model: Any) -> Any:
             return (self._room(needed) if self.length else needed), 0
 
     cache = DynamicCache(config=model.config)
-    if model.device.type == "cpu" and model in _BY_PRODUCTS:
+    if model.device.type == "cpu" and attends_by_products(model):
         cache.layers = [Roomy() if type(one) is DynamicLayer else one for one in cache.layers]
     return cache
 

@@ -13,9 +13,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from setbacks.engines.answering import Answering, OneByOne, SideBySide, WithinReach, forward
-from setbacks.engines.decoding import as_it_came, decode_by_products, pack
+from setbacks.engines.decoding import as_it_came, pack
 from setbacks.engines.reading import reach
 from setbacks.errors import InputError
+from setbacks.models.attention import attend_by_products
 from setbacks.models.chat_template import plain
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ LENGTH = 48  # tokens of the text that are used
 def _with_graphs(model: Any, pad: int) -> Answering:
     from setbacks.engines.graphs import Graphs
 
-    decode_by_products(model)
+    attend_by_products(model, queries=1)
     return SideBySide(model, pad, Graphs(model))
 
 
 def _with_products(model: Any, pad: int) -> Answering:
-    decode_by_products(model)
+    attend_by_products(model, queries=1)
     pack(model)
     return SideBySide(model, pad)
 

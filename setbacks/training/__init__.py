@@ -22,6 +22,7 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.files import sync, write_atomic
 from setbacks.messages import with_system
 from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, untouched
+from setbacks.models.attention import attend_by_products
 from setbacks.models.chat_template import encode, encode_answer
 from setbacks.models.embedded import hub_id
 from setbacks.models.loading import context, device, load_base, load_config
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # marks a checkpoint that was completely written and synced
 IGNORED = -100  # the label of a token that has no loss
+SHORT = 256  # tokens of a row whose attention takes less time, and little memory, by products
 # Entries of a step's log that go into the loss curve, by the beginning of their names.
 _CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward", "divergence")
 
@@ -249,10 +251,19 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
         InputError: the model does not exist, or the adapter does not fit it.
     """
     base, start = load_base(recipe), recipe.start
+    if device(recipe.model) == "cpu" and _is_bfloat16(base):
+        attend_by_products(base, SHORT)
     name_for_trl(base)
     if start is None:
         return base, adapter_config(recipe)
     return attached(base, start, trainable=True), None
+
+
+def _is_bfloat16(model: Any) -> bool:
+    """Return whether a model's weights are bfloat16."""
+    import torch
+
+    return bool(next(model.parameters()).dtype == torch.bfloat16)
 
 
 def name_for_trl(model: Any) -> None:
@@ -295,7 +306,9 @@ def options(run: TrainingRun, model: Any, folder: str, total: int) -> dict[str, 
         "activation_checkpointing": train.gradient_checkpointing,
         "seed": run.recipe.train_seed,
         "use_cpu": place == "cpu",
-        "bf16": place.startswith("cuda") and next(model.parameters()).dtype.itemsize == 2,
+        # Products of the adapter's weights, which are float32, are computed like the model's.
+        "bf16": (place.startswith("cuda") and next(model.parameters()).dtype.itemsize == 2)
+        or (place == "cpu" and _is_bfloat16(model)),
         "ddp_find_unused_parameters": False if processes.count() > 1 else None,
         "dataloader_pin_memory": place.startswith("cuda"),
         "logging_steps": 1,
