@@ -201,6 +201,7 @@ def test_answers_that_a_probe_ranked_are_not_lent(base, tmp_path):
     lent = {}
     for rank_by in ("spoken", "states"):
         recipe = variant(base, rank_by, {"respond.posterior": {"rank_by": rank_by}}).recipe
+        (tmp_path / rank_by).mkdir()
         lend(recipe, source, recipe, tmp_path / rank_by)
         lent[rank_by] = {path.stem for path in (tmp_path / rank_by / "responses").iterdir()}
     assert lent == {"spoken": {"vanilla", "vanilla-posterior"}, "states": {"vanilla"}}

@@ -10,7 +10,7 @@ model, or a probe of its hidden states (`setbacks.methods.states_probe`). `train
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
@@ -32,7 +32,7 @@ class PosteriorDistillation(Method):
 
     name = "posterior_distillation"
     outputs = ("choices.jsonl", "probe.jsonl")
-    reads = (
+    reads: ClassVar[tuple[str, ...]] = (
         "respond.posterior",
         "respond.sampling",
         "words.*.unguided",
