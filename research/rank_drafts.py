@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from setbacks.engines.own_verdict import drafts
+from setbacks.engines.states import StatesProbe
 from setbacks.judges import Item, Opinion
 from setbacks.judges.probe import Probe, fit
 from setbacks.measure.degeneration import degeneration
@@ -56,7 +57,8 @@ def draw(run: Session) -> Drawn:
     engine = run.engine(recipe.model)
     asked = prompts_of(recipe)
     requests = [request(recipe, arm, x.text, x.language) for _, x in asked]
-    probe = states_probe.states_probe(run, "respond", "probes/untrained.jsonl", "untrained", None)
+    probes = run.journal("probes/untrained.jsonl", StatesProbe)
+    probe = states_probe.states_probe(run, "respond", probes, "untrained", None)
     with_benign = _fitted_with_benign_answers(run)
     shape = len(asked), DRAFTS
     harm = {name: np.zeros(shape) for name in ("spoken", "states", "states, benign answers too")}

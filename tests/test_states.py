@@ -63,6 +63,18 @@ def test_a_model_that_a_batch_confuses_reads_answers_alone(tokenizer, model):
         hook.remove()
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_halved(engine, monkeypatch):
+    whole = engine.states(asked(), DEPTHS)
+
+    def small(model, texts, depths, *, alone):
+        if len(texts) > 1:
+            raise torch.OutOfMemoryError("full")
+        return answer_states(model, texts, depths, alone=alone)
+
+    monkeypatch.setattr("setbacks.engines.local.answer_states", small)
+    assert engine.states(asked(), DEPTHS) == pytest.approx(whole, abs=1e-3)
+
+
 def test_an_adapter_changes_the_states(engine, lora):
     plain = engine.states(asked(), DEPTHS)
     assert abs(engine.states(asked(), DEPTHS, lora) - plain).max() > 1e-2

@@ -139,7 +139,8 @@ def test_a_probe_near_chance_gives_a_notice(session, monkeypatch, caplog):
     monkeypatch.setattr(states_probe, "_read", lambda engine, answers, adapter: states)
     session.folder.journal("mistakes.jsonl", Mistake).write([*map(mistake, range(24))])
     for _ in range(2):  # also if it is not fitted again
-        states_probe.states_probe(session, "respond", "probes/x.jsonl", "untrained", None)
+        probes = session.journal("probes/x.jsonl", StatesProbe)
+        states_probe.states_probe(session, "respond", probes, "untrained", None)
     assert "the probe of untrained is near chance within prompts" in caplog.text
     (line,) = session.folder.notices()
     assert line.endswith("or set respond.posterior.rank_by=spoken")
@@ -249,7 +250,8 @@ def test_a_probe_of_the_embedded_model_tells_mistakes_from_safe_answers(tmp_path
     recipe = Recipe.model_validate({"instructions": [source], "respond": {"posterior": BY_STATES}})
     with RunFolder(tmp_path / "run", recipe) as folder, Session(folder) as run:
         induce(run)
-        probe = states_probe.states_probe(run, "respond", "probes/x.jsonl", "untrained", None)
+        probes = run.journal("probes/x.jsonl", StatesProbe)
+        probe = states_probe.states_probe(run, "respond", probes, "untrained", None)
     assert probe.prompts >= FEWEST
     share, low, _ = probe.auc_within_prompts
     assert share > 0.9 and low > 0.75

@@ -111,8 +111,8 @@ class RankedByStates(PosteriorDistillation):
     reads = ("respond.posterior", "respond.sampling")
 
     def _probe(self, run: Session) -> StatesProbe:
-        model = run.recipe.model.model
-        return states_probe(run, "train", "probe.jsonl", model, run.recipe.start)
+        model, probes = run.recipe.model.model, run.journal("probe.jsonl", StatesProbe)
+        return states_probe(run, "train", probes, model, run.recipe.start)
 
 
 def _posterior(recipe: Recipe) -> Posterior:

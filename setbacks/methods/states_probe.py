@@ -30,6 +30,7 @@ from setbacks.notices import notice
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Correction, Mistake, Request, digest, same_prompt
+from setbacks.runs.journal import Journal
 from setbacks.runs.redo import StageName
 from setbacks.runs.session import Session
 
@@ -141,7 +142,7 @@ def known_answers(recipe: Recipe, run: Session) -> list[Answer]:
 def states_probe(
     run: Session,
     stage: StageName,
-    file: str,
+    journal: Journal[StatesProbe],
     model: str,
     adapter: Path | None,
 ) -> StatesProbe:
@@ -150,7 +151,7 @@ def states_probe(
     Args:
         run: the session.
         stage: the stage that time is counted for.
-        file: the journal of the probe, in the run folder.
+        journal: where the probe is recorded.
         model: name of the arm or model, for people.
         adapter: a PEFT folder to read with; None for the base model.
 
@@ -160,7 +161,6 @@ def states_probe(
     recipe = run.recipe
     known = known_answers(recipe, run)
     id_ = digest("states probe", recipe.seed, model, *(part for one in known for part in one))
-    journal = run.journal(file, StatesProbe)
     work = run.work(journal, stage, [[Piece(id_)]], f"probe of {model}")
     for batch in work:
         engine = run.engine(recipe.model)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
+from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.measure.degeneration import guidance
 from setbacks.messages import Prompt, transcript
@@ -187,8 +188,8 @@ def _answer(
     posterior = recipe.respond.posterior if arm.way == "posterior" else None
     probe = None
     if posterior and posterior.rank_by == "states":
-        file = f"probes/{arm.name}.jsonl"
-        probe = states_probe.states_probe(run, "respond", file, arm.model, adapter)
+        probes = run.journal(f"probes/{arm.name}.jsonl", StatesProbe)
+        probe = states_probe.states_probe(run, "respond", probes, arm.model, adapter)
     sampling = recipe.respond.sampling
     if method := trained_method(recipe, arm):
         room = sampling.max_new_tokens + method.more_tokens(recipe)
