@@ -1,8 +1,9 @@
-"""One decoding step of attention on the CPU: PyTorch's fused kernel against two matrix products.
+"""Attention on the CPU: PyTorch's fused kernel against two matrix products.
 
     python benchmarks/attention.py
 
-Shapes are the embedded model's, for 128 rows. Times are CPU seconds of one thread, side by side.
+Shapes are the embedded model's: a step of decoding with 128 rows, and a training step, forward and
+backward, with 8 rows. Times are CPU milliseconds of one thread, side by side.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from setbacks.models.attention import attend_by_products
+
+CASES = [("decoding", 128, 1, keys) for keys in (150, 300)]
+CASES += [("training", 8, length, length) for length in (64, 128, 256, 512)]
 
 
 def main() -> None:
@@ -21,45 +30,57 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/attention.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measure(d, n) for d in ("bfloat16", "float32") for n in (150, 300)]
-    print("| dtype | keys | fused ms | products ms | ratio |\n| --- | ---: | ---: | ---: | ---: |")
+    rows = [measure(dtype, *case) for dtype in ("bfloat16", "float32") for case in CASES]
+    print("| step | dtype | queries | keys | fused ms | products ms | ratio |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
-        print("| {dtype} | {keys} | {fused} | {products} | {ratio} |".format(**row))
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(dtype: str, keys: int) -> dict[str, object]:
-    kind = getattr(torch, dtype)
-    query = torch.randn(128, 3, 3, 64, dtype=kind)  # rows, key heads, queries that share one, width
-    key, value = (torch.randn(128, 3, keys, 64, dtype=kind) for _ in range(2))
-    mask = torch.ones(128, 1, 1, keys, dtype=torch.bool)
-    mask[..., :20] = False
+def measure(dtype: str, step: str, rows: int, queries: int, keys: int) -> dict[str, object]:
+    """Time both ways of one layer."""
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=576, num_hidden_layers=1, num_attention_heads=9,
+        num_key_value_heads=3, intermediate_size=8, attn_implementation="sdpa",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    attend_by_products(model, queries)
+    layer = model.model.layers[0].self_attn
+    trained, kind = step == "training", getattr(torch, dtype)
 
-    def fused() -> None:
-        torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    def random(heads: int, length: int) -> torch.Tensor:
+        return torch.randn(rows, heads, length, 64, dtype=kind, requires_grad=trained)
 
-    def products() -> None:
-        scores = (query @ key.transpose(2, 3)).float() * 0.125
-        scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(kind) @ value
+    query, key, value = random(9, queries), random(3, keys), random(3, keys)
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    mask = mask.repeat(rows, 1, 1, 1)
+    mask[: rows // 2, ..., keys - 20 :] = False  # padding
+    mask[..., 0] = True
+
+    def timed(attend: Callable[..., Any]) -> float:
+        times = max(1, 100 // queries)
+        start = time.process_time()
+        for _ in range(times):
+            mixed, _weights = attend(layer, query, key, value, mask, scaling=0.125)
+            if trained:
+                mixed.sum().backward()
+        return (time.process_time() - start) / times
 
     # In turns, so that a slow moment of the machine hits both.
-    times = [(cpu(fused), cpu(products)) for _ in range(5)]
-    one, other = (sorted(column)[2] for column in zip(*times, strict=True))
+    products = AttentionInterface()["sdpa"]
+    times = [(timed(sdpa_attention_forward), timed(products)) for _ in range(9)]
+    one, other = (sorted(column)[4] for column in zip(*times, strict=True))
     return {
+        "step": step,
         "dtype": dtype,
+        "queries": queries,
         "keys": keys,
         "fused": round(one * 1e3, 2),
         "products": round(other * 1e3, 2),
         "ratio": round(one / other, 2),
     }
-
-
-def cpu(step: Callable[[], None], times: int = 20) -> float:
-    start = time.process_time()
-    for _ in range(times):
-        step()
-    return (time.process_time() - start) / times
 
 
 if __name__ == "__main__":

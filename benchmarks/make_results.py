@@ -236,8 +236,9 @@ def train(data: dict[str, Any]) -> Iterator[str]:
 
 
 def attention(data: list[dict[str, Any]]) -> Iterator[str]:
-    rows = [[r["dtype"], r["keys"], r["fused"], r["products"], r["ratio"]] for r in data]
-    yield from table(["dtype", "keys", "fused ms", "products ms", "ratio"], rows)
+    rows: list[list[object]] = [[*r.values()] for r in data]
+    names = ["step", "dtype", "queries", "keys", "fused ms", "products ms", "ratio"]
+    yield from table(names, rows)
 
 
 def near_duplicates(data: dict[str, Any]) -> Iterator[str]:
@@ -309,7 +310,7 @@ BENCHMARKS: dict[str, Section] = {
     "startup": ("Time to the first record", startup),
     "scale": ("Scaling to more workers", scale),
     "train": ("Training, compared with TRL's own trainer", train),
-    "attention": ("One decoding step of attention on a CPU", attention),
+    "attention": ("Attention on a CPU", attention),
     "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
 }
