@@ -2,8 +2,8 @@
 
 Ours. A linear probe (logistic regression) learns harm from the run's own data, without a judge or
 human labels: its mistakes against harmless answers to the *same* instructions. Benign answers to
-other prompts are left out. With them, a probe can tell prompts apart, and learns that to comply is
-harmless; all drafts answer one prompt, and it then ranks them no better than chance
+other prompts are left out. With many of them, a probe tells prompts apart, and learns that to
+comply is harmless; all drafts answer one prompt, and it then ranks them no better than chance
 (docs/method.md). So the figure that counts is the share of pairs within a prompt that are in the
 right order.
 """
