@@ -34,7 +34,7 @@ from setbacks.runs.progress import Show
 from setbacks.stages.analyze import benign
 from setbacks.studies import Study, at_least
 from setbacks.studies.states import hidden_states
-from setbacks.studies.variants import each, variant
+from setbacks.studies.variants import each, variant, without_probe
 
 FEWEST = 20  # of each kind: below, an AUC says nothing
 FOLDS = 5
@@ -220,6 +220,7 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
         "evaluate": [{"name": "vanilla", "model": model, "adapter": adapter}],
         "respond.suites": [{"name": "instructions", "kind": "harmful", "sources": sources}],
         "respond.guidance": False,
+        **without_probe(recipe),
     }
     ((_, path),) = each(folder, [variant(recipe, "answers", overrides)], "judge", show)
     run = Run(path)
