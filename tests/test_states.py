@@ -114,7 +114,7 @@ def test_an_architecture_without_states_is_told(model, monkeypatch):
         answer_states(Silent(), [Text([5], [6])], DEPTHS)
 
 
-def test_a_probe_reads_its_layers_one_after_another(engine):
+def test_a_probe_reads_its_layers_one_after_another(engine, monkeypatch):
     states = engine.states(asked(), DEPTHS).astype(float)
     weight = np.random.default_rng(0).normal(size=states[0].shape)
     figures = {"mistakes": 1, "harmless": 1, "prompts": 1}
@@ -130,3 +130,6 @@ def test_a_probe_reads_its_layers_one_after_another(engine):
     )
     odds = (states * weight).sum(axis=(1, 2)) + 0.3
     assert probe.p_harmful(engine, asked()) == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-3)
+    states[1, 0, 0] = np.nan
+    monkeypatch.setattr(engine, "states", lambda requests, depths, adapter: states)
+    assert probe.p_harmful(engine, asked())[1] == 1, "a draft with such states comes last"

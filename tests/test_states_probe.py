@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from setbacks.engines import open_engine
+from setbacks.engines.local import Local
 from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.methods import open_method, states_probe
@@ -132,6 +133,14 @@ def test_prompts_that_differ_do_not_hide_how_well_their_answers_are_ordered():
 def test_a_probe_of_noise_is_at_chance():
     share, low, high = np.mean([fitted(seed=s).auc_within_prompts for s in range(6)], axis=0)
     assert share == pytest.approx(0.5, abs=0.07) and low < 0.5 < high
+
+
+def test_states_that_overflow_are_told(session, monkeypatch):
+    session.folder.journal("mistakes.jsonl", Mistake).write([*map(mistake, range(24))])
+    monkeypatch.setattr(Local, "states", lambda self, r, depths, a: np.full((len(r), 3, 4), np.nan))
+    probes = session.journal("probes/x.jsonl", StatesProbe)
+    with pytest.raises(InputError, match=r"hidden states overflow.*set model\.dtype=float32"):
+        states_probe.states_probe(session, "respond", probes, "untrained", None)
 
 
 def test_a_probe_near_chance_gives_a_notice(session, monkeypatch, caplog):

@@ -129,4 +129,5 @@ class StatesProbe(Record):
 
         states = engine.states(requests, self.depths, adapter).astype(np.float64)
         odds = states.reshape(len(requests), -1) @ np.array(self.weight) + self.bias
+        odds[np.isnan(odds)] = np.inf  # states that overflow say nothing: such a draft comes last
         return [float(p) for p in expit(odds)]

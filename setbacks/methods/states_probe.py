@@ -197,7 +197,13 @@ def _read(engine: Engine, known: Sequence[Answer], adapter: Path | None) -> np.n
     for batch in engine.plan(requests):
         read = engine.states([requests[index] for index in batch], DEPTHS, adapter)
         states |= zip(batch, read, strict=True)
-    return np.stack([states[index].ravel() for index in range(len(known))])
+    x = np.stack([states[index].ravel() for index in range(len(known))])
+    if not np.isfinite(x).all():
+        raise InputError(
+            f"{engine.name}: its hidden states overflow in this precision; set "
+            f"model.dtype=float32, or {OPTION}=spoken"
+        )
+    return x
 
 
 def _fit(id_: str, model: str, known: Sequence[Answer], x: np.ndarray) -> StatesProbe:
