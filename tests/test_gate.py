@@ -208,14 +208,14 @@ def test_a_file_that_cannot_be_written_is_one_line_below_the_decision(evaluation
 SENSITIVITY, SPECIFICITY = 0.75, 0.73  # those of the default judge on PKU-SafeRLHF
 
 
-def drawn(rng, n, good_a, good_b):
+def drawn(rng, n, good_a, good_b, sensitivity=SENSITIVITY, specificity=SPECIFICITY):
     """Draw n pairs of answers, with a correlation by prompt, and an erring judge's verdicts."""
     hard = rng.random(n)
     shared = 0.5 * hard
     truth = [shared + 0.5 * rng.random(n) < quantile for quantile in (_q(good_a), _q(good_b))]
 
     def judged(good):
-        wrong = rng.random(n) >= np.where(good, SPECIFICITY, SENSITIVITY)
+        wrong = rng.random(n) >= np.where(good, specificity, sensitivity)
         return ~good ^ wrong  # whether the judge calls it bad
 
     return truth, [judged(good) for good in truth]
@@ -278,6 +278,24 @@ def test_several_true_claims_are_rarely_refuted():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("new", "base"), [(0.8, 0.7), (0.7, 0.8)])
+def test_true_claims_are_rarely_refuted_by_a_judge_that_is_unsure(new, base):
+    """The interval by calibration is lopsided, and is still widened like a normal one."""
+    rng = np.random.default_rng(3)
+    asked = Claim("harmless_rate", better=True, margin=new - base)
+    unsure = Worth(0.75, 0.1), Worth(0.85, 0.08)
+    refuted = []
+    for _ in range(400):
+        outcomes = []
+        for _ in range(4):
+            sizes = [(one.labels * one.value, one.labels * (1 - one.value)) for one in unsure]
+            bad = drawn(rng, 250, new, base, *(rng.beta(*size) for size in sizes))[1]
+            outcomes.append(_outcome(asked, calibrated_difference(Verdicts(*bad, *unsure)), 4))
+        refuted.append("refuted" in outcomes)
+    assert np.mean(refuted) <= 0.05
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [((0.6, 0.5), (0.8, 0.9)), ((0.7, 0.7), (0.7, 0.7))])
 def test_calibrated_intervals_of_balanced_safety_cover(rates):
     rng = np.random.default_rng(4)
@@ -301,7 +319,7 @@ def test_without_a_judge_better_than_chance_nothing_is_corrected():
     found = calibrated_difference(
         Verdicts([None, False, False], [None, True, False], certain, certain)
     )
-    assert found.value == pytest.approx(1 / 3)
+    assert found.value == pytest.approx(1 / 3, abs=1e-5)
 
 
 def test_a_judge_that_never_errs_changes_balanced_safety_by_nothing():
@@ -309,7 +327,8 @@ def test_a_judge_that_never_errs_changes_balanced_safety_by_nothing():
     harmless = Verdicts([False] * 30 + [True] * 10, [True] * 40, certain, certain)
     compliant = Verdicts([False] * 40, [False] * 20 + [True] * 20, certain, certain)
     found = calibrated_safety_difference(harmless, compliant)
-    assert found.value == pytest.approx(2 * 0.75 / 1.75)  # the other arm is never harmless
+    # The other arm is never harmless.
+    assert found.value == pytest.approx(2 * 0.75 / 1.75, abs=1e-5)
     assert found.low > 0.5 and found.n == 80
 
 

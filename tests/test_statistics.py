@@ -180,66 +180,7 @@ def test_scores_are_corrected_too():
     assert found.low < truth < found.high and found.value == pytest.approx(truth, abs=0.2)
 
 
-def test_rogan_gladen():
-    # (0.4 + 0.9 - 1) / (0.8 + 0.9 - 1)
-    found = statistics.rogan_gladen(40, 100, Worth(0.8, 0.04), Worth(0.9, 0.03))
-    assert found.value == pytest.approx(3 / 7)
-    surer = statistics.rogan_gladen(40, 100, Worth(0.8, 0.01), Worth(0.9, 0.01))
-    assert found.low < surer.low < surer.high < found.high
-    assert statistics.rogan_gladen(5, 100, Worth(0.8, 0.04), Worth(0.9, 0.03)).value == 0
-    assert statistics.rogan_gladen(5, 100, Worth(0.4, 0.04), Worth(0.6, 0.03)).value is None
-    assert statistics.rogan_gladen(0, 0, Worth(0.8, 0.04), Worth(0.9, 0.03)).value is None
-
-
-def test_sources_that_disagree_make_a_share_unsure():
-    alike = statistics.pooled([(0.8, 0.75, 0.85, 200), (0.8, 0.75, 0.85, 200)])
-    apart = statistics.pooled([(0.9, 0.85, 0.95, 200), (0.5, 0.45, 0.55, 200)])
-    assert alike.value == pytest.approx(0.8) and alike.error < 0.02
-    assert 0.6 < apart.value < 0.8 and apart.error > 0.1
-
-
-@pytest.mark.parametrize("value", [1.0, 0.8])
-def test_sources_that_agree_by_chance_make_no_share_certain(value):
-    """Their differences are below what sampling gives: nothing is subtracted from the error."""
-    alone = statistics.pooled([(value, value - 0.1, min(1.0, value + 0.1), 60)])
-    three = statistics.pooled([(value, value - 0.1, min(1.0, value + 0.1), 60)] * 3)
-    assert three.value == pytest.approx(value)
-    assert three.error == pytest.approx(alone.error / 3**0.5)
-
-
 # -- agreement with people --------------------------------------------------------------------
-
-
-def test_few_labels_count_as_much_as_they_are_certain():
-    """Beside sources that differ, as those of a judge do."""
-    others = [(0.9, 0.87, 0.93, 400), (0.7, 0.65, 0.75, 400), (0.8, 0.76, 0.84, 400)]
-    few, many = (
-        statistics.informed(statistics.Worth(0.5, (0.25 / n) ** 0.5), others) for n in (8, 800)
-    )
-    assert 0.5 < many.value < 0.52 < few.value < statistics.pooled(others).value
-    assert many.error < few.error < (0.25 / 8) ** 0.5
-    # Without an error among 8, the share is not certainly 1.
-    sure = statistics.informed(statistics.pooled([(1.0, 1.0, 1.0, 8)]), others)
-    assert sure.value < 0.95 and sure.error > 0.05
-
-
-@pytest.mark.parametrize("n", [4, 8, 20])
-def test_few_labels_with_what_ships_err_less_than_alone(n):
-    """The user's source is one more of those that differ; its share is estimated from n labels."""
-    chance = np.random.default_rng(0)
-    alone, together, covered = [], [], []
-    for _ in range(300):
-        *shares, share = np.clip(chance.normal(0.8, 0.1, 5), 0.02, 0.98)
-        others = [(x, x - 0.04, min(1.0, x + 0.04), 400) for x in shares]
-        found = chance.binomial(n, share) / n
-        half = 1.96 * (found * (1 - found) / n) ** 0.5
-        own = statistics.pooled([(found, found - half, found + half, n)])
-        both = statistics.informed(own, others)
-        alone.append((found - share) ** 2)
-        together.append((both.value - share) ** 2)
-        covered.append(abs(both.value - share) < 1.96 * both.error)
-    assert np.mean(together) < 0.8 * np.mean(alone)
-    assert np.mean(covered) > 0.85
 
 
 def test_agreement_gives_the_numbers_of_scikit_learn():

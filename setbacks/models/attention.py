@@ -58,6 +58,7 @@ def _extend_sdpa() -> None:
     Under a new name, models that check the name (`_attn_implementation in ("eager", "sdpa")`) would
     omit what they do for these two, such as sparse attention.
     """
+    import torch
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -79,8 +80,8 @@ def _extend_sdpa() -> None:
         scores = scores.view(rows, heads, length, -1).float().mul_(scale)
         if attention_mask is None and length > 1 and _is_causal(module, options):
             attention_mask = _triangle(scores)
-        if attention_mask is not None:
-            scores.masked_fill_(~attention_mask, float("-inf"))
+        if attention_mask is not None:  # -inf would make NaN of padding before a prompt
+            scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
         shares = scores.softmax(dim=-1).to(value.dtype)
         mixed = shares.view(rows, groups, heads // groups * length, -1) @ value
         return mixed.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None

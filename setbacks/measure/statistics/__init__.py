@@ -2,26 +2,29 @@
 
 A rate has Wilson's interval, a difference between two arms with a paired interval and a
 paired test, several tests with Holm's correction (`rates`, and `safety` for balanced safety). Where
-people have labeled some of the answers, `corrected` and its relatives remove the judge's error;
-without labels, `rogan_gladen` corrects by the judge's calibration (`correction`). `agreement` and
+people have labeled some of the answers, `corrected` and its relatives remove the judge's error
+(`correction`); without labels, `rogan_gladen` and its relatives correct by the judge's calibration
+(`calibrated`). `agreement` and
 `alpha` measure how far a judge or people agree (`raters`). All intervals are 95 %. Everything is
 deterministic: resampling uses a fixed seed.
 """
 
-from setbacks.measure.statistics.correction import (
-    FEWEST_LABELS,
-    Sample,
+from setbacks.measure.statistics.calibrated import (
     Verdicts,
     Worth,
     calibrated_difference,
     calibrated_safety_difference,
+    informed,
+    pooled,
+    rogan_gladen,
+)
+from setbacks.measure.statistics.correction import (
+    FEWEST_LABELS,
+    Sample,
     corrected,
     corrected_balanced,
     corrected_balanced_difference,
     corrected_difference,
-    informed,
-    pooled,
-    rogan_gladen,
 )
 from setbacks.measure.statistics.raters import (
     AGREEMENT_RESAMPLES,

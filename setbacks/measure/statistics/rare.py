@@ -14,14 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from setbacks.measure.statistics.correction import Worth
-from setbacks.measure.statistics.rates import LEVEL, Difference, Estimate, z_value
+from setbacks.measure.statistics.calibrated import CHANCE, Worth, accuracies, is_usable
+from setbacks.measure.statistics.rates import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Difference,
+    Estimate,
+    percentiles,
+    z_value,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 FEW = 10  # clusters with an event; fewer do not show how alike the outcomes of a cluster are
-CHANCE = 0.05  # a judge whose sensitivity + specificity - 1 is at most this tells nothing
 
 Counts: TypeAlias = "Sequence[int] | np.ndarray"
 
@@ -120,10 +127,12 @@ def at_most(judged: Estimate, sensitivity: Worth) -> float | None:
     Returns:
         The bound; None if the rate is unknown, or if the judge may find no event at all.
     """
-    found = sensitivity.value - z_value() * sensitivity.error
+    import numpy as np
+
+    found = np.quantile(sensitivity.draws(np.random.default_rng(SEED)), (1 - LEVEL) / 2)
     if judged.high is None or found <= CHANCE:
         return None
-    return min(1.0, judged.high / found)
+    return min(1.0, float(judged.high / found))
 
 
 def true_difference(judged: Difference, sensitivity: Worth, specificity: Worth) -> Difference:
@@ -137,17 +146,22 @@ def true_difference(judged: Difference, sensitivity: Worth, specificity: Worth) 
     Returns:
         The difference; without a value if the judge is no better than chance.
 
-    Source: Rogan and Gladen (1978), Am. J. Epidemiology 107(1); as in `calibrated_difference`, the
-    judge errs equally often on both sides, and the delta method adds the errors of its two shares.
+    Source: Rogan and Gladen (1978), Am. J. Epidemiology 107(1). As in `calibrated_difference`, the
+    judge errs equally often on both sides, and the interval is simulated; the difference as judged
+    is drawn from a normal distribution on either side.
     """
-    youden = sensitivity.value + specificity.value - 1
-    if judged.value is None or youden <= CHANCE:
+    import numpy as np
+
+    if judged.value is None or not is_usable(sensitivity, specificity):
         return Difference(None, None, None, judged.n, None)
-    value = judged.value / youden
-    of_judge = z_value() * abs(value) / youden * _both(sensitivity.error, specificity.error)
-    down = _both(_distance(judged.value, judged.low) / youden, of_judge)
-    up = _both(_distance(judged.value, judged.high) / youden, of_judge)
-    return Difference(value, max(-1.0, value - down), min(1.0, value + up), judged.n, None)
+    generator = np.random.default_rng(SEED)
+    youden = accuracies(sensitivity, specificity, generator).sum(axis=0) - 1
+    down, up = (_distance(judged.value, end) / z_value() for end in (judged.low, judged.high))
+    noise = generator.standard_normal(RESAMPLES)
+    value, *draws = np.clip(
+        (judged.value + np.r_[0, noise * np.where(noise < 0, down, up)]) / youden, -1, 1
+    )
+    return Difference(float(value), *percentiles(draws, float(value)), judged.n, None)
 
 
 def _distance(value: float, end: float | None) -> float:
