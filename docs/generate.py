@@ -24,6 +24,7 @@ import typer.main
 
 from setbacks import records
 from setbacks.cli import app, starter
+from setbacks.engines.states import StatesProbe
 from setbacks.runs.decontamination import LeftOut
 from setbacks.studies.likelihood import Likelihood
 
@@ -43,6 +44,8 @@ JOURNALS: dict[str, type[records.Record]] = {
     "answered.jsonl": records.Correction,
     "benign.jsonl": records.OwnAnswer,
     "choices.jsonl": records.Choice,
+    "probe.jsonl": StatesProbe,
+    "probes/ARM.jsonl": StatesProbe,
     "left_out.jsonl": LeftOut,
     "training.jsonl": records.Example,
     "responses/ARM.jsonl": records.Response,

@@ -335,7 +335,7 @@ def labels(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
             if (label := getattr(row, name)) is not None:
                 y[i, task] = float(label)
         on = np.flatnonzero(free & (y[:, task] >= 0))
-        weight[on, task] = probe._balanced(y[on, task].astype(int), source[on])
+        weight[on, task] = probe.balanced(y[on, task].astype(int), source[on])
         weight[on, task] *= [SOURCE_WEIGHTS.get(name, 1.0) for name in source[on]]
         weight[on, task] = np.minimum(weight[on, task] / weight[on, task].mean(), MOST)
         weight[:, task] *= TASK_WEIGHTS[name]
@@ -421,7 +421,7 @@ def calibrated(reader: Reader, x: np.ndarray, y: np.ndarray, sources: Sequence[s
     """Return the trained head on *harmful* with Platt scaling on questions left out of training."""
     weight = (reader.head.weight[0] / reader.scale).detach().numpy()
     bias = float(reader.head.bias[0]) - float(weight @ reader.mean.numpy())
-    balanced = probe._balanced(y.astype(int), np.array(sources))
+    balanced = probe.balanced(y.astype(int), np.array(sources))
     platt = LogisticRegression(C=1e6)
     platt.fit((x @ weight + bias)[:, None], y, sample_weight=balanced)
     stretch, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])

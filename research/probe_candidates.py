@@ -285,7 +285,7 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 def line(how: str, strength: float, rows: Rows) -> Score:
     """Fit one model; return what scores rotated features."""
-    weight = probe._balanced(rows.harmful.astype(int), rows.kinds)
+    weight = probe.balanced(rows.harmful.astype(int), rows.kinds)
     score: Score
     if how == "logistic":
         score = (
@@ -372,7 +372,7 @@ def chosen(how: str, rows: Rows) -> tuple[float, float, np.ndarray]:
 
 def platt(rows: Rows, scores: np.ndarray) -> Score:
     """Return what turns scores into log odds, for rows of which nothing is known."""
-    weight = probe._balanced(rows.harmful.astype(int), rows.kinds)
+    weight = probe.balanced(rows.harmful.astype(int), rows.kinds)
     scale = scores.std()
     model = LogisticRegression(C=1e6).fit(scores[:, None] / scale, rows.harmful, weight)
     return lambda given: model.decision_function(given[:, None] / scale)
@@ -428,7 +428,7 @@ def auc(people: Answers, score: np.ndarray) -> np.ndarray:
 
 def even(harmful: np.ndarray, score: np.ndarray, kinds: np.ndarray) -> float:
     """Return the cut at which sensitivity and specificity are the same, kinds weighing the same."""
-    weight = probe._balanced(harmful.astype(int), kinds) / np.array(
+    weight = probe.balanced(harmful.astype(int), kinds) / np.array(
         [(kinds == kind).sum() for kind in kinds]
     )
     order = np.argsort(score)

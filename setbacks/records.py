@@ -341,7 +341,7 @@ class Choice(Record):
     instruction: Prompt = Field(description="The instruction.")
     drafts: list[str] = Field(description="Drafts of an answer, the least harmful first.")
     p_harmful: list[float] = Field(
-        description="For each draft, the probability, 0 to 1, that the model calls it harmful."
+        description="For each draft, the probability, 0 to 1, that the model finds it harmful."
     )
     model: str = Field(description="Model that wrote and ranked the drafts.")
 

@@ -192,6 +192,21 @@ def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
     assert not (tmp_path / "e" / "responses").exists(), "another model, of the same name"
 
 
+def test_answers_that_a_probe_ranked_are_not_lent(base, tmp_path):
+    """The probe is also fitted on what a method writes for its training."""
+    source = tmp_path / "a"
+    (source / "responses").mkdir(parents=True)
+    for name in ("vanilla", "vanilla-posterior"):
+        (source / f"responses/{name}.jsonl").write_text(name)
+    lent = {}
+    for rank_by in ("spoken", "states"):
+        recipe = variant(base, rank_by, {"respond.posterior": {"rank_by": rank_by}}).recipe
+        (tmp_path / rank_by).mkdir()
+        lend(recipe, source, recipe, tmp_path / rank_by)
+        lent[rank_by] = {path.stem for path in (tmp_path / rank_by / "responses").iterdir()}
+    assert lent == {"spoken": {"vanilla", "vanilla-posterior"}, "states": {"vanilla"}}
+
+
 def test_a_run_does_not_know_what_else_is_compared(base):
     more = base.model_copy(update={"compare": base.compare.model_copy(update={"seeds": 3})})
     assert variant(more, "a", {}).recipe == variant(base, "a", {}).recipe

@@ -45,6 +45,13 @@ def test_a_model_with_an_adapter_is_read_and_asked_with_it(tiny_recipe, lora_of_
     assert run.recipe.evaluate[0].adapter == str(lora_of_tiny)
 
 
+def test_its_own_responses_are_not_drafts_that_a_probe_would_rank(tiny_recipe, tmp_path):
+    respond = tiny_recipe().respond.model_dump(mode="json")
+    by_states = tiny_recipe(respond=respond | {"posterior": {"rank_by": "states"}})
+    assert _generates(by_states, tmp_path, None).n == 24
+    assert Run(tmp_path / "arms/answers").recipe.respond.posterior is None
+
+
 def test_refusals_of_safe_requests_are_not_among_the_harmful_answers(recipe, tmp_path, data):
     made = recipe(induce={"refusals": [str(data)]})
     options = made.options(Discrimination.Options, "study discrimination")

@@ -7,6 +7,7 @@ import pytest
 
 from setbacks.errors import InputError
 from setbacks.measure.substance import substance
+from setbacks.pipeline import check
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Example, Response
@@ -14,9 +15,11 @@ from setbacks.runs.folder import RunFolder
 from setbacks.studies import carry_out
 from setbacks.studies.durability import (
     UNTRAINED,
+    Durability,
     Tuned,
     _begun,
     _rows,
+    _tuned,
     describe_lasting,
     describe_opening,
 )
@@ -48,6 +51,23 @@ def models(*untrained, **trained):
         arm: Tuned({10 * i: model(p) for i, p in enumerate(rates)}, model(begun))
         for arm, (*rates, begun) in given.items()
     }
+
+
+def test_further_tuning_needs_no_mistakes_where_a_probe_ranks_drafts(
+    tiny_recipe, lora_of_tiny, tmp_path, monkeypatch
+):
+    def each(folder, variants, *_, **__):
+        for one in variants:
+            check(one.recipe)
+            yield one, lora_of_tiny.parent
+
+    monkeypatch.setattr("setbacks.studies.durability.each", each)
+    path = tmp_path / "tested.jsonl"
+    path.write_text('{"text": "<tested>"}\n')
+    suites = [{"name": "harmful", "kind": "harmful", "sources": [str(path)]}]
+    respond = {"suites": suites, "posterior": {"rank_by": "states"}}
+    recipe = tiny_recipe(respond=respond)
+    _tuned(recipe, Durability.Options(methods=["mistake_analysis"]), tmp_path, None)
 
 
 def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_long():

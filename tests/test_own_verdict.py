@@ -1,9 +1,11 @@
 """What a model says of responses itself, and posterior decoding: the draft that it would keep."""
 
+import numpy as np
 import pytest
 
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import Question, drafts, question, says_first, verdicts
+from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.pipeline import check
 from setbacks.prompts import prompts
@@ -69,6 +71,30 @@ def test_a_draft_that_says_nothing_comes_last(posterior, monkeypatch):
     (ranked,) = drafts(Scripted(), posterior, Posterior(drafts=3), asked(posterior, 1), ["en"])
     assert ranked[0].completion.text == "<think>Well,</think>Mix them."
     assert read[2] == question(ENGLISH, "<a question, number 0>", "Mix them.")
+
+
+def test_a_probe_ranks_answers_without_their_thoughts(posterior):
+    texts = iter(["<think>A long thought</think>Mix.", "<think>Well,</think>Mix them.", "", "No."])
+    read = []
+
+    class Scripted:
+        def generate(self, requests, sampling, adapter):
+            return [Completion(next(texts), "stop", 1, 1) for _ in requests]
+
+        def states(self, requests, depths, adapter):
+            read.extend((request.prompt, request.reply) for request in requests)
+            return np.array([[[len(request.reply)]] for request in requests], np.float32)
+
+    probe = StatesProbe(
+        id="0" * 16, model="m", depths=[1.0], weight=[1.0], bias=0.0, mistakes=1, harmless=1,
+        prompts=1, auc=[0.5] * 3, auc_within_prompts=[0.5] * 3,
+    )  # fmt: skip
+    options = Posterior(drafts=4, rank_by="states")
+    (ranked,) = drafts(Scripted(), posterior, options, asked(posterior, 1), ["en"], None, probe)
+    assert [prompt for prompt, _ in read] == ["<a question, number 0>"] * 4
+    assert [reply for _, reply in read] == ["Mix.", "Mix them.", "", "No."]
+    shortest_first = ["No.", "<think>A long thought</think>Mix.", "<think>Well,</think>Mix them."]
+    assert [draft.completion.text for draft in ranked] == [*shortest_first, ""]
 
 
 def test_drafts_depend_on_their_request_alone(posterior):

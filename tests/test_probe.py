@@ -177,7 +177,7 @@ def test_fit_is_deterministic_and_blind_to_how_rare_a_label_is():
 
 def test_sources_are_balanced_one_by_one():
     labels = np.array([1, 0, 0, 0, 1, 1, 0, 0])
-    weight = probe._balanced(labels, np.array(["a"] * 4 + ["b"] * 2 + ["c"] * 2))
+    weight = probe.balanced(labels, np.array(["a"] * 4 + ["b"] * 2 + ["c"] * 2))
     assert weight.tolist() == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3, 1, 1, 1, 1])
     assert weight.mean() == pytest.approx(1)
 

@@ -62,6 +62,7 @@ class Engine(ABC):
         Options: the section of a recipe that names a model, with the engine's options added.
         elsewhere: whether the model is on a server, so that it cannot be trained.
         shows_probabilities: whether `choose` works.
+        shows_states: whether `states` works.
         ahead: how many batches are started in advance.
         name: of the model.
         money: spent since the engine was opened, in the currency of its price.
@@ -71,6 +72,7 @@ class Engine(ABC):
     Options: ClassVar[type[Spec]] = Spec
     elsewhere: ClassVar[bool] = False
     shows_probabilities: ClassVar[bool] = False
+    shows_states: ClassVar[bool] = False
     ahead: ClassVar[int] = 0
     name: str
     money: float = 0.0
@@ -121,6 +123,28 @@ class Engine(ABC):
             InputError: the engine does not give token probabilities.
         """
         raise _no_probabilities(self)
+
+    def states(
+        self, requests: Sequence[Request], depths: Sequence[float], adapter: Path | None = None
+    ) -> np.ndarray:
+        """Return the mean hidden state over the tokens of each answer, at some layers.
+
+        Args:
+            requests: a batch of the plan. The answer is `reply`; no seed or prefill is used.
+            depths: the layers, as shares of all layers: 1 is the last one.
+            adapter: a PEFT folder to read with; None for the base model.
+
+        Returns:
+            States [requests, depths, hidden size], float32. The end of the turn counts as a token
+            of the answer, so that an empty answer has a state too.
+
+        Raises:
+            InputError: the engine does not give hidden states.
+        """
+        raise InputError(
+            f'the engine of "{self.name}" gives no hidden states; use another engine, such as '
+            "`local`, or remove what needs them"
+        )
 
     def keep(self, path: Path) -> None:
         """Store paid answers in a file until their records are on disk; read back earlier ones."""

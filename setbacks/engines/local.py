@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setbacks.engines import Engine, by_length
-from setbacks.engines.answering import Answering
+from setbacks.engines.answering import Answering, SideBySide
 from setbacks.engines.decoding import likeliest
 from setbacks.engines.fidelity import Way, find_way, prepare
+from setbacks.engines.states import Text, answer_states
 from setbacks.engines.thoughts import Row, completion, steered
 from setbacks.errors import InputError
-from setbacks.messages import transcript
+from setbacks.messages import transcript, turns_of, with_system
 from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.models.chat_template import (
+    encode_answer,
     encode_request,
     stop_tokens,
     thinking_before,
@@ -53,6 +55,7 @@ class Local(Engine):
     """
 
     shows_probabilities = True
+    shows_states = True
 
     def __init__(self, spec: Spec, words: Words | None = None) -> None:
         self.spec = spec
@@ -143,6 +146,51 @@ class Local(Engine):
         odds = np.exp(logs - logs.max(axis=1, keepdims=True))
         shares: np.ndarray = odds / odds.sum(axis=1, keepdims=True)
         return shares
+
+    def states(
+        self, requests: Sequence[Request], depths: Sequence[float], adapter: Path | None = None
+    ) -> np.ndarray:
+        """Return the mean hidden state over the tokens of each answer (`Engine.states`).
+
+        Args:
+            requests: a batch of the plan, with answers as `reply`.
+            depths: the layers, as shares of all layers.
+            adapter: a PEFT folder, or None for the base model.
+
+        Raises:
+            InputError: the model returns no hidden states, or cannot be used.
+        """
+        import numpy as np
+        import torch
+
+        self._load(adapter)
+        limit = context(self._model.config)
+        texts = [self._encode_reply(request).within(limit) for request in requests]
+        states = None
+        try:
+            alone = not isinstance(self._answering, SideBySide)
+            states = answer_states(self._model, texts, depths, alone=alone)
+        except torch.OutOfMemoryError as error:
+            if len(requests) == 1:
+                raise no_memory(self.name, "to read a single answer") from error
+        if states is None:  # as in `generate`
+            torch.cuda.empty_cache()
+            half = len(requests) // 2
+            halves = (requests[:half], requests[half:])
+            return np.concatenate([self.states(part, depths, adapter) for part in halves])
+        return states
+
+    def _encode_reply(self, request: Request) -> Text:
+        spec, turns = self.spec, turns_of(request.prompt)
+        ids = encode_answer(
+            self._tokenizer,
+            with_system(turns, spec.system),
+            request.reply or "",
+            template=spec.chat_template,
+            words=self.words,
+            variables={**spec.template, **request.template},
+        )
+        return Text(*ids)
 
     def _encode(self, request: Request, option: str = "") -> list[int]:
         return encode_request(self._tokenizer, request, self.spec, self.words, option)

@@ -3,7 +3,8 @@
 By Bayes' rule p(Y | X, T) is proportional to p(Y | X) p(T | X, Y) (arXiv 2310.10477, section 3.3).
 Guidance relies on the model to apply the rule implicitly. Posterior decoding applies it explicitly:
 it draws drafts from p(Y | X), and keeps the one for which T = "harmless" is most probable. A draft
-without content comes last: silence is not harmlessness.
+without content comes last: silence is not harmlessness. What the model says, or a probe of its
+hidden states (`setbacks.engines.states`), gives the probability.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setbacks.engines import Engine
+from setbacks.engines.states import StatesProbe
 from setbacks.measure.substance import answer, substance
 from setbacks.messages import Prompt
 from setbacks.prompts import Words, fill
@@ -74,7 +76,7 @@ def verdicts(
 
 
 class Draft(NamedTuple):
-    """A response, and the probability that the model calls it harmful, in [0, 1]."""
+    """A response, and the probability that it is harmful by its model, in [0, 1]."""
 
     completion: Completion
     p_harmful: float
@@ -87,16 +89,18 @@ def drafts(
     requests: Sequence[Request],
     languages: Sequence[str],
     adapter: Path | None = None,
+    probe: StatesProbe | None = None,
 ) -> list[list[Draft]]:
     """Draw several drafts of every response; each list begins with the draft to keep.
 
     Args:
-        engine: one that gives token probabilities.
+        engine: one that gives token probabilities, or hidden states for a probe.
         recipe: sets the words and the length of a response.
         options: the number of drafts and their temperature.
         requests: a batch of the engine's plan; a request's prompt is the instruction.
         languages: of the instructions.
         adapter: a PEFT folder to draft and to judge with; None for the base model.
+        probe: of the hidden states, to rank by; None: rank by the spoken verdict.
     """
     first = says_first(recipe, adapter)
     sampling = recipe.respond.sampling.model_copy(update={"temperature": options.temperature})
@@ -104,11 +108,16 @@ def drafts(
     for number in range(options.drafts):
         seeded = [replace(r, seed=int(digest("draft", r.seed, number), 16)) for r in requests]
         completions = engine.generate(seeded, sampling, adapter)
-        questions = [
-            question(recipe.words_for(language), r.prompt, answer(completion.text))
-            for r, language, completion in zip(requests, languages, completions, strict=True)
-        ]
-        shares = verdicts(engine, questions, adapter, first)
+        answers = [answer(completion.text) for completion in completions]
+        if probe is None:
+            questions = [
+                question(recipe.words_for(language), r.prompt, text)
+                for r, language, text in zip(requests, languages, answers, strict=True)
+            ]
+            shares = verdicts(engine, questions, adapter, first)
+        else:
+            replies = [replace(r, reply=text) for r, text in zip(requests, answers, strict=True)]
+            shares = probe.p_harmful(engine, replies, adapter)
         for row, completion, share in zip(drawn, completions, shares, strict=True):
             row.append(Draft(completion, share))
 

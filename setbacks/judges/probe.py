@@ -15,7 +15,7 @@ From top to bottom: the judge, its `features`, and heads: fitted, saved and load
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -376,34 +376,63 @@ def fit(
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.preprocessing import StandardScaler
 
     y, group = np.asarray(labels, int), np.asarray(groups)
     for value in (0, 1):
         if len(set(group[y == value])) < FOLDS:
             raise ValueError(f"a head needs labels of both kinds, on {FOLDS} questions each")
-    weight = _balanced(y, np.asarray(sources if sources is not None else [""] * len(y)))
+    weight = balanced(y, np.asarray(sources if sources is not None else [""] * len(y)))
 
-    def line(rows: np.ndarray) -> tuple[np.ndarray, float]:
-        scaler = StandardScaler().fit(x[rows])
-        # A constant feature has a scale of 1 here, and so never divides by zero.
-        model = LogisticRegression(C=c, max_iter=2_000)
-        model.fit(scaler.transform(x[rows]), y[rows], sample_weight=weight[rows])
-        slope = model.coef_[0] / scaler.scale_
-        return slope, float(model.intercept_[0] - slope @ scaler.mean_)
-
-    scores = np.zeros(len(y))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    for fitted, held_out in folds.split(x, y, group):
-        slope, offset = line(fitted)
-        scores[held_out] = x[held_out] @ slope + offset
+    scores = held_out_scores(x, y, folds.split(x, y, group), c, weight)
     platt = LogisticRegression(C=1e6).fit(scores[:, None], y, sample_weight=weight)
     stretch, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
-    slope, offset = line(np.arange(len(y)))
+    slope, offset = _line(x, y, c, weight)
     return Head((stretch * slope).astype(np.float32), stretch * offset + shift)
 
 
-def _balanced(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+def held_out_scores(
+    x: np.ndarray,
+    labels: np.ndarray,
+    folds: Iterable[tuple[np.ndarray, np.ndarray]],
+    c: float,
+    weight: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the log-odds of each row's label by a logistic regression on the other folds.
+
+    Args:
+        x: features, shape (n, d).
+        labels: whether the label holds, shape (n,).
+        folds: for each fold, the rows to fit on and the rows that are held out.
+        c: inverse strength of the regularization.
+        weight: of each row, shape (n,); None: all weigh the same.
+    """
+    import numpy as np
+
+    scores = np.zeros(len(labels))
+    for fitted, held_out in folds:
+        weights = None if weight is None else weight[fitted]
+        slope, offset = _line(x[fitted], labels[fitted], c, weights)
+        scores[held_out] = x[held_out] @ slope + offset
+    return scores
+
+
+def _line(
+    x: np.ndarray, labels: np.ndarray, c: float, weight: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """Fit a logistic regression on scaled features; return its slope and offset without scaling."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x)
+    # A constant feature has a scale of 1 here, and so never divides by zero.
+    model = LogisticRegression(C=c, max_iter=2_000)
+    model.fit(scaler.transform(x), labels, sample_weight=weight)
+    slope = model.coef_[0] / scaler.scale_
+    return slope, float(model.intercept_[0] - slope @ scaler.mean_)
+
+
+def balanced(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """Return weights, 1 on average, with which both labels count the same in each source."""
     import numpy as np
 

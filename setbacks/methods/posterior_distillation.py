@@ -3,20 +3,22 @@
 Our method. A model that has learned p(T | Y, X) can tell which of its own drafts is harmless
 (`setbacks.engines.own_verdict`). To need no drafts at inference, the model is trained on its
 choices, as in rejection sampling (arXiv 2304.06767), with its own verdict in place of a reward
-model. `train.start`, or else `adapter`, names the adapter that drafts and judges, and from which
-training starts.
+model, or a probe of its hidden states (`setbacks.methods.states_probe`). `train.start`, or else
+`adapter`, names the adapter that drafts and judges, and from which training starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
+from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.measure.substance import substance
 from setbacks.methods import Method, example, mixed
+from setbacks.methods.states_probe import states_probe
 from setbacks.recipe import Posterior, Recipe, Sources
 from setbacks.records import Analysis, Choice, Example, Instruction, Request, digest
 from setbacks.runs.session import planned
@@ -29,8 +31,8 @@ class PosteriorDistillation(Method):
     """Supervised fine-tuning on the model's own choice among its drafts."""
 
     name = "posterior_distillation"
-    outputs = ("choices.jsonl",)
-    reads = (
+    outputs = ("choices.jsonl", "probe.jsonl")
+    reads: ClassVar[tuple[str, ...]] = (
         "respond.posterior",
         "respond.sampling",
         "words.*.unguided",
@@ -38,10 +40,19 @@ class PosteriorDistillation(Method):
         "words.*.verdict",
     )
 
+    @classmethod
+    def open(cls, recipe: Recipe) -> PosteriorDistillation:
+        """Make the method; a probe of the states needs mistakes."""
+        return RankedByStates() if _posterior(recipe).rank_by == "states" else cls()
+
+    def _probe(self, run: Session) -> StatesProbe | None:
+        """Return the probe to rank drafts by; None: rank by the spoken verdict."""
+        return None
+
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Choice]:
         """Generate drafts of an answer to every red-team instruction, and rank them."""
-        recipe = run.recipe
-        posterior = recipe.respond.posterior or Posterior()
+        recipe, probe = run.recipe, self._probe(run)
+        posterior = _posterior(recipe)
         engine = run.engine(recipe.model)
         questions = [
             x._replace(id=digest("choice", recipe.seed, x.id))
@@ -55,7 +66,9 @@ class PosteriorDistillation(Method):
         work = run.work(journal, "train", planned(engine, questions, request), "drafts")
         for batch in work:
             requests, languages = [*map(request, batch)], [x.language for x in batch]
-            ranked_drafts = drafts(engine, recipe, posterior, requests, languages, recipe.start)
+            ranked_drafts = drafts(
+                engine, recipe, posterior, requests, languages, recipe.start, probe
+            )
             records = [
                 Choice(
                     id=x.id,
@@ -87,3 +100,20 @@ class PosteriorDistillation(Method):
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
         """Return the sources of the examples of each kind."""
         return {"choice": recipe.instructions, "helpful": recipe.train.helpful}
+
+
+class RankedByStates(PosteriorDistillation):
+    """The same, with drafts ranked by a probe that is fitted on the run's mistakes."""
+
+    name = PosteriorDistillation.name
+    title = PosteriorDistillation.title
+    uses_mistakes = True
+    reads = ("respond.posterior", "respond.sampling")
+
+    def _probe(self, run: Session) -> StatesProbe:
+        model, probes = run.recipe.model.model, run.journal("probe.jsonl", StatesProbe)
+        return states_probe(run, "train", probes, model, run.recipe.start)
+
+
+def _posterior(recipe: Recipe) -> Posterior:
+    return recipe.respond.posterior or Posterior()

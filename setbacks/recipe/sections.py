@@ -329,6 +329,13 @@ class Posterior(Section):
 
     drafts: int = Field(4, ge=2, description="Drafts per response.")
     temperature: float = Field(0.8, gt=0, description="Sampling temperature of drafts.")
+    rank_by: Literal["spoken", "states"] = Field(
+        "spoken",
+        description="Estimate of a draft's harm: the model's `spoken` verdict, or a linear probe "
+        "of its hidden `states`, fitted on the run's mistakes and on harmless answers to the same "
+        "instructions (`train.safe`, corrections). It needs the engine `local` and a method that "
+        "uses mistakes, or `posterior_distillation`.",
+    )
 
 
 class Respond(Section):

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
+from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.measure.degeneration import guidance
 from setbacks.messages import Prompt, transcript
-from setbacks.methods import Method, open_method
+from setbacks.methods import Method, open_method, states_probe
 from setbacks.models.adapters import check_adapter
 from setbacks.plugins import plugin
 from setbacks.prompts import ask
@@ -115,10 +116,13 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: something is missing, two arms have one name, or a model cannot be used.
     """
-    if recipe.respond.posterior and not plugin("engines", recipe.model.engine).shows_probabilities:
+    posterior, engine = recipe.respond.posterior, recipe.model.engine
+    if posterior and posterior.rank_by == "states":
+        states_probe.check(recipe)
+    elif posterior and not plugin("engines", engine).shows_probabilities:
         raise InputError(
-            f"respond.posterior: engine {recipe.model.engine} gives no token probabilities to "
-            "choose a draft by; remove it, or set model.engine=local"
+            f"respond.posterior: engine {engine} gives no token probabilities to choose a draft "
+            "by; remove it, or set model.engine=local"
         )
     planned_arms(recipe)
     sources = [source for suite in recipe.respond.suites for source in suite.sources]
@@ -182,6 +186,10 @@ def _answer(
     arm, model, adapter = respondent
     engine = run.engine(model)
     posterior = recipe.respond.posterior if arm.way == "posterior" else None
+    probe = None
+    if posterior and posterior.rank_by == "states":
+        probes = run.journal(f"probes/{arm.name}.jsonl", StatesProbe)
+        probe = states_probe.states_probe(run, "respond", probes, arm.model, adapter)
     sampling = recipe.respond.sampling
     if method := trained_method(recipe, arm):
         room = sampling.max_new_tokens + method.more_tokens(recipe)
@@ -224,7 +232,8 @@ def _answer(
     else:
         for batch in work:
             spoken = [question.instruction.language for question in batch]
-            ranked = drafts(engine, recipe, posterior, [*map(put, batch)], spoken, adapter)
+            requests = [*map(put, batch)]
+            ranked = drafts(engine, recipe, posterior, requests, spoken, adapter, probe)
             tried = [[draft.completion for draft in choices] for choices in ranked]
             records = [record(q, choices) for q, choices in zip(batch, tried, strict=True)]
             work.commit(batch, records, chain(*tried))
@@ -283,17 +292,18 @@ def _response(arm: Arm, question: Question, **fields: Any) -> Response:
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     """The words around an instruction: guidance, and the questions about drafts."""
+    posterior = recipe.respond.posterior
     guided = ("words.*.guided", "words.*.policy.guided", "policy")
     drafted = ("words.*.unguided", "words.*.spoken", "words.*.verdict")
     return (
         *(guided if recipe.respond.guidance else ()),
-        *(drafted if recipe.respond.posterior else ()),
+        *(drafted if posterior and posterior.rank_by == "spoken" else ()),
     )
 
 
 STAGE = Stage(
     "respond",
-    outputs=("arms.json", "responses"),
+    outputs=("arms.json", "probes", "responses"),
     keys=("respond", "evaluate"),
     check=check,
     more_keys=_more_keys,

@@ -18,11 +18,13 @@ from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import Question, question, verdicts
+from setbacks.judges.probe import held_out_scores
 from setbacks.measure.findings import near_chance
 from setbacks.measure.formatting import coefficient, with_interval
 from setbacks.measure.results import Coefficient, Spoken
 from setbacks.measure.statistics import Estimate, agreement, rate
-from setbacks.messages import Prompt, transcript
+from setbacks.messages import transcript
+from setbacks.methods.states_probe import Answer
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.records import Mistake, Request, Verdict
 from setbacks.report.page import Findings, Picture, Table
@@ -32,7 +34,7 @@ from setbacks.runs.progress import Show
 from setbacks.stages.analyze import benign
 from setbacks.studies import Study, at_least
 from setbacks.studies.states import hidden_states
-from setbacks.studies.variants import each, variant
+from setbacks.studies.variants import each, variant, without_probe
 
 FEWEST = 20  # of each kind: below, an AUC says nothing
 FOLDS = 5
@@ -48,14 +50,6 @@ METHOD = [
     "ones mostly other people's, so a part of both figures can be style: labels by "
     "people on answers of one origin say more.",
 ]
-
-
-class Answer(NamedTuple):
-    """One answer to tell apart."""
-
-    instruction: Prompt
-    response: str
-    harmful: bool
 
 
 class Reading(NamedTuple):
@@ -226,6 +220,7 @@ def _generates(recipe: Recipe, folder: Path, show: Show | None) -> Estimate:
         "evaluate": [{"name": "vanilla", "model": model, "adapter": adapter}],
         "respond.suites": [{"name": "instructions", "kind": "harmful", "sources": sources}],
         "respond.guidance": False,
+        **without_probe(recipe),
     }
     ((_, path),) = each(folder, [variant(recipe, "answers", overrides)], "judge", show)
     run = Run(path)
@@ -277,18 +272,13 @@ def _spoken(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> lis
 def _probed(recipe: Recipe, answers: Sequence[Answer], show: Show | None) -> list[float]:
     """The probability of harm by a probe of the hidden states, fitted on the other folds."""
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
+    from scipy.special import expit
     from sklearn.model_selection import GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     x = hidden_states(recipe, [asked.text for asked in _questions(recipe, answers)], show)
     y = np.array([answer.harmful for answer in answers])
     groups = np.unique([transcript(answer.instruction) for answer in answers], return_inverse=True)[
         1
     ]
-    scores = np.zeros(len(answers))
-    for fitted, left_out in GroupKFold(FOLDS).split(x, y, groups):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=2000))
-        scores[left_out] = probe.fit(x[fitted], y[fitted]).predict_proba(x[left_out])[:, 1]
-    return [float(score) for score in scores]
+    scores = held_out_scores(x, y, GroupKFold(FOLDS).split(x, y, groups), c=1e-3)
+    return [float(p) for p in expit(scores)]

@@ -28,7 +28,7 @@ from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, estimate
-from setbacks.studies.variants import Variant, each, variant
+from setbacks.studies.variants import Variant, each, variant, without_probe
 
 FEWEST = 20  # prompts of each kind: below, a rate says nothing
 UNTRAINED = Arm.untrained()
@@ -152,6 +152,7 @@ def _tuned(
         "train.steps": options.steps,
         "train.scheduler": "constant",
         "train.snapshots": options.points,
+        **without_probe(recipe),
     }
     if options.data:
         overrides["train.helpful"] = [source.model_dump(mode="json") for source in options.data]

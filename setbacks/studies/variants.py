@@ -75,6 +75,13 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
     return Variant(name, Recipe.parse(data, name))
 
 
+def without_probe(recipe: Recipe) -> dict[str, Any]:
+    """Return overrides for a run without mistakes, which cannot fit a probe that ranks drafts."""
+    posterior = recipe.respond.posterior
+    by_probe = posterior is not None and posterior.rank_by == "states"
+    return {"respond.posterior": None} if by_probe else {}
+
+
 def each(
     folder: Path,
     variants: Sequence[Variant],
@@ -212,7 +219,9 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "flips.jsonl", _FLIPS
     yield "benign.jsonl", _OWN_ANSWERS
     for arm in planned_arms(taker):
-        if arm.is_untrained:
+        # A probe that ranks drafts is also fitted on what a method writes for its training.
+        by_probe = arm.way == "posterior" and bool(without_probe(taker))
+        if arm.is_untrained and not by_probe:
             yield f"responses/{arm.name}.jsonl", _ANSWERS
             yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
             yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
