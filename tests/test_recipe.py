@@ -437,7 +437,7 @@ def test_every_recipe_of_ours_loads_and_names_what_there_is(path):
 def test_compare_tests_on_rows_that_it_does_not_learn_and_that_validation_does_not_use():
     """Of one file in one order, each use takes other rows."""
     compare, validation = (
-        Recipe.load(path) for path in RECIPES if path.stem in ("compare", "validation")
+        Recipe.load(path) for path in RECIPES if path.stem in ("compare", "controls")
     )
     train = compare.train
     learned = [*compare.instructions, *compare.analyze.contrast, *train.helpful, *train.safe]
@@ -449,7 +449,7 @@ def test_compare_tests_on_rows_that_it_does_not_learn_and_that_validation_does_n
                 shared += 1
                 assert test.shuffle == other.shuffle is not None, test.source
                 assert other.limit is not None and other.limit <= test.skip, test.source
-    assert shared == 3  # Alpaca for helpful answers and for contrast, CatQA for validation
+    assert shared == 1  # CatQA
 
 
 def test_the_papers_recipes_hold_no_key_and_divide_what_is_learnt_from_what_is_tested():
