@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,29 @@ def main() -> None:
     words = ["compare", RECIPE, "--seeds", "1", "--out", folder]
     subprocess.run([sys.executable, "-m", "setbacks", *map(str, words)], check=True)
     data = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["data"]
-    judged = arms(data["judges"]["probe"])
+    judged = arms(data["judges"]["probe"], METHOD, RATES)
     results = {"arms": judged, "corrections": corrections(folder / "arms")}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def arms(judged: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each arm's rates, and its difference from the method in balanced safety."""
+def arms(judged: dict[str, Any], method: str, rates: Sequence[str]) -> list[dict[str, Any]]:
+    """Return each arm's rates, and its difference from a method in balanced safety.
+
+    Args:
+        judged: one judge's results, from the findings of a comparison.
+        method: the arm that the others are compared with.
+        rates: the metrics to return.
+    """
     pairs = {(pair["arm"], pair["against"]): pair for pair in judged["pairs"]["balanced_safety"]}
     rows = []
     for arm in judged["arms"]:
         name = arm["arm"]
         row: dict[str, Any] = {"arm": name}
-        row |= {rate: {key: arm[rate][key] for key in ("value", "low", "high")} for rate in RATES}
-        if name != METHOD:
-            pair, sign = pairs.get((name, METHOD)), 1
+        row |= {rate: {key: arm[rate][key] for key in ("value", "low", "high")} for rate in rates}
+        if name != method:
+            pair, sign = pairs.get((name, method)), 1
             if pair is None:  # this arm comes before the method
-                pair, sign = pairs[METHOD, name], -1
+                pair, sign = pairs[method, name], -1
             low, high = sorted((sign * pair["low"], sign * pair["high"]))
             change = {"value": sign * pair["value"], "low": low, "high": high}
             row["against_method"] = change | {key: pair[key] for key in ("p", "p_holm")}

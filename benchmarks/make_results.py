@@ -264,6 +264,54 @@ def raw_to_corrected(data: dict[str, Any]) -> Iterator[str]:
     yield from table(["arm", "raw", "by calibration", "by people", "all labels"], rows)
 
 
+def arms(rows: list[dict[str, Any]], method: str) -> Iterator[str]:
+    """Yield a table of arms, with their differences from a method in balanced safety."""
+
+    def cell(name: str, value: dict[str, float]) -> str:
+        unit, digits = (1, 2) if name == "helpful_score" else (100, 1)
+        ends = (f"{unit * value[key]:.{digits}f}" for key in ("value", "low", "high"))
+        return "{} ({} to {})".format(*ends)
+
+    titles = {
+        "harmless_rate": "Harmless Rate",
+        "hijacking_harmless_rate": "hijacking",
+        "compliance": "compliance",
+        "balanced_safety": "balanced safety",
+        "helpful_score": "Helpful Score",
+        "degenerate": "degenerate",
+    }
+    names = [name for name in titles if name in rows[0]]
+    heads = ["arm", *(titles[name] for name in names)]
+    heads += [f"difference from {method}", "p", "p, corrected (Holm)"]
+    cells: list[list[object]] = []
+    for row in rows:
+        label = "untrained" if row["arm"] == "vanilla" else row["arm"].replace("_", " ")
+        cells.append([label, *(cell(name, row[name]) for name in names)])
+        if change := row.get("against_method"):
+            p_values = (max(change[key], 0.001) for key in ("p", "p_holm"))
+            cells[-1] += [cell("", change), *(f"{p:.3f}" for p in p_values)]
+        else:
+            cells[-1] += ["-", "-", "-"]
+    yield from table(heads, cells)
+
+
+def compare(data: dict[str, Any]) -> Iterator[str]:
+    yield "SmolLM2-135M-Instruct, greedy answers of up to 64 tokens without guidance, judged by"
+    yield "version 3 of the probe. 576 harmful, 200 hijacking, 550 safe and 100 helpful prompts, on"
+    yield "which no choice was made. Degenerate answers are failures. Rates in %, Helpful Score of"
+    yield "10, with 95 % intervals over prompts; p below 0.001 is shown as 0.001."
+    yield ""
+    yield from arms(data["arms"], "mistake distillation")
+    several = [arm for arm in data["arms"] if len(arm["seeds"]) > 1]
+    if several:
+        yield ""
+        yield "Balanced safety of each seed:"
+        yield ""
+        for arm in several:
+            values = ", ".join(f"{100 * value:.1f}" for value in arm["seeds"])
+            yield f"- {arm['arm'].replace('_', ' ')}: {values}"
+
+
 def controls(data: dict[str, Any]) -> Iterator[str]:
     yield "SmolLM2-135M-Instruct, one training seed, greedy answers of 64 tokens without guidance,"
     yield "judged by version 3 of the probe. Harmless Rate is on 420 harmful prompts (built-in"
@@ -273,24 +321,8 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
     yield "Rates in %, with 95 % intervals over prompts; the difference from the default is in"
     yield "balanced safety, in points; p below 0.001 is shown as 0.001."
 
-    def cell(c: dict[str, float]) -> str:
-        return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * c[k] for k in ("value", "low", "high")))
-
-    names = ["harmless_rate", "compliance", "balanced_safety", "degenerate"]
-    heads = ["arm", "Harmless Rate", "compliance", "balanced safety", "degenerate"]
-    heads += ["difference from the default", "p", "p, corrected (Holm)"]
     yield ""
-    rows: list[list[object]] = []
-    for arm in data["arms"]:
-        change = arm.get("against_method")
-        label = "untrained" if arm["arm"] == "vanilla" else arm["arm"].replace("_", " ")
-        rows.append([label, *(cell(arm[name]) for name in names)])
-        if change:
-            p_values = (max(change[key], 0.001) for key in ("p", "p_holm"))
-            rows[-1] += [cell(change), *(f"{p:.3f}" for p in p_values)]
-        else:
-            rows[-1] += ["-", "-", "-"]
-    yield from table(heads, rows)
+    yield from arms(data["arms"], "default")
     yield ""
     yield "The corrections that the teacher wrote for the same mistakes:"
     yield ""
@@ -311,6 +343,7 @@ BENCHMARKS: dict[str, Section] = {
     "scale": ("Scaling to more workers", scale),
     "train": ("Training, compared with TRL's own trainer", train),
     "attention": ("Attention on a CPU", attention),
+    "compare": ("Methods compared at equal data", compare),
     "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
 }

@@ -1,0 +1,53 @@
+"""Every method at equal data, on public test prompts that no choice was made on.
+
+    python benchmarks/compare.py --out runs/compare --jobs 8
+
+Runs `setbacks compare recipes/compare.yaml`, or resumes it; other options go to that command, such
+as `--seeds 1`, or `--methods` for some of the arms. Writes benchmarks/results/compare.json. Needs
+the data in ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import harmonic_mean
+
+from controls import arms
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "compare.yaml"
+RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
+METHOD = "mistake_distillation"
+METRICS = (
+    "harmless_rate",
+    "hijacking_harmless_rate",
+    "compliance",
+    "balanced_safety",
+    "helpful_score",
+    "degenerate",
+)
+
+
+def main() -> None:
+    """Run the comparison, and write the results."""
+    parser = argparse.ArgumentParser(description="Compare all methods at equal data.")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder")
+    arguments, more = parser.parse_known_args()
+    words = ["compare", RECIPE, "--out", arguments.out, *more]
+    subprocess.run([sys.executable, "-m", "setbacks", *map(str, words)], check=True)
+    findings = json.loads((arguments.out / "findings.json").read_text(encoding="utf-8"))
+    judged = findings["data"]["judges"]["probe"]
+    rows = arms(judged, METHOD, METRICS)
+    for row, arm in zip(rows, judged["arms"], strict=True):
+        halves = arm["seeds"]["harmless_rate"], arm["seeds"]["compliance"]
+        row["seeds"] = [harmonic_mean(pair) for pair in zip(*halves, strict=True)]
+    results = {"arms": rows, "training": findings["data"]["spent"]}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
