@@ -2,9 +2,8 @@
 
     python benchmarks/compare.py --out runs/compare --jobs 8
 
-Runs `setbacks compare recipes/compare.yaml`, or resumes it; other options go to that command, such
-as `--seeds 1`, or `--methods` for some of the arms. Writes benchmarks/results/compare.json. Needs
-the data in ../shared/data.
+Runs `setbacks compare recipes/compare.yaml`, or resumes it. Writes benchmarks/results/compare.json.
+Needs the data in ../shared/data.
 """
 
 from __future__ import annotations
@@ -36,10 +35,14 @@ def main() -> None:
     """Run the comparison, and write the results."""
     parser = argparse.ArgumentParser(description="Compare all methods at equal data.")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder")
-    arguments, more = parser.parse_known_args()
-    words = ["compare", RECIPE, "--out", arguments.out, *more]
-    subprocess.run([sys.executable, "-m", "setbacks", *map(str, words)], check=True)
-    findings = json.loads((arguments.out / "findings.json").read_text(encoding="utf-8"))
+    parser.add_argument("--seeds", help="trainings of each method")
+    parser.add_argument("--methods", help="some of the recipe's arms, separated by commas")
+    parser.add_argument("--jobs", help="trainings at the same time")
+    options = {name: value for name, value in vars(parser.parse_args()).items() if value}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "setbacks", "compare", str(RECIPE), *words]
+    subprocess.run(command, check=True)
+    findings = json.loads((options["out"] / "findings.json").read_text(encoding="utf-8"))
     judged = findings["data"]["judges"]["probe"]
     rows = arms(judged, METHOD, METRICS)
     for row, arm in zip(rows, judged["arms"], strict=True):
