@@ -261,6 +261,29 @@ VANILLA, OURS, SFT, SILENT = (
 )
 
 
+def test_a_lead_that_one_seed_reverses_is_said():
+    better, worse = ([1.0] * 90 + [0.0] * 10, [1.0] * 60 + [0.0] * 40)
+
+    def arm(harmless, *seeds):
+        one = scores(harmless, [1.0] * 80)
+        halves = {"harmless_rate": [*seeds], "compliance": [1.0] * len(seeds)}
+        return one | {name: one[name]._replace(seeds=values) for name, values in halves.items()}
+
+    arms = {VANILLA: arm(worse, 0.6), OURS: arm(better, 0.8, 1.0), SFT: arm(worse, 0.9, 0.3)}
+    (said,) = (line for line in found(arms).answer if "all seeds" in line)
+    # 2 x 0.9 / 1.9 = 94.7 and 88.9; 46.2 and 100
+    assert "SFT against mistake analysis (+5.8, -53.8) points" in said
+    assert "untrained" not in said  # below ours with both seeds
+    steady = arms | {SFT: arm(worse, 0.7, 0.5)}
+    assert not [line for line in found(steady).answer if "all seeds" in line]
+
+
+def test_one_training_of_each_method_is_said_to_rank_none():
+    low, high = scores([0.0] * 40, [1.0] * 40), scores([1.0] * 40, [1.0] * 40)
+    assert [x for x in found({VANILLA: low, OURS: high}).answer if "trained once" in x]
+    assert not [x for x in found({VANILLA: high, OURS: high}).answer if "trained once" in x]
+
+
 def test_more_degenerate_answers_than_before_training_are_told():
     def falling_apart(share):
         fell = {("s", str(i)): float(i < 100 * share) for i in range(100)}

@@ -46,6 +46,7 @@ from setbacks.studies.scores import (
     difference,
     estimate,
     gather,
+    unsteady,
 )
 from setbacks.studies.variants import Variant, each, variant
 
@@ -187,6 +188,7 @@ def findings(
         pairs = _pairs(of)
         thin = [arm for arm in arms if _thin(of[arm])]
         answer += _verdict(judge, table, pairs["balanced_safety"], thin, _analysts(recipe))
+        answer += unsteady(of, pairs["balanced_safety"])
         by = f" by {judge}" if len(scores) > 1 else ""
         tables.append(_table(f"Arms{by}", table, of, recipe.compare.seeds))
         tables.append(_differences(f"Every pair, balanced safety{by}", pairs["balanced_safety"]))
@@ -216,7 +218,7 @@ def findings(
     return Findings(
         title=f"{recipe.name}: {Comparison.title}",
         question=Comparison.question,
-        answer=answer,
+        answer=[*dict.fromkeys(answer)],
         tables=tables,
         pictures=pictures,
         method=[

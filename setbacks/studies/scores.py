@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 from setbacks.judges import gives
 from setbacks.measure import statistics
-from setbacks.measure.metrics import METRICS, Key, Outcomes, about, by_prompt, degenerate
+from setbacks.measure.metrics import (
+    BALANCED,
+    METRICS,
+    Key,
+    Outcomes,
+    about,
+    by_prompt,
+    degenerate,
+    significant,
+)
+from setbacks.measure.results import PairChange
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.records import Arm, Response, Verdict
 from setbacks.runs.arms import trained_arm
@@ -144,3 +154,42 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
     if _is_rate(metric) and max(len(a[metric].seeds), len(b[metric].seeds)) <= 1:
         return statistics.paired_difference([*map(bool, left)], [*map(bool, right)])
     return statistics.paired_difference(left, right)
+
+
+def unsteady(of: Mapping[Arm, Mapping[str, Scores]], pairs: Sequence[PairChange]) -> list[str]:
+    """Say which significant differences in balanced safety may be the chance of a training.
+
+    Intervals and tests are over prompts, so they do not cover it.
+
+    Args:
+        of: scores by arm and metric.
+        pairs: differences in balanced safety.
+
+    Returns:
+        A line if there are such differences, or if one seed cannot show any; else nothing.
+    """
+    found, most = [], 0
+    for pair in filter(significant, pairs):
+        halves = [[of[arm][half].seeds for half in BALANCED] for arm in (pair.arm, pair.against)]
+        sides = [
+            [float(statistics.harmonic(*one)) for one in zip(*both, strict=True)] for both in halves
+        ]
+        number = max(map(len, sides))
+        most = max(most, number)
+        # The untrained model answers once, for all seeds.
+        sides = [side * number if len(side) == 1 else side for side in sides]
+        steps = [one - other for one, other in zip(*sides, strict=True)]
+        if number > 1 and min(steps) <= 0 <= max(steps):
+            each = ", ".join(f"{100 * step:+.1f}" for step in steps)
+            found.append(f"{pair.arm.label} against {pair.against.label} ({each})")
+    if most == 1:
+        return [
+            "Every method was trained once. Intervals and tests are over prompts: another seed may "
+            "change a method by several points. Set --seeds 3 or more before you rank methods."
+        ]
+    if not found:
+        return []
+    return [
+        f"Significant over prompts, but not in one direction for all seeds: {'; '.join(found)} "
+        "points. Train with more seeds before you rank these."
+    ]

@@ -48,7 +48,7 @@ from setbacks.measure.statistics.rates import (
     paired_difference,
     rate,
 )
-from setbacks.measure.statistics.safety import balanced, balanced_difference
+from setbacks.measure.statistics.safety import balanced, balanced_difference, harmonic
 
 __all__ = [
     "AGREEMENT_RESAMPLES",
@@ -76,6 +76,7 @@ __all__ = [
     "corrected_balanced_difference",
     "corrected_difference",
     "holm",
+    "harmonic",
     "mcnemar",
     "mean",
     "mean_rate",
