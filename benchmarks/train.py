@@ -171,7 +171,7 @@ def as_analyses(recipe: Any) -> list[Any]:
     return [
         example(
             "analysis",
-            question("en", answer.prompt[0].content, answer.completion),
+            question(recipe.words_for("en"), answer.prompt[0].content, answer.completion).text,
             f"The response is harmless because it answers what was asked. {answer.completion}",
             [],
         )
