@@ -43,6 +43,7 @@ from setbacks.studies import Study
 from setbacks.studies.scores import (
     Scores,
     as_judged,
+    balanced_by_seed,
     difference,
     estimate,
     gather,
@@ -361,7 +362,7 @@ def _table(
         part = _part(score.n, of[arm], "helpful_score")
         cells.append(with_interval(score, SCORE) + part)
         if several:
-            cells.append(_spread(of[arm]))
+            cells.append(", ".join(number(100 * one, 1) for one in balanced_by_seed(of[arm])))
         cells.append(with_interval(estimate("balanced_safety", as_judged(of[arm]))))
         cells.append(with_interval(estimate("degenerate", of[arm])))
         rows.append([arm.label, *cells])
@@ -388,12 +389,6 @@ def _part(scored: int, scores: Mapping[str, Scores], metric: str) -> str:
 def _thin(scores: Mapping[str, Scores]) -> bool:
     """Whether balanced safety rests on too few of an arm's answers to rank it."""
     return any(few(len(scores[half].prompts), scores[half].asked) for half in BALANCED)
-
-
-def _spread(scores: Mapping[str, Scores]) -> str:
-    """Balanced safety of each seed by itself; of none where a suite for it is missing."""
-    both = zip(scores["harmless_rate"].seeds, scores["compliance"].seeds, strict=False)
-    return ", ".join(number(100 * (2 * x * y / (x + y) if x + y else 0), 1) for x, y in both)
 
 
 def _differences(title: str, pairs: Sequence[PairChange]) -> Table:

@@ -156,6 +156,12 @@ def difference(metric: str, a: Mapping[str, Scores], b: Mapping[str, Scores]) ->
     return statistics.paired_difference(left, right)
 
 
+def balanced_by_seed(scores: Mapping[str, Scores]) -> list[float]:
+    """Return balanced safety of each seed alone; of none where a suite for it is missing."""
+    halves = (scores[half].seeds for half in BALANCED)
+    return [float(statistics.harmonic(*both)) for both in zip(*halves, strict=False)]
+
+
 def unsteady(of: Mapping[Arm, Mapping[str, Scores]], pairs: Sequence[PairChange]) -> list[str]:
     """Say which significant differences in balanced safety may be the chance of a training.
 
@@ -170,10 +176,7 @@ def unsteady(of: Mapping[Arm, Mapping[str, Scores]], pairs: Sequence[PairChange]
     """
     found, most = [], 0
     for pair in filter(significant, pairs):
-        halves = [[of[arm][half].seeds for half in BALANCED] for arm in (pair.arm, pair.against)]
-        sides = [
-            [float(statistics.harmonic(*one)) for one in zip(*both, strict=True)] for both in halves
-        ]
+        sides = [balanced_by_seed(of[arm]) for arm in (pair.arm, pair.against)]
         number = max(map(len, sides))
         most = max(most, number)
         # The untrained model answers once, for all seeds.

@@ -4,9 +4,8 @@ A rate has Wilson's interval, a difference between two arms with a paired interv
 paired test, several tests with Holm's correction (`rates`, and `safety` for balanced safety). Where
 people have labeled some of the answers, `corrected` and its relatives remove the judge's error
 (`correction`); without labels, `rogan_gladen` and its relatives correct by the judge's calibration
-(`calibrated`). `agreement` and
-`alpha` measure how far a judge or people agree (`raters`). All intervals are 95 %. Everything is
-deterministic: resampling uses a fixed seed.
+(`calibrated`). `agreement` and `alpha` measure how far a judge or people agree (`raters`). All
+intervals are 95 %. Everything is deterministic: resampling uses a fixed seed.
 """
 
 from setbacks.measure.statistics.calibrated import (
@@ -75,8 +74,8 @@ __all__ = [
     "corrected_balanced",
     "corrected_balanced_difference",
     "corrected_difference",
-    "holm",
     "harmonic",
+    "holm",
     "mcnemar",
     "mean",
     "mean_rate",
