@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from setbacks.data import Source, load, read_once
 from setbacks.errors import InputError
+from setbacks.methods import unused
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.runs.decontamination import Decontamination
@@ -122,9 +124,14 @@ def run_until(
 
 
 def _notice_unused(recipe: Recipe) -> None:
-    """Say which options of other methods a run's recipe sets: they change nothing."""
-    for key, owner in recipe.train.unused():
-        notice(f"train.{key} is an option of {owner}; {recipe.train.method} does not use it")
+    """Say which settings of a run's recipe its method does not use: they change nothing."""
+    train = recipe.train
+    for key, owner in train.unused():
+        notice(f"train.{key} is an option of {owner}; {train.method} does not use it")
+    default = type(train)(method=train.method)
+    for key in sorted(unused(recipe)):
+        if attrgetter(key)(train) != attrgetter(key)(default):
+            notice(f"train.{key} is set, but {train.method} does not use it")
 
 
 def open_run(path: Path, recipe: Recipe | None = None, redo: str | None = None) -> RunFolder:

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from setbacks.runs.session import Session
     from setbacks.training import TrainingRun
 
+# Keys of `train` that only some methods use; `Method.unused` names those that one does not.
+CHOICE_OF_ANALYSES = ("analyses", "most_analyses")
+LEARNING_OF_ANALYSES = ("question", "verdict", "verdict_weight", "mix.contrast", "mix.safe")
+USE_OF_MISTAKES = (*CHOICE_OF_ANALYSES, *LEARNING_OF_ANALYSES, "categories", "mix.refusal")
+
 
 class Method(ABC):
     """Turns analyses and answers into training examples, and trains on them.
@@ -98,6 +103,13 @@ class Method(ABC):
         Raises:
             InputError: it cannot.
         """
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method, such as `mix.contrast`.
+
+        A run says so if its recipe sets one of them, and a study does not vary it. None by default.
+        """
+        return ()
 
     def has_teacher(self, recipe: Recipe) -> bool:
         """Return whether the model learns from corrections that it wrote with more context.
@@ -174,6 +186,17 @@ def open_method(recipe: Recipe) -> Method:
     """
     method: Method = plugin("methods", recipe.train.method).open(recipe)
     return method
+
+
+def unused(recipe: Recipe) -> set[str]:
+    """Return the keys of `train` that change nothing in a run of a recipe, such as `mix.contrast`.
+
+    Raises:
+        InputError: the method is unknown.
+    """
+    posterior = recipe.respond.posterior
+    by_probe = posterior is not None and posterior.rank_by == "states"  # fitted on safe answers
+    return {*open_method(recipe).unused(recipe)} - ({"safe"} if by_probe else set())
 
 
 def examples_of(method: Method, recipe: Recipe, material: Sequence[Any]) -> list[Example]:

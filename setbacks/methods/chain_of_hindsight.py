@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from setbacks.methods import (
+    CHOICE_OF_ANALYSES,
+    LEARNING_OF_ANALYSES,
     Method,
     example,
     mistake_sources,
@@ -36,6 +38,10 @@ class ChainOfHindsight(Method):
         "words.*.policy.guided",
         "policy",
     )
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return (*CHOICE_OF_ANALYSES, *LEARNING_OF_ANALYSES)
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, at most as many mistakes, and helpful answers."""

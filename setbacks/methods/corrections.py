@@ -69,6 +69,9 @@ class CorrectionOptions(Train):
     )
 
 
+CORRECTING = tuple(CorrectionOptions.model_fields.keys() - Train.model_fields.keys())
+
+
 class Draft(NamedTuple):
     """One answer to generate in place of a mistake.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from setbacks.judges.refusal import phrases_of, refuses
 from setbacks.methods import (
+    CHOICE_OF_ANALYSES,
+    LEARNING_OF_ANALYSES,
     Method,
     example,
     mistake_sources,
@@ -55,6 +57,10 @@ class CritiqueRevise(Method):
     uses_mistakes = True
     outputs = ("revisions.jsonl",)
     reads = ("words.*.revise", "words.*.revise_refusal", "words.*.refusal")
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return ("safe", *CHOICE_OF_ANALYSES, *LEARNING_OF_ANALYSES)
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Revision]:
         """Generate a revision of every mistake that has an analysis, with greedy decoding."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from setbacks.errors import InputError
-from setbacks.methods import Method, helpful_answers
+from setbacks.methods import USE_OF_MISTAKES, Method, helpful_answers
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
@@ -14,6 +14,10 @@ class Helpful(Method):
     """Only helpful answers: ordinary instruction tuning."""
 
     name = "helpful"
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return ("safe", "mix.helpful", *USE_OF_MISTAKES)
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every helpful answer."""

@@ -32,6 +32,10 @@ class MistakeAnalysis(Method):
     learns_analyses = True
     reads = LEARNED
 
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return () if recipe.train.mix.safe else ("safe",)
+
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the best analysis of every mistake, and the recipe's mix."""
         analyzed, refusals, contrast = own_analyses(recipe, analyses)

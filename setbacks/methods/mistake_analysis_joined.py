@@ -69,6 +69,10 @@ class MistakeAnalysisJoined(Method):
                 "the markers in model.thinking, or set train.thoughts=false"
             )
 
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return ("mix.safe",)
+
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the analyses, joined examples for harmful and benign instructions, and the mix."""
         analyzed, refusals, contrast = own_analyses(recipe, analyses)

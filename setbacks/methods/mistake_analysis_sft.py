@@ -19,6 +19,10 @@ class MistakeAnalysisSFT(Method):
     learns_analyses = True
     reads = LEARNED
 
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return ("mix.safe",)
+
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, the best analyses, and helpful answers."""
         analyzed, refusals, contrast = own_analyses(recipe, analyses)

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from setbacks.errors import InputError
 from setbacks.methods import (
+    LEARNING_OF_ANALYSES,
     Method,
     answers,
     answers_itself,
@@ -99,6 +100,10 @@ class MistakeDistillation(Method):
     name = "mistake_distillation"
     Options = Options
     uses_mistakes = True
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return LEARNING_OF_ANALYSES
 
     def has_teacher(self, recipe: Recipe) -> bool:
         """Return True: the teacher sees the analysis."""

@@ -17,7 +17,7 @@ from setbacks.engines.own_verdict import drafts
 from setbacks.engines.states import StatesProbe
 from setbacks.errors import InputError
 from setbacks.measure.substance import substance
-from setbacks.methods import Method, example, mixed
+from setbacks.methods import USE_OF_MISTAKES, Method, example, mixed
 from setbacks.methods.states_probe import states_probe
 from setbacks.recipe import Posterior, Recipe, Sources
 from setbacks.records import Analysis, Choice, Example, Instruction, Request, digest
@@ -44,6 +44,10 @@ class PosteriorDistillation(Method):
     def open(cls, recipe: Recipe) -> PosteriorDistillation:
         """Make the method; a probe of the states needs mistakes."""
         return RankedByStates() if _posterior(recipe).rank_by == "states" else cls()
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return ("safe", *USE_OF_MISTAKES)
 
     def _probe(self, run: Session) -> StatesProbe | None:
         """Return the probe to rank drafts by; None: rank by the spoken verdict."""

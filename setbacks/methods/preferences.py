@@ -17,6 +17,8 @@ from pydantic import Field
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
 from setbacks.methods import (
+    CHOICE_OF_ANALYSES,
+    LEARNING_OF_ANALYSES,
     Method,
     example,
     helpful_answers,
@@ -28,7 +30,7 @@ from setbacks.methods import (
     share,
     share_of_refusals,
 )
-from setbacks.methods.corrections import CorrectionOptions, corrections, learned
+from setbacks.methods.corrections import CORRECTING, CorrectionOptions, corrections, learned
 from setbacks.methods.refused_requests import answers_to_refused
 from setbacks.recipe import Recipe, Sources
 from setbacks.records import Analysis, Correction, Example, same_prompt
@@ -56,6 +58,11 @@ class PreferenceMethod(Method):
     Options: ClassVar[type[PreferenceOptions]] = PreferenceOptions
     uses_mistakes = True
     one_process = True
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        corrected = ("safe",) if self.has_teacher(recipe) else (*CHOICE_OF_ANALYSES, *CORRECTING)
+        return (*corrected, *LEARNING_OF_ANALYSES)
 
     def has_teacher(self, recipe: Recipe) -> bool:
         """Return whether the pairs come from corrections."""

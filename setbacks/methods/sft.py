@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from setbacks.methods import Method, mixed, safe
+from setbacks.methods import USE_OF_MISTAKES, Method, mixed, safe
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Example
 
@@ -18,6 +18,10 @@ class SFT(Method):
 
     name = "sft"
     title = "SFT"
+
+    def unused(self, recipe: Recipe) -> Sequence[str]:
+        """Return the keys of `train` that change nothing in this method."""
+        return USE_OF_MISTAKES
 
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return every safe answer, and helpful ones in the recipe's proportion."""

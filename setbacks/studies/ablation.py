@@ -2,7 +2,8 @@
 
 The first variant is the recipe as it is; each other one differs from it in one thing: where the
 mistakes come from, who analyses, the training prompt, contrast analyses, the helpful mix, the place
-of the verdict (arXiv 2310.10477, section 4.3).
+of the verdict (arXiv 2310.10477, section 4.3); for mistake distillation, also whether the teacher
+sees an analysis, and the right one, and the safe answers of the data.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError, nearest
+from setbacks.methods import open_method, unused
 from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, against_first, describe_differences
 from setbacks.studies.variants import variant
 
-# What each factor changes; the first two need induce.existing, self_analysis an analyst.
+# What each factor changes; the first two need induce.existing, self_analysis an analyst, and each
+# one a method that uses what it changes.
 FACTORS: dict[str, dict[str, Any]] = {
     "existing_mistakes": {"induce.source": "existing"},
     "both_mistakes": {"induce.source": "both"},
     "self_analysis": {"analyze.analyst": None},
+    "no_analyses": {"train.context": "guidance"},
+    "shuffled_analyses": {"train.analyses": "shuffled"},
+    "no_safe_answers": {"train.safe": []},
     "guided_training": {"train.question": "guided"},
     "no_contrast": {"train.mix.contrast": 0.0},
     "no_helpful": {"train.mix.helpful": 0.0},
@@ -43,7 +49,7 @@ class Ablation(Study):
         """Options of `setbacks study ablation`."""
 
         factors: list[str] | None = Field(
-            None, description="Factors to vary; null: all that the recipe has data for."
+            None, description="Factors to vary; null: all that the method uses and the recipe has data for."
         )
         seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
@@ -78,21 +84,38 @@ def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
     """Return the factors to vary.
 
     Raises:
-        InputError: a factor is not known, or lacks its data.
+        InputError: a factor is not known, lacks its data, or changes nothing.
     """
-    chosen = applicable(recipe) if options.factors is None else options.factors
-    for name in chosen:
+    if options.factors is None:
+        return applicable(recipe)
+    for name in options.factors:
         if name not in FACTORS:
             raise InputError(f'study.factors: no "{name}".{nearest(name, FACTORS)}')
-        if name not in applicable(recipe):
-            needed = "analyze.analyst" if name == "self_analysis" else "data in induce.existing"
-            raise InputError(f"study.factors: {name} needs {needed}; name it, or leave this out")
-    return chosen
+        if problem := _problem(recipe, name):
+            raise InputError(f"study.factors: {name} {problem}")
+    return options.factors
 
 
 def applicable(recipe: Recipe) -> list[str]:
-    """Return the factors that a recipe has the data for."""
-    left_out = set() if recipe.induce.existing else {"existing_mistakes", "both_mistakes"}
-    if recipe.analyze.analyst is None:
-        left_out |= {"self_analysis"}
-    return [name for name in FACTORS if name not in left_out]
+    """Return the factors that change something, and that a recipe has the data for."""
+    return [name for name in FACTORS if not _problem(recipe, name)]
+
+
+def _problem(recipe: Recipe, factor: str) -> str:
+    """Return why a factor cannot be varied; empty if it can."""
+    if factor in ("existing_mistakes", "both_mistakes") and not recipe.induce.existing:
+        return "needs data in induce.existing; name it, or leave this out"
+    if factor == "self_analysis" and recipe.analyze.analyst is None:
+        return "needs analyze.analyst; name it, or leave this out"
+    method = recipe.train.method
+    for key in FACTORS[factor]:
+        section, _, option = key.partition(".")
+        has_it = option.partition(".")[0] in type(recipe.train).model_fields
+        if section == "train" and (option in unused(recipe) or not has_it):
+            return f"varies {key}, which {method} does not use; leave this out"
+    try:
+        changed = variant(recipe, factor, FACTORS[factor]).recipe
+        open_method(changed).examples(changed, ())
+    except InputError:
+        return f"leaves {method} without the data that it needs; leave this out"
+    return ""

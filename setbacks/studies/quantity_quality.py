@@ -14,7 +14,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from setbacks.errors import InputError
 from setbacks.measure.statistics import Estimate
+from setbacks.methods import CHOICE_OF_ANALYSES, unused
 from setbacks.recipe import Recipe, Section
 from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
@@ -45,6 +47,15 @@ class QuantityQuality(Study):
             min_length=1,
         )
         seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, and that its method chooses among analyses."""
+        super().check(recipe, options)
+        if {*CHOICE_OF_ANALYSES} & unused(recipe):
+            raise InputError(
+                f"train.method: {recipe.train.method} does not choose among analyses, which this "
+                "study varies; use mistake_analysis or mistake_distillation"
+            )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure every size and quality, first the largest of the first quality."""
