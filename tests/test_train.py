@@ -500,6 +500,21 @@ def test_the_learning_rate_is_the_methods_or_that_of_the_models_size(
     assert learning_rate(8_000_000_000) == 3e-4
 
 
+def test_dpo_with_the_likelihood_of_preferred_answers_makes_them_likelier(tiny_recipe, tmp_path):
+    def losses(nll):
+        options = {"method": "dpo", "nll": nll, "steps": 8, "learning_rate": 2e-2}
+        with RunFolder(tmp_path / str(nll), changed(tiny_recipe(8), options)) as run:
+            carry_out(run, "train")
+        return [json.loads(line) for line in (run.path / "loss.jsonl").read_text().splitlines()]
+
+    plain, once, twice = losses(0.0), losses(1.0), losses(2.0)
+    assert plain[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    likelihood = once[0]["loss"] - plain[0]["loss"]
+    assert likelihood > 0.5  # nats a token, of a random model
+    assert twice[0]["loss"] == pytest.approx(plain[0]["loss"] + 2 * likelihood, rel=1e-3)
+    assert twice[-1]["rewards/chosen"] > plain[-1]["rewards/chosen"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_way_of_training_computes_in_bfloat16(tiny_recipe, tmp_path, monkeypatch, method):
     from safetensors.torch import load_file

@@ -32,6 +32,14 @@ class DPOOptions(PreferenceOptions):
     """Step 3, fine-tuning by DPO."""
 
     beta: float = Field(0.1, gt=0, description="Strength of the pull to the model before training.")
+    nll: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight in the loss of the preferred answer's negative log-likelihood (RPO, "
+        "arXiv 2404.19733). Without it, DPO makes rejected answers less likely, and preferred ones "
+        "often, too.",
+    )
 
 
 class DPO(PreferenceMethod):
@@ -64,7 +72,7 @@ class DPO(PreferenceMethod):
             def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
                 return dataset
 
-        recipe = run.recipe
+        recipe, chosen = run.recipe, cast(DPOOptions, run.recipe.train)
         tokenizer = load_tokenizer(recipe.model)
         rows = pair_rows(tokenizer, examples, recipe)
         check_pairs(recipe, rows)
@@ -78,7 +86,9 @@ class DPO(PreferenceMethod):
         trainer = Trainer(
             model=model,
             args=DPOConfig(
-                beta=cast(DPOOptions, recipe.train).beta,
+                beta=chosen.beta,
+                loss_type=["sigmoid", "sft"] if chosen.nll else ["sigmoid"],
+                loss_weights=[1.0, chosen.nll] if chosen.nll else None,
                 train_sampling_strategy="sequential",
                 max_length=recipe.train.max_length,
                 **options(run, model, "checkpoints", len(steps)),

@@ -49,7 +49,9 @@ class Ablation(Study):
         """Options of `setbacks study ablation`."""
 
         factors: list[str] | None = Field(
-            None, description="Factors to vary; null: all that the method uses and the recipe has data for."
+            None,
+            description="Factors to vary; null: all that the method uses and the recipe has data "
+            "for.",
         )
         seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
