@@ -181,7 +181,8 @@ def recipe_data(data, fake_model):
             "instructions": [str(data)],
             "decontaminate": None,  # the suite has the same prompts
             "analyze": {"contrast": [str(data)]},
-            "train": {"helpful": [str(data)], "safe": [str(data)]},
+            # The safe answers are for other methods; mistake analysis takes none of so few.
+            "train": {"helpful": [str(data)], "safe": [str(data)], "mix": {"safe": 0.001}},
             "respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}]},
             "judges": [{"judge": "llm", "engine": fake_model("rater")}],
         } | more
