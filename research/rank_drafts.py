@@ -91,7 +91,7 @@ def probes(run: Session) -> dict[str, np.ndarray]:
         if one.outcome == "kept"
     ]
     known = [*pairs, *contrast, *own]
-    x = states_probe._read(run.engine(recipe.model), known, None)
+    x = states_probe.states_of(run.engine(recipe.model), known)
     labels = np.array([one.harmful for one in known])
     groups = np.array([same_prompt(one.instruction) for one in known], object)
     from_data = [one.harmful or (same_prompt(one[0]), one.response) in safe for one in pairs]

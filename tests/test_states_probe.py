@@ -145,7 +145,7 @@ def test_states_that_overflow_are_told(session, monkeypatch):
 
 def test_a_probe_near_chance_gives_a_notice(session, monkeypatch, caplog):
     states = np.random.default_rng(0).normal(size=(48, 4))
-    monkeypatch.setattr(states_probe, "_read", lambda engine, answers, adapter: states)
+    monkeypatch.setattr(states_probe, "states_of", lambda engine, answers, adapter: states)
     session.folder.journal("mistakes.jsonl", Mistake).write([*map(mistake, range(24))])
     for _ in range(2):  # also if it is not fitted again
         probes = session.journal("probes/x.jsonl", StatesProbe)

@@ -81,7 +81,7 @@ def answer_states(
             if not layers:
                 raise InputError(
                     f"{model.config.model_type}: this architecture returns no hidden states; set "
-                    "respond.posterior.rank_by=spoken"
+                    "respond.posterior.rank_by=spoken (no study that reads states can run)"
                 )
             chosen = [layers[max(1, round(depth * (len(layers) - 1)))] for depth in depths]
             for place, row in enumerate(together):

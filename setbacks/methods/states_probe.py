@@ -164,7 +164,7 @@ def states_probe(
     work = run.work(journal, stage, [[Piece(id_)]], f"probe of {model}")
     for batch in work:
         engine = run.engine(recipe.model)
-        probe = _fit(id_, engine.name, known, _read(engine, known, adapter))
+        probe = _fit(id_, engine.name, known, states_of(engine, known, adapter))
         work.commit(batch, [probe])
         summary = _summary(model, probe)
         log.info(summary)
@@ -188,7 +188,7 @@ def _summary(model: str, probe: StatesProbe) -> str:
     )
 
 
-def _read(engine: Engine, known: Sequence[Answer], adapter: Path | None) -> np.ndarray:
+def states_of(engine: Engine, known: Sequence[Answer], adapter: Path | None = None) -> np.ndarray:
     """Return the states of every answer, of one layer after another, [answers, dimensions]."""
     import numpy as np
 
