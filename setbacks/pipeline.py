@@ -131,7 +131,7 @@ def _notice_unused(recipe: Recipe) -> None:
     default = type(train)(method=train.method)
     for key in sorted(unused(recipe)):
         if attrgetter(key)(train) != attrgetter(key)(default):
-            notice(f"train.{key} is set, but {train.method} does not use it")
+            notice(f"train.{key} is set, but {train.method} does not use it with these settings")
 
 
 def open_run(path: Path, recipe: Recipe | None = None, redo: str | None = None) -> RunFolder:

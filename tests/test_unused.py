@@ -89,15 +89,19 @@ def test_a_setting_that_the_method_does_not_use_is_noticed(recipe_data, fake_eng
         )
         return Run(tmp_path / name).notices()
 
-    unused = ["mix.contrast", "question", "verdict"]
+    def unused(method, *keys):
+        told = "train.{} is set, but {} does not use it with these settings"
+        return [told.format(key, method) for key in keys]
+
     given = {"mix": {"contrast": 0.5, "helpful": 0.5}, "question": "guided", "verdict": "first"}
-    assert notices("a", method="mistake_distillation", **given) == [
-        f"train.{key} is set, but mistake_distillation does not use it" for key in unused
-    ]
-    assert notices("b", method="mistake_analysis", **given) == [
-        "train.safe is set, but mistake_analysis does not use it"
-    ]
-    assert notices("c", method="mistake_analysis", mix={"safe": 0.5}) == []
+    default = "mistake_distillation"
+    of_default = notices("a", method=default, context="guidance", analyses="shuffled", **given)
+    assert of_default == unused(default, "analyses", "mix.contrast", "question", "verdict")
+    divergence = {"distill": "forward_kl", "top_k": 5, "jsd_beta": 0.1, "mix": {}}
+    assert notices("b", method=default, **divergence) == unused(default, "jsd_beta")
+    of_analysis = notices("c", verdict_weight=5, helpful_sampling={"max_new_tokens": 9}, mix={})
+    assert of_analysis == unused("mistake_analysis", "helpful_sampling", "safe", "verdict_weight")
+    assert notices("d", verdict="first", verdict_weight=5) == []
 
 
 @pytest.mark.parametrize("rank_by", ["spoken", "states"])

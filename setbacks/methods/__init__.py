@@ -194,9 +194,15 @@ def unused(recipe: Recipe) -> set[str]:
     Raises:
         InputError: the method is unknown.
     """
-    posterior = recipe.respond.posterior
-    by_probe = posterior is not None and posterior.rank_by == "states"  # fitted on safe answers
-    return {*open_method(recipe).unused(recipe)} - ({"safe"} if by_probe else set())
+    train, posterior = recipe.train, recipe.respond.posterior
+    keys = {*open_method(recipe).unused(recipe)}
+    if posterior is not None and posterior.rank_by == "states":  # by a probe of safe answers
+        keys -= {"safe"}
+    if train.helpful_from == "data":
+        keys |= {"helpful_sampling"}
+    if train.verdict == "within":
+        keys |= {"verdict_weight"}
+    return keys
 
 
 def examples_of(method: Method, recipe: Recipe, material: Sequence[Any]) -> list[Example]:

@@ -103,7 +103,10 @@ class MistakeDistillation(Method):
 
     def unused(self, recipe: Recipe) -> Sequence[str]:
         """Return the keys of `train` that change nothing in this method."""
-        return LEARNING_OF_ANALYSES
+        options = cast(Options, recipe.train)
+        divergence = {"text": ("top_k", "jsd_beta"), "forward_kl": ("jsd_beta",), "jsd": ()}
+        right = ("analyses",) if options.context == "guidance" else ()
+        return (*LEARNING_OF_ANALYSES, *divergence[options.distill], *right)
 
     def has_teacher(self, recipe: Recipe) -> bool:
         """Return True: the teacher sees the analysis."""

@@ -110,14 +110,14 @@ def _problem(recipe: Recipe, factor: str) -> str:
     if factor == "self_analysis" and recipe.analyze.analyst is None:
         return "needs analyze.analyst; name it, or leave this out"
     method = recipe.train.method
-    for key in FACTORS[factor]:
-        section, _, option = key.partition(".")
-        has_it = option.partition(".")[0] in type(recipe.train).model_fields
-        if section == "train" and (option in unused(recipe) or not has_it):
-            return f"varies {key}, which {method} does not use; leave this out"
     try:
         changed = variant(recipe, factor, FACTORS[factor]).recipe
         open_method(changed).examples(changed, ())
     except InputError:
         return f"leaves {method} without the data that it needs; leave this out"
+    for key in FACTORS[factor]:
+        section, _, option = key.partition(".")
+        has_it = option.partition(".")[0] in type(recipe.train).model_fields
+        if section == "train" and (option in unused(changed) or not has_it):
+            return f"varies {key}, which {method} does not use; leave this out"
     return ""
