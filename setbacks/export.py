@@ -29,7 +29,7 @@ from setbacks.models.chat_template import stop_tokens
 from setbacks.models.embedded import MODELS, resolve
 from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.prompts import Words, fill
-from setbacks.recipe import Lora, Recipe
+from setbacks.recipe import Lora, Recipe, Train
 from setbacks.records import Example
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
@@ -350,8 +350,21 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
         + f"\n\nMistakes are responses that {before} was led to, or that came with the data; "
         f"analyses of them were written by {who}. {answered}{_lora(recipe.train.lora)}, "
         f"{amount(steps, 'step')} of {amount(recipe.train.batch_size, 'example')}, seed "
-        f"{recipe.train_seed}."
+        f"{recipe.train_seed}.{_settings(recipe.train)}"
     )
+
+
+def _settings(train: Train) -> str:
+    """The settings that differ from the method's defaults, but for data and what is said above."""
+    default, said = dict(type(train)(method=train.method)), {"start", "seed", "batch_size"}
+    changed = [
+        f"`{key}: {json.dumps(value)}`"
+        for key, value in train
+        if key in default.keys() - said
+        and isinstance(value, str | int | float)
+        and value != default[key]
+    ]
+    return f" Settings other than the method's defaults: {', '.join(changed)}." if changed else ""
 
 
 def _lora(lora: Lora) -> str:
