@@ -371,6 +371,7 @@ def sleeper(command, environment, tmp_path, write):
         child.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_are_one_line_and_keep_what_was_done(sleeper, tmp_path, sent, code):
     before = (tmp_path / "run" / "mistakes.jsonl").read_bytes()
@@ -408,6 +409,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_runs_side_by_side_end_with_the_command(
     recipe_data, fake_model, environment, tmp_path, sent

@@ -875,6 +875,7 @@ def write(tmp_path, data):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_in_a_batch_asks_for_nothing_twice(
     serve, recipe_data, tmp_path, command, environment, cli_in_process, how

@@ -102,6 +102,7 @@ def test_shards_give_the_same_rates_as_one(chats, models, tmp_path):
     assert by_user.value == by_chat.value and by_user.high > by_chat.high
 
 
+@pytest.mark.slow
 def test_a_killed_replay_resumes_to_the_same_bytes(chats, models, tmp_path, fake_engine):
     def files(folder):
         return {
