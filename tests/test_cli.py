@@ -203,6 +203,24 @@ def test_a_folder_of_another_recipe(cli_in_process, write, tmp_path):
     assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before
 
 
+def test_a_mistake_in_the_recipe_shows_before_the_differences_to_the_folder(cli_in_process, write):
+    """It would be the reason for them; without one, the line also says how to resume."""
+    path = write()
+    assert cli_in_process("run", path, "--out", "my run", "analyze.min_words=190").returncode == 2
+    ran = cli_in_process("run", path, "--out", "my run", "judges=[prbe]")
+    fails(ran, 'unknown judge "prbe". Did you mean "probe"?')
+    fails(
+        cli_in_process("run", path, "--out", "my run"), "as it is with `setbacks report 'my run'`"
+    )
+
+
+def test_a_folder_of_runs_in_place_of_a_run(cli_in_process, write, tmp_path):
+    (tmp_path / "runs" / "b").mkdir(parents=True)
+    fails(cli_in_process("report", "runs"), "no recipe.yaml); `setbacks run RECIPE --out runs`")
+    cli_in_process("run", write(), "--out", "runs/a", "analyze.min_words=190")
+    fails(cli_in_process("report", "runs"), "it contains 1 of them; name one, such as runs/a")
+
+
 def test_an_unknown_stage(cli_in_process, write, tmp_path):
     ran = cli_in_process("run", write(), "--out", "run", "--from", "analyse")
     fails(ran, 'Did you mean "analyze"?')
