@@ -218,7 +218,27 @@ def test_a_folder_of_runs_in_place_of_a_run(cli_in_process, write, tmp_path):
     (tmp_path / "runs" / "b").mkdir(parents=True)
     fails(cli_in_process("report", "runs"), "no recipe.yaml); `setbacks run RECIPE --out runs`")
     cli_in_process("run", write(), "--out", "runs/a", "analyze.min_words=190")
-    fails(cli_in_process("report", "runs"), "it contains 1 of them; name one, such as runs/a")
+    fails(
+        cli_in_process("report", "runs"),
+        "not a run folder, but it contains 1; name one, such as runs/a",
+    )
+
+
+@pytest.mark.parametrize("inner", ["arms/sft.0", "round-1"])
+def test_a_stage_begins_no_run_among_those_of_a_comparison_or_loop(
+    cli_in_process, write, tmp_path, inner
+):
+    """Such a folder has a recipe, too."""
+    path = write()
+    cli_in_process("run", path, "--out", f"several/{inner}", "analyze.min_words=190")
+    (tmp_path / "several" / "recipe.yaml").write_text(path.read_text())
+    before = sorted(tmp_path.rglob("*"))
+    for words in (("report",), ("chat",), ("review", "serve")):
+        ran = cli_in_process(*words, "several")
+        fails(
+            ran, f"several: not a run folder, but it contains 1; name one, such as several/{inner}"
+        )
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_unknown_stage(cli_in_process, write, tmp_path):

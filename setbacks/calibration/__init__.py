@@ -102,7 +102,8 @@ def _of_both_kinds(source: str, rows: list[Row]) -> list[Row]:
         raise InputError(f"{source}: {' and '.join(same.values())}; {why}")
     for text in same.values():
         notice(f"{source}: {text}, and are left out; {why}")
-    rows = [row._replace(**dict.fromkeys(same, None)) for row in rows]
+    none: dict[str, Any] = dict.fromkeys(same)
+    rows = [row._replace(**none) for row in rows]
     return [row for row in rows if any(getattr(row, task) is not None for task in usable)]
 
 

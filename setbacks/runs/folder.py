@@ -70,6 +70,7 @@ class Run:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
         if not is_run:
             raise InputError(f"{self.path}: not a run folder (no recipe.yaml)")
+        _check_no_runs_inside(self.path)
         self.recipe = Recipe.load(self.path / "recipe.yaml", overrides, of_run=True)
 
     @property
@@ -246,8 +247,13 @@ class RunFolder(Run):
         recipe = self.path / "recipe.yaml"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; a run needs a folder")
-        if self._given is None and not recipe.exists():
-            raise _no_run(self.path)
+        if self._given is None:
+            _check_no_runs_inside(self.path)
+            if not recipe.exists():
+                raise InputError(
+                    f"{self.path}: not a run folder (no recipe.yaml); `setbacks run RECIPE --out "
+                    f"{self.path}` creates one"
+                )
         if self.path.is_dir() and not recipe.exists() and any(self.path.iterdir()):
             leftovers = {entry.name for entry in self.path.iterdir()}
             if not leftovers <= {".lock", "recipe.yaml.tmp"}:
@@ -317,15 +323,20 @@ class RunFolder(Run):
             raise failed_write(self.path / name, error) from error
 
 
-def _no_run(folder: Path) -> InputError:
-    """Return the error of a folder without a run; it may contain the folders of runs."""
-    inside = [recipe.parent for recipe in sorted(folder.glob("*/recipe.yaml"))]
-    hint = (
-        f"it contains {len(inside)} of them; name one, such as {inside[0]}"
-        if inside
-        else f"`setbacks run RECIPE --out {folder}` creates one"
-    )
-    return InputError(f"{folder}: not a run folder (no recipe.yaml); {hint}")
+def _check_no_runs_inside(folder: Path) -> None:
+    """Check that a folder is not one of a comparison, a study or a loop, or one of many runs.
+
+    Raises:
+        InputError: it contains the folders of runs. A stage would begin one more among them.
+    """
+    if (folder / "environment.json").exists():  # a run; somebody put another into its folder
+        return
+    recipes = sorted((*folder.glob("*/recipe.yaml"), *folder.glob("arms/*/recipe.yaml")))
+    if recipes:
+        raise InputError(
+            f"{folder}: not a run folder, but it contains {len(recipes)}; name one, such as "
+            f"{recipes[0].parent}"
+        )
 
 
 def _not_locked(folder: Path, error: OSError) -> SetbacksError:
