@@ -97,6 +97,35 @@ def test_with_guidance_models_answer_twice_and_files_once():
         planned_arms(data)
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("adapter=runs/mine/adapter", "name the adapter's folder as a model instead"),
+        ("train.epochs=5", "an evaluation does not use train.epochs"),
+        ("induce.source=existing", "an evaluation does not use induce.source"),
+        ("evaluate=[]", "an evaluation does not use evaluate"),
+        ("jobs=4", "an evaluation does not use jobs"),
+    ],
+)
+def test_an_override_that_an_evaluation_does_not_use_is_refused(word, message):
+    with pytest.raises(InputError, match=message):
+        evaluation([ALIAS, word])
+
+
+def test_posterior_decoding_uses_the_place_of_the_verdict():
+    words = [ALIAS, "respond.posterior={}", "train.method=mistake_analysis", "train.verdict=first"]
+    assert evaluation(words).train.verdict == "first"
+
+
+def test_fields_are_of_the_suites_if_no_arm_is_a_file():
+    fields = {"text": "q"}
+    (suite,) = evaluation([ALIAS], ["safe=b.jsonl"], fields=fields).respond.suites
+    assert suite.sources[0].fields == fields
+    for suites in ([], ["harmful"]):
+        with pytest.raises(InputError, match="--fields names fields of files, and none is given"):
+            evaluation([ALIAS], suites, fields=fields)
+
+
 def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "respond: {suites: [{name: own, kind: safe, sources: [a.jsonl]}]}"
