@@ -220,6 +220,29 @@ def test_the_defaults_give_no_notice():
         ),
         ({"held_out": ["a.jsonl"]}, []),
         (
+            {"train": {"method": "sft", "judge": "llm"}},
+            [
+                "train.judge is set, but changes nothing, since sft learns no text that the model "
+                "writes"
+            ],
+        ),
+        ({"train": {"judge": "llm"}}, []),
+        ({"train": {"method": "sft", "judge": "llm", "helpful_from": "model"}}, []),
+        (
+            {"train": {"method": "dpo", "judge": "llm"}, "preflight": {"flip_rate": "always"}},
+            [],
+        ),
+        (
+            {"words": {"zh": {"guided": "{instruction}?"}}},
+            [
+                "words.zh changes no prompt, since language is en; for prompts in the language of "
+                "each row, set language to auto"
+            ],
+        ),
+        ({"words": {"zh": {"guided": "{instruction}?"}}, "language": "zh"}, []),
+        ({"words": {"zh": {"guided": "{instruction}?"}}, "language": "auto"}, []),
+        ({"words": {"zh": {"refusal": {"opening": ["x"]}}}}, []),
+        (
             {"preflight": {"flip_rate": "never", "mistakes": 90}},
             ["preflight.mistakes is set, but changes nothing, since preflight.flip_rate is never"],
         ),

@@ -15,10 +15,12 @@ from setbacks.methods import open_method, unused
 from setbacks.methods.corrections import CorrectionOptions
 from setbacks.models.embedded import MODELS
 from setbacks.plugins import installed, plugin
-from setbacks.recipe import Engine, Recipe, Sampling, Train
+from setbacks.recipe import AUTO, Engine, Recipe, Sampling, Train
 from setbacks.stages.checks import OURS, induces
 
 INDUCING = ("guidance", "attempts", "sampling", "judge", "min_harmful")
+# Words of any language that are looked for in texts, whatever the language of the prompts.
+FOUND_IN_ANSWERS = {"name", "refusal", "reply"}
 # Keys of `train.lora`, and their names in PEFT's configuration.
 LORA = {
     "r": "r",
@@ -43,6 +45,7 @@ def unused_settings(recipe: Recipe) -> Iterator[str]:
     for key, why in _without_effect(recipe):
         if _is_set(key, recipe, default):
             yield f"{key} is set, but changes nothing, since {why}"
+    yield from _of_words(recipe)
     yield from _repeated(recipe)
     yield from _of_engines(recipe)
     yield from _of_adapter(recipe)
@@ -66,6 +69,8 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "induce.min_harmful", "induce.judge is null"
         if recipe.preflight.flip_rate == "never":
             yield "preflight.mistakes", "preflight.flip_rate is never"
+    if not recipe.evaluate and not _checks_texts(recipe):
+        yield "train.judge", f"{recipe.train.method} learns no text that the model writes"
     if recipe.decontaminate is None and not recipe.evaluate:
         yield "held_out", "decontaminate is null, which also trains on held-out prompts"
     analyst = recipe.analyze.analyst
@@ -75,6 +80,25 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if sampling.temperature == 0:
             for key in ("top_p", "top_k"):
                 yield f"{name}.{key}", f"{name}.temperature is 0"
+
+
+def _checks_texts(recipe: Recipe) -> bool:
+    """Whether the judge `train.judge` checks texts that the model writes."""
+    return (
+        open_method(recipe).has_teacher(recipe)
+        or recipe.train.helpful_from == "model"
+        or (induces(recipe) and recipe.preflight.flip_rate == "always")
+    )
+
+
+def _of_words(recipe: Recipe) -> Iterator[str]:
+    """Yield a line for each language of own words in which no prompt is."""
+    for name, words in recipe.words.items():
+        if recipe.language not in (AUTO, name) and not words.keys() <= FOUND_IN_ANSWERS:
+            yield (
+                f"words.{name} changes no prompt, since language is {recipe.language}; for prompts "
+                f"in the language of each row, set language to {AUTO}"
+            )
 
 
 def _samplings(recipe: Recipe) -> Iterator[tuple[str, Sampling]]:
