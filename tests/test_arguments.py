@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from setbacks import pipeline
-from setbacks.cli.arguments import evaluation, of_methods
+from setbacks.cli.arguments import evaluation, field_mapping, of_methods
 from setbacks.errors import InputError
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Recipe
@@ -115,6 +115,13 @@ def test_an_override_that_an_evaluation_does_not_use_is_refused(word, message):
 def test_posterior_decoding_uses_the_place_of_the_verdict():
     words = [ALIAS, "respond.posterior={}", "train.method=mistake_analysis", "train.verdict=first"]
     assert evaluation(words).train.verdict == "first"
+
+
+def test_a_field_that_nothing_has_is_refused():
+    assert field_mapping("text=q, response=a") == {"text": "q", "response": "a"}
+    assert field_mapping(None) == {}
+    with pytest.raises(InputError, match='--fields: unknown field "langauge".*mean "language"'):
+        field_mapping("text=q,langauge=lang")
 
 
 def test_fields_are_of_the_suites_if_no_arm_is_a_file():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from setbacks.data.source import USUAL
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
 from setbacks.models.embedded import MODELS
@@ -120,9 +121,19 @@ def judge_recipe(judge: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def field_mapping(fields: str | None) -> dict[str, str]:
-    """Return our field -> theirs, of OURS=THEIRS,..."""
+    """Return our field -> theirs, of OURS=THEIRS,...
+
+    Raises:
+        InputError: a field is unknown.
+    """
     pairs = [pair.partition("=") for pair in fields.split(",")] if fields else []
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    mapping = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if unknown := [ours for ours in mapping if ours not in USUAL]:
+        raise InputError(
+            f'--fields: unknown field "{unknown[0]}".{nearest(unknown[0], USUAL)} Available: '
+            f"{', '.join(USUAL)}"
+        )
+    return mapping
 
 
 def default_folder(recipe: Recipe, ending: str = "") -> Path:
