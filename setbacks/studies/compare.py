@@ -106,11 +106,8 @@ def _check_different(recipe: Recipe, options: Compare) -> None:
     for a, b in combinations(options.methods, 2):
         keys = [key for key, *_ in differences(a.train, b.train)]
         idle = not_used[a.called] & not_used[b.called]
-        if (
-            a.method == b.method
-            and keys
-            and all(any(is_inside(k, one) for one in idle) for k in keys)
-        ):
+        used = [key for key in keys if not any(is_inside(key, one) for one in idle)]
+        if a.method == b.method and keys and not used:
             raise InputError(
                 f"compare.methods: {b.called} differs from {a.called} only in "
                 f"{listed([f'train.{key}' for key in keys])}, which {a.method} does not use with "
