@@ -165,6 +165,7 @@ def test_a_study_of_what_its_method_does_not_use_does_not_begin(
 
 SERVER = {"engine": "endpoint", "endpoint": {"base_url": "http://localhost:1/v1"}, "model": "far"}
 GREEDY = {"temperature": 0.0}
+ONE_SUITE = {"suites": [{"name": "a", "kind": "harmful", "sources": ["a.jsonl"]}]}
 OF_SOURCE = "since induce.source is existing"
 
 
@@ -226,6 +227,11 @@ def test_the_defaults_give_no_notice():
                 "writes"
             ],
         ),
+        (
+            {"judges": ["probe", {"judge": "llm", "kinds": ["helpful"]}], "respond": ONE_SUITE},
+            ["llm judges nothing, since no suite is of kind helpful (judges.kinds)"],
+        ),
+        ({"judges": [{"judge": "llm", "kinds": ["helpful"]}]}, []),
         ({"train": {"judge": "llm"}}, []),
         ({"train": {"method": "sft", "judge": "llm", "helpful_from": "model"}}, []),
         (

@@ -45,6 +45,7 @@ def unused_settings(recipe: Recipe) -> Iterator[str]:
     for key, why in _without_effect(recipe):
         if _is_set(key, recipe, default):
             yield f"{key} is set, but changes nothing, since {why}"
+    yield from _of_judges(recipe)
     yield from _of_words(recipe)
     yield from _repeated(recipe)
     yield from _of_engines(recipe)
@@ -89,6 +90,17 @@ def _checks_texts(recipe: Recipe) -> bool:
         or recipe.train.helpful_from == "model"
         or (induces(recipe) and recipe.preflight.flip_rate == "always")
     )
+
+
+def _of_judges(recipe: Recipe) -> Iterator[str]:
+    """Yield a line for each judge that has nothing to judge."""
+    asked = {suite.kind for suite in recipe.respond.suites}
+    for judge in recipe.judges:
+        if asked.isdisjoint(judge.kinds):
+            yield (
+                f"{judge.called} judges nothing, since no suite is of kind "
+                f"{' or '.join(judge.kinds)} (judges.kinds)"
+            )
 
 
 def _of_words(recipe: Recipe) -> Iterator[str]:
