@@ -23,6 +23,7 @@ from setbacks.methods.dpo import DPO, pair_rows
 from setbacks.methods.helpful import Helpful
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
+from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Example, Revision
@@ -474,6 +475,20 @@ def test_a_comparison_says_what_was_equal(train, budget, equal):
     recipe = Recipe.model_validate({"train": train, "compare": {"budget": budget}})
     page = findings(recipe, {}, [])
     assert f"for the same number of {equal}," in page.method[0]
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, seed):
+    (tmp_path / "note.txt").touch()  # so that the study does not begin
+    data = base.model_dump(mode="json")
+    data["train"]["seed"], notices = seed, []
+    keep_notices(notices.append)
+    try:
+        with pytest.raises(InputError, match="not empty"):
+            carry_out("ablation", Recipe.model_validate(data), tmp_path)
+    finally:
+        drop_notices(notices.append)
+    assert any(line.startswith("train.seed is set") for line in notices) == (seed is not None)
 
 
 def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):
