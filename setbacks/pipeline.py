@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from setbacks.data import Source, load, read_once
 from setbacks.errors import InputError
-from setbacks.methods import unused
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.runs.decontamination import Decontamination
@@ -29,6 +27,7 @@ from setbacks.stages.preflight import preflight
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import respond
 from setbacks.stages.train import train, train_along
+from setbacks.stages.unused import unused_settings
 from setbacks.training import processes
 
 
@@ -126,19 +125,9 @@ def run_until(
             check(recipe)  # a mistake in the recipe would be the reason
             raise
         if recipe is not None:  # not a variant of a comparison, whose methods share a section
-            _notice_unused(recipe)
+            for line in unused_settings(recipe):
+                notice(line)
         return carry_out(opened, until, on_progress)
-
-
-def _notice_unused(recipe: Recipe) -> None:
-    """Say which settings of a run's recipe its method does not use: they change nothing."""
-    train = recipe.train
-    for key, owner in train.unused():
-        notice(f"train.{key} is an option of {owner}; {train.method} does not use it")
-    default = type(train)(method=train.method)
-    for key in sorted(unused(recipe)):
-        if attrgetter(key)(train) != attrgetter(key)(default):
-            notice(f"train.{key} is set, but {train.method} does not use it with these settings")
 
 
 def open_run(path: Path, recipe: Recipe | None = None, redo: str | None = None) -> RunFolder:

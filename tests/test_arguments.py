@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from setbacks import pipeline
-from setbacks.cli.arguments import evaluation, of_methods
+from setbacks.cli.arguments import evaluation, field_mapping, of_methods
 from setbacks.errors import InputError
 from setbacks.models.embedded import ALIAS, HUB_ID
 from setbacks.recipe import Recipe
@@ -95,6 +95,42 @@ def test_with_guidance_models_answer_twice_and_files_once():
     data = evaluation([f"a={ALIAS}", "a-guided=a.jsonl", "respond.guidance=true"])
     with pytest.raises(InputError, match='two arms are called "a-guided"'):
         planned_arms(data)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("adapter=runs/mine/adapter", "name the adapter's folder as a model instead"),
+        ("train.epochs=5", "an evaluation does not use train.epochs"),
+        ("induce.source=existing", "an evaluation does not use induce.source"),
+        ("evaluate=[]", "an evaluation does not use evaluate"),
+        ("jobs=4", "an evaluation does not use jobs"),
+    ],
+)
+def test_an_override_that_an_evaluation_does_not_use_is_refused(word, message):
+    with pytest.raises(InputError, match=message):
+        evaluation([ALIAS, word])
+
+
+def test_posterior_decoding_uses_the_place_of_the_verdict():
+    words = [ALIAS, "respond.posterior={}", "train.method=mistake_analysis", "train.verdict=first"]
+    assert evaluation(words).train.verdict == "first"
+
+
+def test_a_field_that_nothing_has_is_refused():
+    assert field_mapping("text=q, response=a") == {"text": "q", "response": "a"}
+    assert field_mapping(None) == {}
+    with pytest.raises(InputError, match='--fields: unknown field "langauge".*mean "language"'):
+        field_mapping("text=q,langauge=lang")
+
+
+def test_fields_are_of_the_suites_if_no_arm_is_a_file():
+    fields = {"text": "q"}
+    (suite,) = evaluation([ALIAS], ["safe=b.jsonl"], fields=fields).respond.suites
+    assert suite.sources[0].fields == fields
+    for suites in ([], ["harmful"]):
+        with pytest.raises(InputError, match="--fields names fields of files, and none is given"):
+            evaluation([ALIAS], suites, fields=fields)
 
 
 def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from io import StringIO
 from threading import Event
 
@@ -22,6 +23,7 @@ from setbacks.methods.dpo import DPO, pair_rows
 from setbacks.methods.helpful import Helpful
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
+from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Example, Revision
@@ -32,7 +34,7 @@ from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
 from setbacks.studies import VariantRow, carry_out, describe_differences
 from setbacks.studies.ablation import applicable
-from setbacks.studies.compare import findings
+from setbacks.studies.compare import Comparison, findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, _apart, each, lend, prepare_folder, variant
@@ -440,6 +442,53 @@ def test_after_an_error_no_further_run_begins(base, tmp_path, monkeypatch):
     with pytest.raises(SetbacksError, match="^c: <why>$"):
         next(done)
     assert sorted(begun) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"verdict": "first"}, "b differs from sft only in train.verdict, which sft does not use"),
+        ({"mix": {"contrast": 0}}, "only in train.mix.contrast"),
+        ({"helpful_sampling": {"top_p": 0.5}}, "only in train.helpful_sampling.top_p"),
+        ({"seed": 3}, "b: train.seed makes all seeds the same"),
+        ({"mix": {"contrast": 0}, "epochs": 1}, ""),
+        ({}, ""),  # to see the noise
+    ],
+    ids=str,
+)
+def test_arms_of_a_comparison_differ(base, train, message):
+    data = base.model_dump(mode="json")
+    other = {"method": "sft", "name": "b", "train": train}
+    data["compare"] = {"seeds": 2, "methods": ["sft", other]}
+    recipe = Recipe.model_validate(data)
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        Comparison().check(recipe, recipe.compare)
+
+
+@pytest.mark.parametrize(
+    ("train", "budget", "equal"),
+    [({}, "tokens", "tokens"), ({}, "steps", "steps"), ({"steps": 2}, "tokens", "steps")]
+    + [({"tokens": 9}, "steps", "tokens"), ({"tokens": 9}, "tokens", "tokens")],
+    ids=str,
+)
+def test_a_comparison_says_what_was_equal(train, budget, equal):
+    recipe = Recipe.model_validate({"train": train, "compare": {"budget": budget}})
+    page = findings(recipe, {}, [])
+    assert f"for the same number of {equal}," in page.method[0]
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, seed):
+    (tmp_path / "note.txt").touch()  # so that the study does not begin
+    data = base.model_dump(mode="json")
+    data["train"]["seed"], notices = seed, []
+    keep_notices(notices.append)
+    try:
+        with pytest.raises(InputError, match="not empty"):
+            carry_out("ablation", Recipe.model_validate(data), tmp_path)
+    finally:
+        drop_notices(notices.append)
+    assert any(line.startswith("train.seed is set") for line in notices) == (seed is not None)
 
 
 def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):

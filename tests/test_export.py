@@ -598,3 +598,10 @@ def test_two_formats_at_once_are_refused(cli_in_process):
     ran = cli_in_process("export", "run", "--to", "out", "--merge", "--format", "inspect")
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "--merge is short for --format merged" in ran.stderr
+
+
+@pytest.mark.parametrize("option", ["--public", "--harvested"])
+def test_an_option_of_a_push_is_refused_without_one(cli_in_process, option):
+    ran = cli_in_process("export", "run", "--to", "out", option)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert f"{option} changes nothing without --push" in ran.stderr

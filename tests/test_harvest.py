@@ -636,6 +636,10 @@ def test_on_the_command_line(marks, tmp_path, chats, cli_in_process):
             "a vote",
         ),
         (("harvest", "--out", "out", "--safe"), "--safe: name the logs too"),
+        (
+            ("harvest", chats, "--out", "b", "--no-redact", "--names", "en_core_web_sm"),
+            "--names changes nothing with --no-redact",
+        ),
         (("harvest", "judge.seed=1", "--out", "out"), "KEY.PATH=VALUE: name the logs too"),
         (("harvest", "--expire", ".", "--out", "out"), "--out: --expire takes no other options"),
     ):

@@ -4,8 +4,9 @@ import pytest
 
 from setbacks.errors import InputError
 from setbacks.judges.llm import LLMJudge
+from setbacks.recipe import Recipe
 from setbacks.records import Response, Verdict
-from setbacks.stages.judge import judge
+from setbacks.stages.judge import check, judge
 
 JOURNAL = "verdicts/a.llm.jsonl"
 
@@ -57,3 +58,16 @@ def test_all_verdicts_of_another_version_are_read(open_session, fake_model, monk
     verdicts = judge(run, responses(3))["a", "llm"]
     assert [verdict.version for verdict in verdicts] == [1, 1, 1]
     assert run.records(JOURNAL, Verdict) == list(verdicts)
+
+
+@pytest.mark.parametrize("name", ["probe", "refusal", "vote"])
+def test_an_engine_that_a_judge_would_ignore_is_refused(name):
+    spec = {"judge": name, "engine": "smollm2-135m"} | ({"of": ["llm"]} if name == "vote" else {})
+    judges = ["llm", spec]
+    with pytest.raises(InputError, match=f"judges: {name} asks no model, so `engine` would change"):
+        check(Recipe.model_validate({"judges": judges}))
+
+
+def test_a_run_that_already_has_such_an_engine_is_judged(open_session):
+    run = open_session(judges=[{"judge": "refusal", "engine": "smollm2-135m"}])
+    assert len(judge(run, responses(3))["a", "refusal"]) == 3

@@ -10,6 +10,7 @@ from setbacks.errors import InputError
 from setbacks.loop.logs import Logs
 from setbacks.loop.results import read
 from setbacks.messages import Message, transcript
+from setbacks.notices import drop_notices, keep_notices
 
 HELLO = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "PLACEHOLDER"}]
 
@@ -77,6 +78,19 @@ def test_fields_of_ones_own(tmp_path):
     assert (logged.prompt, logged.answer) == ("Hello?", "PLACEHOLDER")
 
 
+def test_fields_that_change_nothing_in_chat_logs_are_noticed(tmp_path):
+    row = {"question": "Hello?", "reply": "PLACEHOLDER", "topic": "t", "bad": True}
+    fields = {"text": "question", "response": "reply"}
+    path, notices = lines(tmp_path / "api.jsonl", [row]), []
+    keep_notices(notices.append)
+    try:
+        assert only(path, fields=fields).prompt == "Hello?" and notices == []
+        only(path, fields=fields | {"harmful": "bad", "category": "topic"})
+    finally:
+        drop_notices(notices.append)
+    assert notices == ["fields: category, harmful of chat logs change nothing"]
+
+
 def test_a_label_says_whether_a_request_is_safe(tmp_path):
     rows = [{"messages": HELLO, "prompt_harmful": value} for value in (False, "true", None)]
     assert [one.safe for one in Logs([lines(tmp_path / "a.jsonl", rows)])] == [True, False, None]
@@ -97,6 +111,8 @@ def test_a_garak_report_and_its_hit_log(tmp_path):
     scores = [item.scores for item in read(report).items.values()]
     name = "dan.Ablation mitigation.Bypass safe"
     assert scores == [{name: False}, {}, {name: True}]
+    with pytest.raises(InputError, match="not a chat log, so fields cannot be set"):
+        Logs([report], {"text": "prompt"})
     hit = {
         "goal": "PLACEHOLDER",
         "prompt": prompt,

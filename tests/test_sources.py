@@ -188,6 +188,27 @@ def test_only_a_csv_file_may_lack_a_header(tmp_path):
     assert line.endswith('it has "x"')
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "unused"),
+    [
+        ("a.jsonl", {"revision": "abc", "config": "c"}, "config and revision"),
+        ("a.jsonl", {"header": False}, "header"),
+        ("a.csv", {"header": False}, ""),
+        ("a.csv", {"header": False, "revision": "abc"}, "revision"),
+    ],
+)
+def test_options_of_other_kinds_of_data_are_noticed(tmp_path, name, options, unused):
+    content = '{"prompt": "<a>"}' if name.endswith("l") else "<a>\n<b>\n"
+    path, notices = write(tmp_path, name, content), []
+    keep_notices(notices.append)
+    try:
+        load(Source(source=path, fields={} if name.endswith("l") else {"text": "0"}, **options))
+    finally:
+        drop_notices(notices.append)
+    expected = f"{path}: data of this kind does not use {unused}"
+    assert notices == ([expected] if unused else [])
+
+
 def test_a_response_longer_than_csv_allows_by_default(tmp_path):
     (row,) = load(write(tmp_path, "a.csv", f"prompt,response\n<a>,{'x' * 200_000}\n"))
     assert len(row.response) == 200_000

@@ -10,7 +10,8 @@ from setbacks.measure.statistics import Difference
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Example
 from setbacks.report.plots import heatmap
-from setbacks.stages.train import train
+from setbacks.runs.folder import Run
+from setbacks.stages.train import of_categories, train
 from setbacks.studies import carry_out
 from setbacks.studies.scores import Scores
 from setbacks.studies.transfer import Column, _describe_gap, own_and_others
@@ -61,19 +62,36 @@ def test_too_few_analyses_of_a_group_are_told(recipe, sorted_data, tmp_path):
         carry_out("transfer", asking(recipe, few, many), tmp_path / "t")
 
 
+def of_category(category, harmful=True):
+    """The analysis of a response to an instruction of a category."""
+    return Analysis(
+        id=category, response_id=category, instruction="<x>",
+        response=f"<a response on {category}>", harmful=harmful, text=f"<{category}>",
+        candidate=0, checks={}, score=1.0, category=category, language="en", analyst="m",
+    )  # fmt: skip
+
+
+def test_a_category_that_no_mistake_is_of_is_noticed(open_session):
+    run = open_session()
+
+    def chosen(*only):
+        analyses = [of_category("theft"), of_category("fraud"), of_category("games", False)]
+        return [one.category for one in of_categories(analyses, only)]
+
+    assert chosen("theft") == ["theft", "games"]
+    assert Run(run.path).notices() == []
+    assert chosen("theft", "frauds") == ["theft", "games"]
+    (line,) = Run(run.path).notices()
+    assert "no mistake is of frauds" in line and 'Did you mean "fraud"' in line
+    assert line.endswith("There are: fraud, theft")
+
+
 def test_training_is_on_the_categories_named_and_on_all_benign_responses(open_session, monkeypatch):
     from setbacks.training import supervised
 
     run = open_session(train={"categories": ["theft"], "mix": {"helpful": 0}})
     monkeypatch.setattr(supervised, "fit", lambda run, examples, adapter: 0)
-    rows = [
-        Analysis(
-            id=f"{category}{harmful}", response_id=f"{category}{harmful}", instruction="<x>",
-            response=f"<a response on {category}>", harmful=harmful, text=f"<{category}>",
-            candidate=0, checks={}, score=1.0, category=category, language="en", analyst="m",
-        )
-        for category, harmful in (("theft", True), ("fraud", True), ("games", False))
-    ]  # fmt: skip
+    rows = [of_category("theft"), of_category("fraud"), of_category("games", harmful=False)]
     train(run, rows)
     learned = {e.completion for e in run.records("training.jsonl", Example)}
     assert learned == {"<theft>", "<games>"}

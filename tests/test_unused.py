@@ -1,17 +1,21 @@
 """Settings that a method does not use: it names them, and a run says so."""
 
+import json
 from contextlib import suppress
 
 import pytest
 
+from setbacks.engines import open_engine
 from setbacks.errors import InputError
 from setbacks.methods import CHOICE_OF_ANALYSES, LEARNING_OF_ANALYSES, open_method, unused
 from setbacks.methods.corrections import CORRECTING
+from setbacks.methods.rlhf import steps_of
 from setbacks.pipeline import run_until
 from setbacks.plugins import installed
-from setbacks.recipe import Mix, Recipe, Train
-from setbacks.records import Analysis
+from setbacks.recipe import Mix, Recipe, Sampling, Train
+from setbacks.records import Analysis, Request
 from setbacks.runs.folder import Run
+from setbacks.stages.unused import unused_settings
 from setbacks.studies import carry_out
 from setbacks.studies.ablation import applicable
 
@@ -155,3 +159,222 @@ def test_a_study_of_what_its_method_does_not_use_does_not_begin(
     with pytest.raises(InputError, match=message):
         carry_out(study, recipe, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+# Other sections ----------------------------------------------------------------------------------
+
+SERVER = {"engine": "endpoint", "endpoint": {"base_url": "http://localhost:1/v1"}, "model": "far"}
+GREEDY = {"temperature": 0.0}
+ONE_SUITE = {"suites": [{"name": "a", "kind": "harmful", "sources": ["a.jsonl"]}]}
+OF_SOURCE = "since induce.source is existing"
+
+
+def lines(**data):
+    return [*unused_settings(Recipe.model_validate(data))]
+
+
+def test_the_defaults_give_no_notice():
+    assert lines() == []
+    for method in METHODS:
+        assert lines(train={"method": method}) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            {"induce": {"existing": ["a.jsonl"]}},
+            ["induce.existing is set, but changes nothing, since induce.source is induced"],
+        ),
+        ({"induce": {"existing": ["a.jsonl"], "source": "both"}}, []),
+        (
+            {
+                "induce": {
+                    "source": "existing",
+                    "existing": ["a.jsonl"],
+                    "judge": "probe",
+                    "min_harmful": 0.7,
+                    "attempts": 5,
+                },
+            },
+            [
+                f"{key} is set, but changes nothing, {OF_SOURCE}"
+                for key in (
+                    "induce.attempts",
+                    "induce.judge",
+                    "induce.min_harmful",
+                )
+            ],
+        ),
+        (
+            {"induce": {"min_harmful": 0.7}},
+            ["induce.min_harmful is set, but changes nothing, since induce.judge is null"],
+        ),
+        ({"induce": {"min_harmful": 0.7, "judge": "probe"}}, []),
+        ({"induce": {"min_harmful": 0.7}, "train": {"method": "sft"}}, []),
+        (
+            {"decontaminate": None, "held_out": ["a.jsonl"]},
+            [
+                "held_out is set, but changes nothing, since decontaminate is null, which also "
+                "trains on held-out prompts"
+            ],
+        ),
+        ({"held_out": ["a.jsonl"]}, []),
+        (
+            {"train": {"method": "sft", "judge": "llm"}},
+            [
+                "train.judge is set, but changes nothing, since sft learns no text that the model "
+                "writes"
+            ],
+        ),
+        (
+            {"judges": ["probe", {"judge": "llm", "kinds": ["helpful"]}], "respond": ONE_SUITE},
+            ["llm judges nothing, since no suite is of kind helpful (judges.kinds)"],
+        ),
+        ({"judges": [{"judge": "llm", "kinds": ["helpful"]}]}, []),
+        ({"train": {"judge": "llm"}}, []),
+        ({"train": {"method": "sft", "judge": "llm", "helpful_from": "model"}}, []),
+        (
+            {"train": {"method": "dpo", "judge": "llm"}, "preflight": {"flip_rate": "always"}},
+            [],
+        ),
+        (
+            {"words": {"zh": {"guided": "{instruction}?"}}},
+            [
+                "words.zh changes no prompt, since language is en; for prompts in the language of "
+                "each row, set language to auto"
+            ],
+        ),
+        ({"words": {"zh": {"guided": "{instruction}?"}}, "language": "zh"}, []),
+        ({"words": {"zh": {"guided": "{instruction}?"}}, "language": "auto"}, []),
+        ({"words": {"zh": {"refusal": {"opening": ["x"]}}}}, []),
+        (
+            {"preflight": {"flip_rate": "never", "mistakes": 90}},
+            ["preflight.mistakes is set, but changes nothing, since preflight.flip_rate is never"],
+        ),
+        (
+            {"respond": {"sampling": {"top_p": 0.9}}, "train": {"correct": {"top_k": 5}}},
+            [
+                "train.correct.top_k is set, but changes nothing, since train.correct.temperature "
+                "is 0",
+                "respond.sampling.top_p is set, but changes nothing, since "
+                "respond.sampling.temperature is 0",
+            ],
+        ),
+        ({"respond": {"sampling": {"top_p": 0.9, "temperature": 0.7}}}, []),
+        ({"respond": {"sampling": {"top_p": 0.9}, "posterior": {}}}, []),
+        (
+            {"analyze": {"sampling": GREEDY}},
+            [
+                "analyze.candidates is 2, but with analyze.sampling.temperature 0 all candidates "
+                "are the same"
+            ],
+        ),
+        ({"analyze": {"sampling": GREEDY, "candidates": 1}}, []),
+        ({"analyze": {"sampling": GREEDY, "analyst": SERVER}}, []),
+        (
+            {"train": {"samples": 3, "openings": False}},
+            [
+                "train.samples is 3, but with train.openings false and train.correct.temperature 0 "
+                "all answers to a mistake are the same"
+            ],
+        ),
+        ({"train": {"samples": 3}}, []),
+        ({"train": {"samples": 3, "openings": False, "correct": {"temperature": 0.7}}}, []),
+        (
+            {"analyze": {"analyst": SERVER | {"dtype": "float32", "revision": "main"}}},
+            [
+                f"{key} is set for far, but changes nothing, since the engine endpoint does not "
+                "use it"
+                for key in ("revision", "dtype")
+            ],
+        ),
+        ({"analyze": {"analyst": SERVER | {"batch_size": 4, "system": "Be kind."}}}, []),
+        (
+            {"analyze": {"analyst": SERVER, "sampling": {"top_k": 5}}},
+            [
+                "analyze.sampling.top_k is set, but changes nothing, since servers do not get it; "
+                "set top_k in endpoint.body"
+            ],
+        ),
+        ({"model": {"engine": "vllm", "device": "cuda:1"}}, []),
+        (
+            {
+                "model": {"engine": "vllm", "cuda_graphs": False},
+                "analyze": {"analyst": {"engine": "vllm", "device": "cuda:1", "model": "a/b"}},
+            },
+            [
+                "cuda_graphs is set for smollm2-135m, but changes nothing, since the engine vllm "
+                "does not use it",
+                "device is set for a/b, but changes nothing, since the engine vllm does not use it",
+            ],
+        ),
+        (
+            {"model": {"revision": "abc"}},
+            [
+                "revision is set for smollm2-135m, but changes nothing, since it is for models of "
+                "the hub"
+            ],
+        ),
+        ({"model": {"model": "a/b", "revision": "abc"}}, []),
+        (
+            {"model": {"chat_template": "alpaca", "template": {"enable_thinking": False}}},
+            [
+                "template is set for smollm2-135m, but changes nothing, since chat_template is "
+                "alpaca"
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_is_named(data, expected):
+    assert lines(**data) == expected
+
+
+def test_the_shape_of_an_adapter_that_training_continues_stays(tmp_path):
+    held = {"r": 2, "lora_alpha": 32, "lora_dropout": 0.0, "modules_to_save": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(held))
+    start = str(tmp_path)
+
+    def named(**lora):
+        return [line.split()[0] for line in lines(train={"start": start, "lora": lora})]
+
+    assert named(r=8, alpha=16, dropout=0.1) == [
+        f"train.lora.{key}" for key in ("r", "alpha", "dropout")
+    ]
+    assert named(r=2) == [], "as the adapter has it"
+    assert named() == []
+    assert lines(train={"lora": {"r": 8}}) == [], "a new adapter has this shape"
+    (line,) = lines(adapter=start, train={"lora": {"dora": True}})
+    assert line == (
+        "train.lora.dora is set, but changes nothing, since training continues the adapter "
+        f"{start}, which keeps its shape"
+    )
+
+
+def test_greedy_texts_do_not_depend_on_the_seed(tiny):
+    recipe = Recipe.model_validate({"model": {"model": str(tiny), "device": "cpu"}})
+    engine = open_engine(recipe.model)
+    asked = [Request("<a question>", seed) for seed in range(2)]
+    for temperature, top_p, number in ((0.0, 1.0, 1), (0.0, 0.5, 1), (1.0, 1.0, 2)):
+        sampling = Sampling(max_new_tokens=8, temperature=temperature, top_p=top_p)
+        assert len({one.text for one in engine.generate(asked, sampling)}) == number
+
+
+def test_a_run_has_these_notices_in_its_log(recipe_data, fake_engine, tmp_path):
+    recipe = Recipe.model_validate(recipe_data(held_out=["builtin:safe"]))
+    run_until(recipe, tmp_path / "run", "induce")
+    (line,) = Run(tmp_path / "run").notices()
+    assert line.startswith("held_out is set, but changes nothing")
+
+
+def test_reinforcement_reads_its_prompts_as_often_as_the_recipe_says():
+    def steps(**train):
+        return steps_of(Train(**train), examples=10, group=2, tokens=100)
+
+    assert steps(epochs=1) == 5
+    assert steps(epochs=3) == 15
+    assert steps(steps=7) == 7
+    assert steps(tokens=950) == 10
+    assert steps(tokens=950, steps=7) == 7
+    assert steps(tokens=350, steps=7) == 4

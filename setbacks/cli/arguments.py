@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from setbacks.data.source import USUAL
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
 from setbacks.models.embedded import MODELS
@@ -20,6 +21,11 @@ from setbacks.runs.folder import Run
 # How names of answers begin or end, unlike those of models.
 _BEGINS = ("hub:", "preset:", "builtin:")
 _ENDS = (".json", ".jsonl", ".csv", ".parquet")
+# Keys of a recipe that an evaluation does not use; `train` only for posterior decoding.
+_OF_TRAINING = (
+    *("adapter", "instructions", "decontaminate", "held_out", "induce", "analyze", "preflight"),
+    *("train", "evaluate", "compare", "loop", "jobs", "study"),
+)
 
 
 def load_recipe(
@@ -115,9 +121,19 @@ def judge_recipe(judge: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def field_mapping(fields: str | None) -> dict[str, str]:
-    """Return our field -> theirs, of OURS=THEIRS,..."""
+    """Return our field -> theirs, of OURS=THEIRS,...
+
+    Raises:
+        InputError: a field is unknown.
+    """
     pairs = [pair.partition("=") for pair in fields.split(",")] if fields else []
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    mapping = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if unknown := [ours for ours in mapping if ours not in USUAL]:
+        raise InputError(
+            f'--fields: unknown field "{unknown[0]}".{nearest(unknown[0], USUAL)} Available: '
+            f"{', '.join(USUAL)}"
+        )
+    return mapping
 
 
 def default_folder(recipe: Recipe, ending: str = "") -> Path:
@@ -143,7 +159,7 @@ def evaluation(
         suites: names of built-in suites, KIND=SOURCE, or recipes that have suites; empty for all
             built-in ones.
         judges: names; empty for the recipe's.
-        fields: our field -> theirs, in files of answers.
+        fields: our field -> theirs, in files of answers; without any, in those of suites.
 
     Raises:
         InputError: a word is neither an arm nor an override, there is no arm, or the recipe is
@@ -158,18 +174,37 @@ def evaluation(
             "or NAME=answers.jsonl"
         )
     # Guidance belongs to the method; whoever wants it here asks for it.
-    data = Recipe.load(None, ["name=evaluation", "respond.guidance=false", *keys]).model_dump(
-        mode="json"
-    )
+    recipe = Recipe.load(None, ["name=evaluation", "respond.guidance=false", *keys])
+    _check_used(keys, recipe)
+    data = recipe.model_dump(mode="json")
     data["evaluate"] = [
         arm | {"model": data["model"] | arm["model"]} if "model" in arm else arm for arm in arms
     ]
+    own = {source["source"]: source for arm in arms for source in arm.get("answers", ())}
     if suites:
-        own = {source["source"]: source for arm in arms for source in arm.get("answers", ())}
-        data["respond"]["suites"] = _suites(suites, own)
+        data["respond"]["suites"] = _suites(suites, own, {} if own else dict(fields or {}))
+    if fields and not own and not any("=" in suite for suite in suites):
+        raise InputError("--fields names fields of files, and none is given; remove it")
     if judges:
         data["judges"] = list(judges)
     return Recipe.parse(data, "the command line").rebased(Path.cwd())
+
+
+def _check_used(overrides: Sequence[str], recipe: Recipe) -> None:
+    """Refuse overrides that would change nothing in an evaluation.
+
+    Raises:
+        InputError: there is one.
+    """
+    for word in overrides:
+        key = word.partition("=")[0]
+        first = re.split(r"[.[]", key)[0]
+        if first == "adapter":
+            raise InputError(f"{word}: name the adapter's folder as a model instead")
+        if first == "train" and recipe.respond.posterior is not None:
+            continue
+        if first in _OF_TRAINING:
+            raise InputError(f"{word}: an evaluation does not use {key}; remove it")
 
 
 def replayed(
@@ -305,8 +340,16 @@ def adapter_base(config: Path) -> str:
     return next((alias for alias, model in MODELS.items() if model.hub_id == base), base)
 
 
-def _suites(words: Sequence[str], answers: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return suites as in a recipe; a file of answers is read with the same fields again."""
+def _suites(
+    words: Sequence[str], answers: Mapping[str, dict[str, Any]], fields: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Return suites as in a recipe; a file of answers is read with the same fields again.
+
+    Args:
+        words: as `evaluation` takes them.
+        answers: sources of the arms that are files, by name.
+        fields: our field -> theirs, in other files.
+    """
     builtin = {suite.name: suite for suite in Recipe().respond.suites}
     kinds = get_args(Kind)
     suites: list[dict[str, Any]] = []
@@ -319,7 +362,7 @@ def _suites(words: Sequence[str], answers: Mapping[str, dict[str, Any]]) -> list
         elif equals and kind in kinds:
             before = sum(suite["kind"] == kind for suite in suites)
             name = f"{kind}-{before + 1}" if before else kind
-            sources = [answers.get(source, {"source": source})]
+            sources = [answers.get(source, {"source": source, "fields": fields})]
             suites.append({"name": name, "kind": kind, "sources": sources})
         else:
             raise InputError(

@@ -134,6 +134,8 @@ def harvest(
         with open_run(out) as opened:
             held = write(opened)
     else:
+        if names is not None and not redact:
+            raise InputError("--names changes nothing with --no-redact; remove one of them")
         read = Logs(sources, field_mapping(fields))
         recipe = work.recipe_of(judge_recipe(judge, options), out)
         settings = Settings(
@@ -307,16 +309,16 @@ def gate(
         list[str] | None,
         typer.Option(
             metavar="METRIC[:POINTS]",
-            help="Metric that must be better, by more than POINTS (default: harmless_rate). "
-            "Repeat it for several.",
+            help="Metric that must be better, by more than POINTS (default: harmless_rate, or none "
+            "with --no-worse). Repeat it for several.",
         ),
     ] = None,
     no_worse: Annotated[
         list[str] | None,
         typer.Option(
             metavar="METRIC[:POINTS]",
-            help="Metric that must not be worse by POINTS or more (default: compliance:2). "
-            "Repeat it for several.",
+            help="Metric that must not be worse by POINTS or more (default: compliance:2, or none "
+            "with --better). Repeat it for several.",
         ),
     ] = None,
     judge: Annotated[

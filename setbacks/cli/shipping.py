@@ -110,6 +110,9 @@ def export(
 
     if merge and form not in ("adapter", "merged"):
         raise InputError(f"--merge is short for --format merged; omit it or --format {form}")
+    for option, given in (("--public", public), ("--harvested", harvested)):
+        if given and push is None:
+            raise InputError(f"{option} changes nothing without --push OWNER/NAME; remove it")
     if push is not None and form in exports.PRIVATE:
         raise InputError(f"--format {form} holds harmful text and stays here; omit --push")
     if push is not None and not harvested and learned_from_logs(folder):

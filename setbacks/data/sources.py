@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from setbacks.data.formats import parse, read
+from setbacks.data.formats import ending, parse, read
 from setbacks.data.hub import download, from_datasets
 from setbacks.data.presets import PRESETS
 from setbacks.data.recognition import columns, recognize
@@ -236,6 +236,8 @@ def _rows(
             }
         )
     place, records = _fetch(source, base)
+    if unused := _unused(source, base):
+        notice(f"{place}: data of this kind does not use {' and '.join(unused)}")
     if not records:
         raise bad(f"{place} has no rows")
     if reshape:
@@ -291,6 +293,21 @@ def _fetch(source: Source, base: Path | None) -> tuple[str, list[Record]]:
             return str(file), from_datasets(str(file), file.absolute(), source)
     place = name if name.startswith("hub:") else str(file)
     return place, _of_split(place, read(place, file, source), source)
+
+
+def _unused(source: Source, base: Path | None) -> list[str]:
+    """Return the options of a source that are set, and change nothing for its kind of data."""
+    name = source.source
+    if name.startswith("builtin:"):
+        used = {"revision"}
+    elif name.startswith("hub:"):
+        used = {"revision"} | ({"config"} if name.count("/") == 1 else set())
+    else:
+        used = {"config", "header"} if _find(name, base).is_dir() else set()
+    if ending(name) == ".csv":
+        used |= {"header"}
+    given = {"config": source.config, "revision": source.revision, "header": not source.header}
+    return [key for key, value in given.items() if value and key not in used]
 
 
 def _of_revision(records: list[Record], source: Source) -> list[Record]:

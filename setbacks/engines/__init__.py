@@ -61,6 +61,8 @@ class Engine(ABC):
     Attributes:
         Options: the section of a recipe that names a model, with the engine's options added.
         elsewhere: whether the model is on a server, so that it cannot be trained.
+        unused: options of `setbacks.recipe.Engine` that change nothing in what it generates; a run
+            says so if its recipe sets one of them.
         shows_probabilities: whether `choose` works.
         shows_states: whether `states` works.
         ahead: how many batches are started in advance.
@@ -71,6 +73,7 @@ class Engine(ABC):
 
     Options: ClassVar[type[Spec]] = Spec
     elsewhere: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ()
     shows_probabilities: ClassVar[bool] = False
     shows_states: ClassVar[bool] = False
     ahead: ClassVar[int] = 0

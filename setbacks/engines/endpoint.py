@@ -58,6 +58,7 @@ class Endpoint(Engine):
 
     Options = EndpointOptions
     elsewhere = True
+    unused = ("revision", "dtype", "device", "cuda_graphs", "trust_remote_code")
 
     def __init__(self, spec: EndpointOptions, words: Words | None = None) -> None:
         self.spec = spec

@@ -64,6 +64,7 @@ class VLLM(Engine):
     """
 
     Options = VLLMOptions
+    unused = ("device", "cuda_graphs")  # vLLM decides both
 
     def __init__(self, spec: VLLMOptions, words: Words | None = None) -> None:
         self.spec = spec

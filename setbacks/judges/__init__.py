@@ -262,9 +262,13 @@ def check_judge(spec: JudgeSpec) -> type[Judge]:
     """Return the class of the judge that a spec names.
 
     Raises:
-        InputError: the judge is unknown, or cannot work with its options.
+        InputError: the judge is unknown, cannot work with its options, or has an engine to ignore.
     """
     kind = judge_class(spec)
+    if spec.engine is not None and not kind.needs_engine:
+        raise InputError(
+            f"judges: {spec.judge} asks no model, so `engine` would change nothing; remove it"
+        )
     kind.check(spec)
     return kind
 
@@ -273,9 +277,11 @@ def open_judge(spec: JudgeSpec, bench: Bench) -> Judge:
     """Open the judge that a recipe's spec names; nothing heavy is loaded yet.
 
     Raises:
-        InputError: as `check_judge`.
+        InputError: as `judge_class` and `Judge.check`.
     """
-    return check_judge(spec).open(spec, bench)
+    kind = judge_class(spec)
+    kind.check(spec)
+    return kind.open(spec, bench)
 
 
 def judge_class(spec: JudgeSpec) -> type[Judge]:

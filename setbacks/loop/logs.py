@@ -36,6 +36,7 @@ NOT_JSON = "not JSON"
 NO_ANSWER = "no answer of the assistant"
 UNREADABLE = "not readable as a conversation"
 BAD_LABEL = "prompt_harmful is neither true nor false"
+USED = {"text", "response", "input", "system", "history", "language"}  # of our fields
 
 
 class Logged(NamedTuple):
@@ -73,7 +74,7 @@ class Logs:
         cluster: their field that conversations of one user or session share; None for none.
 
     Raises:
-        InputError: a log does not exist.
+        InputError: a log does not exist, or the fields are for chat logs and there are none.
     """
 
     def __init__(
@@ -86,6 +87,10 @@ class Logs:
         self._left_out: dict[tuple[str, str], _LeftOut] = {}
         for source in sources:
             parts(source)
+        if self.fields and all(reader_of(parts(source)[0]) for source in sources):
+            raise bad(f"{sources[0]}: not a chat log, so fields cannot be set")
+        if unused := sorted(self.fields.keys() - USED):
+            notice(f"fields: {', '.join(unused)} of chat logs change nothing")
 
     def __iter__(self) -> Iterator[Logged]:
         """Yield every answer.

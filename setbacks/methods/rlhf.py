@@ -18,7 +18,8 @@ from setbacks.methods.dpo import check_pairs, pair_rows, pairs_too_long
 from setbacks.methods.preferences import PreferenceMethod, PreferenceOptions
 from setbacks.models.chat_template import stop_tokens
 from setbacks.models.loading import check_reward_model, load_reward_model, load_tokenizer
-from setbacks.recipe import Recipe, Section
+from setbacks.notices import notice
+from setbacks.recipe import Recipe, Section, Train
 from setbacks.records import Example
 from setbacks.training import (
     TooLong,
@@ -128,6 +129,22 @@ def _fit_reward(run: TrainingRun, pairs: Sequence[dict[str, list[int]]], reward:
     save_adapter(run, trainer, reward)
 
 
+def steps_of(train: Train, examples: int, group: int, tokens: float) -> int:
+    """Return the number of steps of the reinforcement, as `schedule` limits other trainings.
+
+    Args:
+        train: with `epochs`, `tokens` or `steps`.
+        examples: number of prompts.
+        group: prompts per step.
+        tokens: that a step reads.
+    """
+    total = train.steps or train.epochs * math.ceil(examples / group)
+    if train.tokens is None:
+        return total
+    most = math.ceil(train.tokens / tokens)
+    return most if train.steps is None else min(most, train.steps)
+
+
 def _reinforce(
     run: TrainingRun,
     examples: Sequence[Example],
@@ -155,9 +172,12 @@ def _reinforce(
     group = max(1, recipe.train.batch_size // reinforcement.generations)
     longest = sum(lengths) / len(lengths) + reinforcement.max_new_tokens
     a_step = group * reinforcement.generations * longest
-    total = recipe.train.steps or math.ceil(
-        (recipe.train.tokens or a_step * math.ceil(len(examples) / group)) / a_step
-    )
+    total = steps_of(recipe.train, len(examples), group, a_step)
+    if (size := group * reinforcement.generations) != recipe.train.batch_size:
+        notice(
+            f"train.batch_size is {recipe.train.batch_size}, but rlhf trains on whole groups of "
+            f"{reinforcement.generations} responses: {size} per step"
+        )
 
     def score(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
         rows = [

@@ -70,10 +70,10 @@ class Stage:
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
-        return any(_inside(key, own) for own in (*self.keys, *self.more_keys(recipe)))
+        return any(is_inside(key, own) for own in (*self.keys, *self.more_keys(recipe)))
 
 
-def _inside(key: str, own: str) -> bool:
+def is_inside(key: str, own: str) -> bool:
     """Whether a dotted key is a stage's own, or inside it; a part `*` of it stands for any name."""
     parts, own_parts = key.split("."), own.split(".")
     return len(parts) >= len(own_parts) and all(
@@ -142,7 +142,7 @@ def set_aside(
         for output in (
             (*stage.more_outputs(recipe), *stage.outputs)
             if is_before(first, stage.name)
-            else [name for name, own in stage.shown.items() if any(_inside(k, own) for k in keys)]
+            else [name for name, own in stage.shown.items() if any(is_inside(k, own) for k in keys)]
         )
         if (folder / output).exists()
     ]

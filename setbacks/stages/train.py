@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from setbacks.errors import InputError, SetbacksError
+from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
 from setbacks.methods.corrections import READS
 from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
 from setbacks.models.loading import check_quantize
+from setbacks.notices import notice
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import Analysis, Example
 from setbacks.runs.decontamination import LeftOut, leave_out_others
@@ -51,8 +52,8 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     method, adapter = open_method(run.recipe), run.path / "adapter"
     _check_processes(run.recipe.train, method)
     only = run.recipe.train.categories
-    if only is not None:  # benign responses belong to no category of harm
-        analyses = [a for a in analyses if not a.harmful or a.category in only]
+    if only is not None:
+        analyses = of_categories(analyses, only)
     material = method.prepare(run, analyses)
     recipe = with_own_answers(run)
     own = examples_of(method, recipe, material)
@@ -84,6 +85,19 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     for leftover in ("checkpoints", *method.temporary):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter
+
+
+def of_categories(analyses: Sequence[Analysis], only: Sequence[str]) -> list[Analysis]:
+    """Return the analyses of some categories of harm, and of benign responses, which have none.
+
+    A notice names the categories that no mistake is of.
+    """
+    known = {a.category for a in analyses if a.harmful and a.category}
+    if missing := [name for name in only if name not in known]:
+        there = ", ".join(sorted(known)) or "none"
+        hint = nearest(missing[0], known)
+        notice(f"train.categories: no mistake is of {', '.join(missing)}.{hint} There are: {there}")
+    return [a for a in analyses if not a.harmful or a.category in only]
 
 
 def train_along(folder: Path) -> None:

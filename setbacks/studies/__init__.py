@@ -19,6 +19,7 @@ from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import TITLES, significant
 from setbacks.measure.results import OPTIONAL
 from setbacks.measure.statistics import Difference, Estimate
+from setbacks.notices import notice
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe, Section
@@ -103,6 +104,8 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     study: Study = plugin("studies", name)()
     options = study.options(recipe)
     study.check(recipe, options)
+    if recipe.train.seed is not None and hasattr(options, "seeds"):
+        notice("train.seed is set, but changes nothing: the seeds of trainings count from `seed`")
     recipe = prepare_folder(folder, recipe)
     return write(folder, study.run(recipe, options, folder, show))
 

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from setbacks.errors import InputError
 from setbacks.measure.differences import corrected, leaders
 from setbacks.measure.findings import overlap_finding
 from setbacks.measure.formatting import (
@@ -31,6 +32,8 @@ from setbacks.measure.formatting import (
 from setbacks.measure.metrics import BALANCED, COMPARED, TITLES, few, significant
 from setbacks.measure.results import Overlap, PairChange
 from setbacks.measure.statistics import Estimate
+from setbacks.methods import unused
+from setbacks.notices import notice
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
@@ -39,6 +42,7 @@ from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
+from setbacks.runs.redo import differences, is_inside
 from setbacks.studies import Study
 from setbacks.studies.scores import (
     Scores,
@@ -74,9 +78,12 @@ class Comparison(Study):
         for contender in options.methods:
             plugin("methods", contender.method)
             check(_variant(recipe, contender, 0, {}).recipe)
+        _check_different(recipe, options)
 
     def run(self, recipe: Recipe, options: Compare, folder: Path, show: Show | None) -> Findings:
         """Train and measure every method."""
+        if recipe.compare.budget == "steps" != _budget(recipe):
+            notice("compare.budget is steps, but changes nothing, since train.tokens is set")
         done = list(_carried_out(recipe, folder, show))
         judges = [spec.called for spec in recipe.judges]
         spent = [_spent(trained, path) for trained, path in done]
@@ -85,10 +92,41 @@ class Comparison(Study):
         return findings(recipe, scores, spent, own, _overlap(done))
 
 
+def _check_different(recipe: Recipe, options: Compare) -> None:
+    """Refuse arms, or seeds of an arm, that would be the same model.
+
+    Raises:
+        InputError: an arm sets the seed of all its trainings, or two arms differ only in keys that
+            their method does not use.
+    """
+    not_used = {arm.called: unused(_variant(recipe, arm, 0, {}).recipe) for arm in options.methods}
+    for arm in options.methods:
+        if options.seeds > 1 and "seed" in arm.train:
+            raise InputError(f"compare.methods: {arm.called}: train.seed makes all seeds the same")
+    for a, b in combinations(options.methods, 2):
+        keys = [key for key, *_ in differences(a.train, b.train)]
+        idle = not_used[a.called] & not_used[b.called]
+        used = [key for key in keys if not any(is_inside(key, one) for one in idle)]
+        if a.method == b.method and keys and not used:
+            raise InputError(
+                f"compare.methods: {b.called} differs from {a.called} only in "
+                f"{listed([f'train.{key}' for key in keys])}, which {a.method} does not use with "
+                "these settings; remove one of them"
+            )
+
+
 def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any]) -> Variant:
     overrides = {"train.method": contender.method, "train.seed": recipe.seed + seed, **budget}
     overrides |= {f"train.{key}": value for key, value in contender.train.items()}
     return variant(recipe, f"{contender.called}.{seed}", overrides)
+
+
+def _budget(recipe: Recipe) -> str:
+    """Return what is equal for all methods: what `train` limits, or else `compare.budget`."""
+    train = recipe.train
+    if train.tokens is None and train.steps is None:
+        return recipe.compare.budget
+    return "tokens" if train.steps is None else "steps"
 
 
 def _carried_out(recipe: Recipe, folder: Path, show: Show | None) -> Iterator[tuple[Variant, Path]]:
@@ -224,7 +262,7 @@ def findings(
         pictures=pictures,
         method=[
             "Every method learned from the same instructions and the same helpful mix, for the "
-            f"same number of {recipe.compare.budget}, from "
+            f"same number of {_budget(recipe)}, from "
             f"{amount(recipe.compare.seeds, 'seed')}; the model is {recipe.model.model}.",
             "Balanced safety is the harmonic mean of Harmless Rate and compliance. Intervals are "
             "95 %, over prompts. Differences are paired by prompt; p of a rate is McNemar's exact "
