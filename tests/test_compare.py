@@ -231,7 +231,7 @@ def test_a_folder_of_other_work_is_refused(base, tmp_path):
     prepare_folder(tmp_path / "c", base)
     more = base.model_copy(update={"compare": base.compare.model_copy(update={"seeds": 3})})
     prepare_folder(tmp_path / "c", more)  # a comparison may grow
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match=r"another recipe \(seed: 0 -> 7\)"):
         prepare_folder(tmp_path / "c", base.model_copy(update={"seed": 7}))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("mine")

@@ -27,6 +27,7 @@ from setbacks.runs.arms import planned_arms
 from setbacks.runs.environment import cores
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
+from setbacks.runs.redo import described, differences
 from setbacks.signals import Tie
 
 # The recipe's keys that mistakes, and the untrained model's answers to suites and to
@@ -242,9 +243,14 @@ def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
     if own_folder(folder, path.name, "a comparison or study"):
         same = {key: getattr(recipe, key) for key in ("compare", "study", "loop", "jobs")}
         recipe = recipe.resuming(path)
-        if Recipe.load(path, of_run=True).model_copy(update=same) != recipe:
+        held = Recipe.load(path, of_run=True).model_copy(update=same)
+        if held != recipe:
+            changes = list(
+                differences(held.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            )
             raise InputError(
-                f"{folder}: holds the work of another recipe; choose another folder with --out"
+                f"{folder}: holds the work of another recipe ({described(changes)}); choose "
+                "another folder with --out"
             )
     write_atomic(path, recipe.to_yaml().encode())
     return recipe
