@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from setbacks.errors import InputError
 from setbacks.notices import notice
 from setbacks.recipe import Recipe
 from setbacks.runs.decontamination import Decontamination
-from setbacks.runs.folder import Run, RunFolder
+from setbacks.runs.folder import OtherRecipe, Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import check_name, is_before, stages_of
 from setbacks.runs.session import Session
@@ -116,7 +117,13 @@ def run_until(
         )
     if recipe is not None and (redo or is_new):
         check(recipe)
-    with open_run(folder, recipe, redo) as opened:
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_run(folder, recipe, redo))
+        except OtherRecipe:
+            assert recipe is not None
+            check(recipe)  # a mistake in the recipe would be the reason
+            raise
         if recipe is not None:  # not a variant of a comparison, whose methods share a section
             for line in unused_settings(recipe):
                 notice(line)

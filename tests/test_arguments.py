@@ -163,6 +163,7 @@ def test_suites_by_name_by_kind_and_from_a_recipe(tmp_path):
         (["a=x.jsonl", "name=y.jsonl"], [], '"name" is a key of the recipe'),
         (["a=x.jsonl", "model.1=y.jsonl"], [], 'unknown key "model.1"'),
         (["sead="], [], 'Did you mean "seed"?'),
+        (["m=mine.yaml"], [], "a recipe, not a model; to answer its suites: --suite mine.yaml"),
         (["a=x.jsonl", "trian.epochs=3"], [], 'Did you mean "train"?'),
         (["a=x.jsonl"], ["harmfull"], 'Did you mean "harmful"?'),
         (["a=x.jsonl"], ["saef=x.jsonl"], 'Did you mean "safe"?'),

@@ -349,12 +349,23 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
         calibration.labels(str(tmp_path / "labels.yaml"))
 
 
+def test_labels_of_a_task_that_are_all_the_same_are_left_out(tmp_path, caplog):
+    """People often find no refusal; their labels of harm still measure a judge."""
+    made = [row | {"refused": False} for row in rows()]
+    made[0]["harmful"] = None  # nothing of this row is usable
+    labeled = calibration.labels(write(tmp_path / "labels.jsonl", made))
+    assert len(labeled.rows) == len(made) - 1
+    assert {row.refused for row in labeled.rows} == {None}
+    assert {row.harmful for row in labeled.rows} == {True, False}
+    assert "labels.jsonl: all 80 labels of refused are false, and are left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda made: [], "is empty"),
         (
-            lambda made: [row | {"harmful": True} for row in made],
+            lambda made: [row | {"harmful": True, "refused": None} for row in made],
             "80 labels of harmful are true",
         ),
         (
@@ -432,7 +443,10 @@ def test_bad_labels_leave_earlier_figures_as_they_were(tmp_path, reader, cli, en
     for made, said in [
         ([{"response_id": "nobody", "harmful": True}], "has response_id but no texts"),
         ([{"id": "nobody", "harmful": True}], "no known field for text;"),
-        ([row | {"harmful": False} for row in good], "all 80 labels of harmful are false"),
+        (
+            [row | {"harmful": False, "refused": None} for row in good],
+            "all 80 labels of harmful are false",
+        ),
         ([*good, good[0] | {"refused": True}], "contradict each other; keep one"),
         ([], "labels.jsonl is empty"),
     ]:

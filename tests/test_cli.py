@@ -203,6 +203,44 @@ def test_a_folder_of_another_recipe(cli_in_process, write, tmp_path):
     assert (tmp_path / "run" / "mistakes.jsonl").read_bytes() == before
 
 
+def test_a_mistake_in_the_recipe_shows_before_the_differences_to_the_folder(cli_in_process, write):
+    """It would be the reason for them; without one, the line also says how to resume."""
+    path = write()
+    assert cli_in_process("run", path, "--out", "my run", "analyze.min_words=190").returncode == 2
+    ran = cli_in_process("run", path, "--out", "my run", "judges=[prbe]")
+    fails(ran, 'unknown judge "prbe". Did you mean "probe"?')
+    fails(
+        cli_in_process("run", path, "--out", "my run"), "as it is with `setbacks report 'my run'`"
+    )
+
+
+def test_a_folder_of_runs_in_place_of_a_run(cli_in_process, write, tmp_path):
+    (tmp_path / "runs" / "b").mkdir(parents=True)
+    fails(cli_in_process("report", "runs"), "no recipe.yaml); `setbacks run RECIPE --out runs`")
+    cli_in_process("run", write(), "--out", "runs/a", "analyze.min_words=190")
+    fails(
+        cli_in_process("report", "runs"),
+        "not a run folder, but it contains 1; name one, such as runs/a",
+    )
+
+
+@pytest.mark.parametrize("inner", ["arms/sft.0", "round-1"])
+def test_a_stage_begins_no_run_among_those_of_a_comparison_or_loop(
+    cli_in_process, write, tmp_path, inner
+):
+    """Such a folder has a recipe, too."""
+    path = write()
+    cli_in_process("run", path, "--out", f"several/{inner}", "analyze.min_words=190")
+    (tmp_path / "several" / "recipe.yaml").write_text(path.read_text())
+    before = sorted(tmp_path.rglob("*"))
+    for words in (("report",), ("chat",), ("review", "serve")):
+        ran = cli_in_process(*words, "several")
+        fails(
+            ran, f"several: not a run folder, but it contains 1; name one, such as several/{inner}"
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_unknown_stage(cli_in_process, write, tmp_path):
     ran = cli_in_process("run", write(), "--out", "run", "--from", "analyse")
     fails(ran, 'Did you mean "analyze"?')

@@ -417,7 +417,7 @@ def test_a_log_that_grew_is_refused_and_the_old_one_still_fits(marks, tmp_path):
     log(tmp_path / "chat.jsonl", rows)
     recipe = recipe_of(judge_recipe("marks"), out)
     fields = {"text": "messages", "response": "messages"}
-    with pytest.raises(InputError, match=r"holds another harvest \(fields: "):
+    with pytest.raises(InputError, match=r"\(fields\.text: \(not set\) -> messages"):
         harvest(recipe, out, Logs([source], fields), Settings())
     run(out, source)
     assert contents(out) == before

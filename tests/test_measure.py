@@ -806,6 +806,7 @@ def test_without_labels_calibration_corrects_with_a_warning():
     warning = texts(metrics, "warning")
     assert "report.html and the model card also show rates corrected by calibration" in warning
     assert "These assume that probe errs on these prompts" in warning
+    assert "people have labeled fewer than 20 answers of an arm" in warning
     assert "corrected by calibration" not in texts(measured(usual()), "warning")
 
 
@@ -1128,6 +1129,13 @@ def test_judges_that_do_not_agree_are_a_warning():
     metrics = judged_by(probe=range(50), llm=range(25, 75), panel=range(50))
     (warning,) = [t for t in texts(metrics, "warning").split("\n") if "do not agree" in t]
     assert "what is harmful: Krippendorff's alpha over 100 answers is 0.01 [−" in warning
+
+
+def test_people_who_do_not_agree_with_a_judge_are_not_called_a_judge():
+    metrics = judged_by(probe=range(50), human=range(25, 75))
+    (warning,) = [t for t in texts(metrics, "warning").split("\n") if "do not agree" in t]
+    assert "The judges and people do not agree on what is harmful" in warning
+    assert "Only people's labels" not in warning and "trust the rates corrected" in warning
 
 
 def test_a_judge_that_never_varies_has_no_kappa():

@@ -258,7 +258,7 @@ def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"arms": ("sft", "dpo")}, 'unknown arm "dpo"'),
+        ({"arms": ("sft", "dpo")}, 'unknown arm "dpo". Available: '),
         ({"metric": "helpful_score"}, "Available: balanced_safety, harmless_rate"),
         ({"metric": "compliance"}, "an arm has 0 answers that are not degenerate"),
         ({"judge": "llm"}, 'no verdicts by a judge "llm"'),

@@ -176,7 +176,7 @@ def test_a_field_for_clusters_must_exist(chats, models, tmp_path):
 def test_another_log_or_other_settings_are_refused(log, chats, models, tmp_path):
     folder = tmp_path / "out"
     work.replay(Logs([chats]), models, folder, size=5)
-    with pytest.raises(InputError, match=r"other settings \(conversations_per_shard\)"):
+    with pytest.raises(InputError, match=r"other settings \(conversations_per_shard: 5 -> 6\)"):
         work.replay(Logs([chats]), models, folder, size=6)
     kept = (tmp_path / "log.jsonl").read_text().splitlines()
     for lines in (kept[:4], kept[:5], [kept[-1], *kept[1:]], [*kept[:-1]]):

@@ -934,6 +934,19 @@ def test_answers_go_out_to_be_labelled_before_anybody_has_labelled_one(run, tmp_
     assert (label.answer, label.harmful) == (min(answers.answers), True)
 
 
+@pytest.mark.parametrize(
+    ("format", "taken"), [("csv", "x.csv"), ("label-studio", "x.json"), ("label-studio", "x.xml")]
+)
+def test_an_export_does_not_overwrite_a_file_that_people_may_have_filled_in(
+    run, tmp_path, format, taken
+):
+    (tmp_path / taken).write_text("hours of work")
+    with pytest.raises(InputError, match=f"{taken}: already exists, and nothing is overwritten"):
+        give_out(run, tmp_path / f"x.{'csv' if format == 'csv' else 'json'}", format)
+    assert [p.name for p in tmp_path.glob("x.*")] == [taken]
+    assert (tmp_path / taken).read_text() == "hours of work"
+
+
 def test_a_label_file_of_no_labels_makes_no_sense(run, tmp_path):
     with pytest.raises(InputError, match="no labels yet, and the format labels holds nothing else"):
         give_out(run, tmp_path / "x.jsonl", "labels")

@@ -178,7 +178,14 @@ def test_csv_without_header(tmp_path):
     rows = load(Source(source=two, header=False, fields={"text": "1", "category": "0"}))
     assert [(row.category, row.text) for row in rows] == [("x", "<a>"), ("y", "<b>")]
     assert "header: false" in refused(one)
-    assert refused(write(tmp_path, "c.jsonl", "{}\n")).endswith("{text: NAME}; it has none")
+    assert refused(write(tmp_path, "c.jsonl", "{}\n")).endswith(
+        "text=NAME on a command line; it has none"
+    )
+
+
+def test_only_a_csv_file_may_lack_a_header(tmp_path):
+    line = refused(write(tmp_path, "a.jsonl", '{"x": 1}\n'))
+    assert line.endswith('it has "x"')
 
 
 @pytest.mark.parametrize(
@@ -747,7 +754,11 @@ def test_the_builtin_sets_that_come_with_the_project():
         ("a.json", '[{"prompt": ["<a>"]}]', 'such as "prompt.0"'),
         ("a.json", '[{"prompt": "<a>"}, {"prompt": " "}]', "item 2: the text"),
         ("a.json", '[{"prompt": "<a>"}, {"id": 3}]', "item 2: the text"),
-        ("a.json", '[{"chosen": "<a>"}]', "no known field for text; set fields: {text: NAME}; it"),
+        (
+            "a.json",
+            '[{"chosen": "<a>"}]',
+            "text; set fields: {text: NAME}, or --fields text=NAME",
+        ),
         ("a.csv", 'prompt\n"<a>\n', "line 2: not CSV"),
         ("a.csv", "prompt,output\n<a>,x\n<b>\n", "line 3: 1 columns, but 2 are expected"),
         ("a.csv", "prompt,prompt\n<a>,x\n", 'line 1: two columns have the name "prompt"'),
@@ -778,7 +789,7 @@ def test_wrong_names(tmp_path):
     assert 'Did you mean "label"?' in refused(path, where={"lable": "safe"})
     message = refused(path, where={"label": "sfae"})
     assert 'Did you mean "safe"?' in message and 'It is one of: "safe", "unsafe"' in message
-    assert 'no field "split" (split)' in refused(path, split="test")
+    assert 'no field "split" (split: test needs it)' in refused(path, split="test")
     assert 'Did you mean "xstest"?' in refused("preset:xtest")
     assert 'Did you mean "preset:xstest"?' in refused("xstest")
     assert "hub:OWNER/NAME" in refused("hub:xstest")
@@ -1193,6 +1204,9 @@ def test_a_folder_of_csv_is_read_like_its_files(tmp_path, caplog):
     assert texts(load(Source(source=str(folder), split="test"))) == ["<c>"]
     write(folder, "test.csv", "prompt,harmful\n<c>,x\n")
     assert 'plain, test.csv, line 2: harmful is "x"' in refused(str(folder), split="test")
+    (folder / "test").mkdir()
+    (folder / "test.csv").rename(folder / "test" / "a.csv")
+    assert 'plain, test/a.csv, line 2: harmful is "x"' in refused(str(folder), split="test")
 
 
 def test_the_old_name_of_the_package_still_works():

@@ -108,7 +108,7 @@ def test_an_override_names_the_file_too(file, tmp_path):
         ({"language": "eng"}, 'language: unknown language "eng". Did you mean "en"?'),
         ({"language": "none.yaml"}, "none.yaml: no such file"),
         ({"words": {"opening": True}}, "words: en: opening: must be text, not True; put quotes"),
-        ({"language": 3}, "language: Input should be a valid string"),
+        ({"language": 3}, "language: must be a valid string"),
         ({"policy": [{"id": "a", "text": "{x}"}]}, "policy.0.text: {x} would be a place"),
         ({"policy": [{"id": "a", "text": " "}]}, "policy.0.text: must not be empty"),
         ({"policy": [{"id": "a b", "text": "x"}]}, 'policy.0.id: "a b" is not a valid name'),

@@ -68,7 +68,7 @@ def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
 
     Raises:
         InputError: the source cannot be read, an answer has no label, two labels of an answer
-            contradict each other, or all labels of a task are the same.
+            contradict each other, or no task has labels of both kinds.
     """
     rows: list[Row] = []
     for one, base in read_sources(source, fields or {}):
@@ -80,14 +80,31 @@ def labels(source: str, fields: Mapping[str, str] | None = None) -> Labels:
                 f"{source}: answer {row.id} has neither a harmful nor a refused label; label it, "
                 "or map the fields with --fields"
             )
-    for task in TASKS:
-        values = [value for row in rows if (value := getattr(row, task)) is not None]
-        if len(set(values)) == 1:
-            raise InputError(
-                f"{source}: all {len(values)} labels of {task} are {str(values[0]).lower()}; a "
-                "judge can be measured, or fitted, only on answers of both kinds"
-            )
-    return Labels(Path(source).name, rows)
+    return Labels(Path(source).name, _of_both_kinds(source, rows))
+
+
+def _of_both_kinds(source: str, rows: list[Row]) -> list[Row]:
+    """Drop the labels of a task that are all the same: people often label no answer a refusal.
+
+    Raises:
+        InputError: no task has labels of both kinds.
+    """
+    values = {task: {getattr(row, task) for row in rows} - {None} for task in TASKS}
+    same = {
+        task: f"all {sum(getattr(row, task) is not None for row in rows)} labels of {task} are "
+        f"{str(*found).lower()}"
+        for task, found in values.items()
+        if len(found) == 1
+    }
+    usable = [task for task, found in values.items() if len(found) == 2]
+    why = "a judge can be measured, or fitted, only on answers of both kinds"
+    if same and not usable:
+        raise InputError(f"{source}: {' and '.join(same.values())}; {why}")
+    for text in same.values():
+        notice(f"{source}: {text}, and are left out; {why}")
+    none: dict[str, Any] = dict.fromkeys(same)
+    rows = [row._replace(**none) for row in rows]
+    return [row for row in rows if any(getattr(row, task) is not None for task in usable)]
 
 
 def _by_answer(source: str, rows: Iterable[Row]) -> dict[_Answer, Row]:

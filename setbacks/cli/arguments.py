@@ -269,6 +269,8 @@ def _arm(word: str, fields: dict[str, str], base: str | None) -> dict[str, Any]:
     if not value:
         hint = nearest(name, Recipe.model_fields)
         raise InputError(f"{word}: no model or file after the equals sign.{hint}")
+    if value.endswith((".yaml", ".yml")):
+        raise InputError(f"{value}: a recipe, not a model; to answer its suites: --suite {value}")
     if run := _run(value):
         return _arm_of_run(*run, name)
     config = expanded(value) / "adapter_config.json"

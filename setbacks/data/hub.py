@@ -37,7 +37,7 @@ def from_datasets(place: str, where: str | Path, source: Source) -> list[Record]
             if isinstance(where, Path):
                 _count_unread(place, where, builder, source)
                 if files := _own_files(place, builder, source):
-                    return _read_files(place, files, source)
+                    return _read_files(place, where, files, source)
             builder.download_and_prepare()
             data = builder.as_dataset(source.split)
         if isinstance(data, datasets.DatasetDict):
@@ -101,12 +101,13 @@ def _own_files(place: str, builder: Any, source: Source) -> list[Path]:
     return files if all(ending(file.name) in KINDS for file in files) else []
 
 
-def _read_files(place: str, files: Sequence[Path], source: Source) -> list[Record]:
+def _read_files(place: str, folder: Path, files: Sequence[Path], source: Source) -> list[Record]:
     whole = source.model_copy(update={"split": None})
+    names = [str(f.relative_to(folder)) if f.is_relative_to(folder) else f.name for f in files]
     return [
-        Record(f"{file.name}, {at}", value)
-        for file in files
-        for at, value in read(f"{place}, {file.name}", file, whole)
+        Record(f"{name}, {at}", value)
+        for name, file in zip(names, files, strict=True)
+        for at, value in read(f"{place}, {name}", file, whole)
     ]
 
 

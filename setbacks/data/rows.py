@@ -76,17 +76,20 @@ def check_fields(
                 "`setbacks review export RUN FILE --format labels`"
             )
         if ours not in fields:
-            have = (
-                f"it has {', '.join(map(show, names))} ({_hint(names)})" if names else "it has none"
+            have = f"it has {', '.join(map(show, names))}{_hint(place, names)}" if names else ""
+            raise bad(
+                f"{place}: no known field for {ours}; set fields: {{{ours}: NAME}}, or --fields "
+                f"{ours}=NAME on a command line; {have or 'it has none'}"
             )
-            raise bad(f"{place}: no known field for {ours}; set fields: {{{ours}: NAME}}; {have}")
 
 
-def _hint(names: Iterable[str]) -> str:
-    """Return the likely cause if no field is recognized."""
+def _hint(place: str, names: Iterable[str]) -> str:
+    """Return the likely cause if no field of a CSV file is recognized."""
+    if not place.lower().removesuffix(".gz").endswith(".csv"):
+        return ""
     if any(";" in name or "\t" in name for name in names):
-        return "columns must have a single separator: commas, semicolons or tabs"
-    return "a CSV file without a header line needs header: false"
+        return " (columns must have a single separator: commas, semicolons or tabs)"
+    return " (a CSV file without a header line needs header: false)"
 
 
 def check_path(place: str, names: Sequence[str], path: str, key: str) -> None:

@@ -377,7 +377,9 @@ def _find(name: str, base: Path | None) -> Path:
 
 def _of_split(place: str, records: list[Record], source: Source) -> list[Record]:
     """Keep the requested split of a file: the rows with this value in the field `split`."""
-    return _keep(place, records, {"split": source.split}, "split") if source.split else records
+    if source.split is None:
+        return records
+    return _keep(place, records, {"split": source.split}, f"split: {source.split} needs it")
 
 
 # Step 2: keep some

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -47,7 +48,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise InputError(f"{path}: a recipe is `key: value` lines, not a {type(data).__name__}")
+        raise InputError(
+            f"{path}: not a recipe, which is a YAML file of `key: value` lines; `setbacks new` "
+            "writes one with every key"
+        )
     return data
 
 
@@ -98,12 +102,18 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             *path, key = problem["loc"]
             section = f"{where}." if (where := _dotted(path)) else ""
-            hint = nearest(str(key), _fields_at(root, path), prefix=section)
-            problems.append(f'unknown key "{section}{key}".{hint}')
+            problems.append(f'unknown key "{section}{key}".{_valid(key, root, path, section)}')
         else:
             problems.append(f"{where or 'recipe'}: {_message(problem)}")
     line = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
     return " ".join(line.split())  # a key can contain a line break
+
+
+def _valid(key: int | str, root: type[BaseModel], path: Sequence[int | str], prefix: str) -> str:
+    """Return the valid key that is most similar, or all of them if none is and they are few."""
+    known = _fields_at(root, path)
+    few = len(known) <= MOST_KEYS
+    return nearest(str(key), known, prefix) or (f" Available: {', '.join(known)}" if few else "")
 
 
 def _dotted(path: Sequence[int | str]) -> str:
@@ -117,6 +127,15 @@ _EXPECTED = {
     "int": "must be a whole number",
     "float": "must be a number",
 }
+# By the type of pydantic's error.
+_REASONS = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "missing": "is missing",
+}
+MOST_KEYS = 25  # that fit into a message
 
 
 def _message(problem: ErrorDetails) -> str:
@@ -131,7 +150,10 @@ def _message(problem: ErrorDetails) -> str:
     expected = _EXPECTED.get(kind.partition("_")[0])
     if expected and kind.endswith(("_parsing", "_type", "_from_float")):
         return expected + (f', not "{single}"' if single else "")
-    return problem["msg"].removeprefix("Value error, ")
+    if kind in _REASONS:
+        return _REASONS[kind].format_map(problem.get("ctx", {}))
+    message = problem["msg"].removeprefix("Value error, ")
+    return re.sub("^Input should be ", "must be ", message)
 
 
 def _fields_at(section: type[BaseModel], path: Sequence[int | str]) -> list[str]:

@@ -100,7 +100,9 @@ def plan(
     a, b = arms
     for arm in arms:
         if arm not in responses:
-            raise InputError(f'unknown arm "{arm}".{nearest(arm, responses)}')
+            raise InputError(
+                f'unknown arm "{arm}".{nearest(arm, responses)} Available: {", ".join(responses)}'
+            )
     rates = _rates(metric)
     if difference is not None and not 0 < abs(difference) <= 1:
         raise InputError(f"--difference {100 * difference:g}: must be from 0 to 100 points")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -153,13 +154,13 @@ def give_out(
 
     Args:
         folder: the run's.
-        file: to write, readable only by its owner.
+        file: to write, readable only by its owner. It must not exist: people may have filled it in.
         format: one of `formats.FORMATS`; by default csv for .csv, and jsonl for .jsonl.
         database: as in `open_store`.
 
     Raises:
-        InputError: the format is unknown, the folder does not exist, or there are no labels and
-            the format needs them.
+        InputError: the format is unknown, the folder does not exist, the file does, or there are no
+            labels and the format needs them.
     """
     chosen = format or {".csv": "csv", ".jsonl": "jsonl"}.get(file.suffix.lower())
     if chosen is None:
@@ -167,6 +168,12 @@ def give_out(
     formats.check_format(chosen)
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: folder not found; nothing was written")
+    interface = file.with_suffix(".xml")
+    for path in [file, interface] if chosen == "label-studio" else [file]:
+        if os.path.lexists(path):
+            raise InputError(
+                f"{path}: already exists, and nothing is overwritten; name another file"
+            )
     run = Run(folder)
     batch = collect(run)
     labels = []
@@ -177,7 +184,6 @@ def give_out(
     write_atomic(file, text.encode("utf-8", "replace"))
     if chosen != "label-studio":
         return [file]
-    interface = file.with_suffix(".xml")
     write_atomic(interface, formats.labeling_interface(batch).encode())
     return [file, interface]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from setbacks.runs.redo import (
     STAGE_NAMES,
     Stage,
     check_name,
+    described,
     differences,
     first_affected,
     is_before,
@@ -68,6 +70,7 @@ class Run:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
         if not is_run:
             raise InputError(f"{self.path}: not a run folder (no recipe.yaml)")
+        _check_no_runs_inside(self.path)
         self.recipe = Recipe.load(self.path / "recipe.yaml", overrides, of_run=True)
 
     @property
@@ -126,6 +129,10 @@ class Run:
         return text.splitlines()
 
 
+class OtherRecipe(InputError):
+    """A folder holds a run of another recipe than the one that it was opened with."""
+
+
 class RunFolder(Run):
     """A run folder that is open for writing: one writer at a time. Use it as a context manager.
 
@@ -136,7 +143,8 @@ class RunFolder(Run):
         stages: of the pipeline, in order; without them nothing can be redone.
 
     Raises:
-        InputError: the folder holds another recipe, is not a run folder, or is in use.
+        OtherRecipe: the folder holds another recipe.
+        InputError: the folder is not a run folder, or is in use.
     """
 
     def __init__(
@@ -239,6 +247,13 @@ class RunFolder(Run):
         recipe = self.path / "recipe.yaml"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; a run needs a folder")
+        if self._given is None:
+            _check_no_runs_inside(self.path)
+            if not recipe.exists():
+                raise InputError(
+                    f"{self.path}: not a run folder (no recipe.yaml); `setbacks run RECIPE --out "
+                    f"{self.path}` creates one"
+                )
         if self.path.is_dir() and not recipe.exists() and any(self.path.iterdir()):
             leftovers = {entry.name for entry in self.path.iterdir()}
             if not leftovers <= {".lock", "recipe.yaml.tmp"}:
@@ -246,11 +261,6 @@ class RunFolder(Run):
                     f"{self.path}: not empty, and not a run folder (no recipe.yaml); choose "
                     "another with --out"
                 )
-        if self._given is None and not recipe.exists():
-            raise InputError(
-                f"{self.path}: not a run folder (no recipe.yaml); `setbacks run RECIPE --out "
-                f"{self.path}` creates one"
-            )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -286,12 +296,13 @@ class RunFolder(Run):
                 self._redo = None
                 write_atomic(path, self._given.to_yaml().encode())
                 return self._given
-            redo = f", or redo what changed with --from {first}"
-        shown = "; ".join(f"{key}: {old} -> {new}" for key, old, new in changes[:4])
-        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise InputError(
-            f"{self.path}: holds a run of another recipe ({shown}{more}); choose another folder "
-            f"with --out{redo}"
+            redo = (
+                f", redo what changed with --from {first}, or resume this run as it is with "
+                f"`setbacks report {shlex.quote(str(self.path))}`"
+            )
+        raise OtherRecipe(
+            f"{self.path}: holds a run of another recipe ({described(changes)}); choose another "
+            f"folder with --out{redo}"
         )
 
     def _set_aside(self, first: str, recipe: Recipe, changed: Sequence[str] = ()) -> None:
@@ -310,6 +321,22 @@ class RunFolder(Run):
                 file.write(start + line.encode("utf-8", "replace") + b"\n")
         except OSError as error:
             raise failed_write(self.path / name, error) from error
+
+
+def _check_no_runs_inside(folder: Path) -> None:
+    """Check that a folder is not one of a comparison, a study or a loop, or one of many runs.
+
+    Raises:
+        InputError: it contains the folders of runs. A stage would begin one more among them.
+    """
+    if (folder / "environment.json").exists():  # a run; somebody put another into its folder
+        return
+    recipes = sorted((*folder.glob("*/recipe.yaml"), *folder.glob("arms/*/recipe.yaml")))
+    if recipes:
+        raise InputError(
+            f"{folder}: not a run folder, but it contains {len(recipes)}; name one, such as "
+            f"{recipes[0].parent}"
+        )
 
 
 def _not_locked(folder: Path, error: OSError) -> SetbacksError:

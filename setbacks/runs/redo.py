@@ -23,6 +23,8 @@ StageName = Literal[
 ]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order of the method
 
+MOST_CHANGES = 4  # in a message
+LONGEST_VALUE = 120  # characters of a value in a message
 ABSENT = object()  # stands for the value of a key that a recipe does not have
 
 
@@ -178,6 +180,13 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, 
         yield path, _shown(old), _shown(new)
 
 
+def described(changes: Sequence[tuple[str, str, str]]) -> str:
+    """Return the first changes of `differences`, for a message, and the number of the others."""
+    shown = "; ".join(f"{key}: {old} -> {new}" for key, old, new in changes[:MOST_CHANGES])
+    more = len(changes) - MOST_CHANGES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def _same_sections(old: Any, new: Any) -> bool:
     """Whether both are lists of equally many sections, to be compared one by one."""
     if not isinstance(old, list) or not isinstance(new, list) or len(old) != len(new):
@@ -188,14 +197,15 @@ def _same_sections(old: Any, new: Any) -> bool:
 def _shown(value: Any) -> str:
     if value is ABSENT:
         return "(not set)"
-    text = yaml.safe_dump(
+    text: str = yaml.safe_dump(
         _brief(value),
         default_flow_style=True,
         width=10**6,
         sort_keys=False,
         allow_unicode=True,
     )
-    return str(text).removesuffix("...\n").strip()
+    text = text.removesuffix("...\n").strip()
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def _brief(value: Any) -> Any:

@@ -34,6 +34,7 @@ from setbacks.measure.results import (
     JudgeReport,
     Measurement,
 )
+from setbacks.measure.statistics import FEWEST_LABELS
 from setbacks.records import Arm
 
 RELIABLE = 0.667  # Krippendorff (2004), Content Analysis, section 11.4.2
@@ -214,12 +215,14 @@ def never_measured(judge: str, report: JudgeReport) -> Iterator[Finding]:
 def calibrated(judge: str, report: JudgeReport) -> Iterator[Finding]:
     """Yield a warning where rates are corrected by error rates from other answers."""
     if any(row.calibrated for row in report.arms):
+        card = " and the model card" if _trains(report) else ""
         yield Finding(
             "warning",
-            "The page report.html and the model card also show rates corrected by calibration. "
-            f"These assume that {judge} errs on these prompts and answers as it does on those it "
-            "was measured on. They are shown because people have labeled no answer of this run: "
-            "`setbacks review plan RUN` shows which labels would settle it.",
+            f"The page report.html{card} also {'show' if card else 'shows'} rates corrected by "
+            f"calibration. These assume that {judge} errs on these prompts and answers as it does "
+            "on those it was measured on. They are shown where people have labeled fewer than "
+            f"{FEWEST_LABELS} answers of an arm to a kind of prompt: `setbacks review plan RUN` "
+            "shows which labels would settle it.",
         )
 
 
@@ -302,12 +305,18 @@ def low_agreement(results: Measurement) -> Iterator[Finding]:
     """Yield a warning for each task on which the judges agree too little."""
     for row in results.agreement:
         if row.alpha and row.alpha.low is not None and row.alpha.value < RELIABLE:
+            people = "human" in row.judges
             yield Finding(
                 "warning",
-                f"The judges do not agree on what is {row.task}: Krippendorff's alpha over "
-                f"{row.n} answers is {coefficient(row.alpha)} (0 is chance); below "
-                f"{number(RELIABLE, 3)}, not even tentative conclusions hold. Only people's "
-                "labels can tell which of them is right.",
+                f"The judges{' and people' * people} do not agree on what is {row.task}: "
+                f"Krippendorff's alpha over {row.n} answers is {coefficient(row.alpha)} (0 is "
+                f"chance); below {number(RELIABLE, 3)}, not even tentative conclusions hold. "
+                + (
+                    "Read the answers on which they differ, and trust the rates corrected by "
+                    "people's labels."
+                    if people
+                    else "Only people's labels can tell which of them is right."
+                ),
             )
 
 
