@@ -987,10 +987,10 @@ def test_a_gain_beyond_chance_is_good_news():
     assert metrics["summary"].startswith("By the judge probe, mistake analysis")
 
 
-def test_no_gain_beyond_noise_is_said():
+def test_no_change_beyond_noise_is_said():
     metrics = measured(usual((63, 95)))
     note = texts(metrics, "note")
-    assert "No gain beyond noise" in note
+    assert "No change beyond noise" in note
     assert "prompts would show it; this run has 200" in note
     assert not texts(metrics, "good")
 
