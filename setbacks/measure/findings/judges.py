@@ -133,8 +133,8 @@ def no_gain(judge: str, report: JudgeReport) -> Iterator[Finding]:
     if level:
         yield Finding(
             "note",
-            f"No change beyond noise in balanced safety: {'; '.join(level)}. Try more mistakes, more "
-            "steps, or a stronger analyst; or more prompts, to see smaller differences.",
+            f"No change beyond noise in balanced safety: {'; '.join(level)}. Try more mistakes, "
+            "more steps, or a stronger analyst; or more prompts, to see smaller differences.",
         )
 
 
