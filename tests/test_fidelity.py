@@ -61,7 +61,7 @@ def way_of(engine):
     return local._checked[engine._source.model_dump_json()].name
 
 
-def said(caplog):
+def own_lines(caplog):
     """What we logged: other libraries warn about the tiny models."""
     return [record for record in caplog.records if record.name.startswith("setbacks")]
 
@@ -72,7 +72,7 @@ def test_a_model_answers_in_batches_as_it_does_in_plain_forward_passes(
 ):
     engine, model = loaded(model_of(kind, **data))
     assert way_of(engine) == way
-    assert bool(said(caplog)) is (way != OURS), "whoever falls back says so"
+    assert bool(own_lines(caplog)) is (way != OURS), "whoever falls back says so"
     assert all("\n" not in record.getMessage() for record in caplog.records)
     answers = generated(engine, ASKED, [0] * len(ASKED), GREEDY)
     assert len({len(tokens) for tokens, _ in answers}) > 1, "or no row ends before another"
@@ -161,7 +161,7 @@ def test_a_wrong_loop_is_found_and_not_used(model_of, monkeypatch, caplog, wrong
     engine = Local(spec_of(model_of("llama")).model_copy(update={"dtype": dtype}))
     engine._load(None)
     assert way_of(engine) == ALONE
-    (record,) = said(caplog)
+    (record,) = own_lines(caplog)
     assert record.levelno == logging.WARNING
     assert "answered one at a time" in record.getMessage() and OURS in record.getMessage()
     if dtype == "float32":
@@ -223,7 +223,7 @@ def test_the_run_log_says_how_a_model_is_answered(model_of, open_session, caplog
     lines = (run.path / "run.log").read_text().splitlines()[-2:]
     assert f"answered {OURS}: this agrees with plain forward passes" in lines[0]
     assert f"answered {ALONE}: {OURS} its logits differ" in lines[1]
-    assert len(said(caplog)) == 1  # the second alone is a warning
+    assert len(own_lines(caplog)) == 1  # the second alone is a warning
 
 
 def test_a_model_is_checked_once(model_of, monkeypatch):

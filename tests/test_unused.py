@@ -46,15 +46,15 @@ def analysis(number, harmful=True, kind="harmful"):
 @pytest.fixture
 def keys_read(monkeypatch):
     """The keys of `train` and of `train.mix` that are read from now on."""
-    found = set()
+    keys = set()
     for section, prefix in ((Train, ""), (Mix, "mix.")):
 
         def read(self, name, prefix=prefix):
-            found.add(prefix + name)
+            keys.add(prefix + name)
             return object.__getattribute__(self, name)
 
         monkeypatch.setattr(section, "__getattribute__", read)
-    return found
+    return keys
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_setting_that_the_method_does_not_use_is_noticed(recipe_data, fake_eng
         return Run(tmp_path / name).notices()
 
     def unused(method, *keys):
-        told = "train.{} is set, but {} does not use it with these settings"
-        return [told.format(key, method) for key in keys]
+        line = "train.{} is set, but {} does not use it with these settings"
+        return [line.format(key, method) for key in keys]
 
     given = {"mix": {"contrast": 0.5, "helpful": 0.5}, "question": "guided", "verdict": "first"}
     default = "mistake_distillation"
