@@ -88,8 +88,8 @@ def check_model(model: str, revision: str | None = None) -> None:
         except (OSError, ValueError) as error:
             raise InputError(f'model "{model}" {_refusal(error, model, revision)}') from error
     raise InputError(
-        f'model "{model}": the hub cannot be reached ({reason}), and {constants.HF_HUB_CACHE} '
-        "has no copy of it; name a local folder, or connect to a network"
+        f'model "{model}": not a folder here, the hub cannot be reached ({reason}), and '
+        f"{constants.HF_HUB_CACHE} has no copy of it; name a local folder, or connect to a network"
     )
 
 

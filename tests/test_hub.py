@@ -137,7 +137,7 @@ def test_without_a_hub_what_was_downloaded_is_used(check, hub, nowhere, tmp_path
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):
         found, lacking = check(nowhere, "own/whole", "own/adapter", **more)
         assert found is None
-        assert 'model "own/adapter": the hub cannot be reached (' in lacking
+        assert 'model "own/adapter": not a folder here, the hub cannot be reached (' in lacking
         assert f"{tmp_path}/hf/hub has no copy of it; name a local folder" in lacking
         assert ("HF_HUB_OFFLINE is set" if more else nowhere) in lacking
 
