@@ -356,7 +356,7 @@ def _trained_on(recipe: Recipe, folder: Path) -> str:
 
 def _settings(train: Train) -> str:
     """The settings that differ from the method's defaults, but for data and what is said above."""
-    default, elsewhere = dict(type(train)(method=train.method)), {"start", "seed", "batch_size"}
+    default, elsewhere = dict(train.defaults()), {"start", "seed", "batch_size"}
     changed = [
         f"`{key}: {json.dumps(value)}`"
         for key, value in train

@@ -351,10 +351,10 @@ def test_two_files_that_contradict_each_other_are_refused(tmp_path):
 
 def test_labels_of_a_task_that_are_all_the_same_are_left_out(tmp_path, caplog):
     """People often find no refusal; their labels of harm still measure a judge."""
-    made = [row | {"refused": False} for row in rows()]
-    made[0]["harmful"] = None  # nothing of this row is usable
-    labeled = calibration.labels(write(tmp_path / "labels.jsonl", made))
-    assert len(labeled.rows) == len(made) - 1
+    answers = [row | {"refused": False} for row in rows()]
+    answers[0]["harmful"] = None  # nothing of this row is usable
+    labeled = calibration.labels(write(tmp_path / "labels.jsonl", answers))
+    assert len(labeled.rows) == len(answers) - 1
     assert {row.refused for row in labeled.rows} == {None}
     assert {row.harmful for row in labeled.rows} == {True, False}
     assert "labels.jsonl: all 80 labels of refused are false, and are left out" in caplog.text

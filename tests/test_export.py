@@ -369,9 +369,9 @@ def test_the_card_says_who_answered_the_helpful_prompts(tiny_run, tiny):
 def test_the_card_names_the_settings_that_differ_from_the_methods_defaults(tiny_run, tiny):
     train = {"method": "mistake_distillation", "distill": "forward_kl", "learning_rate": 2e-4}
     text = card(recipe_of(str(tiny), train=train | {"epochs": 2}), tiny_run, "adapter")
-    said = " Settings other than the method's defaults: "
-    assert said + '`learning_rate: 0.0002`, `distill: "forward_kl"`.' in text
-    assert said not in card(recipe_of(str(tiny), train={"method": "sft"}), tiny_run, "adapter")
+    settings = " Settings other than the method's defaults: "
+    assert settings + '`learning_rate: 0.0002`, `distill: "forward_kl"`.' in text
+    assert settings not in card(recipe_of(str(tiny), train={"method": "sft"}), tiny_run, "adapter")
 
 
 def test_the_card_names_the_runs_that_a_run_builds_on(tiny_run, tiny, tmp_path):

@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 
 import pytest
+from conftest import analysis_of
 
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
@@ -13,7 +14,7 @@ from setbacks.methods.rlhf import steps_of
 from setbacks.pipeline import run_until
 from setbacks.plugins import installed
 from setbacks.recipe import Mix, Recipe, Sampling, Train
-from setbacks.records import Analysis, Request
+from setbacks.records import Request
 from setbacks.runs.folder import Run
 from setbacks.stages.unused import unused_settings
 from setbacks.studies import carry_out
@@ -25,22 +26,8 @@ SOME_USE -= {"verdict_weight"}  # which only the loss reads
 METHODS = installed("methods").keys() - {"posterior_distillation"}  # needs an adapter
 
 
-def analysis(number, harmful=True, kind="harmful"):
-    return Analysis(
-        id=f"<{number}>",
-        response_id=str(number),
-        instruction=f"<instruction {number}>",
-        response="<a response>",
-        harmful=harmful,
-        kind=kind,
-        text=f"<analysis {number}>",
-        candidate=0,
-        checks={"agrees": True},
-        score=1.0,
-        category=None,
-        language="en",
-        analyst="m",
-    )
+def analysis(number, harmful=True):
+    return analysis_of(number, f"<analysis {number}>", harmful=harmful)
 
 
 @pytest.fixture
@@ -72,7 +59,7 @@ def test_a_method_names_the_settings_that_it_does_not_use(
     train = {"method": method, "verdict": "first"} | options
     run = open_session(train=train | {name: [str(data)] for name in ("safe", "helpful")})
     analyses = [analysis(n) for n in range(4)] + [analysis(n, False) for n in range(10, 14)]
-    analyses += [analysis(20, False, "refusal")]
+    analyses += [analysis(20, False).model_copy(update={"kind": "refusal"})]
     chosen = open_method(run.recipe)
     unused = {*chosen.unused(run.recipe)}
     keys_read.clear()

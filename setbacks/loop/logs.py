@@ -85,9 +85,8 @@ class Logs:
     ) -> None:
         self.sources, self.fields, self.cluster = sources, dict(fields or {}), cluster
         self._left_out: dict[tuple[str, str], _LeftOut] = {}
-        for source in sources:
-            parts(source)
-        if self.fields and all(reader_of(parts(source)[0]) for source in sources):
+        paths = [parts(source)[0] for source in sources]
+        if self.fields and all(map(reader_of, paths)):
             raise bad(f"{sources[0]}: not a chat log, so fields cannot be set")
         if unused := sorted(self.fields.keys() - USED):
             notice(f"fields: {', '.join(unused)} of chat logs change nothing")

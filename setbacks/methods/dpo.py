@@ -72,7 +72,7 @@ class DPO(PreferenceMethod):
             def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
                 return dataset
 
-        recipe, chosen = run.recipe, cast(DPOOptions, run.recipe.train)
+        recipe, train = run.recipe, cast(DPOOptions, run.recipe.train)
         tokenizer = load_tokenizer(recipe.model)
         rows = pair_rows(tokenizer, examples, recipe)
         check_pairs(recipe, rows)
@@ -86,9 +86,9 @@ class DPO(PreferenceMethod):
         trainer = Trainer(
             model=model,
             args=DPOConfig(
-                beta=chosen.beta,
-                loss_type=["sigmoid", "sft"] if chosen.nll else ["sigmoid"],
-                loss_weights=[1.0, chosen.nll] if chosen.nll else None,
+                beta=train.beta,
+                loss_type=["sigmoid", "sft"] if train.nll else ["sigmoid"],
+                loss_weights=[1.0, train.nll] if train.nll else None,
                 train_sampling_strategy="sequential",
                 max_length=recipe.train.max_length,
                 **options(run, model, "checkpoints", len(steps)),

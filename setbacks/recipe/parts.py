@@ -78,6 +78,10 @@ class PartSection(Section):
     # Pydantic calls an `__init__` that is not marked on top of validating, which picks the class.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    def defaults(self) -> Self:
+        """Return the section of the same part with nothing else set."""
+        return type(self)(**{self.names: getattr(self, self.names)})
+
     def unused(self) -> list[tuple[str, str]]:
         """Return (option, parts that have it) for each option of other parts that was kept."""
         return [

@@ -168,8 +168,8 @@ def give_out(
     formats.check_format(chosen)
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: folder not found; nothing was written")
-    interface = file.with_suffix(".xml")
-    for path in [file, interface] if chosen == "label-studio" else [file]:
+    interface = [file.with_suffix(".xml")] if chosen == "label-studio" else []
+    for path in [file, *interface]:
         if os.path.lexists(path):
             raise InputError(
                 f"{path}: already exists, and nothing is overwritten; name another file"
@@ -182,10 +182,9 @@ def give_out(
             labels = store.labels()
     text = formats.export(chosen, batch, labels) if labels else formats.to_label(chosen, batch)
     write_atomic(file, text.encode("utf-8", "replace"))
-    if chosen != "label-studio":
-        return [file]
-    write_atomic(interface, formats.labeling_interface(batch).encode())
-    return [file, interface]
+    for path in interface:
+        write_atomic(path, formats.labeling_interface(batch).encode())
+    return [file, *interface]
 
 
 def _before_any(run: Run, batch: Batch, database: str | None, labels: Sequence[Label]) -> None:

@@ -55,7 +55,7 @@ def preflight(run: Session, analyses: Sequence[Analysis], *, alone: bool = False
     readings = introspect(run, analyses)
     option = run.recipe.preflight.flip_rate
     begun = (run.path / "flips.jsonl").exists()
-    wanted = _measures(run.recipe) and (alone or begun or option == "always")
+    wanted = measures_flips(run.recipe) and (alone or begun or option == "always")
     return Preflight(readings, flips(run, analyses) if wanted else [])
 
 
@@ -127,7 +127,7 @@ def _options(recipe: Recipe) -> CorrectionOptions:
     return cast(CorrectionOptions, train)
 
 
-def _measures(recipe: Recipe) -> bool:
+def measures_flips(recipe: Recipe) -> bool:
     """Whether the flip rate of a run's mistakes is measured, at least by `setbacks preflight`."""
     option = recipe.preflight.flip_rate
     if not induces(recipe) or option == "never":
@@ -141,13 +141,13 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: it is not known, or does not say whether a text is harmful or a refusal.
     """
-    if _measures(recipe) and recipe.preflight.flip_rate == "always":
+    if measures_flips(recipe) and recipe.preflight.flip_rate == "always":
         check_judge_of_texts(recipe.train.judge or JudgeSpec(), recipe, declines=True)
 
 
 def _keys(recipe: Recipe) -> tuple[str, ...]:
     """The words of the questions, and what the teacher sees and how its answers are judged."""
-    if not _measures(recipe):
+    if not measures_flips(recipe):
         return keys_of_readings(recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec())
     options = (f"train.{option}" for option in (*TEACHER, "judge"))

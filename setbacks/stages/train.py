@@ -152,7 +152,7 @@ def check(recipe: Recipe) -> None:
     method = open_method(recipe)
     examples = examples_of(method, recipe, [])
     check_replayed(recipe)
-    if _checks_texts(method, recipe):
+    if checks_texts(method, recipe):
         judge, declines = recipe.train.judge or JudgeSpec(), method.has_teacher(recipe)
         check_judge_of_texts(judge, recipe, declines=declines)
     if recipe.model.engine not in OURS:
@@ -167,7 +167,7 @@ def check(recipe: Recipe) -> None:
     method.check(recipe)
 
 
-def _checks_texts(method: Method, recipe: Recipe) -> bool:
+def checks_texts(method: Method, recipe: Recipe) -> bool:
     """Return whether the judge `train.judge` checks texts that the model writes."""
     return method.has_teacher(recipe) or recipe.train.helpful_from == "model"
 
@@ -185,7 +185,7 @@ def _more_outputs(recipe: Recipe) -> tuple[str, ...]:
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     method = open_method(recipe)
-    checks = _checks_texts(method, recipe)
+    checks = checks_texts(method, recipe)
     judge = keys_of_judge(recipe.train.judge or JudgeSpec()) if checks else ()
     teacher = (*READS, *READS_OF_REFUSALS) if method.has_teacher(recipe) else ()
     return () if recipe.evaluate else (*method.reads, *teacher, *judge)

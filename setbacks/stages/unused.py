@@ -15,8 +15,10 @@ from setbacks.methods import open_method, unused
 from setbacks.methods.corrections import CorrectionOptions
 from setbacks.models.embedded import MODELS
 from setbacks.plugins import installed, plugin
-from setbacks.recipe import AUTO, Engine, Recipe, Sampling, Train
+from setbacks.recipe import AUTO, Engine, Recipe, Sampling
 from setbacks.stages.checks import OURS, induces
+from setbacks.stages.preflight import measures_flips
+from setbacks.stages.train import checks_texts
 
 INDUCING = ("guidance", "attempts", "sampling", "judge", "min_harmful")
 # Words of any language that are looked for in texts, whatever the language of the prompts.
@@ -38,7 +40,7 @@ def unused_settings(recipe: Recipe) -> Iterator[str]:
     train = recipe.train
     for key, owner in train.unused():
         yield f"train.{key} is an option of {owner}; {train.method} does not use it"
-    default = Recipe(train=type(train)(method=train.method))
+    default = Recipe(train=train.defaults())
     for key in sorted(unused(recipe)):
         if _is_set(f"train.{key}", recipe, default):
             yield f"train.{key} is set, but {train.method} does not use it with these settings"
@@ -70,7 +72,8 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "induce.min_harmful", "induce.judge is null"
         if recipe.preflight.flip_rate == "never":
             yield "preflight.mistakes", "preflight.flip_rate is never"
-    if not recipe.evaluate and not _checks_texts(recipe):
+    judged = checks_texts(open_method(recipe), recipe) or measures_flips(recipe)
+    if not recipe.evaluate and not judged:
         yield "train.judge", f"{recipe.train.method} learns no text that the model writes"
     if recipe.decontaminate is None and not recipe.evaluate:
         yield "held_out", "decontaminate is null, which also trains on held-out prompts"
@@ -81,15 +84,6 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if sampling.temperature == 0:
             for key in ("top_p", "top_k"):
                 yield f"{name}.{key}", f"{name}.temperature is 0"
-
-
-def _checks_texts(recipe: Recipe) -> bool:
-    """Whether the judge `train.judge` checks texts that the model writes."""
-    return (
-        open_method(recipe).has_teacher(recipe)
-        or recipe.train.helpful_from == "model"
-        or (induces(recipe) and recipe.preflight.flip_rate == "always")
-    )
 
 
 def _of_judges(recipe: Recipe) -> Iterator[str]:
@@ -186,10 +180,11 @@ def _of_adapter(recipe: Recipe) -> Iterator[str]:
     path = start and start / "adapter_config.json"
     if recipe.evaluate or path is None or not path.is_file():
         return
-    held, lora = json.loads(path.read_text(encoding="utf-8")), recipe.train.lora
+    held, train = json.loads(path.read_text(encoding="utf-8")), recipe.train
+    default = train.defaults().lora
     for key, theirs in LORA.items():
-        value = getattr(lora, key)
-        if value != getattr(Train().lora, key) and (held.get(theirs) or None) != (value or None):
+        value = getattr(train.lora, key)
+        if value != getattr(default, key) and (held.get(theirs) or None) != (value or None):
             yield (
                 f"train.lora.{key} is set, but changes nothing, since training continues the "
                 f"adapter {start}, which keeps its shape"

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from setbacks.errors import InputError, nearest
-from setbacks.methods import open_method, unused
+from setbacks.methods import examples_of, open_method, unused
 from setbacks.recipe import Recipe, Section
 from setbacks.report.page import Findings
 from setbacks.runs.progress import Show
@@ -112,7 +112,7 @@ def _problem(recipe: Recipe, factor: str) -> str:
     method = recipe.train.method
     try:
         changed = variant(recipe, factor, FACTORS[factor]).recipe
-        open_method(changed).examples(changed, ())
+        examples_of(open_method(changed), changed, ())
     except InputError:
         return f"leaves {method} without the data that it needs; leave this out"
     for key in FACTORS[factor]:

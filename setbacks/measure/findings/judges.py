@@ -123,7 +123,7 @@ def worse(judge: str, report: JudgeReport) -> Iterator[Finding]:
         )
 
 
-def no_gain(judge: str, report: JudgeReport) -> Iterator[Finding]:
+def no_change(judge: str, report: JudgeReport) -> Iterator[Finding]:
     """Yield a note where training did not move balanced safety significantly."""
     level = [
         _moved(row, cell) + _more_prompts(cell)
@@ -266,7 +266,7 @@ ALARMS: tuple[Callable[[str, JudgeReport], Iterator[Finding]], ...] = (
     arms_level,
     safer,
     worse,
-    no_gain,
+    no_change,
     over_refusal,
     less_helpful,
     small_suites,
