@@ -5,7 +5,6 @@ import os
 import re
 from contextlib import nullcontext
 from io import StringIO
-from threading import Event
 
 import numpy as np
 import pytest
@@ -417,31 +416,49 @@ def test_an_unknown_study_factor_or_key_is_told(base, tmp_path):
 
 
 def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
-    with Tie() as tie, pytest.raises(SetbacksError, match="^gone: .*not a run folder") as failed:
+    with Tie() as tie, pytest.raises(SetbacksError, match="gone.*not a run folder") as failed:
         _apart(tmp_path / "gone", "train", 2, tie)
     assert "\n" not in str(failed.value)
 
 
-def test_after_an_error_no_further_run_begins(base, tmp_path, monkeypatch):
-    begun, another = [], Event()
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_if_a_run_fails_the_others_are_done(base, tmp_path, monkeypatch, jobs):
+    def work(path, *_):
+        if path.name in "bd":
+            raise SetbacksError("<why>")
+        (path / "done").touch()
 
-    def apart(path, until, jobs, tie):
-        begun.append(path.name)
-        if path.name == "c":
-            raise SetbacksError("c: <why>")
-        if path.name == "b":  # it goes on for a while after the error
-            another.wait(0.5)
-        else:
-            another.set()
+    monkeypatch.setattr("setbacks.studies.variants._apart", work)
+    monkeypatch.setattr("setbacks.studies.variants.carry_out", lambda run, *_: work(run.path))
+    monkeypatch.setattr("setbacks.studies.variants.check", lambda *_: None)
+    done, notices = [], []
+    keep_notices(notices.append)
+    try:
+        with pytest.raises(SetbacksError) as failed:
+            for one, _ in each(tmp_path, [Variant(name, base) for name in "abcde"], jobs=jobs):
+                done.append(one.name)
+    finally:
+        drop_notices(notices.append)
+    assert done == [*"ace"] == [path.parent.name for path in sorted(tmp_path.glob("arms/*/done"))]
+    assert str(failed.value) == (
+        "2 of 5 runs failed, and the others are done; the same command resumes those that failed. "
+        "b: <why>; d: <why>"
+    )
+    assert notices == [f"{name} failed, and the others go on: <why>" for name in "bd"]
 
-    monkeypatch.setattr("setbacks.studies.variants._apart", apart)
-    for name in ("carry_out", "check"):
-        monkeypatch.setattr(f"setbacks.studies.variants.{name}", lambda *_: None)
-    done = each(tmp_path, [Variant(name, base) for name in "abcde"], jobs=2)
-    assert [next(done)[0].name, next(done)[0].name] == ["a", "b"]
-    with pytest.raises(SetbacksError, match="^c: <why>$"):
-        next(done)
-    assert sorted(begun) == ["b", "c"]
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_if_the_run_that_makes_what_is_shared_fails_no_other_begins(
+    base, tmp_path, monkeypatch, jobs
+):
+    def work(run, *_):
+        raise SetbacksError("<why>")
+
+    monkeypatch.setattr("setbacks.studies.variants.carry_out", work)
+    monkeypatch.setattr("setbacks.studies.variants.check", lambda *_: None)
+    with pytest.raises(SetbacksError, match="^<why>$"):
+        list(each(tmp_path, [Variant(name, base) for name in "ab"], jobs=jobs))
+    assert [path.name for path in (tmp_path / "arms").iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
 from setbacks.methods.preferences import pairs
 from setbacks.methods.sft import SFT
+from setbacks.notices import drop_notices, keep_notices
 from setbacks.pipeline import carry_out, open_run
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
@@ -102,6 +103,28 @@ def test_an_example_names_what_it_came_from(recipe):
 def test_the_mix_is_for_one_example_of_the_methods_own(recipe, mix, expected):
     analyses = [analysis(n) for n in range(4)] + [analysis(n, False) for n in range(10, 15)]
     assert kinds(MistakeAnalysis().examples(recipe(**mix), analyses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("mix", "said"),
+    [
+        ({}, None),
+        ({"helpful": 1.5}, None),
+        ({"helpful": 2}, "train.mix.helpful asks for 8 examples, and there are 6"),
+        ({"contrast": 9}, "train.mix.contrast asks for 36 examples, and there are 5"),
+        ({"safe": 2}, "train.mix.safe asks for 8 examples, and there are 6"),
+    ],
+    ids=str,
+)
+def test_a_mix_that_the_data_cannot_fill_is_noticed(recipe, mix, said):
+    analyses, notices = [analysis(n) for n in range(4)], []
+    analyses += [analysis(n, harmful=False) for n in range(10, 15)]
+    keep_notices(notices.append)
+    try:
+        MistakeAnalysis().examples(recipe(**mix), analyses)
+    finally:
+        drop_notices(notices.append)
+    assert notices == ([f"{said}: all are used"] if said else [])
 
 
 def test_analyses_that_failed_teach_nothing(recipe):

@@ -47,7 +47,8 @@ def test_what_is_too_little_is_told_in_one_line(recipe, sorted_data, tmp_path, d
         (many, many, {"study": {"groups": {"a": ["thft"]}}}, 'Did you mean "theft"'),
         (many, many, {"study": {"groups": {"a": ["theft"]}}}, "1 groups of categories"),
         (many, many, {"study": {"to_language": "en"}}, "is the recipe's own"),
-        (many, many, {"train": {"method": "sft"}}, "learns no analyses"),
+        (many, many, {"train": {"method": "sft"}}, "sft does not choose mistakes by their cat"),
+        (many, many, {"train": {"method": "mistake_analysis_sft"}}, "_sft needs safe answers"),
     ]
     for number, (instructions, prompts, more, message) in enumerate(cases):
         with pytest.raises(InputError, match=message) as error:
@@ -58,7 +59,7 @@ def test_what_is_too_little_is_told_in_one_line(recipe, sorted_data, tmp_path, d
 
 def test_too_few_analyses_of_a_group_are_told(recipe, sorted_data, tmp_path):
     few, many = sorted_data(3, "theft", "fraud"), sorted_data(9, "theft", "fraud")
-    with pytest.raises(InputError, match="analyses of fraud .*needs at least 8"):
+    with pytest.raises(InputError, match="analyzed mistakes of fraud .*needs at least 8"):
         carry_out("transfer", asking(recipe, few, many), tmp_path / "t")
 
 
@@ -140,7 +141,8 @@ def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():
 
 
 @pytest.mark.slow
-def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tmp_path):
+@pytest.mark.parametrize("method", ["mistake_analysis", "mistake_distillation"])
+def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tmp_path, method):
     groups = {
         "crime": ["theft", "fraud", "drugs", "weapons", "cybercrime", "privacy", "violence"],
         "people": ["hate", "harassment", "self-harm", "misinformation", "child-safety"],
@@ -162,7 +164,7 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
                 "sampling": {"max_new_tokens": 12, "temperature": 1.0},
             },
             "train": {
-                "method": "mistake_analysis",
+                "method": method,
                 "steps": 1,
                 "batch_size": 1,
                 "max_length": 64,
@@ -201,5 +203,10 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
     assert all(list(row) == columns for row in matrix.values())
     rows = (tmp_path / "t/arms/on_crime.0/training.jsonl").read_text().splitlines()
     kinds = [json.loads(row).get("kind") for row in rows]
-    assert kinds.count("analysis") == found["analyses_each"] >= 8
+    assert found["mistakes_each"] >= 8 and "safe" not in kinds
+    if method == "mistake_analysis":
+        assert kinds.count("analysis") == found["mistakes_each"]
+    else:  # those that pass their checks are learned
+        made = (tmp_path / "t/arms/on_crime.0/corrections.jsonl").read_text().splitlines()
+        assert len(made) == found["mistakes_each"]
     assert "<svg" in page.read_text()

@@ -18,7 +18,7 @@ from setbacks.records import Request
 from setbacks.runs.folder import Run
 from setbacks.stages.unused import unused_settings
 from setbacks.studies import carry_out
-from setbacks.studies.ablation import applicable
+from setbacks.studies.ablation import applicable, factors
 
 SOME_USE = {*CHOICE_OF_ANALYSES, *LEARNING_OF_ANALYSES, *CORRECTING, "safe"}
 SOME_USE -= {"verdict_weight"}  # which only the loss reads
@@ -122,6 +122,14 @@ def test_an_ablation_varies_what_its_method_uses(method, factor):
     for other in ("verdict_first", "no_contrast"):
         learns = "analysis" in method
         assert (other in applicable(recipe)) == learns
+
+
+def test_an_ablation_varies_from_what_the_recipe_has():
+    train = {"method": "mistake_distillation", "mix": {"helpful": 1.5}}
+    recipe = Recipe.model_validate({"train": train})
+    assert factors(recipe)["helpful_twice"] == {"train.mix.helpful": 3.0}
+    none = Recipe.model_validate({"train": train | {"mix": {"helpful": 0}}})
+    assert not {"no_helpful", "helpful_twice"} & {*applicable(none)}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, SetbacksError
 from setbacks.messages import Prompt, turns_of
+from setbacks.notices import notice
 from setbacks.plugins import describe, plugin
 from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Source, Sources, Train
@@ -369,7 +370,8 @@ def answers_itself(recipe: Recipe) -> bool:
 
 def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
     """Return a method's own examples, and helpful answers in the recipe's proportion."""
-    return [*own, *share(helpful_answers(recipe), recipe.train.mix.helpful * len(own))]
+    wanted = recipe.train.mix.helpful * len(own)
+    return [*own, *share(helpful_answers(recipe), wanted, "helpful")]
 
 
 def mistakes(analyses: Iterable[Analysis], kind: Setback = "harmful") -> dict[str, Analysis]:
@@ -428,6 +430,18 @@ def _most_refusals(recipe: Recipe, harmful: int) -> int | None:
     return round(recipe.train.mix.refusal * harmful) if harmful else None
 
 
-def share(examples: Iterable[Example], wanted: float) -> list[Example]:
-    """Take about `wanted` examples, chosen by content, not by order; all if there are fewer."""
-    return sorted(examples, key=lambda example: example.id)[: round(wanted)]
+def share(examples: Iterable[Example], wanted: float, key: str | None = None) -> list[Example]:
+    """Take about `wanted` examples, chosen by content, not by order; all if there are fewer.
+
+    Args:
+        examples: to take from.
+        wanted: number of examples.
+        key: the key of `train.mix` that asks for them; if there are fewer, a notice says so.
+    """
+    ordered = sorted(examples, key=lambda example: example.id)
+    if key and len(ordered) < round(wanted):
+        notice(
+            f"train.mix.{key} asks for {round(wanted)} examples, and there are {len(ordered)}: "
+            "all are used"
+        )
+    return ordered[: round(wanted)]

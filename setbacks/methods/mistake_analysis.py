@@ -42,8 +42,8 @@ class MistakeAnalysis(Method):
         own, mix = [*analyzed, *refusals], recipe.train.mix
         return [
             *mixed(recipe, own),
-            *share(contrast, mix.contrast * len(analyzed or refusals)),
-            *share(answers("safe", recipe.train.safe), mix.safe * len(own)),
+            *share(contrast, mix.contrast * len(analyzed or refusals), "contrast"),
+            *share(answers("safe", recipe.train.safe), mix.safe * len(own), "safe"),
         ]
 
 

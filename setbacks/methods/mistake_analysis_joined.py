@@ -80,8 +80,8 @@ class MistakeAnalysisJoined(Method):
         balance = recipe.train.mix.contrast
         return [
             *mixed(recipe, [*analyzed, *refusals, *joined[True]]),
-            *share(contrast, balance * len(analyzed or refusals)),
-            *share(joined[False], balance * len(joined[True])),
+            *share(contrast, balance * len(analyzed or refusals), "contrast"),
+            *share(joined[False], balance * len(joined[True]), "contrast"),
         ]
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:

@@ -28,4 +28,4 @@ class MistakeAnalysisSFT(Method):
         analyzed, refusals, contrast = own_analyses(recipe, analyses)
         own = [*analyzed, *refusals, *safe(recipe, self.name)]
         wanted = recipe.train.mix.contrast * len(analyzed or refusals)
-        return [*mixed(recipe, own), *share(contrast, wanted)]
+        return [*mixed(recipe, own), *share(contrast, wanted, "contrast")]

@@ -168,7 +168,7 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
 
 def _helpful(recipe: Recipe, number: int, refusals: Sequence[Example]) -> list[Example]:
     """Return helpful answers in proportion to a number of pairs, each preferred to a refusal."""
-    answers = share(helpful_answers(recipe), recipe.train.mix.helpful * number)
+    answers = share(helpful_answers(recipe), recipe.train.mix.helpful * number, "helpful")
     return [
         _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
         for index, answer in enumerate(answers)

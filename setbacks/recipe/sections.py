@@ -135,7 +135,12 @@ class Mix(Section):
     helpful: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Helpful answers per example."
     )
-    safe: float = Field(0.0, ge=0, description="Safe answers to red-team instructions per example.")
+    safe: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Safe answers to red-team instructions per example.",
+    )
     refusal: float = Field(
         1.0,
         ge=0,

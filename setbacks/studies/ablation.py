@@ -21,22 +21,27 @@ from setbacks.runs.progress import Show
 from setbacks.studies import Study, against_first, describe_differences
 from setbacks.studies.variants import variant
 
-# What each factor changes; the first two need induce.existing, self_analysis an analyst, and each
-# one a method that uses what it changes.
-FACTORS: dict[str, dict[str, Any]] = {
-    "existing_mistakes": {"induce.source": "existing"},
-    "both_mistakes": {"induce.source": "both"},
-    "self_analysis": {"analyze.analyst": None},
-    "no_analyses": {"train.context": "guidance"},
-    "shuffled_analyses": {"train.analyses": "shuffled"},
-    "no_safe_answers": {"train.safe": []},
-    "guided_training": {"train.question": "guided"},
-    "no_contrast": {"train.mix.contrast": 0.0},
-    "no_helpful": {"train.mix.helpful": 0.0},
-    "helpful_twice": {"train.mix.helpful": 2.0},
-    "verdict_first": {"train.verdict": "first"},
-    "verdict_weighted": {"train.verdict": "first", "train.verdict_weight": 5.0},
-}
+
+def factors(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return what each factor changes in a recipe: values by dotted key.
+
+    The first two need `induce.existing`, `self_analysis` an analyst, and each one a method that
+    uses what it changes.
+    """
+    return {
+        "existing_mistakes": {"induce.source": "existing"},
+        "both_mistakes": {"induce.source": "both"},
+        "self_analysis": {"analyze.analyst": None},
+        "no_analyses": {"train.context": "guidance"},
+        "shuffled_analyses": {"train.analyses": "shuffled"},
+        "no_safe_answers": {"train.safe": []},
+        "guided_training": {"train.question": "guided"},
+        "no_contrast": {"train.mix.contrast": 0.0},
+        "no_helpful": {"train.mix.helpful": 0.0},
+        "helpful_twice": {"train.mix.helpful": 2 * recipe.train.mix.helpful},
+        "verdict_first": {"train.verdict": "first"},
+        "verdict_weighted": {"train.verdict": "first", "train.verdict_weight": 5.0},
+    }
 
 
 class Ablation(Study):
@@ -63,7 +68,7 @@ class Ablation(Study):
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure the recipe, and every variant of it."""
         changed: dict[str, dict[str, Any]] = {"as_it_is": {}}
-        changed |= {name: FACTORS[name] for name in _chosen(recipe, options)}
+        changed |= {name: factors(recipe)[name] for name in _chosen(recipe, options)}
         variants = [
             variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **changes})
             for name, changes in changed.items()
@@ -91,8 +96,8 @@ def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
     if options.factors is None:
         return applicable(recipe)
     for name in options.factors:
-        if name not in FACTORS:
-            raise InputError(f'study.factors: no "{name}".{nearest(name, FACTORS)}')
+        if name not in factors(recipe):
+            raise InputError(f'study.factors: no "{name}".{nearest(name, factors(recipe))}')
         if problem := _problem(recipe, name):
             raise InputError(f"study.factors: {name} {problem}")
     return options.factors
@@ -100,7 +105,7 @@ def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
 
 def applicable(recipe: Recipe) -> list[str]:
     """Return the factors that change something, and that a recipe has the data for."""
-    return [name for name in FACTORS if not _problem(recipe, name)]
+    return [name for name in factors(recipe) if not _problem(recipe, name)]
 
 
 def _problem(recipe: Recipe, factor: str) -> str:
@@ -109,13 +114,15 @@ def _problem(recipe: Recipe, factor: str) -> str:
         return "needs data in induce.existing; name it, or leave this out"
     if factor == "self_analysis" and recipe.analyze.analyst is None:
         return "needs analyze.analyst; name it, or leave this out"
-    method = recipe.train.method
+    method, changes = recipe.train.method, factors(recipe)[factor]
     try:
-        changed = variant(recipe, factor, FACTORS[factor]).recipe
+        changed = variant(recipe, factor, changes).recipe
         examples_of(open_method(changed), changed, ())
     except InputError:
         return f"leaves {method} without the data that it needs; leave this out"
-    for key in FACTORS[factor]:
+    if changed == variant(recipe, factor, {}).recipe:
+        return "changes nothing, since the recipe has these values already; leave this out"
+    for key in changes:
         section, _, option = key.partition(".")
         has_it = option.partition(".")[0] in type(recipe.train).model_fields
         if section == "train" and (option in unused(changed) or not has_it):

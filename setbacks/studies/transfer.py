@@ -1,8 +1,9 @@
 """Transfer: does what is learned from some categories of harm hold for others, and in Chinese?
 
-Mistakes are induced and analyzed once. One model is trained on the analyses of each group of
-categories, and one on all of them, with equally many analyses each; every one answers the prompts
-of every group and, if requested, prompts in a language that it was not trained in.
+Mistakes are induced and analyzed once. One model is trained on the mistakes of each group of
+categories, and one on all of them, with equally many mistakes each; every one answers the prompts
+of every group and, if requested, prompts in a language that it was not trained in. No model learns
+the safe answers of the recipe's data: they are of all categories.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from setbacks.errors import InputError, nearest
 from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, paired_difference
-from setbacks.methods import open_method
+from setbacks.methods import examples_of, open_method, unused
+from setbacks.methods.corrections import best_of_each
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import AUTO, Recipe, Section
 from setbacks.records import Analysis, Arm
@@ -33,7 +35,8 @@ from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, gather
 from setbacks.studies.variants import each, variant
 
-FEWEST = 8  # analyses of a group, and prompts to test it on
+FEWEST = 8  # analyzed mistakes of a group, and prompts to test it on
+WITHOUT_SAFE_ANSWERS: dict[str, Any] = {"train.safe": []}
 UNTRAINED = Arm.untrained()
 ALL = "all of them"
 BUILTIN = {
@@ -69,13 +72,16 @@ class Transfer(Study):
         seeds: int = Field(1, ge=1, description="Trainings of each group, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
-        """Check the recipe, its categories, and that its method learns analyses."""
+        """Check the recipe, its categories, and that its method learns from mistakes alone."""
         super().check(recipe, options)
-        if not open_method(recipe).learns_analyses:
-            raise InputError(
-                f"train.method: {recipe.train.method} learns no analyses, which this study "
-                "divides by category; use mistake_analysis"
-            )
+        alone = variant(recipe, self.title, WITHOUT_SAFE_ANSWERS).recipe
+        if {"categories", "most_analyses"} & unused(recipe):
+            raise _unsuitable(recipe, "does not choose mistakes by their category")
+        try:
+            examples_of(open_method(alone), alone, ())
+        except InputError:
+            reason = "needs safe answers (train.safe), and those are of all categories"
+            raise _unsuitable(recipe, reason) from None
         if recipe.language == AUTO:
             raise InputError(
                 "language: this study compares prompts in the recipe's language with others; name "
@@ -84,15 +90,19 @@ class Transfer(Study):
         _groups(recipe, options)
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-        """Train on the analyses of each group, and test on all.
+        """Train on the mistakes of each group, and test on all.
 
         Raises:
-            InputError: a group has too few analyses or prompts.
+            InputError: a group has too few analyzed mistakes or prompts.
         """
         groups = _groups(recipe, options)
         suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
         suites += _suites_in(recipe, options.to_language)
-        overrides = {"respond.suites": suites, "respond.guidance": False}
+        overrides = {
+            "respond.suites": suites,
+            "respond.guidance": False,
+            **WITHOUT_SAFE_ANSWERS,
+        }
         whole = variant(recipe, "analyses", overrides)
         _enough_prompts(whole.recipe, groups)
         ((_, path),) = each(folder, [whole], "analyze", show)
@@ -119,7 +129,7 @@ class Transfer(Study):
         answer: list[str] = []
         tables: list[Table] = []
         pictures: list[Picture] = []
-        data: dict[str, Any] = {"analyses_each": number, "judges": {}}
+        data: dict[str, Any] = {"mistakes_each": number, "judges": {}}
         for place, judge in enumerate(spec.called for spec in recipe.judges):
             by = f", by {judge}" if len(recipe.judges) > 1 else ""
             scores = gather(done, judge)
@@ -145,8 +155,9 @@ class Transfer(Study):
             tables=tables,
             pictures=pictures,
             method=[
-                f"Every model learned from {number} analyses, as many as the smallest group has, "
-                "with the recipe's mix. A cell is the change against the untrained model on the "
+                f"Every model learned from {number} analyzed mistakes, as many as the smallest "
+                "group has, with the recipe's mix, and without safe answers of the data, which are "
+                "of all categories. A cell is the change against the untrained model on the "
                 "same prompts, answered without guidance; its interval is 95 % by itself, not "
                 "corrected for the number of cells.",
                 "Own and others': for each prompt, the model trained on its group, and the mean of "
@@ -154,6 +165,13 @@ class Transfer(Study):
             ],
             data=data,
         )
+
+
+def _unsuitable(recipe: Recipe, reason: str) -> InputError:
+    return InputError(
+        f"train.method: {recipe.train.method} {reason}; this study trains on some categories "
+        "alone: use mistake_distillation or mistake_analysis"
+    )
 
 
 def _groups(recipe: Recipe, options: Transfer.Options) -> dict[str, list[str]]:
@@ -202,14 +220,17 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
 
 
 def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
-    """How many analyses every group can give."""
+    """How many mistakes every group can give: only those with a good analysis, if it is learned."""
     run = Run(path)
     rows = run.records("analyses.jsonl", Analysis)
+    learned = open_method(recipe).learns_analyses
     numbers = []
     for group, categories in groups.items():
-        own = own_analyses(recipe, [a for a in rows if a.category in categories]).harmful
-        at_least(len(own), FEWEST, f"analyses of {group} (study.groups joins categories)")
-        numbers.append(len(own))
+        of_group = [a for a in rows if a.category in categories]
+        number = len(own_analyses(recipe, of_group).harmful if learned else best_of_each(of_group))
+        what = f"analyzed mistakes of {group} (study.groups joins categories)"
+        at_least(number, FEWEST, what)
+        numbers.append(number)
     return min(numbers)
 
 

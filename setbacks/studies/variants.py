@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import own_folder, write_atomic
 from setbacks.methods.corrections import TEACHER
+from setbacks.notices import notice
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.runs.arms import planned_arms
@@ -93,6 +94,9 @@ def each(
 ) -> Iterator[tuple[Variant, Path]]:
     """Run the variants; yield each with its folder once it is done, in order.
 
+    If one fails, a notice says so, and the others still run, unless it is the first one, which
+    makes what they share.
+
     Args:
         folder: of the comparison or study; the variants' folders are in its `arms/`.
         variants: in the order in which to run them.
@@ -103,12 +107,12 @@ def each(
 
     Raises:
         InputError: two variants have one name, or a recipe is wrong.
-        SetbacksError: a variant in another process failed; progress is saved.
+        SetbacksError: variants failed; progress is saved.
     """
     names = [v.name for v in variants]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two variants are called {min(twice)}; give each its own name")
-    done = list(lenders)
+    done, failed = list(lenders), list[str]()
 
     def report_progress(name: str, number: int, what: str, at: int, total: int) -> None:
         if show:
@@ -120,24 +124,31 @@ def each(
             check(current.recipe)
         return open_run(path, current.recipe)
 
+    def keep(current: Variant, error: SetbacksError) -> None:
+        failed.append(f"{current.name}: {error}")
+        notice(f"{current.name} failed, and the others go on: {error}")
+
     alone = len(variants) if jobs == 1 else 1
     for number, current in enumerate(variants[:alone], 1):
-        with opened(current) as run:
-            for earlier, place in done:
-                lend(earlier.recipe, place, current.recipe, run.path)
-            carry_out(run, until, partial(report_progress, current.name, number) if show else None)
+        try:
+            with opened(current) as run:
+                for earlier, place in done:
+                    lend(earlier.recipe, place, current.recipe, run.path)
+                told = partial(report_progress, current.name, number) if show else None
+                carry_out(run, until, told)
+        except SetbacksError as error:
+            if number == 1:
+                raise
+            keep(current, error)
+            continue
         done.append((current, run.path))
         yield current, run.path
-    stop = Event()  # after an error, the running variants finish, and no other starts
+
+    stop = Event()  # when the command ends, the running variants finish, and no other starts
 
     def finish_run(path: Path) -> None:
-        if stop.is_set():  # the failed variant comes before this one, and is reported
-            return
-        try:
+        if not stop.is_set():
             _apart(path, until, jobs, tie)
-        except BaseException:
-            stop.set()
-            raise
 
     with Tie() as tie, ThreadPoolExecutor(jobs) as pool:
         try:
@@ -149,16 +160,24 @@ def each(
                 started.append((number, current, run.path, pool.submit(finish_run, run.path)))
             for number, current, path, future in started:
                 report_progress(current.name, number, until, 0, 1)
-                future.result()
+                try:
+                    future.result()
+                except SetbacksError as error:
+                    keep(current, error)
+                    continue
                 report_progress(current.name, number, until, 1, 1)
                 yield current, path
-        except SetbacksError:
-            raise
-        except BaseException:  # such as Ctrl-C
-            tie.cut()
+        except BaseException as error:
+            if not isinstance(error, SetbacksError):  # such as Ctrl-C
+                tie.cut()
             raise
         finally:
             stop.set()
+    if failed:
+        raise SetbacksError(
+            f"{len(failed)} of {len(variants)} runs failed, and the others are done; the same "
+            f"command resumes those that failed. {'; '.join(failed)}"
+        )
 
 
 def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:
@@ -179,7 +198,7 @@ def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:
     )
     if ended.returncode:
         *_, last = ended.stderr.strip().splitlines() or [_ended(ended.returncode)]
-        raise SetbacksError(f"{path.name}: {last.removeprefix('setbacks: ')}")
+        raise SetbacksError(last.removeprefix("setbacks: "))
 
 
 def _ended(code: int) -> str:
