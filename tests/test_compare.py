@@ -31,7 +31,7 @@ from setbacks.report.plots import curves, forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.studies import VariantRow, carry_out, describe_differences
+from setbacks.studies import VariantRow, carry_out, describe_differences, methods_of
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import Comparison, findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
@@ -506,6 +506,22 @@ def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, see
     finally:
         drop_notices(notices.append)
     assert any(line.startswith("train.seed is set") for line in notices) == (seed is not None)
+
+
+def test_a_study_of_methods_takes_the_recipes_own_and_sft(base):
+    of_sft = Recipe.model_validate({"train": {"method": "sft"}})
+    assert methods_of(Recipe(), None) == ["mistake_distillation", "sft"]
+    assert methods_of(of_sft, None) == ["sft"]
+    assert methods_of(of_sft, ["dpo", "helpful"]) == ["dpo", "helpful"]
+
+
+@pytest.mark.parametrize("study", ["durability", "forgetting"])
+def test_every_method_of_a_study_is_checked_before_the_first_is_trained(study, base, tmp_path):
+    data = base.model_dump(mode="json")
+    data["train"] |= {"method": "mistake_analysis", "safe": []}
+    with pytest.raises(InputError, match="sft needs safe answers"):
+        carry_out(study, Recipe.model_validate(data), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):

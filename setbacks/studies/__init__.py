@@ -29,7 +29,7 @@ from setbacks.report.plots import forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
 from setbacks.studies.scores import difference, estimate, gather
-from setbacks.studies.variants import Variant, each, prepare_folder
+from setbacks.studies.variants import Variant, each, prepare_folder, variant
 
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
 
@@ -212,6 +212,33 @@ def describe_differences(rows: Sequence[VariantRow]) -> str:
         if names
     ]
     return " ".join(parts) or f"No variant differs significantly from {first}."
+
+
+def methods_of(recipe: Recipe, named: Sequence[str] | None) -> list[str]:
+    """Return the names of the methods that a study compares.
+
+    Args:
+        recipe: the study's.
+        named: its option `methods`; None: the recipe's method, and SFT, the plainest baseline.
+    """
+    return [*dict.fromkeys((recipe.train.method, "sft"))] if named is None else [*named]
+
+
+def check_methods(recipe: Recipe, named: Sequence[str] | None) -> None:
+    """Check a recipe with each method that a study compares.
+
+    Args:
+        recipe: as in `methods_of`.
+        named: as in `methods_of`.
+
+    Raises:
+        InputError: a method is there twice, or the recipe lacks what one needs.
+    """
+    names = methods_of(recipe, named)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"study.methods: {twice[0]} is there twice; remove one")
+    for name in names:
+        check(variant(recipe, name, {"train.method": name}).recipe)
 
 
 def at_least(number: int, needed: int, what: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from setbacks.data.instructions import instructions
-from setbacks.errors import InputError
 from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
@@ -26,7 +25,7 @@ from setbacks.report.plots import curves
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, at_least
+from setbacks.studies import Study, at_least, check_methods, methods_of
 from setbacks.studies.scores import Scores, difference, estimate
 from setbacks.studies.variants import Variant, each, variant, without_probe
 
@@ -52,9 +51,9 @@ class Durability(Study):
     class Options(Section):
         """Options of `setbacks study durability`."""
 
-        methods: list[str] = Field(
-            ["mistake_analysis", "sft"],
-            description="Methods whose models are tuned further.",
+        methods: list[str] | None = Field(
+            None,
+            description="Methods whose models are tuned further; null: the recipe's, and `sft`.",
             min_length=1,
         )
         steps: int = Field(40, ge=1, description="Steps of further fine-tuning.")
@@ -70,10 +69,9 @@ class Durability(Study):
         )
 
     def check(self, recipe: Recipe, options: Options) -> None:
-        """Check the recipe, the methods, and the number of prompts."""
+        """Check the recipe with each method, and the number of prompts."""
         super().check(recipe, options)
-        if twice := sorted({m for m in options.methods if options.methods.count(m) > 1}):
-            raise InputError(f"study.methods: {twice[0]} is there twice; remove one")
+        check_methods(recipe, options.methods)
         for kind in ("harmful", "safe"):
             sources = [
                 s for suite in recipe.respond.suites if suite.kind == kind for s in suite.sources
@@ -141,7 +139,8 @@ def _tuned(
     recipe: Recipe, options: Durability.Options, folder: Path, show: Show | None
 ) -> dict[Arm, dict[int, Path | None]]:
     """Train every model, and further; return its adapter after each number of further steps."""
-    aligned = [variant(recipe, name, {"train.method": name}) for name in options.methods]
+    names = methods_of(recipe, options.methods)
+    aligned = [variant(recipe, name, {"train.method": name}) for name in names]
     starts: dict[Arm, Path | None] = {UNTRAINED: recipe.current}
     trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
     starts |= {trained_arm(v.name): path / "adapter" for v, path in trained}

@@ -29,7 +29,7 @@ from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
-from setbacks.studies import Study, at_least
+from setbacks.studies import Study, at_least, check_methods, methods_of
 from setbacks.studies.likelihood import read
 from setbacks.studies.scores import Scores, difference, estimate, gather
 from setbacks.studies.variants import Variant, each, variant
@@ -65,9 +65,10 @@ class Forgetting(Study):
     class Options(Section):
         """Options of `setbacks study forgetting`."""
 
-        methods: list[str] = Field(
-            ["mistake_analysis", "sft"],
-            description="Methods to compare with the untrained model.",
+        methods: list[str] | None = Field(
+            None,
+            description="Methods to compare with the untrained model; null: the recipe's, and "
+            "`sft`.",
             min_length=1,
         )
         tasks: list[str] = Field(
@@ -80,6 +81,11 @@ class Forgetting(Study):
         task_limit: int | None = Field(
             None, ge=1, description="Maximum number of questions per task; null: all."
         )
+
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe with each method."""
+        super().check(recipe, options)
+        check_methods(recipe, options.methods)
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train each method, and measure its ability and variety against the untrained model's.
@@ -136,7 +142,7 @@ def _variants(recipe: Recipe, options: Forgetting.Options) -> list[Variant]:
     }
     return [
         variant(recipe, f"{name}.0", {**overrides, "train.method": name})
-        for name in options.methods
+        for name in methods_of(recipe, options.methods)
     ]
 
 
@@ -161,7 +167,8 @@ def _measure(
 ) -> dict[Arm, Measured]:
     """Measure the untrained model and every trained one, the untrained model first."""
     models: dict[Arm, Measured] = {}
-    for method, (_, path) in zip(options.methods, done, strict=True):
+    for trained, path in done:
+        method = trained.recipe.train.method
         with RunFolder(path) as folder, Session(folder, show) as run:
             adapters = {UNTRAINED: run.recipe.current, trained_arm(method): run.path / "adapter"}
             by_name = {arm.name: adapter for arm, adapter in adapters.items()}
