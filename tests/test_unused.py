@@ -143,14 +143,17 @@ def test_an_ablation_varies_from_what_the_recipe_has():
         ),
         ("ablation", "sft", {"factors": ["no_analyses"]}, "train.context, which sft does not use"),
         ("ablation", "sft", {"factors": ["no_safe_answers"]}, "leaves sft without the data"),
+        ("ablation", "sft", {"factors": ["existing_mistakes"]}, "sft learns from no mistakes"),
         ("quantity-quality", "critique_revise", {}, "does not choose among analyses"),
+        ("diversity", "sft", {}, "sft learns from no mistakes"),
     ],
 )
 def test_a_study_of_what_its_method_does_not_use_does_not_begin(
     study, method, options, message, data, tmp_path
 ):
     train = {"method": method, "safe": [str(data)], "helpful": [str(data)]}
-    recipe = Recipe.model_validate({"train": train, "study": options})
+    told = {"train": train, "study": options, "induce": {"existing": [str(data)]}}
+    recipe = Recipe.model_validate(told)
     with pytest.raises(InputError, match=message):
         carry_out(study, recipe, tmp_path / "study")
     assert not (tmp_path / "study").exists()

@@ -124,6 +124,8 @@ def _problem(recipe: Recipe, factor: str) -> str:
         return "changes nothing, since the recipe has these values already; leave this out"
     for key in changes:
         section, _, option = key.partition(".")
+        if section in ("induce", "analyze") and not open_method(changed).uses_mistakes:
+            return f"varies {key}, but {method} learns from no mistakes; leave this out"
         has_it = option.partition(".")[0] in type(recipe.train).model_fields
         if section == "train" and (option in unused(changed) or not has_it):
             return f"varies {key}, which {method} does not use; leave this out"

@@ -18,6 +18,7 @@ from pydantic import Field
 from setbacks.errors import InputError
 from setbacks.measure.formatting import SCORE, listed, number, with_interval
 from setbacks.measure.statistics import Estimate
+from setbacks.methods import open_method
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Mistake
 from setbacks.report.page import Findings, Table
@@ -62,6 +63,11 @@ class Diversity(Study):
         if recipe.induce.source == "existing":
             raise InputError(
                 'induce.source is "existing": this study needs mistakes that are induced'
+            )
+        if not open_method(recipe).uses_mistakes:
+            raise InputError(
+                f"train.method: {recipe.train.method} learns from no mistakes, which this study "
+                "varies; use mistake_distillation, or another method that does"
             )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
