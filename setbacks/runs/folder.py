@@ -284,12 +284,10 @@ class RunFolder(Run):
             self._given = self._given.resuming(path)
         if self._given is None or self._given == held:
             return held
-        changes = list(
-            differences(held.model_dump(mode="json"), self._given.model_dump(mode="json"))
-        )
+        old, new = held.model_dump(mode="json"), self._given.model_dump(mode="json")
         redo = ""
         if self._stages:
-            keys = [key for key, *_ in changes]
+            keys = [key for key, *_ in differences(old, new)]
             first = first_affected(self._stages, keys, held, self._given)
             if self._redo is not None and is_before(self._redo, first):
                 self._set_aside(self._redo, held, keys)
@@ -301,7 +299,7 @@ class RunFolder(Run):
                 f"`setbacks report {shlex.quote(str(self.path))}`"
             )
         raise OtherRecipe(
-            f"{self.path}: holds a run of another recipe ({described(changes)}); choose another "
+            f"{self.path}: holds a run of another recipe ({described(old, new)}); choose another "
             f"folder with --out{redo}"
         )
 

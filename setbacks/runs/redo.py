@@ -180,8 +180,12 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, 
         yield path, _shown(old), _shown(new)
 
 
-def described(changes: Sequence[tuple[str, str, str]]) -> str:
-    """Return the first changes of `differences`, for a message, and the number of the others."""
+def described(old: Any, new: Any) -> str:
+    """Return the first `differences` of two recipes in words, and the number of the others.
+
+    Empty if there are none.
+    """
+    changes = list(differences(old, new))
     shown = "; ".join(f"{key}: {old} -> {new}" for key, old, new in changes[:MOST_CHANGES])
     more = len(changes) - MOST_CHANGES
     return f"{shown} and {more} more" if more > 0 else shown

@@ -28,7 +28,7 @@ from setbacks.runs.arms import planned_arms
 from setbacks.runs.environment import cores
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.runs.redo import described, differences
+from setbacks.runs.redo import described
 from setbacks.signals import Tie
 
 # The recipe's keys that mistakes, and the untrained model's answers to suites and to
@@ -264,11 +264,9 @@ def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
         recipe = recipe.resuming(path)
         held = Recipe.load(path, of_run=True).model_copy(update=same)
         if held != recipe:
-            changes = list(
-                differences(held.model_dump(mode="json"), recipe.model_dump(mode="json"))
-            )
+            changes = described(held.model_dump(mode="json"), recipe.model_dump(mode="json"))
             raise InputError(
-                f"{folder}: holds the work of another recipe ({described(changes)}); choose "
+                f"{folder}: holds the work of another recipe ({changes}); choose "
                 "another folder with --out"
             )
     write_atomic(path, recipe.to_yaml().encode())

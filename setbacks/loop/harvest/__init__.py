@@ -28,7 +28,7 @@ from setbacks.loop.logs import Logs
 from setbacks.recipe import Recipe
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.progress import Show
-from setbacks.runs.redo import described, differences
+from setbacks.runs.redo import described
 from setbacks.runs.results import as_json_lines
 from setbacks.runs.session import Session
 from setbacks.stages.checks import check_judge_and_model
@@ -120,8 +120,7 @@ def _begin(folder: RunFolder, survey: Survey, settings: Settings) -> dict[str, A
     for name, value in asked.items():
         before = old.get(name, value)  # an earlier version wrote fewer of them
         if before != value:
-            changes = list(differences({name: before}, {name: value}))
-            what = f"holds another harvest ({described(changes)})"
+            what = f"holds another harvest ({described({name: before}, {name: value})})"
             if name == "digest":
                 what = "the logs have changed since this harvest began"
             raise InputError(f"{folder.path}: {what}; choose another folder with --out")

@@ -22,7 +22,7 @@ from setbacks.loop.replay.shard import Shard, logs_changed, prompts_of
 from setbacks.pipeline import check
 from setbacks.recipe import Recipe
 from setbacks.runs.progress import Show
-from setbacks.runs.redo import described, differences
+from setbacks.runs.redo import described
 
 SIZE = 10_000  # conversations of a shard
 
@@ -81,8 +81,8 @@ def _settle(folder: Path, logs: Logs, recipe: Recipe, size: int) -> None:
         (folder / "shards").mkdir(mode=0o700, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: cannot hold a replay ({error})") from None
-    if changes := list(differences({key: held.get(key) for key in settings}, settings)):
+    if changes := described({key: held.get(key) for key in settings}, settings):
         raise InputError(
-            f"{folder}: holds a replay with other settings ({described(changes)}); choose another "
+            f"{folder}: holds a replay with other settings ({changes}); choose another "
             "folder with --out"
         )

@@ -42,7 +42,7 @@ from setbacks.report.page import write
 from setbacks.runs.decontamination import Decontamination
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.runs.redo import described, differences
+from setbacks.runs.redo import described
 from setbacks.training import processes
 
 
@@ -308,10 +308,9 @@ def _check_same(folder: Path, held: Recipe, given: Recipe) -> None:
     more = {"rounds": given.loop.rounds, "harvest": given.loop.harvest}
     if given.loop.harvest[:known] == held.loop.harvest and given.loop.planned >= held.loop.planned:
         held = held.model_copy(update={"loop": changed(held.loop, **more), "jobs": given.jobs})
-    changes = list(differences(held.model_dump(mode="json"), given.model_dump(mode="json")))
-    if changes:
+    if changes := described(held.model_dump(mode="json"), given.model_dump(mode="json")):
         raise InputError(
-            f"{folder}: holds the loop of another recipe ({described(changes)}); only more "
+            f"{folder}: holds the loop of another recipe ({changes}); only more "
             "loop.rounds and further sources at the end of loop.harvest continue a loop; choose "
             "another folder with --out"
         )
