@@ -222,18 +222,19 @@ def file_name(also: str = "-") -> AfterValidator:
     return AfterValidator(check)
 
 
-def unique(key: str) -> AfterValidator:
-    """Refuse sections with the same name: their records would have the same ids.
+def unique(key: str | None = None) -> AfterValidator:
+    """Refuse sections with the same name, or equal values: their records would have the same ids.
 
     Args:
-        key: the attribute that holds a section's name.
+        key: the attribute that holds a section's name; None for a list of values.
     """
+    what = "value" if key is None else "name"
 
-    def check(sections: list[Any]) -> list[Any]:
-        names = list(map(attrgetter(key), sections))
+    def check(items: list[Any]) -> list[Any]:
+        names = items if key is None else list(map(attrgetter(key), items))
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f'duplicate name "{twice[0]}"; names must be unique')
-        return sections
+            raise ValueError(f'duplicate {what} "{twice[0]}"; {what}s must be unique')
+        return items
 
     return AfterValidator(check)
 

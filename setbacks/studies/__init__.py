@@ -6,7 +6,7 @@ The entry point group ``setbacks.studies`` finds a study by name, in this packag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,21 +15,21 @@ from setbacks.data import read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded
 from setbacks.measure.differences import corrected
-from setbacks.measure.formatting import POINTS, with_interval
+from setbacks.measure.formatting import POINTS, listed, with_interval
 from setbacks.measure.metrics import TITLES, significant
-from setbacks.measure.results import OPTIONAL
+from setbacks.measure.results import OPTIONAL, PairChange
 from setbacks.measure.statistics import Difference, Estimate
 from setbacks.notices import notice
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe, Section
-from setbacks.records import Arm
+from setbacks.records import Arm, Way
 from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
-from setbacks.studies.scores import difference, estimate, gather
-from setbacks.studies.variants import Variant, each, prepare_folder, variant
+from setbacks.studies.scores import Scores, difference, estimate, gather, unsteady
+from setbacks.studies.variants import Variant, each, prepare_folder, same_model, variant
 
 SHOWN = ("harmless_rate", "compliance", "balanced_safety")
 
@@ -103,6 +103,11 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     folder = expanded(folder)
     study: Study = plugin("studies", name)()
     options = study.options(recipe)
+    if recipe.evaluate:
+        raise InputError(
+            "evaluate: a study or a comparison trains its own arms; remove it, or measure these "
+            "arms with `setbacks run`"
+        )
     study.check(recipe, options)
     if recipe.train.seed is not None and hasattr(options, "seeds"):
         notice("train.seed is set, but changes nothing: the seeds of trainings count from `seed`")
@@ -128,68 +133,112 @@ class VariantRow:
 
 
 def against_first(
+    study: Study,
     recipe: Recipe,
     folder: Path,
     variants: Sequence[Variant],
     show: Show | None,
     title: str,
-) -> tuple[list[Table], list[Picture], dict[str, list[VariantRow]]]:
-    """Run variants and compare each with the first, for every judge, guided and unguided.
+) -> Findings:
+    """Run variants and compare each with the first, for every judge and way of answering.
 
     Args:
+        study: whose title and question the findings have.
         recipe: of the study.
         folder: of the study.
         variants: named NAME.SEED; those of one name are averaged.
         show: called with progress.
-        title: of the tables and pictures.
+        title: of the tables.
 
     Returns:
-        Tables, pictures, and rows by judge.
+        Findings, with the rows of each judge as data.
     """
     done = list(each(folder, variants, "report", show, jobs=recipe.jobs))
-    tables, pictures, data = [], [], {}
+    answer: list[str] = []
+    cautions = _describe_same(same_model(done))
+    tables: list[Table] = []
+    pictures: list[Picture] = []
+    data: dict[str, list[VariantRow]] = {}
     for number, judge in enumerate(spec.called for spec in recipe.judges):
+        several = len(recipe.judges) > 1
         by_metric = gather(done, judge)
         of = {
             arm: {metric: by_arm[arm] for metric, by_arm in by_metric.items()}
             for arm in by_metric["harmless_rate"]
         }
-        first = variants[0].name.rpartition(".")[0]
-        rows = []
-        for arm, scores in of.items():
-            base = trained_arm(first, arm.way)
-            against = None if arm == base else difference("balanced_safety", scores, of[base])
-            rates = {metric: estimate(metric, scores) for metric in (*SHOWN, "degenerate")}
-            rows.append(VariantRow(arm=arm, **rates, difference=against))
-        by = f", by {judge}" if len(recipe.judges) > 1 else ""
-        tables.append(
-            Table(
-                title + by,
-                [
-                    "Variant",
-                    *(TITLES[m] for m in SHOWN),
-                    "Degenerate answers",
-                    f"against {trained_arm(first).label}, in points",
-                ],
-                [
-                    [
-                        row.arm.label,
-                        *map(with_interval, row.rates),
-                        with_interval(row.difference, POINTS) if row.difference else "",
-                    ]
-                    for row in rows
-                ],
-                "Rates in %, 95 % intervals in brackets. The difference is in balanced safety.",
-            )
-        )
-        drawn = [(row.arm.label, row.balanced_safety) for row in rows]
-        if all(cell.value is not None for _, cell in drawn):  # else a suite is missing
-            guided = [arm.label for arm in of if arm.way == "guided"]
-            svg = forest(drawn, f"f{number}", guided=guided)
-            note = f"95 % intervals; the dashed line is at {drawn[0][0]}."
-            pictures.append(Picture(f"Balanced safety{by}", svg, note))
-        data[judge] = rows
-    return tables, pictures, data
+        data[judge] = rows = [_row(arm, of, variants[0].arm) for arm in of]
+        answer.append((f"By {judge}: " if several else "") + describe_differences(rows))
+        cautions += unsteady(of, _changes(rows), "variant", "Train with more seeds")
+        by = f", by {judge}" if several else ""
+        tables.append(_table(title + by, rows, variants[0].arm))
+        pictures += _forest(f"Balanced safety{by}", rows, f"f{number}")
+    return Findings(
+        title=f"{recipe.name}: {study.title}",
+        question=study.question,
+        answer=[*dict.fromkeys([*answer, *cautions])],
+        tables=tables,
+        pictures=pictures,
+        data=data,
+    )
+
+
+def _row(arm: Arm, of: Mapping[Arm, Mapping[str, Scores]], first: str) -> VariantRow:
+    """Return an arm's rates, and its difference from the first variant, asked in the same way."""
+    base = trained_arm(first, arm.way)
+    return VariantRow(
+        arm=arm,
+        **{metric: estimate(metric, of[arm]) for metric in (*SHOWN, "degenerate")},
+        difference=None if arm == base else difference("balanced_safety", of[arm], of[base]),
+    )
+
+
+def _table(title: str, rows: Sequence[VariantRow], first: str) -> Table:
+    same_way = ", to the one that answers in the same way" if len(_bases(rows)) > 1 else ""
+    return Table(
+        title,
+        [
+            "Variant",
+            *(TITLES[m] for m in SHOWN),
+            "Degenerate answers",
+            f"against {trained_arm(first).label}, in points",
+        ],
+        [
+            [
+                row.arm.label,
+                *map(with_interval, row.rates),
+                with_interval(row.difference, POINTS) if row.difference else "",
+            ]
+            for row in rows
+        ],
+        f"Rates in %, 95 % intervals in brackets. The difference is in balanced safety{same_way}.",
+    )
+
+
+def _forest(title: str, rows: Sequence[VariantRow], name: str) -> list[Picture]:
+    """Draw the balanced safety of the arms that have one, if any does."""
+    drawn = {row.arm: row.balanced_safety for row in rows if row.balanced_safety.value is not None}
+    if not drawn:
+        return []
+    guided = [arm.label for arm in drawn if arm.way == "guided"]
+    svg = forest([(arm.label, cell) for arm, cell in drawn.items()], name, guided=guided)
+    note = f"95 % intervals; the dashed line is at {next(iter(drawn)).label}."
+    return [Picture(title, svg, note + (" Filled dots answered with guidance." if guided else ""))]
+
+
+def _bases(rows: Sequence[VariantRow]) -> dict[Way, Arm]:
+    """The arms of the first variant, which the others are compared with, by way of answering."""
+    return {row.arm.way: row.arm for row in rows if row.difference is None}
+
+
+def _changes(rows: Sequence[VariantRow]) -> list[PairChange]:
+    """The differences of rows, corrected together (Holm); without a value if one has no scores."""
+    bases = _bases(rows)
+    others = [(row.arm, row.difference) for row in rows if row.difference is not None]
+    changes = corrected([change for _, change in others])
+    return [
+        PairChange.of(arm, bases[arm.way], change)
+        for (arm, _), change in zip(others, changes, strict=True)
+    ]
 
 
 def describe_differences(rows: Sequence[VariantRow]) -> str:
@@ -198,20 +247,39 @@ def describe_differences(rows: Sequence[VariantRow]) -> str:
     Args:
         rows: of `against_first`, the untrained model's among them.
     """
-    first = next(row.arm.label for row in rows if row.difference is None)
-    others = [(row.arm.label, row.difference) for row in rows if row.difference is not None]
-    changes = corrected([change for _, change in others])
-    better: list[str] = []
-    worse: list[str] = []
-    for (label, _), change in zip(others, changes, strict=True):
-        if change and significant(change):
-            (better if change.value > 0 else worse).append(label)
-    parts = [
-        f"Significantly {word} {first}: {', '.join(names)}."
-        for word, names in (("above", better), ("below", worse))
-        if names
-    ]
-    return " ".join(parts) or f"No variant differs significantly from {first}."
+    bases, changes = _bases(rows).values(), _changes(rows)
+    known = [change for change in changes if change.value is not None]
+    if changes and not known:
+        return (
+            "No variant can be compared: balanced safety needs scored answers to harmful and to "
+            "safe prompts."
+        )
+    parts = []
+    for base in bases:
+        moved = [x for x in known if x.against == base and significant(x)]
+        above = [x.arm.label for x in moved if (x.value or 0) > 0]
+        below = [x.arm.label for x in moved if (x.value or 0) < 0]
+        for word, names in (("above", above), ("below", below)):
+            if names:
+                parts.append(f"Significantly {word} {base.label}: {', '.join(names)}.")
+    if not parts:
+        named = " or ".join(base.label for base in bases)
+        parts.append(f"No variant differs significantly from {named}.")
+    if missing := [change.arm.label for change in changes if change.value is None]:
+        parts.append(f"Without a balanced safety to compare: {', '.join(missing)}.")
+    return " ".join(parts)
+
+
+def _describe_same(copies: Mapping[str, str]) -> list[str]:
+    """Say which variants are one model, though they have several rows."""
+    lines = []
+    for first in dict.fromkeys(copies.values()):
+        names = [trained_arm(name).label for name, one in copies.items() if one == first]
+        lines.append(
+            f"{listed(names)} learned from the same examples as {trained_arm(first).label}: "
+            f"{'it is' if len(names) == 1 else 'they are'} the same model."
+        )
+    return lines
 
 
 def methods_of(recipe: Recipe, named: Sequence[str] | None) -> list[str]:
@@ -232,12 +300,9 @@ def check_methods(recipe: Recipe, named: Sequence[str] | None) -> None:
         named: as in `methods_of`.
 
     Raises:
-        InputError: a method is there twice, or the recipe lacks what one needs.
+        InputError: the recipe lacks what one needs.
     """
-    names = methods_of(recipe, named)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"study.methods: {twice[0]} is there twice; remove one")
-    for name in names:
+    for name in methods_of(recipe, named):
         check(variant(recipe, name, {"train.method": name}).recipe)
 
 

@@ -9,17 +9,18 @@ sees an analysis, and the right one, and the safe answers of the data.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from setbacks.errors import InputError, nearest
 from setbacks.methods import examples_of, open_method, unused
 from setbacks.recipe import Recipe, Section
+from setbacks.recipe.parts import unique
 from setbacks.report.page import Findings
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, against_first, describe_differences
-from setbacks.studies.variants import variant
+from setbacks.studies import Study, against_first
+from setbacks.studies.variants import seeded, variant
 
 
 def factors(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -53,10 +54,11 @@ class Ablation(Study):
     class Options(Section):
         """Options of `setbacks study ablation`."""
 
-        factors: list[str] | None = Field(
+        factors: Annotated[list[str], unique()] | None = Field(
             None,
             description="Factors to vary; null: all that the method uses and the recipe has data "
             "for.",
+            min_length=1,
         )
         seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
@@ -69,22 +71,8 @@ class Ablation(Study):
         """Train and measure the recipe, and every variant of it."""
         changed: dict[str, dict[str, Any]] = {"as_it_is": {}}
         changed |= {name: factors(recipe)[name] for name in _chosen(recipe, options)}
-        variants = [
-            variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **changes})
-            for name, changes in changed.items()
-            for seed in range(options.seeds)
-        ]
-        tables, pictures, data = against_first(
-            recipe, folder, variants, show, "One factor at a time"
-        )
-        return Findings(
-            title=f"{recipe.name}: {self.title}",
-            question=self.question,
-            answer=[describe_differences(rows) for rows in data.values()],
-            tables=tables,
-            pictures=pictures,
-            data=data,
-        )
+        variants = seeded(recipe, changed, options.seeds)
+        return against_first(self, recipe, folder, variants, show, "One factor at a time")
 
 
 def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
@@ -94,7 +82,12 @@ def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
         InputError: a factor is not known, lacks its data, or changes nothing.
     """
     if options.factors is None:
-        return applicable(recipe)
+        if chosen := applicable(recipe):
+            return chosen
+        raise InputError(
+            f"train.method: no factor changes anything for {recipe.train.method} with this recipe; "
+            "use mistake_distillation, or another method that learns from mistakes"
+        )
     for name in options.factors:
         if name not in factors(recipe):
             raise InputError(f'study.factors: no "{name}".{nearest(name, factors(recipe))}')

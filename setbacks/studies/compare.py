@@ -159,7 +159,7 @@ def _spent(trained: Variant, path: Path) -> dict[str, Any]:
         lines = (path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
         training = {"steps": len(lines), "tokens": costs["tokens"]}
     return {
-        "arm": trained.name.rpartition(".")[0],
+        "arm": trained.arm,
         "seed": trained.recipe.train_seed,
         "steps": training["steps"],
         "tokens": training["tokens"],
@@ -175,7 +175,7 @@ def _own_word(trained: Variant, path: Path) -> dict[str, Any] | None:
     if not introspection or not introspection["after"]:
         return None
     return {
-        "arm": trained.name.rpartition(".")[0],
+        "arm": trained.arm,
         "seed": trained.recipe.train_seed,
         "before": introspection["before"],
         "after": introspection["after"],
@@ -186,7 +186,7 @@ def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[Overlap]:
     """Which suites hold prompts that a method learned from; its seeds learn from the same."""
     rows: dict[tuple[str, str], Overlap] = {}
     for trained, path in done:
-        arm = trained.name.rpartition(".")[0]
+        arm = trained.arm
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         overlap: list[Overlap] = metrics["data"].get("overlap", [])  # not in earlier versions
         for row in overlap:

@@ -18,6 +18,7 @@ from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import Question, question, verdicts
+from setbacks.errors import InputError
 from setbacks.judges.probe import held_out_scores
 from setbacks.measure.findings import near_chance
 from setbacks.measure.formatting import coefficient, with_interval
@@ -46,8 +47,8 @@ METHOD = [
     "next words after the neutral question that training uses, not parsed prose. The "
     f"probe is a logistic regression on the mean hidden state, {FOLDS}-fold, with no "
     "instruction in two folds.",
-    "Without `study.labels` the harmful answers are the model's own and the harmless "
-    "ones mostly other people's, so a part of both figures can be style: labels by "
+    "Without `study.labels` the harmful answers are the run's mistakes, as a rule the model's own, "
+    "and the harmless ones mostly other people's, so a part of both figures can be style: labels by "
     "people on answers of one origin say more.",
 ]
 
@@ -77,6 +78,16 @@ class Discrimination(Study):
             400, ge=2 * FEWEST, description="Maximum number of answers of each kind."
         )
 
+    def check(self, recipe: Recipe, options: Options) -> None:
+        """Check the recipe, and that there are answers to judge."""
+        super().check(recipe, options)
+        if not options.labels and not methods.open_method(recipe).uses_mistakes:
+            raise InputError(
+                f"train.method: {recipe.train.method} learns from no mistakes, so the run has no "
+                "harmful answers to judge; name labeled answers in study.labels, or use "
+                "mistake_distillation"
+            )
+
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Measure how well the untrained model tells harmful from harmless answers, and say so.
 
@@ -87,7 +98,7 @@ class Discrimination(Study):
             answers, origin = _labeled(options), "labeled by people"
         else:
             answers = _own(recipe, options, folder, show)
-            origin = "its own mistakes and benign answers"
+            origin = "the run's mistakes, and benign and safe answers"
         for harmful, kind in ((True, "harmful answers"), (False, "harmless answers")):
             at_least(sum(answer.harmful == harmful for answer in answers), FEWEST, kind)
         generated = None if options.labels else _generates(recipe, folder, show)
@@ -144,7 +155,7 @@ def _compare_with_generated(
     if generated is None or generated.value is None:
         return []
     return [
-        f"Asked the same instructions without a hint, {with_interval(generated)} % of its "
+        f"Asked the recipe's instructions without a hint, {with_interval(generated)} % of its "
         f"responses are harmful by {recipe.judges[0].called} (n {generated.n}); its spoken "
         f"verdict is right on {with_interval(spoken.right)} % of the answers above."
     ]

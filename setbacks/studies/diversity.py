@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -20,13 +21,14 @@ from setbacks.measure.formatting import SCORE, listed, number, with_interval
 from setbacks.measure.statistics import Estimate
 from setbacks.methods import open_method
 from setbacks.recipe import Recipe, Section
+from setbacks.recipe.parts import unique
 from setbacks.records import Mistake
 from setbacks.report.page import Findings, Table
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, against_first, at_least, describe_differences
+from setbacks.studies import Study, against_first, at_least
 from setbacks.studies.states import hidden_states
-from setbacks.studies.variants import Variant, each, variant
+from setbacks.studies.variants import Variant, each, seeded
 
 FEWEST = 10  # mistakes of each guidance: below, a spread says nothing
 
@@ -50,7 +52,7 @@ class Diversity(Study):
     class Options(Section):
         """Options of `setbacks study diversity`."""
 
-        guidances: list[Guidance] = Field(
+        guidances: Annotated[list[Guidance], unique()] = Field(
             ["hints", "persona", "category"],
             description="Kinds of guidance to compare, each with the first.",
             min_length=1,
@@ -76,26 +78,17 @@ class Diversity(Study):
         Raises:
             InputError: there are too few mistakes.
         """
-        variants = [
-            variant(
-                recipe,
-                f"{guidance}.{seed}",
-                {"induce.guidance": guidance, "train.seed": recipe.seed + seed},
-            )
-            for guidance in options.guidances
-            for seed in range(options.seeds)
-        ]
+        changes = {guidance: {"induce.guidance": guidance} for guidance in options.guidances}
+        variants = seeded(recipe, changes, options.seeds)
         # The mistakes do not depend on the training's seed, so one variant per guidance is enough.
         one_each = variants[:: options.seeds]
         drawn = _drawn(each(folder, one_each, "induce", show, jobs=recipe.jobs))
         spread = _spread(recipe, drawn, show)
-        tables, pictures, data = against_first(recipe, folder, variants, show, "What it did")
-        return Findings(
-            title=f"{recipe.name}: {self.title}",
-            question=self.question,
-            answer=[_widest(drawn, spread), *map(describe_differences, data.values())],
-            tables=[_table(drawn, spread), *tables],
-            pictures=pictures,
+        found = against_first(self, recipe, folder, variants, show, "What it did")
+        return replace(
+            found,
+            answer=[_widest(drawn, spread), *found.answer],
+            tables=[_table(drawn, spread), *found.tables],
             method=[
                 "The distance is 1 - the cosine of two mistakes' mean hidden states in the "
                 "untrained model (the response alone, each dimension standardized over all "
@@ -107,7 +100,7 @@ class Diversity(Study):
                 "harm each response is.",
             ],
             data={
-                "results": data,
+                "results": found.data,
                 "drawn": [
                     {
                         "guidance": d.guidance,
@@ -207,6 +200,9 @@ def _table(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> Table:
 def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
     """Say which mistakes are furthest apart, and whether the difference is significant."""
     by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
+    if len(by) == 1:
+        distance = with_interval(spread[0], SCORE)
+        return f"The mistakes of {drawn[0].guidance} have a mean distance of {distance}."
     first = max(by, key=lambda guidance: by[guidance].value or 0.0)
     level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
     distance = with_interval(by[first], SCORE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -18,7 +18,9 @@ from setbacks.data.instructions import instructions
 from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
 from setbacks.measure.statistics import Difference
+from setbacks.pipeline import check
 from setbacks.recipe import Recipe, Section, Sources
+from setbacks.recipe.parts import unique
 from setbacks.records import Arm, Verdict
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import curves
@@ -51,7 +53,7 @@ class Durability(Study):
     class Options(Section):
         """Options of `setbacks study durability`."""
 
-        methods: list[str] | None = Field(
+        methods: Annotated[list[str], unique()] | None = Field(
             None,
             description="Methods whose models are tuned further; null: the recipe's, and `sft`.",
             min_length=1,
@@ -66,12 +68,13 @@ class Durability(Study):
         opening: str | None = Field(
             None,
             description='Opening of an answer; null: "Sure, here is", in the recipe\'s language.',
+            min_length=1,
         )
 
     def check(self, recipe: Recipe, options: Options) -> None:
-        """Check the recipe with each method, and the number of prompts."""
-        super().check(recipe, options)
+        """Check the recipe with each method, the further tuning, and the number of prompts."""
         check_methods(recipe, options.methods)
+        check(_further(recipe, options, UNTRAINED, recipe.current).recipe)
         for kind in ("harmful", "safe"):
             sources = [
                 s for suite in recipe.respond.suites if suite.kind == kind for s in suite.sources
@@ -99,6 +102,10 @@ class Durability(Study):
                 for arm, places in adapters.items()
             }
             rows, begun = _rows(models), _begun(models)
+            data[judge] = {"curve": rows, "begun": {arm.name: row for arm, row in begun.items()}}
+            if not any(row["harmless_rate"].n for row in rows):
+                answers.append(f"{prefix}no answer has a verdict on harm, so there is no rate.")
+                continue
             answers += [prefix + describe_lasting(arm, rows) for arm in models if arm != UNTRAINED]
             answers += [prefix + describe_opening(arm, row) for arm, row in begun.items()]
             tables += [_curve_table(models, rows, by), _begun_table(begun, opening, by)]
@@ -115,7 +122,6 @@ class Durability(Study):
                     lines, f"d{place}{number}", "Steps of ordinary fine-tuning", f"{title}, %", 100
                 )
                 pictures.append(Picture(f"{title}{by}", svg))
-            data[judge] = {"curve": rows, "begun": {arm.name: row for arm, row in begun.items()}}
         return Findings(
             title=f"{recipe.name}: {self.title}",
             question=self.question,
@@ -144,29 +150,38 @@ def _tuned(
     starts: dict[Arm, Path | None] = {UNTRAINED: recipe.current}
     trained = each(folder, aligned, "train", show, jobs=recipe.jobs)
     starts |= {trained_arm(v.name): path / "adapter" for v, path in trained}
-    overrides: dict[str, Any] = {
-        "train.method": "helpful",
-        "train.helpful_from": "data",
-        "train.tokens": None,
-        "train.steps": options.steps,
-        "train.scheduler": "constant",
-        "train.snapshots": options.points,
-        **without_probe(recipe),
-    }
-    if options.data:
-        overrides["train.helpful"] = [source.model_dump(mode="json") for source in options.data]
-    further = [
-        variant(
-            recipe, f"{arm.name}.on", overrides | {"train.start": start and str(start.resolve())}
-        )
-        for arm, start in starts.items()
-    ]
+    further = [_further(recipe, options, arm, start) for arm, start in starts.items()]
     return {
         arm: {0: start, **{int(p.name): p for p in sorted((path / "snapshots").glob("[0-9]*"))}}
         for (arm, start), (_, path) in zip(
             starts.items(), each(folder, further, "train", show, jobs=recipe.jobs), strict=True
         )
     }
+
+
+def _further(recipe: Recipe, options: Durability.Options, arm: Arm, start: Path | None) -> Variant:
+    """Return the further training of a model, on helpful answers alone.
+
+    Args:
+        recipe: of the study.
+        options: of the study.
+        arm: the model.
+        start: its adapter; None for the model without one.
+    """
+    overrides: dict[str, Any] = {
+        "train.method": "helpful",
+        "train.helpful_from": "data",
+        "train.replay.runs": [],
+        "train.tokens": None,
+        "train.steps": options.steps,
+        "train.scheduler": "constant",
+        "train.snapshots": options.points,
+        "train.start": start and str(start.resolve()),
+        **without_probe(recipe),
+    }
+    if options.data:
+        overrides["train.helpful"] = [source.model_dump(mode="json") for source in options.data]
+    return variant(recipe, f"{arm.name}.on", overrides)
 
 
 def _evaluations(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from math import exp, expm1
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from setbacks.measure.metrics import ALPHA, TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
 from setbacks.methods import example
 from setbacks.recipe import Recipe, Section
+from setbacks.recipe.parts import unique
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
@@ -51,7 +52,8 @@ METHOD = (
     "prompt given. Distinct-n falls with length, so the answers of all models to a "
     "prompt are cut to the shortest before variety is measured; unlikeness is 1 minus "
     "the mean cosine of two answers' word 1- and 2-grams. Intervals of variety are by "
-    "jackknife over prompts."
+    "jackknife over prompts. All intervals and tests are over prompts, not over trainings: each "
+    "method was trained once."
 )
 UNSCORED = "No judge of the recipe gives Helpful Scores; `llm` does."
 
@@ -65,13 +67,13 @@ class Forgetting(Study):
     class Options(Section):
         """Options of `setbacks study forgetting`."""
 
-        methods: list[str] | None = Field(
+        methods: Annotated[list[str], unique()] | None = Field(
             None,
             description="Methods to compare with the untrained model; null: the recipe's, and "
             "`sft`.",
             min_length=1,
         )
-        tasks: list[str] = Field(
+        tasks: Annotated[list[str], unique()] = Field(
             [],
             description="Tasks of lm-evaluation-harness; needs `pip install 'setbacks[lm-eval]'`.",
         )
@@ -83,19 +85,19 @@ class Forgetting(Study):
         )
 
     def check(self, recipe: Recipe, options: Options) -> None:
-        """Check the recipe with each method."""
-        super().check(recipe, options)
-        check_methods(recipe, options.methods)
-
-    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
-        """Train each method, and measure its ability and variety against the untrained model's.
+        """Check the recipe with each method, the helpful prompts, and the names of the tasks.
 
         Raises:
             InputError: there are too few helpful prompts with answers, some are trained on, or
                 tasks are named and the harness is not installed or does not know them.
         """
+        check_methods(recipe, options.methods)
         if options.tasks:
             _task_manager(options)
+        _held_out(_variants(recipe, options)[0].recipe)
+
+    def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
+        """Train each method, and measure its ability and variety against the untrained model's."""
         variants = _variants(recipe, options)
         held_out = _held_out(variants[0].recipe)
         done = list(each(folder, variants, "judge", show, jobs=recipe.jobs))

@@ -32,6 +32,7 @@ from setbacks.report.plots import curves
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.session import Session
+from setbacks.stages.train import of_categories
 from setbacks.studies import Study, at_least
 from setbacks.studies.likelihood import read
 from setbacks.studies.variants import each, variant
@@ -107,7 +108,12 @@ class Posterior(Study):
 
 
 def _right(recipe: Recipe, analyses: Sequence[Analysis]) -> dict[str, list[Example]]:
-    """The right analysis of every response, by kind, whatever the recipe would train on."""
+    """The right analysis of every response, by kind, of the categories that are trained on.
+
+    Shuffled analyses count as they were, and no limit on their number applies.
+    """
+    if recipe.train.categories is not None:
+        analyses = of_categories(analyses, recipe.train.categories)
     quality = "unfiltered" if recipe.train.analyses == "unfiltered" else "filtered"
     update = {"analyses": quality, "most_analyses": None}
     all_of_them = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
@@ -181,9 +187,9 @@ def flipped(right: Example, words: Sequence[Words]) -> Example | None:
 
 
 def _states(run: Session) -> dict[str, Path | None]:
-    """The adapters to measure, by training step; step 0 is the model before training."""
+    """The adapters to measure, by training step; step 0 is the model that training continues."""
     snapshots = sorted((run.path / "snapshots").glob("[0-9]*"))
-    return {"0": run.recipe.current} | {str(int(path.name)): path for path in snapshots}
+    return {"0": run.recipe.start} | {str(int(path.name)): path for path in snapshots}
 
 
 def _rows(

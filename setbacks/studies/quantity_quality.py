@@ -8,9 +8,10 @@ and, as a control that should teach nothing, with analyses that belong to other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,13 +19,14 @@ from setbacks.errors import InputError
 from setbacks.measure.statistics import Estimate
 from setbacks.methods import CHOICE_OF_ANALYSES, unused
 from setbacks.recipe import Recipe, Section
+from setbacks.recipe.parts import unique
 from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
-from setbacks.studies import Study, VariantRow, against_first, describe_differences
-from setbacks.studies.variants import variant
+from setbacks.studies import Study, VariantRow, against_first
+from setbacks.studies.variants import seeded
 
 Quality = Literal["filtered", "unfiltered", "shuffled"]
 
@@ -38,10 +40,10 @@ class QuantityQuality(Study):
     class Options(Section):
         """Options of `setbacks study quantity-quality`."""
 
-        sizes: list[int] = Field(
+        sizes: Annotated[list[Annotated[int, Field(ge=1)]], unique()] = Field(
             [25, 50, 100], description="Numbers of analyses to compare.", min_length=1
         )
-        qualities: list[Quality] = Field(
+        qualities: Annotated[list[Quality], unique()] = Field(
             ["filtered", "unfiltered", "shuffled"],
             description="Kinds of analyses to compare, as in `train.analyses`.",
             min_length=1,
@@ -51,44 +53,30 @@ class QuantityQuality(Study):
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and that its method chooses among analyses."""
         super().check(recipe, options)
-        if {*CHOICE_OF_ANALYSES} & unused(recipe):
+        if not_used := [key for key in CHOICE_OF_ANALYSES if key in unused(recipe)]:
             raise InputError(
-                f"train.method: {recipe.train.method} does not choose among analyses, which this "
-                "study varies; use mistake_analysis or mistake_distillation"
+                f"train.method: {recipe.train.method} does not choose among analyses with these "
+                f"settings (train.{not_used[0]} changes nothing), which this study varies; use "
+                "mistake_analysis, or mistake_distillation with train.context=analysis"
             )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure every size and quality, first the largest of the first quality."""
-        sizes = sorted(options.sizes, reverse=True)
-        variants = [
-            variant(
-                recipe,
-                f"{_name(quality, size)}.{seed}",
-                {
-                    "train.seed": recipe.seed + seed,
-                    "train.analyses": quality,
-                    "train.most_analyses": size,
-                },
-            )
+        changes = {
+            _name(quality, size): {"train.analyses": quality, "train.most_analyses": size}
             for quality in options.qualities
-            for size in sizes
-            for seed in range(options.seeds)
-        ]
-        tables, pictures, data = against_first(
-            recipe, folder, variants, show, "Quantity by quality"
-        )
-        return Findings(
-            title=f"{recipe.name}: {self.title}",
-            question=self.question,
-            answer=[describe_differences(rows) for rows in data.values()],
-            tables=tables,
-            pictures=[*_curves(data, options), *pictures],
+            for size in sorted(options.sizes, reverse=True)
+        }
+        variants = seeded(recipe, changes, options.seeds)
+        found = against_first(self, recipe, folder, variants, show, "Quantity by quality")
+        return replace(
+            found,
+            pictures=[*_curves(found.data, options), *found.pictures],
             method=[
-                "A size is the most that is trained on: where fewer analyses passed their checks, "
-                "the variant has fewer. Shuffled analyses are the control: if they do as well, "
-                "the content of the analyses is not what helps."
+                "A size is the most that is trained on: where there are fewer analyses, or fewer "
+                "that passed their checks, the variant has fewer. Shuffled analyses are the "
+                "control: if they do as well, the content of the analyses is not what helps."
             ],
-            data=data,
         )
 
 

@@ -56,7 +56,7 @@ def gather(done: Sequence[tuple[Variant, Path]], judge: str) -> dict[str, dict[A
     by_arm: dict[Arm, list[_Read]] = {}
     asked: dict[Arm, dict[str, int]] = {}
     for current, path in done:
-        name = current.name.rpartition(".")[0]
+        name = current.arm
         run = Run(path)
         for own in run.arms():
             arm = trained_arm(name, own.way) if own.trained else own
@@ -162,7 +162,12 @@ def balanced_by_seed(scores: Mapping[str, Scores]) -> list[float]:
     return [float(statistics.harmonic(*both)) for both in zip(*halves, strict=False)]
 
 
-def unsteady(of: Mapping[Arm, Mapping[str, Scores]], pairs: Sequence[PairChange]) -> list[str]:
+def unsteady(
+    of: Mapping[Arm, Mapping[str, Scores]],
+    pairs: Sequence[PairChange],
+    noun: str = "method",
+    advice: str = "Set --seeds 3 or more",
+) -> list[str]:
     """Say which significant differences in balanced safety may be the chance of a training.
 
     Intervals and tests are over prompts, so they do not cover it.
@@ -170,6 +175,8 @@ def unsteady(of: Mapping[Arm, Mapping[str, Scores]], pairs: Sequence[PairChange]
     Args:
         of: scores by arm and metric.
         pairs: differences in balanced safety.
+        noun: what was trained, for messages.
+        advice: how to get more seeds, for messages.
 
     Returns:
         A line if there are such differences, or if one seed cannot show any; else nothing.
@@ -181,14 +188,16 @@ def unsteady(of: Mapping[Arm, Mapping[str, Scores]], pairs: Sequence[PairChange]
         most = max(most, number)
         # The untrained model answers once, for all seeds.
         sides = [side * number if len(side) == 1 else side for side in sides]
+        if {*map(len, sides)} != {number}:  # no answer of a seed has a score
+            continue
         steps = [one - other for one, other in zip(*sides, strict=True)]
         if number > 1 and min(steps) <= 0 <= max(steps):
             each = ", ".join(f"{100 * step:+.1f}" for step in steps)
             found.append(f"{pair.arm.label} against {pair.against.label} ({each})")
     if most == 1:
         return [
-            "Every method was trained once. Intervals and tests are over prompts: another seed may "
-            "change a method by several points. Set --seeds 3 or more before you rank methods."
+            f"Every {noun} was trained once. Intervals and tests are over prompts: another seed "
+            f"may change a {noun} by several points. {advice} before you rank {noun}s."
         ]
     if not found:
         return []

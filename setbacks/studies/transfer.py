@@ -3,25 +3,26 @@
 Mistakes are induced and analyzed once. One model is trained on the mistakes of each group of
 categories, and one on all of them, with equally many mistakes each; every one answers the prompts
 of every group and, if requested, prompts in a language that it was not trained in. No model learns
-the safe answers of the recipe's data: they are of all categories.
+the safe answers of the recipe's data, or examples of earlier runs: they are of all categories.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from setbacks.data import load
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError, nearest
 from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import ALPHA
 from setbacks.measure.statistics import Difference, paired_difference
-from setbacks.methods import examples_of, open_method, unused
+from setbacks.methods import examples_of, mistake_sources, open_method, unused
 from setbacks.methods.corrections import best_of_each
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import AUTO, Recipe, Section
@@ -33,10 +34,11 @@ from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, at_least
 from setbacks.studies.scores import Scores, difference, gather
-from setbacks.studies.variants import each, variant
+from setbacks.studies.variants import each, seeded, variant
 
 FEWEST = 8  # analyzed mistakes of a group, and prompts to test it on
-WITHOUT_SAFE_ANSWERS: dict[str, Any] = {"train.safe": []}
+# Examples that are of all categories, and may not be learned.
+ALONE: dict[str, Any] = {"train.safe": [], "train.replay.runs": []}
 UNTRAINED = Arm.untrained()
 ALL = "all of them"
 BUILTIN = {
@@ -74,7 +76,7 @@ class Transfer(Study):
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, its categories, and that its method learns from mistakes alone."""
         super().check(recipe, options)
-        alone = variant(recipe, self.title, WITHOUT_SAFE_ANSWERS).recipe
+        alone = variant(recipe, self.title, ALONE).recipe
         if {"categories", "most_analyses"} & unused(recipe):
             raise _unsuitable(recipe, "does not choose mistakes by their category")
         try:
@@ -87,42 +89,31 @@ class Transfer(Study):
                 "language: this study compares prompts in the recipe's language with others; name "
                 "one language, such as en"
             )
-        _groups(recipe, options)
+        whole = variant(recipe, self.title, _overrides(recipe, options)).recipe
+        _enough_prompts(whole, _groups(recipe, options))
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train on the mistakes of each group, and test on all.
 
         Raises:
-            InputError: a group has too few analyzed mistakes or prompts.
+            InputError: a group has too few analyzed mistakes.
         """
         groups = _groups(recipe, options)
-        suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
-        suites += _suites_in(recipe, options.to_language)
-        overrides = {
-            "respond.suites": suites,
-            "respond.guidance": False,
-            **WITHOUT_SAFE_ANSWERS,
-        }
+        overrides = _overrides(recipe, options)
         whole = variant(recipe, "analyses", overrides)
-        _enough_prompts(whole.recipe, groups)
         ((_, path),) = each(folder, [whole], "analyze", show)
         number = _equal_number(recipe, path, groups)
         trained = groups | {ALL: [name for names in groups.values() for name in names]}
         arms = {group: _arm(group) for group in trained}
-        variants = [
-            variant(
-                recipe,
-                f"{arms[group].name}.{seed}",
-                {
-                    **overrides,
-                    "train.categories": categories,
-                    "train.most_analyses": number,
-                    "train.seed": recipe.seed + seed,
-                },
-            )
+        changes = {
+            arms[group].name: {
+                **overrides,
+                "train.categories": categories,
+                "train.most_analyses": number,
+            }
             for group, categories in trained.items()
-            for seed in range(options.seeds)
-        ]
+        }
+        variants = seeded(recipe, changes, options.seeds)
         lenders = [(whole, path)]
         done = list(each(folder, variants, "report", show, lenders, recipe.jobs))
         columns = _columns(recipe, done[0][1], groups)
@@ -155,9 +146,10 @@ class Transfer(Study):
             tables=tables,
             pictures=pictures,
             method=[
-                f"Every model learned from {number} analyzed mistakes, as many as the smallest "
-                "group has, with the recipe's mix, and without safe answers of the data, which are "
-                "of all categories. A cell is the change against the untrained model on the "
+                f"Every model learned from {number} analyzed mistakes: as many as the smallest "
+                "group has, or train.most_analyses if that is less. It had the recipe's mix, "
+                "without safe answers of the data and without replay, which are of all "
+                "categories. A cell is the change against the untrained model on the "
                 "same prompts, answered without guidance; its interval is 95 % by itself, not "
                 "corrected for the number of cells.",
                 "Own and others': for each prompt, the model trained on its group, and the mean of "
@@ -174,20 +166,45 @@ def _unsuitable(recipe: Recipe, reason: str) -> InputError:
     )
 
 
+def _overrides(recipe: Recipe, options: Transfer.Options) -> dict[str, Any]:
+    """What all runs of the study change in the recipe."""
+    suites = [suite.model_dump(mode="json") for suite in recipe.respond.suites]
+    suites += _suites_in(recipe, options.to_language)
+    return {
+        "respond.suites": suites,
+        "respond.guidance": False,
+        "respond.posterior": None,
+        **ALONE,
+    }
+
+
 def _groups(recipe: Recipe, options: Transfer.Options) -> dict[str, list[str]]:
-    """The groups of categories that instructions have; at least two."""
-    counts = Counter(i.category for i in instructions(recipe.instructions) if i.category)
-    if len(counts) < 2:
+    """Return the groups of categories of mistakes: at least two, none of which overlap.
+
+    Raises:
+        InputError: there are fewer, or a group is not usable.
+    """
+    sources = mistake_sources(recipe)
+    known = {row.category for source in sources for row in load(source) if row.category}
+    if len(known) < 2:
+        where = "induce.existing" if recipe.induce.source == "existing" else "instructions"
         raise InputError(
-            f"instructions: {len(counts)} categories, and this study needs at least 2; map them "
+            f"{where}: {len(known)} categories, and this study needs at least 2; map them "
             "with fields: {category: THEIR_NAME}"
         )
-    for categories in options.groups.values():
-        for name in categories:
-            if name not in counts:
-                raise InputError(f'study.groups: no category "{name}".{nearest(name, counts)}')
-    groups = dict(options.groups) or {name: [name] for name in sorted(counts)}
+    named = [name for categories in options.groups.values() for name in categories]
+    for name in named:
+        if name not in known:
+            raise InputError(f'study.groups: no category "{name}".{nearest(name, known)}')
+        if named.count(name) > 1:
+            raise InputError(f'study.groups: "{name}" is there twice; put it into one group')
+    groups = dict(options.groups) or {name: [name] for name in sorted(known)}
     at_least(len(groups), 2, "groups of categories")
+    for a, b in combinations([*groups, ALL], 2):
+        if _arm(a) == _arm(b):
+            raise InputError(
+                f'study.groups: the runs of "{a}" and "{b}" would have one name; rename a group'
+            )
     return groups
 
 
@@ -221,9 +238,10 @@ def _enough_prompts(recipe: Recipe, groups: Mapping[str, Sequence[str]]) -> None
 
 def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> int:
     """How many mistakes every group can give: only those with a good analysis, if it is learned."""
-    run = Run(path)
-    rows = run.records("analyses.jsonl", Analysis)
+    rows = Run(path).records("analyses.jsonl", Analysis)
     learned = open_method(recipe).learns_analyses
+    most = recipe.train.most_analyses
+    recipe = variant(recipe, ALL, {"train.most_analyses": None}).recipe
     numbers = []
     for group, categories in groups.items():
         of_group = [a for a in rows if a.category in categories]
@@ -231,12 +249,12 @@ def _equal_number(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]
         what = f"analyzed mistakes of {group} (study.groups joins categories)"
         at_least(number, FEWEST, what)
         numbers.append(number)
-    return min(numbers)
+    return min(numbers) if most is None else min(*numbers, most)
 
 
 def _arm(group: str) -> Arm:
-    """The model that is trained on a group."""
-    return trained_arm("on_" + re.sub(r"[^A-Za-z0-9]+", "_", group))
+    """The model that is trained on a group; a name can be in any script."""
+    return trained_arm("on_" + re.sub(r"[\W_]+", "_", group))
 
 
 def _columns(recipe: Recipe, path: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, Column]:
@@ -301,14 +319,21 @@ def own_and_others(
 
 def _describe_gap(own: Mapping[str, Difference], by: str) -> str:
     gap = own["gap"]
+    if gap.value is None:
+        return (
+            f"No harmful prompt has a score from every model{by}, so there is nothing to compare."
+        )
     apart = gap.p is not None and gap.p < ALPHA
-    verdict = (
-        "what is learned holds more for the categories that it was learned from"
-        if apart and (gap.value or 0) > 0
-        else "it helps others more than its own"
-        if apart
-        else "the difference is not significant"
-    )
+    if not apart:
+        verdict = "the difference is not significant"
+    elif gap.value > 0 and (own["own"].value or 0) > 0:
+        verdict = "what is learned holds more for the categories that it was learned from"
+    elif gap.value > 0:
+        verdict = "training cost the others more than the categories that it was on"
+    elif (own["others"].value or 0) > 0:
+        verdict = "it helps others more than its own"
+    else:
+        verdict = "training cost the categories that it was on more than the others"
     return (
         f"On prompts of the categories trained on, Harmless Rate moved by "
         f"{with_interval(own['own'], POINTS)} points, on prompts of the others by "

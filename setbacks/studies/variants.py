@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -24,9 +25,10 @@ from setbacks.methods.corrections import TEACHER
 from setbacks.notices import notice
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
+from setbacks.records import Example
 from setbacks.runs.arms import planned_arms
 from setbacks.runs.environment import cores
-from setbacks.runs.folder import RunFolder
+from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import described
 from setbacks.signals import Tie
@@ -50,6 +52,11 @@ class Variant(NamedTuple):
 
     name: str
     recipe: Recipe
+
+    @property
+    def arm(self) -> str:
+        """Its name without the seed: "short" of "short.0"."""
+        return self.name.rpartition(".")[0]
 
 
 def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
@@ -77,6 +84,50 @@ def variant(recipe: Recipe, name: str, changes: dict[str, Any]) -> Variant:
     return Variant(name, Recipe.parse(data, name))
 
 
+def seeded(recipe: Recipe, changes: Mapping[str, Mapping[str, Any]], seeds: int) -> list[Variant]:
+    """Make several variants of a recipe, each with several seeds of training, as NAME.SEED.
+
+    Args:
+        recipe: what the variants differ from; its seed is the first one.
+        changes: values by dotted key, for each name.
+        seeds: the number of trainings of each.
+
+    Raises:
+        InputError: as `variant`.
+    """
+    return [
+        variant(recipe, f"{name}.{seed}", {"train.seed": recipe.seed + seed, **values})
+        for name, values in changes.items()
+        for seed in range(seeds)
+    ]
+
+
+# Keys of `train` that choose the examples, and change nothing else in the training.
+_CHOOSING = {"analyses", "context", "mix", "most_analyses", "question", "safe", "verdict"}
+
+
+def same_model(done: Sequence[tuple[Variant, Path]]) -> dict[str, str]:
+    """Return the variants that learned the same as an earlier one, each with that one.
+
+    Several variants are one model if what differs between them changes no example, such as two
+    sizes above the number of examples that there are.
+
+    Args:
+        done: variants named NAME.SEED, with their folders.
+
+    Returns:
+        Names without seeds.
+    """
+    learned: dict[str, list[Any]] = {}
+    for current, path in done:
+        examples = Run(path).records("training.jsonl", Example)
+        train = current.recipe.train.model_dump(mode="json", exclude=_CHOOSING)
+        learned.setdefault(current.arm, []).append(([(e.id, e.teacher) for e in examples], train))
+    names = list(learned)
+    first = {name: next(one for one in names if learned[one] == learned[name]) for name in names}
+    return {name: one for name, one in first.items() if name != one}
+
+
 def without_probe(recipe: Recipe) -> dict[str, Any]:
     """Return overrides for a run without mistakes, which cannot fit a probe that ranks drafts."""
     posterior = recipe.respond.posterior
@@ -94,8 +145,8 @@ def each(
 ) -> Iterator[tuple[Variant, Path]]:
     """Run the variants; yield each with its folder once it is done, in order.
 
-    If one fails, a notice says so, and the others still run, unless it is the first one, which
-    makes what they share.
+    All are checked before the first one runs. If one fails, a notice says so, and the others still
+    run, unless it is the first one, which makes what they share.
 
     Args:
         folder: of the comparison or study; the variants' folders are in its `arms/`.
@@ -109,20 +160,19 @@ def each(
         InputError: two variants have one name, or a recipe is wrong.
         SetbacksError: variants failed; progress is saved.
     """
-    names = [v.name for v in variants]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two variants are called {min(twice)}; give each its own name")
+    _check_new(folder, variants)
     done, failed = list(lenders), list[str]()
 
     def report_progress(name: str, number: int, what: str, at: int, total: int) -> None:
         if show:
             show(f"{name} ({number}/{len(variants)}) {what}", at, total)
 
-    def opened(current: Variant) -> RunFolder:
-        path = folder / "arms" / current.name
-        if not (path / "recipe.yaml").exists():
-            check(current.recipe)
-        return open_run(path, current.recipe)
+    @contextmanager
+    def opened(current: Variant) -> Iterator[RunFolder]:
+        with open_run(folder / "arms" / current.name, current.recipe) as run:
+            for earlier, place in done:
+                lend(earlier.recipe, place, current.recipe, run.path)
+            yield run
 
     def keep(current: Variant, error: SetbacksError) -> None:
         failed.append(f"{current.name}: {error}")
@@ -132,8 +182,6 @@ def each(
     for number, current in enumerate(variants[:alone], 1):
         try:
             with opened(current) as run:
-                for earlier, place in done:
-                    lend(earlier.recipe, place, current.recipe, run.path)
                 told = partial(report_progress, current.name, number) if show else None
                 carry_out(run, until, told)
         except SetbacksError as error:
@@ -144,7 +192,51 @@ def each(
         done.append((current, run.path))
         yield current, run.path
 
-    stop = Event()  # when the command ends, the running variants finish, and no other starts
+    started = []
+    for number, current in enumerate(variants[alone:], alone + 1):
+        with opened(current) as run:
+            started.append((number, current, run.path))
+    with closing(_side_by_side([path for *_, path in started], until, jobs)) as results:
+        for number, current, path in started:
+            report_progress(current.name, number, until, 0, 1)
+            if error := next(results):
+                keep(current, error)
+                continue
+            report_progress(current.name, number, until, 1, 1)
+            yield current, path
+    if failed:
+        raise SetbacksError(
+            f"{len(failed)} of {len(variants)} runs failed, and the others are done; the same "
+            f"command resumes those that failed. {'; '.join(failed)}"
+        )
+
+
+def _check_new(folder: Path, variants: Sequence[Variant]) -> None:
+    """Check the variants that have no run yet.
+
+    Raises:
+        InputError: two have one name, or a recipe is wrong.
+    """
+    names = [one.name for one in variants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two variants are called {min(twice)}; give each its own name")
+    for one in variants:
+        if not (folder / "arms" / one.name / "recipe.yaml").exists():
+            check(one.recipe)
+
+
+def _side_by_side(paths: Sequence[Path], until: str, jobs: int) -> Iterator[SetbacksError | None]:
+    """Run what is missing in several run folders, each in its own process.
+
+    Yields the error of each, in order; None if it is done. When this is closed or interrupted, the
+    processes end.
+
+    Args:
+        paths: of the run folders.
+        until: the last step of each run.
+        jobs: number of processes at a time.
+    """
+    stop = Event()  # set before the pool waits for what is running, so that no other run starts
 
     def finish_run(path: Path) -> None:
         if not stop.is_set():
@@ -152,32 +244,18 @@ def each(
 
     with Tie() as tie, ThreadPoolExecutor(jobs) as pool:
         try:
-            started = []
-            for number, current in enumerate(variants[alone:], alone + 1):
-                with opened(current) as run:
-                    for earlier, place in done:
-                        lend(earlier.recipe, place, current.recipe, run.path)
-                started.append((number, current, run.path, pool.submit(finish_run, run.path)))
-            for number, current, path, future in started:
-                report_progress(current.name, number, until, 0, 1)
+            for future in [pool.submit(finish_run, path) for path in paths]:
                 try:
                     future.result()
                 except SetbacksError as error:
-                    keep(current, error)
-                    continue
-                report_progress(current.name, number, until, 1, 1)
-                yield current, path
-        except BaseException as error:
-            if not isinstance(error, SetbacksError):  # such as Ctrl-C
-                tie.cut()
+                    yield error
+                else:
+                    yield None
+        except BaseException:  # such as Ctrl-C
+            tie.cut()
             raise
         finally:
             stop.set()
-    if failed:
-        raise SetbacksError(
-            f"{len(failed)} of {len(variants)} runs failed, and the others are done; the same "
-            f"command resumes those that failed. {'; '.join(failed)}"
-        )
 
 
 def _apart(path: Path, until: str, jobs: int, tie: Tie) -> None:

@@ -3,9 +3,8 @@
 from pydantic import Field
 
 from setbacks.recipe import Section
-from setbacks.report.page import Findings
-from setbacks.studies import Study, against_first, describe_differences
-from setbacks.studies.variants import variant
+from setbacks.studies import Study, against_first
+from setbacks.studies.variants import seeded
 
 
 class Rank(Study):
@@ -21,8 +20,6 @@ class Rank(Study):
 
     def run(self, recipe, options, folder, show):
         """Train and measure an adapter of each rank."""
-        variants = [variant(recipe, f"rank_{r}.0", {"train.lora.r": r}) for r in options.ranks]
-        tables, pictures, data = against_first(recipe, folder, variants, show, "By rank")
-        answer = [describe_differences(rows) for rows in data.values()]
-        title = f"{recipe.name}: {self.title}"
-        return Findings(title, self.question, answer, tables, pictures, data=data)
+        changes = {f"rank_{r}": {"train.lora.r": r} for r in options.ranks}
+        variants = seeded(recipe, changes, seeds=1)
+        return against_first(self, recipe, folder, variants, show, "By rank")
