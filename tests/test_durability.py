@@ -104,7 +104,7 @@ def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
     with pytest.raises(InputError, match="6 harmful prompts .* at least 20"):
         carry_out("durability", recipe(), tmp_path / "few")
     twice = recipe(study={"methods": ["sft", "sft"]})
-    with pytest.raises(InputError, match="sft is there twice"):
+    with pytest.raises(InputError, match='methods: duplicate value "sft"'):
         carry_out("durability", twice, tmp_path / "twice")
     with pytest.raises(InputError, match='unknown key "method".*methods'):
         carry_out("durability", recipe(study={"method": ["sft"]}), tmp_path / "key")
