@@ -14,8 +14,9 @@ from setbacks.data import Source
 from setbacks.errors import InputError, SetbacksError
 from setbacks.measure import statistics
 from setbacks.measure.metrics import METRICS
+from setbacks.measure.results import PairChange
 from setbacks.measure.statistics import Difference, Estimate
-from setbacks.methods import safe
+from setbacks.methods import example, safe
 from setbacks.methods.chain_of_hindsight import ChainOfHindsight
 from setbacks.methods.critique_revise import CritiqueRevise
 from setbacks.methods.dpo import DPO, pair_rows
@@ -35,8 +36,16 @@ from setbacks.studies import VariantRow, carry_out, describe_differences, method
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import Comparison, findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
-from setbacks.studies.scores import Scores, difference, estimate
-from setbacks.studies.variants import Variant, _apart, each, lend, prepare_folder, variant
+from setbacks.studies.scores import Scores, difference, estimate, unsteady
+from setbacks.studies.variants import (
+    Variant,
+    _apart,
+    each,
+    lend,
+    prepare_folder,
+    same_model,
+    variant,
+)
 
 
 def analysis(text, number=0, passed=True):
@@ -468,7 +477,8 @@ def test_if_the_run_that_makes_what_is_shared_fails_no_other_begins(
         ({"mix": {"contrast": 0}}, "only in train.mix.contrast"),
         ({"helpful_sampling": {"top_p": 0.5}}, "only in train.helpful_sampling.top_p"),
         ({"seed": 3}, "b: train.seed makes all seeds the same"),
-        ({"mix": {"contrast": 0}, "epochs": 1}, ""),
+        ({"epochs": 1}, "b differs from sft only in train.epochs"),
+        ({"mix": {"contrast": 0}, "learning_rate": 1e-4}, ""),
         ({}, ""),  # to see the noise
     ],
     ids=str,
@@ -492,6 +502,32 @@ def test_a_comparison_says_what_was_equal(train, budget, equal):
     recipe = Recipe.model_validate({"train": train, "compare": {"budget": budget}})
     page = findings(recipe, {}, [])
     assert f"for the same number of {equal}," in page.method[0]
+
+
+def test_a_comparison_says_which_arms_have_other_data_or_another_budget():
+    arms = ["sft", {"method": "sft", "name": "more", "train": {"tokens": 9, "learning_rate": 1e-4}}]
+    page = findings(Recipe.model_validate({"compare": {"methods": arms}}), {}, [])
+    assert page.method[0].endswith("Exceptions, by their own settings: more (train.tokens).")
+    assert "Exceptions" not in findings(Recipe(), {}, []).method[0]
+
+
+@pytest.mark.parametrize(("place", "steps", "noticed"), [(0, None, 0), (1, None, 1), (0, 3, 1)])
+def test_epochs_that_an_equal_budget_replaces_are_noticed(
+    base, tmp_path, monkeypatch, place, steps, noticed
+):
+    arms = ["sft", "helpful"]
+    arms[place] = {"method": arms[place], "train": {"epochs": 1}}
+    data = base.model_dump(mode="json") | {"compare": {"methods": arms}}
+    data["train"]["steps"] = steps
+    recipe, notices = Recipe.model_validate(data), []
+    monkeypatch.setattr("setbacks.studies.compare._carried_out", lambda *_: [])
+    monkeypatch.setattr("setbacks.studies.compare.findings", lambda *_: None)
+    keep_notices(notices.append)
+    try:
+        Comparison().run(recipe, recipe.compare, tmp_path, None)
+    finally:
+        drop_notices(notices.append)
+    assert sum("train.epochs changes nothing" in line for line in notices) == noticed
 
 
 @pytest.mark.parametrize("seed", [None, 7])
@@ -522,6 +558,41 @@ def test_every_method_of_a_study_is_checked_before_the_first_is_trained(study, b
     with pytest.raises(InputError, match="sft needs safe answers"):
         carry_out(study, Recipe.model_validate(data), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("study", ["ablation", "compare", "discrimination"])
+def test_a_study_of_an_evaluation_does_not_begin(study, base, tmp_path):
+    evaluated = base.model_copy(update={"evaluate": [{"name": "a", "answers": ["a.jsonl"]}]})
+    with pytest.raises(InputError, match="^evaluate: .* trains its own arms; remove it"):
+        carry_out(study, evaluated, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_variant_is_checked_before_the_first_runs(base, tmp_path, jobs):
+    wrong = base.model_copy(update={"instructions": [Source(source=str(tmp_path / "none.jsonl"))]})
+    variants = [Variant("a", base), Variant("b", base), Variant("c", wrong)]
+    with pytest.raises(InputError, match="none.jsonl"):
+        list(each(tmp_path / "s", variants, jobs=jobs))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "options", "message"),
+    [
+        ("ablation", {"factors": []}, "factors: name at least one"),
+        ("ablation", {"factors": ["no_helpful", "no_helpful"]}, 'factors: duplicate value "no_h'),
+        ("quantity-quality", {"sizes": [0, 4]}, "sizes.0: must be at least 1"),
+        ("quantity-quality", {"sizes": [4, 4]}, 'sizes: duplicate value "4"'),
+        ("quantity-quality", {"qualities": ["filtered"] * 2}, 'qualities: duplicate value "filt'),
+        ("diversity", {"guidances": ["hints"] * 2}, 'guidances: duplicate value "hints"'),
+        ("forgetting", {"tasks": ["a", "a"]}, 'tasks: duplicate value "a"'),
+        ("durability", {"opening": ""}, "opening: String should have at least 1"),
+    ],
+)
+def test_options_that_are_empty_or_the_same_twice_are_told(base, tmp_path, study, options, message):
+    with pytest.raises(InputError, match=f"study {study.replace('-q', ' and q')}: {message}"):
+        carry_out(study, base.model_copy(update={"study": options}), tmp_path / "s")
 
 
 def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):
@@ -626,6 +697,43 @@ def test_a_study_names_what_its_variants_are_set_against():
     assert both == "Significantly above <a>!: <d>!. Significantly below <a>!: vanilla!."
 
 
+def changed(name, value=None, p=None, way="unguided"):
+    """The row of a variant, with its difference from the first; None for the first."""
+    change = Difference(value, None, None, 9, p)
+    arm = Arm.of_method(name, way)
+    return reached(arm, Estimate(0.5, 0.4, 0.6, 9), None if name == "first" else change)
+
+
+def test_guided_arms_are_set_against_the_guided_first():
+    guided = [changed("first", way="guided"), changed("b", -0.2, 0.001, "guided")]
+    rows = [changed("first"), *guided, changed("b", 0.1, 0.8)]
+    assert describe_differences(rows) == "Significantly below first · guided: b · guided."
+    level = [changed("first"), guided[0], changed("b", 0.1, 0.8, "guided")]
+    assert describe_differences(level).endswith("significantly from first or first · guided.")
+
+
+def test_a_variant_without_balanced_safety_is_not_called_level():
+    nothing = describe_differences([changed("first"), changed("a"), changed("b")])
+    assert nothing.startswith("No variant can be compared: balanced safety needs scored answers")
+    some = describe_differences([changed("first"), changed("a"), changed("b", 0.2, 0.001)])
+    assert some == "Significantly above first: b. Without a balanced safety to compare: a."
+
+
+def test_a_significant_difference_whose_seeds_lack_scores_is_no_crash():
+    def arm(*seeds):
+        halves = dict.fromkeys(("harmless_rate", "compliance"), Scores({}, [*seeds]))
+        return scores([True], [True]) | halves
+
+    change = PairChange(OURS, SFT, 0.5, 0.4, 0.6, 9, 0.001, 0.001)
+    assert unsteady({OURS: arm(0.9, 0.8, 0.9), SFT: arm(0.1, 0.2)}, [change]) == []
+
+
+def test_an_arm_whose_rivals_have_no_scores_has_no_place():
+    alone = scores([True] * 9, [True] * 9)
+    unscored = scores([True], [True]) | {"harmless_rate": Scores({}, [])}
+    assert "mistake analysis, 100.0 %." in found({VANILLA: unscored, OURS: alone}).answer
+
+
 def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     arms = {Arm.untrained(): 0.5, Arm.untrained("guided"): 0.6}
     arms |= {Arm.of_method("filtered_8"): 0.8, Arm.of_method("filtered_8", "guided"): 0.9}
@@ -640,6 +748,46 @@ def test_quantity_is_drawn_for_each_quality_from_the_untrained_model_on():
     rows[2] = reached(rows[2].arm, Estimate(None, None, None, 0))
     assert "filtered: from 50 to 70" in _curves({"<judge>": rows}, options)[0].svg
     assert not _curves({"<judge>": rows[:2]}, options)
+
+
+@pytest.mark.slow
+def test_a_size_above_what_there_is_is_said_to_be_the_same_model(tiny_recipe, tmp_path):
+    """Two judges and guidance: each judge is named, and each way has its own first variant."""
+    recipe = tiny_recipe(8, study={"sizes": [50, 99], "qualities": ["filtered"]})
+    data = recipe.model_dump(mode="json")
+    data["train"]["steps"] = 2
+    data["respond"]["guidance"] = True
+    data["judges"] += [data["judges"][0] | {"name": "other"}]
+    page = carry_out("quantity-quality", Recipe.model_validate(data), tmp_path / "q")
+    out = json.loads((page.parent / "findings.json").read_text())
+    same = "filtered 50 learned from the same examples as filtered 99: it is the same model."
+    assert [line for line in out["answer"] if "the same model" in line] == [same]
+    assert [line.partition(":")[0] for line in out["answer"][:2]] == ["By llm", "By other"]
+    rows = {row["arm"]: row for row in out["data"]["llm"]}
+    assert rows["filtered_99-guided"].get("difference") is None
+    assert rows["filtered_50-guided"]["difference"]["value"] == 0
+    assert out["tables"][0]["note"].endswith("to the one that answers in the same way.")
+
+
+def test_variants_are_one_model_only_if_nothing_but_the_choice_of_examples_differs(base, tmp_path):
+    row = example("analysis", "<q>", "<a>", [], verdict="<v>").model_dump_json() + "\n"
+
+    def run(name, text, **train):
+        one = variant(base, name, {f"train.{key}": value for key, value in train.items()})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text(one.recipe.to_yaml())
+        (tmp_path / name / "training.jsonl").write_text(text)
+        return one, tmp_path / name
+
+    done = [
+        run("first.0", row, seed=0),
+        run("mix.0", row, seed=0, mix={"helpful": 0.5}),
+        run("weight.0", row, seed=0, verdict_weight=5.0),
+        run("more.0", row + row.replace("<q>", "<r>"), seed=0),
+        run("first.1", row, seed=1),
+        run("mix.1", row, seed=1, mix={"helpful": 0.5}),
+    ]
+    assert same_model(done) == {"mix": "first"}
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def test_the_widest_is_named_with_those_that_overlap_it():
     assert "mistakes of hints have the largest" in said
     assert said.endswith("not significantly different from category.")
     assert "not significantly" not in _widest(drawn[:2], spread[:2])
+    assert "have a mean distance of" in _widest(drawn[:1], spread[:1])  # largest of one
 
 
 def test_too_few_mistakes_and_no_induction_are_told(recipe, tmp_path, data):

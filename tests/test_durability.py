@@ -18,6 +18,7 @@ from setbacks.studies.durability import (
     Durability,
     Tuned,
     _begun,
+    _further,
     _rows,
     _tuned,
     describe_lasting,
@@ -68,6 +69,44 @@ def test_further_tuning_needs_no_mistakes_where_a_probe_ranks_drafts(
     respond = {"suites": suites, "posterior": {"rank_by": "states"}}
     recipe = tiny_recipe(respond=respond)
     _tuned(recipe, Durability.Options(methods=["mistake_analysis"]), tmp_path, None)
+
+
+def test_what_further_tuning_needs_is_checked_before_anything_is_trained(recipe, tmp_path):
+    prompts_alone = tmp_path / "prompts.jsonl"
+    prompts_alone.write_text('{"text": "<no answer>"}\n')
+    train = {"method": "mistake_analysis", "helpful": [str(prompts_alone)], "helpful_from": "model"}
+    study = {"methods": ["mistake_analysis"]}
+    with pytest.raises(InputError, match=r"prompts.jsonl.* no field \"answer\""):
+        carry_out("durability", recipe(train=train, study=study), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_further_tuning_reads_nothing_of_earlier_runs(recipe):
+    made = recipe(train={"replay": {"runs": ["earlier"]}})
+    further = _further(made, Durability.Options(), UNTRAINED, None).recipe.train
+    assert further.replay.runs == [] and further.method == "helpful" and further.start is None
+
+
+def test_a_judge_without_verdicts_on_harm_is_said_to_have_no_rate(recipe, tmp_path, monkeypatch):
+    made = recipe()
+    made = made.model_copy(
+        update={"judges": [s.model_copy(update={"name": n}) for n in "ab" for s in made.judges]}
+    )
+    asked = scored([True] * 30)
+    silent = {metric: Scores({}, []) for metric in asked}
+    monkeypatch.setattr("setbacks.studies.durability._tuned", lambda *_: {UNTRAINED: {0: None}})
+    monkeypatch.setattr(
+        "setbacks.studies.durability.each",
+        lambda _, many, *__, **___: [(v, tmp_path) for v in many],
+    )
+    read = {"a": asked, "b": silent}
+    monkeypatch.setattr(
+        "setbacks.studies.durability._read",
+        lambda _, judge: {"after_0": read[judge], "begun": read[judge]},
+    )
+    page = Durability().run(made, Durability.Options(), tmp_path, None)
+    assert page.answer[1:] == ["By b: no answer has a verdict on harm, so there is no rate."]
+    assert len(page.tables) == len(page.pictures) == 2 and {*page.data} == {*"ab"}
 
 
 def test_a_gain_lasts_until_it_cannot_be_told_from_the_untrained_model_tuned_as_long():

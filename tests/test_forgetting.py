@@ -8,6 +8,7 @@ import pytest
 
 from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference, Estimate
+from setbacks.pipeline import check
 from setbacks.recipe import Recipe
 from setbacks.records import Arm
 from setbacks.studies import carry_out
@@ -91,6 +92,15 @@ def test_too_few_answers_and_what_was_trained_on_are_told(tiny_recipe, tmp_path)
     alike = tiny_recipe(12, study={"methods": ["helpful"]})  # its suites ask what training answers
     with pytest.raises(InputError, match="12 helpful prompts .* train.helpful too"):
         carry_out("forgetting", alike, tmp_path / "alike")
+    assert not (tmp_path / "few").exists() and not (tmp_path / "alike").exists()
+
+
+def test_the_recipes_own_method_need_not_be_possible_if_it_is_not_compared(recipe):
+    study = Forgetting()
+    made = recipe(train={"method": "sft", "safe": []}, study={"methods": ["helpful"]})
+    with pytest.raises(InputError, match="sft needs safe answers"):
+        check(made)
+    study.check(made, study.options(made))
 
 
 @pytest.fixture
@@ -129,7 +139,7 @@ def test_tasks_without_the_harness_are_told_before_anything_is_done(
         pytest.skip("lm-evaluation-harness is installed")
     with pytest.raises(InputError, match=r"not installed; pip install 'setbacks\[lm-eval\]'"):
         carry_out("forgetting", tiny_recipe(study=capitals), tmp_path / "f")
-    assert not (tmp_path / "f/arms").exists()
+    assert not (tmp_path / "f").exists()
 
 
 def test_the_harness_scores_each_question_with_and_without_an_adapter(tiny, lora_of_tiny, capitals):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import analysis_of
 
 from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference
@@ -16,7 +17,7 @@ from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 from setbacks.studies import carry_out
 from setbacks.studies.likelihood import Likelihood, log_likelihoods
-from setbacks.studies.posterior import _held_out, _right, describe_growth, flipped
+from setbacks.studies.posterior import _held_out, _right, _states, describe_growth, flipped
 from setbacks.training import tokenize
 
 
@@ -93,6 +94,31 @@ def test_the_model_before_training_has_the_adapter_of_the_recipe(
         (measured,) = log_likelihoods(recipe, held_out[:1], lora_of_tiny)
     assert (first.state, first.example_id) == ("0", held_out[0].id)
     assert first.value == pytest.approx(measured, abs=1e-4)
+
+
+def test_step_0_is_what_training_continues_and_not_the_model_without_it(
+    tiny_recipe, lora_of_tiny, tmp_path
+):
+    recipe = tiny_recipe()
+    train = recipe.train.model_dump(mode="json") | {"start": str(lora_of_tiny), "steps": 1}
+    recipe = tiny_recipe(train=train, study={"snapshots": 1})
+    with RunFolder(tmp_path / "p", recipe) as opened, Session(opened) as run:
+        assert _states(run) == {"0": lora_of_tiny}
+
+
+def test_analyses_of_other_categories_are_not_held_out(tiny_recipe):
+    def kinds(categories):
+        recipe = tiny_recipe(train={"method": "mistake_analysis", "categories": categories})
+        rows = [
+            analysis_of(number, "<t>", harmful=name != "games").model_copy(
+                update={"category": name}
+            )
+            for number, name in enumerate(["theft", "fraud", "fraud", "games"])
+        ]
+        return {kind: len(rows) for kind, rows in _right(recipe, rows).items()}
+
+    assert kinds(None) == {"analysis": 3, "contrast": 1}
+    assert kinds(["fraud"]) == {"analysis": 2, "contrast": 1}
 
 
 def test_too_little_is_told_in_one_line(tiny_recipe, tmp_path):

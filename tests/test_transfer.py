@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import analysis_of
 
 from setbacks.errors import InputError
 from setbacks.measure.statistics import Difference
@@ -14,7 +15,17 @@ from setbacks.runs.folder import Run
 from setbacks.stages.train import of_categories, train
 from setbacks.studies import carry_out
 from setbacks.studies.scores import Scores
-from setbacks.studies.transfer import Column, _describe_gap, own_and_others
+from setbacks.studies.transfer import (
+    Column,
+    Transfer,
+    _arm,
+    _describe_gap,
+    _equal_number,
+    _groups,
+    _overrides,
+    own_and_others,
+)
+from setbacks.studies.variants import variant
 
 
 @pytest.fixture
@@ -39,6 +50,10 @@ def asking(recipe, instructions, prompts, **more):
     return recipe(instructions=[instructions], respond={"suites": suites}, **more)
 
 
+def groups(**named):
+    return {"study": {"groups": named}}
+
+
 def test_what_is_too_little_is_told_in_one_line(recipe, sorted_data, tmp_path, data):
     many, few = sorted_data(9, "theft", "fraud"), sorted_data(3, "theft", "fraud")
     cases = [
@@ -46,6 +61,9 @@ def test_what_is_too_little_is_told_in_one_line(recipe, sorted_data, tmp_path, d
         (many, few, {}, "3 harmful prompts of fraud .* at least 8"),
         (many, many, {"study": {"groups": {"a": ["thft"]}}}, 'Did you mean "theft"'),
         (many, many, {"study": {"groups": {"a": ["theft"]}}}, "1 groups of categories"),
+        (many, many, groups(a=["theft"], b=["fraud", "theft"]), '"theft" is there twice'),
+        (many, many, groups(**{"a b": ["theft"], "a-b": ["fraud"]}), '"a b" and "a-b" would'),
+        (many, many, groups(a=["theft"], all_of_them=["fraud"]), '"all_of_them" and "all of'),
         (many, many, {"study": {"to_language": "en"}}, "is the recipe's own"),
         (many, many, {"train": {"method": "sft"}}, "sft does not choose mistakes by their cat"),
         (many, many, {"train": {"method": "mistake_analysis_sft"}}, "_sft needs safe answers"),
@@ -54,13 +72,49 @@ def test_what_is_too_little_is_told_in_one_line(recipe, sorted_data, tmp_path, d
         with pytest.raises(InputError, match=message) as error:
             folder = tmp_path / f"t{number}"
             carry_out("transfer", asking(recipe, instructions, prompts, **more), folder)
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and not folder.exists()
 
 
 def test_too_few_analyses_of_a_group_are_told(recipe, sorted_data, tmp_path):
     few, many = sorted_data(3, "theft", "fraud"), sorted_data(9, "theft", "fraud")
     with pytest.raises(InputError, match="analyzed mistakes of fraud .*needs at least 8"):
         carry_out("transfer", asking(recipe, few, many), tmp_path / "t")
+
+
+def test_categories_are_those_of_the_mistakes_in_any_script(recipe, sorted_data):
+    """The instructions are not asked where all mistakes are of the data."""
+    named = sorted_data(9, "theft", "盗窃", "欺诈")
+    existing = {"source": "existing", "existing": [named]}
+    taken = asking(recipe, sorted_data(1, "other"), named, induce=existing)
+    assert list(_groups(taken, Transfer.Options())) == ["theft", "欺诈", "盗窃"]
+    assert len({_arm(name).name for name in _groups(taken, Transfer.Options())}) == 3
+
+
+@pytest.mark.parametrize(("most", "number"), [(None, 8), (5, 5), (100, 8)])
+@pytest.mark.parametrize("method", ["mistake_distillation", "mistake_analysis"])
+def test_each_group_gives_as_many_mistakes_as_the_smallest_and_the_recipe_allow(
+    recipe, open_session, most, number, method
+):
+    run = open_session()
+    rows = [
+        analysis_of(100 * place + i, "<t>").model_copy(update={"category": name})
+        for place, (name, count) in enumerate((("theft", 8), ("fraud", 12)))
+        for i in range(count)
+    ]
+    run.journal("analyses.jsonl", Analysis).write(rows)
+    made = recipe(train={"method": method, "most_analyses": most})
+    two = {name: [name] for name in ("theft", "fraud")}
+    assert _equal_number(made, run.path, two) == number
+
+
+def test_no_model_learns_examples_of_earlier_runs_or_answers_by_drafts(recipe):
+    made = recipe(
+        train={"replay": {"runs": ["earlier"]}, "safe": ["s.jsonl"]},
+        respond={"posterior": {"rank_by": "states"}},
+    )
+    changed = variant(made, "a", _overrides(made, Transfer.Options())).recipe
+    assert changed.train.safe == changed.train.replay.runs == []
+    assert changed.respond.posterior is None
 
 
 def of_category(category, harmful=True):
@@ -126,6 +180,25 @@ def test_own_and_others_are_told_apart_prompt_by_prompt():
     draw = np.random.default_rng(0).random((2, 40)) < 0.5
     level = own_and_others(outcomes(first, *draw), arms, columns)
     assert "not significant" in _describe_gap(level, "")
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "gap", "p", "verdict"),
+    [
+        (0.3, 0.1, 0.2, 0.001, "holds more for the categories that it was learned from"),
+        (-0.1, -0.3, 0.2, 0.001, "cost the others more than the categories that it was on"),
+        (0.1, 0.3, -0.2, 0.001, "it helps others more than its own"),
+        (-0.3, -0.1, -0.2, 0.001, "cost the categories that it was on more than the others"),
+        (0.3, 0.1, 0.2, 0.5, "the difference is not significant"),
+        (None, None, None, None, "No harmful prompt has a score from every model, by j,"),
+    ],
+)
+def test_a_gap_of_losses_is_not_called_a_gain(own, others, gap, p, verdict):
+    rows = {
+        name: Difference(value, None, None, 9, p)
+        for name, value in {"own": own, "others": others, "gap": gap}.items()
+    }
+    assert verdict in _describe_gap(rows, ", by j")
 
 
 def test_the_heat_map_shows_every_cell_and_says_which_are_beyond_chance():

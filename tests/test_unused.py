@@ -19,6 +19,7 @@ from setbacks.runs.folder import Run
 from setbacks.stages.unused import unused_settings
 from setbacks.studies import carry_out
 from setbacks.studies.ablation import applicable, factors
+from setbacks.studies.quantity_quality import QuantityQuality
 
 SOME_USE = {*CHOICE_OF_ANALYSES, *LEARNING_OF_ANALYSES, *CORRECTING, "safe"}
 SOME_USE -= {"verdict_weight"}  # which only the loss reads
@@ -144,7 +145,9 @@ def test_an_ablation_varies_from_what_the_recipe_has():
         ("ablation", "sft", {"factors": ["no_analyses"]}, "train.context, which sft does not use"),
         ("ablation", "sft", {"factors": ["no_safe_answers"]}, "leaves sft without the data"),
         ("ablation", "sft", {"factors": ["existing_mistakes"]}, "sft learns from no mistakes"),
+        ("ablation", "helpful", {}, "no factor changes anything for helpful"),
         ("quantity-quality", "critique_revise", {}, "does not choose among analyses"),
+        ("discrimination", "sft", {}, "sft learns from no mistakes, so the run has no harmful"),
         ("diversity", "sft", {}, "sft learns from no mistakes"),
     ],
 )
@@ -157,6 +160,14 @@ def test_a_study_of_what_its_method_does_not_use_does_not_begin(
     with pytest.raises(InputError, match=message):
         carry_out(study, recipe, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_method_that_does_not_see_analyses_is_not_told_to_use_itself():
+    study = QuantityQuality()
+    train = {"method": "mistake_distillation", "context": "guidance"}
+    recipe = Recipe.model_validate({"train": train})
+    with pytest.raises(InputError, match="train.analyses changes nothing.* train.context=analysis"):
+        study.check(recipe, study.options(recipe))
 
 
 # Other sections ----------------------------------------------------------------------------------

@@ -47,9 +47,9 @@ METHOD = [
     "next words after the neutral question that training uses, not parsed prose. The "
     f"probe is a logistic regression on the mean hidden state, {FOLDS}-fold, with no "
     "instruction in two folds.",
-    "Without `study.labels` the harmful answers are the run's mistakes, mostly the model's own, and "
-    "the harmless ones mostly other people's, so a part of both figures can be style: labels by "
-    "people on answers of one origin say more.",
+    "Without `study.labels` the harmful answers are the run's mistakes, mostly the model's own, "
+    "and the harmless ones mostly other people's, so a part of both figures can be style: labels "
+    "by people on answers of one origin say more.",
 ]
 
 

@@ -78,7 +78,9 @@ class Diversity(Study):
         Raises:
             InputError: there are too few mistakes.
         """
-        changes = {guidance: {"induce.guidance": guidance} for guidance in options.guidances}
+        changes: dict[str, dict[str, Any]] = {
+            guidance: {"induce.guidance": guidance} for guidance in options.guidances
+        }
         variants = seeded(recipe, changes, options.seeds)
         # The mistakes do not depend on the training's seed, so one variant per guidance is enough.
         one_each = variants[:: options.seeds]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -199,8 +199,8 @@ def each(
     with closing(_side_by_side([path for *_, path in started], until, jobs)) as results:
         for number, current, path in started:
             report_progress(current.name, number, until, 0, 1)
-            if error := next(results):
-                keep(current, error)
+            if failure := next(results):
+                keep(current, failure)
                 continue
             report_progress(current.name, number, until, 1, 1)
             yield current, path
@@ -225,7 +225,9 @@ def _check_new(folder: Path, variants: Sequence[Variant]) -> None:
             check(one.recipe)
 
 
-def _side_by_side(paths: Sequence[Path], until: str, jobs: int) -> Iterator[SetbacksError | None]:
+def _side_by_side(
+    paths: Sequence[Path], until: str, jobs: int
+) -> Generator[SetbacksError | None, None, None]:
     """Run what is missing in several run folders, each in its own process.
 
     Yields the error of each, in order; None if it is done. When this is closed or interrupted, the
