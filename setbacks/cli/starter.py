@@ -164,7 +164,9 @@ def _kind(field: Any) -> str:
     text = getattr(field.annotation, "__name__", None)
     if text is None or "[" in str(field.annotation) or "|" in str(field.annotation):
         # Validators inside a type say nothing to a reader.
-        text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", str(field.annotation))
+        text = re.sub(
+            r"Annotated\[(\w+), (?:[^\[\]]|\[[^\[\]]*\])*\]", r"\1", str(field.annotation)
+        )
         text = text.replace("typing.", "")
     return "`" + text.replace("|", "or") + "`"
 

@@ -230,8 +230,8 @@ def unique(key: str | None = None) -> AfterValidator:
     """
     what = "value" if key is None else "name"
 
-    def check(items: list[Any]) -> list[Any]:
-        names = items if key is None else list(map(attrgetter(key), items))
+    def check(items: list[Any] | None) -> list[Any] | None:
+        names = (items or []) if key is None else list(map(attrgetter(key), items or []))
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f'duplicate {what} "{twice[0]}"; {what}s must be unique')
         return items

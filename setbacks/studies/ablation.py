@@ -54,7 +54,7 @@ class Ablation(Study):
     class Options(Section):
         """Options of `setbacks study ablation`."""
 
-        factors: Annotated[list[str], unique()] | None = Field(
+        factors: Annotated[list[str] | None, unique()] = Field(
             None,
             description="Factors to vary; null: all that the method uses and the recipe has data "
             "for.",

@@ -53,7 +53,7 @@ class Durability(Study):
     class Options(Section):
         """Options of `setbacks study durability`."""
 
-        methods: Annotated[list[str], unique()] | None = Field(
+        methods: Annotated[list[str] | None, unique()] = Field(
             None,
             description="Methods whose models are tuned further; null: the recipe's, and `sft`.",
             min_length=1,

@@ -67,7 +67,7 @@ class Forgetting(Study):
     class Options(Section):
         """Options of `setbacks study forgetting`."""
 
-        methods: Annotated[list[str], unique()] | None = Field(
+        methods: Annotated[list[str] | None, unique()] = Field(
             None,
             description="Methods to compare with the untrained model; null: the recipe's, and "
             "`sft`.",
