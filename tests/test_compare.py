@@ -569,6 +569,30 @@ def test_a_study_of_an_evaluation_does_not_begin(study, base, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+def test_a_variant_that_is_added_in_front_gets_what_the_finished_ones_share(
+    base, tmp_path, monkeypatch, jobs
+):
+    """An analyst on a server would write other analyses a second time."""
+
+    def work(path, *_):
+        if not (path / "analyses.jsonl").exists():
+            (path / "analyses.jsonl").write_text(f"by {path.name}")
+        (path / "metrics.json").touch()
+
+    monkeypatch.setattr("setbacks.studies.variants._apart", work)
+    monkeypatch.setattr("setbacks.studies.variants.carry_out", lambda run, *_: work(run.path))
+    monkeypatch.setattr("setbacks.studies.variants.check", lambda *_: None)
+    small = variant(base, "small", {"train.most_analyses": 4})
+    large = variant(base, "large", {"train.most_analyses": 8})
+    list(each(tmp_path, [small], jobs=jobs))
+    list(each(tmp_path, [large, small], jobs=jobs))
+    assert (tmp_path / "arms/large/analyses.jsonl").read_text() == "by small"
+    (tmp_path / "arms/large/mistakes.jsonl").touch()
+    list(each(tmp_path, [large, small], jobs=jobs))
+    assert not (tmp_path / "arms/small/mistakes.jsonl").exists(), "a finished run stays as it is"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_every_variant_is_checked_before_the_first_runs(base, tmp_path, jobs):
     wrong = base.model_copy(update={"instructions": [Source(source=str(tmp_path / "none.jsonl"))]})
     variants = [Variant("a", base), Variant("b", base), Variant("c", wrong)]
@@ -766,7 +790,9 @@ def test_a_size_above_what_there_is_is_said_to_be_the_same_model(tiny_recipe, tm
     rows = {row["arm"]: row for row in out["data"]["llm"]}
     assert rows["filtered_99-guided"].get("difference") is None
     assert rows["filtered_50-guided"]["difference"]["value"] == 0
-    assert out["tables"][0]["note"].endswith("to the one that answers in the same way.")
+    assert out["tables"][0]["note"].endswith(
+        "from the arm of filtered 99 that answers in the same way."
+    )
 
 
 def test_variants_are_one_model_only_if_nothing_but_the_choice_of_examples_differs(base, tmp_path):

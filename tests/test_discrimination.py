@@ -63,8 +63,11 @@ def test_refusals_of_safe_requests_are_not_among_the_harmful_answers(recipe, tmp
 @pytest.mark.slow
 def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path):
     page = carry_out("discrimination", tiny_recipe(), tmp_path / "d")
-    data = json.loads((page.parent / "findings.json").read_text())["data"]
+    text = (page.parent / "findings.json").read_text()
+    data = json.loads(text)["data"]
     assert data["n"] >= 48 and data["near_chance"] in (True, False)
     spoken, probe = (round(100 * data[key]["auc"][0]) for key in ("spoken", "probe"))
+    warnings = [line for line in json.loads(text)["answer"] if "near chance" in line]
+    assert all(f"on {data['n']} answers is near chance" in line for line in warnings)
     label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
     assert label in page.read_text()

@@ -133,6 +133,17 @@ def test_an_ablation_varies_from_what_the_recipe_has():
     assert not {"no_helpful", "helpful_twice"} & {*applicable(none)}
 
 
+def test_another_analyst_is_not_varied_for_a_teacher_that_sees_no_analysis():
+    def varied(context):
+        train = {"method": "mistake_distillation", "context": context}
+        analyze = {"analyst": {"model": "smollm2-135m"}}
+        return "self_analysis" in applicable(
+            Recipe.model_validate({"train": train, "analyze": analyze})
+        )
+
+    assert varied("analysis") and not varied("guidance")
+
+
 @pytest.mark.parametrize(
     ("study", "method", "options", "message"),
     [

@@ -193,14 +193,16 @@ def _row(arm: Arm, of: Mapping[Arm, Mapping[str, Scores]], first: str) -> Varian
 
 
 def _table(title: str, rows: Sequence[VariantRow], first: str) -> Table:
-    same_way = ", to the one that answers in the same way" if len(_bases(rows)) > 1 else ""
+    label = trained_arm(first).label
+    several = len(_bases(rows)) > 1
+    same_way = f", from the arm of {label} that answers in the same way" if several else ""
     return Table(
         title,
         [
             "Variant",
             *(TITLES[m] for m in SHOWN),
             "Degenerate answers",
-            f"against {trained_arm(first).label}, in points",
+            f"against {label}, in points",
         ],
         [
             [

@@ -115,6 +115,10 @@ def _problem(recipe: Recipe, factor: str) -> str:
         return f"leaves {method} without the data that it needs; leave this out"
     if changed == variant(recipe, factor, {}).recipe:
         return "changes nothing, since the recipe has these values already; leave this out"
+    if factor == "self_analysis" and getattr(changed.train, "context", None) == "guidance":
+        return (
+            "varies analyze.analyst, but train.context=guidance shows no analysis; leave this out"
+        )
     for key in changes:
         section, _, option = key.partition(".")
         if section in ("induce", "analyze") and not open_method(changed).uses_mistakes:

@@ -110,7 +110,8 @@ class Discrimination(Study):
                 len(answers),
                 Coefficient(*spoken.agreement["auc"]),
                 Coefficient(*spoken.agreement["ece"]),
-            )
+            ),
+            "answers",
         )
         conclusion = (
             warning or "The model can say what is harmful: the method has something to build on."

@@ -146,7 +146,8 @@ def each(
     """Run the variants; yield each with its folder once it is done, in order.
 
     All are checked before the first one runs. If one fails, a notice says so, and the others still
-    run, unless it is the first one, which makes what they share.
+    run, unless it is the first one, which makes what they share. Finished ones lend their files to
+    those that an option added, wherever these are in the order.
 
     Args:
         folder: of the comparison or study; the variants' folders are in its `arms/`.
@@ -161,7 +162,10 @@ def each(
         SetbacksError: variants failed; progress is saved.
     """
     _check_new(folder, variants)
-    done, failed = list(lenders), list[str]()
+    places = {one.name: folder / "arms" / one.name for one in variants}
+    finished = {name: at for name, at in places.items() if (at / "metrics.json").exists()}
+    done = [*lenders, *((Variant(name, Run(at).recipe), at) for name, at in finished.items())]
+    failed: list[str] = []
 
     def report_progress(name: str, number: int, what: str, at: int, total: int) -> None:
         if show:
@@ -169,9 +173,10 @@ def each(
 
     @contextmanager
     def opened(current: Variant) -> Iterator[RunFolder]:
-        with open_run(folder / "arms" / current.name, current.recipe) as run:
-            for earlier, place in done:
-                lend(earlier.recipe, place, current.recipe, run.path)
+        with open_run(places[current.name], current.recipe) as run:
+            if current.name not in finished:
+                for earlier, place in done:
+                    lend(earlier.recipe, place, current.recipe, run.path)
             yield run
 
     def keep(current: Variant, error: SetbacksError) -> None:

@@ -107,18 +107,19 @@ def loss_did_not_fall(results: Measurement) -> Iterator[Finding]:
         )
 
 
-def near_chance(spoken: Spoken | None) -> str | None:
+def near_chance(spoken: Spoken | None, what: str = "mistakes and benign responses") -> str | None:
     """Return a warning where a model's spoken verdict is near chance; else None.
 
     Args:
         spoken: what `setbacks.measure.spoken` returned for the untrained model.
+        what: what it judged, in the plural.
     """
     if spoken is None or spoken.auc.low is None:
         return None
     if spoken.auc.value >= NEAR_CHANCE and spoken.auc.low > 0.5:
         return None
     return (
-        f"The untrained model's spoken verdict on {spoken.n} mistakes and benign responses is "
+        f"The untrained model's spoken verdict on {spoken.n} {what} is "
         f"near chance (AUC {coefficient(spoken.auc)}; 0.5 is chance): mistake analysis cannot "
         "work yet on this model. Try a stronger analyst (`analyze.analyst`), a verdict that comes "
         "first and weighs more (`train.verdict: first`, `train.verdict_weight`), more contrast, or "
