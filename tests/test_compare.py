@@ -544,6 +544,28 @@ def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, see
     assert any(line.startswith("train.seed is set") for line in notices) == (seed is not None)
 
 
+@pytest.mark.parametrize(
+    ("study", "key", "value"),
+    [
+        ("quantity-quality", "train.most_analyses", 4),
+        ("diversity", "induce.guidance", "persona"),
+        ("durability", "respond.prefill", "<words>"),
+    ],
+)
+def test_a_setting_that_a_study_replaces_is_noticed(base, tmp_path, study, key, value):
+    (tmp_path / "note.txt").touch()  # so that the study does not begin
+    for recipe in (base, variant(base, "set", {key: value}).recipe):
+        notices = []
+        keep_notices(notices.append)
+        try:
+            with pytest.raises(InputError, match="not empty"):
+                carry_out(study, recipe, tmp_path)
+        finally:
+            drop_notices(notices.append)
+        noticed = any(line.startswith(f"{key} is set, but changes nothing") for line in notices)
+        assert noticed == (recipe is not base)
+
+
 def test_a_study_of_methods_takes_the_recipes_own_and_sft(base):
     of_sft = Recipe.model_validate({"train": {"method": "sft"}})
     assert methods_of(Recipe(), None) == ["mistake_distillation", "sft"]
@@ -617,6 +639,13 @@ def test_every_variant_is_checked_before_the_first_runs(base, tmp_path, jobs):
 def test_options_that_are_empty_or_the_same_twice_are_told(base, tmp_path, study, options, message):
     with pytest.raises(InputError, match=f"study {study.replace('-q', ' and q')}: {message}"):
         carry_out(study, base.model_copy(update={"study": options}), tmp_path / "s")
+
+
+def test_one_analysis_cannot_be_shuffled(base, tmp_path):
+    sizes = base.model_copy(update={"study": {"sizes": [1, 4]}})
+    with pytest.raises(InputError, match="study.sizes: 1 has no other analysis"):
+        carry_out("quantity-quality", sizes, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_study_that_cannot_begin_takes_no_folder(base, tmp_path):

@@ -56,8 +56,8 @@ def test_the_widest_is_named_with_those_that_overlap_it():
     spread = [dispersion(np.eye(6)), dispersion(np.ones((6, 2))), dispersion(np.eye(8))]
     said = _widest(drawn, spread)
     assert "mistakes of hints have the largest" in said
-    assert said.endswith("not significantly different from category.")
-    assert "not significantly" not in _widest(drawn[:2], spread[:2])
+    assert said.endswith("its interval overlaps with that of category.")
+    assert "overlaps" not in _widest(drawn[:2], spread[:2])
     assert "have a mean distance of" in _widest(drawn[:1], spread[:1])  # largest of one
 
 

@@ -42,10 +42,10 @@ def unused_settings(recipe: Recipe) -> Iterator[str]:
         yield f"train.{key} is an option of {owner}; {train.method} does not use it"
     default = Recipe(train=train.defaults())
     for key in sorted(unused(recipe)):
-        if _is_set(f"train.{key}", recipe, default):
+        if is_set(f"train.{key}", recipe, default):
             yield f"train.{key} is set, but {train.method} does not use it with these settings"
     for key, why in _without_effect(recipe):
-        if _is_set(key, recipe, default):
+        if is_set(key, recipe, default):
             yield f"{key} is set, but changes nothing, since {why}"
     yield from _of_judges(recipe)
     yield from _of_words(recipe)
@@ -54,7 +54,7 @@ def unused_settings(recipe: Recipe) -> Iterator[str]:
     yield from _of_adapter(recipe)
 
 
-def _is_set(key: str, recipe: Recipe, default: Recipe) -> bool:
+def is_set(key: str, recipe: Recipe, default: Recipe) -> bool:
     """Whether a dotted key of a recipe differs from its default."""
     value = attrgetter(key)
     return bool(value(recipe) != value(default))

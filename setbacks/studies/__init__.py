@@ -28,6 +28,7 @@ from setbacks.report.page import Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
+from setbacks.stages.unused import is_set
 from setbacks.studies.scores import Scores, difference, estimate, gather, unsteady
 from setbacks.studies.variants import Variant, each, prepare_folder, same_model, variant
 
@@ -43,11 +44,13 @@ class Study(ABC):
         title: names the study on its page.
         question: what the study answers, in a sentence.
         Options: the section `study` of a recipe.
+        replaces: dotted keys that the study sets itself; a notice says so if the recipe sets one.
     """
 
     title: ClassVar[str]
     question: ClassVar[str]
     Options: ClassVar[type[Section]] = Section
+    replaces: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def options(cls, recipe: Recipe) -> Any:
@@ -111,6 +114,10 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     study.check(recipe, options)
     if recipe.train.seed is not None and hasattr(options, "seeds"):
         notice("train.seed is set, but changes nothing: the seeds of trainings count from `seed`")
+    default = Recipe(train=recipe.train.defaults())
+    for key in study.replaces:
+        if is_set(key, recipe, default):
+            notice(f"{key} is set, but changes nothing: the study {study.title} sets it")
     recipe = prepare_folder(folder, recipe)
     return write(folder, study.run(recipe, options, folder, show))
 

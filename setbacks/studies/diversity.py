@@ -48,6 +48,7 @@ class Diversity(Study):
 
     title = "diversity"
     question = "Does more varied guidance draw more varied mistakes, and does that help?"
+    replaces = ("induce.guidance",)
 
     class Options(Section):
         """Options of `setbacks study diversity`."""
@@ -200,7 +201,7 @@ def _table(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> Table:
 
 
 def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
-    """Say which mistakes are furthest apart, and whether the difference is significant."""
+    """Say which mistakes are furthest apart, and which intervals overlap with theirs."""
     by = {d.guidance: s for d, s in zip(drawn, spread, strict=True)}
     if len(by) == 1:
         distance = with_interval(spread[0], SCORE)
@@ -209,4 +210,4 @@ def _widest(drawn: Sequence[Drawn], spread: Sequence[Estimate]) -> str:
     level = [g for g in by if g != first and (by[g].high or 0.0) >= (by[first].low or 0.0)]
     distance = with_interval(by[first], SCORE)
     lead = f"The mistakes of {first} have the largest mean distance ({distance})"
-    return lead + (f", not significantly different from {listed(level)}." if level else ".")
+    return lead + (f"; its interval overlaps with that of {listed(level)}." if level else ".")

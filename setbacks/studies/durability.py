@@ -49,6 +49,7 @@ class Durability(Study):
 
     title = "durability"
     question = "How much ordinary fine-tuning undoes the alignment, and how deep does it go?"
+    replaces = ("respond.posterior", "respond.prefill")
 
     class Options(Section):
         """Options of `setbacks study durability`."""

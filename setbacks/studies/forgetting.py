@@ -63,6 +63,7 @@ class Forgetting(Study):
 
     title = "forgetting"
     question = "What does training cost in ability and in variety?"
+    replaces = ("respond.posterior",)
 
     class Options(Section):
         """Options of `setbacks study forgetting`."""

@@ -36,6 +36,7 @@ class QuantityQuality(Study):
 
     title = "quantity and quality"
     question = "How many analyses does it take, and how good must they be?"
+    replaces = ("train.analyses", "train.most_analyses")
 
     class Options(Section):
         """Options of `setbacks study quantity-quality`."""
@@ -51,13 +52,19 @@ class QuantityQuality(Study):
         seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
-        """Check the recipe, and that its method chooses among analyses."""
+        """Check the recipe, that its method chooses among analyses, and the sizes."""
         super().check(recipe, options)
         if not_used := [key for key in CHOICE_OF_ANALYSES if key in unused(recipe)]:
             raise InputError(
                 f"train.method: {recipe.train.method} does not choose among analyses with these "
                 f"settings (train.{not_used[0]} changes nothing), which this study varies; use "
                 "mistake_analysis, or mistake_distillation with train.context=analysis"
+            )
+
+        if 1 in options.sizes and "shuffled" in options.qualities:
+            raise InputError(
+                "study.sizes: 1 has no other analysis to shuffle with; use sizes of 2 or more, or "
+                "leave shuffled out of study.qualities"
             )
 
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:

@@ -59,6 +59,7 @@ class Transfer(Study):
 
     title = "transfer"
     question = "Does what is learned from some categories of harm hold for others?"
+    replaces = ("train.categories", "respond.posterior")
 
     class Options(Section):
         """Options of `setbacks study transfer`."""
