@@ -32,7 +32,7 @@ DATA = ROOT / "setbacks" / "data" / "sets"
 RESULTS = ROOT / "research" / "results" / "near_duplicates.json"
 
 # refusals.jsonl is left out: it repeats the training prompts of the two red-team sets on purpose.
-SETS = ("redteam", "hijacking", "safe", "twins", "helpful", "redteam_zh", "safe_zh")
+SETS = ("redteam", "hijacking", "safe", "twins", "helpful", "everyday", "redteam_zh", "safe_zh")
 
 SPLITS = ("train", "validation", "test")
 

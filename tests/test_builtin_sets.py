@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "setbacks" / "data" / "sets"
 
 FIELDS = ["id", "text", "category", "language", "split"]
-PROMPT_SETS = ("redteam", "hijacking", "safe", "twins", "helpful", "redteam_zh", "safe_zh")
+PROMPT_SETS = (
+    *("redteam", "hijacking", "safe", "twins", "helpful", "everyday", "redteam_zh", "safe_zh"),
+)
 
 # File -> its fields, language, prompts by split, and number of categories.
 PROMISED = {
@@ -29,6 +31,7 @@ PROMISED = {
         14,
     ),
     "helpful": ([*FIELDS, "answer"], "en", {"train": 160, "test": 80}, 16),
+    "everyday": ([*FIELDS, "answer"], "en", {"train": 200}, 5),
     "redteam_zh": (FIELDS, "zh", {"train": 20, "test": 20}, 14),
     "safe_zh": ([*FIELDS, "answer"], "zh", {"train": 20, "test": 20}, 10),
     "refusals": ([*FIELDS, "answer"], None, {"train": 104}, 14),
@@ -113,7 +116,7 @@ def test_no_text_stands_twice() -> None:
     assert [text for text, n in texts.items() if n > 1] == []
 
 
-@pytest.mark.parametrize("name", ["safe", "twins", "helpful", "safe_zh", "refusals"])
+@pytest.mark.parametrize("name", ["safe", "twins", "helpful", "everyday", "safe_zh", "refusals"])
 def test_answers_are_where_promised_and_short(name: str) -> None:
     answers = []
     for row in read(name):

@@ -63,6 +63,7 @@ class Preset(NamedTuple):
 
 # The project's own sets, for `setbacks list`; data/sets/README.md describes them.
 SETS = {
+    "everyday": "harmless prompts in the forms of red-team prompts and of chat; train: 200",
     "helpful": "240 everyday tasks with short answers; train: 160, test: 80",
     "hijacking": "140 harmless tasks with a harmful goal injected; train: 20, validation: 20, "
     "test: 100",
