@@ -16,7 +16,7 @@ from setbacks.methods.posterior_distillation import PosteriorDistillation
 from setbacks.methods.preferences import pairs
 from setbacks.methods.sft import SFT
 from setbacks.notices import drop_notices, keep_notices
-from setbacks.pipeline import carry_out, open_run
+from setbacks.pipeline import carry_out, check, open_run
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Analysis, Arm, Choice, Correction, Example, Revision
@@ -125,6 +125,16 @@ def test_a_mix_that_the_data_cannot_fill_is_noticed(recipe, mix, said):
     finally:
         drop_notices(notices.append)
     assert notices == ([f"{said}: all are used"] if said else [])
+
+
+def test_a_mix_that_the_model_writes_itself_is_not_missed_before_the_run():
+    notices = []
+    keep_notices(notices.append)
+    try:
+        check(Recipe())  # of mistake distillation, with the model's own helpful answers
+    finally:
+        drop_notices(notices.append)
+    assert notices == []
 
 
 def test_analyses_that_failed_teach_nothing(recipe):

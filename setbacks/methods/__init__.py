@@ -370,8 +370,14 @@ def answers_itself(recipe: Recipe) -> bool:
 
 def mixed(recipe: Recipe, own: Sequence[Example]) -> list[Example]:
     """Return a method's own examples, and helpful answers in the recipe's proportion."""
-    wanted = recipe.train.mix.helpful * len(own)
-    return [*own, *share(helpful_answers(recipe), wanted, "helpful")]
+    return [*own, *helpful_share(recipe, len(own))]
+
+
+def helpful_share(recipe: Recipe, number: int) -> list[Example]:
+    """Return helpful answers in the recipe's proportion to a number of a method's own examples."""
+    there = recipe.train.helpful_from == "data"  # else the model has not answered yet
+    wanted = recipe.train.mix.helpful * number
+    return share(helpful_answers(recipe), wanted, "helpful" if there else None)
 
 
 def mistakes(analyses: Iterable[Analysis], kind: Setback = "harmful") -> dict[str, Analysis]:

@@ -21,13 +21,12 @@ from setbacks.methods import (
     LEARNING_OF_ANALYSES,
     Method,
     example,
-    helpful_answers,
+    helpful_share,
     mistake_sources,
     mistakes,
     refusal_sources,
     refused,
     safe,
-    share,
     share_of_refusals,
 )
 from setbacks.methods.corrections import CORRECTING, CorrectionOptions, corrections, learned
@@ -168,10 +167,9 @@ def pairs(recipe: Recipe, analyses: Sequence[Analysis], method: str) -> list[Exa
 
 def _helpful(recipe: Recipe, number: int, refusals: Sequence[Example]) -> list[Example]:
     """Return helpful answers in proportion to a number of pairs, each preferred to a refusal."""
-    answers = share(helpful_answers(recipe), recipe.train.mix.helpful * number, "helpful")
     return [
         _pair("helpful_pair", answer, refusal.completion, [*answer.parents, *refusal.parents])
-        for index, answer in enumerate(answers)
+        for index, answer in enumerate(helpful_share(recipe, number))
         for refusal in [refusals[index % len(refusals)]]
     ]
 
