@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py --out runs/compare --jobs 8
 
-Runs `setbacks compare recipes/compare.yaml`, or resumes it. Writes benchmarks/results/compare.json.
-Needs the data in ../shared/data.
+Runs `setbacks compare recipes/compare.yaml`, or resumes it. Needs the data in ../shared/data.
+Writes results/compare.json; with `--seeds 1`, which takes an evening, compare_one_seed.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from controls import arms
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "compare.yaml"
-RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
+RESULTS = ROOT / "benchmarks" / "results"
 METHOD = "mistake_distillation"
 METRICS = (
     "harmless_rate",
@@ -48,8 +48,15 @@ def main() -> None:
     for row, arm in zip(rows, judged["arms"], strict=True):
         halves = arm["seeds"]["harmless_rate"], arm["seeds"]["compliance"]
         row["seeds"] = [harmonic_mean(pair) for pair in zip(*halves, strict=True)]
-    results = {"arms": rows, "training": findings["data"]["spent"]}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    kept = {name: value for name, value in options.items() if name not in ("out", "jobs")}
+    shown = [word for name, value in kept.items() for word in (f"--{name}", value)]
+    results = {
+        "command": " ".join(["python benchmarks/compare.py", *shown]),
+        "arms": rows,
+        "training": findings["data"]["spent"],
+    }
+    name = "compare_one_seed.json" if options.get("seeds") == "1" else "compare.json"
+    (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

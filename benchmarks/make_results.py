@@ -344,6 +344,7 @@ BENCHMARKS: dict[str, Section] = {
     "train": ("Training, compared with TRL's own trainer", train),
     "attention": ("Attention on a CPU", attention),
     "compare": ("Methods compared at equal data", compare),
+    "compare_one_seed": ("Methods compared at equal data, one seed", compare),
     "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
 }
@@ -365,8 +366,10 @@ def write(folder: str, sections: dict[str, Section]) -> None:
     for name, (title, show) in sections.items():
         path = ROOT / folder / "results" / f"{name}.json"
         if path.exists():
-            lines += ["", f"## {title}", "", f"`python {folder}/{name}.py`", ""]
-            lines += show(json.loads(path.read_text(encoding="utf-8")))
+            data = json.loads(path.read_text(encoding="utf-8"))
+            command = data.get("command") if isinstance(data, dict) else None
+            lines += ["", f"## {title}", "", f"`{command or f'python {folder}/{name}.py'}`", ""]
+            lines += show(data)
     (ROOT / folder / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
