@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import harmonic_mean
+from typing import Any
 
 from controls import arms
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--methods", help="some of the recipe's arms, separated by commas")
     parser.add_argument("--jobs", help="trainings at the same time")
     options = {name: value for name, value in vars(parser.parse_args()).items() if value}
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    words = as_words(options)
     command = [sys.executable, "-m", "setbacks", "compare", str(RECIPE), *words]
     subprocess.run(command, check=True)
     findings = json.loads((options["out"] / "findings.json").read_text(encoding="utf-8"))
@@ -48,15 +49,19 @@ def main() -> None:
     for row, arm in zip(rows, judged["arms"], strict=True):
         halves = arm["seeds"]["harmless_rate"], arm["seeds"]["compliance"]
         row["seeds"] = [harmonic_mean(pair) for pair in zip(*halves, strict=True)]
-    kept = {name: value for name, value in options.items() if name not in ("out", "jobs")}
-    shown = [word for name, value in kept.items() for word in (f"--{name}", value)]
+    shown = {name: value for name, value in options.items() if name not in ("out", "jobs")}
     results = {
-        "command": " ".join(["python benchmarks/compare.py", *shown]),
+        "command": " ".join(["python benchmarks/compare.py", *as_words(shown)]),
         "arms": rows,
         "training": findings["data"]["spent"],
     }
     name = "compare_one_seed.json" if options.get("seeds") == "1" else "compare.json"
     (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def as_words(options: dict[str, Any]) -> list[str]:
+    """Return options as words of a command line."""
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
 if __name__ == "__main__":

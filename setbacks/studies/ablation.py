@@ -70,7 +70,8 @@ class Ablation(Study):
     def run(self, recipe: Recipe, options: Options, folder: Path, show: Show | None) -> Findings:
         """Train and measure the recipe, and every variant of it."""
         changed: dict[str, dict[str, Any]] = {"as_it_is": {}}
-        changed |= {name: factors(recipe)[name] for name in _chosen(recipe, options)}
+        known = factors(recipe)
+        changed |= {name: known[name] for name in _chosen(recipe, options)}
         variants = seeded(recipe, changed, options.seeds)
         return against_first(self, recipe, folder, variants, show, "One factor at a time")
 
@@ -88,9 +89,10 @@ def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
             f"train.method: no factor changes anything for {recipe.train.method} with this recipe; "
             "use mistake_distillation, or another method that learns from mistakes"
         )
+    known = factors(recipe)
     for name in options.factors:
-        if name not in factors(recipe):
-            raise InputError(f'study.factors: no "{name}".{nearest(name, factors(recipe))}')
+        if name not in known:
+            raise InputError(f'study.factors: no "{name}".{nearest(name, known)}')
         if problem := _problem(recipe, name):
             raise InputError(f"study.factors: {name} {problem}")
     return options.factors
