@@ -193,7 +193,14 @@ def test_its_engine_answers(cli, tiny_recipe, tiny, tmp_path):
 
 
 def test_its_study_answers(cli, tiny_recipe, tmp_path):
-    path = tiny_recipe(study={"ranks": [1, 2]})
+    prompts = tmp_path / "harmful.jsonl"
+    prompts.write_text("".join(f'{{"text": "<harmful prompt {i}>"}}\n' for i in range(4)))
+    suites = [
+        {"name": "kitchen", "kind": "safe", "sources": ["builtin:kitchen"]},
+        {"name": "harmful", "kind": "harmful", "sources": [str(prompts)]},
+    ]
+    answering = {"guidance": False, "sampling": {"max_new_tokens": 8}, "suites": suites}
+    path = tiny_recipe(study={"ranks": [1, 2]}, respond=answering)
     ran = cli("study", "rank", path, "--out", "study", "-q", timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert "No variant differs significantly from rank 1." in ran.stdout
