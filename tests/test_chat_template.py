@@ -301,6 +301,21 @@ def test_an_added_token_that_is_not_called_special_stays_text(tiny, flag):
     assert tokenizer.decode(plain(tokenizer, text)) == text
 
 
+def test_the_added_tokens_of_a_tokenizer_are_listed_once(tiny, monkeypatch):
+    """Each reading makes the list anew: with the 6,249 of Gemma 3, that took a minute."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.add_tokens([AddedToken(f"<unused{i}>", special=False) for i in range(9)])
+    readings = []
+    listed = type(tokenizer).added_tokens_decoder
+    reader = property(lambda self: readings.append(1) or listed.fget(self))
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", reader)
+    assert tokenizer.decode(plain(tokenizer, "a <unused1> b")) == "a <unused1> b"
+    assert readings == [1]
+
+
 def test_a_text_that_a_normalizer_turns_into_a_token_stays_text():
     from tokenizers import AddedToken, normalizers
 

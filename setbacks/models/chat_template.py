@@ -31,13 +31,13 @@ from setbacks.models.thinking import Thinking, thinking_of
 from setbacks.models.tokens import (
     MARKER,
     Part,
+    control_tokens,
     controls_in,
     inner_ids,
     message_part,
     part_ids,
     plain,
     state_of,
-    token_name,
     written,
 )
 from setbacks.notices import notice
@@ -361,17 +361,17 @@ def _turn_end_of(tokenizer: Any, state: str) -> TurnEnd:
         return TurnEnd()
     last = rendered[2]
     middle = (optional_pieces(tokenizer, [USER, ANSWER, USER]) or [""] * 3)[2]
-    in_turn = _after_thoughts(tokenizer)
+    in_turn, names = _after_thoughts(tokenizer), control_tokens(tokenizer).names
 
     def ends(text: str) -> list[int]:
         return [
             token
             for token in controls_in(tokenizer, text)
-            if token not in in_turn and token_name(tokenizer, token) in text
+            if token not in in_turn and names[token] in text
         ]
 
     def up_to(text: str, token: int) -> TurnEnd:
-        name = token_name(tokenizer, token)
+        name = names[token]
         return TurnEnd(text[: text.rindex(name) + len(name)], frozenset([token]))
 
     shared = commonprefix([last, middle])

@@ -36,11 +36,12 @@ def plain(tokenizer: Any, text: str) -> list[int]:
         return []
     text = encodable(text)
     ids = inner_ids(tokenizer, text, split_special_tokens=True)
-    spelled = control_tokens(tokenizer).ids.intersection(ids)
+    controls = control_tokens(tokenizer)
+    spelled = controls.ids.intersection(ids)
     if not spelled or len(text) == 1:
         return ids
     # The tokenizer does not split tokens that it does not call special: cut them here.
-    names = [token_name(tokenizer, token) for token in spelled]
+    names = [controls.names[token] for token in spelled]
     inside = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
     parts = [part for part in re.split(inside, text) if part]
     pieces: Sequence[str] = (
@@ -114,6 +115,7 @@ def message_part(text: str) -> Part:
 class Controls(NamedTuple):
     """The tokens that text must not become: they control a model, and are not words."""
 
+    names: dict[int, str]  # how each is spelled
     ids: frozenset[int]
     spelled: re.Pattern[str]  # any of them, in folded text
 
@@ -149,18 +151,16 @@ def _controls_of(tokenizer: Any, state: str) -> Controls:
         word = backend is not None and backend.model.token_to_id(name) is not None
         return bool(MARKER.fullmatch(name)) and (name in template or not word)
 
-    ids = set(tokenizer.all_special_ids)
-    for token, added in tokenizer.added_tokens_decoder.items():
-        if added.special or looks_like_control(added.content):
-            ids.add(token)
-    names = sorted(_folded(token_name(tokenizer, token)) for token in ids)
-    return Controls(frozenset(ids), re.compile("|".join(map(re.escape, names)) or "(?!)"))
-
-
-def token_name(tokenizer: Any, token: int) -> str:
-    """Return how a token is spelled; its form in the vocabulary may be a normalized one."""
-    added = tokenizer.added_tokens_decoder.get(token)
-    return str(added.content if added else tokenizer.convert_ids_to_tokens(token))
+    added = tokenizer.added_tokens_decoder  # read once: it is made anew each time, from thousands
+    names = {
+        token: added[token].content if token in added else tokenizer.convert_ids_to_tokens(token)
+        for token in tokenizer.all_special_ids
+    }
+    for token, one in added.items():
+        if one.special or looks_like_control(one.content):
+            names[token] = one.content  # the form in the vocabulary may be a normalized one
+    spelled = "|".join(map(re.escape, sorted(map(_folded, names.values()))))
+    return Controls(names, frozenset(names), re.compile(spelled or "(?!)"))
 
 
 def state_of(tokenizer: Any) -> str:

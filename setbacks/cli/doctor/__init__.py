@@ -34,7 +34,7 @@ def show(checks: Iterable[Check], as_json: bool = False) -> bool:
             textwrap.fill(
                 check.found,
                 100,
-                initial_indent=f"{mark:<8}{check.name:<22}",
+                initial_indent=f"{mark:<8}{check.name:<21} ",
                 subsequent_indent=" " * 30,
                 break_on_hyphens=False,
                 break_long_words=False,
