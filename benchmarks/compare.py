@@ -35,27 +35,53 @@ METRICS = (
 def main() -> None:
     """Run the comparison, and write the results."""
     parser = argparse.ArgumentParser(description="Compare all methods at equal data.")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder")
+    options = chosen(parser, Path("runs/compare"))
+    results = compared(options)
+    results["command"] = command("compare.py", options)
+    name = "compare_one_seed.json" if options.get("seeds") == "1" else "compare.json"
+    write(name, results)
+
+
+def chosen(parser: argparse.ArgumentParser, folder: Path) -> dict[str, Any]:
+    """Return the options of a command line that are set.
+
+    Args:
+        parser: gets the options of a comparison.
+        folder: for the comparison, by default.
+    """
+    parser.add_argument("--out", type=Path, default=folder, help="folder")
     parser.add_argument("--seeds", help="trainings of each method")
     parser.add_argument("--methods", help="some of the recipe's arms, separated by commas")
     parser.add_argument("--jobs", help="trainings at the same time")
-    options = {name: value for name, value in vars(parser.parse_args()).items() if value}
-    words = as_words(options)
-    command = [sys.executable, "-m", "setbacks", "compare", str(RECIPE), *words]
-    subprocess.run(command, check=True)
+    return {name: value for name, value in vars(parser.parse_args()).items() if value}
+
+
+def compared(options: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    """Run the comparison, and return each arm's rates, and what its training took.
+
+    Args:
+        options: of `setbacks compare`.
+        overrides: of the recipe.
+    """
+    words = [str(RECIPE), *as_words(options), *overrides]
+    subprocess.run([sys.executable, "-m", "setbacks", "compare", *words], check=True)
     findings = json.loads((options["out"] / "findings.json").read_text(encoding="utf-8"))
     judged = findings["data"]["judges"]["probe"]
     rows = arms(judged, METHOD, METRICS)
     for row, arm in zip(rows, judged["arms"], strict=True):
         halves = arm["seeds"]["harmless_rate"], arm["seeds"]["compliance"]
         row["seeds"] = [harmonic_mean(pair) for pair in zip(*halves, strict=True)]
+    return {"arms": rows, "training": findings["data"]["spent"]}
+
+
+def command(script: str, options: dict[str, Any]) -> str:
+    """Return a command that repeats a benchmark, wherever its folder is."""
     shown = {name: value for name, value in options.items() if name not in ("out", "jobs")}
-    results = {
-        "command": " ".join(["python benchmarks/compare.py", *as_words(shown)]),
-        "arms": rows,
-        "training": findings["data"]["spent"],
-    }
-    name = "compare_one_seed.json" if options.get("seeds") == "1" else "compare.json"
+    return " ".join([f"python benchmarks/{script}", *as_words(shown)])
+
+
+def write(name: str, results: dict[str, Any]) -> None:
+    """Write the results of a benchmark to a file in results/."""
     (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -296,10 +296,20 @@ def arms(rows: list[dict[str, Any]], method: str) -> Iterator[str]:
 
 
 def compare(data: dict[str, Any]) -> Iterator[str]:
-    yield "SmolLM2-135M-Instruct, greedy answers of up to 64 tokens without guidance, judged by"
-    yield "version 3 of the probe. 576 harmful, 200 hijacking, 550 safe and 100 helpful prompts, on"
-    yield "which no choice was made. Degenerate answers are failures. Rates in %, Helpful Score of"
-    yield "10, with 95 % intervals over prompts; p below 0.001 is shown as 0.001."
+    yield "SmolLM2-135M-Instruct."
+    yield from compared(data)
+
+
+def second_model(data: dict[str, Any]) -> Iterator[str]:
+    yield "Gemma-3-270M, tuned on 400 helpful answers. No setting was chosen on it."
+    yield from compared(data)
+
+
+def compared(data: dict[str, Any]) -> Iterator[str]:
+    yield "Greedy answers of up to 64 tokens without guidance, judged by version 3 of the probe."
+    yield "576 harmful, 200 hijacking, 550 safe and 100 helpful prompts: none was used to choose."
+    yield "Degenerate answers are failures. Rates in %, Helpful Score of 10, with 95 % intervals"
+    yield "over prompts; p below 0.001 is shown as 0.001."
     yield ""
     yield from arms(data["arms"], "mistake distillation")
     several = [arm for arm in data["arms"] if len(arm["seeds"]) > 1]
@@ -345,6 +355,7 @@ BENCHMARKS: dict[str, Section] = {
     "attention": ("Attention on a CPU", attention),
     "compare": ("Methods compared at equal data", compare),
     "compare_one_seed": ("Methods compared at equal data, one seed", compare),
+    "second_model": ("Methods compared on a second model", second_model),
     "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
 }
