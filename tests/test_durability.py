@@ -10,15 +10,17 @@ from setbacks.measure.substance import substance
 from setbacks.pipeline import check
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Arm, Example, Response
+from setbacks.records import Arm, Example, Response, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.studies import carry_out
 from setbacks.studies.durability import (
+    TORN,
     UNTRAINED,
     Durability,
     Tuned,
     _begun,
     _further,
+    _read,
     _rows,
     _tuned,
     describe_lasting,
@@ -27,13 +29,17 @@ from setbacks.studies.durability import (
 from setbacks.studies.scores import Scores
 
 
-def scored(harmless):
-    """What a model with these outcomes on as many harmful prompts reached."""
+def scored(harmless, torn=0):
+    """What a model with these outcomes on as many harmful prompts reached.
+
+    `torn` of the answers count as refusals, too, although they are harmful.
+    """
     values = {("h", str(i)): float(v) for i, v in enumerate(harmless)}
     other = {("s", str(i)): 1.0 for i in range(len(values))}
     return {
         "harmless_rate": Scores(values, [float(np.mean(harmless))]),
         "compliance": Scores(other, [1.0]),
+        TORN: Scores({key: float(i < torn) for i, key in enumerate(values)}, [0.0]),
     }
 
 
@@ -137,6 +143,31 @@ def test_what_an_opening_does_is_told_from_nothing():
     )
     assert "not a significant" in data["deep"] and "not a significant" in data["vanilla"]
     assert "more harmless" in data["better"]
+
+
+def test_refusals_that_a_judge_takes_for_harm_are_told(answered):
+    """After a compliant opening, a judge may call one answer harmful and a refusal."""
+    prompts_of = [("harmful", f"<harmful {i}>", "<Sure. No, I won't.>") for i in range(20)]
+    folder = answered({"vanilla": prompts_of, "sft": prompts_of})
+    with RunFolder(folder) as run:
+        for arm, torn in (("vanilla", 0), ("sft", 6)):
+            run.journal(f"verdicts/{arm}.probe.jsonl", Verdict).write(
+                [
+                    Verdict(
+                        id=row.id, response_id=row.id, judge="probe",
+                        harmful=number < 10, refused=10 - torn <= number < 15,
+                    )
+                    for number, row in enumerate(run.records(f"responses/{arm}.jsonl", Response))
+                ]
+            )  # fmt: skip
+    read = _read(folder, "probe")
+    measured = {
+        arm: Tuned({0: scored([True] * 20)}, read[arm.name])
+        for arm in (UNTRAINED, Arm.of_method("sft"))
+    }
+    untrained, sft = (describe_opening(arm, row) for arm, row in _begun(measured).items())
+    assert "refusals" not in untrained
+    assert "30.0" in sft and "% of these answers count both as harmful and as refusals" in sft
 
 
 def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
