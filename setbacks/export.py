@@ -36,6 +36,7 @@ from setbacks.runs.arms import recorded_arms
 from setbacks.runs.folder import Run
 from setbacks.runs.results import json_lines
 from setbacks.stages.lineage import before_training, continued, named, replayed_runs
+from setbacks.text import quoted
 
 CARD = "README.md"
 
@@ -128,11 +129,10 @@ def _trl(run: Run, place: Path) -> None:
         if example.rejected is None:
             rows["train.jsonl"].append({"prompt": prompt, "completion": [reply]})
         else:
-            worse = [{"role": "assistant", "content": example.rejected}]
-            pair = {"prompt": prompt, "chosen": [reply], "rejected": worse}
-            rows["preferences.jsonl"].append(pair)
+            bad = [{"role": "assistant", "content": example.rejected}]
+            rows["preferences.jsonl"].append({"prompt": prompt, "chosen": [reply], "rejected": bad})
     if not any(rows.values()):
-        raise InputError(f"{run.path}: no training examples yet; first `setbacks train {run.path}`")
+        raise InputError(f"no training examples yet; first `setbacks train {quoted(run.path)}`")
     for name, lines in rows.items():
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -166,7 +166,7 @@ def _trained(run: Run) -> Path:
     if run.recipe.evaluate:
         raise InputError(f"{folder}: an evaluation; it trains nothing, so there is no adapter")
     if not adapter.is_dir():
-        raise InputError(f"{folder}: no adapter yet; first `setbacks train {folder}`")
+        raise InputError(f"{folder}: no adapter yet; first `setbacks train {quoted(folder)}`")
     return adapter
 
 

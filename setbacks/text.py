@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 
@@ -22,6 +23,11 @@ _end = re.compile(
 )
 _unspaced = re.compile(f"[{UNSPACED}]")
 _words = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w'’{MARKS}])+")
+
+
+def quoted(word: object) -> str:
+    """Return a path or a name as one word of a command for a shell."""
+    return shlex.quote(str(word))
 
 
 def distinct(words: Sequence[str], n: int = 3) -> float:

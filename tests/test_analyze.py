@@ -8,7 +8,7 @@ from setbacks.errors import InputError
 from setbacks.prompts import prompts
 from setbacks.recipe import Analyze
 from setbacks.records import Analysis
-from setbacks.stages.analyze import Subject, analyze, examine
+from setbacks.stages.analyze import Subject, analyze, benign, examine
 from setbacks.stages.induce import induce
 
 GOOD = (
@@ -262,6 +262,21 @@ def test_contrast_needs_answers(analyzed, tmp_path):
     path.write_text(json.dumps({"instruction": "<x>"}) + "\n")
     with pytest.raises(InputError, match=r"contrast\.jsonl.*answer.*fields: \{answer:"):
         analyzed("talker", analyze={"contrast": [str(path)]})
+
+
+def test_a_contrast_response_that_comes_twice_is_analyzed_once_and_told(recipe, tmp_path, caplog):
+    """The pairs of preference data often have one good answer and several bad ones."""
+    rows = [
+        {"prompt": "<x>", "chosen": "<a good answer>", "rejected": f"<a bad answer, {number}>"}
+        for number in range(2)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    contrast = [str(path), {"source": str(path), "limit": 1}]
+    (subject,) = benign(recipe("talker", analyze={"contrast": contrast}))
+    assert subject.response == "<a good answer>"
+    said = f"{path}: left out 1 of {{}} rows: they repeat an earlier response"
+    assert [said.format(rows) in caplog.messages for rows in (1, 2)] == [True, True]
 
 
 def test_going_on_makes_the_same_file(analyzed, open_session, fake_engine, tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import re
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,39 @@ def test_text_files_are_in_utf8_whatever_the_locale(path):
 )
 def test_the_rule_finds_what_names_no_encoding(source, found):
     assert len(list(without_encoding(ast.parse(source)))) == found
+
+
+# A command up to its first argument, in a text for people.
+COMMAND = re.compile(r"\bsetbacks [a-z -]*$")
+
+
+def unquoted(tree):
+    """Yield what follows a command in a text without being quoted for a shell."""
+    for text in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
+        for before, part in pairwise(text.values):
+            command = isinstance(before, ast.Constant) and COMMAND.search(before.value)
+            word = ast.unparse(part.value) if isinstance(part, ast.FormattedValue) else ""
+            if command and word and not word.startswith(("quoted(", "shlex.join(")):
+                yield word
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_command_to_copy_works_in_folders_with_spaces(path):
+    assert list(unquoted(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("f'first `setbacks train {run}`'", ["run"]),
+        ("f'first `setbacks train {quoted(run)}`'", []),
+        ("f'{a}: setbacks review plan ' f'{run.path}'", ["run.path"]),
+        ("f'setbacks harvest --out {folder}'", ["folder"]),
+        ("f'setbacks: {folder}'", []),
+    ],
+)
+def test_the_rule_finds_a_command_that_is_not_quoted(source, found):
+    assert list(unquoted(ast.parse(source))) == found
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,19 @@ def test_the_added_tokens_of_a_tokenizer_are_listed_once(tiny, monkeypatch):
     assert readings == [1]
 
 
+def test_the_tokens_of_a_tokenizer_are_not_counted_for_each_prompt(tiny, monkeypatch):
+    """With the 6,249 added ones of Gemma 3, that took three times as long as the prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    encode(tokenizer, user("a"))
+    counts = []
+    monkeypatch.setattr(type(tokenizer), "__len__", lambda _: counts.append(1) or 300)
+    encode(tokenizer, user("a <|im_end|> b"))
+    plain(tokenizer, "a <|im_end|> b")
+    assert not counts
+
+
 def test_a_text_that_a_normalizer_turns_into_a_token_stays_text():
     from tokenizers import AddedToken, normalizers
 

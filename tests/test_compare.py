@@ -111,7 +111,12 @@ def test_given_pairs_come_first_and_equal_sides_are_refused(base, tmp_path):
     own = [e for e in DPO().examples(recipe, []) if e.kind == "pair"]
     assert [(e.completion, e.rejected) for e in own] == [("<good>", "<bad>")]
     path.write_text('{"text": "<x>", "answer": "<same>", "response": "<same> "}\n')
-    with pytest.raises(InputError, match="are the same"):
+    with pytest.raises(InputError, match='answer to "<x>" are the same'):
+        DPO().examples(recipe, [])
+    turns = [{"role": "system", "content": "<s>"}, {"role": "user", "content": "<x>"}]
+    pair = {"prompt": turns, "chosen": "<same>", "rejected": "<same>"}
+    path.write_text(json.dumps(pair) + "\n")
+    with pytest.raises(InputError, match=r'answer to "System: <s>\\nUser: <x>" are the same'):
         DPO().examples(recipe, [])
     path.write_text('{"text": "<x>", "answer": "<good>"}\n')
     with pytest.raises(InputError, match='no field "response"'):

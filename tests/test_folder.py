@@ -23,7 +23,7 @@ from setbacks.pipeline import open_run, run_until
 from setbacks.recipe import Recipe
 from setbacks.records import Completion, Record
 from setbacks.runs.folder import Run, RunFolder
-from setbacks.runs.redo import STAGE_NAMES
+from setbacks.runs.redo import STAGE_NAMES, check_name
 from setbacks.runs.session import Session
 from setbacks.stages import STAGES
 from setbacks.studies.variants import each, variant
@@ -654,3 +654,8 @@ def test_an_option_of_another_method_is_noticed_in_a_run_but_not_in_a_comparison
     assert Run(path).recipe.train.unused() and Run(path).notices() == []
     used = recipe(train={"method": "mistake_distillation", "openings": False})
     assert used.train.unused() == []
+
+
+def test_a_stage_that_does_not_exist_is_told_with_those_that_do():
+    with pytest.raises(InputError, match='unknown stage "judgement".* Available: induce, analyze'):
+        check_name("judgement")

@@ -248,6 +248,20 @@ def test_what_data_calls_harmless_or_says_twice_is_no_mistake(attempt, tmp_path)
     ]
 
 
+def test_a_mistake_that_is_in_two_sources_counts_once_and_is_told(attempt, tmp_path, caplog):
+    rows = [
+        {"instruction": "<a>", "response": "<a bad response>", "harmful": True},
+        {"instruction": "<b>", "response": "<another bad one>", "harmful": True},
+    ]
+    paths = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    for path, held in zip(paths, (rows[:1], rows), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in held))
+    attempts, _ = attempt(induce={"source": "existing", "existing": [*map(str, paths)]})
+    assert len(attempts) == 2
+    assert f"{paths[1]}: left out 1 of 2 rows: they repeat an earlier mistake" in caplog.messages
+    assert not any(str(paths[0]) in message for message in caplog.messages)
+
+
 def test_what_data_has_no_mistake_in_is_counted(attempt, tmp_path, caplog):
     rows = [
         {"instruction": "<a>", "response": "<a bad response>", "harmful": "WAHR"},

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from setbacks.data import load
+from setbacks.data import load, near
 from setbacks.data.near import Grams, Match, NearIndex, NearPrompts, grams, key
 from setbacks.data.source import Source
 from setbacks.messages import Message
@@ -101,8 +101,10 @@ def by_every_pair(prompts, prompt, threshold):
     return best
 
 
+@pytest.mark.parametrize("many", [0, near.MANY])
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.7, 0.8, 1.0])
-def test_the_rarest_phrases_find_the_same_prompts_as_every_pair(threshold):
+def test_the_rarest_phrases_find_the_same_prompts_as_every_pair(threshold, many, monkeypatch):
+    monkeypatch.setattr(near, "MANY", many)
     draw = random.Random(0)
     preamble = " ".join(f"w{i}" for i in range(12))
     index, prompts, found = NearPrompts(threshold), [], 0
@@ -134,6 +136,19 @@ def test_of_prompts_that_begin_in_the_same_way_few_are_compared():
     own = grams(prompt(), 3)
     assert len(plain.shared(own)) == 100 and len(plain.shared(own, 350)) == 0
     assert len(index._shared(own)) <= 1  # the first one had no rare phrase when it was added
+
+
+def test_a_preamble_that_is_most_of_many_prompts_is_not_looked_up_in_each(monkeypatch):
+    """With thousands of such prompts, that took minutes."""
+    calls, has = [], near._has
+    monkeypatch.setattr(near, "_has", lambda *given: calls.append(given) or has(*given))
+    preamble = " ".join(f"w{i}" for i in range(200))
+    index = NearPrompts(0.8)
+    for number in range(300):
+        index.add(f"{preamble} a{number} b{number}")
+    match = index.find(f"{preamble} a7 x")
+    assert match is not None and match.number == 7 and not match.exact
+    assert len(calls) < 300
 
 
 def test_the_most_similar_prompt_is_found():

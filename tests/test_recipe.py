@@ -259,6 +259,10 @@ def test_a_bad_value_is_named(refused, data, where):
         ({"judges": []}, "judges: name at least one"),
         ({"judges": "llm"}, "judges: must be a list; write [llm]"),
         ({"judges": {"judge": "llm"}}, "judges: must be a list"),
+        (
+            {"judges": {"0": "llm"}},
+            "judges: must be a list; no item is set by its number: write the whole list",
+        ),
         ({"seed": "x"}, 'seed: must be a whole number, not "x"'),
         ({"train": {"epochs": 1.5}}, 'train.epochs: must be a whole number, not "1.5"'),
         ({"train": {"warmup": None}}, "train.warmup: must be a number"),

@@ -14,7 +14,7 @@ from setbacks.runs.arms import planned_arms
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.session import Session
 from setbacks.stages.judge import judge
-from setbacks.stages.respond import respond, respondents
+from setbacks.stages.respond import check, respond, respondents
 
 ARMS = ["vanilla", "vanilla-guided", "mistake_analysis", "mistake_analysis-guided"]
 
@@ -66,6 +66,21 @@ def test_arms_draw_alike(fake_engine, responses):
 def test_without_guidance_there_are_two_arms(open_session, tmp_path):
     run = open_session(respond={"guidance": False, "suites": Recipe().respond.suites})
     assert [arm.name for arm in planned_arms(run.recipe)] == ["vanilla", "mistake_analysis"]
+
+
+def test_a_prompt_beyond_the_context_is_told_before_any_work(tiny, tmp_path):
+    """Training comes before the first answer: it would be lost time until the prompt is removed."""
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "<a long question> " + "why " * 1000}) + "\n")
+    suites = [{"name": "harmful", "kind": "harmful", "sources": [str(path)]}]
+
+    def with_guidance(guidance):
+        respond = {"guidance": guidance, "suites": suites}
+        return Recipe.model_validate({"model": str(tiny), "respond": respond})
+
+    check(with_guidance(False))
+    with pytest.raises(InputError, match="does not fit into its context of 4,096 tokens"):
+        check(with_guidance(True))
 
 
 def test_the_suites_of_the_quickstart_can_all_be_asked(open_session):

@@ -620,6 +620,13 @@ def test_every_place_that_differs_is_named():
     assert [*differences({"a": {}}, {})] == [("a", "{}", "(not set)")]
 
 
+def test_long_values_are_shown_where_they_differ():
+    sources = [{"source": f"a/folder/of/files/{number}.jsonl"} for number in range(9)]
+    ((_, old, new),) = differences({"sources": sources[:-1]}, {"sources": sources})
+    assert old != new and "8.jsonl" in new
+    assert all(shown.startswith("...") and len(shown) <= 120 for shown in (old, new))
+
+
 def test_a_changed_rubric_redoes_the_verdicts_of_a_judge_that_has_one():
     rubric = {"judge": {"harmless": "{instruction}{response} Rating: N"}}
     for judges, stage in ((["llm"], "judge"), (["probe"], "report")):

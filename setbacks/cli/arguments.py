@@ -17,6 +17,7 @@ from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_ov
 from setbacks.records import Kind
 from setbacks.runs.arms import choose_arm, planned_arms
 from setbacks.runs.folder import Run
+from setbacks.text import quoted
 
 # How names of answers begin or end, unlike those of models.
 _BEGINS = ("hub:", "preset:", "builtin:")
@@ -88,7 +89,7 @@ def run_or_recipe(
         command = shlex.join(["setbacks", "run", str(path / "recipe.yaml"), *overrides])
         raise InputError(
             f"{word}: a run keeps its recipe; to redo stages with other values, use `{command} "
-            f"--out {shlex.quote(word)} --from STAGE`"
+            f"--out {quoted(word)} --from STAGE`"
         )
     if out:
         raise InputError(f"{word}: --out goes with a recipe; a run stays in its folder")

@@ -19,7 +19,7 @@ from setbacks.messages import Message, Prompt, prompt_of, turns_of, with_system
 from setbacks.records import Arm, Way
 from setbacks.runs.folder import Run
 from setbacks.stages.respond import request, respondents, split_answer
-from setbacks.text import visible
+from setbacks.text import quoted, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ class SideBySide:
         if not recipe.evaluate and not adapter.is_dir():
             raise InputError(
                 f"{folder}: no adapter yet, so there is nothing to compare; wait for the run to "
-                f"train one, or run `setbacks train {folder}`"
+                f"train one, or run `setbacks train {quoted(folder)}`"
             )
         self.recipe = recipe
         answering = [

@@ -16,6 +16,7 @@ from setbacks.cli.options import Fields, Json, Overrides, Quiet, RecipeFile, ins
 from setbacks.cli.runs import several
 from setbacks.errors import InputError
 from setbacks.files import writing
+from setbacks.text import quoted
 
 if TYPE_CHECKING:
     from setbacks.loop.diff import Diff
@@ -374,8 +375,8 @@ def _print_harvest(folder: Path, held: Mapping[str, Any]) -> None:
     on_terminal(console, (folder / "findings.json").read_text(encoding="utf-8"))
     lines = [f"setbacks: {folder / SETBACKS}", f"page: {folder / PAGE}"]
     if held["waiting"]:
-        lines.append(f"to label: setbacks review serve {folder}")
-        lines.append(f"then: setbacks harvest --out {folder}")
+        lines.append(f"to label: setbacks review serve {quoted(folder)}")
+        lines.append(f"then: setbacks harvest --out {quoted(folder)}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

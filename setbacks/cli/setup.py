@@ -9,6 +9,7 @@ import typer
 
 from setbacks.cli.options import Json, Overrides, installed
 from setbacks.errors import InputError
+from setbacks.text import quoted
 
 
 def _kinds(incomplete: str) -> list[str]:
@@ -69,7 +70,7 @@ def new(
         file.write_text(starter(file.stem), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror})") from None
-    print(f"{file} written; edit it, then: setbacks run {file}")
+    print(f"{file} written; edit it, then: setbacks run {quoted(file)}")
 
 
 def doctor(
@@ -102,7 +103,7 @@ def doctor(
         base = adapter_base(adapter)
         raise InputError(
             f"{model}: an adapter of {base}, not a model; check its model with `setbacks doctor "
-            f"{base}`, and try the adapter with `setbacks evaluate {model}`"
+            f"{quoted(base)}`, and try the adapter with `setbacks evaluate {quoted(model)}`"
         )
     names_recipe = Path(model).is_file() or "=" in model
     recipe = load_recipe(

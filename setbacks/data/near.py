@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -25,6 +26,8 @@ from typing import NamedTuple
 from setbacks.messages import Prompt, transcript
 from setbacks.text import words_of
 
+NUMBERS = "I"  # the type of texts' numbers in an array
+MANY = 10_000  # look-ups of a text in a list, from which on all lists are counted at once
 FEWEST = 8  # 3-grams, of ten words, in a prompt that is found inside a longer one
 
 
@@ -48,14 +51,14 @@ class Grams:
     """
 
     def __init__(self, owners: int | None = None) -> None:
-        self._owners: dict[str, list[int]] = {}
+        self._owners: dict[str, array[int]] = {}
         self._most = owners
         self._texts = 0
 
     def add(self, of_text: Iterable[str]) -> None:
         """Add the n-grams of the next text."""
         for gram in of_text:
-            owners = self._owners.setdefault(gram, [])
+            owners = self._owners.setdefault(gram, array(NUMBERS))
             if self._most is None or len(owners) < self._most:
                 owners.append(self._texts)
         self._texts += 1
@@ -75,12 +78,16 @@ class Grams:
         of the rarest `len(of_text) - least + 1` cannot have enough. So the common n-grams are
         counted only for texts that have a rare one.
         """
-        in_order = sorted((self._owners.get(gram, []) for gram in of_text), key=len)
+        none = array(NUMBERS)
+        in_order = sorted((self._owners.get(gram, none) for gram in of_text), key=len)
         deciding = len(in_order) - least + 1
         counts: Counter[int] = Counter()
         for owners in in_order[:deciding]:
             counts.update(owners)
-        for owners in in_order[deciding:]:
+        rest = in_order[deciding:]
+        if len(counts) * len(rest) > MANY:  # a preamble is most of many texts
+            return _added(counts, rest, self._texts)
+        for owners in rest:
             if len(owners) < len(counts):
                 counts.update(number for number in owners if number in counts)
             else:
@@ -89,7 +96,22 @@ class Grams:
 
     def shared_with(self, number: int, of_text: Iterable[str]) -> int:
         """Return how many n-grams of a text are in one text of the index."""
-        return sum(_has(self._owners.get(gram, []), number) for gram in of_text)
+        return sum(_has(self._owners.get(gram, ()), number) for gram in of_text)
+
+
+def _added(counts: Counter[int], lists: Sequence[array[int]], texts: int) -> Counter[int]:
+    """Return counts with the number of lists that each text is in; no list is empty.
+
+    Args:
+        counts: by the number of a text.
+        lists: of numbers of texts.
+        texts: number of all texts.
+    """
+    import numpy as np
+
+    numbers = np.concatenate([np.frombuffer(owners, NUMBERS) for owners in lists])
+    more = np.bincount(numbers, minlength=texts)
+    return Counter({number: count + int(more[number]) for number, count in counts.items()})
 
 
 def _has(owners: Sequence[int], number: int) -> bool:

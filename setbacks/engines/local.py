@@ -20,7 +20,7 @@ from setbacks.engines.fidelity import Way, find_way, prepare
 from setbacks.engines.states import Text, answer_states
 from setbacks.engines.thoughts import Row, completion, steered
 from setbacks.errors import InputError
-from setbacks.messages import transcript, turns_of, with_system
+from setbacks.messages import turns_of, with_system
 from setbacks.models.adapters import attached, check_adapter, check_tokenizer, merged
 from setbacks.models.chat_template import (
     encode_answer,
@@ -29,7 +29,7 @@ from setbacks.models.chat_template import (
     thinking_before,
 )
 from setbacks.models.embedded import resolve
-from setbacks.models.loading import context, load_model, load_tokenizer, no_memory
+from setbacks.models.loading import check_length, context, load_model, load_tokenizer, no_memory
 from setbacks.models.thinking import Markers
 from setbacks.prompts import Words, prompts
 from setbacks.records import Completion, Request
@@ -271,14 +271,7 @@ class Local(Engine):
         limit = context(self._model.config)
         known = self._model.get_input_embeddings().weight.shape[0]
         for request, ids in zip(requests, texts, strict=True):
-            if limit is not None and len(ids) + more > limit:
-                words = " ".join(transcript(request.prompt).split())
-                shown = words if len(words) <= 120 else f"{words[:80]} ... {words[-40:]}"
-                raise InputError(
-                    f'model "{self.name}": a prompt of {len(ids):,} tokens does not fit into its '
-                    f"context of {limit:,} tokens with room for an answer; shorten or remove it "
-                    f'("{shown}")'
-                )
+            check_length(self.name, request, len(ids), limit, more)
             if (unknown := max(ids)) >= known:
                 raise InputError(
                     f'model "{self.name}": it has no embedding for token {unknown} '

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from setbacks.data.source import show
 from setbacks.data.sources import load_having
 from setbacks.errors import InputError
+from setbacks.messages import transcript
 from setbacks.methods import (
     CHOICE_OF_ANALYSES,
     LEARNING_OF_ANALYSES,
@@ -190,7 +192,7 @@ def _given(recipe: Recipe) -> list[Example]:
             if row.answer.strip() == row.response.strip():
                 raise InputError(
                     f"{row.source}: the chosen and the rejected answer to "
-                    f'"{row.text[:60]}" are the same; leave such pairs out'
+                    f"{show(transcript(row.text))} are the same; leave such pairs out"
                 )
             pairs.append(example("pair", row.text, row.answer, [row.id], rejected=row.response))
     return pairs

@@ -12,11 +12,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
 from setbacks.errors import InputError
+from setbacks.messages import transcript
 from setbacks.models.embedded import MODELS, resolve
 
 if TYPE_CHECKING:
     import torch
 
+    from setbacks.messages import Request
     from setbacks.recipe import Engine, Recipe
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,30 @@ def context(config: Any) -> int | None:
         if rope.get("rope_type") == "yarn":
             limits.append(int(rope["original_max_position_embeddings"] * rope.get("factor", 1)))
     return max((limit for limit in limits if limit), default=None)
+
+
+def check_length(
+    model: str, request: Request, tokens: int, limit: int | None, more: int = 1
+) -> None:
+    """Check that a request, and an answer that follows, fit into a model's context.
+
+    Args:
+        model: its name.
+        request: the request.
+        tokens: the number of its tokens.
+        limit: the length of the context; None if it is not known.
+        more: the number of tokens that are to follow.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if limit is not None and tokens + more > limit:
+        words = " ".join(transcript(request.prompt).split())
+        shown = words if len(words) <= 120 else f"{words[:80]} ... {words[-40:]}"
+        raise InputError(
+            f'model "{model}": a prompt of {tokens:,} tokens does not fit into its context of '
+            f'{limit:,} tokens with room for an answer; shorten or remove it ("{shown}")'
+        )
 
 
 def parameters(model: Any) -> Collection[str]:

@@ -164,8 +164,13 @@ def _controls_of(tokenizer: Any, state: str) -> Controls:
 
 
 def state_of(tokenizer: Any) -> str:
-    """Return what a tokenizer's renderings depend on; it can be changed after loading."""
-    return f"{tokenizer.chat_template}\0{tokenizer.special_tokens_map}\0{len(tokenizer)}"
+    """Return what a tokenizer's renderings depend on and can be set after loading.
+
+    It is asked for several times for each prompt. Its number of tokens is not part of it: nothing
+    adds tokens to a tokenizer in use, and to count thousands of added ones takes longer than to
+    tokenize a prompt.
+    """
+    return f"{tokenizer.chat_template}\0{tokenizer.special_tokens_map}"
 
 
 def controls_in(tokenizer: Any, text: str) -> list[int]:

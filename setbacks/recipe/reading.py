@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from setbacks.files import expanded
 from setbacks.plugins import load_all
 from setbacks.recipe.models import Engine
 from setbacks.recipe.parts import LOCAL, PartSection, Section
+from setbacks.text import quoted
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         siblings = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
         hint = nearest(path.name, [other.name for other in siblings])
         raise InputError(
-            f"{path}: no such recipe.{hint} `setbacks new {path.name}` writes one."
+            f"{path}: no such recipe.{hint} `setbacks new {quoted(path.name)}` writes one."
         ) from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; a recipe is a YAML file{_resume(path)}") from None
@@ -59,7 +59,7 @@ def _resume(folder: Path) -> str:
     """Return how to resume the run of a folder; empty if it has none."""
     if not (folder / "environment.json").is_file():  # a study's folder has none
         return ""
-    return f"; to resume this run: `setbacks report {shlex.quote(str(folder))}`"
+    return f"; to resume this run: `setbacks report {quoted(folder)}`"
 
 
 def parse_overrides(overrides: Sequence[str]) -> Any:
@@ -146,6 +146,8 @@ def _message(problem: ErrorDetails) -> str:
         return f"name at least {'one' if least == 1 else least}"
     single = "" if isinstance(value, dict | list | None) else textwrap.shorten(str(value), 40)
     if kind == "list_type":
+        if isinstance(value, dict) and all(str(key).isdigit() for key in value):
+            return "must be a list; no item is set by its number: write the whole list"
         return "must be a list" + (f"; write [{single}]" if single else "")
     expected = _EXPECTED.get(kind.partition("_")[0])
     if expected and kind.endswith(("_parsing", "_type", "_from_float")):

@@ -19,7 +19,7 @@ from setbacks.files import write_atomic
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Way
-from setbacks.text import one_line
+from setbacks.text import one_line, quoted
 
 NAME = "arms.json"
 
@@ -150,5 +150,5 @@ def recorded_arms(folder: Path, recipe: Recipe) -> list[Arm]:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(
             f"{path}: damaged at {where or 'its start'}; delete it, and `setbacks respond "
-            f"{path.parent}` writes it again"
+            f"{quoted(path.parent)}` writes it again"
         ) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import time
 import warnings
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from setbacks.runs.redo import (
     is_before,
     set_aside,
 )
+from setbacks.text import quoted
 
 R = TypeVar("R", bound=Record)
 
@@ -296,7 +296,7 @@ class RunFolder(Run):
                 return self._given
             redo = (
                 f", redo what changed with --from {first}, or resume this run as it is with "
-                f"`setbacks report {shlex.quote(str(self.path))}`"
+                f"`setbacks report {quoted(self.path)}`"
             )
         raise OtherRecipe(
             f"{self.path}: holds a run of another recipe ({described(old, new)}); choose another "

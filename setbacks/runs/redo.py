@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,7 @@ STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order of the 
 
 MOST_CHANGES = 4  # in a message
 LONGEST_VALUE = 120  # characters of a value in a message
+BEFORE = 40  # of them that come before the place where two long values begin to differ
 ABSENT = object()  # stands for the value of a key that a recipe does not have
 
 
@@ -88,7 +90,8 @@ def check_name(name: str) -> None:
         InputError: it does not.
     """
     if name not in STAGE_NAMES:
-        raise InputError(f'unknown stage "{name}".{nearest(name, STAGE_NAMES)}')
+        have = ", ".join(STAGE_NAMES)
+        raise InputError(f'unknown stage "{name}".{nearest(name, STAGE_NAMES)} Available: {have}')
 
 
 def is_before(stage: str, other: str) -> bool:
@@ -177,7 +180,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, 
         for place, values in enumerate(zip(old, new, strict=True)):
             yield from differences(*values, f"{path}.{place}")
     elif old != new:
-        yield path, _shown(old), _shown(new)
+        yield path, *_shown(old, new)
 
 
 def described(old: Any, new: Any) -> str:
@@ -198,7 +201,21 @@ def _same_sections(old: Any, new: Any) -> bool:
     return all(isinstance(item, dict) for item in (*old, *new))
 
 
-def _shown(value: Any) -> str:
+def _shown(old: Any, new: Any) -> tuple[str, str]:
+    """Return two values in words; of long ones that begin alike, what comes after."""
+    texts = _text(old), _text(new)
+    same = len(commonprefix(texts))
+    long = max(map(len, texts)) > LONGEST_VALUE and same > LONGEST_VALUE // 2
+    start = same - BEFORE if long else 0
+    first, second = (_cut(f"...{text[start:]}" if start else text) for text in texts)
+    return first, second
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def _text(value: Any) -> str:
     if value is ABSENT:
         return "(not set)"
     text: str = yaml.safe_dump(
@@ -208,8 +225,7 @@ def _shown(value: Any) -> str:
         sort_keys=False,
         allow_unicode=True,
     )
-    text = text.removesuffix("...\n").strip()
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    return text.removesuffix("...\n").strip()
 
 
 def _brief(value: Any) -> Any:

@@ -203,20 +203,26 @@ def _mistaken(mistakes: Iterable[Mistake]) -> Iterable[Subject]:
 
 
 def benign(recipe: Recipe) -> Iterable[Subject]:
-    """Yield the benign responses for contrast analyses.
+    """Return the benign responses for contrast analyses, each once.
 
     Raises:
         InputError: a source is missing or broken, or has no answers.
     """
+    subjects: dict[str, Subject] = {}
     for source in recipe.analyze.contrast:
         rows = load_having(source, "a contrast analysis", ("answer", "response"))
         fit = [row for row in rows if row.answer is not None or not row.harmful]
         notice_left_out(source.source, rows, fit, "labeled harmful")
+        before = len(subjects)
         for row in fit:
             answer = row.answer or row.response or ""
             id_ = digest("benign", row.text, answer)
             language = language_of(row.language, row.text, recipe.language)
-            yield Subject("", id_, row.text, answer, False, 0, row.category, language)
+            subject = Subject("", id_, row.text, answer, False, 0, row.category, language)
+            subjects.setdefault(id_, subject)
+        repeats = len(fit) - (len(subjects) - before)
+        notice_left_out(source.source, fit, fit[repeats:], "they repeat an earlier response")
+    return subjects.values()
 
 
 def check(recipe: Recipe) -> None:

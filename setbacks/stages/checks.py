@@ -12,17 +12,19 @@ from setbacks.data.source import show
 from setbacks.errors import InputError
 from setbacks.judges import check_judge, judge_class
 from setbacks.judges.checks import check_checker
-from setbacks.messages import Message, Prompt, last_question, turns_of
+from setbacks.messages import Message, Prompt, last_question, transcript, turns_of
 from setbacks.methods import open_method
 from setbacks.models.adapters import check_adapter
+from setbacks.models.chat_template import encode_request
 from setbacks.models.embedded import resolve
-from setbacks.models.loading import check_model, load_tokenizer
+from setbacks.models.loading import check_length, check_model, context, load_config, load_tokenizer
 from setbacks.models.template_checks import check_chat, check_conversation
 from setbacks.notices import notice
 from setbacks.plugins import plugin
 from setbacks.prompts import languages
 from setbacks.recipe import AUTO, Engine, JudgeSpec, Recipe, Source
-from setbacks.records import Example, Instruction
+from setbacks.records import Example, Instruction, Request
+from setbacks.text import encodable
 
 # Engines for models that transformers can load. Engines of other packages check their own models.
 OURS = ("local", "vllm", "ray")
@@ -120,6 +122,32 @@ def check_conversations(engine: Engine | None, sources: Iterable[Source]) -> Non
             _check_prompt(engine, turns_of(prompt), where)
 
 
+def check_lengths(recipe: Recipe, engine: Engine | None, requests: Iterable[Request]) -> None:
+    """Check that requests fit into the context of a model, if it runs here.
+
+    A token is at least a byte. So only requests with more bytes than half of the context has tokens
+    are tokenized; the other half is room for what a chat template adds.
+
+    Args:
+        recipe: gives the words of the Alpaca template.
+        engine: the model.
+        requests: to answer.
+
+    Raises:
+        InputError: one does not fit.
+    """
+    if engine is None or engine.engine not in OURS:
+        return
+    spec = engine.model_dump_json()
+    limit = _context(spec)
+    if limit is None:
+        return
+    for request in requests:
+        if len(encodable(transcript(request.prompt)).encode()) > limit // 2:
+            ids = encode_request(_tokenizer(spec), request, engine, recipe.words_for())
+            check_length(engine.model, request, len(ids), limit)
+
+
 def check_examples(engine: Engine, examples: Iterable[Example]) -> None:
     """Check the prompts of training examples as `check_conversations` does."""
     prompts = {_pattern(tuple(example.prompt)): example for example in examples}
@@ -149,6 +177,11 @@ def _check_prompt(engine: Engine, messages: Sequence[Message], where: str) -> No
 @lru_cache(maxsize=2)
 def _tokenizer(spec: str) -> Any:
     return load_tokenizer(Engine.model_validate_json(spec))
+
+
+@lru_cache(maxsize=2)
+def _context(spec: str) -> int | None:
+    return context(load_config(Engine.model_validate_json(spec)))
 
 
 @cache

@@ -249,7 +249,8 @@ def existing(recipe: Recipe) -> list[Mistake]:
         )
     by_id: dict[str, Mistake] = {}
     for source in recipe.induce.existing:
-        for row in _mistaken(source):
+        rows, before = _mistaken(source), len(by_id)
+        for row in rows:
             assert row.response is not None
             id_ = digest("existing", row.text, row.response)
             by_id[id_] = Mistake(
@@ -266,6 +267,8 @@ def existing(recipe: Recipe) -> list[Mistake]:
                 source=row.source,
                 model=None,
             )
+        repeats = len(rows) - (len(by_id) - before)
+        notice_left_out(source.source, rows, rows[repeats:], "they repeat an earlier mistake")
     if not by_id and recipe.induce.source == "existing":
         raise InputError(
             f"{recipe.induce.existing[0].source}: all rows are labeled harmless, but a mistake is "

@@ -29,7 +29,12 @@ from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.stages.answers import answers
-from setbacks.stages.checks import check_chat_of, check_conversations, notice_languages
+from setbacks.stages.checks import (
+    check_chat_of,
+    check_conversations,
+    check_lengths,
+    notice_languages,
+)
 
 
 class Respondent(NamedTuple):
@@ -126,10 +131,11 @@ def check(recipe: Recipe) -> None:
         )
     planned_arms(recipe)
     sources = [source for suite in recipe.respond.suites for source in suite.sources]
+    prompts_asked = prompts_of(recipe)
     if not recipe.evaluate:
         check_conversations(recipe.model, sources)
+        _check_lengths(recipe, prompts_asked)
         return
-    prompts_asked = prompts_of(recipe)
     for evaluated in recipe.evaluate:
         if evaluated.model is not None and evaluated.adapter is not None:
             check_adapter(evaluated.adapter, evaluated.model.model)
@@ -137,6 +143,20 @@ def check(recipe: Recipe) -> None:
             answers(evaluated, prompts_asked)
         check_chat_of(evaluated.model)
         check_conversations(evaluated.model, sources)
+    _check_lengths(recipe, prompts_asked)
+
+
+def _check_lengths(recipe: Recipe, prompts_asked: Sequence[tuple[Suite, Instruction]]) -> None:
+    """Check that every prompt fits, guidance included: training comes before the first answer."""
+    for respondent in respondents(recipe):
+        asked = (_sized(recipe, respondent.arm, one) for _, one in prompts_asked)
+        check_lengths(recipe, respondent.model, asked)
+
+
+def _sized(recipe: Recipe, arm: Arm, instruction: Instruction) -> Request:
+    """Return the request of an arm without a seed, which is slow to compute."""
+    text = _prompt(recipe, arm, instruction.text, instruction.language)
+    return Request(text, 0, recipe.respond.prefill)
 
 
 def request(recipe: Recipe, arm: Arm, text: Prompt, language: str = "en") -> Request:
@@ -199,9 +219,8 @@ def _answer(
         for suite, x in suite_prompts
     ]
 
-    def sized(question: Question) -> Request:  # without a seed, which is slow to compute
-        text, language = question.instruction.text, question.instruction.language
-        return Request(_prompt(recipe, arm, text, language), 0, recipe.respond.prefill)
+    def sized(question: Question) -> Request:
+        return _sized(recipe, arm, question.instruction)
 
     def put(question: Question) -> Request:
         return request(recipe, arm, question.instruction.text, question.instruction.language)

@@ -39,7 +39,7 @@ from setbacks.records import Arm
 from setbacks.runs.arms import choose_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.results import Collected, collect
-from setbacks.text import one_line
+from setbacks.text import one_line, quoted
 
 Outcome = Literal["holds", "refuted", "open"]
 Decision = Literal["pass", "fail", "undecided"]
@@ -330,9 +330,9 @@ def _step(one: Evidence, old: Side, new: Side) -> str:
     distance = abs(change.value - claim.least)
     if claim.metric in TASKS and old.run.path == new.run.path and distance:
         return (
-            f"{claim.text}: `setbacks review plan {new.run.path} --arms {new.arm.name},"
-            f"{old.arm.name} --metric {claim.metric} --difference {100 * distance:.1f}` selects "
-            "the answers to label"
+            f"{claim.text}: `setbacks review plan {quoted(new.run.path)} --arms "
+            f"{new.arm.name},{old.arm.name} --metric {claim.metric} "
+            f"--difference {100 * distance:.1f}` selects the answers to label"
         )
     if not distance:
         return f"{claim.text}: the estimate is at the margin; no number of prompts decides that"

@@ -19,6 +19,7 @@ from setbacks.notices import notice
 from setbacks.records import Response, Setback, Verdict
 from setbacks.runs.folder import RunFolder
 from setbacks.runs.results import as_json_lines, json_lines
+from setbacks.text import quoted
 
 
 class Failed(NamedTuple):
@@ -54,7 +55,7 @@ def write(run: RunFolder) -> dict[str, Any]:
     if held["expires"] <= today():
         notice(
             f"{run.path}: its texts expired on {held['expires']}; delete them with `setbacks "
-            f"harvest --expire {run.path}`"
+            f"harvest --expire {quoted(run.path)}`"
         )
     setbacks, waiting = _setbacks(run, held)
     names = clusters([last_user_text(one.response.instruction) for one in setbacks])
