@@ -132,7 +132,7 @@ def _trl(run: Run, place: Path) -> None:
             bad = [{"role": "assistant", "content": example.rejected}]
             rows["preferences.jsonl"].append({"prompt": prompt, "chosen": [reply], "rejected": bad})
     if not any(rows.values()):
-        raise InputError(f"no training examples yet; first `setbacks train {quoted(run.path)}`")
+        raise InputError(f"{run.path}: no examples yet; first `setbacks train {quoted(run.path)}`")
     for name, lines in rows.items():
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
