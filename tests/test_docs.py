@@ -175,7 +175,10 @@ def test_scripts_are_there_and_take_these_options(block):
     words = shlex.split(block.text)
     if words[1] in ("-m", "-c") or THEIRS.fullmatch(words[1]):
         return
-    script = (ROOT / words[1]).read_text()
+    place = ROOT / words[1]
+    script = place.read_text()
+    beside = [place.with_name(f"{n}.py") for n in re.findall(r"^from (\w+) import", script, re.M)]
+    script += "".join(path.read_text() for path in beside if path.exists())
     for word in words[2:]:
         if word.startswith("--"):
             assert f'"{word.partition("=")[0]}"' in script, word
