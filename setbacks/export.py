@@ -118,8 +118,7 @@ def _copy_processors(recipe: Recipe, place: Path) -> None:
 def _trl(run: Run, place: Path) -> None:
     """The training examples as messages, for other trainers: see TRL's dataset formats.
 
-    Source: https://huggingface.co/docs/trl/dataset_formats, conversational prompt-completion and
-    preference.
+    Source: https://huggingface.co/docs/trl/dataset_formats (conversational).
     """
     rows: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "preferences.jsonl": []}
     for example in run.records("training.jsonl", Example):
@@ -132,7 +131,8 @@ def _trl(run: Run, place: Path) -> None:
             bad = [{"role": "assistant", "content": example.rejected}]
             rows["preferences.jsonl"].append({"prompt": prompt, "chosen": [reply], "rejected": bad})
     if not any(rows.values()):
-        raise InputError(f"{run.path}: no examples yet; first `setbacks train {quoted(run.path)}`")
+        train = f"setbacks train {quoted(run.path)}"
+        raise InputError(f"{run.path}: no training examples yet; first `{train}`")
     for name, lines in rows.items():
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -275,8 +275,9 @@ def test_a_contrast_response_that_comes_twice_is_analyzed_once_and_told(recipe, 
     contrast = [str(path), {"source": str(path), "limit": 1}]
     (subject,) = benign(recipe("talker", analyze={"contrast": contrast}))
     assert subject.response == "<a good answer>"
-    said = f"{path}: left out 1 of {{}} rows: they repeat an earlier response"
-    assert [said.format(rows) in caplog.messages for rows in (1, 2)] == [True, True]
+    for rows in (1, 2):
+        notice = f"{path}: left out 1 of {rows} rows: they repeat an earlier response"
+        assert notice in caplog.messages
 
 
 def test_going_on_makes_the_same_file(analyzed, open_session, fake_engine, tmp_path):

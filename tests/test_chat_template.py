@@ -302,7 +302,7 @@ def test_an_added_token_that_is_not_called_special_stays_text(tiny, flag):
 
 
 def test_the_added_tokens_of_a_tokenizer_are_listed_once(tiny, monkeypatch):
-    """Each reading makes the list anew: with the 6,249 of Gemma 3, that took a minute."""
+    """Listing the 6,249 added tokens of Gemma 3 once for each of them took a minute."""
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
@@ -317,7 +317,7 @@ def test_the_added_tokens_of_a_tokenizer_are_listed_once(tiny, monkeypatch):
 
 
 def test_the_tokens_of_a_tokenizer_are_not_counted_for_each_prompt(tiny, monkeypatch):
-    """With the 6,249 added ones of Gemma 3, that took three times as long as the prompt."""
+    """With the 6,249 added ones of Gemma 3, counting took longer than the rest."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)

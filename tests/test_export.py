@@ -300,7 +300,7 @@ def test_training_examples_are_exported_as_messages(tiny, tmp_path):
     ]  # fmt: skip
     folder = tmp_path / "run"
     with RunFolder(folder, recipe_of({"model": str(tiny), "system": "Be kind."})) as run:
-        with pytest.raises(InputError, match="no examples yet.*setbacks train"):
+        with pytest.raises(InputError, match="no training examples yet.*setbacks train"):
             export(folder, tmp_path / "out", "trl")
         run.journal("training.jsonl", Example).write(rows)
     to = export(folder, tmp_path / "out", "trl")

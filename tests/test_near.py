@@ -139,7 +139,7 @@ def test_of_prompts_that_begin_in_the_same_way_few_are_compared():
 
 
 def test_a_preamble_that_is_most_of_many_prompts_is_not_looked_up_in_each(monkeypatch):
-    """With thousands of such prompts, that took minutes."""
+    """The number of look-ups would grow with the prompts times their phrases."""
     calls, has = [], near._has
     monkeypatch.setattr(near, "_has", lambda *given: calls.append(given) or has(*given))
     preamble = " ".join(f"w{i}" for i in range(200))

@@ -151,7 +151,7 @@ def _controls_of(tokenizer: Any, state: str) -> Controls:
         word = backend is not None and backend.model.token_to_id(name) is not None
         return bool(MARKER.fullmatch(name)) and (name in template or not word)
 
-    added = tokenizer.added_tokens_decoder  # read once: it is made anew each time, from thousands
+    added = tokenizer.added_tokens_decoder  # a property that lists them on each access
     names = {
         token: added[token].content if token in added else tokenizer.convert_ids_to_tokens(token)
         for token in tokenizer.all_special_ids

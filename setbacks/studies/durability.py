@@ -17,7 +17,7 @@ from pydantic import Field
 from setbacks.data.instructions import instructions
 from setbacks.measure.formatting import POINTS, with_interval
 from setbacks.measure.metrics import ALPHA, METRICS, by_prompt
-from setbacks.measure.statistics import Difference
+from setbacks.measure.statistics import Difference, Estimate, rate
 from setbacks.pipeline import check
 from setbacks.recipe import Recipe, Section, Sources
 from setbacks.recipe.parts import unique
@@ -264,10 +264,14 @@ def _begun(models: Mapping[Arm, Tuned]) -> dict[Arm, dict[str, Any]]:
             "plain": estimate("harmless_rate", model.after[0]),
             "begun": estimate("harmless_rate", model.begun),
             "moved": difference("harmless_rate", model.begun, model.after[0]),
-            TORN: estimate("harmless_rate", {"harmless_rate": model.begun[TORN]}),
+            TORN: _share(model.begun[TORN]),
         }
         for arm, model in models.items()
     }
+
+
+def _share(scores: Scores) -> Estimate:
+    return rate(round(sum(scores.prompts.values())), len(scores.prompts))
 
 
 def describe_lasting(arm: Arm, rows: Sequence[Mapping[str, Any]]) -> str:
