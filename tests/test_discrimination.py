@@ -6,6 +6,7 @@ import pytest
 
 from setbacks.engines import open_engine
 from setbacks.engines.own_verdict import question, verdicts
+from setbacks.errors import InputError
 from setbacks.prompts import prompts
 from setbacks.runs.folder import Run
 from setbacks.studies import carry_out
@@ -71,3 +72,6 @@ def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path)
     assert all(f"on {data['n']} answers is near chance" in line for line in warnings)
     label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
     assert label in page.read_text()
+    with pytest.raises(InputError, match="holds the findings of `setbacks study discrimination`"):
+        carry_out("ablation", tiny_recipe(), tmp_path / "d")
+    assert (page.parent / "findings.json").read_text() == text

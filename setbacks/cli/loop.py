@@ -252,9 +252,9 @@ def replay(
         return
     from rich.console import Console
 
-    from setbacks.report.page import on_terminal
+    from setbacks.report.page import FINDINGS, on_terminal
 
-    on_terminal(Console(), (out / "findings.json").read_text(encoding="utf-8"))
+    on_terminal(Console(), (out / FINDINGS).read_text(encoding="utf-8"))
     print(f"{page}: the page; replay.json beside it has the numbers")
 
 
@@ -369,10 +369,10 @@ def _print_harvest(folder: Path, held: Mapping[str, Any]) -> None:
 
     from setbacks.loop.harvest.page import PAGE
     from setbacks.loop.harvest.settings import SETBACKS
-    from setbacks.report.page import on_terminal
+    from setbacks.report.page import FINDINGS, on_terminal
 
     console = Console()
-    on_terminal(console, (folder / "findings.json").read_text(encoding="utf-8"))
+    on_terminal(console, (folder / FINDINGS).read_text(encoding="utf-8"))
     lines = [f"setbacks: {folder / SETBACKS}", f"page: {folder / PAGE}"]
     if held["waiting"]:
         lines.append(f"to label: setbacks review serve {quoted(folder)}")

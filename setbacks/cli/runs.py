@@ -199,17 +199,16 @@ def several(
     work: Callable[..., Path], recipe: Recipe, folder: Path, quiet: bool, as_json: bool
 ) -> None:
     """Carry out a comparison, a study or a loop, and print its findings."""
+    from setbacks.report.page import FINDINGS, on_terminal
     from setbacks.runs.progress import show
 
     with show(quiet) as on_progress:
         page = work(recipe, folder, on_progress)
-    findings = (page.parent / "findings.json").read_text(encoding="utf-8")
+    findings = (page.parent / FINDINGS).read_text(encoding="utf-8")
     if as_json:
         print(findings, end="")
         return
     from rich.console import Console
-
-    from setbacks.report.page import on_terminal
 
     console = Console()
     on_terminal(console, findings)

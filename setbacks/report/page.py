@@ -17,6 +17,8 @@ from setbacks.text import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+FINDINGS = "findings.json"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -58,6 +60,7 @@ class Findings:
         hidden: texts behind a click.
         method: how they were measured: paragraphs.
         data: every number: plain data, or results that `to_json` turns into plain data.
+        study: name of the study that found it, if one did.
     """
 
     title: str
@@ -68,6 +71,7 @@ class Findings:
     hidden: Sequence[Hidden] = ()
     method: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    study: str | None = None
 
 
 def write(folder: Path, findings: Findings, name: str = "report.html") -> Path:
@@ -75,7 +79,7 @@ def write(folder: Path, findings: Findings, name: str = "report.html") -> Path:
     left_out = ("pictures", "hidden")
     data = {key: value for key, value in to_json(findings).items() if key not in left_out}
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(folder / "findings.json", text.encode("utf-8", "replace"))
+    write_atomic(folder / FINDINGS, text.encode("utf-8", "replace"))
     pictures = [visible(picture.svg) for picture in findings.pictures]
     template = environment_of_pages().get_template("page.html.jinja")
     page = template.render(findings=findings, pictures=pictures)

@@ -5,9 +5,10 @@ The entry point group ``setbacks.studies`` finds a study by name, in this packag
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Recipe, Section
 from setbacks.records import Arm, Way
-from setbacks.report.page import Findings, Picture, Table, write
+from setbacks.report.page import FINDINGS, Findings, Picture, Table, write
 from setbacks.report.plots import forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.progress import Show
@@ -119,7 +120,26 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
         if is_set(key, recipe, default):
             notice(f"{key} is set, but changes nothing: the study {study.title} sets it")
     recipe = prepare_folder(folder, recipe)
-    return write(folder, study.run(recipe, options, folder, show))
+    _check_page(folder, name)
+    findings = study.run(recipe, options, folder, show)
+    return write(folder, replace(findings, study=name))
+
+
+def _check_page(folder: Path, name: str) -> None:
+    """Check that a folder has no page of another study, which would be overwritten.
+
+    Raises:
+        InputError: it has one.
+    """
+    path = folder / FINDINGS
+    if not path.exists():
+        return
+    held = json.loads(path.read_text(encoding="utf-8")).get("study")
+    if held not in (None, name):
+        command = "setbacks compare" if held == "compare" else f"setbacks study {held}"
+        raise InputError(
+            f"{folder}: holds the findings of `{command}`; choose another folder with --out"
+        )
 
 
 @dataclass(frozen=True)
