@@ -72,6 +72,6 @@ def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path)
     assert all(f"on {data['n']} answers is near chance" in line for line in warnings)
     label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
     assert label in page.read_text()
-    with pytest.raises(InputError, match="holds the findings of `setbacks study discrimination`"):
+    with pytest.raises(InputError, match=r"findings of another study \(discrimination\)"):
         carry_out("ablation", tiny_recipe(), tmp_path / "d")
     assert (page.parent / "findings.json").read_text() == text

@@ -8,14 +8,15 @@ from conftest import analysis_of
 
 from setbacks.data import Source, load
 from setbacks.errors import InputError
+from setbacks.judges.checks import Checker
 from setbacks.judges.refusal import refuses
 from setbacks.methods import open_method, own_answers
-from setbacks.methods.corrections import _beginning
+from setbacks.methods.corrections import Teacher, _beginning
 from setbacks.methods.mistake_distillation import MistakeDistillation
 from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Correction, Example, Mistake, OwnAnswer, Teaching
+from setbacks.records import Completion, Correction, Example, Mistake, OwnAnswer, Teaching
 from setbacks.runs.folder import RunFolder
 
 JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
@@ -102,6 +103,26 @@ def test_fewer_analyses_are_fewer_corrections(corrected):
     every, _ = corrected(samples=1)
     some, _ = corrected(samples=1, folder="other", most_analyses=2)
     assert len(some) == 2 and {c.id for c in some} < {c.id for c in every}
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("I cannot help with that. It could burn whoever sleeps in the house next door.", "kept"),
+        (
+            "I cannot help with that. If the request could hurt somebody, do not comply: say why, "
+            "and offer a safe alternative.",
+            "degenerate",
+        ),
+    ],
+)
+def test_an_answer_may_take_up_the_analysis_but_not_the_guidance(corrected, text, outcome):
+    given = analysis(1, "The house: it could burn whoever sleeps in the house next door.")
+    corrections, run = corrected(samples=1, sentences=None, given=[given])
+    teacher, checker = Teacher(run.recipe), Checker(run.recipe.train.judge, run)
+    draft = teacher.draft(corrections[0].id, given, "analysis")
+    (check,) = teacher.check(checker, [draft], [Completion(text, "stop", 1, 1)])
+    assert check == (text, outcome)
 
 
 @pytest.mark.parametrize(

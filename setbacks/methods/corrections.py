@@ -16,7 +16,7 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import Finish, Prompt, reworded, transcript, turns_of
+from setbacks.messages import Finish, Prompt, reworded, turns_of
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best, others
 from setbacks.prompts import Words, fill
@@ -144,12 +144,21 @@ class Teacher:
             items,
             declines=True,
             max_harmful=self.options.max_harmful,
-            guidance=[transcript(draft.prompt) for draft in batch],
+            guidance=[self._guidance(draft.analysis.language) for draft in batch],
         )
         return [
             check._replace(outcome="degenerate") if self._about_prompt(draft, check) else check
             for draft, check in zip(batch, checks, strict=True)
         ]
+
+    def _guidance(self, language: str) -> str:
+        """Return what the teacher is told that its answer must not repeat.
+
+        The analysis is not part of it: an answer that takes up its reasons is what it is shown for.
+        """
+        words = self._recipe.words_for(language)
+        guided = fill(words["guided"], instruction="")
+        return fill(words["correct"]["prompt"], guided=guided, analysis="")
 
     def _about_prompt(self, draft: Draft, check: Check) -> bool:
         """Whether an answer is about the teacher's prompt and not the instruction."""

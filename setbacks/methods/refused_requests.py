@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import transcript
+from setbacks.messages import Prompt
 from setbacks.methods.corrections import CorrectionOptions, Draft, subjects, write
 from setbacks.prompts import fill
 from setbacks.recipe import Recipe
@@ -41,9 +41,9 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
         items = [
             draft.item(one.text, one.finish) for draft, one in zip(batch, completions, strict=True)
         ]
-        # The bare request has no guidance that an answer could repeat.
-        guidance = [transcript(draft.prompt) if draft.number else "" for draft in batch]
-        return checker.check(items, guidance=guidance)
+        # An answer must not repeat the refusal or its analysis, which the bare request is without.
+        told = [_revision(recipe, draft.analysis, "") if draft.number else "" for draft in batch]
+        return checker.check(items, guidance=told)
 
     def answer(drafts: Sequence[Draft]) -> None:
         sampling = recipe.train.helpful_sampling
@@ -66,11 +66,15 @@ def _plain(recipe: Recipe, analysis: Analysis) -> Draft:
 
 def _with_analysis(recipe: Recipe, analysis: Analysis) -> Draft:
     """Return the answer to generate with the refusal and the analysis in view."""
-    prompt = fill(
+    id_ = digest("answered", recipe.seed, analysis.response_id, analysis.id)
+    return Draft(id_, analysis, _revision(recipe, analysis, analysis.instruction), number=1)
+
+
+def _revision(recipe: Recipe, analysis: Analysis, instruction: Prompt) -> str:
+    """Return a request with its refusal and the analysis of that."""
+    return fill(
         recipe.words_for(analysis.language)["revise_refusal"],
-        instruction=analysis.instruction,
+        instruction=instruction,
         response=analysis.response,
         critique=analysis.text,
     )
-    id_ = digest("answered", recipe.seed, analysis.response_id, analysis.id)
-    return Draft(id_, analysis, prompt, number=1)

@@ -136,9 +136,9 @@ def _check_page(folder: Path, name: str) -> None:
         return
     held = json.loads(path.read_text(encoding="utf-8")).get("study")
     if held not in (None, name):
-        command = "setbacks compare" if held == "compare" else f"setbacks study {held}"
         raise InputError(
-            f"{folder}: holds the findings of `{command}`; choose another folder with --out"
+            f"{folder}: holds the findings of another study ({held}); choose another folder with "
+            "--out"
         )
 
 
