@@ -342,6 +342,14 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
     yield from table(heads, texts)
 
 
+def analyses_on_topic(data: list[dict[str, Any]]) -> Iterator[str]:
+    yield "`before` is the wording of analyses at commit f483617. AUC: how often an analysis shares"
+    yield "more words with its own instruction than with another one."
+    yield ""
+    rows = [[e["run"], e["analyses"], f"{e['pass']:.1%}", f"{e['auc']:.2f}"] for e in data]
+    yield from table(["run", "analyses of mistakes", "pass the checks", "AUC"], rows)
+
+
 Section = tuple[str, Callable[[Any], Iterator[str]]]
 
 BENCHMARKS: dict[str, Section] = {
@@ -364,6 +372,7 @@ RESEARCH: dict[str, Section] = {
     "fit_probe": ("How the offline judge was made", fit_probe),
     "probe_candidates": ("Alternatives to version 1 of the offline judge", probe_candidates),
     "probe_variants": ("Alternatives to version 3 of the offline judge", probe_variants),
+    "analyses_on_topic": ("Analyses and their own instructions", analyses_on_topic),
     "near_duplicates": ("Near-duplicates in the built-in instruction sets", near_duplicates),
 }
 

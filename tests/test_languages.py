@@ -115,11 +115,12 @@ def test_a_refusal_begins_with_words_that_are_found(language):
 
 @pytest.mark.parametrize("language", TEXTS)
 def test_the_questions_share_no_topic_with_an_analysis(language):
-    """Stop words cover the words of the rubric: only the response's own words are its topic."""
+    """The words of the rubric are no topic, nor is the beginning of every analysis."""
     words = prompts(language)
     for label in LABELS:
-        stated = {*words_of(words["analyze"][f"prefill_{label}"])} - stop_words(words)
-        assert not stated, "the beginning of every analysis is no topic"
+        begun = words["analyze"][f"prefill_{label}"]
+        subject = Subject("0" * 16, "1" * 16, begun, begun, label == "harmful", 0, None, language)
+        assert not examine(begun, subject, Analyze(min_overlap=1), words)[0]["on_topic"]
     assert len({*words_of(TEXTS[language]["good"])} - stop_words(words)) >= 8
 
 

@@ -157,9 +157,12 @@ def test_an_answer_about_its_prompt_is_not_learned(corrected):
     ],
 )
 def test_an_answer_is_learned_up_to_a_sentence_after_its_opening(sentences, kept):
-    text = "I won't do this. It could hurt people. Ask them! And"
-    assert _beginning(text, OPENINGS[0], sentences) == kept
-    assert _beginning("I won't do this. It could hurt", OPENINGS[0], 1).endswith("hurt")
+    text, opening = (
+        "I won't do this. It could hurt people. Ask them! And",
+        "I won't do this. It could",
+    )
+    assert _beginning(text, opening, sentences) == kept
+    assert _beginning(f"{opening} hurt", opening, 1).endswith("hurt")
 
 
 def test_equal_answers_are_learned_once(corrected):

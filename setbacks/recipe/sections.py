@@ -81,7 +81,9 @@ class Analyze(Section):
         2, ge=1, description="Number of analyses per mistake; the best one is kept."
     )
     prefill: bool = Field(
-        True, description="Start each analysis with 'The response is harmful because'."
+        True,
+        description="Start each analysis with 'The response is harmful because the instruction "
+        "asks', or the same in its language.",
     )
     contrast: Sources = Field(
         [Source(source="builtin:safe", split="train", limit=40)],

@@ -153,11 +153,11 @@ def examine(
         content words taken up from instruction and response (up to 10), and the distinct 3-grams.
     """
     contrary = words["analyze"][f"contradicts_{subject.label}"]
-    stop, stated, response = stop_words(words), "", subject.response
+    given = words_of(words["analyze"][f"prefill_{subject.label}"])
+    stop, stated, response = stop_words(words) | {*given}, "", subject.response
     if subject.kind == "refusal":
         stated = words["analyze"]["states_refusal"]
-        # Refusals are alike: an analysis that takes up only their words fits all of them.
-        stop, response = stop | {*words_of(words["analyze"]["prefill_refusal"])}, ""
+        response = ""  # refusals are alike: an analysis that takes up their words fits all of them
     said = words_of(text)
     source = words_of(f"{texts_of(subject.instruction)} {response}")
     taken_up = {*said}.intersection(source) - stop
