@@ -221,6 +221,29 @@ def test_the_words_of_each_method_are_taken_off(path, language, tmp_path):
     assert seen(asked("<one question>"), run) == {"s": (1, 1)}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            "Instruction:\n<one question>\n\nResponse:\nNo.\n\nThe response above is harmful, "
+            "unethical or offensive. Analyze in two or three sentences why it is harmful.",
+            id="of an earlier version",
+        ),
+        pytest.param(
+            fill(
+                prompts("en")["analyze"]["harmful"],
+                instruction="<one question>",
+                response="It was given to this instruction:\nNo.",
+            ),
+            id="with a response that has a part of them",
+        ),
+    ],
+)
+def test_the_words_around_a_response_are_taken_off(text, tmp_path):
+    run = train(tmp_path / "run", examples_of(text))
+    assert seen(asked("<one question>"), run) == {"s": (1, 1)}
+
+
 def test_own_words_may_be_only_before_an_instruction_or_nothing(tmp_path):
     own = {"guided": "Be kind: {instruction}", "hindsight": "{instruction}"}
     examples = examples_of("Be kind: A?", fill(prompts("en")["guided"], instruction="B?"))

@@ -34,13 +34,13 @@ PLACES = {"instruction", "response"}  # that a training prompt fills
 class _Frame(NamedTuple):
     """The fixed text around an instruction in a training prompt.
 
-    `after` follows the instruction, and `end` ends the prompt: they differ if a response comes
-    between them.
+    `pattern` matches a prompt that starts with `before` and ends with `end`, and finds the
+    instruction. A response may come before or after it.
     """
 
     before: str
-    after: str
     end: str
+    pattern: str
 
 
 def overlaps(
@@ -113,14 +113,11 @@ def bare_instruction(run: Path) -> Callable[[Example], Prompt]:
 
 def _instruction(prompt: str, frames: Iterable[_Frame]) -> str:
     """Return the instruction in a training prompt, without the text of a method around it."""
-    for before, after, end in frames:
+    for before, end, pattern in frames:
         if prompt.startswith(before) and prompt.endswith(end):
-            rest = prompt[len(before) :]
-            if not after:
-                return rest
-            instruction, separator, _ = rest.partition(after)
-            if separator:
-                return instruction
+            found = re.fullmatch(pattern, prompt, re.DOTALL)
+            if found:
+                return found[1]
     return prompt
 
 
@@ -128,11 +125,19 @@ def _frames(words: Iterable[Words]) -> list[_Frame]:
     """Return the texts of the methods around an instruction."""
     frames: dict[_Frame, None] = {}  # in order, each once
     for template in (one for pack in words for one in _templates(pack)):
-        before, _, rest = template.partition("{instruction}")
-        after, _, end = rest.partition("{response}")
-        if before or after:  # own words may be the instruction alone
-            frames[_Frame(before, after, end or after)] = None
+        if template != "{instruction}":  # as own words may be
+            frames[_frame(template)] = None
     return list(frames)
+
+
+def _frame(template: str) -> _Frame:
+    """Return the frame of a template; where it is unclear, the instruction is short."""
+    before, *middle, end = re.split(PLACE, template)
+    if middle[-1] == "response":
+        end = ""  # the question after a response has changed between versions of setbacks
+    holes = {"instruction": "(.*?)", "response": ".*"}
+    inner = (re.escape(part) if i % 2 else holes[part] for i, part in enumerate(middle))
+    return _Frame(before, end, re.escape(before) + "".join(inner) + re.escape(end))
 
 
 def _templates(words: Any) -> Iterator[str]:
