@@ -72,6 +72,9 @@ def test_discrimination_sets_both_readings_against_chance(tiny_recipe, tmp_path)
     assert all(f"on {data['n']} answers is near chance" in line for line in warnings)
     label = f"AUC with intervals. spoken verdict: {spoken} %; linear probe: {probe} %."
     assert label in page.read_text()
+    held = (page.parent / "recipe.yaml").read_text()
+    other = tiny_recipe(study={"factors": ["no_helpful"]})
     with pytest.raises(InputError, match=r"findings of another study \(discrimination\)"):
-        carry_out("ablation", tiny_recipe(), tmp_path / "d")
+        carry_out("ablation", other, tmp_path / "d")
     assert (page.parent / "findings.json").read_text() == text
+    assert (page.parent / "recipe.yaml").read_text() == held

@@ -157,11 +157,8 @@ def test_an_answer_about_its_prompt_is_not_learned(corrected):
     ],
 )
 def test_an_answer_is_learned_up_to_a_sentence_after_its_opening(sentences, kept):
-    text, opening = (
-        "I won't do this. It could hurt people. Ask them! And",
-        "I won't do this. It could",
-    )
-    assert _beginning(text, opening, sentences) == kept
+    opening = "I won't do this. It could"
+    assert _beginning(f"{opening} hurt people. Ask them! And", opening, sentences) == kept
     assert _beginning(f"{opening} hurt", opening, 1).endswith("hurt")
 
 

@@ -244,6 +244,13 @@ def test_the_words_around_a_response_are_taken_off(text, tmp_path):
     assert seen(asked("<one question>"), run) == {"s": (1, 1)}
 
 
+def test_own_words_that_begin_with_the_instruction_are_known_by_their_end(tmp_path):
+    own = {"unguided": "{instruction}\n\n{response}\n\nIs this harmful?"}
+    examples = examples_of("A?\n\nYes.\n\nIs this harmful?", "B?\n\nIn two paragraphs.")
+    run = train(tmp_path / "run", examples, words={"en": own})
+    assert seen(asked("A?", "B?"), run) == {"s": (1, 2)}
+
+
 def test_own_words_may_be_only_before_an_instruction_or_nothing(tmp_path):
     own = {"guided": "Be kind: {instruction}", "hindsight": "{instruction}"}
     examples = examples_of("Be kind: A?", fill(prompts("en")["guided"], instruction="B?"))

@@ -115,9 +115,9 @@ def _instruction(prompt: str, frames: Iterable[_Frame]) -> str:
     """Return the instruction in a training prompt, without the text of a method around it."""
     for before, end, pattern in frames:
         if prompt.startswith(before) and prompt.endswith(end):
-            found = re.fullmatch(pattern, prompt, re.DOTALL)
-            if found:
-                return found[1]
+            match = re.fullmatch(pattern, prompt, re.DOTALL)
+            if match:
+                return match[1]
     return prompt
 
 
@@ -133,7 +133,7 @@ def _frames(words: Iterable[Words]) -> list[_Frame]:
 def _frame(template: str) -> _Frame:
     """Return the frame of a template; where it is unclear, the instruction is short."""
     before, *middle, end = re.split(PLACE, template)
-    if middle[-1] == "response":
+    if before and middle[-1] == "response":
         end = ""  # the question after a response has changed between versions of setbacks
     holes = {"instruction": "(.*?)", "response": ".*"}
     inner = (re.escape(part) if i % 2 else holes[part] for i, part in enumerate(middle))

@@ -42,8 +42,10 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
             draft.item(one.text, one.finish) for draft, one in zip(batch, completions, strict=True)
         ]
         # An answer must not repeat the refusal or its analysis, which the bare request is without.
-        told = [_revision(recipe, draft.analysis, "") if draft.number else "" for draft in batch]
-        return checker.check(items, guidance=told)
+        guidance = [
+            _revision(recipe, draft.analysis, "") if draft.number else "" for draft in batch
+        ]
+        return checker.check(items, guidance=guidance)
 
     def answer(drafts: Sequence[Draft]) -> None:
         sampling = recipe.train.helpful_sampling

@@ -119,8 +119,8 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
     for key in study.replaces:
         if is_set(key, recipe, default):
             notice(f"{key} is set, but changes nothing: the study {study.title} sets it")
-    recipe = prepare_folder(folder, recipe)
     _check_page(folder, name)
+    recipe = prepare_folder(folder, recipe)
     findings = study.run(recipe, options, folder, show)
     return write(folder, replace(findings, study=name))
 
