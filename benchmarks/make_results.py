@@ -342,11 +342,11 @@ def controls(data: dict[str, Any]) -> Iterator[str]:
     yield from table(heads, texts)
 
 
-def analyses_on_topic(data: list[dict[str, Any]]) -> Iterator[str]:
-    yield "`before` is the wording of analyses at commit f483617. AUC: how often an analysis shares"
-    yield "more words with its own instruction than with another one."
+def analyses_on_topic(data: dict[str, Any]) -> Iterator[str]:
+    yield "`before` is the wording of analyses at commit f483617. AUC: the probability that an"
+    yield "analysis has a larger share of the words of its own instruction than of another one."
     yield ""
-    rows = [[e["run"], e["analyses"], f"{e['pass']:.1%}", f"{e['auc']:.2f}"] for e in data]
+    rows = [[e["run"], e["analyses"], f"{e['pass']:.1%}", f"{e['auc']:.2f}"] for e in data["runs"]]
     yield from table(["run", "analyses of mistakes", "pass the checks", "AUC"], rows)
 
 

@@ -3,8 +3,8 @@
     python research/analyses_on_topic.py runs/a runs/b
 
 Prints, for the analyses of mistakes in each run folder, the share that passes the checks, and the
-AUC: how often an analysis shares a larger part of its own instruction's content words than of
-another instruction's. 0.5 is chance: the analyses could belong to any mistake. Writes
+AUC: the probability that an analysis has a larger share of the content words of its own instruction
+than of another one. 0.5 is chance: the analyses could belong to any mistake. Writes
 results/analyses_on_topic.json.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,10 +35,12 @@ def main() -> None:
     print(f"{'run':<24}{'analyses':>9}{'pass':>8}{'AUC':>7}")
     for one in rows:
         print(f"{one['run']:<24}{one['analyses']:>9}{one['pass']:>8.1%}{one['auc']:>7.3f}")
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    command = " ".join(["python research/analyses_on_topic.py", *(one["run"] for one in rows)])
+    data = {"command": command, "runs": rows}
+    RESULTS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def row(run: Run) -> dict[str, str | int | float]:
+def row(run: Run) -> dict[str, Any]:
     """Return the figures of one run."""
     analyses = [one for one in run.records("analyses.jsonl", Analysis) if one.label == "harmful"]
     ignored = stop_words(run.recipe.words_for())
