@@ -207,6 +207,30 @@ def test_what_is_alike_is_lent_and_what_is_not_stays(base, tmp_path):
     assert not (tmp_path / "e" / "responses").exists(), "another model, of the same name"
 
 
+@pytest.mark.parametrize(
+    ("changes", "lent"),
+    [
+        ({"train.seed": 1}, {"corrections", "answered"}),
+        ({"train.method": "dpo", "train.pairs_from": "corrections"}, {"corrections", "answered"}),
+        ({"train.helpful_sampling.max_new_tokens": 9}, {"corrections"}),
+        ({"train.method": "dpo"}, set()),
+        ({"train.method": "critique_revise"}, set()),
+        ({"train.context": "guidance"}, set()),
+        ({"train.analyses": "shuffled"}, set()),
+        ({"seed": 1}, set()),
+    ],
+)
+def test_corrections_are_lent_to_those_that_would_write_the_same(base, tmp_path, changes, lent):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    target.mkdir()
+    for name in ("corrections", "answered"):
+        (source / f"{name}.jsonl").write_text(name)
+    giver = variant(base, "a", {"train.method": "mistake_distillation"}).recipe
+    lend(giver, source, variant(giver, "b", changes).recipe, target)
+    assert {path.stem for path in target.iterdir()} == lent
+
+
 def test_answers_that_a_probe_ranked_are_not_lent(base, tmp_path):
     """The probe is also fitted on what a method writes for its training."""
     source = tmp_path / "a"

@@ -2,8 +2,8 @@
 
 A comparison or a study is a list of variants. Each is an ordinary run folder, so it is resumed,
 inspected and reported like one. Files that are the same for several variants (mistakes, analyses,
-the model's own helpful answers, the untrained model's answers, and the verdicts on them) are
-produced by the first and copied to the others.
+corrections, the model's own helpful answers, the untrained model's answers, and the verdicts on
+them) are produced by the first and copied to the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import own_folder, write_atomic
-from setbacks.methods.corrections import TEACHER
+from setbacks.methods import open_method
+from setbacks.methods.corrections import CORRECTING, TEACHER
 from setbacks.notices import notice
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
@@ -41,6 +42,8 @@ _TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "held_out", "respond.sui
 _MISTAKES = (*_TRAINING, "instructions", "induce")
 _ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
 _FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
+_CORRECTED = ("judge", "analyses", "categories", "most_analyses", *sorted(CORRECTING))
+_CORRECTIONS = (*_MISTAKES, "analyze", *(f"train.{o}" for o in _CORRECTED))
 _OWN_ANSWERS = (
     *_TRAINING,
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
@@ -322,6 +325,9 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "analyses.jsonl", (*_MISTAKES, "analyze")
     yield "preflight.jsonl", (*_MISTAKES, "analyze")
     yield "flips.jsonl", _FLIPS
+    if open_method(taker).has_teacher(taker):
+        yield "corrections.jsonl", _CORRECTIONS
+        yield "answered.jsonl", (*_CORRECTIONS, "train.helpful_sampling")
     yield "benign.jsonl", _OWN_ANSWERS
     for arm in planned_arms(taker):
         # A probe that ranks drafts is also fitted on what a method writes for its training.
