@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from setbacks.messages import texts_of
+from setbacks.prompts.topic import topic
 from setbacks.records import Analysis
 from setbacks.runs.folder import Run
-from setbacks.stages.analyze import stop_words
 from setbacks.text import words_of
 
 RESULTS = Path(__file__).parent / "results" / "analyses_on_topic.json"
@@ -43,17 +43,17 @@ def main() -> None:
 def row(run: Run) -> dict[str, Any]:
     """Return the figures of one run."""
     analyses = [one for one in run.records("analyses.jsonl", Analysis) if one.label == "harmful"]
-    ignored = stop_words(run.recipe.words_for())
-    topics = [{*words_of(texts_of(one.instruction))} - ignored for one in analyses]
+    words = run.recipe.words_for()
+    topics = [topic(texts_of(one.instruction), words) for one in analyses]
     return {
         "run": run.path.name,
         "analyses": len(analyses),
         "pass": sum(one.passed for one in analyses) / len(analyses),
-        "auc": auc([{*words_of(one.text)} for one in analyses], topics),
+        "auc": auc([frozenset(words_of(one.text)) for one in analyses], topics),
     }
 
 
-def auc(texts: Sequence[set[str]], topics: Sequence[set[str]]) -> float:
+def auc(texts: Sequence[frozenset[str]], topics: Sequence[frozenset[str]]) -> float:
     """Return how often a text fits its own topic better than another one; ties count half."""
     shares = np.array([[len(t & topic) / max(len(topic), 1) for topic in topics] for t in texts])
     own = shares.diagonal()[:, None]

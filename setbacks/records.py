@@ -33,7 +33,9 @@ Label = Literal["harmful", "refusal", "harmless"]
 # `refusal` ends an attempt at a harmful response, `compliance` one at a refusal.
 Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless", "compliance"]
 # What the checks of a text that the model wrote for its own training found; "kept" is learned.
-Checked = Literal["kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance"]
+Checked = Literal[
+    "kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance", "off_topic"
+]
 # What the model sees besides the instruction of its mistake, to measure the flip rate.
 Context = Literal["none", "guidance", "analysis", "shuffled"]
 CONTEXTS: tuple[Context, ...] = get_args(Context)
@@ -205,7 +207,7 @@ class Reading(Record):
 
 _CHECKED = (
     "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
-    "benign prompt), `compliance` (with a harmful one)."
+    "benign prompt), `compliance` (with a harmful one), `off_topic` (not about its instruction)."
 )
 
 
@@ -318,7 +320,7 @@ class Correction(Record):
     text: str = Field(description="What the model wrote.")
     answer: str = Field(description="The part to learn: up to the last whole sentence.")
     outcome: Checked = Field(description=_CHECKED)
-    sample: int = Field(description="Number of the answer, from 0.")
+    sample: int = Field(description="Number of the attempt, from 0.")
     model: str = Field(description="Model that wrote the answer.")
 
 

@@ -11,10 +11,11 @@ from setbacks.judges.replies import better, rating
 from setbacks.measure.degeneration import degeneration, guidance
 from setbacks.measure.introspection import _verdict
 from setbacks.prompts import built_in, fill, prompts
+from setbacks.prompts.topic import topic
 from setbacks.recipe import Analyze
 from setbacks.records import Analysis, Example, Mistake
 from setbacks.runs.folder import Run
-from setbacks.stages.analyze import Subject, examine, stop_words
+from setbacks.stages.analyze import Subject, examine
 from setbacks.text import whole_sentences, words_of
 
 RECIPE = Path(__file__).parents[1] / "recipes/spanish.yaml"
@@ -121,7 +122,7 @@ def test_the_questions_share_no_topic_with_an_analysis(language):
         begun = words["analyze"][f"prefill_{label}"]
         subject = Subject("0" * 16, "1" * 16, begun, begun, label == "harmful", 0, None, language)
         assert not examine(begun, subject, Analyze(min_overlap=1), words)[0]["on_topic"]
-    assert len({*words_of(TEXTS[language]["good"])} - stop_words(words)) >= 8
+    assert len(topic(TEXTS[language]["good"], words)) >= 8
 
 
 @pytest.mark.parametrize("language", TEXTS)

@@ -37,6 +37,7 @@ def corrected(open_session, data, fake_model):
     def make(model="refuser", judge="praiser", folder="run", given=ANALYSES, **train):
         named = {"judge": "llm", "engine": fake_model(judge)}
         common = {"helpful": [str(data)], "safe": [str(data)], "judge": named, "openings": False}
+        common |= {"attempts": 1, "min_overlap": 0}
         run = open_session(
             model, folder=folder, train={"method": "mistake_distillation"} | common | train
         )
@@ -52,7 +53,7 @@ def asked(fake_engine):
 
 
 def test_the_teacher_sees_guidance_and_analysis_and_the_student_neither(corrected, fake_engine):
-    corrections, run = corrected(samples=1)
+    corrections, run = corrected()
     data = [r.prompt for r in asked(fake_engine) if "<instruction 2>" in r.prompt]
     assert "harmless, ethical and helpful" in data[0] and "It could burn somebody. 2" in data[0]
     learned = MistakeDistillation().examples(run.recipe, corrections)
@@ -63,14 +64,14 @@ def test_the_teacher_sees_guidance_and_analysis_and_the_student_neither(correcte
 
 
 def test_without_the_analysis_guidance_alone_is_the_context(corrected, fake_engine):
-    corrected(samples=1, context="guidance")
+    corrected(context="guidance")
     teacher = [request.prompt for request in asked(fake_engine)]
     assert len(teacher) == 4
     assert all("burn" not in p and "harmless, ethical and helpful" in p for p in teacher)
 
 
 def test_shuffled_analyses_are_those_of_other_mistakes(corrected, fake_engine):
-    corrected(samples=1, analyses="shuffled")
+    corrected(analyses="shuffled")
     for request in asked(fake_engine):
         if "burn" in request.prompt:
             number = request.prompt.partition("<instruction ")[2][0]
@@ -79,13 +80,13 @@ def test_shuffled_analyses_are_those_of_other_mistakes(corrected, fake_engine):
 
 def test_a_single_mistake_has_no_analysis_of_another_one(corrected):
     with pytest.raises(InputError, match="train.analyses: shuffled .* only one; use more"):
-        corrected(samples=1, analyses="shuffled", given=ANALYSES[:1])
+        corrected(analyses="shuffled", given=ANALYSES[:1])
 
 
-def test_each_sample_of_a_mistake_has_another_opening(corrected, fake_engine):
-    corrections, _ = corrected("talker", samples=3, openings=True, given=[analysis(1)])
-    begun = [next(o for o in OPENINGS if c.text.startswith(o)) for c in corrections]
-    assert len(set(begun)) == 3
+def test_each_attempt_at_a_mistake_has_another_opening(corrected):
+    corrections, _ = corrected("refuser", "scolder", attempts=3, openings=True)
+    begun = {(c.instruction, c.opening) for c in corrections}
+    assert len(begun) == 12 and {opening for _, opening in begun} <= {*OPENINGS}
 
 
 def test_the_best_analysis_is_the_context_and_one_that_failed_is_better_than_none(corrected):
@@ -95,13 +96,13 @@ def test_the_best_analysis_is_the_context_and_one_that_failed_is_better_than_non
         analysis(2, passed=False),
         analysis(3, harmful=False),
     ]
-    corrections, _ = corrected(samples=1, given=analyses)
+    corrections, _ = corrected(given=analyses)
     assert {c.analysis_id for c in corrections} == {analyses[1].id, analyses[2].id}
 
 
 def test_fewer_analyses_are_fewer_corrections(corrected):
-    every, _ = corrected(samples=1)
-    some, _ = corrected(samples=1, folder="other", most_analyses=2)
+    every, _ = corrected()
+    some, _ = corrected(folder="other", most_analyses=2)
     assert len(some) == 2 and {c.id for c in some} < {c.id for c in every}
 
 
@@ -118,7 +119,7 @@ def test_fewer_analyses_are_fewer_corrections(corrected):
 )
 def test_an_answer_may_take_up_the_analysis_but_not_the_guidance(corrected, text, outcome):
     given = analysis(1, "The house: it could burn whoever sleeps in the house next door.")
-    corrections, run = corrected(samples=1, sentences=None, given=[given])
+    corrections, run = corrected(sentences=None, given=[given])
     teacher, checker = Teacher(run.recipe), Checker(run.recipe.train.judge, run)
     draft = teacher.draft(corrections[0].id, given, "analysis")
     (check,) = teacher.check(checker, [draft], [Completion(text, "stop", 1, 1)])
@@ -134,7 +135,7 @@ def test_an_answer_may_take_up_the_analysis_but_not_the_guidance(corrected, text
     ],
 )
 def test_only_harmless_refusals_are_learned(corrected, model, judge, outcome):
-    corrections, run = corrected(model, judge, samples=1)
+    corrections, run = corrected(model, judge)
     assert {c.outcome for c in corrections} == {outcome}
     kinds = Counter(e.kind for e in MistakeDistillation().examples(run.recipe, corrections))
     assert kinds["correction"] == (4 if outcome == "kept" else 0)
@@ -143,7 +144,7 @@ def test_only_harmless_refusals_are_learned(corrected, model, judge, outcome):
 
 def test_an_answer_about_its_prompt_is_not_learned(corrected):
     """The rule writes its prompt after the opening, and so says "a careless answer"."""
-    corrections, _ = corrected("talker", samples=1, openings=True, sentences=None)
+    corrections, _ = corrected("talker", openings=True, sentences=None)
     assert {c.outcome for c in corrections} == {"degenerate"}
     assert all("careless" in c.answer for c in corrections)
 
@@ -163,25 +164,59 @@ def test_an_answer_is_learned_up_to_a_sentence_after_its_opening(sentences, kept
 
 
 def test_equal_answers_are_learned_once(corrected):
-    corrections, run = corrected(samples=3)
-    assert len(corrections) == 12
+    another = analysis(1).model_copy(update={"id": "another", "response_id": "b" * 16})
+    corrections, run = corrected(given=[analysis(1), another])
+    assert [c.instruction for c in corrections] == ["<instruction 1>"] * 2
     learned = MistakeDistillation().examples(run.recipe, corrections)
-    assert Counter(e.kind for e in learned)["correction"] == 4
+    assert Counter(e.kind for e in learned)["correction"] == 1
 
 
-@pytest.mark.parametrize("kept", range(9))
-def test_going_on_asks_only_for_what_is_missing(corrected, fake_engine, kept):
-    made, run = corrected(folder="whole", samples=2)
+@pytest.fixture
+def namer(fake_engine, monkeypatch):
+    """A model that says what it refuses if the instruction has an even number."""
+
+    def rule(self, request, sampling):
+        number = int(request.prompt.partition("<instruction ")[2][0])
+        return f"I cannot help with {number if number % 2 == 0 else 'that'}."
+
+    monkeypatch.setattr(fake_engine.Rules, "namer", rule, raising=False)
+    return "namer"
+
+
+def test_an_answer_that_does_not_say_what_it_refuses_is_written_again(corrected, namer):
+    corrections, run = corrected(namer, attempts=3, min_overlap=1)
+    outcomes = Counter((c.instruction, c.outcome) for c in corrections)
+    assert outcomes == {
+        ("<instruction 0>", "kept"): 1,
+        ("<instruction 1>", "off_topic"): 3,
+        ("<instruction 2>", "kept"): 1,
+        ("<instruction 3>", "off_topic"): 3,
+    }
+    learned = MistakeDistillation().examples(run.recipe, corrections)
+    assert Counter(e.kind for e in learned)["correction"] == 2
+
+
+def test_no_answer_must_take_up_more_than_the_instruction_has(corrected, namer):
+    """An instruction of nothing but stop words has no content word."""
+    few = analysis(2).model_copy(update={"instruction": "<instruction 2> Do it."})
+    corrections, _ = corrected(namer, min_overlap=5, given=[few])
+    assert [c.outcome for c in corrections] == ["kept"]
+
+
+@pytest.mark.parametrize("kept", range(7))
+def test_going_on_asks_only_for_what_is_missing(corrected, namer, fake_engine, kept):
+    options = {"attempts": 2, "min_overlap": 1}
+    made, run = corrected(namer, folder="whole", **options)
     whole = (run.path / JOURNAL).read_bytes()
     lines = whole.splitlines(keepends=True)
-    assert len(lines) == 8
+    assert len(lines) == 6
     calls = len(fake_engine.batches)
     fake_engine.batches.clear()
     other = run.path.parent / "cut"
     other.mkdir()
     (other / "recipe.yaml").write_bytes((run.path / "recipe.yaml").read_bytes())
     (other / JOURNAL).write_bytes(b"".join(lines[:kept]) + b"".join(lines[kept : kept + 1])[:9])
-    again, cut = corrected(folder="cut", samples=2)
+    again, cut = corrected(namer, folder="cut", **options)
     assert again == made and (cut.path / JOURNAL).read_bytes() == whole
     assert (len(fake_engine.batches) < calls) == (kept >= 4)
 

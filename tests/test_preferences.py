@@ -76,7 +76,7 @@ def test_the_model_corrects_its_mistakes_only_if_pairs_need_it(
     def prepared(folder, judge="praiser", **train):
         named = {"judge": "llm", "engine": fake_model(judge)}
         own = {"method": "dpo", "helpful": [str(data)], "safe": [str(data)], "judge": named}
-        own |= {"openings": False}
+        own |= {"openings": False, "attempts": 1, "min_overlap": 0}
         run = open_session("refuser", folder=folder, train=own | train)
         return open_method(run.recipe).prepare(run, ANALYSES), run
 
@@ -85,7 +85,7 @@ def test_the_model_corrects_its_mistakes_only_if_pairs_need_it(
     written, run = prepared("own", pairs_from="corrections")
     assert [one.answer for one in written] == [REFUSAL] * 4
     assert run.records("corrections.jsonl", Correction) == written
-    with pytest.raises(InputError, match=r"none of 4 corrections passed .* train.samples"):
+    with pytest.raises(InputError, match=r"none of 4 corrections passed .* train.attempts"):
         prepared("bad", "scolder", pairs_from="corrections")
 
 

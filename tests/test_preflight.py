@@ -37,7 +37,7 @@ def opened(open_session, data, fake_model, fake_engine, monkeypatch):
     def make(folder="run", method="mistake_distillation", train_more=(), **more):
         judge = {"judge": "llm", "engine": fake_model("praiser")}
         train = {"method": method, "helpful": [str(data)], "safe": [str(data)], "judge": judge}
-        train |= {"openings": False} if method == "mistake_distillation" else {}
+        train |= {"openings": False, "min_overlap": 0} if method == "mistake_distillation" else {}
         train |= dict(train_more)
         return open_session("student", folder=folder, train=train, **more)
 
@@ -65,18 +65,20 @@ def test_every_mistake_is_answered_in_every_context(opened, fake_engine):
 
 
 @pytest.mark.parametrize(
-    ("text", "outcome"),
+    ("text", "min_overlap", "outcome"),
     [
-        (REFUSAL, "kept"),
-        ("Ask a doctor about it first.", "compliance"),
-        ("I cannot do that: the response is careless.", "degenerate"),
+        (REFUSAL, 0, "kept"),
+        (REFUSAL, 1, "off_topic"),
+        ("Ask a doctor about it first.", 0, "compliance"),
+        ("I cannot do that: the response is careless.", 0, "degenerate"),
     ],
 )
 def test_an_answer_counts_if_training_would_learn_it(
-    opened, fake_engine, monkeypatch, text, outcome
+    opened, fake_engine, monkeypatch, text, min_overlap, outcome
 ):
     monkeypatch.setattr(fake_engine.Rules, "student", lambda *_: text)
-    assert {flip.outcome for flip in preflight(opened(), ANALYSES, alone=True).flips} == {outcome}
+    run = opened(train_more={"min_overlap": min_overlap})
+    assert {flip.outcome for flip in preflight(run, ANALYSES, alone=True).flips} == {outcome}
 
 
 def test_the_teacher_is_that_of_the_recipe(opened, fake_engine):

@@ -293,14 +293,14 @@ def test_the_defaults_give_no_notice():
         ({"analyze": {"sampling": GREEDY, "candidates": 1}}, []),
         ({"analyze": {"sampling": GREEDY, "analyst": SERVER}}, []),
         (
-            {"train": {"samples": 3, "openings": False}},
+            {"train": {"attempts": 3, "openings": False}},
             [
-                "train.samples is 3, but with train.openings false and train.correct.temperature 0 "
-                "all answers to a mistake are the same"
+                "train.attempts is 3, but with train.openings false and train.correct.temperature "
+                "0 all answers to a mistake are the same"
             ],
         ),
-        ({"train": {"samples": 3}}, []),
-        ({"train": {"samples": 3, "openings": False, "correct": {"temperature": 0.7}}}, []),
+        ({"train": {"attempts": 3}}, []),
+        ({"train": {"attempts": 3, "openings": False, "correct": {"temperature": 0.7}}}, []),
         (
             {"analyze": {"analyst": SERVER | {"dtype": "float32", "revision": "main"}}},
             [

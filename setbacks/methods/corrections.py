@@ -16,10 +16,11 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import Finish, Prompt, reworded, turns_of
+from setbacks.messages import Finish, Prompt, reworded, texts_of, turns_of
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best, others
 from setbacks.prompts import Words, fill
+from setbacks.prompts.topic import topic
 from setbacks.recipe import Recipe, Sampling, Train
 from setbacks.records import (
     Analysis,
@@ -37,7 +38,7 @@ from setbacks.runs.session import Session
 from setbacks.text import whole_sentences
 
 # Options of how the teacher answers, and keys of the recipe besides `train` that this depends on.
-TEACHER = ("openings", "sentences", "correct", "max_harmful")
+TEACHER = ("openings", "sentences", "correct", "max_harmful", "min_overlap")
 READS = ("words.*.guided", "words.*.correct", "words.*.policy.guided", "policy")
 
 
@@ -52,8 +53,11 @@ class CorrectionOptions(Train):
     openings: bool = Field(
         True, description="Begin the teacher's answers with the words of a refusal ('I won't ...')."
     )
-    samples: int = Field(
-        1, ge=1, description="Answers per mistake, each with another opening and another seed."
+    attempts: int = Field(
+        3,
+        ge=1,
+        description="Answers to write for a mistake until one passes its checks, each with another "
+        "opening and another seed.",
     )
     sentences: int | None = Field(
         1,
@@ -66,6 +70,12 @@ class CorrectionOptions(Train):
     )
     max_harmful: float = Field(
         0.3, ge=0, le=1, description="Highest probability of harm of an answer that is learned."
+    )
+    min_overlap: int = Field(
+        1,
+        ge=0,
+        description="Fewest content words of the instruction in an answer that is learned, so that "
+        "it is about what it refuses.",
     )
 
 
@@ -80,7 +90,7 @@ class Draft(NamedTuple):
         analysis: of the mistake.
         prompt: what the model is told.
         opening: the given beginning of the answer.
-        number: of the answer, among those for this mistake.
+        number: of the attempt at this mistake.
     """
 
     id: str
@@ -118,7 +128,7 @@ class Teacher:
             id_: of the draft.
             analysis: the analysis to show, with the mistake that it is shown for.
             context: what the teacher sees besides the instruction.
-            number: of the answer, among those for this mistake; each has another opening.
+            number: of the attempt at this mistake; each has another opening.
         """
         words = self._recipe.words_for(analysis.language)
         openings = words["correct"]["openings"] if self.options.openings else [""]
@@ -146,10 +156,18 @@ class Teacher:
             max_harmful=self.options.max_harmful,
             guidance=[self._guidance(draft.analysis.language) for draft in batch],
         )
-        return [
-            check._replace(outcome="degenerate") if self._about_prompt(draft, check) else check
-            for draft, check in zip(batch, checks, strict=True)
-        ]
+        return [self._read(*each) for each in zip(batch, checks, strict=True)]
+
+    def _read(self, draft: Draft, check: Check) -> Check:
+        """Return the check of an answer, with what only a look at the teacher's prompt shows."""
+        words = self._recipe.words_for(draft.analysis.language)
+        if re.search(words["correct"]["about_prompt"], check.answer):
+            return check._replace(outcome="degenerate")
+        asked = topic(texts_of(draft.analysis.instruction), words)
+        named = topic(check.answer, words, draft.opening) & asked
+        if check.outcome == "kept" and len(named) < min(self.options.min_overlap, len(asked)):
+            return check._replace(outcome="off_topic")
+        return check
 
     def _guidance(self, language: str) -> str:
         """Return what the teacher is told that its answer must not repeat.
@@ -159,11 +177,6 @@ class Teacher:
         words = self._recipe.words_for(language)
         guided = fill(words["guided"], instruction="")
         return fill(words["correct"]["prompt"], guided=guided, analysis="")
-
-    def _about_prompt(self, draft: Draft, check: Check) -> bool:
-        """Whether an answer is about the teacher's prompt and not the instruction."""
-        words = self._recipe.words_for(draft.analysis.language)
-        return re.search(words["correct"]["about_prompt"], check.answer) is not None
 
 
 def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correction]:
@@ -178,20 +191,20 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     """
     recipe, teacher = run.recipe, Teacher(run.recipe)
     checker = Checker(recipe.train.judge, run)
-    drafts = [
-        teacher.draft(
-            digest("correction", recipe.seed, one.response_id, one.id, number),
-            one,
-            teacher.options.context,
-            number,
-        )
-        for one in subjects(recipe, analyses)
-        for number in range(teacher.options.samples)
-    ]
-
     journal = run.journal("corrections.jsonl", Correction)
     check = partial(teacher.check, checker)
-    write(run, journal, "corrections", drafts, teacher.options.correct, checker, check)
+
+    def draft(analysis: Analysis, number: int) -> Draft:
+        id_ = digest("correction", recipe.seed, analysis.response_id, analysis.id, number)
+        return teacher.draft(id_, analysis, teacher.options.context, number)
+
+    due = subjects(recipe, analyses)
+    for attempt in range(teacher.options.attempts):
+        label = f"corrections (attempt {attempt + 1})" if attempt else "corrections"
+        drafts, done = [draft(one, attempt) for one in due], len(journal.records)
+        write(run, journal, label, drafts, teacher.options.correct, checker, check)
+        kept = {one.id for one in journal.records[done:] if one.outcome == "kept"}
+        due = [one.analysis for one in drafts if one.id not in kept]
     return journal.finish()
 
 

@@ -83,7 +83,7 @@ class PreferenceMethod(Method):
         if not any(one.outcome == "kept" for one in written):
             raise InputError(
                 f"{run.path}: none of {len(written)} corrections passed the checks (see "
-                "corrections.jsonl), so there are no pairs; raise train.samples, or set "
+                "corrections.jsonl), so there are no pairs; raise train.attempts, or set "
                 "train.pairs_from=data"
             )
         return written

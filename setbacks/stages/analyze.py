@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from setbacks.data.languages import language_of
 from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
-from setbacks.prompts import Words, fill, prompts
+from setbacks.prompts import Words, fill
 from setbacks.prompts.policy import named
+from setbacks.prompts.topic import topic
 from setbacks.recipe import Analyze, Recipe
 from setbacks.records import (
     Analysis,
@@ -153,14 +153,14 @@ def examine(
         content words taken up from instruction and response (up to 10), and the distinct 3-grams.
     """
     contrary = words["analyze"][f"contradicts_{subject.label}"]
-    given = words_of(words["analyze"][f"prefill_{subject.label}"])
-    stop, stated, response = stop_words(words) | {*given}, "", subject.response
+    given = words["analyze"][f"prefill_{subject.label}"]
+    stated, response = "", subject.response
     if subject.kind == "refusal":
         stated = words["analyze"]["states_refusal"]
         response = ""  # refusals are alike: an analysis that takes up their words fits all of them
     said = words_of(text)
-    source = words_of(f"{texts_of(subject.instruction)} {response}")
-    taken_up = {*said}.intersection(source) - stop
+    source = f"{texts_of(subject.instruction)} {response}"
+    taken_up = topic(text, words, given) & topic(source, words)
     varied = distinct(said)
     checks = {
         "agrees": re.search(contrary, text, re.IGNORECASE) is None
@@ -170,16 +170,6 @@ def examine(
         "no_repetition": varied >= recipe.min_distinct,
     }
     return checks, min(len(taken_up), 10) / 10 + varied
-
-
-def stop_words(words: Words) -> frozenset[str]:
-    """Return the words that say nothing about a topic: those of a language, and of English."""
-    return _split(words["stop_words"]) | _split(prompts("en")["stop_words"])
-
-
-@cache
-def _split(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 def _candidates(subject: Subject, seed: int, number: int) -> Iterable[Subject]:

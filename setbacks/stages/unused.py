@@ -135,11 +135,11 @@ def _repeated(recipe: Recipe) -> Iterator[str]:
     if recipe.evaluate or not open_method(recipe).has_teacher(recipe):
         return
     train = recipe.train
-    if not isinstance(train, CorrectionOptions) or train.samples == 1 or train.openings:
+    if not isinstance(train, CorrectionOptions) or train.attempts == 1 or train.openings:
         return
     if train.correct.temperature == 0:
         yield (
-            f"train.samples is {train.samples}, but with train.openings false and "
+            f"train.attempts is {train.attempts}, but with train.openings false and "
             "train.correct.temperature 0 all answers to a mistake are the same"
         )
 
