@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from setbacks.errors import InputError, SetbacksError
 
@@ -84,6 +86,52 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise failed_write(path, error) from error
 
 
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file that we wrote.
+
+    Args:
+        path: the file.
+        remedy: ends the message: what to do if it is damaged.
+
+    Raises:
+        InputError: it is not JSON, such as a file that was cut.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"damaged at line {line}" if line else "cannot be read"
+        raise InputError(f"{path}: {where}; {remedy}") from None
+
+
+def check_output(path: Path) -> None:
+    """Check, before any work, that a file may be written where a user wants it.
+
+    Raises:
+        InputError: its folder does not exist, or it is a file of a run, a study or a loop.
+    """
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{path}: cannot be written; there is no folder {parent}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    if path.exists() and path.suffix not in NOT_OURS and any(map(_is_ours, path.parents)):
+        raise InputError(
+            f"{path}: belongs to a run, a study or a loop, and is not overwritten; name another "
+            "file"
+        )
+
+
+NOT_OURS = {".md", ".xml"}  # extensions that no file of a run has
+OURS = ("environment.json", "arms", "loop.json")  # beside the recipe of a run, a study or a loop
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder is that of a run, a study or a loop."""
+    recipe = folder / "recipe.yaml"
+    return recipe.is_file() and any((folder / name).exists() for name in OURS)
+
+
 def own_folder(folder: Path, mark: str, what: str) -> bool:
     """Make a folder, private to its owner, or recognize one of ours.
 
@@ -133,12 +181,12 @@ def failed_write(path: Path, error: OSError) -> SetbacksError:
     """Return an error of one line: why a write failed, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SetbacksError(
-            f"{path}: the disk is full; progress is saved: free some space, then run the same "
-            "command to resume"
+            f"{path}: the disk is full; nothing is lost: free some space, then run the same "
+            "command again"
         )
     return SetbacksError(
-        f"{path}: cannot be written ({error.strerror}); progress is saved: fix the cause, then "
-        "run the same command to resume"
+        f"{path}: cannot be written ({error.strerror}); nothing is lost: fix the cause, then run "
+        "the same command again"
     )
 
 

@@ -26,6 +26,7 @@ from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
 from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
+from setbacks.recipe.sections import Contender
 from setbacks.records import Analysis, Arm, Example, Revision
 from setbacks.report.page import Findings, Table, on_terminal, write
 from setbacks.report.plots import curves, forest
@@ -655,19 +656,36 @@ def test_every_variant_is_checked_before_the_first_runs(base, tmp_path, jobs):
 @pytest.mark.parametrize(
     ("study", "options", "message"),
     [
-        ("ablation", {"factors": []}, "factors: name at least one"),
-        ("ablation", {"factors": ["no_helpful", "no_helpful"]}, 'factors: duplicate value "no_h'),
-        ("quantity-quality", {"sizes": [0, 4]}, "sizes.0: must be at least 1"),
-        ("quantity-quality", {"sizes": [4, 4]}, 'sizes: duplicate value "4"'),
-        ("quantity-quality", {"qualities": ["filtered"] * 2}, 'qualities: duplicate value "filt'),
-        ("diversity", {"guidances": ["hints"] * 2}, 'guidances: duplicate value "hints"'),
-        ("forgetting", {"tasks": ["a", "a"]}, 'tasks: duplicate value "a"'),
-        ("durability", {"opening": ""}, "opening: String should have at least 1"),
+        ("ablation", {"factors": []}, "study.factors: name at least one"),
+        ("ablation", {"factors": ["nothing"]}, 'study.factors: no "nothing". Available: '),
+        ("ablation", {"seeds": 0}, "study.seeds: must be at least 1"),
+        (
+            "ablation",
+            {"factors": ["no_helpful", "no_helpful"]},
+            "study.factors: duplicate value",
+        ),
+        ("quantity-quality", {"sizes": [0, 4]}, "study.sizes.0: must be at least 1"),
+        ("quantity-quality", {"sizes": [4, 4]}, 'study.sizes: duplicate value "4"'),
+        (
+            "quantity-quality",
+            {"qualities": ["filtered"] * 2},
+            "study.qualities: duplicate value",
+        ),
+        ("diversity", {"guidances": ["hints"] * 2}, 'study.guidances: duplicate value "hints"'),
+        ("forgetting", {"tasks": ["a", "a"]}, 'study.tasks: duplicate value "a"'),
+        ("durability", {"opening": ""}, "study.opening: must not be empty"),
     ],
 )
 def test_options_that_are_empty_or_the_same_twice_are_told(base, tmp_path, study, options, message):
-    with pytest.raises(InputError, match=f"study {study.replace('-q', ' and q')}: {message}"):
+    with pytest.raises(InputError, match=f"^{message}"):
         carry_out(study, base.model_copy(update={"study": options}), tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["vanilla", "Vanilla"])
+def test_no_method_is_called_like_the_untrained_model(base, tmp_path, name):
+    compare = base.compare.model_copy(update={"methods": [Contender(method="sft", name=name)]})
+    with pytest.raises(InputError, match=f"{name} is the name of the untrained model"):
+        carry_out("compare", base.model_copy(update={"compare": compare}), tmp_path / "s")
 
 
 def test_one_analysis_cannot_be_shuffled(base, tmp_path):

@@ -193,5 +193,7 @@ def test_on_the_command_line(tmp_path, cli_in_process):
     assert "+0.15" in ran.stdout and "acc up: Question 17?" in ran.stdout
     assert "3 changed items with both answers; keep it private" in ran.stdout
     assert json.loads(cli_in_process("diff", a, b, "--json").stdout)["metrics"][0]["n"] == 20
+    ran = cli_in_process("diff", a, b, "--items", "nowhere/items.jsonl")
+    assert ran.returncode == 2 and "there is no folder" in ran.stderr
     ran = cli_in_process("diff", a, "nothing.jsonl")
     assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1

@@ -10,11 +10,15 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.export import card, export, push, token
+from setbacks.export import export
+from setbacks.export.card import card
+from setbacks.export.push import push, token
 from setbacks.files import appearing
 from setbacks.measure import RunInfo, measure, to_json
 from setbacks.methods import example
@@ -84,8 +88,30 @@ def tiny_run(tiny, tmp_path):
     (folder / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(tiny), "r": 2})
     )
-    (folder / "adapter_model.safetensors").write_bytes(b"<weights>")
+    save_file({"weight": np.zeros(4)}, folder / "adapter_model.safetensors")
     return fill(tmp_path / "run", recipe_of(str(tiny)), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "says"),
+    [
+        ("adapter/adapter_model.safetensors", "adapter", "damaged .* --from train"),
+        ("adapter/adapter_model.safetensors", "merged", "damaged .* --from train"),
+        ("adapter/adapter_config.json", "adapter", "damaged at line 1; .* --from train"),
+        ("metrics.json", "adapter", "damaged at line 1; .* --from report"),
+        ("training.jsonl", "trl", "its last line is incomplete"),
+        ("responses/vanilla.jsonl", "inspect", "its last line is incomplete"),
+    ],
+)
+def test_a_file_that_was_cut_is_not_exported(tiny_run, tmp_path, name, form, says):
+    path = tiny_run / name
+    if not path.exists():
+        path.parent.mkdir()
+        path.write_text('{"id": "a"}\n')
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"{name}: {says}") as error:
+        export(tiny_run, tmp_path / "out", form)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def greedy(model, tokenizer):

@@ -195,12 +195,22 @@ def test_exit_codes(evaluation, cli_in_process, tmp_path, pair, code):
     assert f"gate: {decision}" in (tmp_path / "gate.md").read_text()
 
 
-def test_a_file_that_cannot_be_written_is_one_line_below_the_decision(evaluation, cli_in_process):
-    words = ["gate", *evaluation(50, 90, n=10), "--no-worse", "compliance"]
-    ran = cli_in_process(*words, "--junit", "nowhere/gate.xml")
-    assert ran.returncode == 1 and "against" in ran.stdout
-    (line,) = ran.stderr.splitlines()
-    assert "nowhere/gate.xml: cannot be written" in line
+def test_a_file_that_cannot_be_written_is_one_line_before_any_decision(evaluation, cli_in_process):
+    old, new = evaluation(50, 90, n=10)
+    words = ["gate", old, new, "--no-worse", "compliance"]
+    folder = old.rpartition(":")[0]
+    recipe = f"{folder}/recipe.yaml"
+    for option, file, says in (
+        ("--junit", "nowhere/gate.xml", "cannot be written; there is no folder"),
+        ("--markdown", ".", "is a folder; name a file"),
+        ("--markdown", recipe, "belongs to a run, a study or a loop, and is not overwritten"),
+    ):
+        ran = cli_in_process(*words, option, file)
+        assert ran.returncode == 2 and not ran.stdout
+        (line,) = ran.stderr.splitlines()
+        assert f"{file}: {says}" in line
+    page = f"{folder}/gate.md"
+    assert [cli_in_process(*words, "--markdown", page).returncode for _ in range(2)] == [4, 4]
 
 
 # How often it errs ----------------------------------------------------------------------------

@@ -239,6 +239,14 @@ def test_an_unknown_key_is_named_with_the_nearest(refused, data, key, meant):
         ({"train": {"epochs": 0}}, "train.epochs"),
         ({"train": {"epochs": 1.5}}, "train.epochs"),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
+        (
+            {"train": {"learning_rate": float("inf")}},
+            "learning_rate: must be a finite number",
+        ),
+        ({"seed": 2**31}, "seed: must be less than 2147483648"),
+        ({"train": {"seed": 2**31}}, "train.seed"),
+        ({"compare": {"seeds": 101}}, "compare.seeds: must be at most 100"),
+        ({"loop": {"stream": ["x.jsonl"]}}, "loop.stream.0: must be a section, such as {name: VAL"),
         ({"language": "xx"}, "language"),
         ({"instructions": []}, "instructions"),
         ({"instructions": [{"source": "a", "limit": 0}]}, "instructions.0.limit"),
@@ -310,6 +318,8 @@ def test_two_suites_of_one_name_are_refused(refused):
     """Their responses would have the same ids, and their rates would be pooled."""
     suite = {"name": "a", "kind": "safe", "sources": ["hub:a/b"]}
     refused({"respond": {"suites": [suite, suite | {"kind": "harmful"}]}})
+    alike = refused({"respond": {"suites": [suite, suite | {"name": "A"}]}})
+    assert alike.endswith('"a" and "A" differ only in case; names must be unique')
 
 
 # Overrides --------------------------------------------------------------------------------------
@@ -357,6 +367,7 @@ def test_an_override_has_a_key_and_a_value(refused, word):
         ("train.epochs=many", "train.epochs"),
         ("train=3", "train"),
         ("name=[unclosed", "name=[unclosed"),
+        ("train.steps={", "train.steps={: did not find expected node content"),
     ],
 )
 def test_a_bad_override_is_told(refused, override, says):

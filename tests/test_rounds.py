@@ -239,6 +239,10 @@ def test_the_default_validation_is_in_no_test():
             {"loop": {"gate": {"better": ["helpful_score"]}}},
             "needs prompts of kind helpful in loop",
         ),
+        (
+            {"judges": ["refusal"]},
+            "balanced_safety needs harmless_rate, which the judge refusal does not give",
+        ),
         ({"loop": {"gate": {"better": ["harmles_rate"]}}}, 'Did you mean "harmless_rate"'),
         ({"loop": {"gate": {"better": [], "no_worse": []}}}, r"loop\.gate: name a metric"),
         ({"train": {"start": "adapter"}}, "train.start: every round .* name it as `adapter`"),

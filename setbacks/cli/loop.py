@@ -15,7 +15,7 @@ import typer
 from setbacks.cli.options import Fields, Json, Overrides, Quiet, RecipeFile, installed
 from setbacks.cli.runs import several
 from setbacks.errors import InputError
-from setbacks.files import writing
+from setbacks.files import check_output, writing
 from setbacks.text import quoted
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ Names = Annotated[
         help="spaCy pipeline that finds names (default: an installed English one).",
     ),
 ]
-KeepDays = Annotated[int, typer.Option(metavar="N", min=1, help="Days until the texts expire.")]
+KeepDays = Annotated[
+    int, typer.Option(metavar="N", min=1, max=36500, help="Days until the texts expire.")
+]
 Expire = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Only delete the texts of expired harvests in DIR."),
@@ -283,6 +285,8 @@ def diff(
     from setbacks.loop import diff as work
     from setbacks.loop.results import read
 
+    if items is not None:
+        check_output(items)
     compared = work.diff(read(a), read(b), metric or ())
     if items is not None:
         written = work.write_items(compared, items)
@@ -344,6 +348,8 @@ def gate(
 
     if not (better or no_worse):
         better, no_worse = ["harmless_rate"], ["compliance:2"]
+    for file in filter(None, (junit, markdown)):
+        check_output(file)
     claims = [work.claim(text, True) for text in better or ()]
     claims += [work.claim(text, False) for text in no_worse or ()]
     decided = work.gate(base, candidate or str(parts(base)[0]), claims, judge)

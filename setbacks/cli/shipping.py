@@ -105,6 +105,7 @@ def export(
 ) -> None:
     """Write the adapter, merged weights, training examples or logs into a new folder."""
     from setbacks import export as exports
+    from setbacks.export import push as uploads
     from setbacks.hub import connect
     from setbacks.loop.harvest.retention import learned_from_logs
 
@@ -121,11 +122,11 @@ def export(
             "wrote; check it, then add --harvested to push it, or omit --push"
         )
     if push is not None:
-        exports.token()  # before the work, not after it
+        uploads.token()  # before the work, not after it
         if reason := connect():
             raise SetbacksError(f"--push: the hub cannot be reached ({reason}); omit --push")
     path = exports.export(folder, to, "merged" if merge else form)
-    url = None if push is None else exports.push(path, push, public=public)
+    url = None if push is None else uploads.push(path, push, public=public)
     if json:
         from json import dumps
 

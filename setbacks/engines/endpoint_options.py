@@ -13,17 +13,15 @@ from setbacks.recipe import Engine, Section
 class Price(Section):
     """What a server charges, in any currency."""
 
-    input: float = Field(ge=0, allow_inf_nan=False, description="For a million prompt tokens.")
-    output: float = Field(ge=0, allow_inf_nan=False, description="For a million generated tokens.")
+    input: float = Field(ge=0, description="For a million prompt tokens.")
+    output: float = Field(ge=0, description="For a million generated tokens.")
 
 
 class Budget(Section):
     """What one command may spend at a server before it stops; null: no limit."""
 
     tokens: int | None = Field(None, ge=1, description="Prompt and generated tokens.")
-    money: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="In the currency of `price`."
-    )
+    money: float | None = Field(None, gt=0, description="In the currency of `price`.")
 
 
 class Server(Section):
@@ -45,7 +43,6 @@ class Server(Section):
     timeout: float = Field(
         120,
         gt=0,
-        allow_inf_nan=False,
         description="Timeout of one answer in seconds; then the request is retried.",
     )
     retries: int = Field(5, ge=0, le=20, description="Retries of a failed request.")

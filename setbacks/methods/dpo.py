@@ -35,7 +35,6 @@ class DPOOptions(PreferenceOptions):
     nll: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="Weight in the loss of the preferred answer's negative log-likelihood (RPO, "
         "arXiv 2404.19733). Without it, DPO makes rejected answers less likely, and preferred ones "
         "often, too.",

@@ -69,7 +69,6 @@ class Options(CorrectionOptions):
     recovery: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="Examples per correction that begin like the mistake (8 to 24 tokens, without "
         "loss) and then put it right.",
     )

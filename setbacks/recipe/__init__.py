@@ -37,6 +37,7 @@ from setbacks.recipe.parts import (
     DOTTED,
     LOCAL,
     LONGEST_NAME,
+    SEED_LIMIT,
     LocalPath,
     OptionsOf,
     Part,
@@ -118,7 +119,7 @@ class Recipe(Section):
     """A run's recipe. Every field has a default; the defaults are the quickstart."""
 
     name: str = Field("quickstart", description="Name of the run in its report.")
-    seed: int = Field(0, ge=0, description="Seed of all random draws.")
+    seed: int = Field(0, ge=0, lt=SEED_LIMIT, description="Seed of all random draws.")
     language: str = Field(
         "en",
         description="Language of the prompts: a name such as `en` or `zh` (`setbacks list "
@@ -218,20 +219,16 @@ class Recipe(Section):
         """Return the words of the recipe's language; with `auto`, of all that rows may be in."""
         return [*self.all_words().values()] if self.language == AUTO else [self.words_for()]
 
-    def options(self, kind: type[Part], where: str) -> Part:
+    def options(self, kind: type[Part]) -> Part:
         """Return the recipe's `study` section as the options of one study.
 
         Raises:
-            InputError: an unknown key or a bad value; `where` begins its message.
+            InputError: an unknown key or a bad value.
         """
         try:
             return kind.model_validate(self.study)
         except ValidationError as error:
-            reason = explain(error, kind)
-            if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
-                keys = ", ".join(f"study.{key}" for key in kind.model_fields)
-                reason += f" Available: {keys}" if keys else " Remove it: this study has no options"
-            raise InputError(f"{where}: {reason}") from None
+            raise InputError(explain(error, kind, "study.")) from None
 
     @property
     def train_seed(self) -> int:

@@ -68,7 +68,6 @@ class Loop(Section):
     replay: float = Field(
         0.5,
         ge=0,
-        allow_inf_nan=False,
         description="Examples of earlier accepted rounds per example of a round.",
     )
 

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
@@ -28,6 +29,9 @@ LONGEST_NAME = 100  # two names and an extension fit into the 255 bytes of a fil
 # Arms' names may contain dots, as models' names do. Those of judges and suites may not, so that a
 # file name such as ARM.JUDGE.jsonl can be split from its end.
 DOTTED = ".-"
+# Seeds are below it: a comparison counts up from one, and libraries take those below 2**32.
+SEED_LIMIT = 2**31
+Seeds = Annotated[int, Field(ge=1, le=100)]
 LOCAL = "a path on this machine"
 # A file or folder; relative paths start from the folder of the recipe.
 LocalPath = Annotated[str | None, LOCAL]
@@ -40,7 +44,7 @@ class Section(BaseModel):
     which can differ from those of the section's class.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -232,8 +236,17 @@ def unique(key: str | None = None) -> AfterValidator:
 
     def check(items: list[Any] | None) -> list[Any] | None:
         names = (items or []) if key is None else list(map(attrgetter(key), items or []))
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f'duplicate {what} "{twice[0]}"; {what}s must be unique')
+        seen: dict[str, Any] = {}
+        for name in names:
+            # Some file systems make one file of two names that differ in case.
+            alike = str(name).casefold()
+            if alike in seen and seen[alike] == name:
+                raise ValueError(f'duplicate {what} "{name}"; {what}s must be unique')
+            if alike in seen:
+                raise ValueError(
+                    f'"{seen[alike]}" and "{name}" differ only in case; {what}s must be unique'
+                )
+            seen[alike] = name
         return items
 
     return AfterValidator(check)

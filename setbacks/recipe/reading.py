@@ -75,7 +75,8 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
         # Interpolations stay text: a recipe is data and must not read the environment.
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
+        problem = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{' '.join(overrides)}: {' '.join(problem.split())}") from None
 
 
 def merge(old: Any, new: Any) -> Any:
@@ -94,14 +95,20 @@ def written_out(section: type[BaseModel], data: Any) -> Any:
     return {key: written_out(s, v) if (s := inner.get(key)) else v for key, v in data.items()}
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """Return one line that says what is wrong with the data of a section, and where."""
+def explain(error: ValidationError, root: type[BaseModel], prefix: str = "") -> str:
+    """Return one line that says what is wrong with the data of a section, and where.
+
+    Args:
+        error: what pydantic found.
+        root: the section.
+        prefix: begins every key, such as "study.".
+    """
     problems = []
     for problem in error.errors(include_url=False):
-        where = _dotted(problem["loc"])
+        where = prefix + _dotted(problem["loc"])
         if problem["type"] == "extra_forbidden":
             *path, key = problem["loc"]
-            section = f"{where}." if (where := _dotted(path)) else ""
+            section = prefix + (f"{where}." if (where := _dotted(path)) else "")
             problems.append(f'unknown key "{section}{key}".{_valid(key, root, path, section)}')
         else:
             problems.append(f"{where or 'recipe'}: {_message(problem)}")
@@ -112,8 +119,12 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 def _valid(key: int | str, root: type[BaseModel], path: Sequence[int | str], prefix: str) -> str:
     """Return the valid key that is most similar, or all of them if none is and they are few."""
     known = _fields_at(root, path)
-    few = len(known) <= MOST_KEYS
-    return nearest(str(key), known, prefix) or (f" Available: {', '.join(known)}" if few else "")
+    if not known:
+        return " Remove it: there are no options"
+    if hint := nearest(str(key), known, prefix):
+        return hint
+    full = ", ".join(f"{prefix}{name}" for name in known)
+    return f" Available: {full}" if len(known) <= MOST_KEYS else ""
 
 
 def _dotted(path: Sequence[int | str]) -> str:
@@ -134,6 +145,7 @@ _REASONS = {
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
     "missing": "is missing",
+    "string_too_short": "must not be empty",
 }
 MOST_KEYS = 25  # that fit into a message
 
@@ -149,6 +161,8 @@ def _message(problem: ErrorDetails) -> str:
         if isinstance(value, dict) and all(str(key).isdigit() for key in value):
             return "must be a list; no item is set by its number: write the whole list"
         return "must be a list" + (f"; write [{single}]" if single else "")
+    if kind in ("model_type", "dict_type"):
+        return "must be a section, such as {name: VALUE}" + (f', not "{single}"' if single else "")
     expected = _EXPECTED.get(kind.partition("_")[0])
     if expected and kind.endswith(("_parsing", "_type", "_from_float")):
         return expected + (f', not "{single}"' if single else "")

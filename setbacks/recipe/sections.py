@@ -11,9 +11,11 @@ from setbacks.recipe.models import EngineField, JudgeField, Sampling
 from setbacks.recipe.parts import (
     DOTTED,
     LOCAL,
+    SEED_LIMIT,
     LocalPath,
     PartSection,
     Section,
+    Seeds,
     Sources,
     file_name,
     short_for,
@@ -131,22 +133,16 @@ class Preflight(Section):
 class Mix(Section):
     """How many examples of other kinds are mixed in, per example of the method."""
 
-    contrast: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Analyses of benign responses per example."
-    )
-    helpful: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Helpful answers per example."
-    )
+    contrast: float = Field(1.0, ge=0, description="Analyses of benign responses per example.")
+    helpful: float = Field(1.0, ge=0, description="Helpful answers per example.")
     safe: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="Safe answers to red-team instructions per example.",
     )
     refusal: float = Field(
         1.0,
         ge=0,
-        allow_inf_nan=False,
         description="Refused safe requests per harmful mistake, at most; without harmful mistakes, "
         "all are used.",
     )
@@ -201,7 +197,6 @@ class Replay(Section):
     share: float = Field(
         0.5,
         ge=0,
-        allow_inf_nan=False,
         description="Examples of earlier runs per example of this run.",
     )
 
@@ -273,6 +268,7 @@ class Train(PartSection):
     seed: int | None = Field(
         None,
         ge=0,
+        lt=SEED_LIMIT,
         description="Seed of the adapter's initial weights and the order of examples; null: the "
         "recipe's `seed`.",
     )
@@ -451,7 +447,7 @@ class Compare(Section):
         description="Methods to compare; the first one sets the budget if `train` sets none.",
         min_length=1,
     )
-    seeds: int = Field(1, ge=1, description="Trainings of each method, with different seeds.")
+    seeds: Seeds = Field(1, description="Trainings of each method, with different seeds.")
     budget: Literal["tokens", "steps"] = Field(
         "tokens", description="Training budget, equal for all methods: `tokens` or `steps`."
     )

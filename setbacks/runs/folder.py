@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,15 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.files import expanded, failed_write, private, sync, write_atomic, writing
+from setbacks.files import (
+    expanded,
+    failed_write,
+    private,
+    read_json,
+    sync,
+    write_atomic,
+    writing,
+)
 from setbacks.notices import drop_notices, keep_notices
 from setbacks.recipe import Recipe
 from setbacks.records import Arm, Record, Response, Verdict
@@ -127,6 +136,21 @@ class Run:
         except FileNotFoundError:
             return []
         return text.splitlines()
+
+
+def read_data(folder: Path, name: str, stage: str) -> Any:
+    """Return the data of a JSON file in a run folder.
+
+    Args:
+        folder: the run folder.
+        name: of the file.
+        stage: the stage that writes it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    redo = shlex.join(["setbacks", stage, str(folder), "--from", stage])
+    return read_json(folder / name, f"redo it with `{redo}`")
 
 
 class OtherRecipe(InputError):

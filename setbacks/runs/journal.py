@@ -251,6 +251,14 @@ def read(path: Path, kind: type[R]) -> list[R]:
         raise SetbacksError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def is_torn(path: Path) -> bool:
+    """Return whether the last line of a file is incomplete; a missing file has none."""
+    if not path.exists():
+        return False
+    with open(path, "rb") as file:
+        return _whole(file) < file.seek(0, os.SEEK_END)
+
+
 def repair(path: Path, log: Callable[[str], None]) -> int:
     """Remove a file's last line if a crash has torn it; return the remaining size.
 

@@ -60,7 +60,7 @@ class Study(ABC):
         Raises:
             InputError: an unknown key or a bad value.
         """
-        return recipe.options(cls.Options, f"study {cls.title}")
+        return recipe.options(cls.Options)
 
     def check(self, recipe: Recipe, options: Any) -> None:
         """Check, before any work, whether the study can run.

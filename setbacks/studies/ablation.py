@@ -16,7 +16,7 @@ from pydantic import Field
 from setbacks.errors import InputError, nearest
 from setbacks.methods import examples_of, open_method, unused
 from setbacks.recipe import Recipe, Section
-from setbacks.recipe.parts import unique
+from setbacks.recipe.parts import Seeds, unique
 from setbacks.report.page import Findings
 from setbacks.runs.progress import Show
 from setbacks.studies import Study, against_first
@@ -60,7 +60,7 @@ class Ablation(Study):
             "for.",
             min_length=1,
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
+        seeds: Seeds = Field(1, description="Trainings of each variant, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and whether it has the data for each factor."""
@@ -92,7 +92,8 @@ def _chosen(recipe: Recipe, options: Ablation.Options) -> list[str]:
     known = factors(recipe)
     for name in options.factors:
         if name not in known:
-            raise InputError(f'study.factors: no "{name}".{nearest(name, known)}')
+            hint = nearest(name, known) or f" Available: {', '.join(known)}"
+            raise InputError(f'study.factors: no "{name}".{hint}')
         if problem := _problem(recipe, name):
             raise InputError(f"study.factors: {name} {problem}")
     return options.factors

@@ -7,7 +7,6 @@ them: intervals and tests are over prompts, and the spread over seeds is shown b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -38,7 +37,7 @@ from setbacks.recipe import Compare, Recipe
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.arms import trained_arm
-from setbacks.runs.folder import Run
+from setbacks.runs.folder import Run, read_data
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import differences, is_inside
 from setbacks.studies import Study
@@ -79,6 +78,11 @@ class Comparison(Study):
         """
         for contender in options.methods:
             plugin("methods", contender.method)
+            if contender.called.casefold() == Arm.untrained().name:
+                raise InputError(
+                    f"compare.methods: {contender.called} is the name of the untrained model, an "
+                    "arm of every comparison; choose another"
+                )
             check(_variant(recipe, contender, 0, {}).recipe)
         _check_different(recipe, options)
 
@@ -160,7 +164,7 @@ def _spent(trained: Variant, path: Path) -> dict[str, Any]:
     examples = len(run.records("training.jsonl", Example))
     record = path / "trained.json"
     if record.exists():
-        training = json.loads(record.read_text(encoding="utf-8"))
+        training = read_data(path, record.name, "train")
     else:  # of a comparison that an earlier version started
         lines = (path / "loss.jsonl").read_text(encoding="utf-8").splitlines()
         training = {"steps": len(lines), "tokens": costs["tokens"]}
@@ -176,7 +180,7 @@ def _spent(trained: Variant, path: Path) -> dict[str, Any]:
 
 def _own_word(trained: Variant, path: Path) -> dict[str, Any] | None:
     """How well one variant's model judges responses, before and after; None if not measured."""
-    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_data(path, "metrics.json", "report")
     introspection = metrics.get("introspection")
     if not introspection or not introspection["after"]:
         return None
@@ -193,7 +197,7 @@ def _overlap(done: Sequence[tuple[Variant, Path]]) -> list[Overlap]:
     rows: dict[tuple[str, str], Overlap] = {}
     for trained, path in done:
         arm = trained.arm
-        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_data(path, "metrics.json", "report")
         overlap: list[Overlap] = metrics["data"].get("overlap", [])  # not in earlier versions
         for row in overlap:
             rows.setdefault((arm, row["suite"]), {**row, "arm": arm})

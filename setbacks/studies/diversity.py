@@ -21,7 +21,7 @@ from setbacks.measure.formatting import SCORE, listed, number, with_interval
 from setbacks.measure.statistics import Estimate
 from setbacks.methods import open_method
 from setbacks.recipe import Recipe, Section
-from setbacks.recipe.parts import unique
+from setbacks.recipe.parts import Seeds, unique
 from setbacks.records import Mistake
 from setbacks.report.page import Findings, Table
 from setbacks.runs.folder import Run
@@ -58,7 +58,7 @@ class Diversity(Study):
             description="Kinds of guidance to compare, each with the first.",
             min_length=1,
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
+        seeds: Seeds = Field(1, description="Trainings of each variant, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, and that it induces mistakes."""

@@ -19,7 +19,7 @@ from setbacks.errors import InputError
 from setbacks.measure.statistics import Estimate
 from setbacks.methods import CHOICE_OF_ANALYSES, unused
 from setbacks.recipe import Recipe, Section
-from setbacks.recipe.parts import unique
+from setbacks.recipe.parts import Seeds, unique
 from setbacks.records import WAYS, Arm
 from setbacks.report.page import Findings, Picture
 from setbacks.report.plots import curves
@@ -49,7 +49,7 @@ class QuantityQuality(Study):
             description="Kinds of analyses to compare, as in `train.analyses`.",
             min_length=1,
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each variant, with different seeds.")
+        seeds: Seeds = Field(1, description="Trainings of each variant, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, that its method chooses among analyses, and the sizes."""

@@ -26,6 +26,7 @@ from setbacks.methods import examples_of, mistake_sources, open_method, unused
 from setbacks.methods.corrections import best_of_each
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.recipe import AUTO, Recipe, Section
+from setbacks.recipe.parts import Seeds
 from setbacks.records import Analysis, Arm
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.report.plots import heatmap
@@ -72,7 +73,7 @@ class Transfer(Study):
         to_language: Literal["en", "zh"] | None = Field(
             None, description="Also test on the built-in prompts in this language."
         )
-        seeds: int = Field(1, ge=1, description="Trainings of each group, with different seeds.")
+        seeds: Seeds = Field(1, description="Trainings of each group, with different seeds.")
 
     def check(self, recipe: Recipe, options: Options) -> None:
         """Check the recipe, its categories, and that its method learns from mistakes alone."""

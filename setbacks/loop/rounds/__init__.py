@@ -25,6 +25,7 @@ from pathlib import Path
 from setbacks.data import Source, read_once
 from setbacks.errors import InputError
 from setbacks.files import expanded, own_folder, write_atomic
+from setbacks.judges import gives
 from setbacks.loop.gate import Claim, Gate, claim, gate
 from setbacks.loop.gate.report import lines
 from setbacks.loop.rounds.derived import changed, derived, evaluated
@@ -265,8 +266,15 @@ def _check(recipe: Recipe) -> None:
     if not (claims := _claims(recipe.loop)):
         raise InputError("loop.gate: name a metric, such as better: [balanced_safety]")
     kinds = {suite.kind for suite in recipe.loop.validation}
+    judge = recipe.judges[0]
+    given = gives(judge, recipe)
     for one in claims:
         for metric in BALANCED if one.metric == "balanced_safety" else (one.metric,):
+            if given is not None and metric not in given:
+                raise InputError(
+                    f"loop.gate: {one.metric} needs {metric}, which the judge {judge.called} does "
+                    "not give; the first of `judges` decides, so name another, or other metrics"
+                )
             if (kind := METRICS[metric].kind) not in kinds:
                 raise InputError(
                     f"loop.gate: {one.metric} needs prompts of kind {kind} in loop.validation; add "

@@ -1,203 +1,30 @@
-"""`setbacks export`: a run's adapter, merged model, training examples or Inspect logs, in a folder.
-
-`FORMATS` has a function for each format, which fills a new folder. A format for others contains
-only the files that its function names: mistakes, answers and training examples stay in the run. A
-format of `PRIVATE` holds them, so only the owner can read its folder.
-"""
+"""The model card of a run's result: its figures, its training data, its use and its limits."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from setbacks.errors import InputError, SetbacksError, nearest
-from setbacks.files import appearing, expanded
+from setbacks.files import expanded
 from setbacks.hub import connect
 from setbacks.measure.formatting import amount, coefficient, of_asked, unit_of, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.results import Score
-from setbacks.messages import as_data, with_system
 from setbacks.methods import open_method
-from setbacks.models.adapters import merged as merge
-from setbacks.models.chat_template import stop_tokens
-from setbacks.models.embedded import MODELS, resolve
-from setbacks.models.loading import load_model, load_tokenizer
-from setbacks.prompts import Words, fill
+from setbacks.models.embedded import MODELS
+from setbacks.prompts import fill
 from setbacks.recipe import Lora, Recipe, Train
-from setbacks.records import Example
 from setbacks.report.run_page import HEADLINE
 from setbacks.runs.arms import recorded_arms
-from setbacks.runs.folder import Run
+from setbacks.runs.folder import read_data
 from setbacks.runs.results import json_lines
 from setbacks.stages.lineage import before_training, continued, named, replayed_runs
-from setbacks.text import quoted
 
 CARD = "README.md"
-
-
-def export(folder: Path, to: Path, form: str = "adapter") -> Path:
-    """Write a run's result into a new folder, which appears complete or not at all.
-
-    Args:
-        folder: the run's folder; it is only read.
-        to: the new folder.
-        form: one of `FORMATS`.
-
-    Raises:
-        InputError: there is no run or nothing to export in it, no such format, or `to` exists;
-            or a library that the format needs is not installed.
-        SetbacksError: it cannot be written.
-    """
-    if form not in FORMATS:
-        raise InputError(
-            f'unknown format "{form}".{nearest(form, FORMATS)} Available: {", ".join(FORMATS)}'
-        )
-    run = Run(folder)
-    if os.path.lexists(to):
-        raise InputError(f"{to}: already exists, and nothing is overwritten; name another folder")
-    with appearing(to, private=form in PRIVATE) as place:
-        FORMATS[form](run, place)
-    return to
-
-
-def _adapter(run: Run, place: Path) -> None:
-    """PEFT's files as they are; a base on this machine goes by its name, without its path."""
-    source = _trained(run)
-    for weights in source.glob("*.safetensors"):
-        shutil.copyfile(weights, place / weights.name)
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_name(run.recipe)
-    text = json.dumps(config, indent=1) + "\n"
-    (place / "adapter_config.json").write_text(text, encoding="utf-8")
-    (place / CARD).write_text(card(run.recipe, run.path, "adapter"), encoding="utf-8")
-
-
-def _merged(run: Run, place: Path) -> None:
-    """The whole model, as transformers saves one, in the format of the base's own weights."""
-    recipe, source = run.recipe, _trained(run)
-    tokenizer = load_tokenizer(recipe.model)
-    spec = recipe.model.model_copy(update={"device": "cpu", "dtype": _dtype(recipe)})
-    model = merge(load_model(spec), source)
-    # Turns end elsewhere as they do here, and a base model gets the template of its prompts.
-    model.generation_config.eos_token_id = sorted(stop_tokens(model, tokenizer, spec.chat_template))
-    model.generation_config._from_model_config = False  # else `generate` may build a new one
-    if spec.chat_template == "alpaca":
-        tokenizer.chat_template = _alpaca(recipe.words_for())
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    _copy_processors(recipe, place)
-    (place / CARD).write_text(card(recipe, run.path, "merged"), encoding="utf-8")
-
-
-def _copy_processors(recipe: Recipe, place: Path) -> None:
-    """Copy the settings that prepare images, videos and sound, if the base takes any."""
-    from transformers.utils import (
-        FEATURE_EXTRACTOR_NAME,
-        PROCESSOR_NAME,
-        VIDEO_PROCESSOR_NAME,
-        cached_file,
-    )
-
-    for name in (FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME):
-        path = cached_file(
-            resolve(recipe.model.model),
-            name,
-            revision=recipe.model.revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        if path is not None:
-            shutil.copyfile(path, place / name)
-
-
-def _trl(run: Run, place: Path) -> None:
-    """The training examples as messages, for other trainers: see TRL's dataset formats.
-
-    Source: https://huggingface.co/docs/trl/dataset_formats (conversational).
-    """
-    rows: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "preferences.jsonl": []}
-    for example in run.records("training.jsonl", Example):
-        prompt = as_data(tuple(with_system(example.prompt, run.recipe.model.system)))
-        thought = {"reasoning_content": example.thought} if example.thought else {}
-        reply = {"role": "assistant", "content": example.completion} | thought
-        if example.rejected is None:
-            rows["train.jsonl"].append({"prompt": prompt, "completion": [reply]})
-        else:
-            bad = [{"role": "assistant", "content": example.rejected}]
-            rows["preferences.jsonl"].append({"prompt": prompt, "chosen": [reply], "rejected": bad})
-    if not any(rows.values()):
-        train = f"setbacks train {quoted(run.path)}"
-        raise InputError(f"{run.path}: no training examples yet; first `{train}`")
-    for name, lines in rows.items():
-        if lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            (place / name).write_text(text, encoding="utf-8", errors="replace")
-
-
-def _inspect(run: Run, place: Path) -> None:
-    """Inspect's logs of every arm's answers, with the verdicts of every judge."""
-    try:
-        import inspect_ai  # noqa: F401  else our package of that name fails with a less clear error
-    except ImportError as error:
-        raise InputError(
-            f"--format inspect needs {error.name}: pip install 'setbacks[inspect]'"
-        ) from None
-    from setbacks.inspect_ai.logs import write
-
-    write(run, place)
-
-
-FORMATS: dict[str, Callable[[Run, Path], None]] = {
-    "adapter": _adapter,
-    "merged": _merged,
-    "trl": _trl,
-    "inspect": _inspect,
-}
-PRIVATE = {"trl", "inspect"}
-
-
-def _trained(run: Run) -> Path:
-    folder, adapter = run.path, run.path / "adapter"
-    if run.recipe.evaluate:
-        raise InputError(f"{folder}: an evaluation; it trains nothing, so there is no adapter")
-    if not adapter.is_dir():
-        raise InputError(f"{folder}: no adapter yet; first `setbacks train {quoted(folder)}`")
-    return adapter
-
-
-def _dtype(recipe: Recipe) -> str:
-    """The recipe's number format; by default, that of the base's weights."""
-    if recipe.model.dtype != "auto":
-        return recipe.model.dtype
-    from transformers import AutoConfig
-
-    spec = recipe.model
-    config = AutoConfig.from_pretrained(
-        resolve(spec.model, spec.revision),
-        revision=spec.revision,
-        trust_remote_code=spec.trust_remote_code,
-    )
-    kept = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return kept if kept in ("float32", "bfloat16", "float16") else "float32"
-
-
-def _alpaca(words: Words) -> str:
-    """The Alpaca prompt as a chat template, with room for one instruction."""
-    before, after = words["alpaca"].split("{instruction}")
-    return (
-        "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
-        "{{ raise_exception('this model takes one instruction and nothing else') }}{% endif %}"
-        f"{{{{ bos_token or '' }}}}{{{{ {json.dumps(before)} }}}}"
-        f"{{{{ messages[0]['content'] }}}}{{{{ {json.dumps(after)} }}}}"
-    )
-
-
-# The card --------------------------------------------------------------------------------------
 
 
 def card(recipe: Recipe, folder: Path, form: str) -> str:
@@ -273,7 +100,7 @@ def _measured(recipe: Recipe, folder: Path) -> str:
     path = folder / "metrics.json"
     if not path.exists():
         return "Nothing has been measured yet, so the effect of this training is not known."
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = read_data(folder, path.name, "report")
     parts = [
         metrics["summary"],
         "Rates in %, Helpful Score of 10; 95 % intervals in brackets, then the number of prompts. "
@@ -447,54 +274,3 @@ def _fenced(text: str, language: str = "") -> str:
     """Return text as a block of code, whatever backticks are in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-# To the hub --------------------------------------------------------------------------------------
-
-
-def token() -> str:
-    """Return the hub's token from the environment.
-
-    Raises:
-        InputError: there is none.
-    """
-    value = os.environ.get("HF_TOKEN", "").strip()
-    if not value:
-        raise InputError(
-            "--push needs a token with write access to the hub: set HF_TOKEN in the "
-            "environment (https://huggingface.co/settings/tokens)"
-        )
-    return value
-
-
-def push(exported: Path, repo: str, *, public: bool = False) -> str:
-    """Create a repository on the hub, and upload an exported folder to it.
-
-    Args:
-        exported: the folder that `export` made.
-        repo: OWNER/NAME; it must not exist yet, since it may be public.
-        public: whether everyone can read it.
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        InputError: there is no token.
-        SetbacksError: the hub refuses, or cannot be reached; the exported folder is kept.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    hub = HfApi(token=token(), library_name="setbacks")
-    try:
-        url = str(hub.create_repo(repo, private=not public))
-        hub.upload_folder(repo_id=repo, folder_path=exported, commit_message="Exported by setbacks")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = {
-            401: "the token is not accepted",
-            403: "the token may not write there",
-            409: "a repository of that name already exists; name another",
-        }.get(status or 0, " ".join(str(error).split())[:200])
-        raise SetbacksError(f"{repo}: not pushed ({reason}); {exported} is kept") from None
-    return url
