@@ -195,5 +195,11 @@ def test_on_the_command_line(tmp_path, cli_in_process):
     assert json.loads(cli_in_process("diff", a, b, "--json").stdout)["metrics"][0]["n"] == 20
     ran = cli_in_process("diff", a, b, "--items", "nowhere/items.jsonl")
     assert ran.returncode == 2 and "there is no folder" in ran.stderr
+    for words, says in (
+        ((a, a), f"{a}: is compared with itself"),
+        ((a, f"{b}:"), f"{b}:: no name after the colon"),
+    ):
+        ran = cli_in_process("diff", *words)
+        assert ran.returncode == 2 and says in ran.stderr
     ran = cli_in_process("diff", a, "nothing.jsonl")
     assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1

@@ -287,6 +287,9 @@ def test_a_loop_of_another_recipe_is_one_line(loop_recipe, tmp_path):
         with pytest.raises(InputError, match="holds the loop of another recipe") as error:
             carry_out(loop_recipe(**changes), folder)
         assert "\n" not in str(error.value) and "loop." in str(error.value)
+    (folder / "environment.json").touch()
+    with pytest.raises(InputError, match="holds a run, not a loop"):
+        carry_out(recipe, folder)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
     with pytest.raises(InputError, match="not empty, and not a loop"):

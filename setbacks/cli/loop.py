@@ -16,7 +16,7 @@ from setbacks.cli.options import Fields, Json, Overrides, Quiet, RecipeFile, ins
 from setbacks.cli.runs import several
 from setbacks.errors import InputError
 from setbacks.files import check_output, writing
-from setbacks.text import quoted
+from setbacks.text import one_line, quoted
 
 if TYPE_CHECKING:
     from setbacks.loop.diff import Diff
@@ -283,8 +283,10 @@ def diff(
 ) -> None:
     """Compare two sets of results, prompt by prompt, with paired tests."""
     from setbacks.loop import diff as work
-    from setbacks.loop.results import read
+    from setbacks.loop.results import parts, read
 
+    if parts(a) == parts(b):
+        raise InputError(f"{one_line(a)}: is compared with itself; name two results")
     if items is not None:
         check_output(items)
     compared = work.diff(read(a), read(b), metric or ())

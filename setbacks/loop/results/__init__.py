@@ -75,12 +75,14 @@ def parts(source: str) -> tuple[Path, str]:
     """Split a source into its path and the name behind it, if any.
 
     Raises:
-        InputError: there is no such path.
+        InputError: there is no such path, or no name behind a colon.
     """
     ends = [len(source), *(place for place, sign in enumerate(source) if sign == ":")]
     for end in ends:  # a name may hold colons itself, such as openai:gpt
         path = expanded(source[:end])
         if source[:end] and path.exists():
+            if source[end:] == ":":
+                raise InputError(one_line(f"{source}: no name after the colon"))
             return path, source[end + 1 :]
     raise InputError(one_line(f"{source}: no such file or folder"))
 
