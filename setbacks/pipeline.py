@@ -26,7 +26,6 @@ from setbacks.stages.judge import judge
 from setbacks.stages.preflight import preflight
 from setbacks.stages.report import Report, report
 from setbacks.stages.respond import respond
-from setbacks.stages.sharing import keep_untrained
 from setbacks.stages.train import train, train_along
 from setbacks.stages.unused import unused_settings
 from setbacks.training import processes
@@ -125,7 +124,6 @@ def run_until(
             assert recipe is not None
             check(recipe)  # a mistake in the recipe would be the reason
             raise
-        keep_untrained(opened)
         if recipe is not None:  # not a variant of a comparison, whose methods share a section
             for line in unused_settings(recipe):
                 notice(line)

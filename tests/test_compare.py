@@ -33,7 +33,6 @@ from setbacks.report.plots import curves, forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.stages.sharing import lend
 from setbacks.studies import VariantRow, carry_out, describe_differences, methods_of
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import Comparison, findings
@@ -43,6 +42,7 @@ from setbacks.studies.variants import (
     Variant,
     _apart,
     each,
+    lend,
     prepare_folder,
     same_model,
     variant,

@@ -26,7 +26,6 @@ from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import STAGE_NAMES, check_name
 from setbacks.runs.session import Session
 from setbacks.stages import STAGES
-from setbacks.stages.sharing import keep_untrained
 from setbacks.studies.variants import each, variant
 
 
@@ -361,35 +360,6 @@ def test_other_options_of_the_flip_rate_redo_it_and_no_training(folder, key):
     assert (folder / "superseded" / "001" / "flips.jsonl").read_text() == "flips.jsonl"
     with open_run(folder, changed, redo="preflight"):
         assert left(folder) == {"mistakes.jsonl", "analyses.jsonl"}
-
-
-ANSWERS = ("responses/vanilla.jsonl", "verdicts/vanilla.human.jsonl")
-TRAINED = ("responses/sft.jsonl", "verdicts/sft.human.jsonl", "adapter/weights")
-
-
-@pytest.mark.parametrize(
-    ("stage", "changes", "kept"),
-    [
-        ("train", {}, True),
-        ("train", {"train": {"epochs": 5}}, True),
-        ("analyze", {"analyze": {"candidates": 9}}, True),
-        ("train", {"respond": {"guidance": False}}, False),
-        ("induce", {}, False),
-        ("respond", {}, False),
-    ],
-)
-def test_the_untrained_models_answers_outlive_another_training(folder, stage, changes, kept):
-    with RunFolder(folder, change()) as run:
-        for name in (*ANSWERS, *TRAINED):
-            (run.path / name).parent.mkdir(exist_ok=True)
-            (run.path / name).write_text(name)
-    with open_run(folder, change(**changes), redo=stage) as run:
-        keep_untrained(run)
-        assert [(folder / name).exists() for name in ANSWERS] == [kept, kept]
-        trained = [(folder / name).exists() for name in TRAINED]
-        assert trained == [False, False, stage == "respond"]
-    for name in ANSWERS:
-        assert (folder / "superseded" / "001" / name).read_text() == name
 
 
 def test_redoing_the_training_sets_aside_what_its_method_left(folder):

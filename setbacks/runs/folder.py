@@ -184,8 +184,6 @@ class RunFolder(Run):
         self._given = None if recipe is None else recipe.rebased(Path.cwd())
         self._redo = redo
         self._stages = stages
-        self.redone: tuple[str, Path] | None = None
-        """The first stage to redo, and where the outputs of it and later ones are now."""
 
     def __enter__(self) -> RunFolder:
         if self._redo is not None:
@@ -332,7 +330,6 @@ class RunFolder(Run):
     def _set_aside(self, first: str, recipe: Recipe, changed: Sequence[str] = ()) -> None:
         place = set_aside(self.path, self._stages, first, recipe, changed)
         if place is not None:
-            self.redone = first, place
             name = place.relative_to(self.path)
             self.log(f"redone from {first}; what was there is in {name}")
 

@@ -33,10 +33,9 @@ from setbacks.report.plots import forest
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
 from setbacks.stages.analyze import benign
-from setbacks.stages.sharing import without_probe
 from setbacks.studies import Study, at_least
 from setbacks.studies.states import hidden_states
-from setbacks.studies.variants import each, variant
+from setbacks.studies.variants import each, variant, without_probe
 
 FEWEST = 20  # of each kind: below, an AUC says nothing
 FOLDS = 5

@@ -27,10 +27,9 @@ from setbacks.report.plots import curves
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import Run
 from setbacks.runs.progress import Show
-from setbacks.stages.sharing import without_probe
 from setbacks.studies import Study, at_least, check_methods, methods_of
 from setbacks.studies.scores import Scores, difference, estimate
-from setbacks.studies.variants import Variant, each, variant
+from setbacks.studies.variants import Variant, each, variant, without_probe
 
 FEWEST = 20  # prompts of each kind: below, a rate says nothing
 UNTRAINED = Arm.untrained()

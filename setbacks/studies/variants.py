@@ -21,16 +21,33 @@ from typing import Any, NamedTuple
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.files import own_folder, write_atomic
+from setbacks.methods import open_method
+from setbacks.methods.corrections import CORRECTING, TEACHER
 from setbacks.notices import notice
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.records import Example
+from setbacks.runs.arms import planned_arms
 from setbacks.runs.environment import cores
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import described
 from setbacks.signals import Tie
-from setbacks.stages.sharing import lend
+
+# The recipe's keys that mistakes, and the untrained model's answers to suites and to
+# `train.helpful`, depend on.
+_WORDS = ("language", "words", "policy")
+_MODEL = ("model", "adapter")
+_TRAINING = ("seed", *_WORDS, *_MODEL, "decontaminate", "held_out", "respond.suites")
+_MISTAKES = (*_TRAINING, "instructions", "induce")
+_ANSWERS = ("seed", *_WORDS, *_MODEL, "evaluate", "respond")
+_FLIPS = (*_MISTAKES, "analyze", "preflight", *(f"train.{o}" for o in (*TEACHER, "judge")))
+_CORRECTED = ("judge", "analyses", "categories", "most_analyses", *sorted(CORRECTING))
+_CORRECTIONS = (*_MISTAKES, "analyze", *(f"train.{o}" for o in _CORRECTED))
+_OWN_ANSWERS = (
+    *_TRAINING,
+    *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
+)
 
 
 class Variant(NamedTuple):
@@ -112,6 +129,13 @@ def same_model(done: Sequence[tuple[Variant, Path]]) -> dict[str, str]:
     names = list(learned)
     first = {name: next(one for one in names if learned[one] == learned[name]) for name in names}
     return {name: one for name, one in first.items() if name != one}
+
+
+def without_probe(recipe: Recipe) -> dict[str, Any]:
+    """Return overrides for a run without mistakes, which cannot fit a probe that ranks drafts."""
+    posterior = recipe.respond.posterior
+    by_probe = posterior is not None and posterior.rank_by == "states"
+    return {"respond.posterior": None} if by_probe else {}
 
 
 def each(
@@ -273,6 +297,45 @@ def _ended(code: int) -> str:
             "same command with fewer --jobs to resume"
         )
     return f"its process ended with exit code {code}; run the same command to resume"
+
+
+def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
+    """Copy files of a finished run that would be the same in another run and are missing there."""
+    for pattern, keys in _shared(taker):
+        if any(_value(giver, key) != _value(taker, key) for key in keys):
+            continue
+        for path in sorted(source.glob(pattern)):
+            place = target / path.relative_to(source)
+            if not place.exists():
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomic(place, path.read_bytes())
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value at a dotted key; None where a method does not have this option."""
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the files that a run can copy from another, and the recipe keys they depend on."""
+    yield "mistakes.jsonl", _MISTAKES
+    yield "analyses.jsonl", (*_MISTAKES, "analyze")
+    yield "preflight.jsonl", (*_MISTAKES, "analyze")
+    yield "flips.jsonl", _FLIPS
+    if open_method(taker).has_teacher(taker):
+        yield "corrections.jsonl", _CORRECTIONS
+        yield "answered.jsonl", (*_CORRECTIONS, "train.helpful_sampling")
+    yield "benign.jsonl", _OWN_ANSWERS
+    for arm in planned_arms(taker):
+        # A probe that ranks drafts is also fitted on what a method writes for its training.
+        by_probe = arm.way == "posterior" and bool(without_probe(taker))
+        if arm.is_untrained and not by_probe:
+            yield f"responses/{arm.name}.jsonl", _ANSWERS
+            yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
+            yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
