@@ -108,17 +108,18 @@ def check_output(path: Path) -> None:
     """Check, before any work, that a file may be written where a user wants it.
 
     Raises:
-        InputError: its folder does not exist, or it is a file of a run, a study or a loop.
+        InputError: its folder does not exist, or it is a file of a run, a study, a loop or a
+            harvest.
     """
     parent = path.absolute().parent
     if not parent.is_dir():
         raise InputError(f"{path}: cannot be written; there is no folder {parent}")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
-    if path.exists() and path.suffix not in NOT_OURS and any(map(_is_ours, path.parents)):
+    if path.exists() and path.suffix not in NOT_OURS and any(map(_is_ours, path.resolve().parents)):
         raise InputError(
-            f"{path}: belongs to a run, a study or a loop, and is not overwritten; name another "
-            "file"
+            f"{path}: is in the folder of a run, a study, a loop or a harvest, and is not "
+            "overwritten; name another file"
         )
 
 
@@ -127,7 +128,9 @@ OURS = ("environment.json", "arms", "loop.json")  # beside the recipe of a run, 
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether a folder is that of a run, a study or a loop."""
+    """Return whether a folder is that of a run, a study, a loop or a harvest."""
+    if (folder / "harvest.json").is_file():
+        return True
     recipe = folder / "recipe.yaml"
     return recipe.is_file() and any((folder / name).exists() for name in OURS)
 

@@ -16,11 +16,22 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from setbacks.notices import drop_notices, keep_notices
+
 # A shell makes background processes, and all their children, ignore Ctrl-C; undo that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many workers as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def notices():
+    """The notices that are given during a test."""
+    given = []
+    keep_notices(given.append)
+    yield given
+    drop_notices(given.append)
 
 
 @pytest.fixture(autouse=True, scope="session")

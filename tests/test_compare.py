@@ -23,7 +23,6 @@ from setbacks.methods.dpo import DPO, pair_rows
 from setbacks.methods.helpful import Helpful
 from setbacks.methods.mistake_analysis import own_analyses
 from setbacks.methods.mistake_analysis_sft import MistakeAnalysisSFT
-from setbacks.notices import drop_notices, keep_notices
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
 from setbacks.recipe.sections import Contender
@@ -461,7 +460,7 @@ def test_a_run_in_a_process_of_its_own_fails_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_if_a_run_fails_the_others_are_done(base, tmp_path, monkeypatch, jobs):
+def test_if_a_run_fails_the_others_are_done(base, tmp_path, monkeypatch, jobs, notices):
     def work(path, *_):
         if path.name in "bd":
             raise SetbacksError("<why>")
@@ -470,14 +469,10 @@ def test_if_a_run_fails_the_others_are_done(base, tmp_path, monkeypatch, jobs):
     monkeypatch.setattr("setbacks.studies.variants._apart", work)
     monkeypatch.setattr("setbacks.studies.variants.carry_out", lambda run, *_: work(run.path))
     monkeypatch.setattr("setbacks.studies.variants.check", lambda *_: None)
-    done, notices = [], []
-    keep_notices(notices.append)
-    try:
-        with pytest.raises(SetbacksError) as failed:
-            for one, _ in each(tmp_path, [Variant(name, base) for name in "abcde"], jobs=jobs):
-                done.append(one.name)
-    finally:
-        drop_notices(notices.append)
+    done = []
+    with pytest.raises(SetbacksError) as failed:
+        for one, _ in each(tmp_path, [Variant(name, base) for name in "abcde"], jobs=jobs):
+            done.append(one.name)
     assert done == [*"ace"] == [path.parent.name for path in sorted(tmp_path.glob("arms/*/done"))]
     assert str(failed.value) == (
         "2 of 5 runs failed, and the others are done; the same command resumes those that failed. "
@@ -543,34 +538,26 @@ def test_a_comparison_says_which_arms_have_other_data_or_another_budget():
 
 @pytest.mark.parametrize(("place", "steps", "noticed"), [(0, None, 0), (1, None, 1), (0, 3, 1)])
 def test_epochs_that_an_equal_budget_replaces_are_noticed(
-    base, tmp_path, monkeypatch, place, steps, noticed
+    base, tmp_path, monkeypatch, place, steps, noticed, notices
 ):
     arms = ["sft", "helpful"]
     arms[place] = {"method": arms[place], "train": {"epochs": 1}}
     data = base.model_dump(mode="json") | {"compare": {"methods": arms}}
     data["train"]["steps"] = steps
-    recipe, notices = Recipe.model_validate(data), []
+    recipe = Recipe.model_validate(data)
     monkeypatch.setattr("setbacks.studies.compare._carried_out", lambda *_: [])
     monkeypatch.setattr("setbacks.studies.compare.findings", lambda *_: None)
-    keep_notices(notices.append)
-    try:
-        Comparison().run(recipe, recipe.compare, tmp_path, None)
-    finally:
-        drop_notices(notices.append)
+    Comparison().run(recipe, recipe.compare, tmp_path, None)
     assert sum("train.epochs changes nothing" in line for line in notices) == noticed
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, seed):
+def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, seed, notices):
     (tmp_path / "note.txt").touch()  # so that the study does not begin
     data = base.model_dump(mode="json")
-    data["train"]["seed"], notices = seed, []
-    keep_notices(notices.append)
-    try:
-        with pytest.raises(InputError, match="not empty"):
-            carry_out("ablation", Recipe.model_validate(data), tmp_path)
-    finally:
-        drop_notices(notices.append)
+    data["train"]["seed"] = seed
+    with pytest.raises(InputError, match="not empty"):
+        carry_out("ablation", Recipe.model_validate(data), tmp_path)
     assert any(line.startswith("train.seed is set") for line in notices) == (seed is not None)
 
 
@@ -582,16 +569,12 @@ def test_a_seed_of_training_that_a_study_replaces_is_noticed(base, tmp_path, see
         ("durability", "respond.prefill", "<words>"),
     ],
 )
-def test_a_setting_that_a_study_replaces_is_noticed(base, tmp_path, study, key, value):
+def test_a_setting_that_a_study_replaces_is_noticed(base, tmp_path, study, key, value, notices):
     (tmp_path / "note.txt").touch()  # so that the study does not begin
     for recipe in (base, variant(base, "set", {key: value}).recipe):
-        notices = []
-        keep_notices(notices.append)
-        try:
-            with pytest.raises(InputError, match="not empty"):
-                carry_out(study, recipe, tmp_path)
-        finally:
-            drop_notices(notices.append)
+        notices.clear()
+        with pytest.raises(InputError, match="not empty"):
+            carry_out(study, recipe, tmp_path)
         noticed = any(line.startswith(f"{key} is set, but changes nothing") for line in notices)
         assert noticed == (recipe is not base)
 

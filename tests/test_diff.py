@@ -197,6 +197,7 @@ def test_on_the_command_line(tmp_path, cli_in_process):
     assert ran.returncode == 2 and "there is no folder" in ran.stderr
     for words, says in (
         ((a, a), f"{a}: is compared with itself"),
+        ((a, b, "--items", b), f"{b}: is compared, and is not overwritten"),
         ((a, f"{b}:"), f"{b}:: no name after the colon"),
     ):
         ran = cli_in_process("diff", *words)

@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_written_is_one_line_before_any_decision(evaluatio
     for option, file, says in (
         ("--junit", "nowhere/gate.xml", "cannot be written; there is no folder"),
         ("--markdown", ".", "is a folder; name a file"),
-        ("--markdown", recipe, "belongs to a run, a study or a loop, and is not overwritten"),
+        ("--markdown", recipe, "is in the folder of a run, a study, a loop or a harvest"),
     ):
         ran = cli_in_process(*words, option, file)
         assert ran.returncode == 2 and not ran.stdout

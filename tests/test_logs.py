@@ -10,7 +10,6 @@ from setbacks.errors import InputError
 from setbacks.loop.logs import Logs
 from setbacks.loop.results import read
 from setbacks.messages import Message, transcript
-from setbacks.notices import drop_notices, keep_notices
 
 HELLO = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "PLACEHOLDER"}]
 
@@ -78,16 +77,12 @@ def test_fields_of_ones_own(tmp_path):
     assert (logged.prompt, logged.answer) == ("Hello?", "PLACEHOLDER")
 
 
-def test_fields_that_change_nothing_in_chat_logs_are_noticed(tmp_path):
+def test_fields_that_change_nothing_in_chat_logs_are_noticed(tmp_path, notices):
     row = {"question": "Hello?", "reply": "PLACEHOLDER", "topic": "t", "bad": True}
     fields = {"text": "question", "response": "reply"}
-    path, notices = lines(tmp_path / "api.jsonl", [row]), []
-    keep_notices(notices.append)
-    try:
-        assert only(path, fields=fields).prompt == "Hello?" and notices == []
-        only(path, fields=fields | {"harmful": "bad", "category": "topic"})
-    finally:
-        drop_notices(notices.append)
+    path = lines(tmp_path / "api.jsonl", [row])
+    assert only(path, fields=fields).prompt == "Hello?" and notices == []
+    only(path, fields=fields | {"harmful": "bad", "category": "topic"})
     assert notices == ["fields: category, harmful of chat logs change nothing"]
 
 

@@ -15,7 +15,6 @@ from setbacks.methods.mistake_analysis_joined import MistakeAnalysisJoined
 from setbacks.methods.posterior_distillation import PosteriorDistillation
 from setbacks.methods.preferences import pairs
 from setbacks.methods.sft import SFT
-from setbacks.notices import drop_notices, keep_notices
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import Recipe
@@ -116,24 +115,15 @@ def test_the_mix_is_for_one_example_of_the_methods_own(recipe, mix, expected):
     ],
     ids=str,
 )
-def test_a_mix_that_the_data_cannot_fill_is_noticed(recipe, mix, said):
-    analyses, notices = [analysis(n) for n in range(4)], []
+def test_a_mix_that_the_data_cannot_fill_is_noticed(recipe, mix, said, notices):
+    analyses = [analysis(n) for n in range(4)]
     analyses += [analysis(n, harmful=False) for n in range(10, 15)]
-    keep_notices(notices.append)
-    try:
-        MistakeAnalysis().examples(recipe(**mix), analyses)
-    finally:
-        drop_notices(notices.append)
+    MistakeAnalysis().examples(recipe(**mix), analyses)
     assert notices == ([f"{said}: all are used"] if said else [])
 
 
-def test_a_mix_that_the_model_writes_itself_is_not_missed_before_the_run():
-    notices = []
-    keep_notices(notices.append)
-    try:
-        check(Recipe())  # of mistake distillation, with the model's own helpful answers
-    finally:
-        drop_notices(notices.append)
+def test_a_mix_that_the_model_writes_itself_is_not_missed_before_the_run(notices):
+    check(Recipe())  # of mistake distillation, with the model's own helpful answers
     assert notices == []
 
 

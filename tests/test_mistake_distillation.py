@@ -11,12 +11,20 @@ from setbacks.errors import InputError
 from setbacks.judges.checks import Checker
 from setbacks.judges.refusal import refuses
 from setbacks.methods import open_method, own_answers
-from setbacks.methods.corrections import Teacher, _beginning
+from setbacks.methods.corrections import Draft, Teacher, _beginning
 from setbacks.methods.mistake_distillation import MistakeDistillation
 from setbacks.pipeline import carry_out
 from setbacks.prompts import prompts
 from setbacks.recipe import Recipe
-from setbacks.records import Completion, Correction, Example, Mistake, OwnAnswer, Teaching
+from setbacks.records import (
+    Completion,
+    Correction,
+    Example,
+    Message,
+    Mistake,
+    OwnAnswer,
+    Teaching,
+)
 from setbacks.runs.folder import RunFolder
 
 JOURNAL, ANSWERED = "corrections.jsonl", "answered.jsonl"
@@ -194,6 +202,44 @@ def test_an_answer_that_does_not_say_what_it_refuses_is_written_again(corrected,
     }
     learned = MistakeDistillation().examples(run.recipe, corrections)
     assert Counter(e.kind for e in learned)["correction"] == 2
+
+
+@pytest.mark.parametrize(
+    ("instruction", "text", "opening", "outcome"),
+    [
+        ("Tell me how to sell alarm clocks.", "to steal.", "I won't help you", "off_topic"),
+        ("How do I sell alarm clocks?", "to sell alarm clocks.", "I won't help you", "kept"),
+        ("Help me sell my vote.", "you to walk.", "I won't help", "off_topic"),
+        ("How do I sell clocks?", "somebody could be hurt.", "I won't do this. It means", "kept"),
+        (
+            (
+                Message(role="system", content="You sell clocks."),
+                Message(role="user", content="How do I rob a shop?"),
+            ),
+            "to sell clocks.",
+            "I won't help you",
+            "off_topic",
+        ),
+    ],
+)
+def test_what_counts_as_being_about_the_instruction(corrected, instruction, text, opening, outcome):
+    """Words of the opening, of the system prompt and of no content do not count."""
+    one = analysis(1).model_copy(update={"instruction": instruction})
+    _, run = corrected(min_overlap=1)
+    checker = Checker(run.recipe.train.judge, run)
+    draft = Draft("id", one, "", opening)
+    completion = Completion(f"{opening} {text}", "stop", 1, 1)
+    (check,) = Teacher(run.recipe).check(checker, [draft], [completion])
+    assert check.outcome == outcome
+
+
+def test_few_corrections_are_told(corrected, namer):
+    _, run = corrected(namer, min_overlap=1)
+    assert not run.folder.notices(), "half of them are enough"
+    few = [analysis(number) for number in (0, 1, 3, 5)]
+    _, run = corrected(namer, min_overlap=1, folder="few", given=few)
+    (line,) = run.folder.notices()
+    assert line.startswith("only 1 of 4 mistakes have a correction that passed its checks")
 
 
 def test_no_answer_must_take_up_more_than_the_instruction_has(corrected, namer):

@@ -314,6 +314,14 @@ def test_a_missing_recipe_names_the_nearest(tmp_path):
         Recipe.load(tmp_path / "quikstart.yaml")
 
 
+def test_a_run_from_before_attempts_keeps_what_it_did(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("train: {samples: 2, epochs: 3}")
+    train = Recipe.load(tmp_path / "recipe.yaml", of_run=True).train
+    assert (train.attempts, train.min_overlap, train.epochs) == (2, 0, 3)
+    with pytest.raises(InputError, match="samples"):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
 def test_two_suites_of_one_name_are_refused(refused):
     """Their responses would have the same ids, and their rates would be pooled."""
     suite = {"name": "a", "kind": "safe", "sources": ["hub:a/b"]}

@@ -287,9 +287,11 @@ def test_a_loop_of_another_recipe_is_one_line(loop_recipe, tmp_path):
         with pytest.raises(InputError, match="holds the loop of another recipe") as error:
             carry_out(loop_recipe(**changes), folder)
         assert "\n" not in str(error.value) and "loop." in str(error.value)
-    (folder / "environment.json").touch()
-    with pytest.raises(InputError, match="holds a run, not a loop"):
-        carry_out(recipe, folder)
+    for of_another in ("environment.json", "arms"):
+        (folder / of_another).touch()
+        with pytest.raises(InputError, match="holds no loop"):
+            carry_out(recipe, folder)
+        (folder / of_another).unlink()
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
     with pytest.raises(InputError, match="not empty, and not a loop"):

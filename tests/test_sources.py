@@ -197,14 +197,10 @@ def test_only_a_csv_file_may_lack_a_header(tmp_path):
         ("a.csv", {"header": False, "revision": "abc"}, "revision"),
     ],
 )
-def test_options_of_other_kinds_of_data_are_noticed(tmp_path, name, options, unused):
+def test_options_of_other_kinds_of_data_are_noticed(tmp_path, name, options, unused, notices):
     content = '{"prompt": "<a>"}' if name.endswith("l") else "<a>\n<b>\n"
-    path, notices = write(tmp_path, name, content), []
-    keep_notices(notices.append)
-    try:
-        load(Source(source=path, fields={} if name.endswith("l") else {"text": "0"}, **options))
-    finally:
-        drop_notices(notices.append)
+    path = write(tmp_path, name, content)
+    load(Source(source=path, fields={} if name.endswith("l") else {"text": "0"}, **options))
     expected = f"{path}: data of this kind does not use {unused}"
     assert notices == ([expected] if unused else [])
 

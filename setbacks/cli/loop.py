@@ -285,11 +285,14 @@ def diff(
     from setbacks.loop import diff as work
     from setbacks.loop.results import parts, read
 
-    if parts(a) == parts(b):
-        raise InputError(f"{one_line(a)}: is compared with itself; name two results")
     if items is not None:
         check_output(items)
-    compared = work.diff(read(a), read(b), metric or ())
+        if items.resolve() in (parts(a)[0].resolve(), parts(b)[0].resolve()):
+            raise InputError(f"{items}: is compared, and is not overwritten; name another file")
+    first, second = read(a), read(b)
+    if parts(a) == parts(b):
+        raise InputError(f"{one_line(a)}: is compared with itself; name two results")
+    compared = work.diff(first, second, metric or ())
     if items is not None:
         written = work.write_items(compared, items)
     if json:

@@ -50,8 +50,8 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
     run = Run(folder)
     if os.path.lexists(to):
         raise InputError(f"{to}: already exists, and nothing is overwritten; name another folder")
-    if form in PRIVATE:
-        _check_whole(run.path)
+    for pattern in READ.get(form, ()):
+        _check_whole(run.path, pattern)
     with appearing(to, private=form in PRIVATE) as place:
         FORMATS[form](run, place)
     return to
@@ -150,7 +150,10 @@ FORMATS: dict[str, Callable[[Run, Path], None]] = {
     "inspect": _inspect,
 }
 PRIVATE = {"trl", "inspect"}
-ANSWERS = ("responses", "verdicts", "thoughts")  # folders of a run
+READ = {  # the records of a run that a format holds
+    "trl": ("training.jsonl",),
+    "inspect": ("responses/*.jsonl", "verdicts/*.jsonl", "thoughts/*.jsonl"),
+}
 
 
 def _trained(run: Run) -> Path:
@@ -161,7 +164,13 @@ def _trained(run: Run) -> Path:
         raise InputError(f"{folder}: an evaluation; it trains nothing, so there is no adapter")
     if not adapter.is_dir():
         raise InputError(f"{folder}: no adapter yet; first `setbacks train {quoted(folder)}`")
-    for weights in adapter.glob("*.safetensors"):
+    files = [*adapter.glob("*.safetensors")]
+    if not files:
+        raise InputError(
+            f"{adapter}: no weights (*.safetensors); train it again with `setbacks train "
+            f"{quoted(folder)} --from train`"
+        )
+    for weights in files:
         try:
             with safe_open(weights, "numpy"):
                 pass  # reads the table of contents, and compares it with the size of the file
@@ -173,14 +182,13 @@ def _trained(run: Run) -> Path:
     return adapter
 
 
-def _check_whole(folder: Path) -> None:
-    """Check that no record of a run is cut.
+def _check_whole(folder: Path, pattern: str) -> None:
+    """Check that no record in some files of a run is cut.
 
     Raises:
         InputError: the last line of a file has no end.
     """
-    answers = (path for name in ANSWERS for path in sorted((folder / name).glob("*.jsonl")))
-    for path in (folder / "training.jsonl", *answers):
+    for path in sorted(folder.glob(pattern)):
         if is_torn(path):
             raise InputError(
                 f"{path}: its last line is incomplete: another process is writing to it, or it was "

@@ -16,9 +16,11 @@ from pydantic import Field
 
 from setbacks.judges import Item
 from setbacks.judges.checks import Check, Checker
-from setbacks.messages import Finish, Prompt, reworded, texts_of, turns_of
+from setbacks.measure.formatting import amount
+from setbacks.messages import Finish, Prompt, last_user_text, reworded, turns_of
 from setbacks.methods import example
 from setbacks.methods.mistake_analysis import best, others
+from setbacks.notices import notice
 from setbacks.prompts import Words, fill
 from setbacks.prompts.topic import topic
 from setbacks.recipe import Recipe, Sampling, Train
@@ -159,13 +161,17 @@ class Teacher:
         return [self._read(*each) for each in zip(batch, checks, strict=True)]
 
     def _read(self, draft: Draft, check: Check) -> Check:
-        """Return the check of an answer, with what only a look at the teacher's prompt shows."""
+        """Return the check of an answer, with what it is about: not its prompt, but what was asked.
+
+        An opening that is a whole refusal goes on with the reason, which need not name anything.
+        """
         words = self._recipe.words_for(draft.analysis.language)
         if re.search(words["correct"]["about_prompt"], check.answer):
             return check._replace(outcome="degenerate")
-        asked = topic(texts_of(draft.analysis.instruction), words)
+        asked = topic(last_user_text(draft.analysis.instruction), words)
         named = topic(check.answer, words, draft.opening) & asked
-        if check.outcome == "kept" and len(named) < min(self.options.min_overlap, len(asked)):
+        least = 0 if whole_sentences(draft.opening) else min(self.options.min_overlap, len(asked))
+        if check.outcome == "kept" and len(named) < least:
             return check._replace(outcome="off_topic")
         return check
 
@@ -198,13 +204,19 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
         id_ = digest("correction", recipe.seed, analysis.response_id, analysis.id, number)
         return teacher.draft(id_, analysis, teacher.options.context, number)
 
-    due = subjects(recipe, analyses)
+    due = mistaken = subjects(recipe, analyses)
     for attempt in range(teacher.options.attempts):
         label = f"corrections (attempt {attempt + 1})" if attempt else "corrections"
         drafts, done = [draft(one, attempt) for one in due], len(journal.records)
         write(run, journal, label, drafts, teacher.options.correct, checker, check)
         kept = {one.id for one in journal.records[done:] if one.outcome == "kept"}
         due = [one.analysis for one in drafts if one.id not in kept]
+    if len(due) > len(mistaken) / 2:
+        notice(
+            f"only {len(mistaken) - len(due)} of {amount(len(mistaken), 'mistake')} have a "
+            "correction that passed its checks (outcome in corrections.jsonl); raise "
+            "train.attempts, or set train.min_overlap=0 if most are off_topic"
+        )
     return journal.finish()
 
 

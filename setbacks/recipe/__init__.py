@@ -29,7 +29,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.prompts import Words, languages
 from setbacks.prompts.own import words_of
-from setbacks.recipe.earlier import OFF, is_earlier, pinned
+from setbacks.recipe.earlier import OFF, is_earlier, pinned, renamed
 from setbacks.recipe.loop import Loop
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
@@ -262,6 +262,8 @@ class Recipe(Section):
             InputError: the file is missing, is not YAML, or holds an unknown key or a bad value.
         """
         data: Any = {} if path is None else read_yaml(Path(path))
+        if of_run:
+            data = renamed(data)
         earlier = of_run and is_earlier(data)
         if earlier:
             data = OFF | pinned(data)

@@ -14,6 +14,19 @@ def is_earlier(data: dict[str, Any]) -> bool:
     return not OFF.keys() <= data.keys()
 
 
+def renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a run folder's data with the keys that fields have now.
+
+    `train.samples` answers were written for each mistake, whatever they were about. Now
+    `train.attempts` is how often to try for one that is about its instruction.
+    """
+    train = data.get("train")
+    if not isinstance(train, dict) or "samples" not in train:
+        return data
+    kept = {key: value for key, value in train.items() if key != "samples"}
+    return data | {"train": kept | {"attempts": train["samples"], "min_overlap": 0}}
+
+
 def pinned(data: Any) -> Any:
     """Return plain data in which built-in sets that have grown since are as they were at first."""
     if isinstance(data, list):

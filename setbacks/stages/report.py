@@ -62,7 +62,7 @@ def report(run: RunFolder) -> Report:
         loss=cast(list[LossRow], json_lines(run.path / "loss.jsonl")),
         trained=cast(Trained, next(iter(json_lines(run.path / "trained.json")), {})),
         checked={
-            "Corrections of mistakes": run.records("corrections.jsonl", Correction),
+            "Attempts at corrections of mistakes": run.records("corrections.jsonl", Correction),
             "Answers to refused requests": run.records("answered.jsonl", Correction),
             "The model's own helpful answers": run.records("benign.jsonl", OwnAnswer),
         },

@@ -126,11 +126,13 @@ def carry_out(name: str, recipe: Recipe, folder: Path, show: Show | None = None)
 
 
 def _check_page(folder: Path, name: str) -> None:
-    """Check that a folder has no page of another study, which would be overwritten.
+    """Check that a folder has no page of another study or of a loop, which would be overwritten.
 
     Raises:
         InputError: it has one.
     """
+    if (folder / "loop.json").exists():
+        raise InputError(f"{folder}: holds a loop; choose another folder with --out")
     path = folder / FINDINGS
     if not path.exists():
         return

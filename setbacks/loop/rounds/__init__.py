@@ -292,8 +292,8 @@ def _prepare(folder: Path, recipe: Recipe) -> Recipe:
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        if (folder / "environment.json").exists():
-            raise InputError(f"{folder}: holds a run, not a loop; choose another with --out")
+        if (folder / "environment.json").exists() or (folder / "arms").exists():
+            raise InputError(f"{folder}: holds no loop; choose another folder with --out")
         recipe = recipe.resuming(path)
         _check_same(folder, Recipe.load(path, of_run=True), recipe)
     else:
