@@ -3,7 +3,8 @@
     python benchmarks/compare.py --out runs/compare --jobs 8
 
 Runs `setbacks compare recipes/compare.yaml`, or resumes it. Needs the data in ../shared/data.
-Writes results/compare.json; with `--seeds 1`, which takes an evening, compare_one_seed.json.
+Writes results/compare.json, or the file of `--results`; with `--seeds 1`, which takes an evening,
+compare_one_seed.json.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ METRICS = (
 def main() -> None:
     """Run the comparison, and write the results."""
     parser = argparse.ArgumentParser(description="Compare all methods at equal data.")
+    parser.add_argument("--results", help="file in results/")
     options = chosen(parser, Path("runs/compare"))
-    results = compared(options)
-    results["command"] = command("compare.py", options)
-    name = "compare_one_seed.json" if options.get("seeds") == "1" else "compare.json"
-    write(name, results)
+    shown = command("compare.py", options)
+    usual = "compare_one_seed.json" if options.get("seeds") == "1" else "compare.json"
+    name = options.pop("results", usual)
+    write(name, compared(options) | {"command": shown})
 
 
 def chosen(parser: argparse.ArgumentParser, folder: Path) -> dict[str, Any]:

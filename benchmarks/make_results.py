@@ -363,6 +363,7 @@ BENCHMARKS: dict[str, Section] = {
     "attention": ("Attention on a CPU", attention),
     "compare": ("Methods compared at equal data", compare),
     "compare_one_seed": ("Methods compared at equal data, one seed", compare),
+    "compare_default": ("The present default, SFT and the controls at equal data", compare),
     "second_model": ("Methods compared on a second model", second_model),
     "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),

@@ -263,9 +263,9 @@ def test_a_run_folder_in_place_of_a_recipe(cli_in_process, write, tmp_path):
 
 def test_an_unknown_option_of_a_study_lists_the_options(cli_in_process, write):
     ran = cli_in_process("study", "quantity-quality", write(), "study.nope=3", "--out", "study")
-    fails(ran, 'unknown key "nope"', "Available: study.")
-    with pytest.raises(InputError, match="Remove it: this study has no options"):
-        Recipe(study={"nope": 3}).options(Section, "study mine")
+    fails(ran, 'unknown key "study.nope"', "Available: study.sizes, study.")
+    with pytest.raises(InputError, match="Remove it: there are no options"):
+        Recipe(study={"nope": 3}).options(Section)
 
 
 def test_a_misspelled_judge_is_named_before_its_labels_are_read(cli_in_process):

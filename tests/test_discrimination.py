@@ -55,7 +55,7 @@ def test_its_own_responses_are_not_drafts_that_a_probe_would_rank(tiny_recipe, t
 
 def test_refusals_of_safe_requests_are_not_among_the_harmful_answers(recipe, tmp_path, data):
     made = recipe(induce={"refusals": [str(data)]})
-    options = made.options(Discrimination.Options, "study discrimination")
+    options = made.options(Discrimination.Options)
     answers = _own(made, options, tmp_path / "study", None)
     assert [answer.harmful for answer in answers] == [True] * 6 + [False] * 12
     assert not any(answer.response.startswith("I'm sorry") for answer in answers)

@@ -176,7 +176,7 @@ def test_too_few_prompts_and_a_method_named_twice_are_told(recipe, tmp_path):
     twice = recipe(study={"methods": ["sft", "sft"]})
     with pytest.raises(InputError, match='methods: duplicate value "sft"'):
         carry_out("durability", twice, tmp_path / "twice")
-    with pytest.raises(InputError, match='unknown key "method".*methods'):
+    with pytest.raises(InputError, match='unknown key "study.method".*methods'):
         carry_out("durability", recipe(study={"method": ["sft"]}), tmp_path / "key")
 
 
