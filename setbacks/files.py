@@ -104,6 +104,24 @@ def read_json(path: Path, remedy: str) -> Any:
         raise InputError(f"{path}: {where}; {remedy}") from None
 
 
+HARVEST = "harvest.json"  # in every folder of a harvest
+NOT_OURS = {".md", ".xml"}  # extensions that no file of a run has
+# What a folder with a recipe holds, by what is beside it.
+_KINDS = {"loop.json": "loop", "environment.json": "run", "arms": "study"}
+
+
+def kind_of(folder: Path) -> str | None:
+    """Return what a folder of ours holds: a `harvest`, `loop`, `run` or `study`.
+
+    None for other folders, and for those in which no work has been done.
+    """
+    if (folder / HARVEST).is_file():
+        return "harvest"
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    return next((kind for name, kind in _KINDS.items() if (folder / name).exists()), None)
+
+
 def check_output(path: Path) -> None:
     """Check, before any work, that a file may be written where a user wants it.
 
@@ -116,23 +134,11 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path}: cannot be written; there is no folder {parent}")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
-    if path.exists() and path.suffix not in NOT_OURS and any(map(_is_ours, path.resolve().parents)):
+    if path.exists() and path.suffix not in NOT_OURS and any(map(kind_of, path.resolve().parents)):
         raise InputError(
             f"{path}: is in the folder of a run, a study, a loop or a harvest, and is not "
             "overwritten; name another file"
         )
-
-
-NOT_OURS = {".md", ".xml"}  # extensions that no file of a run has
-OURS = ("environment.json", "arms", "loop.json")  # beside the recipe of a run, a study or a loop
-
-
-def _is_ours(folder: Path) -> bool:
-    """Return whether a folder is that of a run, a study, a loop or a harvest."""
-    if (folder / "harvest.json").is_file():
-        return True
-    recipe = folder / "recipe.yaml"
-    return recipe.is_file() and any((folder / name).exists() for name in OURS)
 
 
 def own_folder(folder: Path, mark: str, what: str) -> bool:

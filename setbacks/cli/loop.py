@@ -285,14 +285,15 @@ def diff(
     from setbacks.loop import diff as work
     from setbacks.loop.results import parts, read
 
+    sources = [parts(a), parts(b)]
     if items is not None:
         check_output(items)
-        if items.resolve() in (parts(a)[0].resolve(), parts(b)[0].resolve()):
+        if items.resolve() in [path.resolve() for path, _ in sources]:
             raise InputError(f"{items}: is compared, and is not overwritten; name another file")
-    first, second = read(a), read(b)
-    if parts(a) == parts(b):
+    old, new = read(a), read(b)
+    if sources[0] == sources[1]:
         raise InputError(f"{one_line(a)}: is compared with itself; name two results")
-    compared = work.diff(first, second, metric or ())
+    compared = work.diff(old, new, metric or ())
     if items is not None:
         written = work.write_items(compared, items)
     if json:

@@ -50,7 +50,7 @@ def export(folder: Path, to: Path, form: str = "adapter") -> Path:
     run = Run(folder)
     if os.path.lexists(to):
         raise InputError(f"{to}: already exists, and nothing is overwritten; name another folder")
-    for pattern in READ.get(form, ()):
+    for pattern in PRIVATE.get(form, ()):
         _check_whole(run.path, pattern)
     with appearing(to, private=form in PRIVATE) as place:
         FORMATS[form](run, place)
@@ -149,8 +149,7 @@ FORMATS: dict[str, Callable[[Run, Path], None]] = {
     "trl": _trl,
     "inspect": _inspect,
 }
-PRIVATE = {"trl", "inspect"}
-READ = {  # the records of a run that a format holds
+PRIVATE = {  # formats that hold records of a run, and the files of these records
     "trl": ("training.jsonl",),
     "inspect": ("responses/*.jsonl", "verdicts/*.jsonl", "thoughts/*.jsonl"),
 }
@@ -164,21 +163,16 @@ def _trained(run: Run) -> Path:
         raise InputError(f"{folder}: an evaluation; it trains nothing, so there is no adapter")
     if not adapter.is_dir():
         raise InputError(f"{folder}: no adapter yet; first `setbacks train {quoted(folder)}`")
+    again = f"train it again with `setbacks train {quoted(folder)} --from train`"
     files = [*adapter.glob("*.safetensors")]
     if not files:
-        raise InputError(
-            f"{adapter}: no weights (*.safetensors); train it again with `setbacks train "
-            f"{quoted(folder)} --from train`"
-        )
+        raise InputError(f"{adapter}: no weights (*.safetensors); {again}")
     for weights in files:
         try:
             with safe_open(weights, "numpy"):
                 pass  # reads the table of contents, and compares it with the size of the file
         except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"{weights}: damaged ({error}); train it again with `setbacks train "
-                f"{quoted(folder)} --from train`"
-            ) from None
+            raise InputError(f"{weights}: damaged ({error}); {again}") from None
     return adapter
 
 

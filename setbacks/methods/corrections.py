@@ -161,7 +161,7 @@ class Teacher:
         return [self._read(*each) for each in zip(batch, checks, strict=True)]
 
     def _read(self, draft: Draft, check: Check) -> Check:
-        """Return the check of an answer, with what it is about: not its prompt, but what was asked.
+        """Return a check, changed if the answer is about its prompt, or not about the instruction.
 
         An opening that is a whole refusal goes on with the reason, which need not name anything.
         """
@@ -207,10 +207,9 @@ def corrections(run: Session, analyses: Sequence[Analysis]) -> Sequence[Correcti
     due = mistaken = subjects(recipe, analyses)
     for attempt in range(teacher.options.attempts):
         label = f"corrections (attempt {attempt + 1})" if attempt else "corrections"
-        drafts, done = [draft(one, attempt) for one in due], len(journal.records)
-        write(run, journal, label, drafts, teacher.options.correct, checker, check)
-        kept = {one.id for one in journal.records[done:] if one.outcome == "kept"}
-        due = [one.analysis for one in drafts if one.id not in kept]
+        drafts = [draft(one, attempt) for one in due]
+        failed = write(run, journal, label, drafts, teacher.options.correct, checker, check)
+        due = [one.analysis for one in failed]
     if len(due) > len(mistaken) / 2:
         notice(
             f"only {len(mistaken) - len(due)} of {amount(len(mistaken), 'mistake')} have a "
@@ -228,7 +227,7 @@ def write(
     sampling: Sampling,
     checker: Checker,
     check: Callable[[Sequence[Draft], Sequence[Completion]], Sequence[Check]],
-) -> None:
+) -> list[Draft]:
     """Generate answers in place of mistakes, check them, and write both to a journal.
 
     Args:
@@ -239,8 +238,11 @@ def write(
         sampling: of the answers.
         checker: has the judge.
         check: checks the answers of one planned batch.
+
+    Returns:
+        The drafts whose answers did not pass, in their order.
     """
-    model = run.engine(run.recipe.model).name
+    model, done = run.engine(run.recipe.model).name, len(journal.records)
 
     def record(draft: Draft, one: Completion, check: Check) -> Correction:
         return Correction(
@@ -269,6 +271,8 @@ def write(
         record=record,
         label=label,
     )
+    kept = {one.id for one in journal.records[done:] if one.outcome == "kept"}
+    return [draft for draft in drafts if draft.id not in kept]
 
 
 def learned(

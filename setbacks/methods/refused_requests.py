@@ -47,16 +47,13 @@ def answers_to_refused(run: Session, analyses: Sequence[Analysis]) -> Sequence[C
         ]
         return checker.check(items, guidance=guidance)
 
-    def answer(drafts: Sequence[Draft]) -> None:
+    def answer(drafts: Sequence[Draft]) -> list[Draft]:
         sampling = recipe.train.helpful_sampling
-        write(run, journal, "refused requests", drafts, sampling, checker, check)
+        return write(run, journal, "refused requests", drafts, sampling, checker, check)
 
-    plain = [_plain(recipe, one) for one in refusals]
-    answer(plain)
+    failed = answer([_plain(recipe, one) for one in refusals])
     if options.context == "analysis":
-        answers = journal.records[: len(plain)]
-        fit = {one.analysis_id for one in answers if one.outcome == "kept"}
-        answer([_with_analysis(recipe, one) for one in refusals if one.id not in fit])
+        answer([_with_analysis(recipe, one.analysis) for one in failed])
     return journal.finish()
 
 

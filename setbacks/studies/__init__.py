@@ -5,7 +5,6 @@ The entry point group ``setbacks.studies`` finds a study by name, in this packag
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 
 from setbacks.data import read_once
 from setbacks.errors import InputError
-from setbacks.files import expanded
+from setbacks.files import expanded, kind_of, read_json
 from setbacks.measure.differences import corrected
 from setbacks.measure.formatting import POINTS, listed, with_interval
 from setbacks.measure.metrics import TITLES, significant
@@ -131,12 +130,12 @@ def _check_page(folder: Path, name: str) -> None:
     Raises:
         InputError: it has one.
     """
-    if (folder / "loop.json").exists():
+    if kind_of(folder) == "loop":
         raise InputError(f"{folder}: holds a loop; choose another folder with --out")
     path = folder / FINDINGS
     if not path.exists():
         return
-    held = json.loads(path.read_text(encoding="utf-8")).get("study")
+    held = read_json(path, "delete it, and the same command writes it again").get("study")
     if held not in (None, name):
         raise InputError(
             f"{folder}: holds the findings of another study ({held}); choose another folder with "

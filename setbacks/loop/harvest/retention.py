@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from setbacks.errors import InputError, SetbacksError
-from setbacks.files import writing
+from setbacks.files import HARVEST, writing
 from setbacks.recipe import Source
 from setbacks.records import Mistake
 from setbacks.runs.folder import Run, RunFolder
 
-ABOUT = "harvest.json"
+ABOUT = HARVEST
 MARK = "harvested:"  # begins the source of every harvested setback
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from setbacks.data import Source, read_once
 from setbacks.errors import InputError
-from setbacks.files import expanded, own_folder, write_atomic
+from setbacks.files import expanded, kind_of, own_folder, write_atomic
 from setbacks.judges import gives
 from setbacks.loop.gate import Claim, Gate, claim, gate
 from setbacks.loop.gate.report import lines
@@ -292,7 +292,7 @@ def _prepare(folder: Path, recipe: Recipe) -> Recipe:
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        if (folder / "environment.json").exists() or (folder / "arms").exists():
+        if kind_of(folder) not in ("loop", None):
             raise InputError(f"{folder}: holds no loop; choose another folder with --out")
         recipe = recipe.resuming(path)
         _check_same(folder, Recipe.load(path, of_run=True), recipe)
