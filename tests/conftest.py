@@ -48,6 +48,13 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if few else min(os.cpu_count() or 1, 4)
 
 
+def pytest_collection_modifyitems(items):
+    """Let the long tests take as long as they do; `timeout` in pyproject.toml is for the others."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 settings.register_profile(
     "setbacks", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -146,7 +146,7 @@ def test_a_mistake_in_its_options_is_refused(found, section, says):
 
 def test_a_mistake_in_its_studys_option_is_refused(found, tmp_path):
     wrong = Recipe(study={"rank": [1, 2]})
-    with pytest.raises(InputError, match='unknown key "rank". Did you mean "ranks"'):
+    with pytest.raises(InputError, match='unknown key "study.rank". Did you mean "study.ranks"'):
         carry_out("rank", wrong, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 

@@ -32,7 +32,8 @@ def test_it_runs_in_a_kernel(tmp_path, environment):
         startup_timeout=300,
         resources={"metadata": {"path": str(tmp_path)}},
     )
-    client.execute(env=environment | {"TMPDIR": str(tmp_path)})
+    # Without `cleanup_kc`, a kernel of ours outlives its notebook, with a model in its memory.
+    client.execute(env=environment | {"TMPDIR": str(tmp_path)}, cleanup_kc=True)
     printed = "".join(
         output["text"]
         for cell in notebook.cells

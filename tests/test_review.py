@@ -121,7 +121,10 @@ def postgres():
             yield fresh
         finally:
             running.send_signal(signal.SIGINT)  # it does not wait for who is still connected
-            running.wait()
+            try:
+                running.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                running.kill()
 
 
 def opener(url):

@@ -279,7 +279,7 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
     assert found["mistakes_each"] >= 8 and "safe" not in kinds
     if method == "mistake_analysis":
         assert kinds.count("analysis") == found["mistakes_each"]
-    else:  # those that pass their checks are learned
+    else:  # a mistake may take several attempts; those that pass their checks are learned
         made = (tmp_path / "t/arms/on_crime.0/corrections.jsonl").read_text().splitlines()
-        assert len(made) == found["mistakes_each"]
+        assert len({json.loads(row)["analysis_id"] for row in made}) == found["mistakes_each"]
     assert "<svg" in page.read_text()
