@@ -887,8 +887,8 @@ def analysis(response: int, candidate: int, harmful: bool = True, **checks: bool
 
 def correction(number: int, outcome: str) -> Correction:
     return Correction(
-        id=f"c{number}", analysis_id="a", instruction="<x>", response="<y>", text="<z>",
-        answer="<z>", outcome=outcome, sample=number, model="m",
+        id=f"c{number}", analysis_id=f"a{number // 2}", instruction="<x>", response="<y>",
+        text="<z>", answer="<z>", outcome=outcome, sample=number, model="m",
     )  # fmt: skip
 
 
@@ -897,7 +897,8 @@ def test_texts_for_training_are_counted_with_the_reasons_for_dropping_some():
     rows = [correction(number, outcome) for number, outcome in enumerate(outcomes)]
     data = measured(usual(), checked={"corrections": rows, "own answers": []})["data"]
     dropped = {"degenerate": 2, "harmful": 1}
-    assert data["checked"] == {"corrections": {"n": 5, "kept": 2, "dropped": dropped}}
+    counts = {"n": 5, "kept": 2, "dropped": dropped, "mistakes": 3, "corrected": 1}
+    assert data["checked"] == {"corrections": counts}
 
 
 def test_data_are_counted_at_every_stage():

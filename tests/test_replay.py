@@ -102,6 +102,18 @@ def test_shards_give_the_same_rates_as_one(chats, models, tmp_path):
     assert by_user.value == by_chat.value and by_user.high > by_chat.high
 
 
+def test_a_shard_that_was_cut_is_named_with_what_to_do(chats, models, tmp_path):
+    work.replay(Logs([chats]), models, tmp_path / "out")
+    shard = tmp_path / "out" / "shards" / "00000.json"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=f"{shard}: damaged at line 1; delete it"):
+        work.replay(Logs([chats]), models, tmp_path / "out")
+    shard.unlink()
+    work.replay(Logs([chats]), models, tmp_path / "out")
+    assert shard.read_bytes() == whole
+
+
 @pytest.mark.slow
 def test_a_killed_replay_resumes_to_the_same_bytes(chats, models, tmp_path, fake_engine):
     def files(folder):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from setbacks.errors import InputError
+from setbacks.files import read_json
 from setbacks.judges import Bench, Item, Opinion, gives, judge_class, open_judge, opinions
 from setbacks.measure.degeneration import degeneration
 from setbacks.measure.substance import answer, substance
@@ -68,7 +69,7 @@ class Checker:
             return
         name, version = journal.path.name, self._judge.version
         path = run.path / VERSIONS
-        versions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        versions = read_json(path, "delete it") if path.exists() else {}
         if journal.is_new:
             run.write_text(VERSIONS, json.dumps(versions | {name: version}) + "\n")
             return

@@ -130,7 +130,15 @@ def _analysis(analyses: Sequence[Analysis]) -> Analyses:
 def _checked(rows: Sequence[Correction | OwnAnswer]) -> CheckedTexts:
     outcomes = Counter(row.outcome for row in rows)
     dropped = {key: outcomes[key] for key in get_args(Checked) if key != "kept" and outcomes[key]}
-    return CheckedTexts(n=len(rows), kept=outcomes["kept"], dropped=dropped)
+    corrections = [row for row in rows if isinstance(row, Correction)]
+    corrected = {row.analysis_id for row in corrections if row.outcome == "kept"}
+    return CheckedTexts(
+        n=len(rows),
+        kept=outcomes["kept"],
+        dropped=dropped,
+        mistakes=len({row.analysis_id for row in corrections}) if corrections else None,
+        corrected=len(corrected) if corrections else None,
+    )
 
 
 def _examples(examples: Iterable[Example]) -> dict[str, Examples]:

@@ -23,11 +23,17 @@ class Induction:
 
 @dataclass(frozen=True)
 class CheckedTexts:
-    """Texts that the model wrote for its own training: how many passed, and why others did not."""
+    """Texts that the model wrote for its own training: how many passed, and why others did not.
+
+    Those in place of mistakes also say for how many `mistakes` they are, since the model may try
+    several times, and how many of these are `corrected`.
+    """
 
     n: int
     kept: int
     dropped: Mapping[str, int]
+    mistakes: int | None = field(default=None, metadata=OPTIONAL)
+    corrected: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

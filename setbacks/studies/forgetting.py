@@ -17,6 +17,7 @@ from pydantic import Field
 
 from setbacks.data.instructions import instructions
 from setbacks.errors import InputError
+from setbacks.files import read_json
 from setbacks.measure.formatting import FINE_CHANGE, SCORE, with_interval
 from setbacks.measure.metrics import ALPHA, TITLES
 from setbacks.measure.statistics import Difference, Estimate, holm, mean, paired_difference
@@ -378,7 +379,7 @@ def _tasks(
     settings = options.model_dump(mode="json", exclude={"methods"})
     path = run.path / f"tasks-{arm.name}.json"
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path, "delete it, and the same command writes it again")
         if saved["told"] == settings:
             return dict(saved["found"])
     results = harness(run.recipe, options, adapter)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from setbacks.data.conversations import prompt_as_data
 from setbacks.errors import InputError
-from setbacks.files import write_atomic
+from setbacks.files import read_json, write_atomic
 from setbacks.loop.logs import Logged
 from setbacks.measure.metrics import fell_apart
 from setbacks.measure.substance import substance
@@ -84,7 +84,8 @@ class Shard:
             raise logs_changed(self._path.parents[1])
         if not self._outcomes.exists():
             write_atomic(self._outcomes, json.dumps(self._judged(asked, on_progress)).encode())
-        return cast(Mapping[str, Any], json.loads(self._outcomes.read_text(encoding="utf-8")))
+        remedy = "delete it, and the same command writes it again"
+        return cast(Mapping[str, Any], read_json(self._outcomes, remedy))
 
     def _judged(self, asked: Sequence[Asked], on_progress: Show | None) -> dict[str, Any]:
         def show(what: str, done: int, total: int) -> None:
