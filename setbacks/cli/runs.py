@@ -39,7 +39,7 @@ STAGES = {
     "analyze": "Step 2: generate analyses of the mistakes.",
     "preflight": "Check before training whether the model can tell harmful from harmless, and "
     "whether analyses help it to answer its mistakes better.",
-    "train": "Step 3: fine-tune an adapter on the analyses.",
+    "train": "Step 3: fine-tune an adapter on what the method learns from its mistakes.",
     "introspect": "Have the trained model analyze responses, and check whether it can tell harm.",
     "respond": "Step 4: answer the suites before and after training, with and without guidance.",
     "judge": "Step 5: judge the responses.",

@@ -165,7 +165,7 @@ class Recipe(Section):
     analyze: Analyze = Field(Analyze(), description="Step 2: guided analysis.")
     preflight: Preflight = Field(Preflight(), description="Checks before training.")
     train: SerializeAsAny[Train] = Field(
-        default_factory=Train, description="Step 3: unguided-analysis fine-tuning."
+        default_factory=Train, description="Step 3: fine-tune an adapter."
     )
     respond: Respond = Field(Respond(), description="Step 4: guided response generation.")
     judges: Judges = Field(

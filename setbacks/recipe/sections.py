@@ -202,7 +202,7 @@ class Replay(Section):
 
 
 class Train(PartSection):
-    """Step 3, unguided-analysis fine-tuning, with the method's options."""
+    """Step 3, fine-tuning, with the method's options."""
 
     group, names, keeps_others = "methods", "method", True
 

@@ -1,4 +1,4 @@
-"""Step 3, unguided-analysis fine-tuning (arXiv 2310.10477, section 3.2).
+"""Step 3, fine-tuning (arXiv 2310.10477, section 3.2: unguided-analysis fine-tuning).
 
 The method decides what is trained on, and how. Most methods use `training.supervised`.
 """
