@@ -31,11 +31,11 @@ Kind = Literal["harmful", "hijacking", "safe", "helpful"]
 Setback = Literal["harmful", "refusal"]
 Label = Literal["harmful", "refusal", "harmless"]
 # `refusal` ends an attempt at a harmful response, `compliance` one at a refusal.
-Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless", "compliance"]
-# What the checks of a text that the model wrote for its own training found; "kept" is learned.
-Checked = Literal[
-    "kept", "empty", "unfinished", "degenerate", "harmful", "refusal", "compliance", "off_topic"
-]
+Outcome = Literal["mistake", "refusal", "empty", "duplicate", "harmless", "unscored", "compliance"]
+# What the checks of a text that the model wrote for its own training say of its form and its
+# content; "kept" is learned.
+Form = Literal["empty", "unfinished", "degenerate"]
+Checked = Literal["kept", Form, "harmful", "refusal", "compliance", "unscored", "off_topic"]
 # What the model sees besides the instruction of its mistake, to measure the flip rate.
 Context = Literal["none", "guidance", "analysis", "shuffled"]
 CONTEXTS: tuple[Context, ...] = get_args(Context)
@@ -207,7 +207,8 @@ class Reading(Record):
 
 _CHECKED = (
     "`kept` (learned), or why not: `empty`, `unfinished`, `degenerate`, `harmful`, `refusal` (of a "
-    "benign prompt), `compliance` (with a harmful one), `off_topic` (not about its instruction)."
+    "benign prompt), `compliance` (with a harmful one), `unscored` (the judge gave no verdict), "
+    "`off_topic` (not about its instruction)."
 )
 
 

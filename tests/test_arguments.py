@@ -202,7 +202,7 @@ def test_it_leaves_an_ordinary_run(recipe_data, tmp_path):
     made = pipeline.run(recipe_data, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "recipe.yaml", "environment.json", "arms.json", "responses", "verdicts",
-        "metrics.json", "report.html", "costs.jsonl", ".lock",
+        "metrics.json", "report.html", "costs.jsonl", "weights.json", ".lock",
     }  # fmt: skip
     with RunFolder(tmp_path / "run") as run:
         names = [arm.name for arm in run.arms()]
@@ -335,10 +335,33 @@ def test_names_that_come_from_long_files_are_cut(tmp_path):
 def test_labels_that_a_review_adds_stay(recipe_data, tmp_path):
     pipeline.run(recipe_data, tmp_path / "run")
     path = tmp_path / "run" / "verdicts" / "zebra.human.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:7]))
+    kept = map(json.loads, path.read_text().splitlines()[:7])
+    lines(path, [row | {"raw": "review page: majority"} for row in kept])
     metrics = pipeline.run(recipe_data, tmp_path / "run").metrics
     (row, *_) = metrics["judges"]["human"]["arms"]
     assert len(path.read_text().splitlines()) == 7 and row["unjudged"] == 5
+
+
+def test_changed_labels_of_a_file_of_answers_are_noticed(recipe_data, tmp_path):
+    pipeline.run(recipe_data, tmp_path / "run")
+    file, path = tmp_path / "zebra.jsonl", tmp_path / "run" / "verdicts" / "zebra.human.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    before = path.read_bytes()
+    for changed in (
+        [row | {"refused": not row["refused"]} for row in rows],
+        [rows[0] | {"refused": None}, *rows[1:]],
+    ):
+        lines(file, changed)
+        with pytest.raises(InputError, match=r"zebra.human.jsonl: the labels .* have changed"):
+            pipeline.run(recipe_data, tmp_path / "run")
+        assert path.read_bytes() == before
+    path.rename(tmp_path / "old.jsonl")
+    pipeline.run(recipe_data, tmp_path / "run")
+    assert len(path.read_text().splitlines()) == 10
+    own = [json.loads(line) | {"id": f"{n:016}"} for n, line in enumerate(before.splitlines())]
+    lines(path, own)  # somebody's own file
+    pipeline.run(recipe_data, tmp_path / "run")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == own
 
 
 def test_one_model_is_in_memory_at_a_time(fake_engine, fake_model, judged, tmp_path, monkeypatch):

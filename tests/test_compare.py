@@ -32,7 +32,7 @@ from setbacks.report.plots import curves, forest
 from setbacks.runs.arms import trained_arm
 from setbacks.runs.folder import RunFolder
 from setbacks.signals import Tie
-from setbacks.studies import VariantRow, carry_out, describe_differences, methods_of
+from setbacks.studies import VariantRow, carry_out, compare, describe_differences, methods_of
 from setbacks.studies.ablation import applicable
 from setbacks.studies.compare import Comparison, findings
 from setbacks.studies.quantity_quality import QuantityQuality, _curves
@@ -527,6 +527,21 @@ def test_a_comparison_says_what_was_equal(train, budget, equal):
     recipe = Recipe.model_validate({"train": train, "compare": {"budget": budget}})
     page = findings(recipe, {}, [])
     assert f"for the same number of {equal}," in page.method[0]
+
+
+def test_an_arm_that_sets_a_part_of_a_section_keeps_the_rest_of_the_recipes():
+    lora = {"r": 16, "alpha": 64, "targets": ["q_proj"]}
+    arms = [
+        {"method": "mistake_analysis"},
+        {"method": "mistake_analysis", "name": "small", "train": {"lora": {"r": 8}}},
+        {"method": "mistake_analysis", "name": "more", "train": {"mix": {"safe": 2}}},
+    ]
+    train = {"lora": lora, "mix": {"contrast": 0}, "steps": 1}
+    recipe = Recipe.model_validate({"train": train, "compare": {"methods": arms}})
+    _, small, more = (compare._variant(recipe, arm, 0, {}) for arm in recipe.compare.methods)
+    kept = small.recipe.train.lora
+    assert (kept.r, kept.alpha, kept.targets) == (8, 64, ["q_proj"])
+    assert (more.recipe.train.mix.safe, more.recipe.train.mix.contrast) == (2, 0)
 
 
 def test_a_comparison_says_which_arms_have_other_data_or_another_budget():

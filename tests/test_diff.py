@@ -145,6 +145,14 @@ def test_a_prompt_that_comes_twice_is_paired_in_order(tmp_path):
     assert (found.only_a, found.only_b) == (1, 0)
 
 
+def test_means_and_their_difference_count_a_prompt_once(tmp_path):
+    prompts = ["Often?"] * 3 + ["Once?"]
+    a = garak_report(tmp_path / "a.jsonl", [[1.0], [1.0], [1.0], [0.0]], prompts)
+    b = garak_report(tmp_path / "b.jsonl", [[0.0], [0.0], [0.0], [1.0]], prompts)
+    (one,) = diff(read(a), read(b)).metrics
+    assert (one.a, one.b, one.change.value, one.change.n) == (0.5, 0.5, 0.0, 2)
+
+
 def test_changed_items_go_to_a_private_file(tmp_path):
     a = lm_eval_samples(tmp_path / "a.jsonl", [0.0] * 20)
     b = lm_eval_samples(tmp_path / "b.jsonl", [0.0] * 17 + [1.0] * 3)

@@ -308,7 +308,7 @@ def front(text):
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_training_examples_are_exported_as_messages(tiny, tmp_path):
+def test_training_examples_are_exported_as_messages(tiny, tmp_path, notices):
     from datasets import load_dataset
     from transformers import AutoTokenizer
     from trl.data_utils import is_conversational, maybe_apply_chat_template
@@ -323,6 +323,9 @@ def test_training_examples_are_exported_as_messages(tiny, tmp_path):
         Example(id="1", kind="helpful", prompt=turns, completion="<d>", parents=[]),
         Example(id="2", kind="pair", prompt=turns[1:2], completion="<e>", rejected="<f>",
                 thought="<why>", parents=[]),
+        # Its beginning is a mistake and has no loss, which the format cannot say.
+        Example(id="3", kind="recovery", prompt=turns[1:2], completion="<bad> <good>",
+                given="<bad>", parents=[]),
     ]  # fmt: skip
     folder = tmp_path / "run"
     with RunFolder(folder, recipe_of({"model": str(tiny), "system": "Be kind."})) as run:
@@ -330,6 +333,7 @@ def test_training_examples_are_exported_as_messages(tiny, tmp_path):
             export(folder, tmp_path / "out", "trl")
         run.journal("training.jsonl", Example).write(rows)
     to = export(folder, tmp_path / "out", "trl")
+    assert "left out 1 of 3 examples that go on from the beginning of a mistake" in notices[-1]
     assert stat.S_IMODE(to.stat().st_mode) == 0o700
     (train,), (pair,) = (
         load_dataset("json", data_files=str(to / f"{name}.jsonl"), split="train",
@@ -456,6 +460,13 @@ def test_the_card_gives_the_system_prompt_and_the_variables_of_the_template(tiny
     assert "system prompt" not in plain and "apply_chat_template" not in plain
     model = {"model": str(tiny), "template": {"enable_thinking": False}}
     assert "by name: `enable_thinking=False`" in card(recipe_of(model), tiny_run, "adapter")
+
+
+def test_the_card_gives_the_guided_prompt_of_the_method(tiny_run, tiny):
+    recipe = recipe_of(str(tiny), train={"method": "mistake_analysis_joined"})
+    text = card(recipe, tiny_run, "adapter")
+    assert "First say whether" in text and "Give an answer that is harmless" not in text
+    assert "Give an answer that is harmless" in card(recipe_of(str(tiny)), tiny_run, "adapter")
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):

@@ -325,6 +325,23 @@ def test_redoing_moves_a_stage_and_those_after_it_and_deletes_nothing(folder, st
         assert mode(place / "recipe.yaml") == 0o600
 
 
+def test_labels_of_people_stay_as_long_as_their_answers(folder):
+    with RunFolder(folder, Recipe()) as run:
+        fill(run)
+        for name in ("sft.probe", "sft.human", "sft.human.probe"):  # the last arm has a dot
+            run.write_text(f"verdicts/{name}.jsonl", name)
+    files = {"inner", "sft.probe.jsonl", "sft.human.jsonl", "sft.human.probe.jsonl"}
+    with open_run(folder, redo="judge"):
+        assert {path.name for path in (folder / "verdicts").iterdir()} == {"sft.human.jsonl"}
+    moved = folder / "superseded" / "001" / "verdicts"
+    assert {path.name for path in moved.iterdir()} == files - {"sft.human.jsonl"}
+    assert mode(moved) == 0o700
+    with open_run(folder, redo="respond"):
+        assert not (folder / "verdicts").exists()
+    moved = folder / "superseded" / "002" / "verdicts"
+    assert {path.name for path in moved.iterdir()} == {"sft.human.jsonl"}
+
+
 def test_redoing_with_a_changed_recipe_keeps_the_old_one_beside_what_it_made(folder):
     with RunFolder(folder, Recipe()) as run:
         fill(run)

@@ -191,22 +191,27 @@ def test_another_seed_draws_other_mistakes(attempt):
     assert {a.instruction_id for a in one} == {a.instruction_id for a in other}
 
 
-@pytest.mark.parametrize(("judge", "outcome"), [("scolder", "mistake"), ("praiser", "harmless")])
-def test_a_judge_may_check_every_mistake(attempt, fake_model, judge, outcome):
+@pytest.mark.parametrize(
+    ("judge", "outcome"),
+    [("scolder", "mistake"), ("praiser", "harmless"), ("talker", "unscored")],
+)
+def test_a_judge_may_check_every_mistake(attempt, fake_model, tmp_path, judge, outcome):
     named = {"judge": "llm", "engine": fake_model(judge)}
     if outcome == "mistake":
         attempts, _ = attempt("talker", induce={"judge": named, "attempts": 2})
         assert {a.outcome for a in attempts} == {"mistake"} and len(attempts) == 6
         return
     with pytest.raises(InputError, match="none of 12 attempts gave a mistake .*rated it harmless"):
-        attempt("talker", induce={"judge": named, "attempts": 2})
+        attempt("talker", induce={"judge": named, "attempts": 2}, folder="run")
+    journal = (tmp_path / "run" / "mistakes.jsonl").read_text().splitlines()
+    assert {json.loads(line)["outcome"] for line in journal} == {outcome}
 
 
 def test_a_harmless_response_is_no_copy_of_a_later_mistake():
     seen = NearDuplicates(0.6)
-    assert seen.outcome(LONG, harmless=True) == "harmless"
+    assert seen.outcome(LONG, unfit="harmless") == "harmless"
     assert seen.outcome(LONG) == "mistake"
-    assert seen.outcome("I cannot help with that.", harmless=True) == "refusal"
+    assert seen.outcome("I cannot help with that.", unfit="harmless") == "refusal"
 
 
 def test_a_method_without_mistakes_asks_nobody(attempt, fake_engine):

@@ -776,6 +776,28 @@ def test_a_gain_that_people_do_not_see_is_a_warning():
     assert "Trust the labels" not in texts(against_people(90), "warning")
 
 
+def test_people_correct_a_difference_of_which_the_judge_decides_nothing():
+    """It abstains on every harmful prompt, so it has no difference that labels could contradict."""
+    arms = {"vanilla": arm("vanilla", 60, 95), "sft": arm("sft", 90, 95)}
+    verdicts = {}
+    for name, (rows, found) in arms.items():
+        kinds = {r.id: r.kind for r in rows}
+        verdicts[name, "probe"] = [
+            v.model_copy(update={"harmful": None, "p_harmful": 0.5})
+            if kinds[v.response_id] == "harmful"
+            else v
+            for v in found
+        ]
+        verdicts[name, "human"] = [
+            verdict(r, "human", harmful=i % 3 == 0, refused=False)
+            for i, r in enumerate(rows)
+            if r.kind in ("harmful", "safe")
+        ]
+    metrics = plain(responses={name: rows for name, (rows, _) in arms.items()}, verdicts=verdicts)
+    row = metrics["judges"]["probe"]["differences"][0]
+    assert "balanced_safety" not in row["metrics"] and "harmless_rate" in row["corrected"]
+
+
 def test_labels_weigh_by_their_probability():
     even = against_people(90, sampling_probability=0.5)["judges"]["probe"]["differences"][0]
     assert even["corrected"] == against_people(90)["judges"]["probe"]["differences"][0]["corrected"]
@@ -932,6 +954,7 @@ def test_data_are_counted_at_every_stage():
         "empty": 1,
         "duplicate": 1,
         "harmless": 1,
+        "unscored": 0,
     }
     assert induction["instructions_without_mistake"] == 1
     assert data["analysis"]["failures"] == {"length": 1, "overlap": 2}

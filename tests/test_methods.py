@@ -290,6 +290,33 @@ def test_a_joined_sample_is_an_analysis_and_then_the_safe_answer(recipe):
     assert "<instruction 3>" in benign.prompt[0].content
 
 
+def test_joined_samples_follow_what_the_recipe_selects(data):
+    def joined(**train):
+        given = {"safe": [str(data)], "helpful": [], "mix": {"helpful": 0}}
+        recipe = Recipe.model_validate({"train": given | train})
+        made = MistakeAnalysisJoined().examples(recipe, joinable(recipe))
+        return sorted(x.completion for x in made if x.kind == "joined")
+
+    badger, otter = (f"Answer: <a good answer on the {a}>" for a in ("badger", "otter"))
+    right = [f"Harmful. <analysis 0-0>\n\n{badger}", f"Harmful. <analysis 1-0>\n\n{otter}"]
+    assert joined() == right
+    assert joined(analyses="shuffled") == [
+        f"Harmful. <analysis 0-0>\n\n{otter}",
+        f"Harmful. <analysis 1-0>\n\n{badger}",
+    ]
+    (one,) = joined(most_analyses=1)
+    assert one in right
+
+
+def test_a_joined_sample_finds_its_safe_answer_in_a_file_with_other_line_ends(tmp_path):
+    path = tmp_path / "safe.jsonl"
+    path.write_text(json.dumps({"text": "<a line>\r\n<another>", "answer": "<no>"}) + "\n")
+    mistake = analysis(0).model_copy(update={"instruction": "<a line>\n<another>"})
+    recipe = Recipe.model_validate({"train": {"safe": [str(path)], "mix": {"helpful": 0}}})
+    made = MistakeAnalysisJoined().examples(recipe, [mistake])
+    assert kinds(made) == {"analysis": 1, "joined": 1}
+
+
 def test_what_is_thought_first_is_kept_apart_from_the_answer():
     data = Recipe.model_validate({"train": {"method": "mistake_analysis_joined"}})
     arm = Arm.of_method("mistake_analysis_joined", "guided")

@@ -255,6 +255,114 @@ def test_planned_labels_give_intervals_that_cover_and_are_as_narrow_as_said():
     assert np.mean(active) < 1.1 * np.mean(promised)
 
 
+def drawn(made):
+    return {answer["response_id"]: answer["probability"] for answer in made.answers}
+
+
+def label(world, made, share=1.0):
+    """Have people label a share of the answers that a plan asks for, in its order."""
+    there = {v.response_id for (_, judge), rows in world.verdicts.items() for v in rows
+             if judge == "human"}  # fmt: skip
+    asked = [id_ for id_ in drawn(made) if id_ not in there]
+    asked = asked[: round(share * len(asked))]
+    for arm, rows in world.responses.items():
+        world.verdicts[arm, "human"] = [
+            *world.verdicts.get((arm, "human"), ()),
+            *(verdict(r.id, "human", harmful=world.truth[r.id]) for r in rows if r.id in asked),
+        ]
+    return set(asked)
+
+
+def test_a_second_plan_draws_more_with_the_larger_probability():
+    world = World()
+    first = world.plan(labels=100)
+    asked = label(world, first)
+    second = world.plan(labels=100, earlier=drawn(first))
+    assert second.labels == 100 and second.there == len(asked)
+    assert drawn(second).keys() > asked, "nothing of the first is drawn again or left out"
+    assert all(drawn(second)[id_] >= p for id_, p in drawn(first).items())
+    everywhere = sum(drawn(second).values()) / len(second.answers)
+    assert everywhere > 1.5 * sum(drawn(first).values()) / len(first.answers)
+    # Labels carry their probability, so a plan that is lost changes nothing.
+    for arm in world.responses:
+        world.verdicts[arm, "human"] = [
+            v.model_copy(update={"sampling_probability": drawn(first)[v.response_id]})
+            for v in world.verdicts[arm, "human"]
+        ]
+    assert world.plan(labels=100) == second
+
+
+def test_a_second_plan_takes_no_labels_that_the_first_passed_over():
+    """People who go on labeling after a plan label what it did not draw: mostly sure answers."""
+    world = World()
+    first = world.plan(labels=100)
+    label(world, first)
+    beyond = [r for r in world.responses["sft"] if r.id not in drawn(first)]
+    world.verdicts["sft", "human"] += [
+        verdict(r.id, "human", harmful=world.truth[r.id]) for r in beyond
+    ]
+    second = drawn(world.plan(labels=100, earlier=drawn(first)))
+    used = [second[r.id] for r in beyond if r.id in second]
+    assert 0 < len(used) < len(beyond) / 2 and max(used) < 1
+
+
+def test_a_second_plan_without_labels_replaces_the_first():
+    world = World()
+    first = world.plan(labels=300)
+    assert world.plan(labels=100, earlier=drawn(first)) == world.plan(labels=100)
+    unknown = {"nobody": 0.5}
+    assert world.plan(labels=100, earlier=unknown) == world.plan(labels=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps", [[(120, 1), (120, 1)], [(300, 0.25), (100, 1)], [(200, 0.5), (200, 1), (100, 1)]]
+)
+def test_labels_of_several_plans_give_intervals_that_cover(steps):
+    """The judge overlooks most harm where it is unsure, so labels without weights mislead."""
+    errors, hits = [], []
+    for seed in range(40):
+        world = World((0.5, 0.6), seed=seed)
+        generator = np.random.default_rng(1000 + seed)
+        for v in (*world.verdicts["vanilla", "probe"], *world.verdicts["sft", "probe"]):
+            if 0.25 < v.p_harmful < 0.5:
+                world.truth[v.response_id] = bool(generator.random() < 0.85)
+        rows = world.responses["sft"]
+        true = np.mean([not world.truth[r.id] for r in rows])
+        judged = [float(not v.harmful) for v in world.verdicts["sft", "probe"]]
+        chance = {}
+        for labels, share in steps:
+            made = world.plan(labels=labels, seed=seed, earlier=chance)
+            chance = drawn(made)
+            for part in (0, share):  # before people label what the new plan asks for, and after
+                label(world, made, part)
+                there = {v.response_id for v in world.verdicts["sft", "human"]}
+                if there:
+                    human = [float(not world.truth[r.id]) if r.id in there else None for r in rows]
+                    sample = Sample(judged, human, [chance.get(r.id) for r in rows])
+                    found = statistics.corrected(sample)
+                    errors.append(found.value - true)
+                    hits.append(found.low <= true <= found.high)
+    assert abs(np.mean(errors)) < 0.02
+    assert np.mean(hits) > 0.9
+
+
+@pytest.mark.parametrize("metric", ["harmless_rate", "balanced_safety"])
+def test_a_number_of_labels_is_planned_even_without_a_difference(metric):
+    world = World(kinds=("harmful", "safe"))
+    world.responses["sft"] = [
+        r.model_copy(update={"id": f"sft/{r.id}", "arm": "sft"}) for r in world.responses["vanilla"]
+    ]
+    world.verdicts["sft", "probe"] = [
+        v.model_copy(update={"id": f"sft/{v.id}", "response_id": f"sft/{v.response_id}"})
+        for v in world.verdicts["vanilla", "probe"]
+    ]
+    made = world.plan(labels=60, metric=metric)
+    assert made.difference == 0 and made.labels == pytest.approx(60, abs=25)
+    assert "probe sees no difference; label " in made.words
+    assert "a 95 % interval of about ±" in made.words and "times as many" not in made.words
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -294,17 +402,51 @@ def test_the_arms_of_a_plan_are_those_before_and_after_training():
         main_arms([after])
 
 
-def test_the_plan_of_a_run_rests_in_its_folder(open_session):
-    run = open_session(judges=["probe"], train={"method": "sft"}).folder
+def stored(run, world):
+    """Write what the arms of a world answered, and the verdicts, into a run folder."""
+    files = {f"responses/{arm}.jsonl": rows for arm, rows in world.responses.items()}
+    files |= {f"verdicts/{arm}.{judge}.jsonl": v for (arm, judge), v in world.verdicts.items()}
+    for name, records in files.items():
+        file = run.path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(r.model_dump_json() + "\n" for r in records))
+    return run
+
+
+def test_a_plan_for_another_rate_keeps_the_labels_of_the_first(open_session):
+    from setbacks.stages.report import report
+
+    world = World(kinds=("harmful", "safe"))
+    run = stored(open_session(judges=["probe"], train={"method": "sft"}).folder, world)
+    first = plan_run(run, labels=120)
+    label(world, first)
+    before = report(stored(run, world)).results.judges["probe"].differences[0].corrected
+    assert list(before) == ["harmless_rate"]
+    second = plan_run(run, labels=60, metric="compliance")
+    assert drawn(first).items() <= drawn(second).items()
+    assert second.kept == len(first.answers) == len(second.answers) - second.labels
+    assert f"{second.kept} answers of earlier plans stay in the plan." in second.words
+    after = report(run).results.judges["probe"].differences[0].corrected
+    assert after == before
+
+
+def test_a_plan_that_was_lost_does_not_shape_the_next_draw(open_session):
     world = World()
-    for arm, rows in world.responses.items():
-        for name, records in (
-            (f"responses/{arm}.jsonl", rows),
-            (f"verdicts/{arm}.probe.jsonl", world.verdicts[arm, "probe"]),
-        ):
-            file = run.path / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_text("".join(r.model_dump_json() + "\n" for r in records))
+    run = stored(open_session(judges=["probe"], train={"method": "sft"}).folder, world)
+    asked = label(world, plan_run(run, labels=100))
+    path = run.path / "review" / "plan.json"
+    path.write_text("{")  # its message says to create it again
+    second = plan_run(stored(run, world), labels=100)
+    assert second.labels == pytest.approx(100, abs=30)
+    assert {drawn(second)[id_] for id_ in asked} == {1}, "nobody knows how they were drawn"
+    asked |= label(world, second)
+    third = plan_run(stored(run, world), labels=100)
+    assert third.labels == pytest.approx(100, abs=3) and drawn(third).keys() > asked
+
+
+def test_the_plan_of_a_run_rests_in_its_folder(open_session):
+    world = World()
+    run = stored(open_session(judges=["probe"], train={"method": "sft"}).folder, world)
     made = plan_run(run, labels=100)
     written = (run.path / "review" / "plan.json").read_bytes()
     assert json.loads(written)["answers"] == made.answers

@@ -581,3 +581,19 @@ def test_text_is_a_recipe_or_is_refused(load, text):
         assert isinstance(load(text), Recipe)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+def test_paths_of_an_arm_and_of_a_study_start_from_the_recipes_folder(tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path)
+    arm = {"method": "sft", "name": "mine", "train": {"safe": "safe.jsonl", "start": "a/adapter"}}
+    other = {"method": "sft", "train": {"learning_rate": 0.001, "safe": "builtin:refusals"}}
+    data = {"compare": {"methods": [arm, other]}, "study": {"labels": "labels.jsonl", "least": 3}}
+    path = tmp_path / "project" / "mine.yaml"
+    path.write_text(yaml.safe_dump(data))
+    recipe = Recipe.load(path)
+    mine, plain = (method.train for method in recipe.compare.methods)
+    assert [source["source"] for source in mine["safe"]] == [str(path.parent / "safe.jsonl")]
+    assert mine["start"] == str(path.parent / "a/adapter") and plain == other["train"]
+    (labels,) = recipe.study["labels"]
+    assert labels["source"] == str(path.parent / "labels.jsonl") and recipe.study["least"] == 3

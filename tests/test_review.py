@@ -846,6 +846,51 @@ def test_the_files_follow_the_labels_even_if_another_process_is_in_the_way(run, 
     opened.close()
 
 
+def test_a_label_counts_only_for_the_answer_that_its_reviewer_saw(run):
+    """While the page is open, `--from respond` gives a response of the same id another text."""
+    opened = open_store(run)
+    with RunFolder(run) as folder:
+        rows = folder.records("responses/vanilla.jsonl", Response)
+        rows[1] = rows[1].model_copy(update={"text": "<another answer>"})
+        folder.write_text("responses/vanilla.jsonl", "".join(map(line_of, rows)))
+    for r in rows[1:3]:
+        opened.save(said(opened.batch.by_response[r.id], harmful=True))
+    with pytest.raises(InputError, match="labels of 1 do not count; stop the page"):
+        publish.publish(run, opened)
+    opened.close()
+    with RunFolder(run) as folder:
+        labels = folder.records("verdicts/vanilla.human.jsonl", Verdict)
+    assert [label.response_id for label in labels] == [rows[2].id]
+    again = open_store(run)
+    assert publish.publish(run, again) == 1 and again.left_out == 1
+    again.close()
+
+
+def line_of(record):
+    return record.model_dump_json() + "\n"
+
+
+def test_a_plan_that_is_made_or_lost_while_the_page_is_open_counts(run):
+    opened = open_store(run)
+    name = opened.batch.arms["vanilla"][1]
+    opened.save(said(opened.batch.by_response[name]))
+    path = run / "review" / "plan.json"
+    for probability in (0.25, 0.5):
+        rows = [{"response_id": name, "probability": probability}]
+        path.write_text(json.dumps({"answers": rows}))
+        publish.publish(run, opened)
+        assert drawn_with(run, name) == probability
+    path.unlink()
+    publish.publish(run, opened)
+    assert drawn_with(run, name) == 0.5
+    opened.close()
+
+
+def drawn_with(run, response):
+    with RunFolder(run) as folder:
+        return folder.verdicts("human")[response].sampling_probability
+
+
 def wait(for_):
     until = time.monotonic() + 20
     while not for_():

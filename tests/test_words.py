@@ -636,6 +636,38 @@ def test_a_changed_rubric_redoes_the_verdicts_of_a_judge_that_has_one():
     assert affected(recipe_with(**checked), recipe_with(**checked, words=rubric)) == "induce"
 
 
+COMPLETING = {"name": "base", "model": {"model": "smollm2-135m", "chat_template": "alpaca"}}
+CHATTING = {"name": "own", "model": "smollm2-135m"}
+JUDGING = {"judge": "llm", "engine": COMPLETING["model"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "stage"),
+    [
+        ({"evaluate": [CHATTING, COMPLETING]}, {"alpaca": "{instruction}"}, "respond"),
+        ({"evaluate": [CHATTING]}, {"alpaca": "{instruction}"}, "report"),
+        ({"evaluate": [CHATTING], "judges": [JUDGING]}, {"alpaca": "{instruction}"}, "judge"),
+        ({"evaluate": [CHATTING], "judges": ["llm"]}, {"alpaca": "{instruction}"}, "report"),
+        ({"evaluate": [CHATTING]}, {"begin_with": "{instruction} {prefill}"}, "report"),
+        (
+            {"evaluate": [CHATTING], "respond": {"prefill": "Well,"}},
+            {"begin_with": "{instruction} {prefill}"},
+            "respond",
+        ),
+        # A run that trains reads both before.
+        ({"model": COMPLETING["model"]}, {"alpaca": "{instruction}"}, "induce"),
+        (
+            {"respond": {"prefill": "Well,"}},
+            {"begin_with": "{instruction} {prefill}"},
+            "analyze",
+        ),
+    ],
+)
+def test_a_changed_template_redoes_the_answers_of_the_models_that_get_it(data, words, stage):
+    plain, own = recipe_with(**data), recipe_with(**data, words=words)
+    assert affected(plain, own) == affected(own, plain) == stage
+
+
 @pytest.mark.parametrize(
     ("data", "stage"),
     [

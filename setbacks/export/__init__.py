@@ -22,6 +22,7 @@ from setbacks.models.adapters import merged as merge
 from setbacks.models.chat_template import stop_tokens
 from setbacks.models.embedded import resolve
 from setbacks.models.loading import load_model, load_tokenizer
+from setbacks.notices import notice
 from setbacks.prompts import Words
 from setbacks.recipe import Recipe
 from setbacks.records import Example
@@ -109,10 +110,19 @@ def _copy_processors(recipe: Recipe, place: Path) -> None:
 def _trl(run: Run, place: Path) -> None:
     """The training examples as messages, for other trainers: see TRL's dataset formats.
 
+    Examples whose beginning is given are left out: the format would have that beginning, a mistake,
+    learned.
+
     Source: https://huggingface.co/docs/trl/dataset_formats (conversational).
     """
     rows: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "preferences.jsonl": []}
-    for example in run.records("training.jsonl", Example):
+    examples = run.records("training.jsonl", Example)
+    if given := sum(example.given is not None for example in examples):
+        notice(
+            f"{place}: left out {given} of {len(examples)} examples that go on from the beginning "
+            "of a mistake (train.recovery): this format would have the beginning learned, too"
+        )
+    for example in (example for example in examples if example.given is None):
         prompt = as_data(tuple(with_system(example.prompt, run.recipe.model.system)))
         thought = {"reasoning_content": example.thought} if example.thought else {}
         reply = {"role": "assistant", "content": example.completion} | thought

@@ -14,6 +14,7 @@ from setbacks.hub import connect
 from setbacks.measure.formatting import amount, coefficient, of_asked, unit_of, with_interval
 from setbacks.measure.metrics import TITLES
 from setbacks.measure.results import Score
+from setbacks.messages import transcript
 from setbacks.methods import open_method
 from setbacks.models.embedded import MODELS
 from setbacks.prompts import fill
@@ -234,7 +235,8 @@ def _use(recipe: Recipe, form: str) -> str:
             f'model = {auto}.from_pretrained("THIS_FOLDER")',
         ]
     )
-    guided = fill(recipe.words_for()["guided"], instruction="(the instruction)")
+    method = open_method(recipe)
+    guided = transcript(method.guided_prompt(recipe.words_for(), "(the instruction)"))
     parts = [_fenced("\n".join(load), "python")]
     if recipe.model.chat_template == "alpaca":
         template = fill(recipe.words_for()["alpaca"], instruction="(the instruction)")
@@ -259,9 +261,7 @@ def _use(recipe: Recipe, form: str) -> str:
                 "python",
             )
         )
-    parts.append(
-        f"The guided arms had this prompt, and the method relies on it:\n\n{_fenced(guided)}"
-    )
+    parts.append(f"The guided arms had this prompt:\n\n{_fenced(guided)}")
     if recipe.model.model in MODELS:
         parts.append(
             "The training ran on the embedded 4-bit copy of the base; on the original weights, the "

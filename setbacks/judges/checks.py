@@ -140,15 +140,18 @@ class Checker:
         fit = [index for index, check in enumerate(checks) if check.outcome == "kept"]
         shown = [items[index]._replace(response=checks[index].answer) for index in fit]
         for index, opinion in zip(fit, self._opinions(shown), strict=True):
-            if _harm(opinion) > max_harmful:
+            harm = _harm(opinion)
+            if harm is None or (declines and opinion.refused is None):
+                checks[index] = checks[index]._replace(outcome="unscored")
+            elif harm > max_harmful:
                 checks[index] = checks[index]._replace(outcome="harmful")
             elif bool(opinion.refused) != declines:
                 outcome: Checked = "compliance" if declines else "refusal"
                 checks[index] = checks[index]._replace(outcome=outcome)
         return checks
 
-    def harm(self, items: Sequence[Item]) -> list[float]:
-        """Return the probability of harm of each text of one planned batch; 0 for an empty text."""
+    def harm(self, items: Sequence[Item]) -> list[float | None]:
+        """Return the probability of harm of each text of one planned batch; None: no verdict."""
         return [_harm(opinion) for opinion in self._opinions(items)]
 
     def _opinions(self, items: Sequence[Item]) -> list[Opinion]:
@@ -185,9 +188,11 @@ def check_checker(spec: JudgeSpec, recipe: Recipe, *, declines: bool = False) ->
         )
 
 
-def _harm(opinion: Opinion) -> float:
-    """A judge's probability of harm, or its verdict as a number."""
-    return float(opinion.harmful or 0) if opinion.p_harmful is None else opinion.p_harmful
+def _harm(opinion: Opinion) -> float | None:
+    """A judge's probability of harm, or its verdict as a number; None if it gave neither."""
+    if opinion.p_harmful is not None or opinion.harmful is None:
+        return opinion.p_harmful
+    return float(opinion.harmful)
 
 
 def form(item: Item, guidance: str = "") -> Check:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import fmean, mean
 
 from setbacks.errors import InputError
 from setbacks.files import write_atomic
@@ -24,6 +24,8 @@ from setbacks.text import one_line
 @dataclass(frozen=True)
 class MetricDiff:
     """How one metric differs between two sets of results, on the prompts that both have.
+
+    Both means and their difference are over prompts: a prompt that comes several times counts once.
 
     Args:
         metric: its name.
@@ -112,24 +114,27 @@ def diff(a: Results, b: Results, metrics: Sequence[str] = ()) -> Diff:
 
 
 def _difference(a: Results, b: Results, metric: str, keys: Sequence[Key]) -> Difference:
-    """Test the second against the first; repeats of a prompt count as one, by their mean."""
-    sides = []
-    for side in (b, a):
-        by_prompt: dict[str, list[bool | float]] = {}
-        for key in keys:
-            by_prompt.setdefault(key[0], []).append(side.items[key].scores[metric])
-        sides.append([one[0] if len(one) == 1 else mean(one) for one in by_prompt.values()])
+    """Test the second against the first."""
+    sides = [_by_prompt(side, metric, keys) for side in (b, a)]
     kind = bool if all(isinstance(value, bool) for side in sides for value in side) else float
     first, second = ([*map(kind, side)] for side in sides)
     return statistics.paired_difference(first, second)
+
+
+def _by_prompt(side: Results, metric: str, keys: Sequence[Key]) -> list[bool | float]:
+    """Return one score for each prompt; repeats of a prompt count as one, by their mean."""
+    by_prompt: dict[str, list[bool | float]] = {}
+    for key in keys:
+        by_prompt.setdefault(key[0], []).append(side.items[key].scores[metric])
+    return [one[0] if len(one) == 1 else mean(one) for one in by_prompt.values()]
 
 
 def _metric(a: Results, b: Results, metric: str, keys: Sequence[Key], change: Change) -> MetricDiff:
     scores = {key: (a.items[key].scores[metric], b.items[key].scores[metric]) for key in keys}
     return MetricDiff(
         metric,
-        sum(float(old) for old, _ in scores.values()) / len(keys),
-        sum(float(new) for _, new in scores.values()) / len(keys),
+        fmean(_by_prompt(a, metric, keys)),
+        fmean(_by_prompt(b, metric, keys)),
         change,
         [key for key, (old, new) in scores.items() if new > old],
         [key for key, (old, new) in scores.items() if new < old],

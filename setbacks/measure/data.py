@@ -38,7 +38,14 @@ from setbacks.records import (
 )
 
 # What can come of an attempt at a harmful response, and of one at a refusal.
-OF_HARMFUL: tuple[Outcome, ...] = ("mistake", "refusal", "empty", "duplicate", "harmless")
+OF_HARMFUL: tuple[Outcome, ...] = (
+    "mistake",
+    "refusal",
+    "empty",
+    "duplicate",
+    "harmless",
+    "unscored",
+)
 OF_REFUSALS: tuple[Outcome, ...] = ("mistake", "compliance", "empty", "duplicate")
 
 

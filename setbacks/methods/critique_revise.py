@@ -63,7 +63,7 @@ class CritiqueRevise(Method):
         return ("safe", *CHOICE_OF_ANALYSES, *LEARNING_OF_ANALYSES)
 
     def prepare(self, run: Session, analyses: Sequence[Analysis]) -> Sequence[Revision]:
-        """Generate a revision of every mistake that has an analysis, with greedy decoding."""
+        """Generate a revision of every mistake that has an analysis, sampled as analyses are."""
         recipe = run.recipe
         engine = run.engine(recipe.model)
         phrases = phrases_of(recipe)

@@ -17,12 +17,12 @@ from pydantic import Field
 from setbacks.errors import InputError
 from setbacks.messages import Prompt
 from setbacks.methods import Method, example, mistake_sources, mixed, safe, share
-from setbacks.methods.mistake_analysis import LEARNED, best, own_analyses
+from setbacks.methods.mistake_analysis import LEARNED, own_analyses
 from setbacks.models.loading import load_tokenizer
 from setbacks.models.thinking import thinking_of
 from setbacks.prompts import Words, ask
 from setbacks.recipe import Recipe, Sources, Train
-from setbacks.records import Analysis, Example
+from setbacks.records import Analysis, Example, same_prompt
 
 
 class Options(Train):
@@ -76,12 +76,13 @@ class MistakeAnalysisJoined(Method):
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the analyses, joined examples for harmful and benign instructions, and the mix."""
         analyzed, refusals, contrast = own_analyses(recipe, analyses)
-        joined = _joined(recipe, analyses, self.thoughts)
+        joined = _joined(recipe, analyses, analyzed, self.thoughts)
+        benign = _joined(recipe, analyses, contrast, self.thoughts)
         balance = recipe.train.mix.contrast
         return [
-            *mixed(recipe, [*analyzed, *refusals, *joined[True]]),
+            *mixed(recipe, [*analyzed, *refusals, *joined]),
             *share(contrast, balance * len(analyzed or refusals), "contrast"),
-            *share(joined[False], balance * len(joined[True]), "contrast"),
+            *share(benign, balance * len(joined), "contrast"),
         ]
 
     def sources(self, recipe: Recipe) -> Mapping[str, Sources]:
@@ -112,30 +113,41 @@ class MistakeAnalysisJoined(Method):
 
 
 def _joined(
-    recipe: Recipe, analyses: Sequence[Analysis], thoughts: bool
-) -> dict[bool, list[Example]]:
-    """Return the joined examples of harmful instructions (True) and of benign ones (False)."""
-    chosen = [analysis for analysis in best(analyses) if analysis.kind != "refusal"]
-    answers = {x.instruction: x for x in safe(recipe, MistakeAnalysisJoined.name)}
-    harmful = {analysis.instruction for analysis in chosen if analysis.harmful}
-    by_label: dict[bool, list[Example]] = {True: [], False: []}
-    for analysis in chosen:
-        # Skip benign answers to harmful instructions: those have safe answers.
-        if not analysis.harmful and analysis.instruction in harmful | answers.keys():
+    recipe: Recipe, analyses: Sequence[Analysis], own: Sequence[Example], thoughts: bool
+) -> list[Example]:
+    """Join an answer to each example of an analysis.
+
+    Args:
+        recipe: the recipe.
+        analyses: all of them.
+        own: examples of analyses, of harmful or of benign responses: what the recipe selects or
+            shuffles holds for joined examples, too.
+        thoughts: whether the analysis is the model's thought.
+
+    Returns:
+        No example for a mistake whose instruction has no safe answer, nor for a benign response to
+        a harmful instruction.
+    """
+    by_id = {analysis.id: analysis for analysis in analyses}
+    # Copies of a prompt may differ in line ends or in Unicode form.
+    answers = {same_prompt(x.instruction): x for x in safe(recipe, MistakeAnalysisJoined.name)}
+    asked = answers.keys() | {same_prompt(x.instruction) for x in analyses if x.harmful}
+    made = []
+    for row in own:
+        # Its parents are an analysis and its response; a shuffled one then has those of another.
+        analysis, told = by_id[row.parents[0]], by_id[row.parents[-2]]
+        prompt = same_prompt(analysis.instruction)
+        if prompt not in answers if analysis.harmful else prompt in asked:
             continue
-        if analysis.harmful and analysis.instruction not in answers:
-            continue
-        answer = answers[analysis.instruction].completion if analysis.harmful else analysis.response
+        answer = answers[prompt].completion if analysis.harmful else analysis.response
+        kind = "joined" if analysis.harmful else "joined_contrast"
         words = recipe.words_for(analysis.language)
         verdict = words["verdict"]["harmful" if analysis.harmful else "harmless"]
-        thought = f"{verdict} {analysis.text}"
-        kind = "joined" if analysis.harmful else "joined_contrast"
-        parents = [analysis.id, analysis.response_id]
+        thought = f"{verdict} {told.text}"
         if thoughts:
-            made = example(kind, analysis.instruction, answer, parents, thought=thought)
+            made.append(example(kind, analysis.instruction, answer, row.parents, thought=thought))
         else:
             text = f"{thought}\n\n{words['joined']['answer']} {answer}"
-            prompt = ask(words["joined"]["prompt"], analysis.instruction)
-            made = example(kind, prompt, text, parents, verdict=verdict)
-        by_label[analysis.harmful].append(made)
-    return by_label
+            question = ask(words["joined"]["prompt"], analysis.instruction)
+            made.append(example(kind, question, text, row.parents, verdict=verdict))
+    return made

@@ -6,19 +6,21 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from setbacks.data import Source
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
-from setbacks.plugins import load_all
+from setbacks.plugins import installed, load_all
 from setbacks.recipe.models import Engine
-from setbacks.recipe.parts import LOCAL, PartSection, Section
+from setbacks.recipe.parts import LOCAL, OptionsOf, PartSection, Section, options_of
+from setbacks.recipe.sections import Contender, Train
 from setbacks.text import quoted
 
 
@@ -207,13 +209,52 @@ def rebase(value: Any, base: Path) -> Any:
         parts = {key: rebase(inner, base) for key, inner in value}
         for key, field in type(value).model_fields.items():
             if LOCAL in field.metadata and parts[key] is not None:
-                inner = parts[key]
-                several = isinstance(inner, list)
-                parts[key] = [_from(base, p) for p in inner] if several else _from(base, inner)
+                parts[key] = _local(parts[key], base)
+            for mark in field.metadata:
+                if isinstance(mark, OptionsOf):  # of one part, which a command names later
+                    for name in installed(mark.group) if parts[key] else ():
+                        parts[key] = _rebased_data(parts[key], options_of(mark.group, name), base)
+        if isinstance(value, Contender):
+            parts["train"] = _rebased_data(value.train, _train_of(value), base)
         if isinstance(value, Engine) and value.on_disk and _is_folder(value.model, base):
             parts["model"] = _from(base, value.model)
         return value.model_copy(update=parts)
     return [rebase(item, base) for item in value] if isinstance(value, list) else value
+
+
+def _train_of(contender: Contender) -> type[Section]:
+    """Return the section that holds the options of a contender's method."""
+    known = contender.method in installed("methods")
+    return options_of("methods", contender.method) if known else Train
+
+
+def _rebased_data(data: dict[str, Any], kind: type[BaseModel], base: Path) -> dict[str, Any]:
+    """Return plain data of a section, not yet checked, with its relative paths resolved.
+
+    Only values with a relative path change: all others stay as they are written.
+    """
+    made = dict(data)
+    for key, value in data.items():
+        if (field := kind.model_fields.get(key)) is None or value is None:
+            continue
+        inner = section_of(field.annotation)
+        if LOCAL in field.metadata:
+            made[key] = _local(value, base)
+        elif inner is Source:
+            with suppress(ValidationError, InputError):  # refused where the section is made
+                sources = TypeAdapter(field.rebuild_annotation()).validate_python(value)
+                if (moved := rebase(sources, base)) != sources:
+                    made[key] = [source.model_dump(mode="json") for source in moved]
+        elif inner is not None and isinstance(value, dict):
+            made[key] = _rebased_data(value, inner, base)
+    return made
+
+
+def _local(value: Any, base: Path) -> Any:
+    """Resolve a path, or each of several."""
+    if isinstance(value, list):
+        return [_local(path, base) for path in value]
+    return _from(base, value) if isinstance(value, str) else value
 
 
 def _absolute(source: Source, base: Path) -> Source:

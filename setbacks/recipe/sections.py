@@ -241,9 +241,9 @@ class Train(PartSection):
     )
     analyses: Literal["filtered", "unfiltered", "shuffled"] = Field(
         "filtered",
-        description="Analyses to learn: `filtered` (the best that passed the checks), `unfiltered` "
-        "(the best of all) or `shuffled` (those of other responses, a control that should teach "
-        "nothing).",
+        description="Analyses to learn: `filtered` (the best that passed the checks; a teacher may "
+        "see the best that failed where none passed), `unfiltered` (the best of all) or `shuffled` "
+        "(those of other responses, a control that should teach nothing).",
     )
     most_analyses: int | None = Field(
         None, ge=1, description="Maximum number of analyses of mistakes to learn; null: all."

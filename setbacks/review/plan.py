@@ -33,14 +33,16 @@ from setbacks.measure.metrics import (
     predictions,
 )
 from setbacks.records import Arm, Response, Verdict, digest
+from setbacks.review.draw import Cell, after, draw, enough, error, number_for, probabilities
+from setbacks.runs.results import read_plan
 
 if TYPE_CHECKING:
     from setbacks.runs.folder import RunFolder
 
-FLOOR = 0.5  # share of the labels that are spread evenly
 WRONG = 0.25  # assumed share of wrong verdicts of a judge without calibration
 # The interval reaches 1.96 standard errors; with 0.84 more it excludes zero 4 times in 5.
 REACH = 1.96 + 0.84
+LEAST = 0.005  # a smaller difference counts as none
 
 Rates = tuple[str, ...]
 
@@ -54,9 +56,11 @@ class Plan(NamedTuple):
     judge: str
     labels: int  # new ones
     there: int  # existing labels
+    kept: int  # answers of earlier plans that this one is not about
     degenerate: int  # answers that are failures whatever people say, so that none is drawn
     half_width: float  # of the expected 95 % interval
     settles: bool
+    seed: int | str  # of the draw
     answers: list[dict[str, Any]]
     words: str
 
@@ -75,11 +79,14 @@ def plan(
     labels: int | None = None,
     judge: str | None = None,
     worth: Sequence[Mapping[str, Any]] = (),
-    seed: int = 0,
+    seed: int | str = 0,
+    earlier: Mapping[str, float] | None = None,
 ) -> Plan:
     """Plan the labels that would settle the difference of a rate between two arms.
 
-    Answers that people have already labeled are kept with probability 1: they were not drawn.
+    Labels that no plan asked for are kept with probability 1. An answer that an earlier plan drew
+    and people labeled keeps its probability, or gets the new one if that is larger
+    (`setbacks.review.draw`); one of other arms or another rate stays in the plan as it is.
 
     Args:
         responses: by arm.
@@ -90,56 +97,54 @@ def plan(
         labels: the number of new labels; by default as many as needed.
         judge: by default the first that is not "human".
         worth: the judge's calibration, as in `setbacks.measure.measure`.
-        seed: of the draw.
+        seed: of the draw; the same for every plan of a run.
+        earlier: response id -> probability, of an earlier plan; besides those that labels carry.
 
     Raises:
         InputError: an arm, metric or judge is unknown; the arms share too few judged prompts;
             the number of labels or the difference is out of range; or there is no difference.
     """
     judge = _judge(verdicts, judge)
-    a, b = arms
-    for arm in arms:
-        if arm not in responses:
-            raise InputError(
-                f'unknown arm "{arm}".{nearest(arm, responses)} Available: {", ".join(responses)}'
-            )
+    a, b = _known(arms, responses)
     rates = _rates(metric)
     if difference is not None and not 0 < abs(difference) <= 1:
         raise InputError(f"--difference {100 * difference:g}: must be from 0 to 100 points")
     cells = _cells(responses, verdicts, judge, (a, b), rates, worth)
     seen, spread = _difference(cells, metric, rates)
     wanted = abs(seen if difference is None else difference)
-    if wanted < 0.005 and labels is None:
+    if wanted < LEAST and labels is None:
         raise InputError(
             f"{judge} sees no difference of {TITLES[metric]} between {a} and {b} "
             f"({in_unit(seen, POINTS)} points); set the smallest one that matters "
             "with --difference POINTS"
         )
-    most = sum(cell.is_open for cell in cells)
+    most = sum(cell.is_unlabeled for cell in cells)
     if labels is not None and not 1 <= labels <= most:
         raise InputError(f"{labels} labels, but there are {most} answers to label")
 
+    earlier = _earlier(responses, verdicts, earlier or {})
+    cells = after(cells, earlier)
     target = wanted / REACH
-    number = labels if labels is not None else _enough(cells, spread, target, most)
-    drawn = _probabilities(cells, number)
-    error = _error(cells, drawn, spread)
-    chosen = [
-        (cell, p)
-        for cell, p in zip(cells, drawn, strict=True)
-        if not cell.degenerate and _uniform("draw", seed, cell.id) < p
-    ]
-    chosen.sort(key=lambda pair: _uniform("order", seed, pair[0].id))  # arms and kinds mixed
+    size = enough(cells, spread, target) if labels is None else number_for(cells, labels, seed)
+    drawn = probabilities(cells, size)
+    chosen = draw(cells, drawn, seed)
+    about = {cell.id for cell in cells}
+    others = {id_: p for id_, p in earlier.items() if id_ not in about}
+    rows = [*((cell.id, p) for cell, p in chosen), *others.items()]
+    expected = error(cells, drawn, spread)
     planned = Plan(
         arms=(a, b),
         metric=metric,
         difference=seen if difference is None else difference,
         judge=judge,
-        labels=sum(not cell.labeled for cell, _ in chosen),
+        labels=sum(cell.is_unlabeled for cell, _ in chosen),
         there=sum(cell.labeled for cell in cells),
+        kept=len(others),
         degenerate=sum(cell.degenerate for cell in cells),
-        half_width=1.96 * error,
-        settles=error <= target,
-        answers=[{"response_id": cell.id, "probability": round(p, 6)} for cell, p in chosen],
+        half_width=1.96 * expected,
+        settles=expected <= target,
+        seed=seed,
+        answers=[{"response_id": id_, "probability": round(p, 6)} for id_, p in rows],
         words="",
     )
     return planned._replace(words=_words(planned, most, spread, target))
@@ -147,6 +152,8 @@ def plan(
 
 def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **options: Any) -> Plan:
     """Plan the labels of a run, and write `review/plan.json` into its folder.
+
+    What an earlier plan drew keeps its probability, as in `plan`.
 
     Args:
         run: an open run folder.
@@ -166,6 +173,7 @@ def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **options: Any
         for arm in responses
         if (records := run.records(f"verdicts/{arm}.{name}.jsonl", Verdict))
     }
+    earlier, seed = _earlier_plan(run, verdicts)
     measured = {spec.called: worth_of(spec, run.recipe) for spec in run.recipe.judges}
     judge = _judge(verdicts, options.pop("judge", None))
     planned = plan(
@@ -174,7 +182,8 @@ def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **options: Any
         arms=arms or main_arms(run.arms()),
         judge=judge,
         worth=measured[judge],
-        seed=run.recipe.seed,
+        seed=seed,
+        earlier=earlier,
         **options,
     )
     (run.path / "review").mkdir(mode=0o700, exist_ok=True)
@@ -182,23 +191,39 @@ def plan_run(run: RunFolder, arms: tuple[str, ...] | None = None, **options: Any
     return planned
 
 
-class _Cell(NamedTuple):
-    """One answer that could be labeled."""
+def _earlier_plan(
+    run: RunFolder, verdicts: Mapping[tuple[str, str], Sequence[Verdict]]
+) -> tuple[dict[str, float], int | str]:
+    """Return the probabilities of the plan that is there, and the seed of the next draw."""
+    path = run.path / "review" / "plan.json"
+    try:
+        earlier = read_plan(path)
+    except InputError:  # a broken plan: its message advises to create it again
+        earlier = {}
+    if earlier:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return earlier, held.get("seed", run.recipe.seed)  # not in plans of earlier versions
+    labels = [v for (_, judge), rows in verdicts.items() if judge == "human" for v in rows]
+    if labels and all(v.sampling_probability is None for v in labels):
+        # A plan that was lost may have asked for them: another draw must not depend on it.
+        return {}, digest("seed", run.recipe.seed, *sorted(v.response_id for v in labels))
+    return {}, run.recipe.seed
 
-    id: str
-    rate: str
-    arm: int  # 0 or 1
-    judged: float  # the outcome by the judge, or what it expects if it abstains
-    doubt: float  # expected squared error of the verdict, in [0, 1]
-    labeled: bool
-    degenerate: bool  # a failure without a judge or a person
-    slope: float = 1.0  # derivative of the difference by its arm's rate
-    n: int = 1  # prompts of its rate
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a label would add something."""
-        return not (self.labeled or self.degenerate)
+def _earlier(
+    responses: Mapping[str, Sequence[Response]],
+    verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
+    planned: Mapping[str, float],
+) -> dict[str, float]:
+    """Return the probability of every answer that an earlier plan drew, if it still exists."""
+    carried = {
+        label.response_id: label.sampling_probability
+        for (_, judge), labels in verdicts.items()
+        for label in labels
+        if judge == "human" and label.sampling_probability is not None
+    }
+    known = {r.id for rows in responses.values() for r in rows}
+    return {id_: p for id_, p in (carried | dict(planned)).items() if id_ in known}
 
 
 def _judge(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], wanted: str | None) -> str:
@@ -229,6 +254,16 @@ def main_arms(arms: Sequence[Arm]) -> tuple[str, str]:
     return best.name, first.name
 
 
+def _known(arms: tuple[str, ...], responses: Mapping[str, Any]) -> tuple[str, str]:
+    for arm in arms:
+        if arm not in responses:
+            raise InputError(
+                f'unknown arm "{arm}".{nearest(arm, responses)} Available: {", ".join(responses)}'
+            )
+    first, second = arms
+    return first, second
+
+
 def _rates(metric: str) -> Rates:
     known = [key for key in COMPARED if key in TASKS or key == "balanced_safety"]
     if metric not in known:
@@ -245,9 +280,9 @@ def _cells(
     arms: tuple[str, str],
     rates: Rates,
     worth: Sequence[Mapping[str, Any]],
-) -> list[_Cell]:
+) -> list[Cell]:
     """Return the answers of the two arms to prompts that have an outcome in both."""
-    cells: list[_Cell] = []
+    cells: list[Cell] = []
     for rate in rates:
         sides = []
         for side, arm in enumerate(arms):
@@ -277,7 +312,7 @@ def _answers(
     labels: Sequence[Verdict],
     rate: str,
     arm: int,
-) -> dict[Key, _Cell]:
+) -> dict[Key, Cell]:
     """Return an arm's answers with an outcome by a judge, by prompt; the doubt is not yet scaled.
 
     Args:
@@ -302,7 +337,7 @@ def _answers(
         # Without probabilities all are equally uncertain.
         doubt = 0.0 if fell else 1.0 if p is None else p * (1 - p)
         is_labeled = r.id in labeled and not fell
-        cells[prompt] = _Cell(r.id, rate, arm, float(outcomes[prompt]), doubt, is_labeled, fell)
+        cells[prompt] = Cell(r.id, rate, arm, float(outcomes[prompt]), doubt, is_labeled, fell)
     return cells
 
 
@@ -320,7 +355,7 @@ def _wrong(worth: Sequence[Mapping[str, Any]], task: str) -> float:
     return max(0.02, wrong / total)
 
 
-def _difference(cells: list[_Cell], metric: str, rates: Rates) -> tuple[float, float]:
+def _difference(cells: list[Cell], metric: str, rates: Rates) -> tuple[float, float]:
     """Return the judge's difference and its variance over prompts; set each cell's slope."""
     means = {}
     for rate in rates:
@@ -355,75 +390,28 @@ def _difference(cells: list[_Cell], metric: str, rates: Rates) -> tuple[float, f
     return value, variance
 
 
-def _probabilities(cells: Sequence[_Cell], number: int) -> list[float]:
-    """Return each answer's probability, so that about `number` new ones are drawn.
-
-    The variance is lowest if the probability is proportional to the root of the doubt, times the
-    effect of the answer on the difference (arXiv 2403.03208, section 4).
-    """
-    pull = [cell.slope / cell.n * cell.doubt**0.5 if cell.is_open else 0.0 for cell in cells]
-    even = [1.0 if cell.is_open else 0.0 for cell in cells]
-    wish = [
-        (1 - FLOOR) * x / max(sum(pull), 1e-12) + FLOOR * y / max(sum(even), 1e-12)
-        for x, y in zip(pull, even, strict=True)
-    ]
-    drawn = [0.0 if cell.is_open else 1.0 for cell in cells]
-    left = float(number)
-    # A probability above 1 is cut, and the rest goes to the others.
-    open_ = {i for i, w in enumerate(wish) if w > 0}
-    while open_:
-        total = sum(wish[i] for i in open_)
-        full = {i for i in open_ if left * wish[i] >= total * (1 - 1e-9)}
-        if not full:
-            for i in open_:
-                drawn[i] = left * wish[i] / total
-            break
-        for i in full:
-            drawn[i] = 1.0
-        left -= len(full)
-        open_ -= full
-    return drawn
-
-
-def _error(cells: Sequence[_Cell], drawn: Sequence[float], spread: float) -> float:
-    """Return the expected standard error of the corrected difference."""
-    unread = sum(
-        (cell.slope / cell.n) ** 2 * cell.doubt * (1 / p - 1)
-        for cell, p in zip(cells, drawn, strict=True)
-    )
-    return float((spread + unread) ** 0.5)
-
-
-def _enough(cells: Sequence[_Cell], spread: float, target: float, most: int) -> int:
-    """Return the fewest new labels that reach the target error; all of them if none do."""
-    low, high = min(most, 2 * statistics.FEWEST_LABELS), most
-    while low < high:
-        middle = (low + high) // 2
-        if _error(cells, _probabilities(cells, middle), spread) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return high
-
-
-def _uniform(*parts: object) -> float:
-    """Return a number in [0, 1) that depends only on these parts."""
-    return int(digest("review plan", *parts), 16) / 2**64
-
-
 def _words(planned: Plan, most: int, spread: float, target: float) -> str:
     a, b = planned.arms
     n = f"{planned.labels} of {most} unlabeled answers"
     there = f" ({planned.there} are already labeled)" if planned.there else ""
     points = f"{number(100 * abs(planned.difference), 1)} points"
     title = TITLES[planned.metric]
-    text = f"{title} of {a} against {b}: to detect {points}, label {n}{there}. "
+    level = abs(planned.difference) < LEAST
+    aim = f"{planned.judge} sees no difference; " if level else f"to detect {points}, "
+    text = f"{title} of {a} against {b}: {aim}label {n}{there}. "
+    if planned.kept:
+        text += f"{amount(planned.kept, 'answer')} of earlier plans stay in the plan. "
     if planned.degenerate:
         text += (
             f"This leaves out {amount(planned.degenerate, 'degenerate answer')}, counted as "
             "failures whatever people say. "
         )
-    if planned.settles:
+    if level:
+        text += (
+            "The corrected difference should then have a 95 % interval of about ±"
+            f"{number(100 * planned.half_width, 1)} points. "
+        )
+    elif planned.settles:
         text += (
             "The corrected difference should then have a 95 % interval of about ±"
             f"{number(100 * planned.half_width, 1)} points, which excludes zero 4 times in 5 if "

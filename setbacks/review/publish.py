@@ -13,7 +13,7 @@ from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError
 from setbacks.records import Verdict
-from setbacks.review.answers import Batch
+from setbacks.review.answers import Batch, collect
 from setbacks.review.labels import MARK, Label, verdicts
 from setbacks.review.store import Store
 from setbacks.runs.folder import Run, RunFolder
@@ -25,18 +25,29 @@ AGAIN = 10.0  # seconds until the next try
 def publish(folder: Path, store: Store) -> int:
     """Write the people's verdicts of every arm; return their number.
 
+    The answers are read again: while the page is open, they or their plan may have changed. A label
+    counts only for the answer that its reviewer saw.
+
     Args:
         folder: the run's.
         store: the labels.
 
     Raises:
-        InputError: another process uses the folder, or a file has verdicts from elsewhere that
-            would be lost; nothing was changed.
+        InputError: another process uses the folder, its answers cannot be read, or a file has
+            verdicts from elsewhere that would be lost; nothing was changed. Or an answer with a
+            label is no longer in the run; the other labels were written.
         SetbacksError: a file cannot be written.
     """
     with RunFolder(folder) as run:
-        check(run, store.batch, store.labels())
-        return write(run, store)
+        batch, labels = collect(run), store.labels()
+        check(run, batch, labels)
+        written = write(run, batch, labels)
+    if gone := {label.answer for label in labels} - batch.answers.keys():
+        raise InputError(
+            f"{folder}: the page shows answers that the run no longer has, and the labels of "
+            f"{len(gone)} do not count; stop the page, and start `setbacks review serve` again"
+        )
+    return written
 
 
 def check(run: Run, batch: Batch, labels: Sequence[Label]) -> None:
@@ -64,16 +75,27 @@ def check(run: Run, batch: Batch, labels: Sequence[Label]) -> None:
                 )
 
 
-def write(run: RunFolder, store: Store) -> int:
+def write(run: RunFolder, batch: Batch, labels: Sequence[Label]) -> int:
     """Write the verdicts that follow from the labels; return their number.
+
+    A verdict keeps its sampling probability if the plan does not have its answer any more.
 
     Args:
         run: the open run folder, that `check` has passed.
-        store: the labels.
+        batch: all the answers.
+        labels: the current ones.
     """
-    by_arm = verdicts(store.batch, store.labels())
-    for arm, records in by_arm.items():
-        if records != run.records(_name(arm), Verdict):
+    by_arm = verdicts(batch, labels)
+    for arm, made in by_arm.items():
+        there = run.records(_name(arm), Verdict)
+        drawn = {v.response_id: v.sampling_probability for v in there}
+        records = [
+            v.model_copy(update={"sampling_probability": drawn.get(v.response_id)})
+            if v.sampling_probability is None
+            else v
+            for v in made
+        ]
+        if records != there:
             (run.path / "verdicts").mkdir(mode=0o700, exist_ok=True)
             run.write_text(_name(arm), "".join(v.model_dump_json() + "\n" for v in records))
     return sum(map(len, by_arm.values()))

@@ -143,7 +143,7 @@ def take_in(
                 added = store.add(labels)
             except InputError as error:
                 raise InputError(f"{file}: {error}") from None
-            write(run, store)
+            write(run, batch, store.labels())
     return added
 
 

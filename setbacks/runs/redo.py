@@ -49,6 +49,7 @@ class Stage:
     Attributes:
         name: names the stage on the command line and in costs.
         outputs: files and folders that it writes in a run folder. `--from` sets them aside.
+        stays: pattern of files in these folders that stay, unless an earlier stage is redone.
         keys: keys of the recipe that no earlier stage depends on. A part `*` of a dotted key stands
             for any name.
         check: looks up everything that the stage needs, before any work; raises InputError.
@@ -69,6 +70,7 @@ class Stage:
     more_keys: Callable[[Recipe], tuple[str, ...]] = _nothing
     other_data: Callable[[Recipe, Recipe], bool] = _same
     shown: Mapping[str, str] = field(default_factory=dict)
+    stays: str = ""
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
@@ -159,11 +161,25 @@ def set_aside(
         place.mkdir(mode=0o700)
         shutil.copy2(folder / "recipe.yaml", place / "recipe.yaml")
         # The last stage first: a crash in between leaves a folder that can be resumed.
+        stays = next((stage.stays for stage in stages if stage.name == first), "")
         for path in reversed(outputs):
-            path.rename(place / path.name)
+            _move(path, place / path.name, stays)
         for changed in (place, shelf, folder):
             sync(changed)
     return place
+
+
+def _move(path: Path, to: Path, stays: str) -> None:
+    """Move an output; of a folder with files that stay, only the others."""
+    kept = set(path.glob(stays)) if stays and path.is_dir() else set()
+    if not kept:
+        path.rename(to)
+        return
+    to.mkdir(mode=0o700)
+    for file in sorted(set(path.iterdir()) - kept):
+        file.rename(to / file.name)
+    sync(to)
+    sync(path)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

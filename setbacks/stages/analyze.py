@@ -17,6 +17,7 @@ from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
 from setbacks.messages import Prompt, texts_of
 from setbacks.methods import open_method
+from setbacks.models.fingerprint import weights_of
 from setbacks.prompts import Words, fill
 from setbacks.prompts.policy import named
 from setbacks.prompts.topic import topic
@@ -34,6 +35,7 @@ from setbacks.records import (
 from setbacks.runs.decontamination import leave_out_others
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
+from setbacks.runs.weights import check_weights
 from setbacks.stages.checks import check_chat_of, induces
 from setbacks.text import distinct, whole_sentences, words_of
 
@@ -66,13 +68,17 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
         mistakes: every attempt of induction; only those that gave a mistake are analyzed.
 
     Raises:
-        InputError: a contrast source is missing or broken, or no analysis passed its checks.
+        InputError: a contrast source is missing or broken, or no analysis passed its checks, or the
+            analyst has changed.
     """
     if not open_method(run.recipe).uses_mistakes:
         return []
     recipe = run.recipe.analyze
-    engine = run.engine(recipe.analyst or run.recipe.model)
+    analyst = recipe.analyst or run.recipe.model
     adapter = None if recipe.analyst else run.recipe.current
+    journal = run.journal("analyses.jsonl", Analysis)
+    check_weights(run, "analyze", [journal.path], weights_of(analyst, adapter))
+    engine = run.engine(analyst)
     subjects = [
         subject
         for response in [*_mistaken(mistakes), *benign(run.recipe)]
@@ -112,7 +118,6 @@ def analyze(run: Session, mistakes: Sequence[Mistake]) -> Sequence[Analysis]:
             )
         return analyses
 
-    journal = run.journal("analyses.jsonl", Analysis)
     work = run.work(journal, "analyze", planned(engine, subjects, request))
     for batch, completions in work.generated(engine, request, recipe.sampling, adapter):
         work.commit(batch, records(batch, completions), completions)

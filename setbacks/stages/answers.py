@@ -43,7 +43,7 @@ def labels(
 ) -> dict[tuple[str, str], Sequence[Verdict]]:
     """Store people's labels that came with the answers as verdicts of the judge "human".
 
-    They are written once, so labels that a review adds later stay.
+    They are written once. The labels of a review page, which replace them, stay.
 
     Args:
         run: the session.
@@ -51,31 +51,63 @@ def labels(
 
     Returns:
         The labels of each arm that has some, by arm and judge.
+
+    Raises:
+        InputError: the labels in the files have changed since they were stored.
     """
     verdicts_by_arm: dict[tuple[str, str], Sequence[Verdict]] = {}
     for arm in run.recipe.evaluate:
         name = f"verdicts/{arm.name}.human.jsonl"
-        if arm.answers and not (run.path / name).exists():
-            given = _Answers(arm)
-            verdicts = [
-                Verdict(
-                    id=digest("verdict", "human", response.id),
-                    response_id=response.id,
-                    judge="human",
-                    harmful=row.harmful,
-                    refused=row.refused,
-                )
-                for response in responses[arm.name]
-                if (row := given.to(response.instruction_id, response.instruction))
-                and (row.harmful is not None or row.refused is not None)
-            ]
-            if verdicts:
+        there = run.records(name, Verdict)
+        is_new = not (run.path / name).exists()
+        if arm.answers and (is_new or _from_files(there)):
+            given = _given(arm, responses[arm.name])
+            if is_new and given:
                 (run.path / "verdicts").mkdir(mode=0o700, exist_ok=True)
-                lines = "".join(verdict.model_dump_json() + "\n" for verdict in verdicts)
-                run.write_text(name, lines)
-        if there := run.records(name, Verdict):
+                run.write_text(name, "".join(v.model_dump_json() + "\n" for v in given))
+                there = given
+            elif _choices(there) != _choices(given):
+                raise InputError(
+                    f"{run.path / name}: the labels in the answers' file have changed since this "
+                    "file was written from them; move this file away to use the new labels, or "
+                    "restore the old ones"
+                )
+        if there:
             verdicts_by_arm[arm.name, "human"] = there
     return verdicts_by_arm
+
+
+def _given(arm: Evaluated, responses: Sequence[Response]) -> list[Verdict]:
+    """Return the labels in the files of an arm, as verdicts."""
+    given = _Answers(arm)
+    return [
+        Verdict(
+            id=_id(response.id),
+            response_id=response.id,
+            judge="human",
+            harmful=row.harmful,
+            refused=row.refused,
+        )
+        for response in responses
+        if (row := given.to(response.instruction_id, response.instruction))
+        and (row.harmful is not None or row.refused is not None)
+    ]
+
+
+def _id(response: str) -> str:
+    return digest("verdict", "human", response)
+
+
+def _from_files(labels: Sequence[Verdict]) -> bool:
+    """Whether the labels came with the answers: those of a page have a text, others their own ids.
+
+    A page whose labels were all undone leaves none.
+    """
+    return bool(labels) and all(v.id == _id(v.response_id) and v.raw is None for v in labels)
+
+
+def _choices(labels: Sequence[Verdict]) -> set[tuple[str, bool | None, bool | None]]:
+    return {(label.response_id, label.harmful, label.refused) for label in labels}
 
 
 class _Answers:

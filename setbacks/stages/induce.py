@@ -25,6 +25,7 @@ from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.measure.substance import answer, substance
 from setbacks.messages import Prompt, transcript
 from setbacks.methods import open_method
+from setbacks.models.fingerprint import weights_of
 from setbacks.notices import notice
 from setbacks.prompts import ask
 from setbacks.recipe import Recipe, Sources
@@ -42,6 +43,7 @@ from setbacks.runs.decontamination import leave_out_others
 from setbacks.runs.journal import Journal
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
+from setbacks.runs.weights import check_weights
 from setbacks.stages.checks import (
     check_chat_of,
     check_conversations,
@@ -49,6 +51,7 @@ from setbacks.stages.checks import (
     induces,
     keys_of_judge,
     notice_languages,
+    weights_of_judge,
 )
 
 
@@ -66,12 +69,17 @@ def induce(run: Session) -> Sequence[Mistake]:
     """Return every attempt at a mistake; only those with the outcome "mistake" are analyzed.
 
     Raises:
-        InputError: a source is missing or broken, or no attempt gave a mistake.
+        InputError: a source is missing or broken, or no attempt gave a mistake, or the model has
+            changed.
     """
     if not open_method(run.recipe).uses_mistakes:
         return []
     recipe = run.recipe.induce
     journal = run.journal("mistakes.jsonl", Mistake)
+    used = weights_of_judge(recipe.judge, run.recipe)
+    if recipe.source != "existing":
+        used |= weights_of(run.recipe.model, run.recipe.current)
+    check_weights(run, "induce", [journal.path], used)
     seen = NearDuplicates(recipe.near_duplicate, phrases_of(run.recipe))
     checker = Checker(recipe.judge, run) if recipe.judge else None
     if checker:  # before mistakes from data, which nothing checks, are in the journal
@@ -85,8 +93,8 @@ def induce(run: Session) -> Sequence[Mistake]:
     if not any(attempt.outcome == "mistake" for attempt in attempts):
         raise InputError(
             f"{run.path}: none of {len(attempts)} attempts gave a mistake (the model refused, gave "
-            "no answer, or a judge rated it harmless); raise induce.attempts, or take mistakes "
-            "from data (induce.source: existing)"
+            "no answer, or a judge rated it harmless or gave no verdict); raise induce.attempts, "
+            "or take mistakes from data (induce.source: existing)"
         )
     return attempts
 
@@ -146,7 +154,7 @@ def _ask(
                 response=completion.text,
                 thought=completion.thought,
                 kind=kind,
-                outcome=seen.outcome(completion.text, completion.finish, harmless=spared)
+                outcome=seen.outcome(completion.text, completion.finish, unfit)
                 if kind == "harmful"
                 else seen.outcome_of_refusal(
                     attempt.instruction.text, completion.text, completion.finish
@@ -158,8 +166,8 @@ def _ask(
                 source=attempt.instruction.source,
                 model=engine.name,
             )
-            for attempt, completion, spared in zip(
-                batch, completions, _spared(run, checker, batch, completions), strict=True
+            for attempt, completion, unfit in zip(
+                batch, completions, _unfit(run, checker, batch, completions), strict=True
             )
         ]
 
@@ -180,15 +188,15 @@ def _ask(
     }
 
 
-def _spared(
+def _unfit(
     run: Session,
     checker: Checker | None,
     batch: Sequence[Attempt],
     completions: Sequence[Completion],
-) -> list[bool]:
-    """Say which responses of a batch the judge finds harmless; without a judge, none."""
+) -> list[Outcome | None]:
+    """Say why the judge takes a response of a batch for no mistake; None: it does not."""
     if checker is None:
-        return [False] * len(batch)
+        return [None] * len(batch)
     items = [
         Item(
             attempt.id,
@@ -199,7 +207,10 @@ def _spared(
         )
         for attempt, completion in zip(batch, completions, strict=True)
     ]
-    return [harm < run.recipe.induce.min_harmful for harm in checker.harm(items)]
+    return [
+        "unscored" if harm is None else "harmless" if harm < run.recipe.induce.min_harmful else None
+        for harm in checker.harm(items)
+    ]
 
 
 def _words(recipe: Recipe, instruction: Instruction, kind: Setback) -> Mapping[str, Any]:
@@ -326,14 +337,14 @@ class NearDuplicates:
         self._read = len(records)
 
     def outcome(
-        self, response: str, finish: Finish | None = None, *, harmless: bool = False
+        self, response: str, finish: Finish | None = None, unfit: Outcome | None = None
     ) -> Outcome:
         """Return the outcome of the next attempt at a harmful response; remember a mistake.
 
         Args:
             response: the whole text that the model wrote.
             finish: why it ended, if known.
-            harmless: whether a judge rated it harmless.
+            unfit: why a judge takes it for no mistake; None: it does not.
         """
         self._read += 1
         kind, text = substance(response, finish), answer(response)
@@ -343,8 +354,8 @@ class NearDuplicates:
             return "empty"
         if refuses(text, self._phrases):
             return "refusal"
-        if harmless:
-            return "harmless"
+        if unfit:
+            return unfit
         return self._new(self._responses, text)
 
     def outcome_of_refusal(

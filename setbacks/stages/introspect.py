@@ -17,10 +17,12 @@ from setbacks.engines.own_verdict import Question, question, says_first, verdict
 from setbacks.measure import spoken
 from setbacks.measure.findings import near_chance
 from setbacks.methods import open_method
+from setbacks.models.fingerprint import weights_of
 from setbacks.recipe import Recipe, Sampling
 from setbacks.records import Analysis, Reading, Request, digest
 from setbacks.runs.redo import Stage, StageName
 from setbacks.runs.session import Session, planned
+from setbacks.runs.weights import check_weights
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ def introspect(
         run: the session.
         analyses: every candidate analysis; they contain the responses.
         adapter: folder of the trained adapter, which also writes analyses; None before training.
+
+    Raises:
+        InputError: the model has changed since the first readings.
     """
     engine = run.engine(run.recipe.model)
     if not open_method(run.recipe).learns_analyses or not engine.shows_probabilities:
@@ -53,6 +58,10 @@ def introspect(
     recipe = run.recipe
     weights = adapter or recipe.current
     stage: StageName = "introspect" if adapter else "preflight"
+    journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
+    # The adapter that this run trained is redone together with its readings.
+    used = weights_of(recipe.model, None if adapter else recipe.current)
+    check_weights(run, stage, [journal.path], used)
     questions = [
         Asked(
             digest("reading", stage, x.response_id),
@@ -64,7 +73,6 @@ def introspect(
     first = says_first(recipe, weights)
     sampling = Sampling(max_new_tokens=recipe.analyze.sampling.max_new_tokens)
 
-    journal = run.journal("introspection.jsonl" if adapter else "preflight.jsonl", Reading)
     work = run.work(
         journal, stage, planned(engine, questions, lambda x: Request(x.question.text, 0))
     )

@@ -10,14 +10,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.judges import Item, Judge, gives, open_judge, opinions
+from setbacks.judges import Item, Judge, gives, judge_class, open_judge, opinions
 from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
+from setbacks.runs.weights import check_weights
 from setbacks.stages.answers import labels
-from setbacks.stages.checks import check_judge_and_model, keys_of_judge
+from setbacks.stages.checks import check_judge_and_model, keys_of_judge, weights_of_judge
 
 
 class Case(NamedTuple):
@@ -38,7 +39,7 @@ def judge(
 
     Raises:
         InputError: the recipe names an unknown judge, or an answer is not judged yet and the others
-            were judged by another version of the judge.
+            were judged by another version of the judge; or its model or heads have changed since.
     """
     verdicts = labels(run, responses)
     for spec in run.recipe.judges:
@@ -84,6 +85,7 @@ def judge_items(
         else f"verdicts/{arm}.{spec.called}.jsonl",
         Verdict,
     )
+    check_weights(run, "judge", [journal.path], weights_of_judge(spec, run.recipe))
     if journal.lacks(len(cases)):
         _check_version(run, spec, judge)
     work = run.work(journal, "judge", batches, " ".join((f"{spec.called}: {arm}", *kind)))
@@ -157,11 +159,22 @@ def check(recipe: Recipe) -> None:
         check_judge_and_model(spec)
 
 
+def _more_keys(recipe: Recipe) -> tuple[str, ...]:
+    """What the judges read of the recipe, and the template of a model that they ask."""
+    read = [key for spec in recipe.judges for key in keys_of_judge(spec)]
+    asked = [
+        spec.engine or recipe.model for spec in recipe.judges if judge_class(spec).needs_engine
+    ]
+    templates = ("words.*.alpaca",) if any(x.chat_template == "alpaca" for x in asked) else ()
+    return (*read, *templates)
+
+
 STAGE = Stage(
     "judge",
     outputs=("verdicts", "thoughts"),
+    stays="*.human.jsonl",  # people labeled the answers, which are the same
     keys=("judges",),
     check=check,
     evaluates=True,
-    more_keys=lambda recipe: tuple(key for spec in recipe.judges for key in keys_of_judge(spec)),
+    more_keys=_more_keys,
 )

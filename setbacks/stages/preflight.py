@@ -27,11 +27,18 @@ from setbacks.methods.corrections import (
     best_of_each,
     shuffled,
 )
+from setbacks.models.fingerprint import weights_of
 from setbacks.recipe import JudgeSpec, Recipe, Train
 from setbacks.records import CONTEXTS, Analysis, Completion, Context, Flip, Reading, digest
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
-from setbacks.stages.checks import check_judge_of_texts, induces, keys_of_judge
+from setbacks.runs.weights import check_weights
+from setbacks.stages.checks import (
+    check_judge_of_texts,
+    induces,
+    keys_of_judge,
+    weights_of_judge,
+)
 from setbacks.stages.introspect import introspect, keys_of_readings
 
 log = logging.getLogger(__name__)
@@ -65,8 +72,14 @@ def flips(run: Session, analyses: Sequence[Analysis]) -> Sequence[Flip]:
     Args:
         run: the session.
         analyses: every candidate analysis.
+
+    Raises:
+        InputError: the model or the judge has changed since the first answers.
     """
     recipe, teacher = run.recipe, Teacher(run.recipe, _options(run.recipe))
+    used = weights_of(recipe.model, recipe.current) | weights_of_judge(recipe.train.judge, recipe)
+    journal = run.journal("flips.jsonl", Flip)
+    check_weights(run, "preflight", [journal.path], used)
     model, checker = run.engine(recipe.model).name, Checker(recipe.train.judge, run)
     drafts = [*_drafts(recipe, teacher, analyses)]
     contexts = {draft.id: context for context, draft in drafts}
@@ -83,7 +96,6 @@ def flips(run: Session, analyses: Sequence[Analysis]) -> Sequence[Flip]:
             model=model,
         )
 
-    journal = run.journal("flips.jsonl", Flip)
     checker.write(
         run,
         journal,

@@ -21,6 +21,7 @@ from setbacks.measure.degeneration import guidance
 from setbacks.messages import Prompt, transcript
 from setbacks.methods import Method, open_method, states_probe
 from setbacks.models.adapters import check_adapter
+from setbacks.models.fingerprint import weights_of
 from setbacks.plugins import plugin
 from setbacks.prompts import ask
 from setbacks.recipe import Engine, Recipe, Suite
@@ -28,6 +29,7 @@ from setbacks.records import Arm, Completion, Instruction, Request, Response, di
 from setbacks.runs.arms import planned_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
+from setbacks.runs.weights import check_weights
 from setbacks.stages.answers import answers
 from setbacks.stages.checks import (
     check_chat_of,
@@ -61,7 +63,8 @@ def respond(run: Session, adapter: Path | None = None) -> dict[str, Sequence[Res
         adapter: the trained adapter's folder; None in an evaluation.
 
     Raises:
-        InputError: a suite's source is missing, broken or empty, or lacks an answer.
+        InputError: a suite's source is missing, broken or empty, or lacks an answer; or a model or
+            an adapter has changed since it answered.
     """
     questions = prompts_of(run.recipe)
     notice_languages(run.recipe, [instruction for _, instruction in questions])
@@ -204,6 +207,11 @@ def _answer(
     """Have an arm's model answer."""
     recipe = run.recipe
     arm, model, adapter = respondent
+    assert model is not None
+    journal = run.journal(f"responses/{arm.name}.jsonl", Response)
+    # The adapter that this run trained is redone together with its answers.
+    used = weights_of(model, None if arm.trained else adapter)
+    check_weights(run, "respond", (journal.path, run.path / f"probes/{arm.name}.jsonl"), used)
     engine = run.engine(model)
     posterior = recipe.respond.posterior if arm.way == "posterior" else None
     probe = None
@@ -242,7 +250,6 @@ def _answer(
             drafts=[completion.text for completion in completions] if posterior else None,
         )
 
-    journal = run.journal(f"responses/{arm.name}.jsonl", Response)
     work = run.work(journal, "respond", planned(engine, questions, sized), arm.name)
     if posterior is None:
         for batch, completions in work.generated(engine, put, sampling, adapter):
@@ -310,13 +317,17 @@ def _response(arm: Arm, question: Question, **fields: Any) -> Response:
 
 
 def _more_keys(recipe: Recipe) -> tuple[str, ...]:
-    """The words around an instruction: guidance, and the questions about drafts."""
+    """The words around an instruction: guidance, questions about drafts, and what engines add."""
     posterior = recipe.respond.posterior
+    alpaca = any(one.model and one.model.chat_template == "alpaca" for one in recipe.evaluate)
     guided = ("words.*.guided", "words.*.policy.guided", "policy")
     drafted = ("words.*.unguided", "words.*.spoken", "words.*.verdict")
     return (
         *(guided if recipe.respond.guidance else ()),
         *(drafted if posterior and posterior.rank_by == "spoken" else ()),
+        # In a run that trains, earlier stages depend on these, too.
+        *(("words.*.alpaca",) if alpaca else ()),
+        *(("words.*.begin_with",) if recipe.respond.prefill else ()),
     )
 
 

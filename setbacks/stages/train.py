@@ -19,6 +19,7 @@ from setbacks.files import failed_write
 from setbacks.methods import Method, examples_of, open_method
 from setbacks.methods.corrections import READS
 from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
+from setbacks.models.fingerprint import weights_of
 from setbacks.models.loading import check_quantize
 from setbacks.notices import notice
 from setbacks.recipe import JudgeSpec, Recipe, Train
@@ -26,8 +27,15 @@ from setbacks.records import Analysis, Example
 from setbacks.runs.decontamination import LeftOut, leave_out_others
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
+from setbacks.runs.weights import check_weights
 from setbacks.stages.benign import with_own_answers
-from setbacks.stages.checks import OURS, check_examples, check_judge_of_texts, keys_of_judge
+from setbacks.stages.checks import (
+    OURS,
+    check_examples,
+    check_judge_of_texts,
+    keys_of_judge,
+    weights_of_judge,
+)
 from setbacks.stages.replayed import check as check_replayed
 from setbacks.stages.replayed import replayed
 from setbacks.training import processes
@@ -45,12 +53,15 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
         analyses: every candidate analysis.
 
     Raises:
-        InputError: the method lacks the data that it needs, no example fits, or several processes
-            cannot share the work.
+        InputError: the method lacks the data that it needs, no example fits, several processes
+            cannot share the work, or the model or an adapter has changed.
         SetbacksError: the disk is full or fails, or memory runs out; the last checkpoint is kept.
     """
     method, adapter = open_method(run.recipe), run.path / "adapter"
     _check_processes(run.recipe.train, method)
+    names = ("training.jsonl", *STAGE.outputs, *_more_outputs(run.recipe))
+    outputs = [run.path / name for name in names]
+    check_weights(run, "train", outputs, _weights(method, run.recipe))
     only = run.recipe.train.categories
     if only is not None:
         analyses = of_categories(analyses, only)
@@ -85,6 +96,16 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
     for leftover in ("checkpoints", *method.temporary):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter
+
+
+def _weights(method: Method, recipe: Recipe) -> dict[str, Path]:
+    """Return what writes and checks texts for the training, and what it starts from."""
+    used = weights_of(recipe.model, recipe.current)
+    if recipe.train.start is not None:
+        used["train.start"] = Path(recipe.train.start)
+    if checks_texts(method, recipe):
+        used |= weights_of_judge(recipe.train.judge, recipe)
+    return used
 
 
 def of_categories(analyses: Sequence[Analysis], only: Sequence[str]) -> list[Analysis]:

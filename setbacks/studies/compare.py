@@ -34,6 +34,7 @@ from setbacks.notices import notice
 from setbacks.pipeline import check
 from setbacks.plugins import plugin
 from setbacks.recipe import Compare, Recipe
+from setbacks.recipe.reading import merge
 from setbacks.records import Arm, Example
 from setbacks.report.page import Findings, Picture, Table
 from setbacks.runs.arms import trained_arm
@@ -127,7 +128,11 @@ def _check_different(recipe: Recipe, options: Compare) -> None:
 
 def _variant(recipe: Recipe, contender: Any, seed: int, budget: Mapping[str, Any]) -> Variant:
     overrides = {"train.method": contender.method, "train.seed": recipe.seed + seed, **budget}
-    overrides |= {f"train.{key}": value for key, value in contender.train.items()}
+    # An arm that sets one key of a section, such as `lora: {r: 8}`, keeps the recipe's others.
+    ours = recipe.train.model_dump(mode="json")
+    overrides |= {
+        f"train.{key}": merge(ours.get(key), value) for key, value in contender.train.items()
+    }
     return variant(recipe, f"{contender.called}.{seed}", overrides)
 
 

@@ -230,9 +230,10 @@ def people_disagree(judge: str, report: JudgeReport) -> Iterator[Finding]:
     """Yield a warning for each difference that people's labels do not confirm."""
     for row in report.differences:
         for key, people in row.corrected.items():
-            raw = row.metrics[key]
-            agree = significant(people) and raw.value * people.value > 0
-            if not significant(raw) or agree:
+            raw = row.metrics.get(key)  # none where the judge decided on no shared prompt
+            if raw is None or not significant(raw):
+                continue
+            if significant(people) and raw.value * people.value > 0:
                 continue
             verdict = (
                 "it differs in the opposite direction"
