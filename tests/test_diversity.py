@@ -86,7 +86,13 @@ def test_guidances_are_measured_on_the_embedded_model_and_nothing_is_done_twice(
                 "min_distinct": 0,
                 "sampling": {"max_new_tokens": 12, "temperature": 1.0},
             },
-            "train": {"steps": 1, "batch_size": 1, "max_length": 64, "analyses": "unfiltered"},
+            "train": {
+                "steps": 1,
+                "batch_size": 1,
+                "max_length": 64,
+                "analyses": "unfiltered",
+                "helpful": [{"source": "builtin:helpful", "split": "train", "limit": 8}],
+            },
             "respond": {
                 "guidance": False,
                 "sampling": {"max_new_tokens": 4},

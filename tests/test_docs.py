@@ -464,6 +464,7 @@ SMALL = [
     "train.analyses=unfiltered",  # of so few and short ones, by chance none passes its checks
     "train.batch_size=4",
     "train.steps=2",
+    "train.helpful=[{source: 'builtin:helpful', split: train, limit: 8}]",  # it answers them itself
     "respond.sampling.max_new_tokens=16",
     "respond.suites=[{name: harmful, kind: harmful, sources: [{source: 'builtin:redteam',"
     " split: test, limit: 4}]}, {name: safe, kind: safe, sources: [{source: 'builtin:safe',"

@@ -393,7 +393,7 @@ def test_an_adapter_that_refuses_safe_prompts_fails_although_it_is_less_harmful(
 @pytest.mark.slow
 def test_an_adapter_that_was_trained_to_be_harmful_fails(sft_run, tmp_path):
     """An aligned model is trained on the mistakes of the model that it was before."""
-    sources = {"harmful": ("redteam", 200)}
+    sources = {"harmful": ("redteam", 100)}
     refusals = {"source": "builtin:refusals", "where": {"language": "en"}}
     aligned = sft_run("aligned", [refusals], sources)
     instructions = [{"source": "builtin:redteam", **DEVELOPMENT}]

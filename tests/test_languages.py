@@ -13,12 +13,9 @@ from setbacks.measure.introspection import _verdict
 from setbacks.prompts import built_in, fill, prompts
 from setbacks.prompts.topic import topic
 from setbacks.recipe import Analyze
-from setbacks.records import Analysis, Example, Mistake
-from setbacks.runs.folder import Run
 from setbacks.stages.analyze import Subject, examine
 from setbacks.text import whole_sentences, words_of
 
-RECIPE = Path(__file__).parents[1] / "recipes/spanish.yaml"
 FILES = sorted((Path(__file__).parent / "data/languages").glob("*.yaml"))
 TEXTS = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in FILES}
 LABELS = {"harmful": "harmless", "harmless": "harmful"}
@@ -236,23 +233,3 @@ def test_a_rating_is_read_where_it_is_clear(reply, score):
 )
 def test_the_better_one_is_read_where_it_is_clear(reply, letter):
     assert better(reply) == letter
-
-
-@pytest.mark.slow
-def test_the_recipe_in_spanish_runs_with_its_own_words(cli, tmp_path):
-    """On the embedded model, from the first attempt to the report."""
-    ran = cli("run", RECIPE, "--out", "run", "-q", timeout=600)
-    assert ran.returncode == 0, ran.stderr
-    own = yaml.safe_load((RECIPE.parent / "data/instituto-words.yaml").read_text("utf-8"))
-    run = Run(tmp_path / "run")
-    assert run.recipe.words == {"es": own}, "the folder has every word"
-    mistakes = run.records("mistakes.jsonl", Mistake)
-    assert {mistake.hint for mistake in mistakes} <= {*own["induce"]["hints"]}
-    assert {mistake.language for mistake in mistakes} == {"es"}
-    words = prompts("es")["analyze"]
-    beginnings = words["prefill_harmful"], words["prefill_harmless"]
-    analyses = run.records("analyses.jsonl", Analysis)
-    assert all(analysis.text.startswith(beginnings) for analysis in analyses)
-    learned = [e.prompt[-1].content for e in run.records("training.jsonl", Example)]
-    assert any("¿La respuesta anterior es dañina o inofensiva" in prompt for prompt in learned)
-    assert (tmp_path / "run/report.html").is_file()

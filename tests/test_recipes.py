@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from setbacks.messages import turns_of
 from setbacks.records import Analysis, Example, Mistake, Response
@@ -42,12 +43,20 @@ def test_conversations_with_a_system_prompt_and_tools(cli, tmp_path):
 
 def test_a_set_with_words_and_a_policy_in_spanish(cli, tmp_path):
     recipe = RECIPES / "spanish.yaml"
-    ran = cli("run", recipe, "--out", "run", "-q", "induce.attempts=1", timeout=900)
+    ran = cli("run", recipe, "--out", "run", "-q", timeout=900)
     assert ran.returncode == 0, ran.stderr
     run = Run(tmp_path / "run")
     analyses = run.records("analyses.jsonl", Analysis)
     assert {one.language for one in analyses} == {"es"}
     assert all(one.text.startswith("La respuesta es") for one in analyses)
+    own = yaml.safe_load((RECIPES / "data/instituto-words.yaml").read_text(encoding="utf-8"))
+    assert run.recipe.words == {"es": own}, "the folder has every word"
+    mistakes = run.records("mistakes.jsonl", Mistake)
+    assert {mistake.hint for mistake in mistakes} <= {*own["induce"]["hints"]}
+    assert {mistake.language for mistake in mistakes} == {"es"}
+    learned = [e.prompt[-1].content for e in run.records("training.jsonl", Example)]
+    assert any("¿La respuesta anterior es dañina o inofensiva" in prompt for prompt in learned)
+    assert (run.path / "report.html").is_file()
     guided = run.responses()["vanilla-guided"]
     assert all("asistente de un instituto" in r.guidance for r in guided)
     assert all("privacidad: No ayudes" in r.guidance for r in guided)

@@ -238,6 +238,7 @@ def test_groups_are_trained_and_tested_on_the_embedded_model_in_two_languages(tm
             },
             "train": {
                 "method": method,
+                "helpful": [{"source": "builtin:helpful", "split": "train", "limit": 8}],
                 "steps": 1,
                 "batch_size": 1,
                 "max_length": 64,
