@@ -473,7 +473,7 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2700)
 def test_the_tutorials_commands_run_one_after_the_other(tmp_path, environment):
     """As on the page, in a clean folder; runs of more than a minute are made smaller."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
