@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, get_args
 from setbacks.data.source import USUAL
 from setbacks.errors import InputError, nearest
 from setbacks.files import expanded
+from setbacks.models.adapters import named_base
 from setbacks.models.embedded import MODELS
 from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_overrides
 from setbacks.records import Kind
@@ -332,11 +332,8 @@ def adapter_base(config: Path) -> str:
     Raises:
         InputError: the file does not name it.
     """
-    try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str) or not base:
+    base = named_base(config)
+    if base is None:
         raise InputError(f"{config}: does not name the adapter's base model; add model.model=BASE")
     return next((alias for alias, model in MODELS.items() if model.hub_id == base), base)
 

@@ -117,12 +117,13 @@ def _trl(run: Run, place: Path) -> None:
     """
     rows: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "preferences.jsonl": []}
     examples = run.records("training.jsonl", Example)
-    if given := sum(example.given is not None for example in examples):
+    learned = [example for example in examples if example.given is None]
+    if left_out := len(examples) - len(learned):
         notice(
-            f"{place}: left out {given} of {len(examples)} examples that go on from the beginning "
-            "of a mistake (train.recovery): this format would have the beginning learned, too"
+            f"{place}: left out {left_out} of {len(examples)} examples that go on from the "
+            "beginning of a mistake (train.recovery): this format would have the beginning learned, too"
         )
-    for example in (example for example in examples if example.given is None):
+    for example in learned:
         prompt = as_data(tuple(with_system(example.prompt, run.recipe.model.system)))
         thought = {"reasoning_content": example.thought} if example.thought else {}
         reply = {"role": "assistant", "content": example.completion} | thought

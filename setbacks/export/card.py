@@ -235,8 +235,8 @@ def _use(recipe: Recipe, form: str) -> str:
             f'model = {auto}.from_pretrained("THIS_FOLDER")',
         ]
     )
-    method = open_method(recipe)
-    guided = transcript(method.guided_prompt(recipe.words_for(), "(the instruction)"))
+    prompt = open_method(recipe).guided_prompt(recipe.words_for(), "(the instruction)")
+    guided = transcript(prompt)
     parts = [_fenced("\n".join(load), "python")]
     if recipe.model.chat_template == "alpaca":
         template = fill(recipe.words_for()["alpaca"], instruction="(the instruction)")

@@ -76,8 +76,9 @@ class MistakeAnalysisJoined(Method):
     def examples(self, recipe: Recipe, analyses: Sequence[Analysis]) -> list[Example]:
         """Return the analyses, joined examples for harmful and benign instructions, and the mix."""
         analyzed, refusals, contrast = own_analyses(recipe, analyses)
-        joined = _joined(recipe, analyses, analyzed, self.thoughts)
-        benign = _joined(recipe, analyses, contrast, self.thoughts)
+        both = _joined(recipe, analyses, [*analyzed, *contrast], self.thoughts)
+        joined = [row for row in both if row.kind == "joined"]
+        benign = [row for row in both if row.kind == "joined_contrast"]
         balance = recipe.train.mix.contrast
         return [
             *mixed(recipe, [*analyzed, *refusals, *joined]),
@@ -120,7 +121,7 @@ def _joined(
     Args:
         recipe: the recipe.
         analyses: all of them.
-        own: examples of analyses, of harmful or of benign responses: what the recipe selects or
+        own: examples of analyses, of harmful and of benign responses: what the recipe selects or
             shuffles holds for joined examples, too.
         thoughts: whether the analysis is the model's thought.
 
@@ -132,22 +133,23 @@ def _joined(
     # Copies of a prompt may differ in line ends or in Unicode form.
     answers = {same_prompt(x.instruction): x for x in safe(recipe, MistakeAnalysisJoined.name)}
     asked = answers.keys() | {same_prompt(x.instruction) for x in analyses if x.harmful}
-    made = []
+    joined = []
     for row in own:
         # Its parents are an analysis and its response; a shuffled one then has those of another.
-        analysis, told = by_id[row.parents[0]], by_id[row.parents[-2]]
-        prompt = same_prompt(analysis.instruction)
-        if prompt not in answers if analysis.harmful else prompt in asked:
+        analysis, shown = by_id[row.parents[0]], by_id[row.parents[-2]]
+        key = same_prompt(analysis.instruction)
+        if key not in answers if analysis.harmful else key in asked:
             continue
-        answer = answers[prompt].completion if analysis.harmful else analysis.response
+        answer = answers[key].completion if analysis.harmful else analysis.response
         kind = "joined" if analysis.harmful else "joined_contrast"
         words = recipe.words_for(analysis.language)
         verdict = words["verdict"]["harmful" if analysis.harmful else "harmless"]
-        thought = f"{verdict} {told.text}"
+        thought = f"{verdict} {shown.text}"
         if thoughts:
-            made.append(example(kind, analysis.instruction, answer, row.parents, thought=thought))
+            prompt = analysis.instruction
+            joined.append(example(kind, prompt, answer, row.parents, thought=thought))
         else:
             text = f"{thought}\n\n{words['joined']['answer']} {answer}"
-            question = ask(words["joined"]["prompt"], analysis.instruction)
-            made.append(example(kind, question, text, row.parents, verdict=verdict))
-    return made
+            prompt = ask(words["joined"]["prompt"], analysis.instruction)
+            joined.append(example(kind, prompt, text, row.parents, verdict=verdict))
+    return joined

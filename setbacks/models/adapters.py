@@ -13,6 +13,15 @@ from setbacks.files import expanded
 from setbacks.models.embedded import ALIAS, HUB_ID
 
 
+def named_base(config: Path) -> str | None:
+    """Return the base model that an `adapter_config.json` names; None if it names none."""
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) and base else None
+
+
 def check_adapter(adapter: Path | str, model: str) -> None:
     """Check that a folder has an adapter of a model, as far as names can show.
 

@@ -8,7 +8,6 @@ each, since training changes almost every number of what it trains.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import BinaryIO
 
 from setbacks.errors import InputError
 from setbacks.files import expanded
+from setbacks.models.adapters import named_base
 from setbacks.models.embedded import MODELS
 from setbacks.recipe import Engine
 from setbacks.records import digest
@@ -43,10 +43,9 @@ def weights_of(spec: Engine, adapter: Path | None = None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if spec.on_disk and spec.model not in MODELS and (folder := expanded(spec.model)).is_dir():
         found["model"] = folder
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            if (base := Path(config["base_model_name_or_path"])).is_dir():
-                found["base model"] = base
+        base = named_base(folder / "adapter_config.json")
+        if base and Path(base).is_dir():
+            found["base model"] = Path(base)
     return found if adapter is None else found | {"adapter": adapter}
 
 
@@ -105,7 +104,7 @@ def _sampled(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _tensors(listed: bytes, size: int) -> list[tuple[int, int]]:
-    """Return where each tensor of a safetensors file is; none if it is no such file."""
+    """Return the span of bytes of each tensor in a safetensors file; empty for other files."""
     try:
         tensors = json.loads(listed)
         offsets = [tensors[name]["data_offsets"] for name in tensors if name != "__metadata__"]

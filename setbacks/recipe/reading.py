@@ -233,21 +233,21 @@ def _rebased_data(data: dict[str, Any], kind: type[BaseModel], base: Path) -> di
 
     Only values with a relative path change: all others stay as they are written.
     """
-    made = dict(data)
+    rebased = dict(data)
     for key, value in data.items():
         if (field := kind.model_fields.get(key)) is None or value is None:
             continue
         inner = section_of(field.annotation)
         if LOCAL in field.metadata:
-            made[key] = _local(value, base)
+            rebased[key] = _local(value, base)
         elif inner is Source:
             with suppress(ValidationError, InputError):  # refused where the section is made
                 sources = TypeAdapter(field.rebuild_annotation()).validate_python(value)
                 if (moved := rebase(sources, base)) != sources:
-                    made[key] = [source.model_dump(mode="json") for source in moved]
+                    rebased[key] = [source.model_dump(mode="json") for source in moved]
         elif inner is not None and isinstance(value, dict):
-            made[key] = _rebased_data(value, inner, base)
-    return made
+            rebased[key] = _rebased_data(value, inner, base)
+    return rebased
 
 
 def _local(value: Any, base: Path) -> Any:

@@ -34,8 +34,8 @@ def publish(folder: Path, store: Store) -> int:
 
     Raises:
         InputError: another process uses the folder, its answers cannot be read, or a file has
-            verdicts from elsewhere that would be lost; nothing was changed. Or an answer with a
-            label is no longer in the run; the other labels were written.
+            verdicts from elsewhere that would be lost; nothing was changed. Or the run no longer
+            has a labeled answer; the labels of all other answers were written.
         SetbacksError: a file cannot be written.
     """
     with RunFolder(folder) as run:
