@@ -121,7 +121,8 @@ def _trl(run: Run, place: Path) -> None:
     if left_out := len(examples) - len(learned):
         notice(
             f"{place}: left out {left_out} of {len(examples)} examples that go on from the "
-            "beginning of a mistake (train.recovery): this format would have the beginning learned, too"
+            "beginning of a mistake (train.recovery): this format would have the beginning "
+            "learned, too"
         )
     for example in learned:
         prompt = as_data(tuple(with_system(example.prompt, run.recipe.model.system)))
