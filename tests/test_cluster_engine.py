@@ -62,7 +62,7 @@ def test_a_group_is_whole_batches_of_one_process(spec):
 
 def test_a_worker_that_is_killed_loses_nothing(spec):
     engine, here = open_engine(far(spec)), open_engine(spec)
-    asked, long = requests(12), DRAWN.model_copy(update={"max_new_tokens": 200})
+    asked, long = requests(12), DRAWN.model_copy(update={"max_new_tokens": 40})
     engine.generate(asked[:4], Sampling(max_new_tokens=1))  # from here on the models are loaded
     before = pids(engine)
     # Stopped first: it gets its work, and cannot have finished it when it is killed.

@@ -29,7 +29,8 @@ SPEC = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.
 generate = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(generate)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/RESULTS.md",
-                *ROOT.glob("research/*.md"), *ROOT.glob("setbacks/**/*.md")])  # fmt: skip
+                *ROOT.glob("research/*.md"), *ROOT.glob("setbacks/**/*.md"),
+                ROOT / "recipes/README.md"])  # fmt: skip
 PARSED = {page: MarkdownIt("commonmark").enable("table").parse(page.read_text()) for page in PAGES}
 # What pages call files of the reader's own; everything else that a command names must be there.
 THEIRS = re.compile(
@@ -123,6 +124,16 @@ def test_the_index_and_the_site_list_every_page():
     for page in ROOT.glob("docs/*.md"):
         assert page.name == "index.md" or f"({page.name})" in index, f"docs/index.md: {page.name}"
         assert re.search(rf"\b{page.name}$", site, re.MULTILINE), f"mkdocs.yml: {page.name}"
+
+
+def test_every_recipe_and_every_file_that_recipes_read_is_listed():
+    recipes = (ROOT / "recipes/README.md").read_text()
+    files = (ROOT / "docs/own-data.md").read_text()
+    for recipe in ROOT.glob("recipes/*.yaml"):
+        assert f"({recipe.name})" in recipes, f"recipes/README.md: {recipe.name}"
+        for file in re.findall(r"shared/data/([^'\n]+\.(?:json|csv))", recipe.read_text()):
+            row = re.search(rf"^\| `{re.escape(file)}`.*$", files, re.MULTILINE)
+            assert row and recipe.stem in row[0], f"docs/own-data.md: {file} of {recipe.name}"
 
 
 def test_pages_made_from_the_code_are_current():

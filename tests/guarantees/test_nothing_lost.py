@@ -354,8 +354,8 @@ def test_a_few_kills_end_in_the_same_bytes(command, tiny, recipe_data, environme
 @pytest.mark.slow
 def test_a_killed_loop_of_three_rounds_ends_in_the_same_bytes(loop_recipe, environment, tmp_path):
     (tmp_path / "recipe.yaml").write_text(loop_recipe().to_yaml())
-    kills, ends = crash(tmp_path / "recipe.yaml", "loop", 20, tmp_path / "c.json", environment)
-    assert len(kills) == 20 and not any(end["different"] for end in ends)
+    kills, ends = crash(tmp_path / "recipe.yaml", "loop", 8, tmp_path / "c.json", environment)
+    assert len(kills) == 8 and not any(end["different"] for end in ends)
     met = {kill["stage"].partition(" ")[0] for kill in kills}
     assert len(met) > 1, met
 
