@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -185,6 +186,28 @@ def test_reports_find_the_figures_of_this_very_judge(tmp_path, reader):
     # Another model behind it makes another judge.
     other = judge_recipe("reader", [f"engine.model={tmp_path}"])
     assert worth(other.judges[0], other) == []
+
+
+def test_figures_of_other_weights_at_the_same_path_are_not_used(
+    tmp_path, reader, fake_engine, fake_model, notices
+):
+    model = fake_model("talker")
+    recipe = judge_recipe("reader", [f"engine={json.dumps(model)}"])
+    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    calibration.calibrate(recipe, found)
+    measured = worth(recipe.judges[0], recipe)
+    assert measured and not notices
+    config = tmp_path / "models" / "talker" / "config.json"
+    config.write_text('{"other": 1}')
+    assert worth(recipe.judges[0], recipe) == []
+    assert [line.partition(";")[0] for line in notices] == [
+        "reader: its weights have changed since it was calibrated on labels.jsonl, and these "
+        "figures are not used"
+    ]
+    calibration.calibrate(recipe, found)
+    assert worth(recipe.judges[0], recipe) == measured
+    shutil.rmtree(tmp_path / "models")
+    assert worth(recipe.judges[0], recipe), "a model that is gone is not another one"
 
 
 def test_labels_that_grew_take_the_place_of_the_old_ones(tmp_path, reader):

@@ -5,7 +5,11 @@ import shutil
 
 import pytest
 
+from setbacks.cli.arguments import judge_recipe
 from setbacks.errors import InputError
+from setbacks.loop.harvest import harvest, recipe_of
+from setbacks.loop.harvest.settings import Settings
+from setbacks.loop.logs import Logs
 from setbacks.models import fingerprint as fingerprints
 from setbacks.models.embedded import ALIAS
 from setbacks.models.fingerprint import fingerprint, weights_of
@@ -19,6 +23,7 @@ from setbacks.stages.judge import judge
 from setbacks.stages.preflight import preflight
 from setbacks.stages.respond import respond
 from setbacks.stages.train import train
+from setbacks.studies.variants import lend
 
 # A fingerprint -----------------------------------------------------------------------------------
 
@@ -265,6 +270,61 @@ def test_every_stage_stops_at_another_model(open_session, data, fake_model, tmp_
     adapter_in(start if stage == "train" else current, "<new, trained again>")
     with pytest.raises(InputError, match=f"has changed since .* --from {stage} "):
         stages[stage]()
+
+
+def test_what_another_run_lent_is_not_mixed_with_answers_of_another_model(
+    recipe_data, fake_model, fake_engine, tmp_path
+):
+    """The adapter of the first run is replaced before the second one begins."""
+    current = adapter_in(tmp_path / "current", "<old>")
+    recipe = Recipe.model_validate(recipe_data(adapter=str(current)))
+    with open_run(tmp_path / "first", recipe) as opened, Session(opened) as run:
+        analyze(run, induce(run))
+    adapter_in(current, "<new, trained again>")
+    fake_engine.batches.clear()
+    with open_run(tmp_path / "second", recipe) as opened, Session(opened) as run:
+        lend(recipe, tmp_path / "first", recipe, run.path)
+        with pytest.raises(InputError, match=r"current: has changed since .*mistakes\.jsonl"):
+            induce(run)
+    assert not fake_engine.batches
+    adapter_in(current, "<old>")
+    with open_run(tmp_path / "second", recipe) as opened, Session(opened) as run:
+        assert analyze(run, induce(run))
+    assert not fake_engine.batches, "all of it was lent"
+
+
+def test_texts_for_training_are_lent_with_the_note_of_training(recipe_data, fake_engine, tmp_path):
+    given = {"model": "<a model>", "train.start": "<its own>"}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / NAME).write_text(json.dumps({"training.jsonl": given}))
+    (tmp_path / "first" / "benign.jsonl").write_text("own answers")
+    data = recipe_data()
+    data["train"] |= {"helpful": data["instructions"], "helpful_from": "model"}
+    recipe = Recipe.model_validate(data)
+    lend(recipe, tmp_path / "first", recipe, tmp_path / "second")
+    noted = json.loads((tmp_path / "second" / NAME).read_text())
+    assert noted == {"training.jsonl": {"model": "<a model>"}}
+
+
+def test_a_harvest_stops_at_other_weights_of_its_judge(fake_engine, fake_model, tmp_path):
+    engine = fake_model("rater")
+    (tmp_path / "chat.jsonl").write_text('{"prompt": "<a prompt>", "response": "<a response>"}\n')
+    words = [f"engine={json.dumps(engine)}"]
+    recipe = recipe_of(judge_recipe("llm", words), tmp_path / "out")
+
+    def again():
+        harvest(recipe, tmp_path / "out", Logs([str(tmp_path / "chat.jsonl")]), Settings())
+
+    again()
+    again()
+    (tmp_path / "models" / "rater" / "config.json").write_text('{"other": 1}')
+    with pytest.raises(InputError) as error:
+        again()
+    assert str(error.value) == (
+        f"{tmp_path}/models/rater: has changed since {tmp_path}/out/scanned.jsonl was written with "
+        "it; choose another folder with --out"
+    )
 
 
 def test_what_the_run_trained_itself_is_not_compared(open_session, tmp_path):

@@ -146,7 +146,8 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
     ]
     items = [_item(row) for row in rows]
     # A judge may read the language, so a corrected one is judged again.
-    key = digest(recipe.to_yaml(), *(part for x in items for part in (x.id, x.language)))
+    weights = worth.weights(spec, recipe)
+    key = digest(recipe.to_yaml(), *weights, *(part for x in items for part in (x.id, x.language)))
     place = worth.folder(spec, recipe) / key
     _make(place)
     with RunFolder(place, recipe) as folder, Session(folder, show) as run:
@@ -156,6 +157,7 @@ def calibrate(recipe: Recipe, labeled: Labels, show: Show | None = None) -> Cali
         by_response = {verdict.response_id: verdict for verdict in verdicts}
         seen = [Seen(row, by_response[item.id]) for row, item in zip(rows, items, strict=True)]
         result = {"judge": spec.called, "labels": labeled.name, **measure(seen)}
+        result["weights"] = weights
         if not result["overall"]:
             raise InputError(
                 f"{spec.called} gave no usable verdicts on both kinds of answers of "

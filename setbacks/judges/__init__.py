@@ -17,6 +17,7 @@ from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.measure.metrics import METRICS, TASKS
 from setbacks.measure.substance import answer, substance
 from setbacks.messages import Prompt
+from setbacks.models.fingerprint import weights_of
 from setbacks.plugins import plugin
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Finish, Kind, Verdict
@@ -292,3 +293,21 @@ def judge_class(spec: JudgeSpec) -> type[Judge]:
     """
     kind: type[Judge] = plugin("judges", spec.judge)
     return kind
+
+
+def weights_of_judge(spec: JudgeSpec | None, recipe: Recipe) -> dict[str, Path]:
+    """Return the files and folders here that a recipe names as a judge's weights, by what they are.
+
+    Args:
+        spec: the judge; None for the default one, whose weights its version pins.
+        recipe: gives the model of a judge that has none of its own.
+    """
+    if spec is None:
+        return {}
+    kind = judge_class(spec)
+    files = kind.files(spec)
+    named = spec.model_dump(include={*files}, exclude_none=True)
+    found = {option: files[option] for option in named}
+    if kind.needs_engine:
+        found |= weights_of(spec.engine or recipe.model)
+    return {f"judge's {what}": path for what, path in found.items()}

@@ -1,7 +1,8 @@
 """How reliable a judge is: where calibrations are stored, and how reports find them.
 
 `setbacks calibrate` stores its figures in the user's data folder, for exactly the judge that was
-measured: with another model, language, option or file it is another judge.
+measured: with another model, language, option or file it is another judge, and so it is with
+other weights at the same path.
 
 Environment: SETBACKS_DATA (the data folder).
 """
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from setbacks.errors import SetbacksError
 from setbacks.files import NoHome, user_folder
-from setbacks.judges import judge_class
+from setbacks.judges import judge_class, weights_of_judge
+from setbacks.models.fingerprint import fingerprint
+from setbacks.notices import notice
 from setbacks.records import digest
 
 if TYPE_CHECKING:
@@ -47,12 +50,36 @@ def worth(spec: JudgeSpec, recipe: Recipe, version: int | None = None) -> list[d
     except NoHome:  # no data folder, so no calibrations
         files = []
     files.sort(key=lambda file: file.stat().st_mtime)
-    newest = {result["labels"]: result for result in map(read, files)}  # the later one wins
+    newest = {}  # by the labels' name; the later one wins
+    now = weights(spec, recipe) if files else []
+    for result in map(read, files):
+        if result["weights"] is None or {*now} <= {*result["weights"]}:
+            newest[result["labels"]] = result
+        else:
+            notice(
+                f"{spec.called}: its weights have changed since it was calibrated on "
+                f"{result['labels']}, and these figures are not used; run `setbacks calibrate` again"
+            )
     own = [row | {"own": True} for result in newest.values() for row in result["sources"]]
     kind = judge_class(spec)
     if version in (None, kind.version):
         return own + kind.agreement(spec)
     return own + kind.earlier_agreement(spec, version)
+
+
+def weights(spec: JudgeSpec, recipe: Recipe) -> list[str]:
+    """Return the fingerprints of the weights here that a judge, and those that it counts, have now.
+
+    Args:
+        spec: the judge.
+        recipe: as `folder`.
+
+    Raises:
+        InputError: as `worth`.
+    """
+    judges = [spec, *(judge for judge in recipe.judges if judge.called in spec.counts)]
+    paths = [path for one in judges for path in weights_of_judge(one, recipe).values()]
+    return sorted({now for path in paths if (now := fingerprint(path)) is not None})
 
 
 def worth_of_verdicts(
@@ -132,14 +159,20 @@ def data() -> Path:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return the `labels` (their name, if any) and the `sources` (rows) of a calibration.
+    """Return the `labels`, the `sources` (rows) and the judge's `weights` of a calibration.
+
+    The labels' name and the weights are None where it holds none.
 
     Raises:
         SetbacksError: the file is broken.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        return {"labels": data.get("labels"), "sources": list(data["sources"])}
+        return {
+            "labels": data.get("labels"),
+            "sources": list(data["sources"]),
+            "weights": data.get("weights"),
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetbacksError(
             f"{file}: not a calibration ({type(error).__name__}: {error}); remove it, and run "

@@ -15,24 +15,26 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from setbacks.errors import InputError
+from setbacks.files import write_atomic
 from setbacks.models.fingerprint import fingerprint
 from setbacks.runs.redo import StageName
 from setbacks.runs.session import Session
 
 NAME = "weights.json"
+START = "train.start"  # the adapter that a training continues
 
 
 def check_weights(
-    run: Session, stage: StageName, outputs: Sequence[Path], used: Mapping[str, Path]
+    run: Session, stage: StageName | None, outputs: Sequence[Path], used: Mapping[str, Path]
 ) -> None:
     """Check, before work on outputs, that the weights are those that wrote what is there.
 
-    Weights are noted before the first record. Folders of earlier versions, and files that another
-    run lent, have no note: it is made now.
+    Weights are noted before the first record. Folders of earlier versions have no note: it is made
+    now.
 
     Args:
         run: the session.
-        stage: the stage that redoes the outputs.
+        stage: the stage that redoes the outputs; None where no command does.
         outputs: files and folders of the run; the first one names their entry.
         used: files and folders with weights, by what they hold. What is missing is left to those
             who load it: a finished run needs it no more.
@@ -49,14 +51,37 @@ def check_weights(
         if (now := fingerprint(path)) is None:
             continue
         if entry.setdefault(what, now) != now:
+            redo = stage and f"redo with --from {stage} (what is there moves to superseded/), or "
             raise InputError(
-                f"{path}: has changed since {there[0]} was written with it; redo with "
-                f"--from {stage} (what is there moves to superseded/), or choose another folder "
-                "with --out"
+                f"{path}: has changed since {there[0]} was written with it; {redo or ''}choose "
+                "another folder with --out"
             )
     if entry != noted.pop(name, {}):
         noted |= {name: entry} if entry else {}
-        run.write_text(NAME, json.dumps(noted, indent=1, sort_keys=True) + "\n")
+        run.write_text(NAME, _as_text(noted))
+
+
+def lend_weights(source: Path, target: Path, name: str) -> None:
+    """Copy the note of an output that a run lends to another, before the output itself.
+
+    Args:
+        source: the folder of the run that lends.
+        target: the folder of the other run.
+        name: the first one of the stage's outputs, as for `check_weights`.
+
+    Raises:
+        InputError: a note is damaged.
+    """
+    given, noted = _noted(source / NAME), _noted(target / NAME)
+    # What a training starts from is each run's own, and has written none of the texts.
+    lent = {what: value for what, value in given.get(name, {}).items() if what != START}
+    if lent:
+        noted[name] = noted.get(name, {}) | lent
+        write_atomic(target / NAME, _as_text(noted).encode())
+
+
+def _as_text(noted: Mapping[str, Mapping[str, str]]) -> str:
+    return json.dumps(noted, indent=1, sort_keys=True) + "\n"
 
 
 def _noted(path: Path) -> dict[str, dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 from setbacks.data import load
@@ -18,7 +17,6 @@ from setbacks.methods import open_method
 from setbacks.models.adapters import check_adapter
 from setbacks.models.chat_template import encode_request
 from setbacks.models.embedded import resolve
-from setbacks.models.fingerprint import weights_of
 from setbacks.models.loading import check_length, check_model, context, load_config, load_tokenizer
 from setbacks.models.template_checks import check_chat, check_conversation
 from setbacks.notices import notice
@@ -40,24 +38,6 @@ def induces(recipe: Recipe) -> bool:
 def keys_of_judge(spec: JudgeSpec | None) -> tuple[str, ...]:
     """Return the keys of the recipe that a judge's verdicts depend on, besides its section."""
     return () if spec is None else judge_class(spec).reads
-
-
-def weights_of_judge(spec: JudgeSpec | None, recipe: Recipe) -> dict[str, Path]:
-    """Return the files and folders here that a recipe names as a judge's weights, by what they are.
-
-    Args:
-        spec: the judge; None for the default one, whose weights its version pins.
-        recipe: gives the model of a judge that has none of its own.
-    """
-    if spec is None:
-        return {}
-    kind = judge_class(spec)
-    files = kind.files(spec)
-    named = spec.model_dump(include={*files}, exclude_none=True)
-    found = {option: files[option] for option in named}
-    if kind.needs_engine:
-        found |= weights_of(spec.engine or recipe.model)
-    return {f"judge's {what}": path for what, path in found.items()}
 
 
 def notice_languages(recipe: Recipe, rows: Sequence[Instruction]) -> None:

@@ -19,7 +19,7 @@ from setbacks.data.languages import language_of
 from setbacks.data.near import NearIndex
 from setbacks.data.sources import load_having, notice_left_out
 from setbacks.errors import InputError
-from setbacks.judges import Item
+from setbacks.judges import Item, weights_of_judge
 from setbacks.judges.checks import Checker
 from setbacks.judges.refusal import Phrases, phrases_of, refuses
 from setbacks.measure.substance import answer, substance
@@ -51,7 +51,6 @@ from setbacks.stages.checks import (
     induces,
     keys_of_judge,
     notice_languages,
-    weights_of_judge,
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from setbacks.errors import InputError
-from setbacks.judges import Item, Judge, gives, judge_class, open_judge, opinions
+from setbacks.judges import Item, Judge, gives, judge_class, open_judge, opinions, weights_of_judge
 from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
@@ -18,7 +18,7 @@ from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.runs.weights import check_weights
 from setbacks.stages.answers import labels
-from setbacks.stages.checks import check_judge_and_model, keys_of_judge, weights_of_judge
+from setbacks.stages.checks import check_judge_and_model, keys_of_judge
 
 
 class Case(NamedTuple):

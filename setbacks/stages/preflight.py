@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
+from setbacks.judges import weights_of_judge
 from setbacks.judges.checks import Check, Checker
 from setbacks.measure import flip_report
 from setbacks.measure.findings import flip_finding
@@ -37,7 +38,6 @@ from setbacks.stages.checks import (
     check_judge_of_texts,
     induces,
     keys_of_judge,
-    weights_of_judge,
 )
 from setbacks.stages.introspect import introspect, keys_of_readings
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from setbacks.errors import InputError, SetbacksError, nearest
 from setbacks.files import failed_write
+from setbacks.judges import weights_of_judge
 from setbacks.methods import Method, examples_of, open_method
 from setbacks.methods.corrections import READS
 from setbacks.methods.refused_requests import READS as READS_OF_REFUSALS
@@ -27,14 +28,13 @@ from setbacks.records import Analysis, Example
 from setbacks.runs.decontamination import LeftOut, leave_out_others
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
-from setbacks.runs.weights import check_weights
+from setbacks.runs.weights import START, check_weights
 from setbacks.stages.benign import with_own_answers
 from setbacks.stages.checks import (
     OURS,
     check_examples,
     check_judge_of_texts,
     keys_of_judge,
-    weights_of_judge,
 )
 from setbacks.stages.replayed import check as check_replayed
 from setbacks.stages.replayed import replayed
@@ -102,7 +102,7 @@ def _weights(method: Method, recipe: Recipe) -> dict[str, Path]:
     """Return what writes and checks texts for the training, and what it starts from."""
     used = weights_of(recipe.model, recipe.current)
     if recipe.train.start is not None:
-        used["train.start"] = Path(recipe.train.start)
+        used[START] = Path(recipe.train.start)
     if checks_texts(method, recipe):
         used |= weights_of_judge(recipe.train.judge, recipe)
     return used

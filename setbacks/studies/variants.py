@@ -32,6 +32,7 @@ from setbacks.runs.environment import cores
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
 from setbacks.runs.redo import described
+from setbacks.runs.weights import lend_weights
 from setbacks.signals import Tie
 
 # The recipe's keys that mistakes, and the untrained model's answers to suites and to
@@ -48,6 +49,8 @@ _OWN_ANSWERS = (
     *_TRAINING,
     *("train.helpful", "train.helpful_from", "train.helpful_sampling", "train.judge"),
 )
+
+_FOR_TRAINING = {"corrections.jsonl", "answered.jsonl", "benign.jsonl"}  # written in its stage
 
 
 class Variant(NamedTuple):
@@ -305,9 +308,10 @@ def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
         if any(_value(giver, key) != _value(taker, key) for key in keys):
             continue
         for path in sorted(source.glob(pattern)):
-            place = target / path.relative_to(source)
-            if not place.exists():
+            name = path.relative_to(source).as_posix()
+            if not (place := target / name).exists():
                 place.parent.mkdir(mode=0o700, exist_ok=True)
+                lend_weights(source, target, "training.jsonl" if name in _FOR_TRAINING else name)
                 write_atomic(place, path.read_bytes())
 
 

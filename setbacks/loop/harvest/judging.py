@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from setbacks.data.languages import language_of
-from setbacks.judges import Item, Judge, gives
+from setbacks.judges import Item, Judge, gives, weights_of_judge
 from setbacks.loop.harvest.settings import ARM, SCANNED, Settings
 from setbacks.loop.harvest.survey import Survey
 from setbacks.records import Response, Verdict, digest
 from setbacks.runs.session import Session
+from setbacks.runs.weights import check_weights
 from setbacks.stages.judge import Case, item_of, weigh
 
 
 def scan(run: Session, opened: Judge, survey: Survey, settings: Settings) -> Sequence[Verdict]:
-    """Judge every answer, and return the verdicts; only they are stored."""
+    """Judge every answer, and return the verdicts; only they are stored.
+
+    Raises:
+        InputError: the judge's weights have changed since the first verdict.
+    """
     (spec,) = run.recipe.judges
     metrics = gives(spec, run.recipe)
     journal = run.journal(SCANNED, Verdict)
+    check_weights(run, None, [journal.path], weights_of_judge(spec, run.recipe))
 
     def redacted(case: Case) -> Case:
         item = case.item
@@ -59,6 +65,7 @@ def adopt(
         for r, verdict in zip(responses, verdicts, strict=True)
     ]
     journal = run.journal(f"verdicts/{ARM}.{spec.called}.jsonl", Verdict)
+    check_weights(run, "judge", [journal.path], weights_of_judge(spec, run.recipe))
     plan = opened.plan([item_of(r) for r in responses])
     for batch in journal.pending([[adopted[index] for index in batch] for batch in plan]):
         journal.commit(batch, batch)
