@@ -58,7 +58,8 @@ def worth(spec: JudgeSpec, recipe: Recipe, version: int | None = None) -> list[d
         else:
             notice(
                 f"{spec.called}: its weights have changed since it was calibrated on "
-                f"{result['labels']}, and these figures are not used; run `setbacks calibrate` again"
+                f"{result['labels']}, and these figures are not used; run `setbacks calibrate` "
+                "again"
             )
     own = [row | {"own": True} for result in newest.values() for row in result["sources"]]
     kind = judge_class(spec)

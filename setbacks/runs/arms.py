@@ -58,6 +58,20 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
     return arms
 
 
+def untrained_arms(recipe: Recipe) -> list[str]:
+    """Return the names of the arms that training does not change.
+
+    A probe that ranks drafts is also fitted on what a method writes for its training.
+    """
+    posterior = recipe.respond.posterior
+    by_probe = posterior is not None and posterior.rank_by == "states"
+    return [
+        arm.name
+        for arm in planned_arms(recipe)
+        if arm.is_untrained and not (by_probe and arm.way == "posterior")
+    ]
+
+
 def choose_arm(
     path: Path, arms: Sequence[Arm], name: str, *, trained: bool, among: str = ""
 ) -> Arm:

@@ -24,6 +24,8 @@ StageName = Literal[
 ]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order of the method
 
+TRAINING = ("train", "introspect")  # stages that change the trained model, or read it alone
+
 MOST_CHANGES = 4  # in a message
 LONGEST_VALUE = 120  # characters of a value in a message
 BEFORE = 40  # of them that come before the place where two long values begin to differ
@@ -50,6 +52,8 @@ class Stage:
         name: names the stage on the command line and in costs.
         outputs: files and folders that it writes in a run folder. `--from` sets them aside.
         stays: pattern of files in these folders that stay, unless an earlier stage is redone.
+        untrained: patterns of files in these folders that depend on the model before training, and
+            stay where its training is redone.
         keys: keys of the recipe that no earlier stage depends on. A part `*` of a dotted key stands
             for any name.
         check: looks up everything that the stage needs, before any work; raises InputError.
@@ -71,6 +75,7 @@ class Stage:
     other_data: Callable[[Recipe, Recipe], bool] = _same
     shown: Mapping[str, str] = field(default_factory=dict)
     stays: str = ""
+    untrained: Callable[[Recipe], tuple[str, ...]] = _nothing
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
@@ -151,7 +156,9 @@ def set_aside(
         )
         if (folder / output).exists()
     ]
-    if not outputs:
+    stay = _staying(stages, first, recipe, keys)
+    moved = [path for output in outputs for path in _but(output, stay.get(output.name, ()))]
+    if not moved:
         return None
     shelf = folder / "superseded"
     with writing(shelf):
@@ -161,25 +168,35 @@ def set_aside(
         place.mkdir(mode=0o700)
         shutil.copy2(folder / "recipe.yaml", place / "recipe.yaml")
         # The last stage first: a crash in between leaves a folder that can be resumed.
-        stays = next((stage.stays for stage in stages if stage.name == first), "")
-        for path in reversed(outputs):
-            _move(path, place / path.name, stays)
-        for changed in (place, shelf, folder):
+        targets = {path: place / path.relative_to(folder) for path in reversed(moved)}
+        for path, target in targets.items():
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            path.rename(target)
+        for changed in {*(one.parent for pair in targets.items() for one in pair), place, shelf}:
             sync(changed)
     return place
 
 
-def _move(path: Path, to: Path, stays: str) -> None:
-    """Move an output; of a folder with files that stay, only the others."""
-    kept = set(path.glob(stays)) if stays and path.is_dir() else set()
-    if not kept:
-        path.rename(to)
-        return
-    to.mkdir(mode=0o700)
-    for file in sorted(set(path.iterdir()) - kept):
-        file.rename(to / file.name)
-    sync(to)
-    sync(path)
+def _staying(
+    stages: Sequence[Stage], first: str, recipe: Recipe, keys: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the patterns of the files that stay when a stage is redone, by their folder."""
+    stay: dict[str, tuple[str, ...]] = {}
+    changed = first not in TRAINING
+    for stage in stages:
+        if stage.untrained is not _nothing:  # verdicts on answers that change are made again, too
+            changed = changed or any(stage.depends_on(key, recipe) for key in keys)
+        patterns = () if changed else stage.untrained(recipe)
+        if stage.name == first and stage.stays:
+            patterns = (*patterns, stage.stays)
+        stay |= dict.fromkeys(stage.outputs, patterns)
+    return stay
+
+
+def _but(output: Path, stays: Sequence[str]) -> list[Path]:
+    """Return an output, or where it is a folder with files that stay, the other files."""
+    kept = {file for pattern in stays if output.is_dir() for file in output.glob(pattern)}
+    return sorted(set(output.iterdir()) - kept) if kept else [output]
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from setbacks.judges import Item, Judge, gives, judge_class, open_judge, opinion
 from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
+from setbacks.runs.arms import untrained_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session
 from setbacks.runs.weights import check_weights
@@ -174,6 +175,7 @@ STAGE = Stage(
     outputs=("verdicts", "thoughts"),
     stays="*.human.jsonl",  # people labeled the answers, which are the same
     keys=("judges",),
+    untrained=lambda recipe: tuple(f"{arm}.*.jsonl" for arm in untrained_arms(recipe)),
     check=check,
     evaluates=True,
     more_keys=_more_keys,

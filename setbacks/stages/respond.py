@@ -26,7 +26,7 @@ from setbacks.plugins import plugin
 from setbacks.prompts import ask
 from setbacks.recipe import Engine, Recipe, Suite
 from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
-from setbacks.runs.arms import planned_arms, write_arms
+from setbacks.runs.arms import planned_arms, untrained_arms, write_arms
 from setbacks.runs.redo import Stage
 from setbacks.runs.session import Session, planned
 from setbacks.runs.weights import check_weights
@@ -336,6 +336,7 @@ STAGE = Stage(
     outputs=("arms.json", "probes", "responses"),
     keys=("respond", "evaluate"),
     check=check,
+    untrained=lambda recipe: tuple(f"{arm}.jsonl" for arm in untrained_arms(recipe)),
     more_keys=_more_keys,
     evaluates=True,
 )

@@ -27,7 +27,7 @@ from setbacks.notices import notice
 from setbacks.pipeline import carry_out, check, open_run
 from setbacks.recipe import Recipe
 from setbacks.records import Example
-from setbacks.runs.arms import planned_arms
+from setbacks.runs.arms import untrained_arms
 from setbacks.runs.environment import cores
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.progress import Show
@@ -333,13 +333,10 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "corrections.jsonl", _CORRECTIONS
         yield "answered.jsonl", (*_CORRECTIONS, "train.helpful_sampling")
     yield "benign.jsonl", _OWN_ANSWERS
-    for arm in planned_arms(taker):
-        # A probe that ranks drafts is also fitted on what a method writes for its training.
-        by_probe = arm.way == "posterior" and bool(without_probe(taker))
-        if arm.is_untrained and not by_probe:
-            yield f"responses/{arm.name}.jsonl", _ANSWERS
-            yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
-            yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
+    for arm in untrained_arms(taker):
+        yield f"responses/{arm}.jsonl", _ANSWERS
+        yield f"verdicts/{arm}.*.jsonl", (*_ANSWERS, "judges")
+        yield f"thoughts/{arm}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
