@@ -150,6 +150,16 @@ def test_overrides_win_over_the_runs_recipe(made, fake_engine):
     assert sampling.max_new_tokens == 7 and request.prefill == "Well"
 
 
+@pytest.mark.parametrize(
+    "override", ["train.epochs=9", "judges=[refusal]", "respond.suites[0].limit=1", "name=x"]
+)
+def test_overrides_that_change_nothing_are_refused(made, override):
+    key = override.partition("=")[0]
+    with pytest.raises(InputError) as error:
+        SideBySide(made[0], [override])
+    assert str(error.value) == f"{override}: a chat does not use {key}; remove it"
+
+
 def test_the_models_of_an_evaluation_can_be_asked_too(
     fake_engine, fake_model, recipe, data, tmp_path
 ):

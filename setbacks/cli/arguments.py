@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from setbacks.recipe import DOTTED, LONGEST_NAME, Recipe, name_problem, parse_ov
 from setbacks.records import Kind
 from setbacks.runs.arms import choose_arm, planned_arms
 from setbacks.runs.folder import Run
+from setbacks.runs.redo import is_inside
 from setbacks.text import quoted
 
 # How names of answers begin or end, unlike those of models.
@@ -24,7 +25,7 @@ _BEGINS = ("hub:", "preset:", "builtin:")
 _ENDS = (".json", ".jsonl", ".csv", ".parquet")
 # Keys of a recipe that an evaluation does not use; `train` only for posterior decoding.
 _OF_TRAINING = (
-    *("adapter", "instructions", "decontaminate", "held_out", "induce", "analyze", "preflight"),
+    *("instructions", "decontaminate", "held_out", "induce", "analyze", "preflight"),
     *("train", "evaluate", "compare", "loop", "jobs", "study"),
 )
 
@@ -198,14 +199,32 @@ def _check_used(overrides: Sequence[str], recipe: Recipe) -> None:
         InputError: there is one.
     """
     for word in overrides:
-        key = word.partition("=")[0]
-        first = re.split(r"[.[]", key)[0]
-        if first == "adapter":
+        if is_inside(_key(word), "adapter"):
             raise InputError(f"{word}: name the adapter's folder as a model instead")
-        if first == "train" and recipe.respond.posterior is not None:
-            continue
-        if first in _OF_TRAINING:
-            raise InputError(f"{word}: an evaluation does not use {key}; remove it")
+    by_posterior = recipe.respond.posterior is not None
+    unused = [key for key in _OF_TRAINING if key != "train" or not by_posterior]
+    refuse_unused(overrides, unused, "an evaluation")
+
+
+def refuse_unused(overrides: Sequence[str], unused: Iterable[str], what: str) -> None:
+    """Refuse overrides that would change nothing.
+
+    Args:
+        overrides: ``key.path=value`` strings.
+        unused: dotted keys of a recipe; those inside them count, too.
+        what: does not use them, such as "an evaluation".
+
+    Raises:
+        InputError: there is one.
+    """
+    keys = [*unused]
+    for word in overrides:
+        if any(is_inside(_key(word), own) for own in keys):
+            raise InputError(f"{word}: {what} does not use {word.partition('=')[0]}; remove it")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].replace("[", ".")
 
 
 def replayed(

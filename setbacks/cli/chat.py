@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from setbacks.cli.arguments import refuse_unused
 from setbacks.data.languages import language_of
 from setbacks.engines import open_engine
 from setbacks.errors import InputError
@@ -23,6 +24,13 @@ from setbacks.text import quoted, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+# Keys of a recipe that a chat does not use; the adapter is trained already.
+_UNUSED = (
+    *("name", "instructions", "decontaminate", "held_out", "induce", "analyze", "preflight"),
+    *("train", "judges", "compare", "loop", "jobs", "study"),
+    *("respond.suites", "respond.guidance", "respond.posterior"),
+)
 
 HELP = (
     "/clear (begin again), /system TEXT (a system prompt; without TEXT: none), "
@@ -57,7 +65,8 @@ class SideBySide:
         remembers: whether a prompt continues the conversation; each arm's holds its own answers.
 
     Raises:
-        InputError: the folder is no run, or has no adapter or no model yet.
+        InputError: the folder is no run, or has no adapter or no model yet; or an override would
+            change nothing.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class SideBySide:
         system: str | None = None,
         remembers: bool = False,
     ) -> None:
+        refuse_unused(overrides, _UNUSED, "a chat")
         run = Run(folder, overrides)
         recipe, adapter = run.recipe, run.path / "adapter"
         if not recipe.evaluate and not adapter.is_dir():
