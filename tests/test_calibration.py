@@ -205,7 +205,7 @@ def test_figures_of_other_weights_at_the_same_path_are_not_used(
         "figures are not used"
     ]
     calibration.calibrate(recipe, found)
-    assert worth(recipe.judges[0], recipe) == measured
+    assert worth(recipe.judges[0], recipe) == measured and len(notices) == 1
     shutil.rmtree(tmp_path / "models")
     assert worth(recipe.judges[0], recipe), "a model that is gone is not another one"
 

@@ -151,7 +151,7 @@ def test_overrides_win_over_the_runs_recipe(made, fake_engine):
 
 
 @pytest.mark.parametrize(
-    "override", ["train.epochs=9", "judges=[refusal]", "respond.suites[0].limit=1", "name=x"]
+    "override", ["train.epochs=9", "judges=[refusal]", "respond.suites=[]", "name=x"]
 )
 def test_overrides_that_change_nothing_are_refused(made, override):
     key = override.partition("=")[0]
@@ -169,6 +169,8 @@ def test_the_models_of_an_evaluation_can_be_asked_too(
         pass
     said = by_name(SideBySide(tmp_path / "run").ask("<x>").answers)
     assert list(said) == ["talker", "shouter"] and said["shouter"] == said["talker"].upper()
+    with pytest.raises(InputError, match="evaluation's models does not use model.batch_size"):
+        SideBySide(tmp_path / "run", ["model.batch_size=1"])
     with RunFolder(tmp_path / "files", recipe(evaluate=[answers])):
         pass
     with pytest.raises(InputError, match="no model to ask"):

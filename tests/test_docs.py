@@ -126,6 +126,11 @@ def test_the_index_and_the_site_list_every_page():
         assert re.search(rf"\b{page.name}$", site, re.MULTILINE), f"mkdocs.yml: {page.name}"
 
 
+def test_the_tutorial_installs_the_torch_of_the_constraints():
+    (pin,) = re.findall(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert f"pip install {pin} --index-url" in (ROOT / "docs/tutorial.md").read_text()
+
+
 def test_every_recipe_and_every_file_that_recipes_read_is_listed():
     recipes = (ROOT / "recipes/README.md").read_text()
     files = (ROOT / "docs/own-data.md").read_text()

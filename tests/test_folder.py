@@ -342,49 +342,6 @@ def test_labels_of_people_stay_as_long_as_their_answers(folder):
     assert {path.name for path in moved.iterdir()} == {"sft.human.jsonl"}
 
 
-ANSWERS = ["responses/vanilla.jsonl", "verdicts/vanilla.probe.jsonl"]
-LABELS = ["verdicts/vanilla.human.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("stage", "changes", "stay"),
-    [
-        ("train", {}, [*ANSWERS, *LABELS]),
-        ("train", {"train.epochs": 9}, [*ANSWERS, *LABELS]),
-        ("train", {"train.epochs": 9, "judges": ["refusal"]}, ANSWERS[:1]),
-        ("train", {"train.epochs": 9, "respond.sampling.max_new_tokens": 9}, []),
-        ("analyze", {}, []),
-        ("respond", {}, []),
-        ("judge", {}, [*ANSWERS[:1], *LABELS]),
-    ],
-)
-def test_the_model_before_training_need_not_answer_again(folder, stage, changes, stay):
-    old = Recipe()
-    with RunFolder(folder, old) as run:
-        fill(run)
-        for kind, end in (("responses", ""), ("verdicts", ".probe"), ("verdicts", ".human")):
-            for arm in ("vanilla", "vanilla_plus", old.train.method):
-                run.write_text(f"{kind}/{arm}{end}.jsonl", "<content>")
-    stays = {folder / name for name in stay}
-    if stage == "judge":
-        stays |= {*folder.glob("responses/*"), *folder.glob("verdicts/*.human.jsonl")}
-    before = {*folder.glob("responses/*"), *folder.glob("verdicts/*")}
-    with open_run(folder, variant(old, "run", changes).recipe if changes else old, redo=stage):
-        assert {*folder.glob("responses/*"), *folder.glob("verdicts/*")} == stays
-        moved = {*folder.glob("superseded/001/*/*.jsonl"), *folder.glob("superseded/001/*/inner")}
-        assert {file.relative_to(folder / "superseded/001") for file in moved} >= {
-            file.relative_to(folder) for file in before - stays
-        }
-
-
-def test_redoing_what_is_not_there_yet_moves_nothing(folder):
-    with RunFolder(folder, Recipe()) as run:
-        (folder / "responses").mkdir()
-        run.write_text("responses/vanilla.jsonl", "<content>")
-    with open_run(folder, redo="train"):
-        assert not (folder / "superseded").exists()
-
-
 def test_redoing_with_a_changed_recipe_keeps_the_old_one_beside_what_it_made(folder):
     with RunFolder(folder, Recipe()) as run:
         fill(run)

@@ -199,7 +199,7 @@ def _check_used(overrides: Sequence[str], recipe: Recipe) -> None:
         InputError: there is one.
     """
     for word in overrides:
-        if is_inside(_key(word), "adapter"):
+        if is_inside(word.partition("=")[0], "adapter"):
             raise InputError(f"{word}: name the adapter's folder as a model instead")
     by_posterior = recipe.respond.posterior is not None
     unused = [key for key in _OF_TRAINING if key != "train" or not by_posterior]
@@ -219,12 +219,9 @@ def refuse_unused(overrides: Sequence[str], unused: Iterable[str], what: str) ->
     """
     keys = [*unused]
     for word in overrides:
-        if any(is_inside(_key(word), own) for own in keys):
-            raise InputError(f"{word}: {what} does not use {word.partition('=')[0]}; remove it")
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].replace("[", ".")
+        key = word.partition("=")[0]
+        if any(is_inside(key, own) for own in keys):
+            raise InputError(f"{word}: {what} does not use {key}; remove it")
 
 
 def replayed(

@@ -80,6 +80,8 @@ class SideBySide:
         refuse_unused(overrides, _UNUSED, "a chat")
         run = Run(folder, overrides)
         recipe, adapter = run.recipe, run.path / "adapter"
+        if recipe.evaluate:  # it names models of its own
+            refuse_unused(overrides, ("model", "adapter"), "a chat with an evaluation's models")
         if not recipe.evaluate and not adapter.is_dir():
             raise InputError(
                 f"{folder}: no adapter yet, so there is nothing to compare; wait for the run to "

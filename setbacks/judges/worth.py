@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from setbacks.errors import SetbacksError
 from setbacks.files import NoHome, user_folder
 from setbacks.judges import judge_class, weights_of_judge
-from setbacks.models.fingerprint import fingerprint
+from setbacks.models.fingerprint import fingerprints
 from setbacks.notices import notice
 from setbacks.records import digest
 
@@ -50,17 +50,18 @@ def worth(spec: JudgeSpec, recipe: Recipe, version: int | None = None) -> list[d
     except NoHome:  # no data folder, so no calibrations
         files = []
     files.sort(key=lambda file: file.stat().st_mtime)
-    newest = {}  # by the labels' name; the later one wins
+    newest, stale = {}, set()  # by the labels' name; the later one wins
     now = weights(spec, recipe) if files else []
     for result in map(read, files):
         if result["weights"] is None or {*now} <= {*result["weights"]}:
             newest[result["labels"]] = result
         else:
-            notice(
-                f"{spec.called}: its weights have changed since it was calibrated on "
-                f"{result['labels']}, and these figures are not used; run `setbacks calibrate` "
-                "again"
-            )
+            stale.add(result["labels"])
+    for labels in sorted(stale - newest.keys(), key=str):
+        notice(
+            f"{spec.called}: its weights have changed since it was calibrated on {labels}, and "
+            "these figures are not used; run `setbacks calibrate` again"
+        )
     own = [row | {"own": True} for result in newest.values() for row in result["sources"]]
     kind = judge_class(spec)
     if version in (None, kind.version):
@@ -78,9 +79,9 @@ def weights(spec: JudgeSpec, recipe: Recipe) -> list[str]:
     Raises:
         InputError: as `worth`.
     """
-    judges = [spec, *(judge for judge in recipe.judges if judge.called in spec.counts)]
-    paths = [path for one in judges for path in weights_of_judge(one, recipe).values()]
-    return sorted({now for path in paths if (now := fingerprint(path)) is not None})
+    counted = [judge for judge in recipe.judges if judge.called in spec.counts]
+    read = {value for one in counted for value in weights(one, recipe)}
+    return sorted(read | {*fingerprints(weights_of_judge(spec, recipe)).values()})
 
 
 def worth_of_verdicts(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +47,15 @@ def weights_of(spec: Engine, adapter: Path | None = None) -> dict[str, Path]:
         if base and Path(base).is_dir():
             found["base model"] = Path(base)
     return found if adapter is None else found | {"adapter": adapter}
+
+
+def fingerprints(used: Mapping[str, Path]) -> dict[str, str]:
+    """Return the fingerprints of files and folders by what they hold; what is missing has none.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    return {what: now for what, path in used.items() if (now := fingerprint(path)) is not None}
 
 
 def fingerprint(path: Path) -> str | None:

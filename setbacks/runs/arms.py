@@ -58,15 +58,15 @@ def planned_arms(recipe: Recipe) -> list[Arm]:
     return arms
 
 
-def untrained_arms(recipe: Recipe) -> list[str]:
-    """Return the names of the arms that training does not change.
+def untrained_arms(recipe: Recipe) -> list[Arm]:
+    """Return the arms that training does not change.
 
     A probe that ranks drafts is also fitted on what a method writes for its training.
     """
     posterior = recipe.respond.posterior
     by_probe = posterior is not None and posterior.rank_by == "states"
     return [
-        arm.name
+        arm
         for arm in planned_arms(recipe)
         if arm.is_untrained and not (by_probe and arm.way == "posterior")
     ]

@@ -37,6 +37,7 @@ from setbacks.runs.environment import environment
 from setbacks.runs.journal import Journal, read, repair
 from setbacks.runs.redo import (
     STAGE_NAMES,
+    Redo,
     Stage,
     check_name,
     described,
@@ -328,7 +329,7 @@ class RunFolder(Run):
         )
 
     def _set_aside(self, first: str, recipe: Recipe, changed: Sequence[str] = ()) -> None:
-        place = set_aside(self.path, self._stages, first, recipe, changed)
+        place = set_aside(Redo(self.path, recipe, first, changed), self._stages)
         if place is not None:
             name = place.relative_to(self.path)
             self.log(f"redone from {first}; what was there is in {name}")

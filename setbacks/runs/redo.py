@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -24,7 +24,7 @@ StageName = Literal[
 ]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order of the method
 
-TRAINING = ("train", "introspect")  # stages that change the trained model, or read it alone
+TRAINING = ("train", "introspect")  # stages that make the trained model, or read it alone
 
 MOST_CHANGES = 4  # in a message
 LONGEST_VALUE = 120  # characters of a value in a message
@@ -44,6 +44,30 @@ def _same(_: Recipe, __: Recipe) -> bool:
     return False
 
 
+class Redo(NamedTuple):
+    """What is redone in a run folder.
+
+    Attributes:
+        folder: the run folder.
+        recipe: the recipe that its outputs come from.
+        first: the first stage to redo.
+        keys: dotted keys of the recipe that changed.
+    """
+
+    folder: Path
+    recipe: Recipe
+    first: str
+    keys: Sequence[str] = ()
+
+    def changes(self, stage: Stage) -> bool:
+        """Whether a stage depends on a key that changed."""
+        return any(stage.depends_on(key, self.recipe) for key in self.keys)
+
+
+def _none(_: Redo) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline: its outputs, what it depends on, and its check.
@@ -51,9 +75,6 @@ class Stage:
     Attributes:
         name: names the stage on the command line and in costs.
         outputs: files and folders that it writes in a run folder. `--from` sets them aside.
-        stays: pattern of files in these folders that stay, unless an earlier stage is redone.
-        untrained: patterns of files in these folders that depend on the model before training, and
-            stay where its training is redone.
         keys: keys of the recipe that no earlier stage depends on. A part `*` of a dotted key stands
             for any name.
         check: looks up everything that the stage needs, before any work; raises InputError.
@@ -63,6 +84,7 @@ class Stage:
         shown: outputs that only the report reads, and the key of the recipe, one of the report's,
             that redoes each of them and no later stage.
         other_data: whether it has other data under a new recipe, though none of its keys changed.
+        stays: patterns of files in its folders that stay, since a redo would not change them.
     """
 
     name: StageName
@@ -74,8 +96,7 @@ class Stage:
     more_keys: Callable[[Recipe], tuple[str, ...]] = _nothing
     other_data: Callable[[Recipe, Recipe], bool] = _same
     shown: Mapping[str, str] = field(default_factory=dict)
-    stays: str = ""
-    untrained: Callable[[Recipe], tuple[str, ...]] = _nothing
+    stays: Callable[[Redo], Sequence[str]] = _none
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""
@@ -131,33 +152,21 @@ def first_affected(
     return stages[0].name  # a key that no stage names: start from the beginning
 
 
-def set_aside(
-    folder: Path, stages: Sequence[Stage], first: str, recipe: Recipe, keys: Sequence[str] = ()
-) -> Path | None:
+def set_aside(redo: Redo, stages: Sequence[Stage]) -> Path | None:
     """Move the outputs of a stage and all later ones to `superseded/`; nothing is deleted.
 
     Args:
-        folder: the run folder.
+        redo: what is redone.
         stages: all stages, in order.
-        first: the first stage to redo.
-        recipe: the recipe that the outputs come from.
-        keys: dotted keys of it that changed.
 
     Returns:
         Where the outputs are now; None if there were none.
+
+    Raises:
+        InputError: a source is missing or broken.
     """
-    outputs = [
-        folder / output
-        for stage in stages
-        for output in (
-            (*stage.more_outputs(recipe), *stage.outputs)
-            if is_before(first, stage.name)
-            else [name for name, own in stage.shown.items() if any(is_inside(k, own) for k in keys)]
-        )
-        if (folder / output).exists()
-    ]
-    stay = _staying(stages, first, recipe, keys)
-    moved = [path for output in outputs for path in _but(output, stay.get(output.name, ()))]
+    folder = redo.folder
+    moved = [path for stage in stages for path in _to_move(redo, stage)]
     if not moved:
         return None
     shelf = folder / "superseded"
@@ -172,31 +181,31 @@ def set_aside(
         for path, target in targets.items():
             target.parent.mkdir(mode=0o700, exist_ok=True)
             path.rename(target)
-        for changed in {*(one.parent for pair in targets.items() for one in pair), place, shelf}:
+        for changed in {
+            *(one.parent for pair in targets.items() for one in pair),
+            place,
+            shelf,
+            folder,
+        }:
             sync(changed)
     return place
 
 
-def _staying(
-    stages: Sequence[Stage], first: str, recipe: Recipe, keys: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Return the patterns of the files that stay when a stage is redone, by their folder."""
-    stay: dict[str, tuple[str, ...]] = {}
-    changed = first not in TRAINING
-    for stage in stages:
-        if stage.untrained is not _nothing:  # verdicts on answers that change are made again, too
-            changed = changed or any(stage.depends_on(key, recipe) for key in keys)
-        patterns = () if changed else stage.untrained(recipe)
-        if stage.name == first and stage.stays:
-            patterns = (*patterns, stage.stays)
-        stay |= dict.fromkeys(stage.outputs, patterns)
-    return stay
-
-
-def _but(output: Path, stays: Sequence[str]) -> list[Path]:
-    """Return an output, or where it is a folder with files that stay, the other files."""
-    kept = {file for pattern in stays if output.is_dir() for file in output.glob(pattern)}
-    return sorted(set(output.iterdir()) - kept) if kept else [output]
+def _to_move(redo: Redo, stage: Stage) -> list[Path]:
+    """Return the outputs of a stage that a redo sets aside; of a folder, the files that change."""
+    if not is_before(redo.first, stage.name):
+        shown = stage.shown.items()
+        names = [name for name, own in shown if any(is_inside(key, own) for key in redo.keys)]
+        return [path for name in names if (path := redo.folder / name).exists()]
+    names = [*stage.more_outputs(redo.recipe), *stage.outputs]
+    stays, moved = stage.stays(redo), []
+    for output in (redo.folder / name for name in names):
+        kept = {path for pattern in stays for path in output.glob(pattern)}
+        if kept:
+            moved += sorted({*output.iterdir()} - kept)
+        elif output.exists():
+            moved.append(output)
+    return moved
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from setbacks.errors import InputError
 from setbacks.files import write_atomic
-from setbacks.models.fingerprint import fingerprint
+from setbacks.models.fingerprint import fingerprints
 from setbacks.runs.redo import StageName
 from setbacks.runs.session import Session
 
@@ -47,21 +47,34 @@ def check_weights(
     # A stage that is redone begins with no output, but its old entry is still there.
     before = noted.get(name, {}) if there else {}
     entry = dict(before)
-    for what, path in used.items():
-        if (now := fingerprint(path)) is None:
-            continue
+    for what, now in fingerprints(used).items():
         if entry.setdefault(what, now) != now:
-            redo = stage and f"redo with --from {stage} (what is there moves to superseded/), or "
+            redo = f"redo with --from {stage} (what is there moves to superseded/), or "
             raise InputError(
-                f"{path}: has changed since {there[0]} was written with it; {redo or ''}choose "
-                "another folder with --out"
+                f"{used[what]}: has changed since {there[0]} was written with it; "
+                f"{redo if stage else ''}choose another folder with --out"
             )
     if entry != noted.pop(name, {}):
         noted |= {name: entry} if entry else {}
         run.write_text(NAME, _as_text(noted))
 
 
-def lend_weights(source: Path, target: Path, name: str) -> None:
+def have_changed(folder: Path, name: str, used: Mapping[str, Path]) -> bool:
+    """Whether weights have changed since an output of a run was written with them.
+
+    Args:
+        folder: the run folder.
+        name: the first one of the stage's outputs, as for `check_weights`.
+        used: as for `check_weights`.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+    noted, now = _noted(folder / NAME).get(name, {}), fingerprints(used)
+    return any(noted.get(what, value) != value for what, value in now.items())
+
+
+def lend_weights(source: Path, target: Path, name: str) -> bool:
     """Copy the note of an output that a run lends to another, before the output itself.
 
     Args:
@@ -69,15 +82,21 @@ def lend_weights(source: Path, target: Path, name: str) -> None:
         target: the folder of the other run.
         name: the first one of the stage's outputs, as for `check_weights`.
 
+    Returns:
+        Whether it can be lent: the other run has nothing of this stage by other weights.
+
     Raises:
         InputError: a note is damaged.
     """
     given, noted = _noted(source / NAME), _noted(target / NAME)
     # What a training starts from is each run's own, and has written none of the texts.
     lent = {what: value for what, value in given.get(name, {}).items() if what != START}
+    own = noted.get(name, {})
+    if any(own.get(what, value) != value for what, value in lent.items()):
+        return False
     if lent:
-        noted[name] = noted.get(name, {}) | lent
-        write_atomic(target / NAME, _as_text(noted).encode())
+        write_atomic(target / NAME, _as_text(noted | {name: own | lent}).encode())
+    return True
 
 
 def _as_text(noted: Mapping[str, Mapping[str, str]]) -> str:

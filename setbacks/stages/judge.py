@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.judges import Item, Judge, gives, judge_class, open_judge, opinions, weights_of_judge
 from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
-from setbacks.runs.arms import untrained_arms
-from setbacks.runs.redo import Stage
+from setbacks.runs.folder import Run
+from setbacks.runs.redo import Redo, Stage
 from setbacks.runs.session import Session
-from setbacks.runs.weights import check_weights
+from setbacks.runs.weights import check_weights, have_changed
 from setbacks.stages.answers import labels
 from setbacks.stages.checks import check_judge_and_model, keys_of_judge
+from setbacks.stages.respond import unchanged_arms
 
 
 class Case(NamedTuple):
@@ -170,12 +171,34 @@ def _more_keys(recipe: Recipe) -> tuple[str, ...]:
     return (*read, *templates)
 
 
+def _stays(redo: Redo) -> list[str]:
+    """People's labels stay while the answers do, and verdicts that would be the same stay, too."""
+    if redo.first == "judge":
+        return ["*.human.jsonl"]
+    arms, called = unchanged_arms(redo), [spec.called for spec in redo.recipe.judges]
+    same = not redo.changes(STAGE) and all(_gives_the_same(redo, arm) for arm in arms)
+    return [f"{arm}.{name}.jsonl" for arm in arms for name in ("human", *(called if same else ()))]
+
+
+def _gives_the_same(redo: Redo, arm: str) -> bool:
+    """Whether the verdicts on an arm are by the present versions and weights of all judges."""
+    for spec in redo.recipe.judges:
+        name = f"verdicts/{arm}.{spec.called}.jsonl"
+        try:
+            versions = {verdict.version for verdict in Run(redo.folder).records(name, Verdict)}
+        except SetbacksError:  # damaged: set aside like the others
+            return False
+        used = weights_of_judge(spec, redo.recipe)
+        if not versions <= {judge_class(spec).version} or have_changed(redo.folder, name, used):
+            return False
+    return True
+
+
 STAGE = Stage(
     "judge",
     outputs=("verdicts", "thoughts"),
-    stays="*.human.jsonl",  # people labeled the answers, which are the same
+    stays=_stays,
     keys=("judges",),
-    untrained=lambda recipe: tuple(f"{arm}.*.jsonl" for arm in untrained_arms(recipe)),
     check=check,
     evaluates=True,
     more_keys=_more_keys,

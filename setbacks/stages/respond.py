@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from setbacks.data.instructions import instructions
 from setbacks.engines.own_verdict import drafts
 from setbacks.engines.states import StatesProbe
-from setbacks.errors import InputError
+from setbacks.errors import InputError, SetbacksError
 from setbacks.measure.degeneration import guidance
 from setbacks.messages import Prompt, transcript
 from setbacks.methods import Method, open_method, states_probe
@@ -27,9 +27,10 @@ from setbacks.prompts import ask
 from setbacks.recipe import Engine, Recipe, Suite
 from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
 from setbacks.runs.arms import planned_arms, untrained_arms, write_arms
-from setbacks.runs.redo import Stage
+from setbacks.runs.folder import Run
+from setbacks.runs.redo import TRAINING, Redo, Stage
 from setbacks.runs.session import Session, planned
-from setbacks.runs.weights import check_weights
+from setbacks.runs.weights import check_weights, have_changed
 from setbacks.stages.answers import answers
 from setbacks.stages.checks import (
     check_chat_of,
@@ -222,10 +223,7 @@ def _answer(
     if method := trained_method(recipe, arm):
         room = sampling.max_new_tokens + method.more_tokens(recipe)
         sampling = sampling.model_copy(update={"max_new_tokens": room})
-    questions = [
-        Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
-        for suite, x in suite_prompts
-    ]
+    questions = _questions(recipe, arm, suite_prompts)
 
     def sized(question: Question) -> Request:
         return _sized(recipe, arm, question.instruction)
@@ -266,6 +264,15 @@ def _answer(
     return journal.finish()
 
 
+def _questions(
+    recipe: Recipe, arm: Arm, suite_prompts: Sequence[tuple[Suite, Instruction]]
+) -> list[Question]:
+    return [
+        Question(digest("response", recipe.seed, arm.name, suite.name, x.id), suite, x)
+        for suite, x in suite_prompts
+    ]
+
+
 def split_answer(
     recipe: Recipe, arm: Arm, text: str, language: str = "en"
 ) -> dict[str, str | None]:
@@ -300,19 +307,58 @@ def _take(
 
 
 def _response(arm: Arm, question: Question, **fields: Any) -> Response:
-    return Response(
-        id=question.id,
-        arm=arm.name,
-        suite=question.suite.name,
-        kind=question.suite.kind,
-        instruction_id=question.instruction.id,
-        instruction=question.instruction.text,
-        reference=question.instruction.answer,
-        category=question.instruction.category,
-        language=question.instruction.language,
-        guided=arm.way == "guided",
-        prompt_harmful=question.instruction.harmful,
-        **fields,
+    return Response(**_copied(arm, question), **fields)
+
+
+def _copied(arm: Arm, question: Question) -> dict[str, Any]:
+    """Return what a response has of its prompt."""
+    return {
+        "id": question.id,
+        "arm": arm.name,
+        "suite": question.suite.name,
+        "kind": question.suite.kind,
+        "instruction_id": question.instruction.id,
+        "instruction": question.instruction.text,
+        "reference": question.instruction.answer,
+        "category": question.instruction.category,
+        "language": question.instruction.language,
+        "guided": arm.way == "guided",
+        "prompt_harmful": question.instruction.harmful,
+    }
+
+
+def unchanged_arms(redo: Redo) -> list[str]:
+    """Return the names of the arms that would answer as they did, if training is redone.
+
+    Raises:
+        InputError: a suite's source is missing, broken or empty.
+    """
+    recipe = redo.recipe
+    if redo.first not in TRAINING or redo.changes(STAGE):
+        return []
+    questions, used = prompts_of(recipe), weights_of(recipe.model, recipe.current)
+    return [
+        arm.name
+        for arm in untrained_arms(recipe)
+        if not have_changed(redo.folder, f"responses/{arm.name}.jsonl", used)
+        and _are_answers(Run(redo.folder), arm, questions)
+    ]
+
+
+def _are_answers(run: Run, arm: Arm, suite_prompts: Sequence[tuple[Suite, Instruction]]) -> bool:
+    """Whether an arm has answers, and all are to these prompts, with all that is copied of them."""
+    questions = {question.id: question for question in _questions(run.recipe, arm, suite_prompts)}
+    try:
+        given = run.records(f"responses/{arm.name}.jsonl", Response)
+    except SetbacksError:  # damaged: set aside like the others
+        return False
+    return bool(given) and all(
+        response.id in questions
+        and all(
+            getattr(response, name) == value
+            for name, value in _copied(arm, questions[response.id]).items()
+        )
+        for response in given
     )
 
 
@@ -336,7 +382,7 @@ STAGE = Stage(
     outputs=("arms.json", "probes", "responses"),
     keys=("respond", "evaluate"),
     check=check,
-    untrained=lambda recipe: tuple(f"{arm}.jsonl" for arm in untrained_arms(recipe)),
+    stays=lambda redo: [f"{arm}.jsonl" for arm in unchanged_arms(redo)],
     more_keys=_more_keys,
     evaluates=True,
 )

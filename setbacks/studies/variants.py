@@ -309,9 +309,10 @@ def lend(giver: Recipe, source: Path, taker: Recipe, target: Path) -> None:
             continue
         for path in sorted(source.glob(pattern)):
             name = path.relative_to(source).as_posix()
-            if not (place := target / name).exists():
-                place.parent.mkdir(mode=0o700, exist_ok=True)
-                lend_weights(source, target, "training.jsonl" if name in _FOR_TRAINING else name)
+            if (place := target / name).exists():
+                continue
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            if lend_weights(source, target, "training.jsonl" if name in _FOR_TRAINING else name):
                 write_atomic(place, path.read_bytes())
 
 
@@ -334,9 +335,9 @@ def _shared(taker: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "answered.jsonl", (*_CORRECTIONS, "train.helpful_sampling")
     yield "benign.jsonl", _OWN_ANSWERS
     for arm in untrained_arms(taker):
-        yield f"responses/{arm}.jsonl", _ANSWERS
-        yield f"verdicts/{arm}.*.jsonl", (*_ANSWERS, "judges")
-        yield f"thoughts/{arm}.*.jsonl", (*_ANSWERS, "judges")
+        yield f"responses/{arm.name}.jsonl", _ANSWERS
+        yield f"verdicts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
+        yield f"thoughts/{arm.name}.*.jsonl", (*_ANSWERS, "judges")
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> Recipe:
