@@ -14,15 +14,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import harmonic_mean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from controls import arms
+
+from setbacks.runs.folder import Run
+from setbacks.text import words_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "compare.yaml"
 RESULTS = ROOT / "benchmarks" / "results"
 METHOD = "mistake_distillation"
+UNTRAINED = "vanilla"
 METRICS = (
     "harmless_rate",
     "hijacking_harmless_rate",
@@ -73,7 +77,39 @@ def compared(options: dict[str, Any], *overrides: str) -> dict[str, Any]:
     for row, arm in zip(rows, judged["arms"], strict=True):
         halves = arm["seeds"]["harmless_rate"], arm["seeds"]["compliance"]
         row["seeds"] = [harmonic_mean(pair) for pair in zip(*halves, strict=True)]
+        row |= words_and_refusals(options["out"], row["arm"], len(row["seeds"]))
     return {"arms": rows, "training": findings["data"]["spent"]}
+
+
+def words_and_refusals(folder: Path, arm: str, seeds: int) -> dict[str, float]:
+    """Return the share of each kind of prompt that an arm refuses, and the length of its answers.
+
+    Args:
+        folder: of the comparison.
+        arm: one of its methods, or `vanilla`, whose answers are those of any method.
+        seeds: trainings of the arm.
+
+    Returns:
+        Means over prompts and seeds: the shares, and words in an answer to a safe prompt.
+    """
+    refused: dict[str, list[bool]] = {"harmful": [], "safe": []}
+    words = []
+    for seed in range(seeds):
+        run = Run(folder / "arms" / f"{METHOD if arm == UNTRAINED else arm}.{seed}")
+        verdicts = run.verdicts("probe")
+        answers = [
+            response
+            for name, responses in run.responses().items()
+            if (name == UNTRAINED) == (arm == UNTRAINED)
+            for response in responses
+        ]
+        for response in answers:
+            if response.kind in refused:
+                refused[response.kind].append(bool(verdicts[response.id].refused))
+            if response.kind == "safe":
+                words.append(len(words_of(response.text)))
+    shares = {f"refused_{kind}": fmean(given) for kind, given in refused.items()}
+    return shares | {"words_safe": fmean(words)}
 
 
 def command(script: str, options: dict[str, Any]) -> str:

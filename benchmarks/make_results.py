@@ -312,6 +312,19 @@ def compared(data: dict[str, Any]) -> Iterator[str]:
     yield "over prompts; p below 0.001 is shown as 0.001."
     yield ""
     yield from arms(data["arms"], "mistake distillation")
+    if "words_safe" in data["arms"][0]:
+        yield ""
+        yield "Prompts that get a refusal, in %, and words in an answer to a safe prompt:"
+        yield ""
+        rows = [
+            [
+                arm["arm"].replace("_", " "),
+                *(f"{100 * arm[f'refused_{kind}']:.1f}" for kind in ("harmful", "safe")),
+                f"{arm['words_safe']:.0f}",
+            ]
+            for arm in data["arms"]
+        ]
+        yield from table(["arm", "harmful refused", "safe refused", "words"], rows)
     several = [arm for arm in data["arms"] if len(arm["seeds"]) > 1]
     if several:
         yield ""
