@@ -264,6 +264,10 @@ def raw_to_corrected(data: dict[str, Any]) -> Iterator[str]:
     yield from table(["arm", "raw", "by calibration", "by people", "all labels"], rows)
 
 
+def named(arm: str) -> str:
+    return "untrained" if arm == "vanilla" else arm.replace("_", " ")
+
+
 def arms(rows: list[dict[str, Any]], method: str) -> Iterator[str]:
     """Yield a table of arms, with their differences from a method in balanced safety."""
 
@@ -285,8 +289,7 @@ def arms(rows: list[dict[str, Any]], method: str) -> Iterator[str]:
     heads += [f"difference from {method}", "p", "p, corrected (Holm)"]
     cells: list[list[object]] = []
     for row in rows:
-        label = "untrained" if row["arm"] == "vanilla" else row["arm"].replace("_", " ")
-        cells.append([label, *(cell(name, row[name]) for name in names)])
+        cells.append([named(row["arm"]), *(cell(name, row[name]) for name in names)])
         if change := row.get("against_method"):
             p_values = (max(change[key], 0.001) for key in ("p", "p_holm"))
             cells[-1] += [cell("", change), *(f"{p:.3f}" for p in p_values)]
@@ -318,7 +321,7 @@ def compared(data: dict[str, Any]) -> Iterator[str]:
         yield ""
         rows = [
             [
-                arm["arm"].replace("_", " "),
+                named(arm["arm"]),
                 *(f"{100 * arm[f'refused_{kind}']:.1f}" for kind in ("harmful", "safe")),
                 f"{arm['words_safe']:.0f}",
             ]
@@ -376,7 +379,6 @@ BENCHMARKS: dict[str, Section] = {
     "attention": ("Attention on a CPU", attention),
     "compare": ("Methods compared at equal data", compare),
     "compare_one_seed": ("Methods compared at equal data, one seed", compare),
-    "compare_default": ("The present default, SFT and the controls at equal data", compare),
     "second_model": ("Methods compared on a second model", second_model),
     "controls": ("Which settings and parts of mistake distillation matter", controls),
     "raw_to_corrected": ("From raw rates to corrected ones", raw_to_corrected),
