@@ -193,8 +193,8 @@ def test_figures_of_other_weights_at_the_same_path_are_not_used(
 ):
     model = fake_model("talker")
     recipe = judge_recipe("reader", [f"engine={json.dumps(model)}"])
-    found = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
-    calibration.calibrate(recipe, found)
+    labels = calibration.labels(write(tmp_path / "labels.jsonl", rows()))
+    calibration.calibrate(recipe, labels)
     measured = worth(recipe.judges[0], recipe)
     assert measured and not notices
     config = tmp_path / "models" / "talker" / "config.json"
@@ -204,7 +204,7 @@ def test_figures_of_other_weights_at_the_same_path_are_not_used(
         "reader: its weights have changed since it was calibrated on labels.jsonl, and these "
         "figures are not used"
     ]
-    calibration.calibrate(recipe, found)
+    calibration.calibrate(recipe, labels)
     assert worth(recipe.judges[0], recipe) == measured and len(notices) == 1
     shutil.rmtree(tmp_path / "models")
     assert worth(recipe.judges[0], recipe), "a model that is gone is not another one"

@@ -89,15 +89,15 @@ def test_answers_that_stay_are_not_given_again(folder, fake_engine):
     fake_engine.batches.clear()
     with open_run(folder) as opened, Session(opened) as run:
         (folder / "adapter").mkdir()
-        judge(run, respond(run, folder / "adapter"))
-    asked = [adapter for _, _, adapter in fake_engine.batches]
-    assert folder / "adapter" in asked
-    answered = [sampling for _, sampling, adapter in fake_engine.batches if adapter is None]
-    rated = [row for row in before if row.endswith(".llm.jsonl") and "vanilla" not in row]
-    assert len(answered) <= len(rated) * 6, "the rater is asked about the trained arms alone"
-    assert {k: v for k, v in files(folder).items() if "human" not in k or k in ALL} == {
-        k: v for k, v in before.items() if "human" not in k or k in ALL
-    }
+        responses = respond(run, folder / "adapter")
+        assert {adapter for *_, adapter in fake_engine.batches} == {folder / "adapter"}
+        fake_engine.batches.clear()
+        judge(run, responses)
+    rated = sum(len(requests) for requests, *_ in fake_engine.batches)
+    trained = [rows for arm, rows in responses.items() if arm not in UNTRAINED]
+    assert rated == sum(map(len, trained)), "the rater is asked about the trained arms alone"
+    labels = {name for name in before if name.endswith(".human.jsonl")} - ALL
+    assert files(folder) == {name: before[name] for name in before.keys() - labels}
 
 
 @pytest.mark.parametrize("field", ["instruction", "category", "answer"])
@@ -116,12 +116,12 @@ def test_another_model_answers_again(folder, tmp_path):
     assert redo(folder, "train", {}) == set()
 
 
-def test_verdicts_of_an_earlier_version_or_other_weights_are_given_again(folder, tmp_path):
+def test_verdicts_of_other_weights_are_given_again(folder, tmp_path):
     (tmp_path / "models" / "rater" / "config.json").write_text('{"other": 1}')
     assert redo(folder, "train", {}) == of_untrained("answers", "human")
 
 
-def test_verdicts_of_an_earlier_version_are_given_again(folder):
+def test_verdicts_of_another_version_are_given_again(folder):
     path = folder / "verdicts" / "vanilla.refusal.jsonl"
     rows = [json.loads(line) | {"version": 99} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

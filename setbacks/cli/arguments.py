@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -206,7 +206,7 @@ def _check_used(overrides: Sequence[str], recipe: Recipe) -> None:
     refuse_unused(overrides, unused, "an evaluation")
 
 
-def refuse_unused(overrides: Sequence[str], unused: Iterable[str], what: str) -> None:
+def refuse_unused(overrides: Sequence[str], unused: Sequence[str], what: str) -> None:
     """Refuse overrides that would change nothing.
 
     Args:
@@ -217,10 +217,9 @@ def refuse_unused(overrides: Sequence[str], unused: Iterable[str], what: str) ->
     Raises:
         InputError: there is one.
     """
-    keys = [*unused]
     for word in overrides:
         key = word.partition("=")[0]
-        if any(is_inside(key, own) for own in keys):
+        if any(is_inside(key, own) for own in unused):
             raise InputError(f"{word}: {what} does not use {key}; remove it")
 
 

@@ -65,7 +65,7 @@ class SideBySide:
         remembers: whether a prompt continues the conversation; each arm's holds its own answers.
 
     Raises:
-        InputError: the folder is no run, or has no adapter or no model yet; or an override would
+        InputError: the folder is not a run, or has no adapter or no model yet, or an override would
             change nothing.
     """
 
@@ -80,7 +80,7 @@ class SideBySide:
         refuse_unused(overrides, _UNUSED, "a chat")
         run = Run(folder, overrides)
         recipe, adapter = run.recipe, run.path / "adapter"
-        if recipe.evaluate:  # it names models of its own
+        if recipe.evaluate:  # each arm names its model
             refuse_unused(overrides, ("model", "adapter"), "a chat with an evaluation's models")
         if not recipe.evaluate and not adapter.is_dir():
             raise InputError(

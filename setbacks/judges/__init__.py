@@ -300,7 +300,7 @@ def weights_of_judge(spec: JudgeSpec | None, recipe: Recipe) -> dict[str, Path]:
 
     Args:
         spec: the judge; None for the default one, whose weights its version pins.
-        recipe: gives the model of a judge that has none of its own.
+        recipe: gives the model of a judge whose spec names none.
     """
     if spec is None:
         return {}

@@ -32,7 +32,7 @@ BEFORE = 40  # of them that come before the place where two long values begin to
 ABSENT = object()  # stands for the value of a key that a recipe does not have
 
 
-def _nothing(_: Recipe) -> tuple[str, ...]:
+def _nothing(_: object) -> tuple[str, ...]:
     return ()
 
 
@@ -64,10 +64,6 @@ class Redo(NamedTuple):
         return any(stage.depends_on(key, self.recipe) for key in self.keys)
 
 
-def _none(_: Redo) -> list[str]:
-    return []
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline: its outputs, what it depends on, and its check.
@@ -96,7 +92,7 @@ class Stage:
     more_keys: Callable[[Recipe], tuple[str, ...]] = _nothing
     other_data: Callable[[Recipe, Recipe], bool] = _same
     shown: Mapping[str, str] = field(default_factory=dict)
-    stays: Callable[[Redo], Sequence[str]] = _none
+    stays: Callable[[Redo], Sequence[str]] = _nothing
 
     def depends_on(self, key: str, recipe: Recipe) -> bool:
         """Whether a dotted key of the recipe is one of the stage's, or is inside one of them."""

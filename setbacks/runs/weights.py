@@ -70,8 +70,7 @@ def have_changed(folder: Path, name: str, used: Mapping[str, Path]) -> bool:
     Raises:
         InputError: the note is damaged.
     """
-    noted, now = _noted(folder / NAME).get(name, {}), fingerprints(used)
-    return any(noted.get(what, value) != value for what, value in now.items())
+    return _differ(_noted(folder / NAME).get(name, {}), fingerprints(used))
 
 
 def lend_weights(source: Path, target: Path, name: str) -> bool:
@@ -92,11 +91,15 @@ def lend_weights(source: Path, target: Path, name: str) -> bool:
     # What a training starts from is each run's own, and has written none of the texts.
     lent = {what: value for what, value in given.get(name, {}).items() if what != START}
     own = noted.get(name, {})
-    if any(own.get(what, value) != value for what, value in lent.items()):
+    if _differ(own, lent):
         return False
     if lent:
         write_atomic(target / NAME, _as_text(noted | {name: own | lent}).encode())
     return True
+
+
+def _differ(noted: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    return any(noted.get(what, value) != value for what, value in others.items())
 
 
 def _as_text(noted: Mapping[str, Mapping[str, str]]) -> str:

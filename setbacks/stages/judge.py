@@ -14,7 +14,7 @@ from setbacks.judges import Item, Judge, gives, judge_class, open_judge, opinion
 from setbacks.measure.substance import part
 from setbacks.recipe import JudgeSpec, Recipe
 from setbacks.records import Response, Verdict, digest
-from setbacks.runs.folder import Run
+from setbacks.runs.journal import read
 from setbacks.runs.redo import Redo, Stage
 from setbacks.runs.session import Session
 from setbacks.runs.weights import check_weights, have_changed
@@ -185,7 +185,7 @@ def _gives_the_same(redo: Redo, arm: str) -> bool:
     for spec in redo.recipe.judges:
         name = f"verdicts/{arm}.{spec.called}.jsonl"
         try:
-            versions = {verdict.version for verdict in Run(redo.folder).records(name, Verdict)}
+            versions = {verdict.version for verdict in read(redo.folder / name, Verdict)}
         except SetbacksError:  # damaged: set aside like the others
             return False
         used = weights_of_judge(spec, redo.recipe)

@@ -27,7 +27,7 @@ from setbacks.prompts import ask
 from setbacks.recipe import Engine, Recipe, Suite
 from setbacks.records import Arm, Completion, Instruction, Request, Response, digest
 from setbacks.runs.arms import planned_arms, untrained_arms, write_arms
-from setbacks.runs.folder import Run
+from setbacks.runs.journal import read
 from setbacks.runs.redo import TRAINING, Redo, Stage
 from setbacks.runs.session import Session, planned
 from setbacks.runs.weights import check_weights, have_changed
@@ -341,15 +341,15 @@ def unchanged_arms(redo: Redo) -> list[str]:
         arm.name
         for arm in untrained_arms(recipe)
         if not have_changed(redo.folder, f"responses/{arm.name}.jsonl", used)
-        and _are_answers(Run(redo.folder), arm, questions)
+        and _are_answers(redo, arm, questions)
     ]
 
 
-def _are_answers(run: Run, arm: Arm, suite_prompts: Sequence[tuple[Suite, Instruction]]) -> bool:
+def _are_answers(redo: Redo, arm: Arm, suite_prompts: Sequence[tuple[Suite, Instruction]]) -> bool:
     """Whether an arm has answers, and all are to these prompts, with all that is copied of them."""
-    questions = {question.id: question for question in _questions(run.recipe, arm, suite_prompts)}
+    questions = {question.id: question for question in _questions(redo.recipe, arm, suite_prompts)}
     try:
-        given = run.records(f"responses/{arm.name}.jsonl", Response)
+        given = read(redo.folder / "responses" / f"{arm.name}.jsonl", Response)
     except SetbacksError:  # damaged: set aside like the others
         return False
     return bool(given) and all(
