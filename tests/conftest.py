@@ -201,7 +201,10 @@ def recipe_data(data, fake_model):
             "analyze": {"contrast": [str(data)]},
             # The safe answers are for other methods; mistake analysis takes none of so few.
             "train": {"helpful": [str(data)], "safe": [str(data)], "mix": {"safe": 0.001}},
-            "respond": {"suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}]},
+            "respond": {
+                "suites": [{"name": "harmful", "kind": "harmful", "sources": [str(data)]}],
+                "guidance": True,
+            },
             "judges": [{"judge": "llm", "engine": fake_model("rater")}],
         } | more
         # The fake engine repeats its prompts and corrects no mistakes, as the default method needs.
@@ -576,7 +579,7 @@ def tiny_recipe(tiny, tmp_path, recipe_data, fake_engine):
                 "min_distinct": 0,
                 "sampling": drawn,
             },
-            "respond": {"suites": suites, "guidance": False, "sampling": {"max_new_tokens": 6}},
+            "respond": {"suites": suites, "sampling": {"max_new_tokens": 6}},
             "train": {
                 "helpful": [str(path)],
                 "safe": [str(path)],

@@ -13,7 +13,7 @@ from setbacks.records import Arm
 from setbacks.runs.arms import planned_arms, read_arms, trained_arm, write_arms
 
 OLD = Path(__file__).parent / "data/run-0.1.0"
-SFT = Recipe(train={"method": "sft"}, respond={"posterior": {}})
+SFT = Recipe(train={"method": "sft"}, respond={"guidance": True, "posterior": {}})
 # Names that look like ours; each is of a model, whatever it is called.
 LURES = ["x-guided", "vanilla-2", "y-posterior", "untrained", "vanilla"]
 
@@ -37,7 +37,7 @@ def test_a_run_has_its_model_before_and_after_in_every_way():
         ("sft-guided", "SFT · guided", True),
         ("sft-posterior", "SFT · posterior", True),
     ]
-    assert planned_arms(Recipe())[-1].label == "mistake distillation · guided"
+    assert [arm.label for arm in planned_arms(Recipe())] == ["untrained", "mistake distillation"]
 
 
 def test_methods_are_called_what_people_call_them_in_comparisons_too():
@@ -72,7 +72,7 @@ def test_a_method_that_extends_another_does_not_go_by_its_title():
 
 
 def test_an_evaluation_may_call_an_arm_anything():
-    arms = planned_arms(evaluation(*LURES, guidance=False))
+    arms = planned_arms(evaluation(*LURES))
     assert [arm.name for arm in arms] == [arm.label for arm in arms] == LURES
     assert {(arm.trained, arm.way) for arm in arms} == {(False, "unguided")}
     assert Arm.untrained() not in arms
@@ -80,18 +80,20 @@ def test_an_evaluation_may_call_an_arm_anything():
 
 def test_two_arms_of_one_name_are_refused():
     with pytest.raises(InputError, match='two arms are called "x-guided"'):
-        planned_arms(evaluation("x", "x-guided"))
-    assert len(planned_arms(evaluation("x", "x-guided", guidance=False))) == 2
+        planned_arms(evaluation("x", "x-guided", guidance=True))
+    assert len(planned_arms(evaluation("x", "x-guided"))) == 2
 
 
 def test_answers_that_are_given_were_given_in_one_way():
     given = {"name": "old", "answers": ["old.jsonl"]}
-    recipe = Recipe(evaluate=[given, {"name": "new", "model": "embedded"}])
+    recipe = Recipe(
+        evaluate=[given, {"name": "new", "model": "embedded"}], respond={"guidance": True}
+    )
     assert [arm.name for arm in planned_arms(recipe)] == ["old", "new", "new-guided"]
 
 
 def test_what_is_written_is_read_in_the_same_order(tmp_path):
-    arms = planned_arms(evaluation(*LURES, guidance=False))
+    arms = planned_arms(evaluation(*LURES))
     answered(tmp_path, *reversed(LURES))
     write_arms(tmp_path, arms)
     other = evaluation("other")

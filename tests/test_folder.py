@@ -264,7 +264,7 @@ def test_a_folder_that_could_not_be_opened_is_not_locked(folder):
         ({"model": "a/b"}, "model.model: smollm2-135m -> a/b", "induce"),
         ({"analyze": {"candidates": 9}}, "analyze.candidates: 2 -> 9", "analyze"),
         ({"train": {"epochs": 5}}, "train.epochs: 2 -> 5", "train"),
-        ({"respond": {"guidance": False}}, "respond.guidance: true -> false", "respond"),
+        ({"respond": {"guidance": True}}, "respond.guidance: false -> true", "respond"),
         ({"judges": ["llm"]}, "judges.0.judge: probe -> llm", "judge"),
         (
             {"instructions": [{"source": "builtin:redteam", "split": "train", "limit": 10}]},

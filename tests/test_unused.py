@@ -269,6 +269,20 @@ def test_the_defaults_give_no_notice():
         ({"words": {"zh": {"guided": "{instruction}?"}}, "language": "auto"}, []),
         ({"words": {"zh": {"refusal": {"opening": ["x"]}}}}, []),
         (
+            {"words": {"guided": "{instruction}?"}, "train": {"method": "sft"}},
+            ["words.en.guided changes nothing, since respond.guidance is false"],
+        ),
+        (
+            {
+                "words": {"guided": "{instruction}?"},
+                "train": {"method": "sft"},
+                "respond": {"guidance": True},
+            },
+            [],
+        ),
+        ({"words": {"guided": "{instruction}?"}, "train": {"method": "chain_of_hindsight"}}, []),
+        ({"words": {"guided": "{instruction}?"}}, []),
+        (
             {"preflight": {"flip_rate": "never", "mistakes": 90}},
             ["preflight.mistakes is set, but changes nothing, since preflight.flip_rate is never"],
         ),

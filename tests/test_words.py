@@ -252,7 +252,10 @@ def mixed(tmp_path, open_session):
             language="auto",
             instructions=[str(path)],
             analyze={"contrast": [str(path)]},
-            respond={"suites": [{"name": "all", "kind": "harmful", "sources": [str(path)]}]},
+            respond={
+                "suites": [{"name": "all", "kind": "harmful", "sources": [str(path)]}],
+                "guidance": True,
+            },
         )
 
     return call
@@ -478,6 +481,9 @@ def test_own_words_of_replies_are_read():
 # What a changed word redoes ---------------------------------------------------------------------
 
 
+GUIDED = {"guidance": True}
+
+
 def affected(old, new):
     changed = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
     return first_affected(STAGES, [key for key, *_ in changed], old, new)
@@ -514,7 +520,10 @@ def recipe_with(method="mistake_analysis", **data):
     ],
 )
 def test_a_changed_word_redoes_what_depends_on_it(method, words, stage):
-    plain, own = recipe_with(method), recipe_with(method, words=words)
+    plain, own = (
+        recipe_with(method, respond=GUIDED),
+        recipe_with(method, respond=GUIDED, words=words),
+    )
     assert affected(plain, own) == affected(own, plain) == stage
 
 
@@ -540,7 +549,9 @@ def test_a_changed_evaluation_names_a_stage_that_it_has():
     plain = recipe_with(evaluate=arms)
     assert affected(plain, recipe_with(evaluate=arms, seed=1)) == "respond"
     words = {"guided": "{instruction} Be kind."}
-    assert affected(plain, recipe_with(evaluate=arms, words=words)) == "respond"
+    guided = [recipe_with(evaluate=arms, respond=GUIDED, words=w) for w in ({}, words)]
+    assert affected(*guided) == "respond"
+    assert affected(plain, recipe_with(evaluate=arms, words=words)) == "report"
     assert affected(plain, recipe_with(evaluate=arms, judges=["llm"])) == "judge"
 
 
@@ -672,9 +683,9 @@ def test_a_changed_template_redoes_the_answers_of_the_models_that_get_it(data, w
     ("data", "stage"),
     [
         ({"method": "mistake_analysis"}, "analyze"),
-        ({"method": "sft"}, "respond"),
-        ({"method": "sft", "respond": {"guidance": False}}, "report"),
-        ({"method": "sft", "respond": {"guidance": False}, "judges": ["llm"]}, "judge"),
+        ({"method": "sft", "respond": GUIDED}, "respond"),
+        ({"method": "sft"}, "report"),
+        ({"method": "sft", "judges": ["llm"]}, "judge"),
     ],
 )
 def test_a_changed_clause_redoes_what_depends_on_the_policy(data, stage):
@@ -687,8 +698,8 @@ def test_a_run_refuses_other_words_and_redoes_them_when_told(file, tmp_path):
     with RunFolder(tmp_path / "run", Recipe(), stages=STAGES) as run:
         run.write_text("mistakes.jsonl", "")
         run.write_text("arms.json", "[]")
-    own = Recipe(words={"guided": "{instruction} Be kind."}, train={"method": "mistake_analysis"})
-    held = Recipe(train={"method": "mistake_analysis"})
+    own = recipe_with(words={"guided": "{instruction} Be kind."}, respond=GUIDED)
+    held = recipe_with(respond=GUIDED)
     with RunFolder(tmp_path / "other", held, stages=STAGES) as run:
         run.write_text("mistakes.jsonl", "")
         run.write_text("arms.json", "[]")

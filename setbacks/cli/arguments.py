@@ -175,8 +175,7 @@ def evaluation(
             "nothing to evaluate: name a model (smollm2-135m, a folder, a PEFT adapter, a hub id) "
             "or NAME=answers.jsonl"
         )
-    # Guidance belongs to the method; whoever wants it here asks for it.
-    recipe = Recipe.load(None, ["name=evaluation", "respond.guidance=false", *keys])
+    recipe = Recipe.load(None, ["name=evaluation", *keys])
     _check_used(keys, recipe)
     data = recipe.model_dump(mode="json")
     data["evaluate"] = [

@@ -374,7 +374,9 @@ class Respond(Section):
         min_length=1,
     )
     guidance: bool = Field(
-        True, description="Also answer with guidance in the prompt, as one more arm each."
+        False,
+        description="Also answer with guidance in the prompt, as one more arm each. The paper's "
+        "method answers like this.",
     )
     posterior: Posterior | None = Field(
         None,

@@ -16,6 +16,8 @@ from setbacks.methods.corrections import CorrectionOptions
 from setbacks.models.embedded import MODELS
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import AUTO, Engine, Recipe, Sampling
+from setbacks.runs.redo import first_affected
+from setbacks.stages import STAGES
 from setbacks.stages.checks import OURS, induces
 from setbacks.stages.preflight import measures_flips
 from setbacks.stages.train import checks_texts
@@ -98,8 +100,11 @@ def _of_judges(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_words(recipe: Recipe) -> Iterator[str]:
-    """Yield a line for each language of own words in which no prompt is."""
+    """Yield a line for own words in a language that no prompt is in, and for unused guidance."""
+    guides = first_affected(STAGES, ["words.*.guided"], recipe, recipe) != "report"
     for name, words in recipe.words.items():
+        if "guided" in words and not guides:
+            yield f"words.{name}.guided changes nothing, since respond.guidance is false"
         if recipe.language not in (AUTO, name) and not words.keys() <= FOUND_IN_ANSWERS:
             yield (
                 f"words.{name} changes no prompt, since language is {recipe.language}; for prompts "

@@ -134,23 +134,28 @@ def padded(rows: Sequence[Sequence[Any]], filler: Any) -> Any:
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
 
 
-def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> tuple[Any, Any]:
-    """Return the logits for some tokens of a batch, and the positions that they are for.
+def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> Any:
+    """Return the logits for some tokens of a batch, row by row: [tokens, vocabulary].
 
-    Logits take most of the memory of a step, so they are computed only where a row needs them.
+    Logits take most of the memory of a step, and in a small model much of its time, so the head
+    reads only the states that predict these tokens. The option of transformers, `logits_to_keep`,
+    keeps the same positions of all rows.
 
     Args:
         model: a causal language model.
         input_ids: [batch, length].
         attention_mask: [batch, length].
-        wanted: [batch, length], true for the tokens to predict.
-
-    Returns:
-        The logits, [batch, positions, vocabulary], and the positions of the predicted tokens.
+        wanted: [batch, length], true for the tokens to predict; false for the first of a row.
     """
-    before = wanted[:, 1:].any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=before).logits
-    return logits, before + 1
+    from accelerate.utils import extract_model_from_parallel
+
+    before = wanted.roll(-1, dims=1)
+    head = extract_model_from_parallel(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0][before][None],))
+    try:
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits[0]
+    finally:
+        hook.remove()
 
 
 class TooLong(NamedTuple):

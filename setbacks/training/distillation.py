@@ -191,10 +191,9 @@ class Teacher:
         model.eval()  # the teacher has no dropout
         try:
             with torch.no_grad(), use_adapter(model, self._adapter):
-                logits, positions = predictions(model, input_ids, attention_mask, taught)
+                logits = predictions(model, input_ids, attention_mask, taught).float()
         finally:
             model.train(training)
-        logits = logits[taught[:, positions]].float()
         top_k = min(self._divergence.top_k or logits.shape[1], logits.shape[1])
         tokens = logits.topk(top_k, dim=1).indices
         return Targets(tokens, log_probabilities(logits, tokens), self._divergence.beta)

@@ -249,6 +249,12 @@ def _mean(sums: Any, counts: Any) -> float:
     return float(sums.sum() / counts.sum().clamp(min=1))
 
 
+def _of_rows(values: Any, where: Any) -> Any:
+    """Return the sum for each row of the values of some of its tokens, without gradients."""
+    every = values.new_zeros(where.shape)
+    return every.masked_scatter(where, values.detach()).sum(dim=1)
+
+
 def completion_loss(
     model: Any,
     input_ids: Any,
@@ -275,28 +281,20 @@ def completion_loss(
     """
     import torch
 
-    logits, positions = predictions(model, input_ids, attention_mask, labels != IGNORED)
-    following = labels[:, positions]
-    scored = following != IGNORED
-    as_text = scored if targets is None else scored & ~taught[:, positions]
-    each = torch.zeros(following.shape, dtype=torch.float32, device=logits.device)
-    each[as_text] = torch.nn.functional.cross_entropy(
-        logits[as_text].float(), following[as_text], reduction="none"
-    )
-    likelihood, soft = each.detach(), None
+    scored = labels != IGNORED
+    scored[:, 0] = False  # nothing predicts a row's first token
+    logits = predictions(model, input_ids, attention_mask, scored).float()
+    each = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="none")
+    sums, soft = _of_rows(each, scored), None
     if targets is not None:
-        chosen = taught[:, positions]
-        student = logits[chosen].float()
-        likelihood = likelihood.clone()
-        likelihood[chosen] = torch.nn.functional.cross_entropy(
-            student.detach(), following[chosen], reduction="none"
-        )
-        each[chosen] = targets.divergence(student)
-        soft = (each.detach() * chosen).sum(dim=1), chosen.sum(dim=1)
-    weighted = each if weights is None else each * weights[:, positions]
+        chosen = taught[scored]
+        divergence = targets.divergence(logits[chosen])
+        each = each.index_put((chosen,), divergence)
+        soft = _of_rows(divergence, taught), taught.sum(dim=1)
+    weighted = each if weights is None else each * weights[scored]
     return Loss(
         weighted.sum() / (scored.sum() if total is None else total),
-        likelihood.sum(dim=1),
+        sums,
         scored.sum(dim=1),
         *(soft or ()),
     )
