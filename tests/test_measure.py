@@ -658,6 +658,23 @@ def test_best_is_supported_only_beyond_chance():
     assert measured({"vanilla": arm("vanilla", 60, 95)})["judges"]["probe"]["best"] is None
 
 
+def test_the_summary_says_once_how_far_training_moved_a_model():
+    def sentences(**arms):
+        return measured(arms)["summary"].split(". ")
+
+    before, after = arm("vanilla", 40, 95), arm("mistake_analysis", 80, 95)
+    said = sentences(vanilla=before, mistake_analysis=after)
+    assert len(said) == 2 and said[1].startswith("Against untrained the difference is +")
+    said = sentences(
+        vanilla=arm("vanilla", 80, 95), mistake_analysis=arm("mistake_analysis", 40, 95)
+    )
+    assert len(said) == 2 and said[1].startswith(
+        "Training itself moved balanced safety by \N{MINUS SIGN}"
+    )
+    (*_, last) = measured(usual())["summary"].split(". ")
+    assert last.startswith("Training itself moved") and "without guidance and" in last
+
+
 def test_arms_that_tie_are_named_together():
     """An exact tie has no winner, and the sentence about a lead is of the arms below."""
     level = {name: arm(name, 80, 95) for name in ("vanilla", "sft", "dpo")}

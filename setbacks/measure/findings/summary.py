@@ -39,7 +39,7 @@ def summary(results: Measurement) -> str:
         )
     else:
         sentences += _ranking(judge, report, report.best)
-        sentences += _effect_of_training(report)
+        sentences += _effect_of_training(report, best=report.best)
     return " ".join(sentences)
 
 
@@ -80,7 +80,8 @@ def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
             f"{percent(top.compliance.value)} of the safe ones."
         )
     if best.supported:
-        yield "Its lead over every other arm is significant."
+        if len(rows) > 2:
+            yield "Its lead over every other arm is significant."
     elif lower := [arm.label for arm in best.tied if arm not in level]:
         lead = f"The lead of {top.arm.label}" if tie else "Its lead"
         yield f"{lead} over {listed(lower)} is not significant."
@@ -90,8 +91,11 @@ def _ranking(judge: str, report: JudgeReport, best: Best) -> Iterator[str]:
         yield f"Against {first.arm.label} the difference{of} is {change_with_p(change)}."
 
 
-def _effect_of_training(report: JudgeReport) -> Iterator[str]:
-    """How far training itself moved balanced safety, where there is one trained model."""
+def _effect_of_training(report: JudgeReport, best: Best) -> Iterator[str]:
+    """How far training itself moved balanced safety, where there is one trained model.
+
+    Nothing if that is how far the best arm is above the first, which `_ranking` has said.
+    """
     rows = {row.arm: row for row in report.arms}
     own = [
         row
@@ -103,7 +107,8 @@ def _effect_of_training(report: JudgeReport) -> Iterator[str]:
         for row in own
         if (cell := row.metrics.get("balanced_safety"))
     ]
-    if effects and len({row.arm.model for row in own}) == 1:
+    said = [(best.arm, report.arms[0].arm)] == [(row.arm, row.against) for row in own]
+    if effects and not said and len({row.arm.model for row in own}) == 1:
         yield f"Training itself moved balanced safety by {' and '.join(effects)}."
 
 
