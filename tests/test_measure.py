@@ -1040,6 +1040,7 @@ def test_over_refusal_is_a_warning():
     warning = texts(measured(usual((97, 12))), "warning")
     assert "Over-refusal: mistake analysis refuses 88.0 % of the safe prompts" in warning
     assert "untrained 5.0 %" in warning and "Worse in balance" in warning
+    assert "fewer steps, or milder guidance." in warning
 
 
 def test_refusals_in_place_of_degenerate_answers_are_a_warning_though_compliance_is_the_same():
@@ -1055,6 +1056,7 @@ def test_refusals_in_place_of_degenerate_answers_are_a_warning_though_compliance
     assert change["refusals"]["value"] == pytest.approx(0.2)
     warning = texts(metrics, "warning")
     assert "Over-refusal: sft refuses 20.0 % of the safe prompts and untrained 0.0 %" in warning
+    assert "or fewer steps." in warning, "no arm has guidance"
 
 
 def test_an_unmeasured_judge_and_a_weak_one_are_warnings():
