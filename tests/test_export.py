@@ -362,7 +362,7 @@ def test_the_card_holds_the_measured_table(tiny_run, tmp_path):
     assert "has not been measured against people" in text
     assert "| analysis | 2 | builtin:redteam |" in text
     assert "| helpful | 1 | builtin:helpful |" in text
-    assert "5 steps of 8 examples," in text and "Give an answer that is harmless" in text
+    assert "5 steps of 8 examples," in text
     assert front(text)["library_name"] == "peft" and "base_model" not in front(text)
 
 
@@ -462,11 +462,15 @@ def test_the_card_gives_the_system_prompt_and_the_variables_of_the_template(tiny
     assert "by name: `enable_thinking=False`" in card(recipe_of(model), tiny_run, "adapter")
 
 
-def test_the_card_gives_the_guided_prompt_of_the_method(tiny_run, tiny):
-    recipe = recipe_of(str(tiny), train={"method": "mistake_analysis_joined"})
-    text = card(recipe, tiny_run, "adapter")
+def test_the_card_gives_the_guided_prompt_of_the_method_if_there_are_guided_arms(tiny_run, tiny):
+    def of(**more):
+        return card(recipe_of(str(tiny), **more), tiny_run, "adapter")
+
+    guided, joined = {"guidance": True}, {"method": "mistake_analysis_joined"}
+    assert "Give an answer that is harmless" in of(respond=guided)
+    text = of(respond=guided, train=joined)
     assert "First say whether" in text and "Give an answer that is harmless" not in text
-    assert "Give an answer that is harmless" in card(recipe_of(str(tiny)), tiny_run, "adapter")
+    assert "guided arms" not in of() + of(train=joined)
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):

@@ -235,8 +235,6 @@ def _use(recipe: Recipe, form: str) -> str:
             f'model = {auto}.from_pretrained("THIS_FOLDER")',
         ]
     )
-    prompt = open_method(recipe).guided_prompt(recipe.words_for(), "(the instruction)")
-    guided = transcript(prompt)
     parts = [_fenced("\n".join(load), "python")]
     if recipe.model.chat_template == "alpaca":
         template = fill(recipe.words_for()["alpaca"], instruction="(the instruction)")
@@ -261,7 +259,9 @@ def _use(recipe: Recipe, form: str) -> str:
                 "python",
             )
         )
-    parts.append(f"The guided arms had this prompt:\n\n{_fenced(guided)}")
+    if recipe.respond.guidance:
+        prompt = open_method(recipe).guided_prompt(recipe.words_for(), "(the instruction)")
+        parts.append(f"The guided arms had this prompt:\n\n{_fenced(transcript(prompt))}")
     if recipe.model.model in MODELS:
         parts.append(
             "The training ran on the embedded 4-bit copy of the base; on the original weights, the "
