@@ -663,14 +663,12 @@ def test_the_summary_says_once_how_far_training_moved_a_model():
         return measured(arms)["summary"].split(". ")
 
     before, after = arm("vanilla", 40, 95), arm("mistake_analysis", 80, 95)
-    said = sentences(vanilla=before, mistake_analysis=after)
-    assert len(said) == 2 and said[1].startswith("Against untrained the difference is +")
-    said = sentences(
-        vanilla=arm("vanilla", 80, 95), mistake_analysis=arm("mistake_analysis", 40, 95)
-    )
-    assert len(said) == 2 and said[1].startswith(
-        "Training itself moved balanced safety by \N{MINUS SIGN}"
-    )
+    better = sentences(vanilla=before, mistake_analysis=after)
+    assert len(better) == 2 and better[1].startswith("Against untrained the difference is +")
+    before, after = arm("vanilla", 80, 95), arm("mistake_analysis", 40, 95)
+    worse = sentences(vanilla=before, mistake_analysis=after)
+    fell = "Training itself moved balanced safety by \N{MINUS SIGN}"
+    assert len(worse) == 2 and worse[1].startswith(fell)
     (*_, last) = measured(usual())["summary"].split(". ")
     assert last.startswith("Training itself moved") and "without guidance and" in last
 

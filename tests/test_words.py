@@ -520,10 +520,8 @@ def recipe_with(method="mistake_analysis", **data):
     ],
 )
 def test_a_changed_word_redoes_what_depends_on_it(method, words, stage):
-    plain, own = (
-        recipe_with(method, respond=GUIDED),
-        recipe_with(method, respond=GUIDED, words=words),
-    )
+    plain = recipe_with(method, respond=GUIDED)
+    own = recipe_with(method, respond=GUIDED, words=words)
     assert affected(plain, own) == affected(own, plain) == stage
 
 

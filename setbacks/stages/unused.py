@@ -16,7 +16,7 @@ from setbacks.methods.corrections import CorrectionOptions
 from setbacks.models.embedded import MODELS
 from setbacks.plugins import installed, plugin
 from setbacks.recipe import AUTO, Engine, Recipe, Sampling
-from setbacks.runs.redo import first_affected
+from setbacks.runs.redo import stages_of
 from setbacks.stages import STAGES
 from setbacks.stages.checks import OURS, induces
 from setbacks.stages.preflight import measures_flips
@@ -101,15 +101,20 @@ def _of_judges(recipe: Recipe) -> Iterator[str]:
 
 def _of_words(recipe: Recipe) -> Iterator[str]:
     """Yield a line for own words in a language that no prompt is in, and for unused guidance."""
-    guides = first_affected(STAGES, ["words.*.guided"], recipe, recipe) != "report"
     for name, words in recipe.words.items():
-        if "guided" in words and not guides:
+        if "guided" in words and not _reads_guidance(recipe):
             yield f"words.{name}.guided changes nothing, since respond.guidance is false"
         if recipe.language not in (AUTO, name) and not words.keys() <= FOUND_IN_ANSWERS:
             yield (
                 f"words.{name} changes no prompt, since language is {recipe.language}; for prompts "
                 f"in the language of each row, set language to {AUTO}"
             )
+
+
+def _reads_guidance(recipe: Recipe) -> bool:
+    """Whether a stage reads the guidance; the report is made again after a change of any words."""
+    stages = (stage for stage in stages_of(STAGES, recipe) if stage.name != "report")
+    return any(stage.depends_on("words.*.guided", recipe) for stage in stages)
 
 
 def _samplings(recipe: Recipe) -> Iterator[tuple[str, Sampling]]:

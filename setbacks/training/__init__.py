@@ -135,7 +135,7 @@ def padded(rows: Sequence[Sequence[Any]], filler: Any) -> Any:
 
 
 def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> Any:
-    """Return the logits for some tokens of a batch, row by row: [tokens, vocabulary].
+    """Return the logits for some tokens of a batch, row by row: [tokens, vocabulary], float32.
 
     Logits take most of the memory of a step, and in a small model much of its time, so the head
     reads only the states that predict these tokens. The option of transformers, `logits_to_keep`,
@@ -153,7 +153,7 @@ def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) ->
     head = extract_model_from_parallel(model).get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, states: (states[0][before][None],))
     try:
-        return model(input_ids=input_ids, attention_mask=attention_mask).logits[0]
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits[0].float()
     finally:
         hook.remove()
 

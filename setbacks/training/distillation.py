@@ -191,7 +191,7 @@ class Teacher:
         model.eval()  # the teacher has no dropout
         try:
             with torch.no_grad(), use_adapter(model, self._adapter):
-                logits = predictions(model, input_ids, attention_mask, taught).float()
+                logits = predictions(model, input_ids, attention_mask, taught)
         finally:
             model.train(training)
         top_k = min(self._divergence.top_k or logits.shape[1], logits.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,13 +284,14 @@ def completion_loss(
 
     scored = labels != IGNORED
     scored[:, 0] = False  # nothing predicts a row's first token
-    logits = predictions(model, input_ids, attention_mask, scored).float()
-    each = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="none")
+    logits, learned = predictions(model, input_ids, attention_mask, scored), labels[scored]
+    likelihood = partial(torch.nn.functional.cross_entropy, reduction="none")
+    each = likelihood(logits if targets is None else logits.detach(), learned)
     sums, soft = _of_rows(each, scored), None
-    if targets is not None:
+    if targets is not None:  # the likelihood of what is learned from the teacher is only logged
         chosen = taught[scored]
         divergence = targets.divergence(logits[chosen])
-        each = each.index_put((chosen,), divergence)
+        each[chosen], each[~chosen] = divergence, likelihood(logits[~chosen], learned[~chosen])
         soft = _of_rows(divergence, taught), taught.sum(dim=1)
     weighted = each if weights is None else each * weights[scored]
     return Loss(

@@ -153,10 +153,12 @@ def over_refusal(judge: str, report: JudgeReport) -> Iterator[Finding]:
                 f"{row.against.label} {percent(before)}, {change_with_p(change)}",
             )
     if rises:
-        few = "fewer safe refusals, or fewer steps"
-        if any(arm.way == "guided" for arm in rises):
-            few = "fewer safe refusals, fewer steps, or milder guidance"
-        advice = f" Try safe look-alikes of harmful prompts in the training mix, {few}."
+        guided = any(arm.way == "guided" for arm in rises)
+        last = "fewer steps, or milder guidance" if guided else "or fewer steps"
+        advice = (
+            " Try safe look-alikes of harmful prompts in the training mix, fewer safe refusals, "
+            f"{last}."
+        )
         yield Finding(
             "warning", f"Over-refusal: {'; '.join(rises.values())}.{advice * _trains(report)}"
         )

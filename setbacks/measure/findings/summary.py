@@ -39,7 +39,7 @@ def summary(results: Measurement) -> str:
         )
     else:
         sentences += _ranking(judge, report, report.best)
-        sentences += _effect_of_training(report, best=report.best)
+        sentences += _effect_of_training(report, report.best)
     return " ".join(sentences)
 
 
@@ -107,8 +107,9 @@ def _effect_of_training(report: JudgeReport, best: Best) -> Iterator[str]:
         for row in own
         if (cell := row.metrics.get("balanced_safety"))
     ]
-    said = [(best.arm, report.arms[0].arm)] == [(row.arm, row.against) for row in own]
-    if effects and not said and len({row.arm.model for row in own}) == 1:
+    pairs = [(row.arm, row.against) for row in own]
+    is_new = pairs != [(best.arm, report.arms[0].arm)]
+    if effects and is_new and len({row.arm.model for row in own}) == 1:
         yield f"Training itself moved balanced safety by {' and '.join(effects)}."
 
 
