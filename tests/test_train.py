@@ -519,15 +519,21 @@ def test_dpo_with_the_likelihood_of_preferred_answers_makes_them_likelier(tiny_r
 def test_every_way_of_training_computes_in_bfloat16(tiny_recipe, tmp_path, monkeypatch, method):
     from safetensors.torch import load_file
 
-    widths, forward = set(), torch.nn.Linear.forward
+    from setbacks.training import lora_linear
 
-    def noted(self, x):
-        product = forward(self, x)
-        if product.requires_grad and not product.is_meta:
-            widths.add(product.dtype)
-        return product
+    widths = set()
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    def noting(forward):
+        def noted(self, x):
+            product = forward(self, x)
+            if product.requires_grad and not product.is_meta:
+                widths.add(product.dtype)
+            return product
+
+        return noted
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noting(torch.nn.Linear.forward))
+    monkeypatch.setattr(lora_linear, "_forward", noting(lora_linear._forward))
     data = {"method": method, "steps": 2, "rlhf": {"max_new_tokens": 4}}
     recipe = changed(tiny_recipe(24), data)  # prompts of two lengths, so some are padded
     model = recipe.model.model_copy(update={"dtype": "bfloat16"})

@@ -31,6 +31,7 @@ from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
+from setbacks.training.lora_linear import train_in_one
 from setbacks.training.targets import look_up
 
 log = logging.getLogger(__name__)
@@ -374,6 +375,8 @@ def follow(run: TrainingRun, trainer: Any, label: str = "train") -> Any:
         trainer.add_callback(Snapshots())
     if not processes.rank():
         run.log(f"{label}: an adapter on {coverage(trainer.model)}")
+    if trainer.args.use_cpu and trainer.args.bf16 and not is_spread(trainer):
+        train_in_one(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
     return trainer
@@ -437,9 +440,14 @@ def save(run: TrainingRun, trainer: Any, adapter: Path, tokens: int, too_long: T
     return tokens
 
 
+def is_spread(trainer: Any) -> bool:
+    """Return whether each process holds a part of the weights."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
 def gathered(trainer: Any) -> Any:
     """Gather weights that are spread over processes; every process has to call this."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if is_spread(trainer):
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return None
 

@@ -1,0 +1,102 @@
+"""LoRA's linear layers on the CPU: PEFT's forward pass against one function of autograd.
+
+    python benchmarks/lora_linear.py
+
+Shapes are the embedded model's: each kind of its layers, and a step of the whole model with 8 rows
+of 80 tokens, half of which are learned. Both are forward and backward, in bfloat16 with an adapter
+in float32. Times are CPU milliseconds of one thread, side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from setbacks.models.attention import attend_by_products
+from setbacks.models.loading import load_model
+from setbacks.recipe import Engine
+from setbacks.training import predictions
+from setbacks.training.lora_linear import train_in_one
+
+ROWS, LENGTH = 8, 80
+LAYERS = [("q_proj, o_proj", 576, 576), ("k_proj, v_proj", 576, 192)]
+LAYERS += [("gate_proj, up_proj", 576, 1536), ("down_proj", 1536, 576)]
+CONFIG = {"r": 16, "lora_alpha": 32}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/lora_linear.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [layer(*case) for case in LAYERS] + [step()]
+    print("| what | PEFT ms | one function ms | ratio |")
+    print("| --- | ---: | ---: | ---: |")
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def layer(name: str, inputs: int, outputs: int) -> dict[str, object]:
+    """Time both ways of one layer, forward and backward."""
+    base = torch.nn.Sequential(torch.nn.Linear(inputs, outputs, bias=False)).bfloat16()
+    model = get_peft_model(base, LoraConfig(target_modules=["0"], **CONFIG))
+    x = torch.randn(ROWS, LENGTH, inputs, dtype=torch.bfloat16, requires_grad=True)
+    return side_by_side(name, model, lambda: model(x).sum(), 20)
+
+
+def step() -> dict[str, object]:
+    """Time both ways of a training step of the embedded model."""
+    base = load_model(Engine(dtype="bfloat16"))
+    attend_by_products(base, LENGTH)  # as in training
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", **CONFIG))
+    ids = torch.randint(1000, 9000, (ROWS, LENGTH))
+    learned = torch.arange(LENGTH).expand(ROWS, -1) >= LENGTH // 2
+
+    def loss() -> torch.Tensor:
+        logits = predictions(model, ids, torch.ones_like(ids), learned)
+        return torch.nn.functional.cross_entropy(logits, ids[learned])
+
+    return side_by_side("training step", model, loss, 1)
+
+
+def side_by_side(
+    name: str, model: Any, forward: Callable[[], torch.Tensor], times: int
+) -> dict[str, object]:
+    """Time PEFT's way and ours in turns, so that a slow moment of the machine hits both."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+
+    def timed() -> float:
+        start = time.process_time()
+        for _ in range(times):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = forward()
+            loss.backward()
+        return (time.process_time() - start) / times
+
+    pairs = []
+    for _ in range(10):
+        peft = timed()
+        train_in_one(model)
+        pairs.append((peft, timed()))
+        for module in layers:
+            del module.forward
+    one, other = (sorted(column)[4] for column in zip(*pairs[1:], strict=True))
+    return {
+        "what": name,
+        "peft": round(one * 1e3, 2),
+        "one": round(other * 1e3, 2),
+        "ratio": round(one / other, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
