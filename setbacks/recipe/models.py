@@ -81,7 +81,7 @@ class Engine(PartSection):
     )
     device: str = Field("auto", description="Device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     batch_size: int = Field(
-        128, ge=1, description="Largest number of prompts in a batch of generation."
+        256, ge=1, description="Largest number of prompts in a batch of generation."
     )
     cuda_graphs: bool = Field(
         True, description="Replay captured CUDA graphs instead of starting each kernel."
