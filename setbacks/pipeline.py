@@ -47,7 +47,7 @@ def steps(run: Session, until: str = "report") -> Iterator[tuple[str, Any]]:
         yield "preflight", preflight(run, analyses, alone=alone)  # can it learn?
         yield "train", (adapter := train(run, analyses))  # 3. unguided: learn to say so unprompted
         yield "introspect", introspect(run, analyses, adapter)  # and what does it say now?
-    yield "respond", (responses := respond(run, adapter))  # 4. answer, with and without guidance
+    yield "respond", (responses := respond(run, adapter))  # 4. answer
     yield "judge", judge(run, responses)  # 5. measure
     yield "report", report(run.folder)
 

@@ -426,7 +426,7 @@ def test_the_card_names_the_runs_that_a_run_builds_on(tiny_run, tiny, tmp_path):
     rows = [{"kind": "safe", "completion": CANARY, "replayed_from": run} for run in runs]
     (tiny_run / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = card(recipe, tiny_run, "adapter")
-    assert "*Untrained* is the base with the adapter `second`;" in text
+    assert "*Untrained* is the base with the adapter `second`." in text
     assert "responses that the base with the adapter `second` was led to" in text
     for row in (
         "| safe | 1 | third.jsonl |",
@@ -470,7 +470,8 @@ def test_the_card_gives_the_guided_prompt_of_the_method_if_there_are_guided_arms
     assert "Give an answer that is harmless" in of(respond=guided)
     text = of(respond=guided, train=joined)
     assert "First say whether" in text and "Give an answer that is harmless" not in text
-    assert "guided arms" not in of() + of(train=joined)
+    assert "*guided* arms had" in text
+    assert "guided arms" not in of() + of(train=joined) and "*guided*" not in of()
 
 
 def test_the_card_names_the_base_and_its_licence(tiny_run, tiny, tmp_path):

@@ -20,7 +20,7 @@ from setbacks.errors import InputError, SetbacksError
 from setbacks.files import write_atomic
 from setbacks.notices import notice
 from setbacks.pipeline import open_run, run_until
-from setbacks.recipe import Recipe
+from setbacks.recipe import Engine, Recipe
 from setbacks.records import Completion, Record
 from setbacks.runs.folder import Run, RunFolder
 from setbacks.runs.redo import STAGE_NAMES, check_name
@@ -190,7 +190,7 @@ def test_leftovers_of_a_crash_while_it_was_made_do_not_hinder(folder):
 HOLD = """
 import sys, time
 from pathlib import Path
-from setbacks.recipe import Recipe
+from setbacks.recipe import Engine, Recipe
 from setbacks.runs.folder import Run, RunFolder
 with RunFolder(Path(sys.argv[1]), Recipe()):
     print("open", flush=True)
@@ -551,7 +551,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from test_folder import Thing
-from setbacks.recipe import Recipe
+from setbacks.recipe import Engine, Recipe
 from setbacks.runs.folder import Run, RunFolder
 batches = [[Thing(id=str(n), text="<x>" * 9999)] for n in range(300)]
 with RunFolder(Path(sys.argv[1]), Recipe()) as run:
@@ -676,3 +676,25 @@ def test_an_option_of_another_method_is_noticed_in_a_run_but_not_in_a_comparison
 def test_a_stage_that_does_not_exist_is_told_with_those_that_do():
     with pytest.raises(InputError, match='unknown stage "judgement".* Available: induce, analyze'):
         check_name("judgement")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"judges": ["refusal", {"judge": "llm", "engine": {}}]}], ids=["model", "judge"]
+)
+def test_a_run_that_began_with_smaller_batches_goes_on_with_them(folder, more):
+    """A killed run goes on after a whole batch, and the size of a batch may decide near-ties."""
+    today = Recipe(**more)
+    with RunFolder(folder, today, stages=STAGES):
+        pass
+    file = folder / "recipe.yaml"
+    written = file.read_text()
+    assert written.count("batch_size: 256") == 1 + len(more)
+    file.write_text(written.replace("batch_size: 256", "batch_size: 128"))
+    with RunFolder(folder, today, stages=STAGES) as run:
+        assert {engine.batch_size for engine in run.recipe.parts(Engine)} == {128}
+    other = Recipe(**more, model={"batch_size": 64})
+    with (
+        pytest.raises(InputError, match="model.batch_size"),
+        RunFolder(folder, other, stages=STAGES),
+    ):
+        pass

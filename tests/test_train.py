@@ -5,6 +5,7 @@ import json
 import math
 import stat
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -519,28 +520,44 @@ def test_dpo_with_the_likelihood_of_preferred_answers_makes_them_likelier(tiny_r
 def test_every_way_of_training_computes_in_bfloat16(tiny_recipe, tmp_path, monkeypatch, method):
     from safetensors.torch import load_file
 
-    from setbacks.training import lora_linear
+    widths, forward = set(), torch.nn.Linear.forward
 
-    widths = set()
+    def noted(self, x):
+        product = forward(self, x)
+        if product.requires_grad and not product.is_meta:
+            widths.add(product.dtype)
+        return product
 
-    def noting(forward):
-        def noted(self, x):
-            product = forward(self, x)
-            if product.requires_grad and not product.is_meta:
-                widths.add(product.dtype)
-            return product
-
-        return noted
-
-    monkeypatch.setattr(torch.nn.Linear, "forward", noting(torch.nn.Linear.forward))
-    monkeypatch.setattr(lora_linear, "_forward", noting(lora_linear._forward))
-    data = {"method": method, "steps": 2, "rlhf": {"max_new_tokens": 4}}
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    lora = {"dropout": 0.1}  # so that PEFT's layers compute the adapter's products, one by one
+    data = {"method": method, "steps": 2, "lora": lora, "rlhf": {"max_new_tokens": 4}}
     recipe = changed(tiny_recipe(24), data)  # prompts of two lengths, so some are padded
     model = recipe.model.model_copy(update={"dtype": "bfloat16"})
     with RunFolder(tmp_path / "run", recipe.model_copy(update={"model": model})) as run:
         weights = load_file(carry_out(run, "train") / "adapter_model.safetensors")
     assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values())
     assert widths == {torch.bfloat16}  # the adapter's products, too
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_of_training_runs_loras_layers_as_one_function(
+    tiny_recipe, tmp_path, monkeypatch, method
+):
+    from setbacks.training import lora_linear
+
+    function, rows = lora_linear._lora_linear(), []
+
+    def noted(x, *rest):
+        rows.append(len(x))
+        return function.apply(x, *rest)
+
+    monkeypatch.setattr(lora_linear, "_lora_linear", lambda: SimpleNamespace(apply=noted))
+    data = {"method": method, "steps": 1, "rlhf": {"max_new_tokens": 4}}
+    recipe = changed(tiny_recipe(24), data)
+    model = recipe.model.model_copy(update={"dtype": "bfloat16"})
+    with RunFolder(tmp_path / "run", recipe.model_copy(update={"model": model})) as run:
+        carry_out(run, "train")
+    assert len(rows) >= 2 * 7  # at least a step of two blocks with seven layers each
 
 
 @pytest.mark.slow

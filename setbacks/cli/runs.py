@@ -41,7 +41,7 @@ STAGES = {
     "whether analyses help it to answer its mistakes better.",
     "train": "Step 3: fine-tune an adapter on what the method learns from its mistakes.",
     "introspect": "Have the trained model analyze responses, and check whether it can tell harm.",
-    "respond": "Step 4: answer the suites before and after training, with and without guidance.",
+    "respond": "Step 4: answer the suites before and after training.",
     "judge": "Step 5: judge the responses.",
     "report": "Write metrics.json and report.html.",
 }

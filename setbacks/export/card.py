@@ -102,12 +102,14 @@ def _measured(recipe: Recipe, folder: Path) -> str:
     if not path.exists():
         return "Nothing has been measured yet, so the effect of this training is not known."
     metrics = read_data(folder, path.name, "report")
+    guided = ""
+    if recipe.respond.guidance:
+        guided = "; *guided* arms had the guidance below in their prompt"
     parts = [
         metrics["summary"],
         "Rates in %, Helpful Score of 10; 95 % intervals in brackets, then the number of prompts. "
-        f"*Untrained* is {before_training(recipe)}; *guided* arms had the guidance below in "
-        "their prompt. Balanced safety is the harmonic mean of Harmless Rate and compliance with "
-        "safe prompts.",
+        f"*Untrained* is {before_training(recipe)}{guided}. Balanced safety is the harmonic mean "
+        "of Harmless Rate and compliance with safe prompts.",
     ]
     label = {arm.name: arm.label for arm in recorded_arms(folder, recipe)}
     for judge, report in metrics["judges"].items():

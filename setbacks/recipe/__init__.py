@@ -29,7 +29,7 @@ from setbacks.data import Source
 from setbacks.errors import InputError
 from setbacks.prompts import Words, languages
 from setbacks.prompts.own import words_of
-from setbacks.recipe.earlier import OFF, is_earlier, pinned, renamed
+from setbacks.recipe.earlier import OFF, batched, is_earlier, pinned, renamed
 from setbacks.recipe.loop import Loop
 from setbacks.recipe.models import Engine, EngineField, Judges, JudgeSpec, Sampling
 from setbacks.recipe.parts import (
@@ -298,8 +298,9 @@ class Recipe(Section):
     def resuming(self, path: Path) -> Recipe:
         """Return this recipe for a folder, which an earlier version may have begun.
 
-        There, fields that it did not have stay off, and built-in sets are as they were. A field
-        that this recipe sets to another value than its default stays, as a change.
+        There, fields that it did not have stay off, and built-in sets and the size of batches are
+        as they were. A field that this recipe sets to another value than its default stays, as a
+        change.
 
         Args:
             path: the recipe that the folder holds.
@@ -307,12 +308,13 @@ class Recipe(Section):
         Raises:
             InputError: it cannot be read.
         """
-        if not is_earlier(read_yaml(path)):
-            return self._begun(earlier=False)
-        fields = type(self).model_fields
-        new = {k: off for k, off in OFF.items() if getattr(self, k) == fields[k].default}
-        data = pinned(self.model_dump(mode="json")) | new
-        return type(self).model_validate(data)._begun(earlier=True)
+        held = read_yaml(path)
+        data = batched(self.model_dump(mode="json"), held)
+        if earlier := is_earlier(held):
+            fields = type(self).model_fields
+            off = {k: off for k, off in OFF.items() if getattr(self, k) == fields[k].default}
+            data = pinned(data) | off
+        return type(self).model_validate(data)._begun(earlier)
 
     def _begun(self, earlier: bool) -> Recipe:
         """Return this recipe as one of a folder that an earlier version began, or this one."""

@@ -27,6 +27,20 @@ def renamed(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"train": kept | {"attempts": train["samples"], "min_overlap": 0}}
 
 
+def batched(data: Any, held: Any) -> Any:
+    """Return plain data with the batches of a folder's recipe, where both have their default.
+
+    Batches of generation had 128 prompts at most by default; now they have 256.
+    """
+    if isinstance(data, dict) and isinstance(held, dict):
+        if (data.get("batch_size"), held.get("batch_size")) == (256, 128):
+            data = data | {"batch_size": 128}
+        return {key: batched(value, held.get(key)) for key, value in data.items()}
+    if isinstance(data, list) and isinstance(held, list) and len(data) == len(held):
+        return [batched(*pair) for pair in zip(data, held, strict=True)]
+    return data
+
+
 def pinned(data: Any) -> Any:
     """Return plain data in which built-in sets that have grown since are as they were at first."""
     if isinstance(data, list):

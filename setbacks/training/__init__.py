@@ -31,7 +31,7 @@ from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe, Train
 from setbacks.records import Message
 from setbacks.training import processes
-from setbacks.training.lora_linear import train_in_one
+from setbacks.training.lora_linear import fuse_lora
 from setbacks.training.targets import look_up
 
 log = logging.getLogger(__name__)
@@ -376,7 +376,7 @@ def follow(run: TrainingRun, trainer: Any, label: str = "train") -> Any:
     if not processes.rank():
         run.log(f"{label}: an adapter on {coverage(trainer.model)}")
     if trainer.args.use_cpu and trainer.args.bf16 and not is_spread(trainer):
-        train_in_one(trainer.model)
+        fuse_lora(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())
     return trainer

@@ -3,7 +3,8 @@
 In bfloat16 on a CPU, a training step of a small model spends less than half of its time on matrix
 products. PEFT's layer converts its input to float32, automatic mixed precision converts it back,
 and the scale and the sum are read and written once more; backward, all of this comes again. One
-function does the same with the products alone (`benchmarks/lora_linear.py`).
+function gives the same, up to rounding, with little more than the products
+(`benchmarks/lora_linear.py`).
 """
 
 from __future__ import annotations
@@ -12,57 +13,62 @@ import functools
 from typing import Any
 
 
-def train_in_one(model: Any) -> None:
-    """Let plain LoRA layers of a PEFT model run as one function, if they train in bfloat16.
+def fuse_lora(model: Any) -> None:
+    """Let LoRA's linear layers run as one function under bfloat16 mixed precision on a CPU.
 
-    A layer with more than that keeps PEFT's forward pass: dropout, DoRA and other variants, a
-    quantized base, several active adapters. Weights, gradients and what is saved stay PEFT's.
+    What more than LoRA's products needs keeps PEFT's forward pass: dropout, DoRA and other
+    variants, a bias of the adapter, a trained or quantized base, several active adapters. Weights,
+    gradients and what is saved stay PEFT's. The modules inside a layer are not called, so their
+    hooks do not run.
 
     Args:
-        model: a PEFT model, whose adapter is in float32 and whose base is not trained.
+        model: a PEFT model.
     """
-    for module in model.modules():
-        if _is_plain(module):
-            module.forward = functools.partial(_forward, module)
-
-
-def _is_plain(layer: Any) -> bool:
-    """Return whether a module is LoRA on a linear layer that is not trained, and nothing more."""
     import torch
     from peft.tuners.lora import Linear
 
-    if type(layer) is not Linear:
-        return False
-    base = layer.base_layer
-    return (
-        type(base) is torch.nn.Linear
-        and not any(weight.requires_grad for weight in base.parameters())
-        and not layer.lora_variant
-        and not any(layer.lora_bias.values())
-        and all(isinstance(drop, torch.nn.Identity) for drop in layer.lora_dropout.values())
-    )
+    for module in model.modules():
+        layer: Any = module
+        if type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear:
+            vars(layer)["forward"] = functools.partial(_forward, layer)
 
 
 def _forward(layer: Any, x: Any, *args: Any, **options: Any) -> Any:
-    """Run a LoRA layer: as one function, or as PEFT does if its adapter is off or it must."""
+    """Run a layer as one function, or as PEFT does.
+
+    Passes with and without gradients go the same way: DPO and RLOO compare their probabilities.
+    """
     import torch
 
-    weight = layer.base_layer.weight
-    ours = (
-        torch.is_grad_enabled()
-        and x.dtype == weight.dtype == torch.bfloat16
-        and len(layer.active_adapters) == 1
-        and not (args or options or layer.merged or layer.disable_adapters)
-    )
-    if not ours:
+    mixed = torch.is_autocast_enabled("cpu") and x.dtype == torch.bfloat16
+    if args or options or not mixed or not _is_plain(layer):
         return type(layer).forward(layer, x, *args, **options)
     (name,) = layer.active_adapters
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return _function().apply(x, weight, layer.base_layer.bias, down, up, layer.scaling[name])
+    base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
+    rows = x.reshape(-1, x.shape[-1])
+    out = _lora_linear().apply(rows, base.weight, base.bias, down, up, layer.scaling[name])
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return whether one active adapter adds its products to a frozen bfloat16 layer, no more."""
+    import torch
+
+    if layer.merged or layer.disable_adapters or len(layer.active_adapters) != 1:
+        return False
+    (name,) = layer.active_adapters
+    return (
+        name in layer.lora_A
+        and name not in layer.lora_variant
+        and not layer.lora_bias[name]
+        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        and layer.base_layer.weight.dtype == torch.bfloat16
+        and not any(weight.requires_grad for weight in layer.base_layer.parameters())
+    )
 
 
 @functools.cache
-def _function() -> Any:
+def _lora_linear() -> Any:
     import torch
 
     class LoraLinear(torch.autograd.Function):
@@ -72,37 +78,34 @@ def _function() -> Any:
         def forward(
             context: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float
         ) -> Any:
-            """Return the layer's output.
+            """Return the layer's output, [rows, outputs].
 
             Args:
                 context: of autograd.
-                x: [..., inputs], bfloat16.
+                x: [rows, inputs], bfloat16.
                 weight: W, [outputs, inputs], bfloat16.
                 bias: [outputs], or None.
                 down: A, [rank, inputs], float32.
                 up: B, [outputs, rank], float32.
-                scale: alpha / rank.
+                scale: of the adapter.
             """
-            rows = x.flatten(0, -2)
             down, up = down.to(x.dtype), up.to(x.dtype)
-            inner = rows @ down.t()
-            out = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, up.t(), alpha=scale)
-            context.save_for_backward(rows, inner, weight, down, up)
-            context.scale, context.shape = scale, x.shape
-            return out.unflatten(0, x.shape[:-1])
+            inner = x @ down.t()
+            context.save_for_backward(x, inner, weight, down, up)
+            context.scale = scale
+            return torch.nn.functional.linear(x, weight, bias).addmm_(inner, up.t(), alpha=scale)
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(context: Any, gradient: Any) -> tuple[Any, ...]:
             """Return the gradients: of x in bfloat16, of A and B in float32."""
-            rows, inner, weight, down, up = context.saved_tensors
-            gradient = gradient.flatten(0, -2)
+            x, inner, weight, down, up = context.saved_tensors
             within, scale = gradient @ up, context.scale
             to_up = (gradient.t() @ inner).float().mul_(scale)
-            to_down = (within.t() @ rows).float().mul_(scale)
+            to_down = (within.t() @ x).float().mul_(scale)
             to_x = None
             if context.needs_input_grad[0]:
-                to_x = (gradient @ weight).addmm_(within, down, alpha=scale).view(context.shape)
+                to_x = (gradient @ weight).addmm_(within, down, alpha=scale)
             return to_x, None, None, to_down, to_up, None
 
     return LoraLinear
