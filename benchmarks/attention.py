@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,19 +69,25 @@ def measure(dtype: str, step: str, rows: int, queries: int, keys: int) -> dict[s
                 mixed.sum().backward()
         return (time.process_time() - start) / times
 
-    # In turns, so that a slow moment of the machine hits both.
     products = AttentionInterface()["sdpa"]
-    times = [(timed(sdpa_attention_forward), timed(products)) for _ in range(9)]
-    one, other = (sorted(column)[4] for column in zip(*times, strict=True))
-    return {
-        "step": step,
-        "dtype": dtype,
-        "queries": queries,
-        "keys": keys,
-        "fused": round(one * 1e3, 2),
-        "products": round(other * 1e3, 2),
-        "ratio": round(one / other, 2),
-    }
+    case: dict[str, object] = {"step": step, "dtype": dtype, "queries": queries, "keys": keys}
+    return case | in_turns(
+        fused=lambda: timed(sdpa_attention_forward), products=lambda: timed(products)
+    )
+
+
+def in_turns(**two: Callable[[], float]) -> dict[str, float]:
+    """Return the median milliseconds of two ways by their names, and the first by the second.
+
+    They take turns, so that a slow moment of the machine hits both.
+
+    Args:
+        two: each runs one way, and returns its seconds.
+    """
+    turns = [[timed() for timed in two.values()] for _ in range(9)]
+    one, other = map(statistics.median, zip(*turns, strict=True))
+    rounded = {name: round(of * 1e3, 2) for name, of in zip(two, (one, other), strict=True)}
+    return rounded | {"ratio": round(one / other, 2)}
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from attention import in_turns
 from peft import LoraConfig, get_peft_model
 
 from setbacks.models.attention import attend_by_products
@@ -77,8 +77,7 @@ def side_by_side(
     slope: torch.Tensor | None,
     times: int,
 ) -> dict[str, object]:
-    """Time PEFT's way and ours in turns, so that a slow moment of the machine hits both."""
-    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    """Time PEFT's way and ours."""
 
     def timed() -> float:
         start = time.process_time()
@@ -88,20 +87,19 @@ def side_by_side(
             out.backward(slope)
         return (time.process_time() - start) / times
 
-    pairs = []
-    for _ in range(10):
-        peft = timed()
+    def peft() -> float:
+        for module in model.modules():
+            if hasattr(module, "lora_A"):
+                vars(module).pop("forward", None)
+        return timed()
+
+    def one() -> float:
         fuse_lora(model)
-        pairs.append((peft, timed()))
-        for module in layers:
-            vars(module).pop("forward", None)
-    one, other = map(statistics.median, zip(*pairs[1:], strict=True))
-    return {
-        "what": name,
-        "peft": round(one * 1e3, 2),
-        "one": round(other * 1e3, 2),
-        "ratio": round(one / other, 2),
-    }
+        return timed()
+
+    peft(), one()  # the first products of a shape take longer
+    row: dict[str, object] = {"what": name}
+    return row | in_turns(peft=peft, one=one)
 
 
 if __name__ == "__main__":

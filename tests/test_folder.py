@@ -190,7 +190,7 @@ def test_leftovers_of_a_crash_while_it_was_made_do_not_hinder(folder):
 HOLD = """
 import sys, time
 from pathlib import Path
-from setbacks.recipe import Engine, Recipe
+from setbacks.recipe import Recipe
 from setbacks.runs.folder import Run, RunFolder
 with RunFolder(Path(sys.argv[1]), Recipe()):
     print("open", flush=True)
@@ -551,7 +551,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from test_folder import Thing
-from setbacks.recipe import Engine, Recipe
+from setbacks.recipe import Recipe
 from setbacks.runs.folder import Run, RunFolder
 batches = [[Thing(id=str(n), text="<x>" * 9999)] for n in range(300)]
 with RunFolder(Path(sys.argv[1]), Recipe()) as run:
@@ -682,7 +682,7 @@ def test_a_stage_that_does_not_exist_is_told_with_those_that_do():
     "more", [{}, {"judges": ["refusal", {"judge": "llm", "engine": {}}]}], ids=["model", "judge"]
 )
 def test_a_run_that_began_with_smaller_batches_goes_on_with_them(folder, more):
-    """A killed run goes on after a whole batch, and the size of a batch may decide near-ties."""
+    """Another size would generate an unfinished batch anew, and round its answers differently."""
     today = Recipe(**more)
     with RunFolder(folder, today, stages=STAGES):
         pass

@@ -107,7 +107,7 @@ def test_an_output_can_be_changed_in_place():
     results = []
     for each in (model, plain):
         with mixed():
-            out = each(x).clamp_(-1, 1)
+            out = each(x).mul_(2)  # clamping would turn a difference of rounding into one of slope
         out.float().sum().backward()
         results.append([p.grad for p in each.parameters() if p.requires_grad])
     for ours, theirs in zip(*results, strict=True):

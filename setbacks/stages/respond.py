@@ -1,7 +1,8 @@
 """Step 4, guided response generation (arXiv 2310.10477, section 3.3).
 
-The model answers every prompt of every suite before and after training, with and without guidance:
-p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so guidance brings out what training taught.
+The model answers every prompt of every suite before and after training, and with
+`respond.guidance` also under guidance: p(Y | X, T) is proportional to p(Y | X) p(T | X, Y), so
+guidance brings out what training taught.
 Posterior decoding applies that formula explicitly; see `setbacks.engines.own_verdict`. In an
 evaluation, any models answer, or existing answers are used.
 """
