@@ -93,6 +93,7 @@ def train(run: Session, analyses: Sequence[Analysis]) -> Path:
             raise _explained(error, run.path) from error
         run.spend("train", time.monotonic() - start, len(examples), 0, tokens)
         run.release_engines()  # frees the trainer, too: reference cycles hold its model
+    processes.part()
     for leftover in ("checkpoints", *method.temporary):
         shutil.rmtree(run.path / leftover, ignore_errors=True)
     return adapter
@@ -132,6 +133,7 @@ def train_along(folder: Path) -> None:
     adapter = run.path / "adapter"
     if not adapter.exists():
         open_method(run.recipe).fit(run, run.records("training.jsonl", Example), adapter)
+    processes.part()
 
 
 def _check_processes(train: Train, method: Method) -> None:

@@ -54,3 +54,18 @@ def meet() -> None:
 
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         PartialState(cpu=on_cpu, timeout=PATIENCE).wait_for_everyone()
+
+
+def part() -> None:
+    """Wait until every process gets here, and end their connections; do nothing if there are none.
+
+    A process that ends with open connections can abort: their threads still run. After an error,
+    do not call this: the others may be in the middle of a step, and would never get here.
+
+    Source: PyTorch, `torch.distributed`, "Shutdown".
+    """
+    if count() > 1:
+        from torch import distributed
+
+        meet()
+        distributed.destroy_process_group()
