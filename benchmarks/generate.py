@@ -32,7 +32,8 @@ from setbacks.data import Source, load
 from setbacks.engines import by_length
 from setbacks.engines.local import Local
 from setbacks.models.chat_template import stop_tokens
-from setbacks.models.loading import device, dtype, load_model, load_tokenizer
+from setbacks.models.hardware import device, dtype
+from setbacks.models.loading import load_model, load_tokenizer
 from setbacks.recipe import Engine, Sampling
 from setbacks.records import Request
 

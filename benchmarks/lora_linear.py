@@ -23,8 +23,8 @@ from peft import LoraConfig, get_peft_model
 from setbacks.models.attention import attend_by_products
 from setbacks.models.loading import load_model
 from setbacks.recipe import Engine
-from setbacks.training import predictions
 from setbacks.training.lora_linear import fuse_lora
+from setbacks.training.predictions import predictions
 
 ROWS, LENGTH = 8, 80
 LAYERS = [("q_proj, o_proj", 576, 576), ("k_proj, v_proj", 576, 192)]

@@ -102,7 +102,8 @@ def one(name: str, data: Path, number: int, seed: int) -> dict[str, Any]:
     """Train one contender; return its speed, its peak memory and its loss on unseen examples."""
     import torch
 
-    from setbacks.models.loading import device, dtype, load_tokenizer
+    from setbacks.models.hardware import device, dtype
+    from setbacks.models.loading import load_tokenizer
     from setbacks.recipe import Recipe
     from setbacks.training.supervised import example_row
 
@@ -207,7 +208,7 @@ def theirs(recipe: Any, examples: list[Any], place: Path, name: str, mean: float
     from trl import SFTConfig, SFTTrainer
 
     from setbacks.models.embedded import resolve
-    from setbacks.models.loading import device, dtype
+    from setbacks.models.hardware import device, dtype
     from setbacks.training import adapter_config
 
     where = device(recipe.model)

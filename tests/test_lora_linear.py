@@ -104,6 +104,22 @@ def test_output_and_gradients_are_those_of_peft(inputs_, outputs, rank, alpha, b
         assert_same(slope, slopes[name], sizes[name])
 
 
+def test_a_model_in_float32_computes_the_same_in_float32():
+    torch.manual_seed(0)
+    model, x = lora().float(), torch.randn(3, 7, 24, requires_grad=True)
+    plain = copy.deepcopy(model)
+    fuse_lora(model)
+    results = []
+    for each in (model, plain):
+        x.grad = None
+        out = each(x)
+        out.square().mean().backward()
+        results.append([out, x.grad, *(p.grad for p in each.parameters() if p.requires_grad)])
+    assert "LoraLinear" in model(x).grad_fn.next_functions[0][0].name()
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_pass_without_gradients_gives_the_very_same():
     model = lora()
     fuse_lora(model)

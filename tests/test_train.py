@@ -539,9 +539,10 @@ def test_every_way_of_training_computes_in_bfloat16(tiny_recipe, tmp_path, monke
     assert widths == {torch.bfloat16}  # the adapter's products, too
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_way_of_training_runs_loras_layers_as_one_function(
-    tiny_recipe, tmp_path, monkeypatch, method
+    tiny_recipe, tmp_path, monkeypatch, method, dtype
 ):
     from setbacks.training import lora_linear
 
@@ -554,10 +555,30 @@ def test_every_way_of_training_runs_loras_layers_as_one_function(
     monkeypatch.setattr(lora_linear, "_lora_linear", lambda: SimpleNamespace(apply=noted))
     data = {"method": method, "steps": 1, "rlhf": {"max_new_tokens": 4}}
     recipe = changed(tiny_recipe(24), data)
-    model = recipe.model.model_copy(update={"dtype": "bfloat16"})
+    model = recipe.model.model_copy(update={"dtype": dtype})
     with RunFolder(tmp_path / "run", recipe.model_copy(update={"model": model})) as run:
         carry_out(run, "train")
     assert len(rows) >= 2 * 7  # at least a step of two blocks with seven layers each
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_system_prompt_is_read_once_a_step(tiny_recipe, tmp_path, monkeypatch, dtype):
+    from setbacks.training import predictions
+
+    prefixes, as_one_row = [], predictions._as_one_row
+    monkeypatch.setattr(
+        predictions,
+        "_as_one_row",
+        lambda model, layout, *rest: (
+            prefixes.append(layout.prefix) or as_one_row(model, layout, *rest)
+        ),
+    )
+    recipe = changed(tiny_recipe(24), {"method": "sft", "steps": 3})
+    system = "You answer in a few plain words."
+    model = recipe.model.model_copy(update={"dtype": dtype, "system": system})
+    with RunFolder(tmp_path / "run", recipe.model_copy(update={"model": model})) as run:
+        carry_out(run, "train")
+    assert len(prefixes) == 1 + 3 and min(prefixes) > 8  # the first batch is read both ways
 
 
 @pytest.mark.slow

@@ -117,8 +117,7 @@ def find_way(
     """
     import torch
 
-    precision = torch.finfo(model.dtype).eps
-    most, typical = (max(STRICTEST, times * precision) for times in (LOOSEST, TYPICAL))
+    most, typical = bounds(model.dtype)
     try:
         check = Check(model, _tokens(model, tokenizer), context)
     except torch.OutOfMemoryError:
@@ -192,7 +191,7 @@ class Check:
             answered = [BATCH[row] for row in rows]
             for ours, (prompt, most) in zip(logits.cpu(), answered, strict=True):
                 if step < most:
-                    off.append(_distance(ours, self.logits[prompt][step]))
+                    off.append(distance(ours, self.logits[prompt][step]))
             tokens = [self.following[prompt][step] for prompt, _ in answered]
             return torch.tensor(tokens, device=logits.device)
 
@@ -206,7 +205,15 @@ class Check:
         return [x if x == x else float("inf") for x in off]  # not a number
 
 
-def _distance(ours: torch.Tensor, right: torch.Tensor) -> float:
+def bounds(precision: torch.dtype) -> tuple[float, float]:
+    """Return the allowed distance of logits in a number format: the maximum, and the median."""
+    import torch
+
+    eps = torch.finfo(precision).eps
+    return max(STRICTEST, LOOSEST * eps), max(STRICTEST, TYPICAL * eps)
+
+
+def distance(ours: torch.Tensor, right: torch.Tensor) -> float:
     """Return the distance of logits: root mean square, in standard deviations of the right ones."""
     import torch
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from setbacks.errors import InputError
 from setbacks.messages import transcript
 from setbacks.models.embedded import MODELS, resolve
+from setbacks.models.hardware import device, dtype
 
 if TYPE_CHECKING:
-    import torch
-
     from setbacks.messages import Request
     from setbacks.recipe import Engine, Recipe
 
@@ -261,44 +260,6 @@ def no_memory(model: str, what: str) -> InputError:
         f'model "{model}": not enough memory {what}; use a smaller model or dtype, a larger '
         "device, or a server (engine: endpoint); progress is saved"
     )
-
-
-def device(spec: Engine) -> str:
-    """Return the device of a model: the recipe's, or the best one available.
-
-    Raises:
-        InputError: the recipe names a device that is not available.
-    """
-    import torch
-
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if spec.device == "auto":
-        return next((name for name, there in has.items() if there), "cpu")
-    kind = spec.device.partition(":")[0]
-    if kind != "cpu" and not has.get(kind, False):
-        raise InputError(
-            f'model.device: this machine has no "{spec.device}"; use auto or cpu '
-            "(`setbacks doctor` lists the devices)"
-        )
-    return spec.device
-
-
-def dtype(spec: Engine, place: str) -> torch.dtype:
-    """Return the number format of a model's weights.
-
-    `auto` is bfloat16 where the hardware has native matrix products in it (CUDA from Ampere on;
-    CPUs with AVX512-BF16 or AMX); elsewhere it is emulated and slow.
-    """
-    import torch
-
-    if spec.dtype != "auto":
-        named: torch.dtype = getattr(torch, spec.dtype)
-        return named
-    if place.startswith("cuda"):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = place == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 @cache

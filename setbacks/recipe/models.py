@@ -76,7 +76,7 @@ class Engine(PartSection):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Data type of the weights; `auto`: bfloat16 if the hardware computes in it, "
+        description="Data type of the weights; `auto`: bfloat16 if the hardware is faster in it, "
         "else float32.",
     )
     device: str = Field("auto", description="Device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")

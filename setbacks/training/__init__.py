@@ -25,7 +25,8 @@ from setbacks.models.adapters import attached, coverage, ignore_peft_warnings, u
 from setbacks.models.attention import attend_by_products
 from setbacks.models.chat_template import encode, encode_answer
 from setbacks.models.embedded import hub_id
-from setbacks.models.loading import context, device, load_base, load_config
+from setbacks.models.hardware import device
+from setbacks.models.loading import context, load_base, load_config
 from setbacks.models.thinking import thinking_of
 from setbacks.plugins import plugin
 from setbacks.recipe import Engine, Recipe, Train
@@ -38,7 +39,9 @@ log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # marks a checkpoint that was completely written and synced
 IGNORED = -100  # the label of a token that has no loss
-SHORT = 256  # tokens of a row whose attention takes less time, and little memory, by products
+# Tokens of a row whose attention takes less time by products, and little memory, in bfloat16; in
+# float32, products are for prefixes only (`setbacks.training.predictions`).
+SHORT = 256
 # Entries of a step's log that go into the loss curve, by the beginning of their names.
 _CURVE = ("step", "loss", "learning_rate", "grad_norm", "kl", "reward", "divergence")
 
@@ -133,30 +136,6 @@ def padded(rows: Sequence[Sequence[Any]], filler: Any) -> Any:
 
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
-
-
-def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> Any:
-    """Return the logits for some tokens of a batch, row by row: [tokens, vocabulary], float32.
-
-    Logits take most of the memory of a step, and in a small model much of its time, so the head
-    reads only the states that predict these tokens. The option of transformers, `logits_to_keep`,
-    keeps the same positions of all rows.
-
-    Args:
-        model: a causal language model.
-        input_ids: [batch, length].
-        attention_mask: [batch, length].
-        wanted: [batch, length], true for the tokens to predict; false for the first of a row.
-    """
-    from accelerate.utils import extract_model_from_parallel
-
-    before = wanted.roll(-1, dims=1)
-    head = extract_model_from_parallel(model).get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, states: (states[0][before][None],))
-    try:
-        return model(input_ids=input_ids, attention_mask=attention_mask).logits[0].float()
-    finally:
-        hook.remove()
 
 
 class TooLong(NamedTuple):
@@ -257,8 +236,8 @@ def learner(recipe: Recipe) -> tuple[Any, Any]:
         InputError: the model does not exist, or the adapter does not fit it.
     """
     base, start = load_base(recipe), recipe.start
-    if device(recipe.model) == "cpu" and _is_bfloat16(base):
-        attend_by_products(base, SHORT)
+    if device(recipe.model) == "cpu":
+        attend_by_products(base, SHORT if _is_bfloat16(base) else 0)
     name_for_trl(base)
     if start is None:
         return base, adapter_config(recipe)
@@ -375,7 +354,7 @@ def follow(run: TrainingRun, trainer: Any, label: str = "train") -> Any:
         trainer.add_callback(Snapshots())
     if not processes.rank():
         run.log(f"{label}: an adapter on {coverage(trainer.model)}")
-    if trainer.args.use_cpu and trainer.args.bf16 and not is_spread(trainer):
+    if trainer.args.use_cpu and not is_spread(trainer):
         fuse_lora(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())

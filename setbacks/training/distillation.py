@@ -23,7 +23,8 @@ from setbacks.models.adapters import attach_frozen
 from setbacks.models.chat_template import ending
 from setbacks.recipe import Recipe
 from setbacks.records import Example
-from setbacks.training import padded, predictions, prompt_ids, tokenize, tokens_of_opening
+from setbacks.training import padded, prompt_ids, tokenize, tokens_of_opening
+from setbacks.training.predictions import predictions
 
 FROZEN = "teacher"  # name of a second adapter, in checkpoints
 # A model's other tokens have at least this probability: what is left of 1 has no more digits.

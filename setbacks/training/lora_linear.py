@@ -1,8 +1,8 @@
 """LoRA's linear layers, each as one function of autograd, where small operations take the time.
 
-In bfloat16 on a CPU, a training step of a small model spends less than half of its time on matrix
-products. PEFT's layer converts its input to float32, automatic mixed precision converts it back,
-and the scale and the sum are read and written once more; backward, all of this comes again. One
+On a CPU, a training step of a small model spends much of its time outside of matrix products.
+PEFT's layer reads and writes the scale and the sum once more; in bfloat16, it converts its input to
+float32, and automatic mixed precision converts it back; backward, all of this comes again. One
 function gives the same, up to rounding, with little more than the products
 (`benchmarks/lora_linear.py`).
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def fuse_lora(model: Any) -> None:
-    """Let LoRA's linear layers run as one function under bfloat16 mixed precision on a CPU.
+    """Let LoRA's linear layers run as one function on a CPU.
 
     What more than LoRA's products needs keeps PEFT's forward pass: dropout, DoRA and other
     variants, a bias of the adapter, a trained or quantized base, several active adapters. Weights,
@@ -40,8 +40,9 @@ def _forward(layer: Any, x: Any, *args: Any, **options: Any) -> Any:
     """
     import torch
 
-    mixed = torch.is_autocast_enabled("cpu") and x.dtype == torch.bfloat16
-    if args or options or not mixed or not _is_plain(layer):
+    mixed = torch.is_autocast_enabled("cpu")
+    products = torch.get_autocast_dtype("cpu") if mixed else torch.float32
+    if args or options or x.dtype != products or not _is_plain(layer, products):
         return type(layer).forward(layer, x, *args, **options)
     (name,) = layer.active_adapters
     base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -50,8 +51,13 @@ def _forward(layer: Any, x: Any, *args: Any, **options: Any) -> Any:
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _is_plain(layer: Any) -> bool:
-    """Return whether one active adapter adds its products to a frozen bfloat16 layer, no more."""
+def _is_plain(layer: Any, products: Any) -> bool:
+    """Return whether one active adapter adds its products to a frozen layer, no more.
+
+    Args:
+        layer: of PEFT.
+        products: the type in which they are computed.
+    """
     import torch
 
     if layer.merged or layer.disable_adapters or len(layer.active_adapters) != 1:
@@ -62,7 +68,7 @@ def _is_plain(layer: Any) -> bool:
         and name not in layer.lora_variant
         and not layer.lora_bias[name]
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
-        and layer.base_layer.weight.dtype == torch.bfloat16
+        and layer.base_layer.weight.dtype == products
         and not any(weight.requires_grad for weight in layer.base_layer.parameters())
     )
 
@@ -82,8 +88,8 @@ def _lora_linear() -> Any:
 
             Args:
                 context: of autograd.
-                x: [rows, inputs], bfloat16.
-                weight: W, [outputs, inputs], bfloat16.
+                x: [rows, inputs], in the type of the products.
+                weight: W, [outputs, inputs], the same.
                 bias: [outputs], or None.
                 down: A, [rank, inputs], float32.
                 up: B, [outputs, rank], float32.
@@ -98,7 +104,7 @@ def _lora_linear() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(context: Any, gradient: Any) -> tuple[Any, ...]:
-            """Return the gradients: of x in bfloat16, of A and B in float32."""
+            """Return the gradients: of x in its type, of A and B in float32."""
             x, inner, weight, down, up = context.saved_tensors
             within, scale = gradient @ up, context.scale
             to_up = (gradient.t() @ inner).float().mul_(scale)

@@ -22,7 +22,6 @@ from setbacks.training import (
     learner,
     options,
     padded,
-    predictions,
     processes,
     prompt_ids,
     save,
@@ -37,6 +36,7 @@ from setbacks.training.distillation import (
     teacher_batch,
     teacher_row,
 )
+from setbacks.training.predictions import predictions
 
 
 def fit(

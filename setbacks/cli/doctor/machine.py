@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from setbacks.cli.doctor import Check
 from setbacks.data.sources import builtin_sets
 from setbacks.files import NoHome
+from setbacks.models.hardware import fast_bfloat16
 from setbacks.plugins import load_all
 from setbacks.runs.environment import cores
 
@@ -68,11 +69,11 @@ def _hardware() -> Iterator[Check]:
         yield Check("gpu", True, f"{name}, {gigabytes:.0f} GiB", needed=False)
     else:
         yield Check("gpu", False, "none; everything runs on the CPU", needed=False)
-    native = torch.cpu._is_avx512_bf16_supported()
+    fast = fast_bfloat16()
     yield Check(
         "bfloat16 on the CPU",
-        native,
-        "native" if native else "not native; float32 is used",
+        fast,
+        "faster than float32" if fast else "slow or emulated; float32 is used",
         needed=False,
     )
     free = shutil.disk_usage(".").free / 2**30

@@ -12,15 +12,8 @@ from setbacks.messages import Function, ToolCall, with_system
 from setbacks.methods import Method
 from setbacks.models.chat_template import encode_answer, ending, plain, stop_tokens
 from setbacks.models.fitting import fitted
-from setbacks.models.loading import (
-    check_model,
-    context,
-    device,
-    dtype,
-    load_model,
-    load_tokenizer,
-    skeleton,
-)
+from setbacks.models.hardware import device, dtype
+from setbacks.models.loading import check_model, context, load_model, load_tokenizer, skeleton
 from setbacks.models.template_checks import chat_notes
 from setbacks.plugins import load_all, plugin
 from setbacks.recipe import Recipe

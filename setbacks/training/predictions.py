@@ -1,0 +1,122 @@
+"""What a model in training predicts: logits only where they are wanted, a common prefix read once.
+
+A system prompt is the same in all rows of a batch, and can be a third of a short row. On a CPU,
+such a batch is read as one row: the prefix, then what each row has after it. Only attention looks
+at other tokens, and there each row sees the prefix and itself. Logits and gradients are the same,
+up to rounding (`benchmarks/prefix.py`). Source: Prefix Grouper, arXiv 2506.05433.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from setbacks.engines.fidelity import bounds, distance
+from setbacks.engines.reading import SHORTEST, goes_by_positions, keeps_all
+from setbacks.models.attention import Layout, attends_by_products, shared_prefix
+
+LONGEST = 256  # tokens of a row that shares: products of attention store all scores
+_SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether sharing is right, by model
+
+
+def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> Any:
+    """Return the logits for some tokens of a batch, row by row: [tokens, vocabulary], float32.
+
+    Logits take most of the memory of a step, and in a small model much of its time, so the head
+    reads only the states that predict these tokens. The option of transformers, `logits_to_keep`,
+    keeps the same positions of all rows.
+
+    Args:
+        model: a causal language model.
+        input_ids: [batch, length], padded on the right.
+        attention_mask: [batch, length].
+        wanted: [batch, length], true for the tokens to predict; false for the first of a row.
+    """
+    from accelerate.utils import extract_model_from_parallel
+
+    plain, before = extract_model_from_parallel(model), wanted.roll(-1, dims=1)
+    layout = _layout(input_ids, attention_mask)
+    if layout is not None and _shares(plain, layout, input_ids, attention_mask, before):
+        return _as_one_row(model, layout, input_ids, before)
+    return _logits(model, before, input_ids=input_ids, attention_mask=attention_mask)
+
+
+def _logits(model: Any, places: Any, **inputs: Any) -> Any:
+    """Return the logits after some places, [tokens, vocabulary], float32.
+
+    Args:
+        model: as in `predictions`.
+        places: an index of the first two dimensions of the states.
+        inputs: of the model.
+    """
+    from accelerate.utils import extract_model_from_parallel
+
+    head = extract_model_from_parallel(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0][places][None],))
+    try:
+        return model(**inputs).logits.flatten(0, 1).float()
+    finally:
+        hook.remove()
+
+
+def _layout(input_ids: Any, attention_mask: Any) -> Layout | None:
+    """Return how to write a batch as one row; None if its rows have too little in common."""
+    rows, length = input_ids.shape
+    if rows < 2 or length > LONGEST or input_ids.device.type != "cpu":
+        return None
+    same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0)
+    prefix = min(int(same.long().cumprod(0).sum()), length - 1)
+    return Layout(prefix, rows, length - prefix) if prefix >= SHORTEST else None
+
+
+def _as_one_row(model: Any, layout: Layout, input_ids: Any, before: Any) -> Any:
+    """Return what `_logits` returns, from a batch that is written as one row."""
+    import torch
+
+    prefix, rows, tail = layout
+    positions = torch.arange(prefix + tail)
+    ids = torch.cat([input_ids[0, :prefix], input_ids[:, prefix:].flatten()])[None]
+    where = torch.cat([positions[:prefix], positions[prefix:].repeat(rows)])[None]
+    row, place = before.nonzero(as_tuple=True)
+    places = torch.where(place < prefix, place, row * tail + place)
+    with shared_prefix(layout):
+        return _logits(
+            model,
+            (0, places),
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=where,
+        )
+
+
+def _shares(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, before: Any) -> bool:
+    """Return whether a model may read a batch as one row; its first one is read both ways."""
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base in _SHARES:
+        return _SHARES[base]
+    if not (
+        attends_by_products(base)
+        and not base.is_activation_checkpointing  # which attends once more, without the layout
+        and keeps_all(base, LONGEST)
+        and goes_by_positions(base, LONGEST)
+    ):
+        _SHARES[base] = False
+        return False
+    training = model.training
+    model.eval()  # without dropout
+    try:
+        with torch.no_grad():
+            right = _logits(model, before, input_ids=input_ids, attention_mask=attention_mask)
+            ours = _as_one_row(model, layout, input_ids, before)
+    except Exception:  # whatever a model that cannot read one row like this raises
+        _SHARES[base] = False
+        return False
+    finally:
+        model.train(training)
+    off = [distance(one, other) for one, other in zip(ours, right, strict=True)]
+    most, typical = bounds(base.dtype)
+    _SHARES[base] = max(off) <= most and median(off) <= typical
+    return _SHARES[base]
