@@ -57,9 +57,9 @@ def dtype(spec: Engine, place: str) -> torch.dtype:
 def fast_bfloat16() -> bool:
     """Return whether the CPU multiplies matrices faster in bfloat16 than in float32.
 
-    AMX does, and so does AMD's AVX512-BF16. Intel's AVX512-BF16 takes almost twice the time of
-    float32 (`benchmarks/dtype.py`); Intel's CPUs with it have AMX, too, but some virtual machines
-    hide that.
+    AMX does, and by its documentation AMD's AVX512-BF16, which was not measured. Intel's
+    AVX512-BF16 takes almost twice the time of float32 (`benchmarks/dtype.py`). Most of Intel's CPUs
+    with it have AMX, too, but some virtual machines hide that.
     """
     import torch
 

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from setbacks.engines.fidelity import bounds, distance
 from setbacks.engines.reading import SHORTEST, goes_by_positions, keeps_all
 from setbacks.models.attention import Layout, attends_by_products, shared_prefix
+from setbacks.training import processes
 
 LONGEST = 256  # tokens of a row that shares: products of attention store all scores
 _SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether sharing is right, by model
@@ -99,6 +100,7 @@ def _shares(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, bef
         return _SHARES[base]
     if not (
         attends_by_products(base)
+        and not processes.shard()  # all processes would have to read it both ways
         and not base.is_activation_checkpointing  # which attends once more, without the layout
         and keeps_all(base, LONGEST)
         and goes_by_positions(base, LONGEST)
