@@ -219,6 +219,11 @@ def test_a_step_is_shared_out_evenly(monkeypatch):
         processes.share(Train(batch_size=7))
 
 
+def test_processes_that_never_met_have_nothing_to_end(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # set by a scheduler, without what connects them
+    processes.part()
+
+
 def test_a_rank_that_something_else_has_set_makes_no_follower(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -21,6 +21,11 @@ SHARE = {"llama", "qwen3_moe", "gpt2", "deepseek_v3"}
 TRAINED = [param for param in ALL if param.id != "rwkv"]  # transformers has no gradients of RWKV
 
 
+def wanted_of(rows):
+    """The last token of each row."""
+    return (torch.arange(rows.shape[1]) == rows.shape[1] - 1).expand(len(rows), -1)
+
+
 def wanted_from(place):
     """The tokens of each row from a place on, without padding."""
     return (torch.arange(ROWS.shape[1]) >= place) & MASK.bool()
@@ -82,8 +87,9 @@ def test_a_prefix_is_shared_only_where_it_saves_reading(model, shared):
     padding = MASK.clone()
     padding[2, :3] = 0
     predictions(model, ROWS, padding, wanted)
-    long = ROWS.repeat(1, 18)  # 270 tokens
-    predictions(model, long, torch.ones_like(long), long == 12)
+    for times in (3, 18):  # a prefix of less than a quarter, and more than 256 tokens
+        long = torch.cat([ROWS] + [ROWS.flip(1)] * times, dim=1)
+        predictions(model, long, torch.ones_like(long), wanted_of(long))
     assert shared == []
     predictions(model, ROWS, MASK, wanted)
     assert len(shared) == 1
@@ -96,14 +102,26 @@ def test_the_same_row_again_has_one_token_of_its_own(model, shared):
     torch.testing.assert_close(ours, plain(model, wanted, rows, mask), rtol=1e-4, atol=1e-4)
 
 
+def test_longer_rows_are_read_both_ways_once_more(model, monkeypatch):
+    checked, agree = [], module._agree
+    monkeypatch.setattr(
+        module, "_agree", lambda *rest: checked.append(rest[2].shape[1]) or agree(*rest)
+    )
+    for end in (14, 14, 15, 14, 15):
+        predictions(model, ROWS[:, :end], MASK[:, :end], wanted_from(11)[:, :end])
+    assert checked == [14, 15]
+
+
 def test_gradient_checkpointing_reads_rows_as_they_are(model, shared):
     model.train()
+    predictions(model, ROWS, MASK, wanted_from(11))
+    assert len(shared) == 1
     model.activation_checkpointing_enable()
     predictions(model, ROWS, MASK, wanted_from(11))
-    assert shared == []
+    assert len(shared) == 1
 
 
-@pytest.mark.parametrize("fault", ["wrong", "fails"])
+@pytest.mark.parametrize("fault", ["wrong", "fails", "not a number"])
 def test_a_model_that_reads_a_shared_prefix_wrongly_does_not_share(
     model, shared, monkeypatch, fault
 ):
@@ -114,7 +132,12 @@ def test_a_model_that_reads_a_shared_prefix_wrongly_does_not_share(
     def faulty(layout, query, key, value, *rest):
         if fault == "fails":
             raise IndexError
-        return by_parts(layout, query, key.roll(1, dims=2), value, *rest)
+        if fault == "wrong":
+            key = key.roll(1, dims=2)
+        mixed = by_parts(layout, query, key, value, *rest)
+        if fault == "not a number":
+            mixed[:, -2] = torch.nan  # the last row's last token before its padding
+        return mixed
 
     monkeypatch.setattr(attention, "_by_parts", faulty)
     wanted = wanted_from(11)

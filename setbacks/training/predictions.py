@@ -3,11 +3,13 @@
 A system prompt is the same in all rows of a batch, and can be a third of a short row. On a CPU,
 such a batch is read as one row: the prefix, then what each row has after it. Only attention looks
 at other tokens, and there each row sees the prefix and itself. Logits and gradients are the same,
-up to rounding (`benchmarks/prefix.py`). Source: Prefix Grouper, arXiv 2506.05433.
+up to rounding (`benchmarks/prefix.py`); with dropout, all rows have the same draw in the prefix.
+Source: Prefix Grouper, arXiv 2506.05433.
 """
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +20,9 @@ from setbacks.models.attention import Layout, attends_by_products, shared_prefix
 from setbacks.training import processes
 
 LONGEST = 256  # tokens of a row that shares: products of attention store all scores
-_SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether sharing is right, by model
+SHARE = 1 / 4  # of a row; for a shorter prefix, these products take more time than it saves
+# By model: whether sharing is right, and the longest rows that were read both ways.
+_RIGHT: WeakKeyDictionary[Any, tuple[bool, int]] = WeakKeyDictionary()
 
 
 def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> Any:
@@ -68,7 +72,8 @@ def _layout(input_ids: Any, attention_mask: Any) -> Layout | None:
         return None
     same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0)
     prefix = min(int(same.long().cumprod(0).sum()), length - 1)
-    return Layout(prefix, rows, length - prefix) if prefix >= SHORTEST else None
+    enough = prefix >= max(SHORTEST, SHARE * length)
+    return Layout(prefix, rows, length - prefix) if enough else None
 
 
 def _as_one_row(model: Any, layout: Layout, input_ids: Any, before: Any) -> Any:
@@ -92,21 +97,28 @@ def _as_one_row(model: Any, layout: Layout, input_ids: Any, before: Any) -> Any:
 
 
 def _shares(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, before: Any) -> bool:
-    """Return whether a model may read a batch as one row; its first one is read both ways."""
+    """Return whether a model may read a batch as one row.
+
+    The first batch, and one of longer rows than before, is read both ways.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not attends_by_products(base) or base.is_activation_checkpointing or processes.shard():
+        return False  # checkpoints attend again, without the layout
+    right, longest = _RIGHT.get(base, (True, 0))
+    if right and input_ids.shape[1] > longest:
+        right = (
+            keeps_all(base, LONGEST)
+            and goes_by_positions(base, LONGEST)
+            and _agree(model, layout, input_ids, attention_mask, before)
+        )
+        _RIGHT[base] = right, input_ids.shape[1]
+    return right
+
+
+def _agree(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, before: Any) -> bool:
+    """Return whether both ways of reading a batch give the same logits."""
     import torch
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if base in _SHARES:
-        return _SHARES[base]
-    if not (
-        attends_by_products(base)
-        and not processes.shard()  # all processes would have to read it both ways
-        and not base.is_activation_checkpointing  # which attends once more, without the layout
-        and keeps_all(base, LONGEST)
-        and goes_by_positions(base, LONGEST)
-    ):
-        _SHARES[base] = False
-        return False
     training = model.training
     model.eval()  # without dropout
     try:
@@ -114,11 +126,9 @@ def _shares(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, bef
             right = _logits(model, before, input_ids=input_ids, attention_mask=attention_mask)
             ours = _as_one_row(model, layout, input_ids, before)
     except Exception:  # whatever a model that cannot read one row like this raises
-        _SHARES[base] = False
         return False
     finally:
         model.train(training)
     off = [distance(one, other) for one, other in zip(ours, right, strict=True)]
-    most, typical = bounds(base.dtype)
-    _SHARES[base] = max(off) <= most and median(off) <= typical
-    return _SHARES[base]
+    most, typical = bounds(model.dtype)
+    return not any(map(math.isnan, off)) and max(off) <= most and median(off) <= typical

@@ -57,15 +57,14 @@ def meet() -> None:
 
 
 def part() -> None:
-    """Wait until every process gets here, and end their connections; do nothing if there are none.
+    """End the connections of this process to the others, if there are any.
 
     A process that ends with open connections can abort: their threads still run. After an error,
-    do not call this: the others may be in the middle of a step, and would never get here.
+    do not call this: the others may be in the middle of a step.
 
     Source: PyTorch, `torch.distributed`, "Shutdown".
     """
-    if count() > 1:
-        from torch import distributed
+    from torch import distributed
 
-        meet()
+    if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
