@@ -20,9 +20,8 @@ import torch
 from attention import in_turns
 from peft import LoraConfig, get_peft_model
 
-from setbacks.models.attention import attend_by_products
-from setbacks.models.loading import load_model
-from setbacks.recipe import Engine
+from setbacks.recipe import Engine, Recipe
+from setbacks.training import learner
 from setbacks.training.lora_linear import fuse_lora
 from setbacks.training.predictions import predictions
 
@@ -60,9 +59,7 @@ def layer(dtype: str, name: str, inputs: int, outputs: int) -> dict[str, object]
 
 def step(dtype: str) -> dict[str, object]:
     """Time both ways of a training step of the embedded model."""
-    base = load_model(Engine(dtype=dtype))
-    attend_by_products(base, LENGTH if dtype == "bfloat16" else 0)  # as in training
-    model = get_peft_model(base, LoraConfig(target_modules="all-linear", **CONFIG))
+    model = get_peft_model(*learner(Recipe(model=Engine(dtype=dtype, device="cpu"))))
     ids = torch.randint(1000, 9000, (ROWS, LENGTH))
     learned = torch.arange(LENGTH).expand(ROWS, -1) >= LENGTH // 2
 

@@ -10,18 +10,16 @@ Times are CPU milliseconds of one thread, side by side.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import time
 from pathlib import Path
 
 import torch
 from attention import in_turns
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 
-from setbacks.models.attention import attend_by_products
-from setbacks.models.loading import load_model
-from setbacks.recipe import Engine
+from setbacks.recipe import Engine, Recipe
+from setbacks.training import learner
 from setbacks.training import predictions as module
 from setbacks.training.lora_linear import fuse_lora
 
@@ -44,9 +42,7 @@ def main() -> None:
 
 def step(dtype: str) -> dict[str, object]:
     """Time both ways of a step, and compare their gradients."""
-    base = load_model(Engine(dtype=dtype))
-    attend_by_products(base, LENGTH if dtype == "bfloat16" else 0)  # as in training
-    model = get_peft_model(base, LoraConfig(target_modules="all-linear", r=16, lora_alpha=32))
+    model = get_peft_model(*learner(Recipe(model=Engine(dtype=dtype, device="cpu"))))
     fuse_lora(model)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -60,8 +56,7 @@ def step(dtype: str) -> dict[str, object]:
         module._layout = find if once else lambda *_: None
         model.zero_grad()
         start = time.process_time()
-        mixed = torch.autocast("cpu") if dtype == "bfloat16" else contextlib.nullcontext()
-        with mixed:
+        with torch.autocast("cpu", enabled=dtype == "bfloat16"):
             logits = module.predictions(model, ids, torch.ones_like(ids), learned)
         torch.nn.functional.cross_entropy(logits, ids[learned]).backward()
         module._layout = find

@@ -682,7 +682,7 @@ def test_a_stage_that_does_not_exist_is_told_with_those_that_do():
     "more", [{}, {"judges": ["refusal", {"judge": "llm", "engine": {}}]}], ids=["model", "judge"]
 )
 def test_a_run_that_began_with_smaller_batches_goes_on_with_them(folder, more):
-    """Another size would generate an unfinished batch anew, and round its answers differently."""
+    """With another size, an unfinished batch would be generated again, with other rounding."""
     today = Recipe(**more)
     with RunFolder(folder, today, stages=STAGES):
         pass

@@ -8,7 +8,7 @@ is used; a model for which none agrees is rejected.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,7 +117,7 @@ def find_way(
     """
     import torch
 
-    most, typical = bounds(model.dtype)
+    bounds = Bounds.of(model.dtype)
     try:
         check = Check(model, _tokens(model, tokenizer), context)
     except torch.OutOfMemoryError:
@@ -134,14 +134,14 @@ def find_way(
         except Exception as error:  # the model cannot be run in this way
             failed.append(f"{way} it fails ({_reason(error)})")
             continue
-        if max(off) <= most and median(off) <= typical:
+        if bounds.hold(off):
             why = "; ".join(failed) or f"this agrees with plain forward passes ({max(off):.1g})"
             summary = f'model "{name}": answered {way}: {why}'
             return Way(way, summary, bool(failed)), answering
         failed.append(
             f"{way} its logits differ from plain forward passes by {max(off):.1g} standard "
-            f"deviations at most and {median(off):.1g} in the median ({most:.1g} and {typical:.1g} "
-            "are allowed)"
+            f"deviations at most and {median(off):.1g} in the median ({bounds.most:.1g} and "
+            f"{bounds.typical:.1g} are allowed)"
         )
     raise InputError(
         f'model "{name}": its answers would be wrong: {"; ".join(failed)}; name a causal language '
@@ -205,12 +205,23 @@ class Check:
         return [x if x == x else float("inf") for x in off]  # not a number
 
 
-def bounds(precision: torch.dtype) -> tuple[float, float]:
-    """Return the allowed distance of logits in a number format: the maximum, and the median."""
-    import torch
+class Bounds(NamedTuple):
+    """The allowed distances of logits: the maximum, and the median."""
 
-    eps = torch.finfo(precision).eps
-    return max(STRICTEST, LOOSEST * eps), max(STRICTEST, TYPICAL * eps)
+    most: float
+    typical: float
+
+    @classmethod
+    def of(cls, precision: torch.dtype) -> Bounds:
+        """Return the bounds of a number format."""
+        import torch
+
+        eps = torch.finfo(precision).eps
+        return cls(*(max(STRICTEST, times * eps) for times in (LOOSEST, TYPICAL)))
+
+    def hold(self, off: Sequence[float]) -> bool:
+        """Return whether distances are within the bounds; what is not a number is not."""
+        return all(x <= self.most for x in off) and median(off) <= self.typical
 
 
 def distance(ours: torch.Tensor, right: torch.Tensor) -> float:

@@ -9,12 +9,10 @@ Source: Prefix Grouper, arXiv 2506.05433.
 
 from __future__ import annotations
 
-import math
-from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from setbacks.engines.fidelity import bounds, distance
+from setbacks.engines.fidelity import Bounds, distance
 from setbacks.engines.reading import SHORTEST, goes_by_positions, keeps_all
 from setbacks.models.attention import Layout, attends_by_products, shared_prefix
 from setbacks.training import processes
@@ -38,11 +36,9 @@ def predictions(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) ->
         attention_mask: [batch, length].
         wanted: [batch, length], true for the tokens to predict; false for the first of a row.
     """
-    from accelerate.utils import extract_model_from_parallel
-
-    plain, before = extract_model_from_parallel(model), wanted.roll(-1, dims=1)
+    before = wanted.roll(-1, dims=1)
     layout = _layout(input_ids, attention_mask)
-    if layout is not None and _shares(plain, layout, input_ids, attention_mask, before):
+    if layout is not None and _shares(model, layout, input_ids, attention_mask, before):
         return _as_one_row(model, layout, input_ids, before)
     return _logits(model, before, input_ids=input_ids, attention_mask=attention_mask)
 
@@ -101,6 +97,9 @@ def _shares(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, bef
 
     The first batch, and one of longer rows than before, is read both ways.
     """
+    from accelerate.utils import extract_model_from_parallel
+
+    model = extract_model_from_parallel(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not attends_by_products(base) or base.is_activation_checkpointing or processes.shard():
         return False  # checkpoints attend again, without the layout
@@ -130,5 +129,4 @@ def _agree(model: Any, layout: Layout, input_ids: Any, attention_mask: Any, befo
     finally:
         model.train(training)
     off = [distance(one, other) for one, other in zip(ours, right, strict=True)]
-    most, typical = bounds(model.dtype)
-    return not any(map(math.isnan, off)) and max(off) <= most and median(off) <= typical
+    return Bounds.of(model.dtype).hold(off)

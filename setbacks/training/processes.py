@@ -64,7 +64,8 @@ def part() -> None:
 
     Source: PyTorch, `torch.distributed`, "Shutdown".
     """
-    from torch import distributed
+    if count() > 1:
+        from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
